@@ -1,0 +1,35 @@
+"""The error tree.
+
+    LtmsearchError
+    ├── InputError        the user's input is wrong: one line, exit code 2
+    └── TrialDiverged     one trial's loss is not finite: that trial fails alone
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class LtmsearchError(Exception):
+    """Root of everything ltmsearch raises on purpose."""
+
+
+class InputError(LtmsearchError):
+    """The user's input breaks a rule. The message is one line: the rule, the value received, what would do."""
+
+
+class TrialDiverged(LtmsearchError):
+    """The loss of a trial became infinite or NaN."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """An `InputError` for a name that is not among `known`, with the nearest one as a suggestion.
+
+    Args:
+        kind: What the name should have been, e.g. "backbone".
+        name: What was received.
+        known: What would do.
+    """
+    names = sorted(known)
+    close = get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return InputError(f"unknown {kind} {name!r}: {hint}known are {', '.join(names)}")
