@@ -1,0 +1,38 @@
+"""Backbones: one adapter per family; the only code that imports timm's models. Importing it registers every family."""
+
+from ltmsearch.backbones import mobilevit  # noqa: F401  (registers the family)
+from ltmsearch.backbones.adapter import (
+    FAMILIES,
+    MERGING,
+    Adapter,
+    Chain,
+    LayerShape,
+    get_adapter,
+    known_backbones,
+    operators_of,
+)
+from ltmsearch.backbones.models import (
+    MaskStart,
+    attach_operators,
+    create_subnet,
+    input_config,
+    register_with_timm,
+    set_schedule,
+)
+
+__all__ = [
+    "FAMILIES",
+    "MERGING",
+    "Adapter",
+    "Chain",
+    "LayerShape",
+    "MaskStart",
+    "attach_operators",
+    "create_subnet",
+    "get_adapter",
+    "input_config",
+    "known_backbones",
+    "operators_of",
+    "register_with_timm",
+    "set_schedule",
+]

@@ -1,0 +1,99 @@
+"""Building backbones with merging operators, and their registration with timm as `ltm_<backbone>`."""
+
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import timm
+from timm.data import resolve_data_config
+from timm.models import get_pretrained_cfg, is_model, register_model
+from torch import nn
+
+from ltmsearch.backbones.adapter import get_adapter, known_backbones, operators_of
+from ltmsearch.merging import CONTENT_GAIN, PLACE_GAIN, get_operator
+from ltmsearch.schedule import MergeSchedule
+
+MaskStart = Literal["auto", "content", "place"]
+"""How a fresh mask merges. `content`: tokens that look alike (κ = 20), right when LTM is put into trained weights.
+`place`: tokens that stand together (κ = 0), right when training from scratch. `auto`: `content` with `pretrained=True`,
+else `place`."""
+
+
+def attach_operators(
+    backbone: str, model: nn.Module, *, operator: str, layers: Iterable[str], start: Literal["content", "place"]
+) -> None:
+    """Give layers of a plain timm model fresh merging operators, in place; they start inactive (keep ratio 1.0)."""
+    adapter = get_adapter(backbone)
+    make = get_operator(operator)
+    gain = CONTENT_GAIN if start == "content" else PLACE_GAIN
+    device = next(model.parameters()).device
+    adapter.attach(model, {layer: make(adapter.dim(model, layer), gain).to(device) for layer in layers})
+
+
+def set_schedule(backbone: str, model: nn.Module, schedule: MergeSchedule) -> None:
+    """Set the keep ratio of every attached operator.
+
+    Raises:
+        ValueError: If the schedule merges at a layer that has no operator.
+    """
+    operators = operators_of(model, get_adapter(backbone).layers(model))
+    missing = [layer for layer in schedule.merging_layers if layer not in operators]
+    if missing:
+        raise ValueError(f"`schedule` merges at layers without an operator: {', '.join(missing)}.")
+    for layer, operator in operators.items():
+        operator.keep_ratio = schedule.keep_ratio(layer)
+
+
+def create_subnet(
+    backbone: str,
+    *,
+    keep_ratios: Mapping[str, float] | None = None,
+    operator: str = "ltm",
+    mask_start: MaskStart = "auto",
+    pretrained: bool = False,
+    **timm_kwargs: Any,
+) -> nn.Module:
+    """A backbone that merges tokens by a fixed schedule.
+
+    Args:
+        backbone: timm name.
+        keep_ratios: Layer name or shell pattern → keep ratio in (0, 1]; all other layers stay plain.
+        operator: Name of the merging operator.
+        mask_start: See `MaskStart`.
+        pretrained: Load timm's weights; the operators' own start from their prior.
+        timm_kwargs: Passed to `timm.create_model`.
+
+    Raises:
+        InputError: For an unknown backbone, operator or layer, or a keep ratio out of range.
+    """
+    adapter = get_adapter(backbone)
+    model = timm.create_model(backbone, pretrained=pretrained, **timm_kwargs)
+    schedule = MergeSchedule.from_mapping(adapter.layers(model), keep_ratios or {}, operator)
+    start = ("content" if pretrained else "place") if mask_start == "auto" else mask_start
+    attach_operators(backbone, model, operator=operator, layers=schedule.merging_layers, start=start)
+    set_schedule(backbone, model, schedule)
+    return model
+
+
+def input_config(backbone: str) -> dict[str, Any]:
+    """How timm prepares images for a backbone: `mean`, `std`, `interpolation`, `crop_pct`, `input_size`."""
+    get_adapter(backbone)
+    config: dict[str, Any] = resolve_data_config({}, pretrained_cfg=get_pretrained_cfg(backbone).to_dict())
+    return config
+
+
+def register_with_timm() -> None:
+    """Make `ltm_<backbone>` known to `timm.create_model` for every backbone that an adapter serves."""
+    module = sys.modules[__name__]
+    for backbone in known_backbones():
+        name = f"ltm_{backbone}"
+        if is_model(name):
+            continue
+
+        def entrypoint(pretrained: bool = False, *, _backbone: str = backbone, **kwargs: Any) -> nn.Module:
+            return create_subnet(_backbone, pretrained=pretrained, **kwargs)
+
+        entrypoint.__name__ = entrypoint.__qualname__ = name
+        entrypoint.__doc__ = f"timm's {backbone} with merging layers: see `create_subnet`."
+        setattr(module, name, entrypoint)
+        register_model(entrypoint)

@@ -1,0 +1,285 @@
+"""The command line: parse, one call into the library, print. Heavy imports stay inside the commands."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, Optional
+
+import typer
+from rich.console import Console
+
+from ltmsearch.errors import InputError, LtmsearchError
+
+app = typer.Typer(
+    name="ltmsearch",
+    help="Find which layers of a vision transformer should merge tokens, and how much, under a compute budget.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Backbone = Annotated[str, typer.Argument(help="timm name, e.g. mobilevit_s.")]
+ImgSize = Annotated[int, typer.Option(help="Side in pixels of the images that costs are counted for.", min=32)]
+Operator = Annotated[str, typer.Option(help="Merging operator: ltm, pool or tome.")]
+Run = Annotated[Path, typer.Argument(help="Run directory of a study.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main() -> NoReturn:
+    """Entry point: 0 done; 2 the input is wrong, one line says what and what would do; 1 anything else."""
+    errors = Console(stderr=True)
+    try:
+        app(standalone_mode=True)
+    except InputError as error:
+        _say(errors, f"error: {error}")
+        sys.exit(2)
+    except LtmsearchError as error:
+        _say(errors, f"failed: {error}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _say(errors, "stopped; the same command continues")
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from ltmsearch import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    backbone: Annotated[Optional[str], typer.Option(help="timm name, e.g. mobilevit_s.")] = None,
+    budget_gflops: Annotated[
+        Optional[float], typer.Option(help="Largest cost of one image at --img-size, in 1e9 multiply-adds.")
+    ] = None,
+    img_size: Annotated[Optional[int], typer.Option(help="Side in pixels that costs are counted for. [224]")] = None,
+    data_dir: Annotated[
+        Optional[str], typer.Option(help="Image folder with train/ and validation/ (or val/), one folder per class.")
+    ] = None,
+    dataset: Annotated[
+        Optional[str], typer.Option(help="digits (built in), folder, or a timm data set name. [digits]")
+    ] = None,
+    operator: Annotated[Optional[str], typer.Option(help="Merging operator: ltm, pool or tome. [ltm]")] = None,
+    space: Annotated[Optional[str], typer.Option(help="Search-space file. [that of the backbone's family]")] = None,
+    trials: Annotated[Optional[int], typer.Option(help="Trained trials, baselines included. [24]")] = None,
+    timeout: Annotated[Optional[float], typer.Option(help="Begin no new trial after this many seconds.")] = None,
+    sampler: Annotated[Optional[str], typer.Option(help="auto, tpe, gp, nsga2 or random. [auto: tpe]")] = None,
+    seed: Annotated[Optional[int], typer.Option(help="Of everything random. [0]")] = None,
+    pretrained: Annotated[Optional[bool], typer.Option("--pretrained", help="Start from timm's weights.")] = None,
+    checkpoint: Annotated[Optional[str], typer.Option(help="Start from the weights in this timm checkpoint.")] = None,
+    device: Annotated[Optional[str], typer.Option(help="auto, cpu, cuda, cuda:1, … [auto]")] = None,
+    precision: Annotated[Optional[str], typer.Option(help="auto, fp32 or bf16. [auto: measured]")] = None,
+    study: Annotated[Optional[str], typer.Option(help="Name of the study. [from backbone, budget and data]")] = None,
+    out: Annotated[Optional[str], typer.Option(help="Run directory. [runs/<study>]")] = None,
+    config: Annotated[
+        Optional[str], typer.Option(help="YAML file of settings, or a shipped study; options here win.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no table.")] = False,
+    batch_size: Annotated[Optional[int], typer.Option(help="Images per training step.", rich_help_panel="Proxy")] = None,
+    base_steps: Annotated[
+        Optional[int], typer.Option(help="Warm-up steps of the plain net alone.", rich_help_panel="Proxy")
+    ] = None,
+    base_img_size: Annotated[
+        Optional[int], typer.Option(help="Side of the images in these steps.", rich_help_panel="Proxy")
+    ] = None,
+    sandwich_steps: Annotated[
+        Optional[int],
+        typer.Option(help="Warm-up steps in which subnets match the plain net.", rich_help_panel="Proxy"),
+    ] = None,
+    sandwich_subnets: Annotated[
+        Optional[int], typer.Option(help="Random subnets per such step. [1]", rich_help_panel="Proxy")
+    ] = None,
+    warmup_lr: Annotated[
+        Optional[float], typer.Option(help="Peak learning rate of the warm-up. [0.001]", rich_help_panel="Proxy")
+    ] = None,
+    proxy_img_size: Annotated[
+        Optional[int], typer.Option(help="Side of the images of trials.", rich_help_panel="Proxy")
+    ] = None,
+    proxy_steps: Annotated[Optional[int], typer.Option(help="Training steps of a trial.", rich_help_panel="Proxy")] = None,
+    proxy_lr: Annotated[
+        Optional[float], typer.Option(help="Learning rate of a trial. [0.0002]", rich_help_panel="Proxy")
+    ] = None,
+    update_share: Annotated[
+        Optional[float],
+        typer.Option(help="Share of a trial's change that the shared weights keep. [0.5]", rich_help_panel="Proxy"),
+    ] = None,
+    calibration_images: Annotated[
+        Optional[int], typer.Option(help="Images that BatchNorm is recalibrated on.", rich_help_panel="Proxy")
+    ] = None,
+    val_images: Annotated[
+        Optional[int], typer.Option(help="Validation images that score a trial.", rich_help_panel="Proxy")
+    ] = None,
+    rescore_candidates: Annotated[
+        Optional[int], typer.Option(help="Trials scored again at the end. [8]", rich_help_panel="Proxy")
+    ] = None,
+    rescore_images: Annotated[
+        Optional[int], typer.Option(help="Validation images of that.", rich_help_panel="Proxy")
+    ] = None,
+) -> None:
+    """Search: which layers merge, and how much, under a budget. The same command continues a study.
+
+    Example: ltmsearch run --backbone mobilevit_s --budget-gflops 1.2
+    """
+    given = {name: value for name, value in locals().items() if value is not None and name not in ("config", "quiet")}
+    settings = _settings(given, config)
+    console = Console()
+    from ltmsearch.progress import ProgressBars
+    from ltmsearch.report import print_front
+    from ltmsearch.study import run_study
+
+    result = run_study(settings, None if quiet else ProgressBars(console))
+    if not quiet:
+        print_front(console, result.records, budget_gflops=settings.budget_gflops)
+        _say(console, f"plots, tables and recipes: {result.folder}")
+
+
+def _settings(given: dict[str, Any], config: str | None) -> Any:
+    from ltmsearch.settings import StudySettings
+
+    if config is None:
+        for name in ("backbone", "budget_gflops"):
+            if name not in given:
+                raise InputError(f"--{name.replace('_', '-')} must be given, or --config FILE that holds it")
+        return StudySettings.make("run", **given)
+    from ltmsearch.shipped import find_file
+    from ltmsearch.yamlfile import check, read_yaml
+
+    path = find_file("studies", config)
+    content = read_yaml(path)
+    check(StudySettings, content, str(path))  # so that a mistake in the file is told as the file's
+    return StudySettings.make("run", **{**content, **given})
+
+
+@app.command()
+def space(
+    backbone: Backbone,
+    img_size: ImgSize = 224,
+    operator: Operator = "ltm",
+    space: Annotated[Optional[str], typer.Option(help="Search-space file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a backbone's layers, tokens, shares of the cost, what merging saves, and the reachable range.
+
+    Example: ltmsearch space mobilevit_s
+    """
+    from ltmsearch.inspection import describe_space, print_space
+
+    record = describe_space(backbone, img_size=img_size, operator=operator, space=space)
+    if as_json:
+        typer.echo(json.dumps(record.as_dict(), indent=2))
+    else:
+        print_space(Console(), record)
+
+
+@app.command()
+def cost(
+    backbone: Backbone,
+    keep: Annotated[
+        Optional[str], typer.Option(help="Keep ratios in the layers' order, e.g. 0.7,1,0.5,… or one for all.")
+    ] = None,
+    img_size: ImgSize = 224,
+    operator: Operator = "ltm",
+    num_classes: Annotated[int, typer.Option(help="Width of the classifier.", min=1)] = 1000,
+    as_json: AsJson = False,
+) -> None:
+    """Count one schedule by formula and by tracing the built subnet; without --keep the plain net.
+
+    Example: ltmsearch cost mobilevit_s --keep 0.5 --json
+    """
+    from ltmsearch.inspection import describe_cost, print_cost
+
+    record = describe_cost(
+        backbone, keep=_ratios(keep), img_size=img_size, operator=operator, num_classes=num_classes
+    )
+    if as_json:
+        typer.echo(json.dumps(record.as_dict(), indent=2))
+    else:
+        print_cost(Console(), record)
+
+
+def _ratios(text: str | None) -> list[float]:
+    if text is None:
+        return [1.0]
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--keep must be numbers in (0, 1] with commas between them, but got {text!r}") from None
+
+
+@app.command()
+def front(run: Run, as_json: AsJson = False) -> None:
+    """Print a study's front and write its tables and plots again.
+
+    Example: ltmsearch front runs/mobilevit_s-ltm-1.2gflops-224-digits
+    """
+    from ltmsearch.records import front_table, read_trials
+    from ltmsearch.report import print_front
+    from ltmsearch.results import TRIALS, write_tables_and_plots
+    from ltmsearch.settings import ResolvedSettings
+    from ltmsearch.study import SETTINGS
+
+    settings = ResolvedSettings.load(run / SETTINGS)
+    records = read_trials(run / TRIALS)
+    console = Console()
+    from ltmsearch.progress import Notes
+
+    write_tables_and_plots(run, settings, records, Notes(Console(stderr=True)))
+    if as_json:
+        typer.echo(front_table(records).to_json(orient="records", indent=2))
+    else:
+        print_front(console, records, budget_gflops=settings.budget_gflops)
+
+
+@app.command()
+def export(
+    run: Run,
+    trial: Annotated[Optional[int], typer.Option(help="This trial.")] = None,
+    top: Annotated[Optional[int], typer.Option(help="The best K of the front.", min=1)] = None,
+    under_gflops: Annotated[Optional[float], typer.Option(help="The best of the front up to this cost.")] = None,
+    weights: Annotated[bool, typer.Option("--weights", help="Also the subnet's weights, as safetensors.")] = False,
+) -> None:
+    """Write recipes, and on request weights, of chosen trials into RUN/export/<trial>/; without a choice the best.
+
+    Example: ltmsearch export runs/my-study --under-gflops 1.15 --weights
+    """
+    from ltmsearch.export import export_trials
+
+    for path in export_trials(run, trial=trial, top=top, under_gflops=under_gflops, weights=weights):
+        _say(Console(), str(path))
+
+
+@app.command()
+def dashboard(
+    run: Run,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8080,
+) -> None:
+    """Open optuna-dashboard on a study, also while it runs.
+
+    Example: ltmsearch dashboard runs/my-study --port 8080
+    """
+    from ltmsearch.study import serve_dashboard
+
+    _say(Console(), f"dashboard of {run} on http://{host}:{port}/ (Ctrl-C ends it)")
+    serve_dashboard(run, host=host, port=port)
+
+
+if __name__ == "__main__":
+    main()

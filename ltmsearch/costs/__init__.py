@@ -1,0 +1,7 @@
+"""Costs: exact multiply-adds by formula, and fvcore's traced count as the ground truth."""
+
+from ltmsearch.costs.cover import covering_schedules
+from ltmsearch.costs.macs import GIGA, CostModel, CostTable, cost_model
+from ltmsearch.costs.traced import traced_macs
+
+__all__ = ["GIGA", "CostModel", "CostTable", "cost_model", "covering_schedules", "traced_macs"]

@@ -1,0 +1,48 @@
+"""The ground truth of costs: fvcore's count of a traced model.
+
+The counting rule: one image at a stated size; one multiply-add counts as one; fvcore's total, plus the attention
+products QKᵀ and AV, for which fvcore has no handle when timm runs them fused. Index and element-wise operations count
+zero, as everywhere in fvcore.
+"""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from fvcore.nn import FlopCountAnalysis
+from torch import nn
+
+from ltmsearch.grid import Grid
+
+
+def attention_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """fvcore handle of `scaled_dot_product_attention`: the multiply-adds of QKᵀ and AV."""
+    query, key, value = (value.type().sizes() for value in inputs[:3])
+    return int(prod(query[:-2]) * query[-2] * key[-2] * (query[-1] + value[-1]))
+
+
+def traced_macs(model: nn.Module, img_size: Grid) -> int:
+    """Multiply-adds of one forward pass for one image, by tracing the model as it stands.
+
+    Args:
+        model: Left in the mode (training or evaluation) it was in.
+        img_size: (rows, columns) in pixels.
+    """
+    parameter = next(model.parameters())
+    image = torch.zeros(1, model.in_chans, *img_size, device=parameter.device, dtype=parameter.dtype)
+    was_training = model.training
+    logger = logging.getLogger("fvcore.nn.jit_analysis")
+    level = logger.level
+    try:
+        logger.setLevel(logging.ERROR)  # it lists every uncounted element-wise operation
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # the tracer's remarks on shapes that are constants to us
+            analysis = FlopCountAnalysis(model.eval(), image)
+            analysis.set_op_handle("aten::scaled_dot_product_attention", attention_macs)
+            return int(analysis.total())
+    finally:
+        logger.setLevel(level)
+        model.train(was_training)

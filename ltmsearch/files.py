@@ -1,0 +1,42 @@
+"""Files that are either the old version or the whole new one, never half of it."""
+
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_atomic(path: str | Path, content: str | bytes | Callable[[Path], object]) -> Path:
+    """Writes a file under a temporary name in the same folder, flushes it to disk and renames it.
+
+    Whoever opens `path` meanwhile, or after a crash, finds the previous file or the new one. If writing
+    fails, the previous file stays and the temporary one is removed. A `path` that is a link keeps pointing to
+    its target, and the target is what is replaced.
+
+    Args:
+        path: The file to create or replace. Its folder must exist.
+        content: Text (stored as UTF-8, line ends as given), bytes, or a function that writes the file at the
+            temporary path it receives, which ends like `path` for writers that look at the ending.
+
+    Returns:
+        `path`, as a `Path`.
+
+    Raises:
+        OSError: The folder is missing, not writable, or the disk is full.
+    """
+    target = Path(os.path.realpath(path))
+    # Not `tempfile`: its files are readable by the owner only, and the renamed file would stay so.
+    temporary = target.with_name(f".{target.stem}-{secrets.token_hex(4)}{target.suffix}")
+    try:
+        if callable(content):
+            content(temporary)
+        else:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        # Without this a power loss after the rename can leave an empty file under the final name.
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return Path(path)

@@ -1,0 +1,113 @@
+"""Pareto maths for two objectives: which points no other beats, and how much area they dominate.
+
+Everywhere: n points; `points` (n, 2) holds one row per point and one column per objective; `maximize` says
+for each column whether more is better; a row with NaN stands for "not measured".
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+
+def is_non_dominated(points: ArrayLike, maximize: tuple[bool, bool]) -> NDArray[np.bool_]:
+    """Marks the points of the Pareto front, in n log n.
+
+    A point is dominated when another is at least as good in both objectives and better in one. Directions:
+    `maximize[j]` true means that more is better in column j, false that less is. Duplicates: all copies of a
+    point share its fate, so every copy of a front point is kept. NaN: a row with NaN is never on the front
+    and dominates nothing.
+
+    Args:
+        points: (n, 2); n may be 0; infinities are ordinary values.
+        maximize: One flag per column.
+
+    Returns:
+        (n,) booleans, true on the front.
+
+    Raises:
+        ValueError: `points` is not (n, 2).
+    """
+    values = _oriented(points, maximize)
+    front = np.zeros(len(values), dtype=bool)
+    known = np.flatnonzero(~np.isnan(values).any(axis=1))
+    if known.size == 0:
+        return front
+    # Ranks instead of values: -1 is then below every rank, even where a value is minus infinity.
+    first = np.unique(values[known, 0], return_inverse=True)[1]
+    second = np.unique(values[known, 1], return_inverse=True)[1]
+    order = np.lexsort((-second, -first))  # best first objective first, ties by the second
+    first, second = first[order], second[order]
+    starts = np.flatnonzero(np.diff(first, prepend=-1))  # where a group with one first objective begins
+    group = np.repeat(np.arange(starts.size), np.diff(starts, append=first.size))
+    group_best = second[starts]
+    best_before = np.concatenate(([-1], np.maximum.accumulate(group_best)[:-1]))
+    front[known[order]] = (second == group_best[group]) & (second > best_before[group])
+    return front
+
+
+def hypervolume(points: ArrayLike, reference: tuple[float, float], maximize: tuple[bool, bool]) -> float:
+    """The exact area that the points dominate, bounded by a reference point.
+
+    Order, duplicates and dominated points do not matter. A point that is not strictly better than the
+    reference in both objectives adds nothing, nor does a row with NaN.
+
+    Args:
+        points: (n, 2); n may be 0.
+        reference: The worst value that counts, one per objective; finite.
+        maximize: One flag per column.
+
+    Returns:
+        The area in the product of the two units, 0 for no points.
+
+    Raises:
+        ValueError: `points` is not (n, 2) or `reference` is not two finite numbers.
+    """
+    if len(reference) != 2 or not np.isfinite(reference).all():
+        raise ValueError(f"`reference` must be two finite numbers, but got {reference=}.")
+    corner = _oriented([reference], maximize)[0]
+    gains = _oriented(points, maximize) - corner
+    gains = gains[(gains > 0).all(axis=1)]  # false for NaN
+    gains = np.unique(gains[is_non_dominated(gains, (True, True))], axis=0)
+    # Rows ascend in the first objective, so they descend in the second: slices side by side.
+    widths = np.diff(gains[:, 0], prepend=0.0)
+    return float(widths @ gains[:, 1])
+
+
+def hypervolume_curve(points: ArrayLike, reference: tuple[float, float], maximize: tuple[bool, bool]) -> Floats:
+    """The hypervolume after each point, in the order given: how fast a search found its front.
+
+    Args:
+        points: (n, 2); a row with NaN (a trial without a score) repeats the value before it.
+        reference: As for `hypervolume`.
+        maximize: One flag per column.
+
+    Returns:
+        (n,), never decreasing.
+
+    Raises:
+        ValueError: As for `hypervolume`.
+    """
+    rows = _as_points(points)
+    curve = np.zeros(len(rows))
+    front = rows[:0]
+    for index, row in enumerate(rows):
+        front = np.concatenate([front, row[None]])
+        front = front[is_non_dominated(front, maximize)]  # stays short, and loses nothing that counts
+        curve[index] = hypervolume(front, reference, maximize)
+    return curve
+
+
+def _as_points(points: ArrayLike) -> Floats:
+    rows = np.asarray(points, dtype=np.float64)
+    if rows.size == 0 and rows.ndim == 1:
+        rows = rows.reshape(0, 2)
+    if rows.ndim != 2 or rows.shape[1] != 2:
+        raise ValueError(f"`points` must be of shape (n, 2), but got shape {rows.shape}.")
+    return rows
+
+
+def _oriented(points: ArrayLike, maximize: tuple[bool, bool]) -> Floats:
+    """The points with signs turned so that more is better in both columns."""
+    rows: Floats = _as_points(points) * np.where(maximize, 1.0, -1.0)
+    return rows

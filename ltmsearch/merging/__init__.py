@@ -1,0 +1,19 @@
+"""Merging tokens: pure tensor functions and the operators built on them. Importing it registers every operator."""
+
+from ltmsearch.merging.ltm import CONTENT_GAIN, PLACE_GAIN, LearnableTokenMerging
+from ltmsearch.merging.operator import OPERATORS, Merge, MergeOperator, get_operator, register_operator
+from ltmsearch.merging.pool import PoolMerging
+from ltmsearch.merging.tome import BipartiteSoftMatching
+
+__all__ = [
+    "CONTENT_GAIN",
+    "OPERATORS",
+    "PLACE_GAIN",
+    "BipartiteSoftMatching",
+    "LearnableTokenMerging",
+    "Merge",
+    "MergeOperator",
+    "PoolMerging",
+    "get_operator",
+    "register_operator",
+]

@@ -1,0 +1,158 @@
+"""From settings to everything a study works with. Bad input is refused here, before anything is written."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ltmsearch.backbones import Chain, get_adapter, input_config
+from ltmsearch.costs import GIGA, CostModel, CostTable, cost_model
+from ltmsearch.data import ImageData, load_data
+from ltmsearch.errors import InputError
+from ltmsearch.merging import get_operator
+from ltmsearch.runtime import Runtime, choose_runtime, find_device, step_seconds
+from ltmsearch.settings import ResolvedSettings, StudySettings
+from ltmsearch.space import SearchSpace, SpaceFile, indistinct_choices
+from ltmsearch.supernet import Supernet
+from ltmsearch.trial import SCORING_BATCH, Evaluator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workbench:
+    """Everything a study works with."""
+
+    settings: ResolvedSettings
+    """The settings."""
+    costs: CostModel
+    """Costs at `settings.img_size`, with the data's number of classes."""
+    space: SearchSpace
+    """What is searched."""
+    table: CostTable
+    """Costs of the space."""
+    evaluator: Evaluator
+    """Supernet, data and runtime."""
+    seconds_per_image: tuple[float, float]
+    """Measured on a batch of the plain net at `settings.proxy_img_size`: training, scoring."""
+
+    def describe(self) -> list[str]:
+        """Lines for a person: what is searched, on what, how, and how long it will take."""
+        s, (low, high) = self.settings, self.table.reachable()
+        threads = f", {torch.get_num_threads()} threads" if self.evaluator.runtime.device.type == "cpu" else ""
+        lines = [
+            f"{s.backbone} with {s.operator} merging: {len(self.space.layers)} layers, "
+            f"{self.space.size:,} schedules, {low / GIGA:.3f} to {high / GIGA:.3f} GFLOPs at {s.img_size} px "
+            f"(plain net {self.costs.base_macs / GIGA:.3f}; multiply-adds per image), budget {s.budget_gflops:g}",
+            f"data: {self.evaluator.data.description}",
+            f"device: {self.evaluator.runtime}{threads}",
+            f"warm-up: {s.base_steps} steps of the plain net at {s.base_img_size} px, {s.sandwich_steps} sandwich steps "
+            f"at {s.proxy_img_size} px, batch {s.batch_size}, learning rate {s.warmup_lr:g}",
+            f"trials: {s.trials}, each {s.proxy_steps} steps at {s.proxy_img_size} px, learning rate {s.proxy_lr:g}, "
+            f"scored on {s.val_images} images; best {s.rescore_candidates} scored again on {s.rescore_images}",
+            f"expected to take about {self.estimated_seconds() / 60:.1f} minutes",
+        ]
+        grids = {c.name: chain.grid for chain in self._proxy_chains() for c in chain.layers}
+        alike = indistinct_choices(self.space, grids)
+        if alike:
+            shown = "; ".join(
+                f"{layer}: {', '.join(' = '.join(f'{r:g}' for r in group) for group in groups)}"
+                for layer, groups in alike.items()
+            )
+            lines.append(f"at {s.proxy_img_size} px these keep ratios give one grid and score alike: {shown}")
+        return lines
+
+    def estimated_seconds(self) -> float:
+        """Expected wall time of the whole study, from the measured seconds per image."""
+        s, (train, score) = self.settings, self.seconds_per_image
+        base = s.base_steps * s.batch_size * train * (s.base_img_size / s.proxy_img_size) ** 2
+        sandwich = s.sandwich_steps * s.batch_size * train * (2 + s.sandwich_subnets)
+        trial = s.proxy_steps * s.batch_size * train + (s.calibration_images + s.val_images) * score
+        rescore = (s.rescore_candidates + 2) * (s.calibration_images + s.rescore_images) * score
+        return base + sandwich + s.trials * trial + rescore
+
+    def _proxy_chains(self) -> tuple[Chain, ...]:
+        size = self.settings.proxy_img_size
+        return get_adapter(self.settings.backbone).chains(self.evaluator.supernet.model, (size, size))
+
+
+def prepare(settings: StudySettings, *, on_progress: Callable[[int, int], None] | None = None) -> Workbench:
+    """Build the supernet, count costs, read the space and the data, choose the number format.
+
+    Args:
+        settings: What the user asked for.
+        on_progress: Called while images are decoded: how many so far, of how many.
+
+    Raises:
+        InputError: If some setting cannot be followed: the first that is found, cheap checks first.
+    """
+    adapter = get_adapter(settings.backbone)
+    get_operator(settings.operator)
+    device = find_device(settings.device)
+    resolved = settings.resolved(device.type)
+    space_file = SpaceFile.load(resolved.space or adapter.family)
+    if space_file.family != adapter.family:
+        raise InputError(
+            f"the search space must be for the family of {resolved.backbone}, {adapter.family}, "
+            f"but is for {space_file.family}"
+        )
+    torch.manual_seed(resolved.seed)
+    data = _load_data(resolved, on_progress)
+    supernet = Supernet(
+        resolved.backbone,
+        operator=resolved.operator,
+        pretrained=resolved.pretrained,
+        checkpoint=Path(resolved.checkpoint) if resolved.checkpoint else None,
+        num_classes=data.num_classes,
+    )
+    costs = cost_model(resolved.backbone, supernet.model, (resolved.img_size,) * 2, resolved.operator)
+    space = SearchSpace.build(space_file, costs.layer_grids, resolved.operator)
+    table = costs.table(space.choices)
+    check_budget(resolved, table)
+    images = next(data.train_batches(batch_size=resolved.batch_size, steps=1, seed=resolved.seed))[0]
+    runtime = choose_runtime(device, resolved.precision, supernet, images)
+    runtime.prepare(supernet)
+    many = images.repeat(-(-SCORING_BATCH // len(images)), 1, 1, 1)[:SCORING_BATCH]
+    seconds = (
+        step_seconds(runtime, supernet, images) / len(images),
+        step_seconds(runtime, supernet, many, train=False) / len(many),
+    )
+    return Workbench(
+        settings=resolved,
+        costs=costs,
+        space=space,
+        table=table,
+        evaluator=Evaluator(supernet=supernet, data=data, runtime=runtime, settings=resolved),
+        seconds_per_image=seconds,
+    )
+
+
+def check_budget(settings: StudySettings, table: CostTable) -> None:
+    """Refuse a budget that no schedule, or every schedule, meets.
+
+    Raises:
+        InputError: With the reachable range.
+    """
+    low, high = table.reachable()
+    if not low <= settings.max_macs < high:
+        rule = "is below what merging can reach" if settings.max_macs < low else "constrains nothing"
+        raise InputError(
+            f"--budget-gflops {settings.budget_gflops:g} {rule}: {settings.backbone} at {settings.img_size} px reaches "
+            f"{low / GIGA:.4f} to {high / GIGA:.4f} GFLOPs (multiply-adds per image)"
+        )
+
+
+def _load_data(settings: ResolvedSettings, on_progress: Callable[[int, int], None] | None) -> ImageData:
+    config = input_config(settings.backbone)
+    return load_data(
+        dataset=settings.dataset,
+        data_dir=Path(settings.data_dir) if settings.data_dir else None,
+        img_size=settings.proxy_img_size,
+        mean=config["mean"],
+        std=config["std"],
+        interpolation=config["interpolation"],
+        crop_pct=config["crop_pct"],
+        val_images=settings.rescore_images,
+        calibration_images=settings.calibration_images,
+        seed=settings.seed,
+        on_progress=on_progress,
+    )

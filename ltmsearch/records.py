@@ -1,0 +1,310 @@
+"""What is known about each trial, as plain data, and its two tables: `trials.csv` and `front.csv`.
+
+The study writes records, reports and recipes read them; nothing here knows Optuna, torch or plotly. Units:
+top-1 in percent (0-100), standard errors in percentage points, loss in nats, latency in milliseconds.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import pandas as pd
+
+from ltmsearch.errors import InputError
+from ltmsearch.files import write_atomic
+from ltmsearch.front import is_non_dominated
+
+Kind = Literal["searched", "start-up", "baseline"]
+State = Literal["scored", "over budget", "failed"]
+
+FRONT_COLUMNS = (
+    "trial",
+    "gflops",
+    "latency_ms",
+    "top1",
+    "top1_se",
+    "loss",
+    "ib_weight",
+    "supernet_version",
+    "keep_ratios",
+)
+
+
+class Score(NamedTuple):
+    """How well a trial does, by the best measurement there is."""
+
+    top1: float
+    top1_se: float | None
+    loss: float | None
+    rescored: bool
+    """Whether it was measured with the final weights; else when the trial ran."""
+
+    def __str__(self) -> str:
+        return f"{self.top1:.1f}" + ("" if self.top1_se is None else f" ± {self.top1_se:.1f}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """One trial of a study. What was not measured is None.
+
+    Raises:
+        ValueError: A field is out of its range, or a score does not go with the state.
+    """
+
+    trial: int
+    """Number of the trial in the study, from 0."""
+    kind: Kind
+    """Proposed by the sampler, drawn to cover the range at the start, or enqueued for comparison."""
+    label: str = ""
+    """What a baseline is called, e.g. "plain" or "uniform 0.5"; empty for the others."""
+    state: State
+    """"over budget" was rejected by its cost alone, "failed" diverged or broke: neither has a score."""
+    feasible: bool
+    """Within every budget. A plain net over budget is scored as a reference and stays infeasible."""
+    gflops: float
+    """Cost of one image, by the counting rule of `ltmsearch.costs`."""
+    latency_ms: float | None = None
+    top1: float | None = None
+    """Score when the trial ran, with the shared weights of that moment."""
+    top1_se: float | None = None
+    loss: float | None = None
+    rescored_top1: float | None = None
+    """Score with the final shared weights, comparable between trials."""
+    rescored_top1_se: float | None = None
+    rescored_loss: float | None = None
+    ib_weight: float | None = None
+    supernet_version: int | None = None
+    """Version of the shared weights behind `top1`."""
+    seconds: float | None = None
+    """Wall time of the trial."""
+    keep_ratios: Mapping[str, float]
+    """Keep ratio of every layer that may merge, in the order of the net; 1.0 is plain."""
+
+    def __post_init__(self) -> None:
+        _check_choice("kind", self.kind, get_args(Kind))
+        _check_choice("state", self.state, get_args(State))
+        _check_range("trial", self.trial, low=0)
+        for name in ("gflops", "latency_ms", "top1_se", "rescored_top1_se", "seconds", "supernet_version"):
+            _check_range(name, getattr(self, name), low=0)
+        for name in ("top1", "rescored_top1"):
+            _check_range(name, getattr(self, name), low=0, high=100)
+        for name in ("loss", "rescored_loss", "ib_weight"):
+            _check_range(name, getattr(self, name))
+        if (self.top1 is not None) != (self.state == "scored"):
+            raise ValueError(
+                f"`top1` must be given when `state` is 'scored' and only then, "
+                f"but got state={self.state!r}, top1={self.top1!r}."
+            )
+        if self.rescored_top1 is not None and self.state != "scored":
+            raise ValueError(f"`rescored_top1` needs `state` 'scored', but got state={self.state!r}.")
+        # A copy: the record must not change when the caller's schedule does.
+        ratios = {layer: float(ratio) for layer, ratio in self.keep_ratios.items()}
+        for layer, ratio in ratios.items():
+            if not 0 < ratio <= 1:
+                raise ValueError(f"`keep_ratios` must be in (0, 1], but got {ratio!r} for {layer}.")
+        object.__setattr__(self, "keep_ratios", ratios)
+
+    @property
+    def name(self) -> str:
+        """The label, or the number for trials without one."""
+        return self.label or f"trial {self.trial}"
+
+    @property
+    def score(self) -> Score | None:
+        """The re-scored values where there are any, else those of the trial's time, None without a score."""
+        if self.rescored_top1 is not None:
+            return Score(self.rescored_top1, self.rescored_top1_se, self.rescored_loss, True)
+        return None if self.top1 is None else Score(self.top1, self.top1_se, self.loss, False)
+
+    def by_stage(self) -> list[tuple[str, str]]:
+        """The keep ratios in short, as `("stages.2.1.transformer", "1 .5")`, where 1 is a plain layer.
+
+        A stage is what stands before the last number in the names of its layers.
+        """
+        stages = groupby(self.keep_ratios.items(), key=lambda item: item[0].rpartition(".")[0])
+        return [(stage, " ".join(f"{r:.3g}".removeprefix("0") for _, r in layers)) for stage, layers in stages]
+
+
+TRIALS_COLUMNS = tuple(field.name for field in fields(TrialRecord))
+
+
+def select_front(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """The feasible trials whose re-scored top-1 and GFLOPs no other re-scored one beats, best top-1 first.
+
+    Of trials equal in both, the one of lower re-scored loss stands for all; after that the earlier one.
+    """
+    candidates = [r for r in records if r.feasible and r.rescored_top1 is not None]
+    points = np.array([(r.rescored_top1, r.gflops) for r in candidates])
+    kept = is_non_dominated(points, (True, False))
+    front: dict[float, TrialRecord] = {}  # on a front, equal GFLOPs means equal top-1 as well
+    for record in (r for r, keep in zip(candidates, kept, strict=True) if keep):
+        rival = front.setdefault(record.gflops, record)
+        if _tie_order(record) < _tie_order(rival):
+            front[record.gflops] = record
+    return [front[gflops] for gflops in sorted(front, reverse=True)]  # dearest first is best first
+
+
+def select_references(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """What a front is compared with: the plain net and, of the other baselines within the budget, the best.
+
+    Only those with a score; re-scored ones go before others.
+    """
+    baselines = [(r, r.score) for r in records if r.kind == "baseline" and r.score is not None]
+    plain = [r for r, _ in baselines if set(r.keep_ratios.values()) == {1.0}]
+    rivals = [(score.rescored, score.top1, -r.trial, r) for r, score in baselines if r.feasible and r not in plain]
+    return plain[:1] + [best[-1] for best in sorted(rivals, key=lambda rival: rival[:3])[-1:]]
+
+
+def front_table(records: Iterable[TrialRecord]) -> pd.DataFrame:
+    """The front of `records` as `front.csv` holds it: re-scored values, keep ratios as a JSON object."""
+    final = [
+        replace(r, top1=r.rescored_top1, top1_se=r.rescored_top1_se, loss=r.rescored_loss)
+        for r in select_front(records)
+    ]
+    return _table(FRONT_COLUMNS, [_row(record, FRONT_COLUMNS) for record in final])
+
+
+def trials_table(records: Iterable[TrialRecord]) -> pd.DataFrame:
+    """All trials in their order, a column for each field of `TrialRecord`, keep ratios as a JSON object."""
+    in_order = sorted(records, key=lambda r: r.trial)
+    return _table(TRIALS_COLUMNS, [_row(record, TRIALS_COLUMNS) for record in in_order])
+
+
+def write_csv(frame: pd.DataFrame, path: str | Path) -> Path:
+    """Writes a table so that reading it gives the same floats again; see `write_atomic` for how."""
+    return write_atomic(path, frame.to_csv(index=False, lineterminator="\n"))
+
+
+def read_front(path: str | Path) -> pd.DataFrame:
+    """Reads what `write_csv(front_table(...), path)` wrote, exactly.
+
+    Raises:
+        InputError: The file is missing, damaged, or not a front.
+    """
+    records = [
+        _record(place, {**row, "kind": "searched", "state": "scored", "feasible": True})
+        for place, row in _read_rows(path, FRONT_COLUMNS)
+    ]
+    return _table(FRONT_COLUMNS, [_row(record, FRONT_COLUMNS) for record in records])
+
+
+def read_trials(path: str | Path) -> list[TrialRecord]:
+    """Reads what `write_csv(trials_table(...), path)` wrote: the same records, in the order of trials.
+
+    Raises:
+        InputError: The file is missing, damaged, or not a table of trials.
+    """
+    return [_record(place, row) for place, row in _read_rows(path, TRIALS_COLUMNS)]
+
+
+def _tie_order(record: TrialRecord) -> tuple[float, int]:
+    return (math.inf if record.rescored_loss is None else record.rescored_loss, record.trial)
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(choices)}, but got {name}={value!r}.")
+
+
+def _check_range(name: str, value: float | None, *, low: float = -math.inf, high: float = math.inf) -> None:
+    # Not finite is refused everywhere: NaN would be lost in a CSV, and a diverged trial has no score.
+    if value is not None and not (math.isfinite(value) and low <= value <= high):
+        raise ValueError(f"`{name}` must be finite and in [{low:g}, {high:g}], but got {name}={value!r}.")
+
+
+def _row(record: TrialRecord, columns: Sequence[str]) -> tuple[Any, ...]:
+    values = {**vars(record), "keep_ratios": json.dumps(record.keep_ratios)}
+    return tuple(values[name] for name in columns)
+
+
+def _record(place: str, row: dict[str, Any]) -> TrialRecord:
+    try:
+        return TrialRecord(**row)
+    except ValueError as error:
+        raise InputError(f"{place}: {error}") from None
+
+
+def _table(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> pd.DataFrame:
+    """A frame whose types do not depend on the rows: a column without any value is still one of numbers."""
+    frame = pd.DataFrame.from_records(list(rows), columns=list(columns))
+    return frame.astype({name: _COLUMN_TYPES.get(name, "float64") for name in columns})
+
+
+_COLUMN_TYPES = {
+    "trial": "int64",
+    "kind": "object",
+    "label": "object",
+    "state": "object",
+    "feasible": "bool",
+    "supernet_version": "Int64",  # whole numbers with gaps
+    "keep_ratios": "object",
+}
+
+
+def _read_rows(path: str | Path, columns: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    """The rows of a CSV with exactly these columns, converted, each with its place for messages.
+
+    Not read by pandas, which fills short rows and guesses types: a file cut off in the middle would pass.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream, strict=True)
+            header = next(reader, [])
+            rows = [(f"{path}, line {reader.line_num}", row) for row in reader]
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(f"{path} must be a CSV file, but there is none") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path} must be a whole CSV file in UTF-8, but reading it gives: {error}") from None
+    if header != list(columns):
+        raise InputError(f"{path} must have the columns {','.join(columns)}, but has {','.join(header)[:200]!r}")
+    converted = []
+    seen: set[int] = set()
+    for place, row in rows:
+        if len(row) != len(columns):
+            raise InputError(f"{place}: a row must have {len(columns)} fields, but has {len(row)}")
+        values = {}
+        for name, text in zip(columns, row, strict=True):
+            try:
+                values[name] = _CONVERTERS.get(name, _number)(text)
+            except ValueError as error:
+                raise InputError(f"{place}, {name}: {error}") from None
+        if values["trial"] in seen:
+            raise InputError(f"{place}: each trial must stand once, but {values['trial']} is there again")
+        seen.add(values["trial"])
+        converted.append((place, values))
+    return converted
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None
+
+
+def _flag(text: str) -> bool:
+    if text not in ("True", "False"):
+        raise ValueError(f"must be True or False, but got {text!r}")
+    return text == "True"
+
+
+def _ratios(text: str) -> dict[str, float]:
+    ratios = json.loads(text)
+    if not isinstance(ratios, dict) or not all(type(ratio) in (int, float) for ratio in ratios.values()):
+        raise ValueError(f"must be a JSON object of keep ratios by layer, but got {text!r}")
+    return ratios
+
+
+_CONVERTERS: dict[str, Callable[[str], Any]] = {
+    "trial": int,
+    "kind": str,
+    "label": str,
+    "state": str,
+    "feasible": _flag,
+    "gflops": float,
+    "supernet_version": lambda text: int(text) if text else None,
+    "keep_ratios": _ratios,
+}

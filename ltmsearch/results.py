@@ -1,0 +1,85 @@
+"""The files of a finished study: tables, plots, recipes."""
+
+from pathlib import Path
+from typing import Any
+
+from ltmsearch.observer import Observer
+from ltmsearch.prepare import Workbench
+from ltmsearch.recipe import Recipe, library_versions
+from ltmsearch.records import TrialRecord, front_table, select_front, trials_table, write_csv
+from ltmsearch.report import write_front
+from ltmsearch.settings import ResolvedSettings
+
+TRIALS, FRONT, RECIPES = "trials.csv", "front.csv", "recipes"
+
+
+def write_results(folder: Path, bench: Workbench, records: list[TrialRecord], observer: Observer) -> None:
+    """Write `trials.csv`, `front.csv`, `front.html`, `front.png` and one recipe per trial of the front.
+
+    Args:
+        folder: The run directory.
+        bench: What the study worked with.
+        records: Every trial, re-scored.
+        observer: Hears of a picture that could not be drawn.
+    """
+    observer.phase("writing", 0)
+    write_tables_and_plots(folder, bench.settings, records, observer)
+    recipes = folder / RECIPES
+    recipes.mkdir(exist_ok=True)
+    wanted = {}
+    for record in select_front(records):
+        recipe = make_recipe(record, bench.settings, num_classes=bench.evaluator.data.num_classes)
+        wanted[recipe_path(folder, record)] = recipe
+    for path, recipe in wanted.items():
+        recipe.save(path)
+    for stale in set(recipes.glob("*.yaml")) - set(wanted):
+        stale.unlink()
+
+
+def write_tables_and_plots(
+    folder: Path, settings: ResolvedSettings, records: list[TrialRecord], observer: Observer
+) -> None:
+    """Write everything that follows from the records alone."""
+    write_csv(trials_table(records), folder / TRIALS)
+    write_csv(front_table(records), folder / FRONT)
+    title = f"{settings.backbone}, {settings.operator} merging, {settings.dataset}"
+    written = write_front(
+        records, folder, title=title, img_size=settings.img_size, budget_gflops=settings.budget_gflops
+    )
+    if written.note:
+        observer.note(written.note)
+
+
+def recipe_path(folder: Path, record: TrialRecord) -> Path:
+    """Where the recipe of a trial lies."""
+    return folder / RECIPES / f"{record.trial}.yaml"
+
+
+def make_recipe(record: TrialRecord, settings: ResolvedSettings, *, num_classes: int) -> Recipe:
+    """The recipe of one trial, with where it comes from."""
+    score = record.score
+    provenance: dict[str, Any] = {
+        "study": settings.study,
+        "trial": record.trial,
+        "seed": settings.seed,
+        "dataset": settings.dataset,
+        "budget_gflops": settings.budget_gflops,
+        "gflops": record.gflops,
+        "latency_ms": record.latency_ms,
+        "proxy": {
+            "top1": score.top1 if score else None,
+            "top1_se": score.top1_se if score else None,
+            "img_size": settings.proxy_img_size,
+            "supernet_version": record.supernet_version,
+            "scored_with": "final weights" if score and score.rescored else "weights of the trial",
+        },
+        "versions": dict(library_versions()),
+    }
+    return Recipe(
+        model=f"ltm_{settings.backbone}",
+        operator=settings.operator,
+        schedule=dict(record.keep_ratios),
+        img_size=settings.img_size,
+        num_classes=num_classes,
+        provenance=provenance,
+    )

@@ -1,0 +1,130 @@
+"""Where and in which number format the networks run: device, autocast, memory layout."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltmsearch.errors import InputError
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """One choice of device and number format, for training and scoring alike."""
+
+    device: torch.device
+    """Where the weights live."""
+    bf16: bool
+    """Whether matrix products and convolutions run in bfloat16 (torch autocast)."""
+    channels_last: bool
+    """Whether images and convolution weights are stored channels last."""
+    reason: str
+    """One phrase: why this precision."""
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Move a model to the device and into the memory layout, in place."""
+        layout = torch.channels_last if self.channels_last else torch.preserve_format
+        return model.to(device=self.device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
+
+    def images(self, images: Tensor) -> Tensor:
+        """(B, 3, height, width) images on the device and in the memory layout."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return images.to(device=self.device, memory_format=layout, non_blocking=True)
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """The number format of forward passes."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            yield
+
+    def __str__(self) -> str:
+        layout = "channels last" if self.channels_last else "channels first"
+        return f"{self.device}, {'bf16 autocast' if self.bf16 else 'fp32'} ({self.reason}), {layout}"
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; `auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        InputError: If torch does not know the name or the machine has no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {name!r} cannot be used ({reason}); auto, cpu or cuda would do") from error
+    return device
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the hardware multiplies in bfloat16; emulated, it is many times slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    features = torch.cpu.get_capabilities()
+    return bool(features.get("avx512_bf16") or features.get("amx_bf16") or features.get("arm_bf16"))
+
+
+def choose_runtime(device: torch.device, precision: Precision, model: nn.Module, images: Tensor) -> Runtime:
+    """Settle the number format.
+
+    `auto` takes bf16 where the hardware has it and where training steps are measured to be at least 1.1 times as fast.
+
+    Args:
+        device: Where to run.
+        precision: The user's choice.
+        model: Measured on a training step where that decides; weights and buffers come back as they were.
+        images: (B, 3, height, width) typical batch.
+    """
+
+    def runtime(bf16: bool, reason: str) -> Runtime:
+        return Runtime(device=device, bf16=bf16, channels_last=True, reason=reason)
+
+    if precision != "auto":
+        return runtime(precision == "bf16", "as asked")
+    if not has_bf16(device):
+        return runtime(False, "no bf16 instructions here")
+    seconds = {bf16: step_seconds(runtime(bf16, ""), model, images) for bf16 in (False, True)}
+    gain = seconds[False] / seconds[True]
+    return runtime(gain >= 1.1, f"bf16 measured {gain:.1f}x as fast")
+
+
+def step_seconds(runtime: Runtime, model: nn.Module, images: Tensor, *, train: bool = True) -> float:
+    """Seconds of one forward pass, with `train` also backward: the fastest of three after one that warms up.
+
+    Weights, buffers and mode come back as they were.
+
+    Args:
+        runtime: Device and number format.
+        model: Moved to the device.
+        images: (B, 3, height, width).
+        train: Whether to measure a training step.
+    """
+    was_training = model.training
+    runtime.prepare(model).train(train)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    batch = runtime.images(images)
+    labels = torch.zeros(len(batch), dtype=torch.long, device=batch.device)
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        with torch.set_grad_enabled(train), runtime.autocast():
+            loss = F.cross_entropy(model(batch), labels)
+        if train:
+            loss.backward()  # type: ignore[no-untyped-call]
+        if runtime.device.type == "cuda":
+            torch.cuda.synchronize(runtime.device)
+        seconds.append(time.perf_counter() - start)
+    model.zero_grad(set_to_none=True)
+    model.load_state_dict(buffers, strict=False)
+    model.train(was_training)
+    return min(seconds[1:])

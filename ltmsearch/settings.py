@@ -1,0 +1,243 @@
+"""What a study is told: every choice in one place, checked, written to `settings.yaml` and compared on the way back."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from ltmsearch.errors import InputError
+from ltmsearch.yamlfile import check, read_yaml, to_yaml
+
+SCHEMA = 1
+MAY_CHANGE = frozenset({"trials", "timeout", "out"})
+"""Settings that a study may be continued with at another value."""
+
+HEADER = """Settings of one ltmsearch study, every default filled in. The study continues only with these;
+`trials` and `timeout` may change. Sizes in pixels, costs in 1e9 multiply-adds per image, times in seconds."""
+
+Sampler = Literal["auto", "tpe", "gp", "nsga2", "random"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class StudySettings(BaseModel):
+    """Settings of one study. Those that are None are filled in by `resolved` for the device.
+
+    Raises:
+        InputError: Through `make`, for a name or value that does not fit.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = SCHEMA
+    """Version of this format."""
+
+    # What is searched
+    backbone: str
+    """timm name."""
+    operator: str = "ltm"
+    """Merging operator."""
+    space: str | None = None
+    """Search-space file, or the name of a shipped one; None: the one of the backbone's family."""
+    budget_gflops: float = Field(gt=0)
+    """Largest cost of one image at `img_size`, in 1e9 multiply-adds."""
+    img_size: int = Field(default=224, ge=32, le=2048)
+    """Side of the images that costs are counted for."""
+
+    # On which data
+    dataset: str = "digits"
+    """`digits` (built in), `folder`, or a timm data set name."""
+    data_dir: str | None = None
+    """Where the data lie."""
+
+    # How
+    trials: int = Field(default=24, ge=1)
+    """Trained trials, baselines included; proposals over the budget do not count."""
+    timeout: float | None = Field(default=None, gt=0)
+    """No new trial begins after this many seconds; re-scoring and results follow."""
+    sampler: Sampler = "auto"
+    """Optuna sampler; `auto` is `tpe`."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Of everything random."""
+    pretrained: bool = False
+    """Start from timm's published weights."""
+    checkpoint: str | None = None
+    """Start from the weights in this file."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, …"""
+    precision: Precision = "auto"
+    """`auto` takes bf16 where the hardware has it and it is measured to be faster."""
+
+    # Warm-up of the shared weights
+    batch_size: int | None = Field(default=None, ge=2)
+    """Images per training step."""
+    base_steps: int | None = Field(default=None, ge=0)
+    """Steps of the plain net alone."""
+    base_img_size: int | None = Field(default=None, ge=32)
+    """Side of the images in these steps."""
+    sandwich_steps: int | None = Field(default=None, ge=0)
+    """Steps in which subnets learn to match the plain net."""
+    sandwich_subnets: int = Field(default=1, ge=0)
+    """Random subnets per such step, beside the plain net and the cheapest."""
+    warmup_lr: float = Field(default=1e-3, gt=0)
+    """Peak learning rate of the warm-up."""
+
+    # One trial
+    proxy_img_size: int | None = Field(default=None, ge=32)
+    """Side of the images that trials train and are scored on."""
+    proxy_steps: int | None = Field(default=None, ge=0)
+    """Training steps of one trial."""
+    proxy_lr: float = Field(default=2e-4, gt=0)
+    """Their learning rate."""
+    update_share: float = Field(default=0.5, ge=0, le=1)
+    """How much of a trial's change the shared weights keep: W ← W + share · (W' − W)."""
+    calibration_images: int | None = Field(default=None, ge=8)
+    """Training images that BatchNorm statistics are taken from before a subnet is scored."""
+    val_images: int | None = Field(default=None, ge=8)
+    """Validation images that score a trial."""
+
+    # The end
+    rescore_candidates: int = Field(default=8, ge=1)
+    """Trials that are scored again with the final weights."""
+    rescore_images: int | None = Field(default=None, ge=8)
+    """Validation images of that."""
+
+    # Where
+    study: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the study; None: made of backbone, operator, budget and data."""
+    out: str | None = None
+    """Run directory; None: `runs/<study>`."""
+
+    @field_validator("trials", "batch_size", "seed", "img_size", "proxy_img_size", mode="before")
+    @classmethod
+    def _no_truth_values(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("must be a number")
+        return value
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "StudySettings":
+        if self.pretrained and self.checkpoint:
+            raise ValueError("pretrained and checkpoint cannot both be given")
+        if self.dataset == "folder" and self.data_dir is None:
+            raise ValueError("dataset 'folder' needs data_dir")
+        return self
+
+    @classmethod
+    def make(cls, where: str = "settings", **values: Any) -> Self:
+        """Check values from a command line, a file or a program.
+
+        `data_dir` without `dataset` means an image folder. None means "not given".
+
+        Args:
+            where: Put before an error message.
+            values: Names and values of settings.
+
+        Raises:
+            InputError: For the first name or value that does not fit.
+        """
+        given = {name: value for name, value in values.items() if value is not None}
+        if given.get("data_dir") is not None and "dataset" not in given:
+            given["dataset"] = "folder"
+        return check(cls, given, where)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a whole settings file, as `save` writes it.
+
+        Raises:
+            InputError: If it is missing or does not fit.
+        """
+        return cls.make(str(path), **read_yaml(path))
+
+    def to_yaml(self) -> str:
+        """The text of `settings.yaml`."""
+        return to_yaml(self.model_dump(), HEADER)
+
+    @property
+    def study_name(self) -> str:
+        """`study`, or the name made of what makes studies differ."""
+        if self.study is not None:
+            return self.study
+        data = Path(self.data_dir).resolve().name if self.dataset == "folder" and self.data_dir else self.dataset
+        parts = [self.backbone, self.operator, f"{self.budget_gflops:g}gflops", str(self.img_size), data]
+        return "".join(c if c.isalnum() or c in "._-" else "-" for c in "-".join(parts))
+
+    @property
+    def run_dir(self) -> Path:
+        """`out`, or `runs/<study>`."""
+        return Path(self.out) if self.out else Path("runs") / self.study_name
+
+    @property
+    def max_macs(self) -> int:
+        """The budget as a number of multiply-adds."""
+        return int(self.budget_gflops * 1e9)
+
+    def resolved(self, device: str) -> "ResolvedSettings":
+        """The same settings with every None that depends on the device filled in.
+
+        Args:
+            device: `cpu` or an accelerator's type, e.g. `cuda`.
+        """
+        defaults = _CPU if device == "cpu" else _ACCELERATOR | {"proxy_img_size": self.img_size}
+        proxy = self.proxy_img_size or defaults["proxy_img_size"]
+        defaults = defaults | {"base_img_size": min(defaults.get("base_img_size", proxy), proxy)}
+        filled = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        names = {"study": self.study_name, "out": str(self.run_dir)}
+        return ResolvedSettings(**{**self.model_dump(), **filled, **names})
+
+    def refuse_unless_continues(self, stored: "StudySettings", path: Path) -> None:
+        """Raise unless these settings continue a study that was begun with `stored`.
+
+        Raises:
+            InputError: Naming each setting that differs.
+        """
+        differing = [
+            f"{name} is {getattr(stored, name)!r} there and {getattr(self, name)!r} now"
+            for name in type(self).model_fields
+            if name not in MAY_CHANGE and getattr(stored, name) != getattr(self, name)
+        ]
+        if differing:
+            raise InputError(
+                f"{path} holds a study with other settings ({'; '.join(differing)}); continue it with its own, "
+                "or begin another with --study NAME or --out DIR"
+            )
+
+
+class ResolvedSettings(StudySettings):
+    """Settings with nothing left open: what a study runs with and `settings.yaml` holds."""
+
+    batch_size: int = Field(ge=2)
+    base_steps: int = Field(ge=0)
+    base_img_size: int = Field(ge=32)
+    sandwich_steps: int = Field(ge=0)
+    proxy_img_size: int = Field(ge=32)
+    proxy_steps: int = Field(ge=0)
+    calibration_images: int = Field(ge=8)
+    val_images: int = Field(ge=8)
+    rescore_images: int = Field(ge=8)
+    study: str
+    out: str
+
+
+# A trial of these costs about 7 s on two CPU cores with mobilevit_s, the warm-up about 150 s.
+_CPU: dict[str, int] = {
+    "batch_size": 16,
+    "base_steps": 300,
+    "base_img_size": 64,
+    "sandwich_steps": 40,
+    "proxy_img_size": 112,
+    "proxy_steps": 4,
+    "calibration_images": 64,
+    "val_images": 256,
+    "rescore_images": 512,
+}
+
+_ACCELERATOR: dict[str, int] = {
+    "batch_size": 64,
+    "base_steps": 2000,
+    "sandwich_steps": 1000,
+    "proxy_steps": 30,
+    "calibration_images": 1024,
+    "val_images": 2000,
+    "rescore_images": 5000,
+}

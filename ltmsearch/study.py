@@ -1,0 +1,403 @@
+"""The study: Optuna proposes schedules, the shared weights answer, the front is what remains.
+
+The driver in this module is the only writer: it asks Optuna, hands trials to the evaluator, moves the shared weights,
+saves them, and tells the outcome. What a trial does depends on the settings and on what was told before, never on how
+often the run was interrupted in between.
+"""
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import event
+from torch import Tensor
+
+from ltmsearch.checkpoint import CheckpointState, load_checkpoint, save_checkpoint
+from ltmsearch.costs import GIGA, covering_schedules
+from ltmsearch.errors import InputError, TrialDiverged
+from ltmsearch.files import write_atomic
+from ltmsearch.observer import Observer
+from ltmsearch.prepare import Workbench, prepare
+from ltmsearch.records import TrialRecord, select_front
+from ltmsearch.rescoring import choose_candidates
+from ltmsearch.results import write_results
+from ltmsearch.settings import ResolvedSettings, StudySettings
+from ltmsearch.training import WarmUp, warm_up
+from ltmsearch.trial import load_parameters, moved, parameters, suggest
+
+STARTUP_SHARE = 1 / 3
+"""Share of the trials that cover the range of costs before the sampler takes over."""
+UNIFORM_BASELINES = 3
+"""Uniform schedules within the budget that are tried for comparison, dearest first."""
+PATIENCE = 12
+"""Proposals over budget in a row before a schedule within the budget is drawn instead."""
+SETTINGS, DATABASE = "settings.yaml", "study.db"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyResult:
+    """What a study leaves behind."""
+
+    folder: Path
+    """The run directory."""
+    records: list[TrialRecord]
+    """Every trial."""
+
+    @property
+    def front(self) -> list[TrialRecord]:
+        """The trials of the front, best top-1 first."""
+        return select_front(self.records)
+
+
+def run_study(settings: StudySettings, observer: Observer | None = None) -> StudyResult:
+    """Search, or continue a search that was interrupted or is to have more trials.
+
+    Args:
+        settings: What to search, on what, how.
+        observer: Hears of progress.
+
+    Returns:
+        The trials, re-scored; their tables, plots and recipes lie in the run directory.
+
+    Raises:
+        InputError: If the settings cannot be followed, or do not continue the study in the run directory.
+    """
+    observer = observer or Observer()
+    start = time.monotonic()
+    try:
+        stored = _stored_settings(settings.run_dir)
+        observer.phase("reading the data", 0)
+        bench = prepare(settings, on_progress=lambda done, total: observer.advance(done, f"of {total} images"))
+        if stored is not None:
+            bench.settings.refuse_unless_continues(stored, settings.run_dir)
+        for line in bench.describe():
+            observer.note(line)
+        driver = Driver(bench, _open_run_dir(bench.settings), observer)
+        driver.warm_up()
+        driver.search(until=None if settings.timeout is None else start + settings.timeout)
+        driver.rescore()
+        records = driver.records()
+        write_results(driver.folder, bench, records, observer)
+        return StudyResult(folder=driver.folder, records=records)
+    finally:
+        observer.close()
+
+
+def _stored_settings(folder: Path) -> ResolvedSettings | None:
+    path = folder / SETTINGS
+    return ResolvedSettings.load(path) if path.exists() else None
+
+
+def _open_run_dir(settings: ResolvedSettings) -> Path:
+    folder = settings.run_dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / SETTINGS, settings.to_yaml())
+    except OSError as error:
+        raise InputError(f"the run directory {folder} cannot be written: {error.strerror or error}") from error
+    return folder
+
+
+class Driver:
+    """One study in one run directory: the shared weights, the Optuna study, and what is written of both."""
+
+    def __init__(self, bench: Workbench, folder: Path, observer: Observer) -> None:
+        self.bench = bench
+        self.settings = bench.settings
+        self.folder = folder
+        self.observer = observer
+        self.study = open_study(folder, self.settings)
+        self.weights: dict[str, Tensor] = {}
+        self.state = CheckpointState(
+            class_names=list(bench.evaluator.data.class_names), version=0, space=bench.space.digest(),
+            trial=None, outcome=None,
+        )
+
+    # -- shared weights ------------------------------------------------------------------------------------------
+
+    def warm_up(self) -> None:
+        """Train the shared weights, or load those that the study has already."""
+        supernet = self.bench.evaluator.supernet
+        loaded = load_checkpoint(self.folder, space=self.state.space)
+        if loaded is not None:
+            weights, self.state = loaded
+            supernet.load_state_dict(weights)
+            self.weights = parameters(supernet)
+            self.observer.note(f"continuing with shared weights of version {self.state.version}")
+            return
+        if any(trial.state.is_finished() for trial in self._trials()):
+            raise InputError(f"{self.folder} has trials but no shared weights; begin anew with --out DIR")
+        s, space = self.settings, self.bench.space
+        plan = WarmUp(
+            base_steps=s.base_steps, base_img_size=s.base_img_size, sandwich_steps=s.sandwich_steps,
+            subnets=s.sandwich_subnets, lr=s.warmup_lr,
+        )  # fmt: skip
+        self.observer.phase("warming up", plan.steps)
+        data, runtime = self.bench.evaluator.data, self.bench.evaluator.runtime
+        losses = warm_up(
+            supernet,
+            plan,
+            batches=data.train_batches(batch_size=s.batch_size, steps=plan.steps, seed=s.seed),
+            cheapest=space.schedule(space.cheapest),
+            draw=lambda rng: space.schedule(space.random(rng, 1)[0]),
+            seed=s.seed,
+            runtime=runtime,
+        )
+        for step, loss in enumerate(losses):
+            self.observer.advance(step + 1, f"loss {loss:.2f}")
+        self.weights = parameters(supernet)
+        self._save()
+
+    def _save(self) -> None:
+        supernet = self.bench.evaluator.supernet
+        load_parameters(supernet, self.weights)
+        save_checkpoint(self.folder, supernet.state_dict(), self.state)
+
+    # -- trials --------------------------------------------------------------------------------------------------
+
+    def search(self, *, until: float | None) -> None:
+        """Run trials until their number is reached or the time is up.
+
+        Args:
+            until: No new trial begins after this `time.monotonic()`.
+        """
+        self._enqueue_first_trials()
+        self.observer.phase("searching", self.settings.trials)
+        rejected_in_a_row = 0
+        while (done := self._trained()) < self.settings.trials:
+            self.observer.advance(done, self._standing())
+            if until is not None and time.monotonic() > until:
+                self.observer.note(f"time is up after {done} of {self.settings.trials} trials")
+                return
+            rejected = self._one_trial(self._next_trial())
+            rejected_in_a_row = rejected_in_a_row + 1 if rejected else 0
+            if rejected_in_a_row >= PATIENCE:
+                self._enqueue_covering(1, label="drawn within budget")
+                rejected_in_a_row = 0
+        self.observer.advance(self.settings.trials, self._standing())
+
+    def _next_trial(self) -> Trial:
+        """The trial that an earlier run left unfinished, else a new one.
+
+        The sampler is made afresh for every trial from the number of trials before it, so that an interrupted study
+        makes the same proposals as one that was not.
+        """
+        trials = self._trials()
+        before = sum(trial.state.is_finished() for trial in trials)
+        self.study.sampler = make_sampler(self.settings.sampler, seed=_seed(self.settings.seed, before))
+        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+        if running:
+            return Trial(self.study, running[0]._trial_id)
+        return self.study.ask()
+
+    def _one_trial(self, trial: Trial) -> bool:
+        """Suggest, evaluate, move the shared weights, tell. Returns whether the proposal was over the budget."""
+        if self.state.trial == trial.number and self.state.outcome is not None:
+            self._tell(trial, self.state.outcome)  # it was evaluated before a crash; only the telling is missing
+            return False
+        indices = np.array(suggest(trial, self.bench.space))
+        macs = int(self.bench.table.macs(indices[None])[0])
+        excess = (macs - self.settings.max_macs) / GIGA
+        trial.set_constraint("gflops over budget", excess)
+        # optuna-dashboard 0.21 knows only Optuna 4's form of constraints: without it, infeasible trials look feasible.
+        self.study._storage.set_trial_system_attr(trial._trial_id, "constraints", [excess])
+        reference = not indices.any()  # the plain net is scored as a reference even if it is over the budget
+        if excess > 0 and not reference:
+            self.study.tell(trial, state=TrialState.PRUNED)
+            return True
+        try:
+            result = self.bench.evaluator.evaluate(
+                self.weights,
+                self.bench.space.schedule(indices),
+                seed=_seed(self.settings.seed, trial.number + 1),
+                steps=0 if reference else None,
+            )
+        except TrialDiverged as error:
+            trial.set_user_attr("failure", str(error))
+            self.study.tell(trial, state=TrialState.FAIL)
+            self.observer.note(f"trial {trial.number} failed alone: {error}")
+            return False
+        outcome = {
+            "top1": result.score.top1, "top1_se": result.score.top1_se, "loss": result.score.loss,
+            "gflops": macs / GIGA, "seconds": round(result.seconds, 3), "supernet_version": self.state.version,
+        }  # fmt: skip
+        version = self.state.version
+        if result.weights:
+            self.weights = moved(self.weights, result.weights, self.settings.update_share)
+            version += 1
+        self.state = CheckpointState(
+            class_names=self.state.class_names, version=version, space=self.state.space,
+            trial=trial.number, outcome=outcome,
+        )  # fmt: skip
+        self._save()
+        self._tell(trial, outcome)
+        return False
+
+    def _tell(self, trial: Trial, outcome: dict[str, Any]) -> None:
+        for name in ("top1_se", "loss", "seconds", "supernet_version"):
+            trial.set_user_attr(name, outcome[name])
+        self.study.tell(trial, [outcome["top1"], outcome["gflops"]])
+
+    def _enqueue_first_trials(self) -> None:
+        """Queue the baselines and the schedules that cover the range of costs; those queued before are left."""
+        space = self.bench.space
+        self._enqueue(np.zeros(len(space.layers), dtype=int), kind="baseline", label="plain")
+        ratios = sorted({ratio for options in space.choices for ratio in options if ratio < 1}, reverse=True)
+        uniform = [(ratio, space.nearest(ratio)) for ratio in ratios]
+        within = [(r, i) for r, i in uniform if self.bench.table.macs(i[None])[0] <= self.settings.max_macs]
+        for ratio, indices in within[:UNIFORM_BASELINES]:
+            self._enqueue(indices, kind="baseline", label=f"uniform {ratio:g}")
+        self._enqueue_covering(round(STARTUP_SHARE * self.settings.trials))
+
+    def _enqueue_covering(self, number: int, label: str = "") -> None:
+        seed = _seed(self.settings.seed, len(self._trials()) if label else 0)
+        drawn = covering_schedules(
+            self.bench.space, self.bench.table, max_macs=self.settings.max_macs, number=number,
+            rng=np.random.default_rng(seed),
+        )  # fmt: skip
+        for indices in drawn:
+            self._enqueue(indices, kind="start-up", label=label)
+
+    def _enqueue(self, indices: np.ndarray, *, kind: str, label: str = "") -> None:
+        params = {layer: int(i) for layer, i in zip(self.bench.space.layers, indices, strict=True)}
+        self.study.enqueue_trial(params, user_attrs={"kind": kind, "label": label}, skip_if_exists=True)
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def rescore(self) -> None:
+        """Score the candidates for the front again, all with the final shared weights and on more images."""
+        known = self.study.user_attrs.get("rescored", {})
+        if known.get("version") == self.state.version and known.get("trials") == self._trained():
+            return
+        load_parameters(self.bench.evaluator.supernet, self.weights)
+        candidates = choose_candidates(self.records(), self.settings.rescore_candidates)
+        self.observer.phase("scoring again", len(candidates))
+        scores = {}
+        for done, record in enumerate(candidates):
+            self.observer.advance(done, record.name)
+            schedule = self.bench.space.schedule(self.bench.space.indices(record.keep_ratios))
+            score = self.bench.evaluator.score(schedule, images=self.settings.rescore_images)
+            scores[str(record.trial)] = [score.top1, score.top1_se, score.loss]
+        self.observer.advance(len(candidates))
+        self.study.set_user_attr(
+            "rescored", {"version": self.state.version, "trials": self._trained(), "scores": scores}
+        )
+
+    def records(self) -> list[TrialRecord]:
+        """Every finished trial as plain data."""
+        rescored = self.study.user_attrs.get("rescored", {}).get("scores", {})
+        finished = [trial for trial in self._trials() if trial.state.is_finished()]
+        return [self._record(trial, rescored.get(str(trial.number))) for trial in finished]
+
+    def _record(self, trial: FrozenTrial, rescored: list[float] | None) -> TrialRecord:
+        indices = np.array([trial.params[layer] for layer in self.bench.space.layers])
+        macs = int(self.bench.table.macs(indices[None])[0])
+        scored = trial.state == TrialState.COMPLETE
+        attrs = trial.user_attrs
+        return TrialRecord(
+            trial=trial.number,
+            kind=attrs.get("kind", "searched"),
+            label=attrs.get("label", ""),
+            state="scored" if scored else "over budget" if trial.state == TrialState.PRUNED else "failed",
+            feasible=macs <= self.settings.max_macs,
+            gflops=macs / GIGA,
+            top1=trial.values[0] if scored else None,
+            top1_se=attrs.get("top1_se"),
+            loss=attrs.get("loss"),
+            rescored_top1=rescored[0] if rescored else None,
+            rescored_top1_se=rescored[1] if rescored else None,
+            rescored_loss=rescored[2] if rescored else None,
+            supernet_version=attrs.get("supernet_version"),
+            seconds=attrs.get("seconds"),
+            keep_ratios=self.bench.space.schedule(indices).keep_ratios,
+        )
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
+
+    def _trained(self) -> int:
+        """Trials that count: trained, whether they came to a score or failed."""
+        counted = (TrialState.COMPLETE, TrialState.FAIL)
+        return sum(t.state in counted and t.user_attrs.get("label") != "plain" for t in self._trials())
+
+    def _standing(self) -> str:
+        trials = self._trials()
+        feasible = [t for t in trials if t.state == TrialState.COMPLETE and t.values[1] <= self.settings.budget_gflops]
+        over = sum(t.state == TrialState.PRUNED for t in trials)
+        best = f", best {max(t.values[0] for t in feasible):.1f} %" if feasible else ""
+        return f"{len(feasible)} within budget{best}, {over} proposals over it"
+
+
+def open_study(folder: Path, settings: ResolvedSettings) -> optuna.Study:
+    """The Optuna study in `study.db`, created where there is none: top-1 up, GFLOPs down."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{(folder / DATABASE).resolve()}")
+    _write_ahead(storage)
+    study = optuna.create_study(
+        storage=storage, study_name=settings.study, directions=["maximize", "minimize"], load_if_exists=True
+    )
+    study.set_metric_names(["top-1 (%)", "GFLOPs"])
+    return study
+
+
+def serve_dashboard(folder: Path, *, host: str, port: int) -> None:
+    """Run optuna-dashboard on the study of a run directory until it is interrupted.
+
+    Raises:
+        InputError: If there is no study, or the address cannot be listened on.
+    """
+    path = folder / DATABASE
+    if not path.is_file():
+        raise InputError(f"{folder} must be the run directory of a study, but it holds no {DATABASE}")
+    from optuna_dashboard import run_server
+
+    try:
+        run_server(f"sqlite:///{path.resolve()}", host=host, port=port)
+    except OSError as error:
+        raise InputError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+
+
+def _write_ahead(storage: optuna.storages.RDBStorage) -> None:
+    """SQLite's write-ahead log: several times fewer waits for the disk, and readers never block the writer."""
+
+    @event.listens_for(storage.engine, "connect")
+    def _(connection: Any, _record: Any) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    storage.engine.dispose()  # connections made before the listener
+
+
+def make_sampler(name: str, seed: int) -> BaseSampler:
+    """The Optuna sampler of that name; `auto` is multivariate TPE.
+
+    Raises:
+        InputError: If the name is unknown.
+    """
+    if name not in _SAMPLERS:
+        raise InputError(f"unknown sampler {name!r}: known are auto, {', '.join(_SAMPLERS)}")
+    return _SAMPLERS[name](seed)
+
+
+# GP takes seconds a proposal and does not learn from rejected ones, so TPE is what `auto` means.
+_TPE: Callable[[int], BaseSampler] = lambda seed: TPESampler(multivariate=True, n_startup_trials=8, seed=seed)  # noqa: E731
+_SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
+    "auto": _TPE,
+    "tpe": _TPE,
+    "gp": lambda seed: GPSampler(n_startup_trials=8, seed=seed),
+    "nsga2": lambda seed: NSGAIISampler(population_size=20, seed=seed),
+    "random": lambda seed: RandomSampler(seed=seed),
+}
+
+
+def _seed(seed: int, *path: int) -> int:
+    """A seed of its own for each place in a study."""
+    return int(np.random.SeedSequence((seed, *path)).generate_state(1)[0])

@@ -1,0 +1,164 @@
+"""The supernet: a backbone with a merging operator at every layer, whose weights all subnets share."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+from ltmsearch.backbones import (
+    MERGING,
+    MaskStart,
+    attach_operators,
+    create_subnet,
+    get_adapter,
+    operators_of,
+    set_schedule,
+)
+from ltmsearch.errors import InputError
+from ltmsearch.schedule import MergeSchedule
+
+
+class Supernet(nn.Module):
+    """timm's backbone with shared weights for every merge schedule.
+
+    Outside of `active` it is the plain backbone: every layer keeps all its tokens.
+
+    Args:
+        backbone: timm name, e.g. `mobilevit_s`.
+        operator: Name of the merging operator at every layer.
+        mask_start: How fresh masks merge; `auto` is `content` when trained weights are loaded and `place` otherwise.
+        pretrained: Load timm's published weights.
+        checkpoint: Load weights from a file instead, as timm does (safetensors, or torch files with weights only).
+        timm_kwargs: Passed to `timm.create_model`, e.g. `num_classes`.
+
+    Raises:
+        InputError: For an unknown backbone or operator, or weights that cannot be had or do not fit.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        *,
+        operator: str = "ltm",
+        mask_start: MaskStart = "auto",
+        pretrained: bool = False,
+        checkpoint: Path | None = None,
+        **timm_kwargs: Any,
+    ) -> None:
+        super().__init__()
+        adapter = get_adapter(backbone)
+        self.backbone = backbone
+        self.operator = operator
+        self._timm_kwargs = timm_kwargs
+        try:
+            self.model: nn.Module = timm.create_model(backbone, pretrained=pretrained, **timm_kwargs)
+        except (OSError, RuntimeError) as error:
+            if not pretrained:
+                raise
+            raise InputError(
+                f"the pretrained weights of {backbone} cannot be loaded ({_first_line(error)}); they need network "
+                "access to the model hub once; `--checkpoint FILE` takes a local file"
+            ) from error
+        if checkpoint is not None:
+            _load_weights(self.model, checkpoint)
+        self.layers = adapter.layers(self.model)
+        trained = pretrained or checkpoint is not None
+        start = ("content" if trained else "place") if mask_start == "auto" else mask_start
+        attach_operators(backbone, self.model, operator=operator, layers=self.layers, start=start)
+        self._plain = MergeSchedule.uniform(self.layers, 1.0, operator)
+        self._schedule = self._plain
+
+    @property
+    def schedule(self) -> MergeSchedule:
+        """The schedule that is active now."""
+        return self._schedule
+
+    @contextmanager
+    def active(self, schedule: MergeSchedule) -> Iterator["Supernet"]:
+        """Run as the subnet of a schedule inside the `with` block; restored on exit, also on error.
+
+        Raises:
+            InputError: If the schedule is for another operator or names an unknown layer.
+        """
+        previous = self._schedule
+        self._set(self.normalised(schedule))
+        try:
+            yield self
+        finally:
+            self._set(previous)
+
+    def normalised(self, schedule: MergeSchedule) -> MergeSchedule:
+        """The schedule over exactly this backbone's layers."""
+        if schedule.operator != self.operator:
+            raise InputError(
+                f"the schedule's operator must be the supernet's {self.operator!r}, but got {schedule.operator!r}"
+            )
+        return MergeSchedule.from_mapping(self.layers, schedule.keep_ratios, self.operator)
+
+    def _set(self, schedule: MergeSchedule) -> None:
+        set_schedule(self.backbone, self.model, schedule)
+        self._schedule = schedule
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, height, width) images to (B, classes) logits, under the active schedule."""
+        return self.model(images)  # type: ignore[no-any-return]
+
+    def extract(self, schedule: MergeSchedule) -> nn.Module:
+        """The stand-alone subnet of a schedule: same outputs, own weights, no operator at plain layers.
+
+        It is what `timm.create_model("ltm_<backbone>", keep_ratios=…)` builds, on this supernet's device.
+        """
+        schedule = self.normalised(schedule)
+        subnet = create_subnet(
+            self.backbone, keep_ratios=schedule.keep_ratios, operator=self.operator, **self._timm_kwargs
+        )
+        wanted = subnet.state_dict()
+        weights = {name: value for name, value in self.model.state_dict().items() if name in wanted}
+        subnet.load_state_dict(deepcopy(weights))
+        return subnet.to(next(self.parameters()).device).train(self.training)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay must leave alone (timm's convention)."""
+        operators = operators_of(self.model, self.layers)
+        own = {f"model.{layer}.{MERGING}.{n}" for layer, op in operators.items() for n in op.no_weight_decay()}
+        timms = getattr(self.model, "no_weight_decay", set)()
+        return own | {f"model.{name}" for name in timms}
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    """Load a timm checkpoint; a classifier of another width is left as initialised, anything else must match."""
+    if not path.is_file():
+        raise InputError(f"the checkpoint must be a file, but {path} is not")
+    try:
+        state = load_state_dict(str(path), weights_only=True)
+    except Exception as error:  # timm passes on whatever pickle, zip and safetensors raise
+        raise InputError(f"the checkpoint {path} cannot be read: {_first_line(error)}") from error
+    wanted = model.state_dict()
+    classifier = tuple(f"{name}." for name in _as_tuple(model.pretrained_cfg.get("classifier")))
+    for name in [name for name in state if name.startswith(classifier) and name in wanted]:
+        if state[name].shape != wanted[name].shape:
+            state[name] = wanted[name]
+    wrong = sorted(
+        name for name in wanted.keys() | state.keys()
+        if name not in wanted or name not in state or state[name].shape != wanted[name].shape
+    )
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise InputError(
+            f"the checkpoint {path} does not fit the backbone: missing, unknown or of another shape are "
+            f"{', '.join(wrong[:3])}{more}"
+        )
+    model.load_state_dict(state)
+
+
+def _as_tuple(names: object) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names) if isinstance(names, list | tuple) else ()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0]

@@ -1,0 +1,176 @@
+"""Training steps on shared weights: the warm-up of the supernet, and the short proxy training of one trial."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ltmsearch.errors import TrialDiverged
+from ltmsearch.runtime import Runtime
+from ltmsearch.schedule import MergeSchedule
+from ltmsearch.supernet import Supernet
+
+WEIGHT_DECAY = 0.01
+CLIP_NORM = 5.0
+"""Largest norm of the gradient of one step."""
+LABEL_SMOOTHING = 0.1
+LR_FLOOR = 0.05
+"""The learning rate ends at this share of its peak."""
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+"""(B, 3, height, width) images and (B,) labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmUp:
+    """The supernet's training before the first trial: the plain net alone, then the sandwich rule."""
+
+    base_steps: int
+    """Steps of the plain net on labels."""
+    base_img_size: int
+    """Side in pixels to which images are shrunk in these steps; a net learns its first features there at a fraction
+    of the cost (progressive resizing: Tan & Le, "EfficientNetV2", 2021, section 4.2)."""
+    sandwich_steps: int
+    """Steps in which subnets learn to match the plain net."""
+    subnets: int
+    """Random schedules per sandwich step, beside the plain net and the cheapest schedule."""
+    lr: float
+    """Peak learning rate (AdamW)."""
+
+    @property
+    def steps(self) -> int:
+        """All steps."""
+        return self.base_steps + self.sandwich_steps
+
+
+def make_optimizer(supernet: Supernet, lr: float) -> Optimizer:
+    """AdamW by timm's factory: no weight decay on biases, norms and what the operators exempt."""
+    return create_optimizer_v2(supernet, opt="adamw", lr=lr, weight_decay=WEIGHT_DECAY)
+
+
+def warm_up(
+    supernet: Supernet,
+    plan: WarmUp,
+    *,
+    batches: Batches,
+    cheapest: MergeSchedule,
+    draw: Callable[[np.random.Generator], MergeSchedule],
+    seed: int,
+    runtime: Runtime,
+) -> Iterator[float]:
+    """Train the shared weights; yields the plain net's loss after every step.
+
+    In a sandwich step the plain net learns from labels, the cheapest schedule and a few random ones learn from the
+    plain net's logits, and the gradients of all add up to one step (Yu & Huang, "Universally Slimmable Networks", 2019:
+    sandwich rule and in-place distillation).
+
+    Args:
+        supernet: Trained in place.
+        plan: Numbers of steps and the learning rate.
+        batches: One per step.
+        cheapest: The schedule of least cost.
+        draw: Draws a random schedule.
+        seed: Of the schedules.
+        runtime: Device and number format.
+
+    Raises:
+        TrialDiverged: If the loss is not finite.
+    """
+    rng = np.random.default_rng(seed)
+    optimizer = make_optimizer(supernet, plan.lr)
+    lr = CosineLRScheduler(
+        optimizer,
+        t_initial=max(plan.steps, 1),
+        lr_min=LR_FLOOR * plan.lr,
+        warmup_t=min(20, plan.steps // 10),
+        warmup_lr_init=LR_FLOOR * plan.lr,
+        t_in_epochs=False,
+    )
+    supernet.train()
+    for step, (images, labels) in enumerate(batches):
+        sandwich = step >= plan.base_steps
+        if not sandwich:
+            images = shrunk(images, plan.base_img_size)
+        images, labels = runtime.images(images), labels.to(runtime.device)
+        lr.step_update(step)
+        loss, logits = _label_loss(supernet, images, labels, runtime)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if sandwich:
+            schedules = [cheapest, *(draw(rng) for _ in range(plan.subnets))]
+            _match(supernet, images, logits.detach().softmax(dim=1), schedules, runtime)
+        _step(supernet, optimizer, loss, what="the warm-up")
+        yield float(loss.detach())
+
+
+def shrunk(images: Tensor, img_size: int) -> Tensor:
+    """(B, 3, S, S) images at a smaller size; as they are where they are no larger."""
+    if images.shape[-1] <= img_size:
+        return images
+    return F.interpolate(images, size=(img_size, img_size), mode="bilinear", antialias=True)
+
+
+def proxy_train(
+    supernet: Supernet, schedule: MergeSchedule, batches: Batches, *, lr: float, runtime: Runtime
+) -> float | None:
+    """The proxy training of one trial: a few steps of one subnet on labels, in place.
+
+    Args:
+        supernet: Its shared weights are trained.
+        schedule: The subnet.
+        batches: One per step.
+        lr: Constant learning rate (AdamW).
+        runtime: Device and number format.
+
+    Returns:
+        Mean loss over the steps, None without steps.
+
+    Raises:
+        TrialDiverged: If the loss is not finite.
+    """
+    optimizer = make_optimizer(supernet, lr)
+    supernet.train()
+    losses = []
+    with supernet.active(schedule):
+        for images, labels in batches:
+            loss, _ = _label_loss(supernet, runtime.images(images), labels.to(runtime.device), runtime)
+            loss.backward()
+            _step(supernet, optimizer, loss, what="the proxy training")
+            losses.append(float(loss.detach()))
+    return sum(losses) / len(losses) if losses else None
+
+
+def _label_loss(
+    supernet: Supernet, images: Tensor, labels: Tensor, runtime: Runtime
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy under the active schedule, and the (B, classes) float32 logits."""
+    with runtime.autocast():
+        logits = supernet(images)
+    return F.cross_entropy(logits.float(), labels, label_smoothing=LABEL_SMOOTHING), logits.float()
+
+
+def _match(
+    supernet: Supernet, images: Tensor, target: Tensor, schedules: Sequence[MergeSchedule], runtime: Runtime
+) -> None:
+    """Add the gradients of subnets that match the plain net's (B, classes) probabilities."""
+    for schedule in schedules:
+        with supernet.active(schedule), runtime.autocast():
+            logits = supernet(images)
+        loss = F.cross_entropy(logits.float(), target)
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _step(supernet: Supernet, optimizer: Optimizer, loss: Tensor, *, what: str) -> None:
+    norm = torch.nn.utils.clip_grad_norm_(supernet.parameters(), CLIP_NORM)
+    finite = math.isfinite(float(loss.detach())) and math.isfinite(float(norm))
+    if finite:
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    if not finite:
+        raise TrialDiverged(f"{what} diverged: the loss or its gradient is not finite")

@@ -1,0 +1,124 @@
+"""One trial: Optuna suggests a schedule, the supernet answers with a short proxy training."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import optuna
+import torch
+from torch import Tensor, nn
+
+from ltmsearch.data import ImageData
+from ltmsearch.evaluation import Score, batchnorm_kept, recalibrate, score
+from ltmsearch.runtime import Runtime
+from ltmsearch.schedule import MergeSchedule
+from ltmsearch.settings import ResolvedSettings
+from ltmsearch.space import SearchSpace
+from ltmsearch.supernet import Supernet
+from ltmsearch.training import proxy_train
+
+SCORING_BATCH = 32
+"""Images per forward pass when nothing is trained."""
+
+
+def suggest(trial: optuna.Trial, space: SearchSpace) -> list[int]:
+    """(L) choice indices; one integer per layer is the encoding that samplers do best with."""
+    return [
+        trial.suggest_int(layer, 0, len(options) - 1)
+        for layer, options in zip(space.layers, space.choices, strict=True)
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult:
+    """What one trial gives back."""
+
+    weights: dict[str, Tensor]
+    """The trained parameters W', by name; empty if there was no training."""
+    score: Score
+    """On the validation images."""
+    train_loss: float | None
+    """Mean loss of the proxy training."""
+    seconds: float
+    """Wall time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """Answers trials on one device. It holds no state between them beside the supernet it works in."""
+
+    supernet: Supernet
+    data: ImageData
+    runtime: Runtime
+    settings: ResolvedSettings
+    """Of the study."""
+
+    def evaluate(
+        self, weights: Mapping[str, Tensor], schedule: MergeSchedule, *, seed: int, steps: int | None = None
+    ) -> TrialResult:
+        """Start from shared weights, train the subnet for a few steps, recalibrate, score.
+
+        BatchNorm statistics come back as they were: only the result carries anything away.
+
+        Args:
+            weights: The shared parameters W, by name.
+            schedule: The subnet.
+            seed: Of the training images.
+            steps: Training steps; None: `settings.proxy_steps`.
+
+        Raises:
+            TrialDiverged: If the loss is not finite.
+        """
+        start = time.perf_counter()
+        settings = self.settings
+        steps = settings.proxy_steps if steps is None else steps
+        load_parameters(self.supernet, weights)
+        with batchnorm_kept(self.supernet):
+            loss = None
+            if steps:
+                batches = self.data.train_batches(batch_size=settings.batch_size, steps=steps, seed=seed)
+                loss = proxy_train(self.supernet, schedule, batches, lr=settings.proxy_lr, runtime=self.runtime)
+            result = self.score(schedule, images=settings.val_images)
+        return TrialResult(
+            weights=parameters(self.supernet) if steps else {},
+            score=result,
+            train_loss=loss,
+            seconds=time.perf_counter() - start,
+        )
+
+    def score(self, schedule: MergeSchedule, *, images: int) -> Score:
+        """Score the supernet's present weights under a schedule, with BatchNorm statistics of its own.
+
+        Args:
+            schedule: The subnet.
+            images: How many of the fixed validation images.
+        """
+        calibration = self.data.calibration_batches(batch_size=SCORING_BATCH)
+        validation = self.data.validation_batches(batch_size=SCORING_BATCH, limit=images)
+        with self.supernet.active(schedule), batchnorm_kept(self.supernet):
+            recalibrate(self.supernet, calibration, self.runtime)
+            return score(self.supernet, validation, self.runtime)
+
+    def recalibrated_subnet(self, schedule: MergeSchedule) -> nn.Module:
+        """The stand-alone subnet of the supernet's present weights, with BatchNorm statistics of its own."""
+        subnet = self.supernet.extract(schedule)
+        recalibrate(subnet, self.data.calibration_batches(batch_size=SCORING_BATCH), self.runtime)
+        return subnet
+
+
+def parameters(supernet: Supernet) -> dict[str, Tensor]:
+    """A copy of the shared parameters, by name."""
+    return {name: parameter.detach().clone() for name, parameter in supernet.named_parameters()}
+
+
+def load_parameters(supernet: Supernet, weights: Mapping[str, Tensor]) -> None:
+    """Overwrite the supernet's parameters."""
+    with torch.no_grad():
+        for name, parameter in supernet.named_parameters():
+            parameter.copy_(weights[name])
+
+
+def moved(weights: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """W + share · (W' − W): the shared parameters after a trial that trained them to W'."""
+    return {name: torch.lerp(value, trained[name], share) for name, value in weights.items()}
+

@@ -1,0 +1,280 @@
+import io
+import os
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import pytest
+from rich.console import Console
+
+from ltmsearch import report
+from ltmsearch.records import TrialRecord
+from ltmsearch.report import front_figure, front_picture, print_front, write_front
+
+LAYERS = ("stages.2.1.transformer.0", "stages.2.1.transformer.1", "stages.3.1.transformer.0")
+BUDGET = 1.2
+
+
+def trial(number: int, gflops: float, top1: float | None, rescored: float | None = None, **fields: Any) -> TrialRecord:
+    """A searched trial; without a top-1 it was over budget."""
+    defaults: dict[str, Any] = {
+        "kind": "searched",
+        "state": "over budget" if top1 is None else "scored",
+        "feasible": gflops <= BUDGET,
+        "top1_se": None if top1 is None else 1.1,
+        "loss": None if top1 is None else 0.9,
+        "rescored_top1_se": None if rescored is None else 0.7,
+        "rescored_loss": None if rescored is None else 0.8,
+        "keep_ratios": dict(zip(LAYERS, (1.0, 0.5, 0.7), strict=True)),
+    }
+    return TrialRecord(trial=number, gflops=gflops, top1=top1, rescored_top1=rescored, **(defaults | fields))
+
+
+PLAIN = trial(0, 1.5467, 86.0, 87.0, kind="baseline", label="plain", keep_ratios=dict.fromkeys(LAYERS, 1.0))
+UNIFORM = trial(1, 1.15, 79.0, 81.0, kind="baseline", label="uniform 0.5", keep_ratios=dict.fromkeys(LAYERS, 0.5))
+START_UP = trial(2, 1.10, 78.0, 80.0, kind="start-up")
+BEST = trial(3, 1.18, 82.0, 84.0, ib_weight=0.125, supernet_version=17)
+OPEN = trial(4, 1.17, 77.0)
+OVER = trial(5, 1.21, None)
+FAR_OVER = trial(6, 1.48, None)
+FAILED = trial(7, 1.12, None, state="failed", feasible=True)
+USELESS = trial(8, 1.14, 11.0, 12.0)
+RECORDS = [BEST, PLAIN, UNIFORM, START_UP, OPEN, OVER, FAR_OVER, FAILED, USELESS]
+
+
+def trace(figure: go.Figure, name: str) -> go.Scatter:
+    return next(t for t in figure.data if t.name == name)
+
+
+def test_every_record_is_in_one_set_of_marks() -> None:
+    assert front_picture(RECORDS, budget_gflops=BUDGET).marks == {
+        ("searched", True): (BEST, USELESS),
+        ("searched", False): (OPEN,),
+        ("start-up", True): (START_UP,),
+        ("baseline", True): (PLAIN, UNIFORM),
+        ("over budget", False): (OVER, FAR_OVER),
+        ("failed", False): (FAILED,),
+    }
+
+
+def test_the_step_line_is_the_best_known_at_each_cost() -> None:
+    picture = front_picture(RECORDS, budget_gflops=BUDGET)
+    assert picture.front == (START_UP, UNIFORM, BEST)
+    assert picture.step == ((1.10, 80), (1.15, 80), (1.15, 81), (1.18, 81), (1.18, 84), (1.2, 84))
+    assert front_picture(RECORDS).step[-1] == (1.18, 84)
+
+
+def test_the_view_is_on_the_front_and_tells_what_is_outside() -> None:
+    picture = front_picture(RECORDS, budget_gflops=BUDGET)
+    assert 1.05 < picture.x_range[0] < 1.10
+    assert BUDGET < picture.x_range[1] < 1.25
+    # The plain net's score is in view although its cost is not; a trial at 12 % does not flatten the others.
+    assert 70 < picture.y_range[0] < 77.0
+    assert 87.0 < picture.y_range[1] < 92
+    assert picture.beyond == (PLAIN,)
+    assert picture.hidden == (FAR_OVER, USELESS)
+
+
+def test_a_plain_net_near_the_budget_is_simply_in_view() -> None:
+    near = trial(0, 1.235, 86.0, 87.0, kind="baseline", label="plain")
+    picture = front_picture([near, *RECORDS[2:]], budget_gflops=BUDGET)
+    assert picture.beyond == ()
+    assert picture.x_range[0] < near.gflops < picture.x_range[1]
+
+
+@pytest.mark.parametrize("records", [[], [OVER, FAR_OVER], [OPEN], [PLAIN]], ids=["none", "rejected", "open", "plain"])
+@pytest.mark.parametrize("budget", [None, BUDGET])
+def test_a_study_with_hardly_any_trial_can_be_drawn(records: list[TrialRecord], budget: float | None) -> None:
+    picture = front_picture(records, budget_gflops=budget)
+    assert picture.x_range[0] < picture.x_range[1]
+    assert picture.y_range[0] < picture.y_range[1]
+    assert picture.front == ()
+    assert picture.hidden == ()
+    assert front_figure(records, title="few", img_size=224, budget_gflops=budget).layout.title.text == "few"
+
+
+def test_labels_name_the_front_and_the_baselines_where_they_cover_least() -> None:
+    labels = {
+        record.trial: (words, side) for record, words, side in front_picture(RECORDS, budget_gflops=BUDGET).labels
+    }
+    assert {number: words for number, (words, _) in labels.items()} == {1: "uniform 0.5", 2: "2", 3: "3"}
+    assert labels[3][1] == "top left"
+    assert labels[1][1].startswith("top")  # on the front, beside the step line
+
+
+def test_a_mark_where_words_would_stand_sends_them_to_another_side() -> None:
+    picture = front_picture(RECORDS, budget_gflops=BUDGET)
+    width, height = (high - low for low, high in (picture.x_range, picture.y_range))
+    in_the_way = trial(20, BEST.gflops - 0.015 * width, 84.0 + 0.05 * height)
+    moved = front_picture([*RECORDS, in_the_way], budget_gflops=BUDGET)
+    assert (moved.x_range, moved.y_range) == (picture.x_range, picture.y_range)
+    assert {record.trial: side for record, _, side in moved.labels}[3] == "top right"
+
+
+def test_the_figure_shows_the_record() -> None:
+    figure = front_figure(RECORDS, title="mobilevit_s", img_size=224, budget_gflops=BUDGET)
+    assert figure.layout.title.text == "mobilevit_s"
+    assert "224 px" in figure.layout.xaxis.title.text
+    picture = front_picture(RECORDS, budget_gflops=BUDGET)
+    assert figure.layout.xaxis.range == picture.x_range
+    assert figure.layout.yaxis.range == picture.y_range
+    assert trace(figure, "searched").y == (84.0, 12.0)
+    assert trace(figure, "rejected: over budget").x == (1.21, 1.48)
+    assert trace(figure, "rejected: over budget").yaxis == "y2"
+    assert trace(figure, "front, ± 1 standard error").error_y.array == (0.7, 0.7, 0.7)
+    named = [t.name for t in figure.data if t.showlegend is not False]
+    assert sorted(named) == sorted(
+        ["searched", "start-up", "baseline", "rejected: over budget", "failed", "front, ± 1 standard error"]
+    )
+    words = " ".join(annotation.text for annotation in figure.layout.annotations)
+    assert "budget<br>1.2 GFLOPs" in words
+    assert "plain: 87.0 %<br>1.5467 GFLOPs →" in words
+    assert "1 without a score, 1 scored" in figure.layout.title.subtitle.text
+
+
+def test_groups_are_told_apart_by_shape_and_by_filling() -> None:
+    marks = {}
+    for t in front_figure(RECORDS, title="t", img_size=224).data:
+        if t.name and t.marker.symbol:
+            marks[t.name, t.showlegend] = t.marker.symbol, t.marker.size
+    assert len(set(marks.values())) == len(marks)
+    assert marks["searched", True][0] == "circle"
+    assert marks["searched", False][0] == "circle-open"
+
+
+def test_hovering_tells_everything_about_a_trial() -> None:
+    figure = front_figure(RECORDS, title="t", img_size=224, budget_gflops=BUDGET)
+    assert trace(figure, "searched").hovertext[0].split("<br>") == [
+        "<b>trial 3</b>, searched",
+        "1.1800 GFLOPs at 224 px",
+        "top-1 84.0 ± 0.7 %",
+        "loss 0.8000",
+        "IB weight 0.125",
+        "ran with weights version 17",
+        "keep ratios, 1 = plain:",
+        "  stages.2.1.transformer: 1 .5",
+        "  stages.3.1.transformer: .7",
+    ]
+    assert "over budget: no score" in trace(figure, "rejected: over budget").hovertext[0]
+    opened = next(t for t in figure.data if t.name == "searched" and t.showlegend is False)
+    assert "top-1 77.0 ± 1.1 % when it ran" in opened.hovertext[0]
+    slow = front_figure([trial(0, 1.1, 80.0, latency_ms=12.345)], title="t", img_size=224)
+    assert "1.1000 GFLOPs at 224 px, 12.35 ms" in slow.data[0].hovertext[0]
+
+
+def test_the_page_needs_no_network(tmp_path: Path) -> None:
+    written = write_front(RECORDS, tmp_path / "run", title="a <b> & c", img_size=224, budget_gflops=BUDGET, png=False)
+    assert written.paths == (tmp_path / "run" / "front.html",)
+    assert written.note is None
+    page = written.paths[0].read_text(encoding="utf-8")
+    assert len(page.encode()) < 6_000_000
+    # The tags of the page itself; the bundled plotly.js holds tags in its strings.
+    scripts = re.findall(r"<script\b[^>]*>", page)
+    assert scripts
+    assert not [tag for tag in scripts if "src=" in tag]
+    assert not re.findall(r"<link\b[^>]*>", page.partition("<script")[0])
+    assert "<title>a &lt;b&gt; &amp; c</title>" in page
+    assert "Plotly.newPlot" in page
+    assert os.listdir(tmp_path / "run") == ["front.html"]
+
+
+def test_without_a_browser_the_page_is_written_and_a_note_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "no-such-browser"))
+    (tmp_path / "front.png").write_bytes(b"old")
+    written = write_front(RECORDS, tmp_path, title="t", img_size=224)
+    assert written.paths == (tmp_path / "front.html",)
+    assert written.note is not None
+    assert "needs Chrome or Chromium" in written.note
+    assert written.note.endswith("the one that is there is older")
+    assert "\n" not in written.note
+    assert (tmp_path / "front.png").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    ("program", "seconds", "said"),
+    [
+        ("import time; time.sleep(60)", 0.5, "took more than 0.5 s"),
+        ("raise OSError('no libnss3.so')", 60, "failed with 'OSError: no libnss3.so'"),
+    ],
+    ids=["hangs", "breaks"],
+)
+def test_a_browser_that_hangs_or_breaks_ends_in_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, seconds: float, said: str
+) -> None:
+    monkeypatch.setattr(report, "_PNG_PROGRAM", program)
+    monkeypatch.setattr(report, "PNG_SECONDS", seconds)
+    written = write_front([OPEN], tmp_path, title="t", img_size=224)
+    assert written.note is not None
+    assert said in written.note
+    assert os.listdir(tmp_path) == ["front.html"]
+
+
+def test_a_drawn_png_is_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Stands in for the browser: gets the figure as JSON and a target, as the real program does.
+    program = "import json, sys; json.load(open(sys.argv[1]))['data']; open(sys.argv[2], 'wb').write(b'PNG')"
+    monkeypatch.setattr(report, "_PNG_PROGRAM", program)
+    written = write_front([OPEN], tmp_path, title="t", img_size=224)
+    assert written.paths == (tmp_path / "front.html", tmp_path / "front.png")
+    assert written.note is None
+    assert (tmp_path / "front.png").read_bytes() == b"PNG"
+
+
+@pytest.mark.slow
+def test_a_browser_draws_the_png(tmp_path: Path) -> None:
+    written = write_front(RECORDS, tmp_path, title="t", img_size=224, budget_gflops=BUDGET)
+    if written.note is not None and "needs Chrome" in written.note:
+        pytest.skip(written.note)
+    assert written.note is None
+    header = (tmp_path / "front.png").read_bytes()[:24]
+    assert header[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", header[16:]) == (2000, 1240)
+
+
+def printed(records: list[TrialRecord], **options: Any) -> list[str]:
+    stream = io.StringIO()
+    print_front(Console(file=stream, width=80), records, **options)
+    return stream.getvalue().splitlines()
+
+
+def test_the_table_lists_the_front_and_then_what_to_compare_it_with() -> None:
+    lines = printed([*RECORDS, trial(9, 1.0, 60.0, 61.0, kind="baseline", label="uniform 0.3")], budget_gflops=BUDGET)
+    assert "budget 1.2 GFLOPs" in lines[0]
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+    assert rows == [
+        ["3", "1.1800", "84.0 ± 0.7", "0.8000", "1 .5 | .7"],
+        ["1", "1.1500", "81.0 ± 0.7", "0.8000", ".5 .5 | .5"],
+        ["2", "1.1000", "80.0 ± 0.7", "0.8000", "1 .5 | .7"],
+        ["9", "1.0000", "61.0 ± 0.7", "0.8000", "1 .5 | .7"],
+        ["0", "1.5467", "87.0 ± 0.7", "0.8000", "plain (over budget)"],
+        ["1", "1.1500", "81.0 ± 0.7", "0.8000", "uniform 0.5"],
+    ]
+    assert "\x1b" not in "".join(lines)
+
+
+def test_the_table_fits_80_columns_with_many_layers() -> None:
+    ratios = {f"blocks.{i}": 0.875 for i in range(24)}
+    lines = printed([trial(12345, 117.1234, 80.0, 81.0, feasible=True, rescored_loss=12.3456, keep_ratios=ratios)])
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    assert all(cell in text for cell in ("12345", "117.1234", "81.0 ± 0.7", "12.3456"))
+    assert text.count(".875") == 24
+
+
+def test_the_table_says_when_scores_are_not_final() -> None:
+    lines = printed([trial(1, 1.15, 79.0, kind="baseline", label="uniform 0.5"), OPEN])
+    assert "No front yet" in lines[0]
+    assert any("79.0 ± 1.1*" in line for line in lines)
+    assert "* scored when the trial ran" in lines[-1]
+    assert "*" not in "".join(printed(RECORDS))
+
+
+def test_drawing_needs_neither_torch_nor_optuna() -> None:
+    code = "import sys, ltmsearch.report; print(sorted({'torch', 'optuna', 'timm', 'kaleido'} & set(sys.modules)))"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
