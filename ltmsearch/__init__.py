@@ -39,6 +39,4 @@ def __getattr__(name: str) -> Any:
 
 @wrapt.when_imported("timm")
 def _register(_timm: object) -> None:
-    from ltmsearch.backbones import register_with_timm
-
-    register_with_timm()
+    import_module("ltmsearch.backbones")  # registers when it is imported, which may be going on right now

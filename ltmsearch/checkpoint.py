@@ -1,4 +1,4 @@
-"""The shared weights on disk: safetensors with the state of the search in the same file, so that both change at once."""
+"""The shared weights on disk: safetensors with the state of the search in its header, so that both change at once."""
 
 import hashlib
 import json

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Optional
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -65,72 +65,72 @@ def _options(
 
 @app.command()
 def run(
-    backbone: Annotated[Optional[str], typer.Option(help="timm name, e.g. mobilevit_s.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="timm name, e.g. mobilevit_s.")] = None,
     budget_gflops: Annotated[
-        Optional[float], typer.Option(help="Largest cost of one image at --img-size, in 1e9 multiply-adds.")
+        float | None, typer.Option(help="Largest cost of one image at --img-size, in 1e9 multiply-adds.")
     ] = None,
-    img_size: Annotated[Optional[int], typer.Option(help="Side in pixels that costs are counted for. [224]")] = None,
+    img_size: Annotated[int | None, typer.Option(help="Side in pixels that costs are counted for. [224]")] = None,
     data_dir: Annotated[
-        Optional[str], typer.Option(help="Image folder with train/ and validation/ (or val/), one folder per class.")
+        str | None, typer.Option(help="Image folder with train/ and validation/ (or val/), one folder per class.")
     ] = None,
     dataset: Annotated[
-        Optional[str], typer.Option(help="digits (built in), folder, or a timm data set name. [digits]")
+        str | None, typer.Option(help="digits (built in), folder, or a timm data set name. [digits]")
     ] = None,
-    operator: Annotated[Optional[str], typer.Option(help="Merging operator: ltm, pool or tome. [ltm]")] = None,
-    space: Annotated[Optional[str], typer.Option(help="Search-space file. [that of the backbone's family]")] = None,
-    trials: Annotated[Optional[int], typer.Option(help="Trained trials, baselines included. [24]")] = None,
-    timeout: Annotated[Optional[float], typer.Option(help="Begin no new trial after this many seconds.")] = None,
-    sampler: Annotated[Optional[str], typer.Option(help="auto, tpe, gp, nsga2 or random. [auto: tpe]")] = None,
-    seed: Annotated[Optional[int], typer.Option(help="Of everything random. [0]")] = None,
-    pretrained: Annotated[Optional[bool], typer.Option("--pretrained", help="Start from timm's weights.")] = None,
-    checkpoint: Annotated[Optional[str], typer.Option(help="Start from the weights in this timm checkpoint.")] = None,
-    device: Annotated[Optional[str], typer.Option(help="auto, cpu, cuda, cuda:1, … [auto]")] = None,
-    precision: Annotated[Optional[str], typer.Option(help="auto, fp32 or bf16. [auto: measured]")] = None,
-    study: Annotated[Optional[str], typer.Option(help="Name of the study. [from backbone, budget and data]")] = None,
-    out: Annotated[Optional[str], typer.Option(help="Run directory. [runs/<study>]")] = None,
+    operator: Annotated[str | None, typer.Option(help="Merging operator: ltm, pool or tome. [ltm]")] = None,
+    space: Annotated[str | None, typer.Option(help="Search-space file. [that of the backbone's family]")] = None,
+    trials: Annotated[int | None, typer.Option(help="Trained trials, baselines included. [24]")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Begin no new trial after this many seconds.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="auto, tpe, gp, nsga2 or random. [auto: tpe]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random. [0]")] = None,
+    pretrained: Annotated[bool | None, typer.Option("--pretrained", help="Start from timm's weights.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Start from the weights in this timm checkpoint.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, … [auto]")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16. [auto: measured]")] = None,
+    study: Annotated[str | None, typer.Option(help="Name of the study. [from backbone, budget and data]")] = None,
+    out: Annotated[str | None, typer.Option(help="Run directory. [runs/<study>]")] = None,
     config: Annotated[
-        Optional[str], typer.Option(help="YAML file of settings, or a shipped study; options here win.")
+        str | None, typer.Option(help="YAML file of settings, or a shipped study; options here win.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no table.")] = False,
-    batch_size: Annotated[Optional[int], typer.Option(help="Images per training step.", rich_help_panel="Proxy")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per training step.", rich_help_panel="Proxy")] = None,
     base_steps: Annotated[
-        Optional[int], typer.Option(help="Warm-up steps of the plain net alone.", rich_help_panel="Proxy")
+        int | None, typer.Option(help="Warm-up steps of the plain net alone.", rich_help_panel="Proxy")
     ] = None,
     base_img_size: Annotated[
-        Optional[int], typer.Option(help="Side of the images in these steps.", rich_help_panel="Proxy")
+        int | None, typer.Option(help="Side of the images in these steps.", rich_help_panel="Proxy")
     ] = None,
     sandwich_steps: Annotated[
-        Optional[int],
+        int | None,
         typer.Option(help="Warm-up steps in which subnets match the plain net.", rich_help_panel="Proxy"),
     ] = None,
     sandwich_subnets: Annotated[
-        Optional[int], typer.Option(help="Random subnets per such step. [1]", rich_help_panel="Proxy")
+        int | None, typer.Option(help="Random subnets per such step. [1]", rich_help_panel="Proxy")
     ] = None,
     warmup_lr: Annotated[
-        Optional[float], typer.Option(help="Peak learning rate of the warm-up. [0.001]", rich_help_panel="Proxy")
+        float | None, typer.Option(help="Peak learning rate of the warm-up. [0.001]", rich_help_panel="Proxy")
     ] = None,
     proxy_img_size: Annotated[
-        Optional[int], typer.Option(help="Side of the images of trials.", rich_help_panel="Proxy")
+        int | None, typer.Option(help="Side of the images of trials.", rich_help_panel="Proxy")
     ] = None,
-    proxy_steps: Annotated[Optional[int], typer.Option(help="Training steps of a trial.", rich_help_panel="Proxy")] = None,
+    proxy_steps: Annotated[int | None, typer.Option(help="Training steps of a trial.", rich_help_panel="Proxy")] = None,
     proxy_lr: Annotated[
-        Optional[float], typer.Option(help="Learning rate of a trial. [0.0002]", rich_help_panel="Proxy")
+        float | None, typer.Option(help="Learning rate of a trial. [0.0002]", rich_help_panel="Proxy")
     ] = None,
     update_share: Annotated[
-        Optional[float],
+        float | None,
         typer.Option(help="Share of a trial's change that the shared weights keep. [0.5]", rich_help_panel="Proxy"),
     ] = None,
     calibration_images: Annotated[
-        Optional[int], typer.Option(help="Images that BatchNorm is recalibrated on.", rich_help_panel="Proxy")
+        int | None, typer.Option(help="Images that BatchNorm is recalibrated on.", rich_help_panel="Proxy")
     ] = None,
     val_images: Annotated[
-        Optional[int], typer.Option(help="Validation images that score a trial.", rich_help_panel="Proxy")
+        int | None, typer.Option(help="Validation images that score a trial.", rich_help_panel="Proxy")
     ] = None,
     rescore_candidates: Annotated[
-        Optional[int], typer.Option(help="Trials scored again at the end. [8]", rich_help_panel="Proxy")
+        int | None, typer.Option(help="Trials scored again at the end. [8]", rich_help_panel="Proxy")
     ] = None,
     rescore_images: Annotated[
-        Optional[int], typer.Option(help="Validation images of that.", rich_help_panel="Proxy")
+        int | None, typer.Option(help="Validation images of that.", rich_help_panel="Proxy")
     ] = None,
 ) -> None:
     """Search: which layers merge, and how much, under a budget. The same command continues a study.
@@ -172,7 +172,7 @@ def space(
     backbone: Backbone,
     img_size: ImgSize = 224,
     operator: Operator = "ltm",
-    space: Annotated[Optional[str], typer.Option(help="Search-space file.")] = None,
+    space: Annotated[str | None, typer.Option(help="Search-space file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a backbone's layers, tokens, shares of the cost, what merging saves, and the reachable range.
@@ -192,7 +192,7 @@ def space(
 def cost(
     backbone: Backbone,
     keep: Annotated[
-        Optional[str], typer.Option(help="Keep ratios in the layers' order, e.g. 0.7,1,0.5,… or one for all.")
+        str | None, typer.Option(help="Keep ratios in the layers' order, e.g. 0.7,1,0.5,… or one for all.")
     ] = None,
     img_size: ImgSize = 224,
     operator: Operator = "ltm",
@@ -205,9 +205,7 @@ def cost(
     """
     from ltmsearch.inspection import describe_cost, print_cost
 
-    record = describe_cost(
-        backbone, keep=_ratios(keep), img_size=img_size, operator=operator, num_classes=num_classes
-    )
+    record = describe_cost(backbone, keep=_ratios(keep), img_size=img_size, operator=operator, num_classes=num_classes)
     if as_json:
         typer.echo(json.dumps(record.as_dict(), indent=2))
     else:
@@ -250,9 +248,9 @@ def front(run: Run, as_json: AsJson = False) -> None:
 @app.command()
 def export(
     run: Run,
-    trial: Annotated[Optional[int], typer.Option(help="This trial.")] = None,
-    top: Annotated[Optional[int], typer.Option(help="The best K of the front.", min=1)] = None,
-    under_gflops: Annotated[Optional[float], typer.Option(help="The best of the front up to this cost.")] = None,
+    trial: Annotated[int | None, typer.Option(help="This trial.")] = None,
+    top: Annotated[int | None, typer.Option(help="The best K of the front.", min=1)] = None,
+    under_gflops: Annotated[float | None, typer.Option(help="The best of the front up to this cost.")] = None,
     weights: Annotated[bool, typer.Option("--weights", help="Also the subnet's weights, as safetensors.")] = False,
 ) -> None:
     """Write recipes, and on request weights, of chosen trials into RUN/export/<trial>/; without a choice the best.
@@ -275,7 +273,7 @@ def dashboard(
 
     Example: ltmsearch dashboard runs/my-study --port 8080
     """
-    from ltmsearch.study import serve_dashboard
+    from ltmsearch.storage import serve_dashboard
 
     _say(Console(), f"dashboard of {run} on http://{host}:{port}/ (Ctrl-C ends it)")
     serve_dashboard(run, host=host, port=port)

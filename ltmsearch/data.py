@@ -2,8 +2,7 @@
 
 Where images come from is timm's business (`timm.data.create_dataset`), and so is what is done to them
 (`timm.data.create_transform`). Added here: errors a user can act on, unreadable images left out and named, small sets
-kept in memory, and batches that depend on their seed alone: not on the global random state, which they leave as it
-was, nor on the memory limit or the number of workers.
+kept in memory, and batches that depend on their seed alone: not on memory, workers or the global random state.
 
 Shapes: B images per batch, S `img_size`.
 """
@@ -29,8 +28,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms import Normalize, Resize
 
-from .digits import CLASS_NAMES, SPLITS, ClutteredDigits
-from .errors import InputError, unknown_name
+from ltmsearch.digits import CLASS_NAMES, SPLITS, ClutteredDigits
+from ltmsearch.errors import InputError, unknown_name
 
 DIGITS_TRAIN_IMAGES = 10_000  # more than a trial sees, so that it sees few scenes twice
 TRAIN_CROP = (0.35, 1.0)  # share of the area; proxy trainings are too short to profit from timm's 0.08
@@ -92,10 +91,10 @@ class _Images:
     def check(self, indices: Sequence[int], on_progress: Callable[[int, int], None] | None = None) -> None:
         """Reads images to note which can be: all of each, for a truncated file shows only at its end."""
         with ThreadPoolExecutor(CPUS) as pool:  # Pillow lets other threads run while it decodes
-            for done, (index, pixels) in enumerate(zip(indices, pool.map(self.pixels, indices), strict=True)):
+            for done, (index, pixels) in enumerate(zip(indices, pool.map(self.pixels, indices), strict=True), 1):
                 (self.unreadable if pixels is None else self.readable).add(index)
                 if on_progress is not None:
-                    on_progress(done + 1, len(indices))
+                    on_progress(done, len(indices))
 
     def choose(self, number: int, *, seed: int) -> list[int]:
         """`number` readable images or all there are, as balanced over the classes as can be."""
@@ -154,8 +153,7 @@ class ImageData:
     def calibration_batches(self, *, batch_size: int) -> Iterator[Tensor]:
         """Some training images, the same at each call, as evaluation sees them: float32 (B, 3, S, S)."""
         keys = self.calibration_keys
-        batches = self._batches(self.train, self.eval_transform, iter(keys), len(keys), batch_size)
-        return (images for images, _ in batches)
+        return (batch for batch, _ in self._batches(self.train, self.eval_transform, iter(keys), len(keys), batch_size))
 
     def validation_batches(self, *, batch_size: int, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """The validation images, or the first `limit`, always in one order: float32 (B, 3, S, S), int64 (B,).
@@ -227,10 +225,9 @@ def load_data(
     Args:
         dataset: "digits" (built in), "folder", or timm's "torch/<name>" (from disk) or "hfds/<name>".
         data_dir: The image folder, with train/ and validation/ (or val/, valid/) and in each a folder per class; or
-            where the named data set lies. The built-in digits need none.
+            where the named data set lies. None for the built-in digits.
         img_size: Side of the images given out, in pixels.
-        mean: Subtracted from each channel, on a scale from 0 to 1; the result is divided by `std`.
-        std: See `mean`.
+        mean, std: Of each channel, on a scale from 0 to 1: images are given out less `mean`, divided by `std`.
         interpolation: How images are resized, by Pillow's name.
         crop_pct: Share of the short side that evaluation sees, in (0, 1]. The built-in digits are seen whole.
         val_images: How many validation images to use, at most.
@@ -240,9 +237,11 @@ def load_data(
         workers: Processes that prepare batches. None: none for images kept in memory, else one per CPU up to 8.
         on_progress: Called after each training image decoded in advance: how many so far, of how many.
     """
-    if min(img_size, val_images, calibration_images) < 1 or not 0 < crop_pct <= 1:
-        got = f"{img_size=}, {val_images=}, {calibration_images=}, {crop_pct=}"
-        raise InputError(f"sizes and numbers must be 1 or more, `crop_pct` in (0, 1], but got {got}")
+    if min(img_size, val_images, calibration_images, seed + 1) < 1 or not 0 < crop_pct <= 1:
+        got = f"{img_size=}, {val_images=}, {calibration_images=}, {seed=}, {crop_pct=}"
+        raise InputError(f"sizes must be 1 or more, `seed` 0 or more, `crop_pct` in (0, 1], but got {got}")
+    if dataset == "digits" and data_dir is not None:
+        raise InputError(f"'digits' are built in, but got data_dir={_shown([data_dir])}: use dataset='folder'")
     resize = Resize(int(img_size / crop_pct), interpolation=str_to_interp_mode(interpolation))
     augmentation: dict[str, Any] = {"is_training": True, "scale": TRAIN_CROP, "color_jitter": None}
     if dataset == "digits":
@@ -255,26 +254,23 @@ def load_data(
     else:
         train, validation = _named(resize, dataset, data_dir)
         augmentation["hflip"] = 0.0 if "mnist" in dataset.lower() else 0.5
-    label_of = {name: label for label, name in enumerate(train.class_names)}
-    if len(label_of) < 2:
-        raise InputError(f"training needs two classes or more, but there is only {_shown(label_of)}")
+    if len(train.class_names) < 2:
+        raise InputError(f"training needs two classes or more, but there is only {_shown(train.class_names)}")
     if validation.class_names != train.class_names:
+        label_of = {name: label for label, name in enumerate(train.class_names)}
         if unknown := [name for name in validation.class_names if name not in label_of]:
             raise InputError(f"validation classes must be among those of training, but {_shown(unknown)} are not")
         # Each split numbers its own classes, and one that is missing shifts the others: only names agree.
         validation.labels = np.array([label_of[name] for name in validation.class_names])[validation.labels]
-
     to_keep = ((train, len(train.labels)), (validation, min(val_images, len(validation.labels))))
     if sum(estimated_bytes(images, number) for images, number in to_keep) <= memory_limit_bytes:
         train.kept, validation.kept = {}, {}
         train.check(range(len(train.labels) if train.on_disk else 0), on_progress)
-    first_of_each = train.labels[train.choose(len(label_of), seed=seed)]
-    if absent := [name for name, label in label_of.items() if label not in first_of_each]:
+    first_of_each = train.labels[train.choose(len(train.class_names), seed=seed)]
+    if absent := [name for label, name in enumerate(train.class_names) if label not in first_of_each]:
         raise InputError(f"each class needs a readable training image, but there is none of {_shown(absent)}")
-    chosen = validation.choose(val_images, seed=seed)
-    if not chosen:
+    if not (chosen := validation.choose(val_images, seed=seed)):
         raise InputError(f"validation needs a readable image, but there are only {_shown(validation.skipped())}")
-
     common = {"interpolation": interpolation, "normalize": False}
     return ImageData(
         title=f"{dataset} {_shown([data_dir])}" if data_dir else dataset,
@@ -288,17 +284,15 @@ def load_data(
         validation_keys=[(index, 0) for index in chosen],
         train_transform=create_transform(img_size, **augmentation, **common),
         eval_transform=create_transform(img_size, crop_pct=crop_pct, **common),
-        normalize=Normalize(mean, std),
+        normalize=Normalize(mean, std, inplace=True),
         workers=workers if workers is not None else 0 if train.kept is not None else min(8, CPUS),
     )
 
 
 def estimated_bytes(images: _Images, number: int) -> int:
-    """What `number` of the images would take in memory: that many times the mean of 32, evenly spaced.
-
-    Exact sizes would take opening every file, which is minutes for a large set. Short sides are bounded, so the mean
-    of a few is close; what Python adds per image (about 200 bytes) is left out.
-    """
+    """What `number` of the images would take in memory: that many times the mean of 32, evenly spaced."""
+    # Exact sizes would take opening every file: minutes for a large set. Short sides are bounded, so the mean of a few
+    # is close. What Python adds per image, about 200 bytes, is left out.
     last = len(images.labels) - 1
     sample = (images.pixels(index) for index in np.linspace(0, last, min(32, last + 1)).astype(int).tolist())
     sizes = [pixels.nbytes for pixels in sample if pixels is not None]
@@ -306,10 +300,7 @@ def estimated_bytes(images: _Images, number: int) -> int:
 
 
 def balanced(labels: np.ndarray, number: int, *, seed: int, without: Collection[int]) -> list[int]:
-    """`number` indices into `labels` (n,), or all: classes take turns, each in a random order of its own.
-
-    Where an index is in `without`, the next of its class takes its turn.
-    """
+    """`number` indices into `labels` (n,), or all but those in `without`: classes take turns, each in random order."""
     order = np.random.default_rng(seed).permutation(len(labels))
     order = order[~np.isin(order, list(without))]
     by_class = order[np.argsort(labels[order], kind="stable")]
@@ -328,7 +319,7 @@ def _load(images: _Images, transform: Transform, seed: int, keys: list[Key]) -> 
         readable.append(index)
         with _own_randomness(f"{seed}/{place}"):
             rows.append(transform(Image.fromarray(pixels).convert("RGB")))
-    return readable, unreadable, torch.stack(rows).contiguous() if rows else torch.empty(0)
+    return readable, unreadable, torch.stack(rows) if rows else torch.empty(0)
 
 
 @contextmanager
@@ -365,11 +356,11 @@ def _folder(resize: Resize, data_dir: Path | None) -> list[_Images]:
             raise InputError(f"{_shown([root])} must hold .png or .jpg images, but it holds none") from error
         files, class_names = dataset.reader.samples, tuple(dataset.reader.class_to_idx)
         within = {Path(path).relative_to(root).parts[0] for path, _ in files}
-        bare = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name not in within)
+        bare = sorted(folder.name for folder in root.glob("[!.]*/") if folder.name not in within)
         if bare and not splits:  # validation may lack a class
             raise InputError(f"class folders must hold images, but {_shown([root])} has none in {_shown(bare)}")
-        if "" in class_names:
-            raise InputError(f"images must lie in class folders, but some lie directly in {_shown([root])}")
+        if any(name[:1] in ("", ".") for name in class_names):
+            raise InputError(f"images must lie in visible class folders, but in {_shown([root])} some do not")
         labels = np.array([label for _, label in files])
         splits.append(_Images(dataset, labels, class_names, resize, files, data_dir))
     return splits
@@ -392,8 +383,9 @@ def _named(resize: Resize, name: str, data_dir: Path | None) -> list[_Images]:
         held_out = next((split for split in (*VALIDATION_FOLDERS, "test") if split in splits), "validation")
         return [train, _open(resize, name, data_dir, held_out)]
     except _NOT_OPENED as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{name!r} must be readable from {_shown([data_dir])}, but: {reason}") from error
+        where = f"lie in {_shown([data_dir])} as torchvision downloads it" if kind == "torch" else "be readable"
+        reason = str(error).partition("\n")[0].partition(". ")[0]  # what follows is advice to programmers
+        raise InputError(f"{name!r} must {where}, but: {reason}") from error
 
 
 def _open(resize: Resize, name: str, data_dir: Path | None, split: str) -> _Images:
@@ -401,9 +393,8 @@ def _open(resize: Resize, name: str, data_dir: Path | None, split: str) -> _Imag
     if hasattr(dataset, "reader"):  # Hugging Face: rows, whose classes may have no names
         labels = list(dataset.reader.iter_targets())
         classes = list(dataset.reader.class_to_idx) or range(max(labels) + 1)
-        files, root, in_memory = [(f"{split}[{row}]",) for row in range(len(labels))], None, False
+        files, root = [(f"{split}[{row}]",) for row in range(len(labels))], None
     else:
-        labels, classes, files = dataset.targets, dataset.classes, getattr(dataset, "imgs", [])
-        root, in_memory = data_dir, hasattr(dataset, "data")  # torchvision's small sets are arrays
-    names = tuple(str(entry) for entry in classes)
-    return _Images(dataset, np.asarray(labels, np.int64), names, resize, files, root, on_disk=not in_memory)
+        labels, classes, files, root = dataset.targets, dataset.classes, getattr(dataset, "imgs", []), data_dir
+    names, on_disk = tuple(str(entry) for entry in classes), not hasattr(dataset, "data")  # or torchvision's array
+    return _Images(dataset, np.asarray(labels, np.int64), names, resize, files, root, on_disk)

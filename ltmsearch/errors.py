@@ -1,8 +1,8 @@
 """The error tree.
 
-    LtmsearchError
-    ├── InputError        the user's input is wrong: one line, exit code 2
-    └── TrialDiverged     one trial's loss is not finite: that trial fails alone
+LtmsearchError
+├── InputError        the user's input is wrong: one line, exit code 2
+└── TrialDiverged     one trial's loss is not finite: that trial fails alone
 """
 
 from collections.abc import Iterable

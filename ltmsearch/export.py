@@ -18,7 +18,11 @@ EXPORT, RECIPE, WEIGHTS = "export", "recipe.yaml", "weights.safetensors"
 
 
 def choose_trials(
-    records: Sequence[TrialRecord], *, trial: int | None = None, top: int | None = None, under_gflops: float | None = None
+    records: Sequence[TrialRecord],
+    *,
+    trial: int | None = None,
+    top: int | None = None,
+    under_gflops: float | None = None,
 ) -> list[TrialRecord]:
     """The trials that a user means: one by number, the best of the front, or the best of it up to a cost.
 

@@ -1,14 +1,13 @@
-"""What a backbone costs, layer by layer: the records behind `ltmsearch space` and `ltmsearch cost`, and their tables."""
+"""What a backbone costs, layer by layer: records and tables of `ltmsearch space` and `ltmsearch cost`."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import timm
 from rich.console import Console
 from rich.table import Table
 
-from ltmsearch.backbones import create_subnet, get_adapter
+from ltmsearch.backbones import create_backbone, create_subnet, get_adapter
 from ltmsearch.costs import GIGA, CostModel, cost_model, traced_macs
 from ltmsearch.merging import get_operator
 from ltmsearch.schedule import MergeSchedule
@@ -70,9 +69,8 @@ class SpaceCost:
 
 
 def _plain_costs(backbone: str, img_size: int, operator: str, num_classes: int = 1000) -> CostModel:
-    get_adapter(backbone)
     get_operator(operator)
-    model = timm.create_model(backbone, num_classes=num_classes)
+    model = create_backbone(backbone, num_classes=num_classes)
     return cost_model(backbone, model, (img_size, img_size), operator)
 
 
@@ -93,9 +91,7 @@ def describe_cost(
     """
     costs = _plain_costs(backbone, img_size, operator, num_classes)
     schedule = MergeSchedule.from_list(costs.layers, keep, operator)
-    subnet = create_subnet(
-        backbone, keep_ratios=schedule.keep_ratios, operator=operator, num_classes=num_classes
-    )
+    subnet = create_subnet(backbone, keep_ratios=schedule.keep_ratios, operator=operator, num_classes=num_classes)
     return ScheduleCost(
         backbone=backbone,
         img_size=img_size,

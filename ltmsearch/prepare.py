@@ -11,7 +11,7 @@ from ltmsearch.costs import GIGA, CostModel, CostTable, cost_model
 from ltmsearch.data import ImageData, load_data
 from ltmsearch.errors import InputError
 from ltmsearch.merging import get_operator
-from ltmsearch.runtime import Runtime, choose_runtime, find_device, step_seconds
+from ltmsearch.runtime import choose_runtime, find_device, step_seconds
 from ltmsearch.settings import ResolvedSettings, StudySettings
 from ltmsearch.space import SearchSpace, SpaceFile, indistinct_choices
 from ltmsearch.supernet import Supernet
@@ -45,8 +45,9 @@ class Workbench:
             f"(plain net {self.costs.base_macs / GIGA:.3f}; multiply-adds per image), budget {s.budget_gflops:g}",
             f"data: {self.evaluator.data.description}",
             f"device: {self.evaluator.runtime}{threads}",
-            f"warm-up: {s.base_steps} steps of the plain net at {s.base_img_size} px, {s.sandwich_steps} sandwich steps "
-            f"at {s.proxy_img_size} px, batch {s.batch_size}, learning rate {s.warmup_lr:g}",
+            f"warm-up: {s.base_steps} steps of the plain net at {s.base_img_size} px, "
+            f"{s.sandwich_steps} sandwich steps at {s.proxy_img_size} px, batch {s.batch_size}, "
+            f"learning rate {s.warmup_lr:g}",
             f"trials: {s.trials}, each {s.proxy_steps} steps at {s.proxy_img_size} px, learning rate {s.proxy_lr:g}, "
             f"scored on {s.val_images} images; best {s.rescore_candidates} scored again on {s.rescore_images}",
             f"expected to take about {self.estimated_seconds() / 60:.1f} minutes",

@@ -31,7 +31,7 @@ class Runtime:
     def prepare(self, model: nn.Module) -> nn.Module:
         """Move a model to the device and into the memory layout, in place."""
         layout = torch.channels_last if self.channels_last else torch.preserve_format
-        return model.to(device=self.device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
+        return model.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
 
     def images(self, images: Tensor) -> Tensor:
         """(B, 3, height, width) images on the device and in the memory layout."""
@@ -120,7 +120,7 @@ def step_seconds(runtime: Runtime, model: nn.Module, images: Tensor, *, train: b
         with torch.set_grad_enabled(train), runtime.autocast():
             loss = F.cross_entropy(model(batch), labels)
         if train:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         if runtime.device.type == "cuda":
             torch.cuda.synchronize(runtime.device)
         seconds.append(time.perf_counter() - start)

@@ -43,9 +43,7 @@ class MergeSchedule:
         return cls(keep_ratios=dict.fromkeys(layers, keep_ratio), operator=operator)
 
     @classmethod
-    def from_list(
-        cls, layers: Sequence[str], keep_ratios: Sequence[float], operator: str = "ltm"
-    ) -> "MergeSchedule":
+    def from_list(cls, layers: Sequence[str], keep_ratios: Sequence[float], operator: str = "ltm") -> "MergeSchedule":
         """One keep ratio per layer in the backbone's order, or a single one for all.
 
         Raises:

@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from ltmsearch.errors import InputError
 from ltmsearch.yamlfile import check, read_yaml, to_yaml
 
-SCHEMA = 1
 MAY_CHANGE = frozenset({"trials", "timeout", "out"})
 """Settings that a study may be continued with at another value."""
 
@@ -28,7 +27,7 @@ class StudySettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_version: Literal[1] = SCHEMA
+    schema_version: Literal[1] = 1
     """Version of this format."""
 
     # What is searched

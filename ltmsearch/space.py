@@ -129,9 +129,7 @@ class SearchSpace:
 
     def schedule(self, indices: Sequence[int] | np.ndarray) -> MergeSchedule:
         """The schedule of one choice index per layer."""
-        ratios = {
-            layer: options[int(i)] for layer, options, i in zip(self.layers, self.choices, indices, strict=True)
-        }
+        ratios = {layer: options[int(i)] for layer, options, i in zip(self.layers, self.choices, indices, strict=True)}
         return MergeSchedule(keep_ratios=ratios, operator=self.operator)
 
     def indices(self, keep_ratios: Mapping[str, float]) -> np.ndarray:
@@ -194,4 +192,3 @@ def indistinct_choices(space: SearchSpace, layer_grids: Mapping[str, Grid]) -> d
         if alike:
             result[layer] = alike
     return result
-

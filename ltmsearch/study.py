@@ -6,17 +6,12 @@ often the run was interrupted in between.
 """
 
 import time
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
-from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy import event
 from torch import Tensor
 
 from ltmsearch.checkpoint import CheckpointState, load_checkpoint, save_checkpoint
@@ -29,6 +24,7 @@ from ltmsearch.records import TrialRecord, select_front
 from ltmsearch.rescoring import choose_candidates
 from ltmsearch.results import write_results
 from ltmsearch.settings import ResolvedSettings, StudySettings
+from ltmsearch.storage import make_sampler, open_study
 from ltmsearch.training import WarmUp, warm_up
 from ltmsearch.trial import load_parameters, moved, parameters, suggest
 
@@ -38,7 +34,7 @@ UNIFORM_BASELINES = 3
 """Uniform schedules within the budget that are tried for comparison, dearest first."""
 PATIENCE = 12
 """Proposals over budget in a row before a schedule within the budget is drawn instead."""
-SETTINGS, DATABASE = "settings.yaml", "study.db"
+SETTINGS = "settings.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +109,14 @@ class Driver:
         self.settings = bench.settings
         self.folder = folder
         self.observer = observer
-        self.study = open_study(folder, self.settings)
+        self.study = open_study(folder, self.settings.study)
         self.weights: dict[str, Tensor] = {}
         self.state = CheckpointState(
-            class_names=list(bench.evaluator.data.class_names), version=0, space=bench.space.digest(),
-            trial=None, outcome=None,
+            class_names=list(bench.evaluator.data.class_names),
+            version=0,
+            space=bench.space.digest(),
+            trial=None,
+            outcome=None,
         )
 
     # -- shared weights ------------------------------------------------------------------------------------------
@@ -333,69 +332,6 @@ class Driver:
         over = sum(t.state == TrialState.PRUNED for t in trials)
         best = f", best {max(t.values[0] for t in feasible):.1f} %" if feasible else ""
         return f"{len(feasible)} within budget{best}, {over} proposals over it"
-
-
-def open_study(folder: Path, settings: ResolvedSettings) -> optuna.Study:
-    """The Optuna study in `study.db`, created where there is none: top-1 up, GFLOPs down."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{(folder / DATABASE).resolve()}")
-    _write_ahead(storage)
-    study = optuna.create_study(
-        storage=storage, study_name=settings.study, directions=["maximize", "minimize"], load_if_exists=True
-    )
-    study.set_metric_names(["top-1 (%)", "GFLOPs"])
-    return study
-
-
-def serve_dashboard(folder: Path, *, host: str, port: int) -> None:
-    """Run optuna-dashboard on the study of a run directory until it is interrupted.
-
-    Raises:
-        InputError: If there is no study, or the address cannot be listened on.
-    """
-    path = folder / DATABASE
-    if not path.is_file():
-        raise InputError(f"{folder} must be the run directory of a study, but it holds no {DATABASE}")
-    from optuna_dashboard import run_server
-
-    try:
-        run_server(f"sqlite:///{path.resolve()}", host=host, port=port)
-    except OSError as error:
-        raise InputError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-
-
-def _write_ahead(storage: optuna.storages.RDBStorage) -> None:
-    """SQLite's write-ahead log: several times fewer waits for the disk, and readers never block the writer."""
-
-    @event.listens_for(storage.engine, "connect")
-    def _(connection: Any, _record: Any) -> None:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-
-    storage.engine.dispose()  # connections made before the listener
-
-
-def make_sampler(name: str, seed: int) -> BaseSampler:
-    """The Optuna sampler of that name; `auto` is multivariate TPE.
-
-    Raises:
-        InputError: If the name is unknown.
-    """
-    if name not in _SAMPLERS:
-        raise InputError(f"unknown sampler {name!r}: known are auto, {', '.join(_SAMPLERS)}")
-    return _SAMPLERS[name](seed)
-
-
-# GP takes seconds a proposal and does not learn from rejected ones, so TPE is what `auto` means.
-_TPE: Callable[[int], BaseSampler] = lambda seed: TPESampler(multivariate=True, n_startup_trials=8, seed=seed)  # noqa: E731
-_SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
-    "auto": _TPE,
-    "tpe": _TPE,
-    "gp": lambda seed: GPSampler(n_startup_trials=8, seed=seed),
-    "nsga2": lambda seed: NSGAIISampler(population_size=20, seed=seed),
-    "random": lambda seed: RandomSampler(seed=seed),
-}
 
 
 def _seed(seed: int, *path: int) -> int:

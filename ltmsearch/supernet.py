@@ -6,14 +6,13 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import timm
-from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from ltmsearch.backbones import (
     MERGING,
     MaskStart,
     attach_operators,
+    create_backbone,
     create_subnet,
     get_adapter,
     operators_of,
@@ -55,17 +54,7 @@ class Supernet(nn.Module):
         self.backbone = backbone
         self.operator = operator
         self._timm_kwargs = timm_kwargs
-        try:
-            self.model: nn.Module = timm.create_model(backbone, pretrained=pretrained, **timm_kwargs)
-        except (OSError, RuntimeError) as error:
-            if not pretrained:
-                raise
-            raise InputError(
-                f"the pretrained weights of {backbone} cannot be loaded ({_first_line(error)}); they need network "
-                "access to the model hub once; `--checkpoint FILE` takes a local file"
-            ) from error
-        if checkpoint is not None:
-            _load_weights(self.model, checkpoint)
+        self.model = create_backbone(backbone, pretrained=pretrained, checkpoint=checkpoint, **timm_kwargs)
         self.layers = adapter.layers(self.model)
         trained = pretrained or checkpoint is not None
         start = ("content" if trained else "place") if mask_start == "auto" else mask_start
@@ -106,7 +95,7 @@ class Supernet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, height, width) images to (B, classes) logits, under the active schedule."""
-        return self.model(images)  # type: ignore[no-any-return]
+        return self.model(images)
 
     def extract(self, schedule: MergeSchedule) -> nn.Module:
         """The stand-alone subnet of a schedule: same outputs, own weights, no operator at plain layers.
@@ -126,39 +115,5 @@ class Supernet(nn.Module):
         """Names of the parameters that weight decay must leave alone (timm's convention)."""
         operators = operators_of(self.model, self.layers)
         own = {f"model.{layer}.{MERGING}.{n}" for layer, op in operators.items() for n in op.no_weight_decay()}
-        timms = getattr(self.model, "no_weight_decay", set)()
+        timms: set[str] = getattr(self.model, "no_weight_decay", set)()
         return own | {f"model.{name}" for name in timms}
-
-
-def _load_weights(model: nn.Module, path: Path) -> None:
-    """Load a timm checkpoint; a classifier of another width is left as initialised, anything else must match."""
-    if not path.is_file():
-        raise InputError(f"the checkpoint must be a file, but {path} is not")
-    try:
-        state = load_state_dict(str(path), weights_only=True)
-    except Exception as error:  # timm passes on whatever pickle, zip and safetensors raise
-        raise InputError(f"the checkpoint {path} cannot be read: {_first_line(error)}") from error
-    wanted = model.state_dict()
-    classifier = tuple(f"{name}." for name in _as_tuple(model.pretrained_cfg.get("classifier")))
-    for name in [name for name in state if name.startswith(classifier) and name in wanted]:
-        if state[name].shape != wanted[name].shape:
-            state[name] = wanted[name]
-    wrong = sorted(
-        name for name in wanted.keys() | state.keys()
-        if name not in wanted or name not in state or state[name].shape != wanted[name].shape
-    )
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise InputError(
-            f"the checkpoint {path} does not fit the backbone: missing, unknown or of another shape are "
-            f"{', '.join(wrong[:3])}{more}"
-        )
-    model.load_state_dict(state)
-
-
-def _as_tuple(names: object) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names) if isinstance(names, list | tuple) else ()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]

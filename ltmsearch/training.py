@@ -101,7 +101,7 @@ def warm_up(
         images, labels = runtime.images(images), labels.to(runtime.device)
         lr.step_update(step)
         loss, logits = _label_loss(supernet, images, labels, runtime)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if sandwich:
             schedules = [cheapest, *(draw(rng) for _ in range(plan.subnets))]
             _match(supernet, images, logits.detach().softmax(dim=1), schedules, runtime)
@@ -146,9 +146,7 @@ def proxy_train(
     return sum(losses) / len(losses) if losses else None
 
 
-def _label_loss(
-    supernet: Supernet, images: Tensor, labels: Tensor, runtime: Runtime
-) -> tuple[Tensor, Tensor]:
+def _label_loss(supernet: Supernet, images: Tensor, labels: Tensor, runtime: Runtime) -> tuple[Tensor, Tensor]:
     """Cross-entropy under the active schedule, and the (B, classes) float32 logits."""
     with runtime.autocast():
         logits = supernet(images)
@@ -163,7 +161,7 @@ def _match(
         with supernet.active(schedule), runtime.autocast():
             logits = supernet(images)
         loss = F.cross_entropy(logits.float(), target)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
 
 def _step(supernet: Supernet, optimizer: Optimizer, loss: Tensor, *, what: str) -> None:

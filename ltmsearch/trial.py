@@ -121,4 +121,3 @@ def load_parameters(supernet: Supernet, weights: Mapping[str, Tensor]) -> None:
 def moved(weights: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
     """W + share · (W' − W): the shared parameters after a trial that trained them to W'."""
     return {name: torch.lerp(value, trained[name], share) for name, value in weights.items()}
-

@@ -1,4 +1,7 @@
-"""Backbones: one adapter per family; the only code that imports timm's models. Importing it registers every family."""
+"""Backbones: one adapter per family; the only code that imports timm's models.
+
+Importing it registers every family here, and `ltm_<backbone>` with timm.
+"""
 
 from ltmsearch.backbones import mobilevit  # noqa: F401  (registers the family)
 from ltmsearch.backbones.adapter import (
@@ -7,6 +10,7 @@ from ltmsearch.backbones.adapter import (
     Adapter,
     Chain,
     LayerShape,
+    blank_image,
     get_adapter,
     known_backbones,
     operators_of,
@@ -19,6 +23,7 @@ from ltmsearch.backbones.models import (
     register_with_timm,
     set_schedule,
 )
+from ltmsearch.backbones.weights import create_backbone
 
 __all__ = [
     "FAMILIES",
@@ -28,11 +33,14 @@ __all__ = [
     "LayerShape",
     "MaskStart",
     "attach_operators",
+    "blank_image",
+    "create_backbone",
     "create_subnet",
     "get_adapter",
     "input_config",
     "known_backbones",
     "operators_of",
-    "register_with_timm",
     "set_schedule",
 ]
+
+register_with_timm()

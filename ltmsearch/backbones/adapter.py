@@ -7,9 +7,10 @@ copies a whole forward pass, and every parameter keeps timm's name.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ltmsearch.errors import unknown_name
 from ltmsearch.grid import Grid
@@ -108,6 +109,13 @@ def get_adapter(backbone: str) -> Adapter:
         if backbone in family.backbones:
             return family
     raise unknown_name("backbone", backbone, known_backbones())
+
+
+def blank_image(model: nn.Module, img_size: Grid) -> Tensor:
+    """A (1, channels, rows, columns) image of zeros that fits a timm model's device and dtype."""
+    parameter = next(model.parameters())
+    channels = cast(int, model.in_chans)
+    return torch.zeros((1, channels, *img_size), device=parameter.device, dtype=parameter.dtype)
 
 
 def operators_of(model: nn.Module, layers: Sequence[str]) -> dict[str, MergeOperator]:

@@ -8,15 +8,16 @@ Shapes: B images, G pixel positions of a patch (4), N tokens (patches), D channe
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.models.mobilevit import MobileVitBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ltmsearch.backbones.adapter import MERGING, Adapter, Chain, LayerShape, register_family
+from ltmsearch.backbones.adapter import MERGING, Adapter, Chain, LayerShape, blank_image, register_family
 from ltmsearch.grid import Grid, target_grid, tokens
 from ltmsearch.merging import Merge, MergeOperator
 
@@ -44,11 +45,11 @@ class MergingTransformer(nn.Sequential):
         """(B·G, N, D) tokens to (B·G, N, D)."""
         grid, sizes = self.grid, x.new_ones(len(x) // self.groups, x.shape[1], dtype=torch.float32)
         merges: list[tuple[Tensor, Merge]] = []
-        for block in self:
+        for block in cast(Iterable[Block], self):
             bias = self._size_bias(sizes) if merges else None
-            operator = getattr(block, MERGING, None)
+            operator: MergeOperator | None = getattr(block, MERGING, None)
             target = grid if operator is None else target_grid(grid, operator.keep_ratio)
-            if target == grid:
+            if operator is None or target == grid:
                 x = block(x, attn_mask=bias)
                 continue
             x, keys = attend(block, x, bias, wants_keys=operator.needs_keys)
@@ -72,9 +73,7 @@ class MergingTransformer(nn.Sequential):
         return sizes.log().repeat_interleave(self.groups, dim=0)[:, None, None, :]
 
 
-def attend(
-    block: Block, x: Tensor, bias: Tensor | None, *, wants_keys: bool
-) -> tuple[Tensor, Tensor | None]:
+def attend(block: Block, x: Tensor, bias: Tensor | None, *, wants_keys: bool) -> tuple[Tensor, Tensor | None]:
     """The attention half of a timm block, residual included, and on request the keys it used.
 
     Args:
@@ -151,7 +150,7 @@ class MobileViT(Adapter):
 
     def dim(self, model: nn.Module, layer: str) -> int:
         """See `Adapter.dim`."""
-        return int(model.get_submodule(layer).norm1.normalized_shape[0])
+        return cast(Block, model.get_submodule(layer)).attn.attn_dim
 
     def chains(self, model: nn.Module, img_size: Grid) -> tuple[Chain, ...]:
         """One chain per `MobileVitBlock`; the feature sizes are read off one forward pass."""
@@ -162,8 +161,7 @@ class MobileViT(Adapter):
             )
             for path, block in self._blocks(model)
         ]
-        parameter = next(model.parameters())
-        image = torch.zeros(1, model.in_chans, *img_size, device=parameter.device, dtype=parameter.dtype)
+        image = blank_image(model, img_size)
         was_training = model.training
         try:
             with torch.no_grad():

@@ -13,7 +13,7 @@ from torch import nn
 
 from ltmsearch.backbones import Chain, LayerShape, get_adapter, operators_of
 from ltmsearch.costs.traced import traced_macs
-from ltmsearch.grid import Grid, grid_chain, target_grid, tokens
+from ltmsearch.grid import Grid, target_grid, tokens
 from ltmsearch.merging import MergeOperator, get_operator
 from ltmsearch.schedule import MergeSchedule
 
@@ -101,8 +101,9 @@ def layer_macs(chain: Chain, layer: LayerShape, operator: type[MergeOperator], g
 class CostTable:
     """Costs of a finite space, vectorised: schedules are rows of choice indices.
 
-    The grids that can reach a layer are numbered; `step[l][g, c]` is the cost of layer l when grid g comes in and choice
-    c is taken, relative to the plain layer, and `move[l][g, c]` the number, at the next layer, of the grid that goes on.
+    The grids that can reach a layer are numbered. `step[l][g, c]` is the cost of layer l when grid g comes in and
+    choice c is taken, relative to the plain layer; `move[l][g, c]` is the number, at the next layer, of the grid that
+    goes on.
     """
 
     base_macs: int
@@ -199,6 +200,4 @@ def cost_model(backbone: str, model: nn.Module, img_size: Grid, operator: str = 
     if active:
         raise ValueError(f"`model` must be plain to be traced as the base, but it merges at {', '.join(active)}.")
     get_operator(operator)
-    return CostModel(
-        base_macs=traced_macs(model, img_size), chains=adapter.chains(model, img_size), operator=operator
-    )
+    return CostModel(base_macs=traced_macs(model, img_size), chains=adapter.chains(model, img_size), operator=operator)

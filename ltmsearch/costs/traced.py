@@ -15,6 +15,7 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
+from ltmsearch.backbones import blank_image
 from ltmsearch.grid import Grid
 
 
@@ -31,8 +32,7 @@ def traced_macs(model: nn.Module, img_size: Grid) -> int:
         model: Left in the mode (training or evaluation) it was in.
         img_size: (rows, columns) in pixels.
     """
-    parameter = next(model.parameters())
-    image = torch.zeros(1, model.in_chans, *img_size, device=parameter.device, dtype=parameter.dtype)
+    image = blank_image(model, img_size)
     was_training = model.training
     logger = logging.getLogger("fvcore.nn.jit_analysis")
     level = logger.level

@@ -99,9 +99,7 @@ class LearnableTokenMerging(MergeOperator):
         w = sizes[..., None] * log_weights.clamp(-IMPORTANCE_LIMIT, IMPORTANCE_LIMIT).exp()
         return a, w
 
-    def forward(
-        self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None
-    ) -> Merge:
+    def forward(self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None) -> Merge:
         """X̃_p = Σ_n A_np w_n Z_n / Σ_n A_np w_n per head, sizes Aᵀ s; arguments as in `MergeOperator`."""
         groups = tokens.shape[1]
         with torch.autocast(tokens.device.type, enabled=False):

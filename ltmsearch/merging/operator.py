@@ -51,9 +51,7 @@ class MergeOperator(nn.Module):
     """The keep ratio the layer runs at. Set by `Supernet.active` and when a subnet is built, by nobody else."""
 
     @abstractmethod
-    def forward(
-        self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None
-    ) -> Merge:
+    def forward(self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None) -> Merge:
         """Merge.
 
         Args:

@@ -21,9 +21,7 @@ class PoolMerging(MergeOperator):
     def __init__(self, dim: int, content_gain: float = 0.0) -> None:
         super().__init__()
 
-    def forward(
-        self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None
-    ) -> Merge:
+    def forward(self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None) -> Merge:
         """Merge; arguments as in `MergeOperator`."""
         prior = prior_matrix(grid, target, tokens.device)
         merged_sizes = sizes @ prior  # (B, P)

@@ -76,9 +76,7 @@ class BipartiteSoftMatching(MergeOperator):
     def __init__(self, dim: int, content_gain: float = 0.0) -> None:
         super().__init__()
 
-    def forward(
-        self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None
-    ) -> Merge:
+    def forward(self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None) -> Merge:
         """Merge; arguments as in `MergeOperator`."""
         if keys is None:
             raise ValueError("`keys` must be given: ToMe matches attention keys.")

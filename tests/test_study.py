@@ -1,0 +1,323 @@
+"""The study: reproducible, interruptible at any moment, and honest about budgets."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+import timm
+import torch
+
+from ltmsearch import StudySettings, load_recipe, run_study
+from ltmsearch.checkpoint import load_checkpoint
+from ltmsearch.costs import traced_macs
+from ltmsearch.errors import InputError, TrialDiverged
+from ltmsearch.observer import Observer
+from ltmsearch.storage import make_sampler
+from ltmsearch.study import Driver
+from ltmsearch.trial import Evaluator, TrialResult
+
+TINY: dict[str, Any] = {
+    "backbone": "mobilevit_xxs", "budget_gflops": 0.27, "trials": 6, "batch_size": 4, "base_steps": 2,
+    "base_img_size": 48, "sandwich_steps": 1, "proxy_img_size": 64, "proxy_steps": 1, "calibration_images": 8,
+    "val_images": 16, "rescore_images": 24, "rescore_candidates": 3, "device": "cpu", "precision": "fp32",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PNG starts a browser; its own tests do that."""
+    monkeypatch.setattr("ltmsearch.report._write_png", lambda *_: None)
+
+
+def tiny(folder: Path, **changes: Any) -> StudySettings:
+    return StudySettings.make("test", **{**TINY, "out": str(folder / "run"), **changes})
+
+
+def outcome(folder: Path) -> tuple[pd.DataFrame, str]:
+    """What must be the same in equal studies: everything but wall times."""
+    return pd.read_csv(folder / "run/trials.csv").drop(columns="seconds"), (folder / "run/front.csv").read_text()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one finished study, not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ltmsearch.report._write_png", lambda *_: None)
+        run_study(tiny(folder))
+    return folder
+
+
+def assert_same(one: Path, other: Path) -> None:
+    (trials, front), (other_trials, other_front) = outcome(one), outcome(other)
+    pd.testing.assert_frame_equal(trials, other_trials)
+    assert front == other_front
+    weights, other_weights = load_checkpoint(one / "run"), load_checkpoint(other / "run")
+    assert weights is not None
+    assert other_weights is not None
+    assert weights[1] != other_weights[1] or all(torch.equal(v, other_weights[0][n]) for n, v in weights[0].items())
+
+
+class TestFinishedStudy:
+    def test_files(self, finished: Path) -> None:
+        run = finished / "run"
+        names = {path.name for path in run.iterdir()}
+        assert {
+            "settings.yaml", "study.db", "supernet.safetensors", "supernet.json", "trials.csv", "front.csv",
+            "front.html", "recipes",
+        } <= names  # fmt: skip
+        assert not [path for path in run.rglob("*") if path.name.startswith(".")]
+
+    def test_front_is_within_the_budget_and_ordered(self, finished: Path) -> None:
+        front = pd.read_csv(finished / "run/front.csv")
+        assert len(front) >= 1
+        assert (front.gflops <= 0.27).all()
+        assert front.top1.is_monotonic_decreasing
+        assert front.gflops.is_monotonic_decreasing
+
+    def test_recipes_build_the_nets_they_name_at_the_cost_they_name(self, finished: Path) -> None:
+        front = pd.read_csv(finished / "run/front.csv")
+        recipes = sorted((finished / "run/recipes").glob("*.yaml"))
+        assert {int(path.stem) for path in recipes} == set(front.trial)
+        for _, row in front.iterrows():
+            recipe = load_recipe(finished / f"run/recipes/{row.trial}.yaml")
+            assert recipe.schedule == json.loads(row.keep_ratios)
+            model = timm.create_model(recipe.model, **recipe.model_kwargs())
+            assert traced_macs(model, (recipe.img_size,) * 2) / 1e9 == row.gflops
+
+    def test_every_scored_trial_but_the_reference_moved_the_weights(self, finished: Path) -> None:
+        trials = pd.read_csv(finished / "run/trials.csv")
+        scored = trials[trials.state == "scored"]
+        trained = scored[scored.label != "plain"]
+        assert len(trained) == 6
+        assert trained.supernet_version.tolist() == list(range(6))
+        loaded = load_checkpoint(finished / "run")
+        assert loaded is not None
+        assert loaded[1].version == 6
+
+    def test_baselines_come_first_and_the_plain_net_is_a_reference(self, finished: Path) -> None:
+        trials = pd.read_csv(finished / "run/trials.csv")
+        assert trials.label[0] == "plain"
+        assert not trials.feasible[0]
+        assert trials.state[0] == "scored"
+        assert trials.label.str.startswith("uniform").sum() >= 1
+        assert trials.rescored_top1[trials.kind == "baseline"].notna().all()
+
+    def test_constraints_are_readable_by_optuna_and_by_the_dashboard(self, finished: Path) -> None:
+        study = optuna.load_study(study_name=None, storage=f"sqlite:///{finished}/run/study.db")
+        for trial in study.trials:
+            excess = trial.values[1] - 0.27 if trial.values else None
+            assert trial.constraints["gflops over budget"] == pytest.approx(trial.system_attrs["constraints"][0])
+            if excess is not None:
+                assert trial.constraints["gflops over budget"] == pytest.approx(excess)
+        assert study.metric_names == ["top-1 (%)", "GFLOPs"]
+        assert {t.number for t in study.best_trials} <= {
+            t.number for t in study.trials if t.values and t.values[1] <= 0.27
+        }
+
+    def test_same_command_again_changes_nothing(self, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        before = outcome(finished)
+        monkeypatch.setattr(Evaluator, "evaluate", _must_not_be_called)
+        monkeypatch.setattr(Evaluator, "score", _must_not_be_called)
+        run_study(tiny(finished))
+        pd.testing.assert_frame_equal(outcome(finished)[0], before[0])
+        assert outcome(finished)[1] == before[1]
+
+
+def _must_not_be_called(*_: object, **__: object) -> TrialResult:
+    raise AssertionError("nothing was left to do")
+
+
+def test_same_seed_same_study_another_seed_another(finished: Path, tmp_path: Path) -> None:
+    run_study(tiny(tmp_path / "a"))
+    assert_same(finished, tmp_path / "a")
+    run_study(tiny(tmp_path / "b", seed=1))
+    assert not outcome(tmp_path / "b")[0].equals(outcome(finished)[0])
+
+
+class Interrupt(Observer):
+    """Presses Ctrl-C at the n-th sign of progress."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def advance(self, done: int, status: str = "") -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("after", [2, 6, 9, 12])
+def test_interrupted_studies_end_as_if_they_had_not_been(finished: Path, tmp_path: Path, after: int) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_study(tiny(tmp_path), Interrupt(after))
+    run_study(tiny(tmp_path))
+    assert_same(finished, tmp_path)
+
+
+@pytest.mark.parametrize("moment", ["before the weights are saved", "between weights and telling", "while suggesting"])
+def test_a_crash_at_a_bad_moment_loses_and_doubles_nothing(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    target, name = {
+        "before the weights are saved": (Driver, "_save"),
+        "between weights and telling": (Driver, "_tell"),
+        "while suggesting": (optuna.Trial, "suggest_int"),
+    }[moment]
+    original, calls = getattr(target, name), [0]
+
+    def crash_once(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == (5 if name == "_save" else 4 if name == "_tell" else 60):
+            raise RuntimeError("power cut")
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(target, name, crash_once)
+        with pytest.raises(RuntimeError, match="power cut"):
+            run_study(tiny(tmp_path))
+    run_study(tiny(tmp_path))
+    assert_same(finished, tmp_path)
+
+
+@pytest.mark.slow
+def test_killed_again_and_again(finished: Path, tmp_path: Path) -> None:
+    """SIGKILL at random moments, then the same command: finishes, and as if nothing had happened."""
+    command = [sys.executable, "-m", "ltmsearch.cli", "run", "--quiet", "--out", str(tmp_path / "run")]
+    command += [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+    rng = np.random.default_rng(0)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed = 0
+    for _ in range(8):
+        process = subprocess.Popen(command, env=environment)
+        time.sleep(8 + 7 * rng.random())
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        process.wait()
+    assert killed >= 3
+    assert subprocess.run(command, env=environment, check=False).returncode == 0
+    assert_same(finished, tmp_path)
+
+
+def test_more_trials_continue_and_other_settings_are_refused(finished: Path, tmp_path: Path) -> None:
+    run_study(tiny(tmp_path, trials=4))
+    first = outcome(tmp_path)[0]
+    with pytest.raises(InputError, match="seed is 0 there and 3 now; proxy_steps is 1 there and 2 now"):
+        run_study(tiny(tmp_path, seed=3, proxy_steps=2))
+    pd.testing.assert_frame_equal(outcome(tmp_path)[0], first)
+    run_study(tiny(tmp_path, trials=5))
+    longer = outcome(tmp_path)[0]
+    columns = ["trial", "kind", "label", "state", "gflops", "top1", "loss", "supernet_version", "keep_ratios"]
+    pd.testing.assert_frame_equal(longer[columns].head(len(first)), first[columns])
+    assert (longer.state == "scored").sum() == (first.state == "scored").sum() + 1
+
+
+def test_proposals_over_the_budget_are_never_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluated: list[float] = []
+    original = Evaluator.evaluate
+
+    def spy(self: Evaluator, *args: Any, **kwargs: Any) -> TrialResult:
+        evaluated.append(kwargs["steps"] if kwargs["steps"] is not None else self.settings.proxy_steps)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Evaluator, "evaluate", spy)
+    result = run_study(tiny(tmp_path, sampler="random", budget_gflops=0.26, trials=8))
+    rejected = [record for record in result.records if record.state == "over budget"]
+    assert rejected, "a random sampler proposes schedules over a tight budget"
+    assert all(record.gflops > 0.26 and record.top1 is None for record in rejected)
+    assert sum(evaluated) == 8  # one step each; the reference has none
+    assert len(evaluated) == 9
+
+
+def test_a_trial_that_diverges_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, calls, seen = Evaluator.evaluate, [0], []
+
+    def diverge_once(self: Evaluator, weights: Any, *args: Any, **kwargs: Any) -> TrialResult:
+        calls[0] += 1
+        seen.append({name: value.clone() for name, value in weights.items()})
+        if calls[0] == 3:
+            next(iter(self.supernet.parameters())).data.fill_(float("nan"))  # what a real divergence leaves behind
+            raise TrialDiverged("the proxy training diverged")
+        return original(self, weights, *args, **kwargs)
+
+    monkeypatch.setattr(Evaluator, "evaluate", diverge_once)
+    result = run_study(tiny(tmp_path))
+    assert [record.state for record in result.records].count("failed") == 1
+    assert len(result.front) >= 1
+    assert all(torch.equal(seen[2][name], value) for name, value in seen[3].items())
+
+
+def test_time_limit_ends_the_search_but_not_the_results(tmp_path: Path) -> None:
+    result = run_study(tiny(tmp_path, trials=500, timeout=0.001))
+    assert result.records == []
+    assert (tmp_path / "run/front.csv").read_text().startswith("trial,gflops")
+    continued = run_study(tiny(tmp_path, trials=2))
+    assert sum(record.state == "scored" for record in continued.records) >= 2
+
+
+def test_stubborn_samplers_do_not_stall_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stubborn(optuna.samplers.RandomSampler):
+        def sample_independent(self, *_: Any) -> Any:
+            return 0  # the plain net's ratio at every layer but what is enqueued
+
+        def sample_relative(self, _study: Any, _trial: Any, space: Any) -> Any:
+            return {name: int(index == 0) for index, name in enumerate(space)}
+
+        def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
+            return optuna.search_space.intersection_search_space(study.get_trials(deepcopy=False))
+
+    monkeypatch.setattr("ltmsearch.study.make_sampler", lambda *_, **__: Stubborn())
+    result = run_study(tiny(tmp_path, trials=6))
+    assert sum(record.state == "scored" and record.label != "plain" for record in result.records) == 6
+    assert any(record.label == "drawn within budget" for record in result.records)
+
+
+@pytest.mark.parametrize("name", ["auto", "tpe", "gp", "nsga2", "random"])
+def test_samplers_by_name(name: str) -> None:
+    assert isinstance(make_sampler(name, seed=1), optuna.samplers.BaseSampler)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda run: (run / "supernet.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      "),
+            "must be the shared weights",
+        ),
+        (
+            lambda run: (run / "supernet.safetensors").write_bytes((run / "supernet.safetensors").read_bytes()[:99]),
+            "must be the shared weights",
+        ),
+        (lambda run: (run / "supernet.safetensors").unlink(), "has trials but no shared weights"),
+        (
+            lambda run: (run / "settings.yaml").write_text("backbon: mobilevit_s\n"),
+            "settings.yaml: unknown setting 'backbon': did you mean backbone",
+        ),
+        (lambda run: (run / "settings.yaml").write_text("backbone: [\n"), "settings.yaml must be YAML"),
+    ],
+    ids=["foreign weights", "truncated weights", "no weights", "typo", "no YAML"],
+)
+def test_damaged_run_directories_are_told_and_left_alone(
+    finished: Path, tmp_path: Path, damage: Any, message: str
+) -> None:
+    subprocess.run(["cp", "-r", str(finished / "run"), str(tmp_path / "run")], check=True)
+    damage(tmp_path / "run")
+    before = {
+        p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.suffix in (".csv", ".yaml", ".safetensors")
+    }
+    with pytest.raises(InputError, match=message):
+        run_study(tiny(tmp_path))
+    after = {
+        p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.suffix in (".csv", ".yaml", ".safetensors")
+    }
+    assert after == before
