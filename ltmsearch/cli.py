@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -28,6 +29,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def main() -> NoReturn:
     """Entry point: 0 done; 2 the input is wrong, one line says what and what would do; 1 anything else."""
     errors = Console(stderr=True)
+    # timm scripts some layers when it is imported; torch deprecated that, and users can do nothing about it.
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
     try:
         app(standalone_mode=True)
     except InputError as error:
@@ -97,7 +100,8 @@ def run(
         int | None, typer.Option(help="Warm-up steps of the plain net alone.", rich_help_panel="Proxy")
     ] = None,
     base_img_size: Annotated[
-        int | None, typer.Option(help="Side of the images in these steps.", rich_help_panel="Proxy")
+        int | None,
+        typer.Option(help="Side of the images at first; they grow to --proxy-img-size.", rich_help_panel="Proxy"),
     ] = None,
     sandwich_steps: Annotated[
         int | None,

@@ -15,6 +15,7 @@ from ltmsearch.runtime import choose_runtime, find_device, step_seconds
 from ltmsearch.settings import ResolvedSettings, StudySettings
 from ltmsearch.space import SearchSpace, SpaceFile, indistinct_choices
 from ltmsearch.supernet import Supernet
+from ltmsearch.training import WarmUp
 from ltmsearch.trial import SCORING_BATCH, Evaluator
 
 
@@ -45,8 +46,8 @@ class Workbench:
             f"(plain net {self.costs.base_macs / GIGA:.3f}; multiply-adds per image), budget {s.budget_gflops:g}",
             f"data: {self.evaluator.data.description}",
             f"device: {self.evaluator.runtime}{threads}",
-            f"warm-up: {s.base_steps} steps of the plain net at {s.base_img_size} px, "
-            f"{s.sandwich_steps} sandwich steps at {s.proxy_img_size} px, batch {s.batch_size}, "
+            f"warm-up: {s.base_steps} steps of the plain net at {s.base_img_size} px growing to {s.proxy_img_size}, "
+            f"{s.sandwich_steps} sandwich steps at {s.proxy_img_size}, batch {s.batch_size}, "
             f"learning rate {s.warmup_lr:g}",
             f"trials: {s.trials}, each {s.proxy_steps} steps at {s.proxy_img_size} px, learning rate {s.proxy_lr:g}, "
             f"scored on {s.val_images} images; best {s.rescore_candidates} scored again on {s.rescore_images}",
@@ -65,7 +66,9 @@ class Workbench:
     def estimated_seconds(self) -> float:
         """Expected wall time of the whole study, from the measured seconds per image."""
         s, (train, score) = self.settings, self.seconds_per_image
-        base = s.base_steps * s.batch_size * train * (s.base_img_size / s.proxy_img_size) ** 2
+        plan = warm_up_plan(s)
+        pixels = sum(plan.img_size(step, full=s.proxy_img_size) ** 2 for step in range(s.base_steps))
+        base = pixels / s.proxy_img_size**2 * s.batch_size * train
         sandwich = s.sandwich_steps * s.batch_size * train * (2 + s.sandwich_subnets)
         trial = s.proxy_steps * s.batch_size * train + (s.calibration_images + s.val_images) * score
         rescore = (s.rescore_candidates + 2) * (s.calibration_images + s.rescore_images) * score
@@ -124,6 +127,17 @@ def prepare(settings: StudySettings, *, on_progress: Callable[[int, int], None] 
         table=table,
         evaluator=Evaluator(supernet=supernet, data=data, runtime=runtime, settings=resolved),
         seconds_per_image=seconds,
+    )
+
+
+def warm_up_plan(settings: ResolvedSettings) -> WarmUp:
+    """The warm-up that the settings ask for."""
+    return WarmUp(
+        base_steps=settings.base_steps,
+        base_img_size=settings.base_img_size,
+        sandwich_steps=settings.sandwich_steps,
+        subnets=settings.sandwich_subnets,
+        lr=settings.warmup_lr,
     )
 
 

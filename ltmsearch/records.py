@@ -36,7 +36,7 @@ FRONT_COLUMNS = (
 )
 
 
-class Score(NamedTuple):
+class ShownScore(NamedTuple):
     """How well a trial does, by the best measurement there is."""
 
     top1: float
@@ -78,6 +78,8 @@ class TrialRecord:
     """Score with the final shared weights, comparable between trials."""
     rescored_top1_se: float | None = None
     rescored_loss: float | None = None
+    rescored_version: int | None = None
+    """Version of the shared weights behind `rescored_top1`."""
     ib_weight: float | None = None
     supernet_version: int | None = None
     """Version of the shared weights behind `top1`."""
@@ -90,7 +92,15 @@ class TrialRecord:
         _check_choice("kind", self.kind, get_args(Kind))
         _check_choice("state", self.state, get_args(State))
         _check_range("trial", self.trial, low=0)
-        for name in ("gflops", "latency_ms", "top1_se", "rescored_top1_se", "seconds", "supernet_version"):
+        for name in (
+            "gflops",
+            "latency_ms",
+            "top1_se",
+            "rescored_top1_se",
+            "seconds",
+            "supernet_version",
+            "rescored_version",
+        ):
             _check_range(name, getattr(self, name), low=0)
         for name in ("top1", "rescored_top1"):
             _check_range(name, getattr(self, name), low=0, high=100)
@@ -116,11 +126,11 @@ class TrialRecord:
         return self.label or f"trial {self.trial}"
 
     @property
-    def score(self) -> Score | None:
+    def score(self) -> ShownScore | None:
         """The re-scored values where there are any, else those of the trial's time, None without a score."""
         if self.rescored_top1 is not None:
-            return Score(self.rescored_top1, self.rescored_top1_se, self.rescored_loss, True)
-        return None if self.top1 is None else Score(self.top1, self.top1_se, self.loss, False)
+            return ShownScore(self.rescored_top1, self.rescored_top1_se, self.rescored_loss, True)
+        return None if self.top1 is None else ShownScore(self.top1, self.top1_se, self.loss, False)
 
     def by_stage(self) -> list[tuple[str, str]]:
         """The keep ratios in short, as `("stages.2.1.transformer", "1 .5")`, where 1 is a plain layer.
@@ -164,7 +174,13 @@ def select_references(records: Iterable[TrialRecord]) -> list[TrialRecord]:
 def front_table(records: Iterable[TrialRecord]) -> pd.DataFrame:
     """The front of `records` as `front.csv` holds it: re-scored values, keep ratios as a JSON object."""
     final = [
-        replace(r, top1=r.rescored_top1, top1_se=r.rescored_top1_se, loss=r.rescored_loss)
+        replace(
+            r,
+            top1=r.rescored_top1,
+            top1_se=r.rescored_top1_se,
+            loss=r.rescored_loss,
+            supernet_version=r.rescored_version,
+        )
         for r in select_front(records)
     ]
     return _table(FRONT_COLUMNS, [_row(record, FRONT_COLUMNS) for record in final])
@@ -242,7 +258,8 @@ _COLUMN_TYPES = {
     "label": "object",
     "state": "object",
     "feasible": "bool",
-    "supernet_version": "Int64",  # whole numbers with gaps
+    "supernet_version": "Int64",
+    "rescored_version": "Int64",  # whole numbers with gaps
     "keep_ratios": "object",
 }
 
@@ -306,5 +323,6 @@ _CONVERTERS: dict[str, Callable[[str], Any]] = {
     "feasible": _flag,
     "gflops": float,
     "supernet_version": lambda text: int(text) if text else None,
+    "rescored_version": lambda text: int(text) if text else None,
     "keep_ratios": _ratios,
 }

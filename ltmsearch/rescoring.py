@@ -1,6 +1,6 @@
 """Which trials are scored again with the final weights."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -11,8 +11,9 @@ from ltmsearch.records import TrialRecord
 def choose_candidates(records: Iterable[TrialRecord], number: int) -> list[TrialRecord]:
     """The trials most likely to be on the front, front after front, and the baselines to compare with.
 
-    Early scores come from younger weights and few images, so both steady and unsteady measures get a say: a trial is as
-    good as the better of its ranks by top-1 and by loss, each as the number of the front it lies on.
+    Early scores come from younger shared weights, so the trend over their versions is taken out first. And a trial is
+    as good as the better of its ranks by top-1 and by loss, each as the number of the front it lies on: the loss is
+    the steadier measure, top-1 the one that counts.
 
     Args:
         records: All trials.
@@ -24,13 +25,38 @@ def choose_candidates(records: Iterable[TrialRecord], number: int) -> list[Trial
     scored = [r for r in records if r.state == "scored"]
     baselines = [r for r in scored if r.kind == "baseline"]
     rivals = [r for r in scored if r.feasible and r.kind != "baseline"]
-    by_top1 = front_ranks([(r.top1 or 0.0, r.gflops) for r in rivals], (True, False))
-    by_loss = front_ranks([(np.inf if r.loss is None else r.loss, r.gflops) for r in rivals], (False, False))
+    versions = [r.supernet_version or 0 for r in rivals]
+    top1 = without_trend([_known(r.top1) for r in rivals], versions)
+    loss = without_trend([_known(r.loss) for r in rivals], versions)
+    by_top1 = front_ranks(list(zip(top1, (r.gflops for r in rivals), strict=True)), (True, False))
+    by_loss = front_ranks(list(zip(loss, (r.gflops for r in rivals), strict=True)), (False, False))
     order = sorted(
         range(len(rivals)), key=lambda i: (min(by_top1[i], by_loss[i]), by_top1[i] + by_loss[i], rivals[i].trial)
     )
     chosen = [rivals[i] for i in order[:number]] + baselines
     return sorted(chosen, key=lambda r: r.trial)
+
+
+def without_trend(values: Sequence[float], versions: Sequence[int]) -> list[float]:
+    """Values less what a straight line through them explains by the version of the shared weights.
+
+    Args:
+        values: One score per trial.
+        versions: How often the shared weights had moved before.
+
+    Returns:
+        The differences from the line; the values themselves where fewer than three versions leave no line to fit.
+    """
+    if len(set(versions)) < 3:
+        return list(values)
+    slope, start = np.polyfit(versions, values, deg=1)
+    return [float(value - (start + slope * version)) for value, version in zip(values, versions, strict=True)]
+
+
+def _known(value: float | None) -> float:
+    if value is None:
+        raise ValueError("a scored trial must have top-1 and loss.")
+    return value
 
 
 def front_ranks(points: list[tuple[float, float]], maximize: tuple[bool, bool]) -> list[int]:

@@ -72,7 +72,7 @@ class StudySettings(BaseModel):
     base_steps: int | None = Field(default=None, ge=0)
     """Steps of the plain net alone."""
     base_img_size: int | None = Field(default=None, ge=32)
-    """Side of the images in these steps."""
+    """Side of the images at first; they grow to `proxy_img_size` in the second half of these steps."""
     sandwich_steps: int | None = Field(default=None, ge=0)
     """Steps in which subnets learn to match the plain net."""
     sandwich_subnets: int = Field(default=1, ge=0)
@@ -223,7 +223,7 @@ _CPU: dict[str, int] = {
     "batch_size": 16,
     "base_steps": 300,
     "base_img_size": 64,
-    "sandwich_steps": 40,
+    "sandwich_steps": 60,
     "proxy_img_size": 112,
     "proxy_steps": 4,
     "calibration_images": 64,

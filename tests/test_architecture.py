@@ -15,7 +15,7 @@ FLOORS = [
     {"merging"},
     {"backbones"},
     {"costs"},
-    {"runtime", "digits"},
+    {"runtime", "digits", "sources"},
     {"data", "supernet", "checkpoint", "evaluation"},
     {"training", "inspection"},
     {"trial", "storage"},

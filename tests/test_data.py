@@ -21,8 +21,9 @@ import torchvision
 from PIL import Image
 from timm.data import create_transform
 
-from ltmsearch.data import balanced, estimated_bytes, load_data
+from ltmsearch.data import load_data
 from ltmsearch.errors import InputError
+from ltmsearch.sources import balanced, estimated_bytes
 
 pytestmark = [  # of tests with two workers: later Pythons on forking beside threads, torch on a machine with one CPU
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
@@ -414,7 +415,7 @@ class TestErrors:
         assert str(raised.value).isprintable()
 
     def test_a_missing_library_is_named(self, monkeypatch):
-        monkeypatch.setattr("ltmsearch.data.find_spec", lambda name: None)
+        monkeypatch.setattr("ltmsearch.sources.find_spec", lambda name: None)
         with pytest.raises(InputError, match="pip install datasets"):
             open_data(None, dataset="hfds/owner/name")
 

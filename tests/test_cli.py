@@ -1,0 +1,312 @@
+"""The command line: what a person types, what comes back, and with which exit code."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_study import TINY
+
+from ltmsearch.cli import main
+from ltmsearch.settings import StudySettings
+from ltmsearch.study import run_study
+
+
+def call(*arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error of `ltmsearch ARGUMENTS`."""
+    monkeypatch.setattr(sys, "argv", ["ltmsearch", *arguments])
+    with pytest.raises(SystemExit) as exit_info:
+        main()
+    output = capsys.readouterr()
+    return int(exit_info.value.code or 0), output.out, output.err
+
+
+def image_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), per_class: int = 6) -> Path:
+    rng = np.random.default_rng(0)
+    for split in ("train", "validation"):
+        for name in classes:
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(per_class):
+                Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(folder / f"{i}.jpg")
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of a finished study."""
+    folder = tmp_path_factory.mktemp("cli")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ltmsearch.report._write_png", lambda *_: None)
+        run_study(StudySettings.make("test", **{**TINY, "out": str(folder / "run")}))
+    return folder / "run"
+
+
+@pytest.fixture(autouse=True)
+def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ltmsearch.report._write_png", lambda *_: None)
+
+
+BUDGET = ("--budget-gflops",)
+XXS = ("run", "--backbone", "mobilevit_xxs")
+RUN = (*XXS, *BUDGET, "0.27")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "--backbone", "mobilvit_s", *BUDGET, "1.2"), "'mobilvit_s': did you mean mobilevit_s?"),
+        (("run", "--backbone", "mobilevit_xxs"), "--budget-gflops must be given"),
+        (("run", "--budget-gflops", "1.2"), "--backbone must be given"),
+        ((*XXS, *BUDGET, "0.1"), "is below what merging can reach: mobilevit_xxs at 224 px reaches 0.2"),
+        ((*XXS, *BUDGET, "9"), "constrains nothing: mobilevit_xxs at 224 px reaches 0.2"),
+        ((*XXS, *BUDGET, "-1"), "budget_gflops: Input should be greater than 0, but got -1"),
+        ((*RUN, "--trials", "-3"), "trials: Input should be greater than or equal to 1, but got -3"),
+        ((*RUN, "--sampler", "tpee"), "should be 'auto', 'tpe', 'gp', 'nsga2' or 'random', but got 'tpee'"),
+        ((*RUN, "--operator", "tom"), "unknown operator 'tom': did you mean tome?"),
+        ((*RUN, "--data-dir", "nowhere"), "must be an existing image folder, but got 'nowhere'"),
+        ((*RUN, "--dataset", "torch/cifar11"), "unknown dataset 'torch/cifar11': did you mean torch/cifar10?"),
+        ((*RUN, "--device", "gpu"), "--device 'gpu' cannot be used"),
+        ((*RUN, "--space", "mobilvit"), "unknown file 'mobilvit': did you mean mobilevit?"),
+        ((*RUN, "--config", "mobilvit_s"), "did you mean mobilevit_s?"),
+        ((*RUN, "--checkpoint", "none.pth"), "the checkpoint must be a file, but none.pth is not"),
+        ((*RUN, "--pretrained", "--checkpoint", "none.pth"), "pretrained and checkpoint cannot both be given"),
+        ((*RUN, "--study", "../up"), "study: String should match pattern"),
+        (("cost", "mobilevit_xxs", "--keep", "0.5,x"), "--keep must be numbers"),
+        (("cost", "mobilevit_xxs", "--keep", "0.5,0.5"), "but got 2 for 9 layers"),
+        (("cost", "mobilevit_xxs", "--keep", "1.5"), r"must be in (0, 1]"),
+        (("space", "resnet50"), "unknown backbone 'resnet50'"),
+        (("front", "nowhere"), "nowhere/settings.yaml does not exist"),
+        (("export", "nowhere"), "nowhere/settings.yaml does not exist"),
+        (("dashboard", "nowhere"), "must be the run directory of a study"),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_one_line_and_exit_code_2(
+    arguments: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(*arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [], "nothing is written"
+
+
+@pytest.mark.parametrize("arguments", [("run", "--no-such-option"), ("runn",), ("cost",)])
+def test_wrong_options_are_exit_code_2(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = call(*arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2
+    assert "Traceback" not in err
+
+
+def test_unwritable_run_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+    code, _, err = call("run", *arguments, "--out", str(tmp_path / "file/run"), monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2
+    assert "cannot be written: Not a directory" in err
+
+
+@pytest.mark.parametrize(
+    ("damage", "code", "message"),
+    [
+        (lambda root: (root / "train/dog/0.jpg").write_text("no image"), 0, "unreadable: 'train/dog/0.jpg'"),
+        (lambda root: (root / "train/dog/notes.txt").write_text("hello"), 0, "12 training"),
+        (lambda root: (root / "train/bird").mkdir(), 2, "class folders must hold images"),
+        (lambda root: [f.unlink() for f in (root / "train/dog").iterdir()], 2, "class folders must hold images"),
+        (lambda root: (root / "validation").rename(root / "elsewhere"), 2, "must hold validation/ or val/ or valid/"),
+    ],
+    ids=["text named as an image", "text file", "empty class", "emptied class", "no validation"],
+)  # fmt: skip
+def test_image_folders(
+    tmp_path: Path,
+    damage: Any,
+    code: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = image_folder(tmp_path / "images")
+    damage(root)
+    tiny = {**TINY, "trials": 1}
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in tiny.items()]
+    arguments += ["--data-dir", str(root), "--out", str(tmp_path / "run")]
+    got, out, err = call("run", *arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert got == code, err
+    assert message in out + err
+    assert (tmp_path / "run").exists() == (code == 0)
+
+
+def test_one_class_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    root = image_folder(tmp_path / "images", classes=("cat",))
+    code, _, err = call(*RUN, "--data-dir", str(root), monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2
+    assert "two classes or more, but there is only 'cat'" in err
+
+
+def test_cost_as_json_counts_both_ways(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    keep = "0.7,1,0.5,1,1,0.3,1,1,0.5"
+    code, out, _ = call("cost", "mobilevit_s", "--keep", keep, "--json", monkeypatch=monkeypatch, capsys=capsys)
+    record = json.loads(out)
+    assert code == 0
+    assert list(record) == [
+        "backbone", "img_size", "operator", "keep_ratios", "gflops", "gflops_traced", "base_gflops", "tokens",
+    ]  # fmt: skip
+    assert record["gflops"] == record["gflops_traced"] < record["base_gflops"]
+    assert round(record["base_gflops"], 4) == 1.5467
+    assert list(record["keep_ratios"].values()) == [float(r) for r in keep.split(",")]
+    assert record["tokens"]["stages.2.1.transformer.0"] == [196, 132]
+    code, out, _ = call("cost", "mobilevit_s", "--json", monkeypatch=monkeypatch, capsys=capsys)
+    plain = json.loads(out)
+    assert plain["gflops"] == plain["base_gflops"]
+    assert set(plain["keep_ratios"].values()) == {1.0}
+
+
+def test_space_shows_where_merging_costs_more_than_it_saves(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = call("space", "mobilevit_s", "--json", monkeypatch=monkeypatch, capsys=capsys)
+    record = json.loads(out)
+    assert code == 0
+    assert record["lowest_gflops"] < 1.2 < record["base_gflops"] <= record["highest_gflops"]
+    second = record["layers"][1]
+    assert second["tokens"] == 196
+    assert second["savings"]["0.7"] < 0 < second["savings"]["0.25"]
+    assert 0.5 < sum(layer["share"] for layer in record["layers"]) < 0.6
+    code, out, _ = call("space", "mobilevit_s", monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0
+    assert max(len(line) for line in out.splitlines()) <= 120
+    assert "stages.4.1.transformer.2" in out
+
+
+def test_front_writes_again_what_was_lost(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = (finished / "front.csv").read_text()
+    (finished / "front.csv").unlink()
+    (finished / "front.html").unlink()
+    code, out, _ = call("front", str(finished), monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0
+    assert "GFLOPs" in out
+    assert (finished / "front.csv").read_text() == wanted
+    assert (finished / "front.html").exists()
+    code, out, _ = call("front", str(finished), "--json", monkeypatch=monkeypatch, capsys=capsys)
+    assert [row["trial"] for row in json.loads(out)] == [int(line.split(",")[0]) for line in wanted.splitlines()[1:]]
+
+
+def test_export_recipes_and_weights(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import timm
+    import torch
+
+    from ltmsearch.recipe import load_recipe
+
+    code, out, _ = call("export", str(finished), "--weights", monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0
+    recipe_path, weights_path = (Path(line) for line in out.splitlines())
+    recipe = load_recipe(recipe_path)
+    model = timm.create_model(recipe.model, checkpoint_path=str(weights_path), **recipe.model_kwargs()).eval()
+    assert torch.isfinite(model(torch.randn(1, 3, 64, 64))).all()
+    number = recipe.provenance["trial"]
+    assert recipe_path.parent == finished / "export" / str(number)
+    code, out, _ = call("export", str(finished), "--top", "99", monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0
+    for arguments, message in (
+        (("--trial", "999"), "trial 999 has no score"),
+        (("--under-gflops", "0.01"), "no trial of the front costs up to 0.01 GFLOPs; the cheapest costs 0.2"),
+        (("--top", "1", "--trial", "1"), "exclude each other"),
+    ):
+        code, _, err = call("export", str(finished), *arguments, monkeypatch=monkeypatch, capsys=capsys)
+        assert code == 2
+        assert message in err
+
+
+def test_config_files_and_options_that_win(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("\n".join(f"{name}: {value}" for name, value in TINY.items()))
+    out_dir = tmp_path / "run"
+    code, _, err = call(
+        "run",
+        "--config",
+        str(path),
+        "--trials",
+        "1",
+        "--out",
+        str(out_dir),
+        "--quiet",
+        monkeypatch=monkeypatch,
+        capsys=capsys,
+    )
+    assert code == 0, err
+    assert "trials: 1\n" in (out_dir / "settings.yaml").read_text()
+    path.write_text("backbone: mobilevit_xxs\nbudget: 1\n")
+    code, _, err = call("run", "--config", str(path), monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2
+    assert "mine.yaml: unknown setting 'budget'" in err
+
+
+@pytest.mark.parametrize("name", ["mobilevit_s", "mobilevit_xs"])
+def test_shipped_studies_are_reachable_and_say_how_to_run_them(name: str) -> None:
+    from ltmsearch.inspection import describe_space
+    from ltmsearch.shipped import find_file
+    from ltmsearch.yamlfile import read_yaml
+
+    path = find_file("studies", name)
+    settings = StudySettings.make(name, **read_yaml(path))
+    record = describe_space(
+        settings.backbone, img_size=settings.img_size, operator=settings.operator, space=settings.space
+    )
+    assert record.lowest_gflops < settings.budget_gflops < record.base_gflops
+    assert f"ltmsearch run --config {name}" in path.read_text()
+
+
+def test_help_is_quick_because_heavy_imports_wait() -> None:
+    code = (
+        "import sys, ltmsearch.cli; print(sorted({'torch', 'timm', 'optuna', 'pandas', 'plotly'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_dashboard_serves_the_study(finished: Path) -> None:
+    import socket
+    import urllib.request
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen([sys.executable, "-m", "ltmsearch.cli", "dashboard", str(finished), "--port", str(port)])
+    try:
+        for _ in range(120):
+            try:
+                studies = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=5))
+                break
+            except OSError:
+                time.sleep(0.5)
+        summary = studies["study_summaries"][0]
+        detail = json.load(
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies/{summary['study_id']}?after=0", timeout=5)
+        )
+    finally:
+        process.terminate()
+        process.wait()
+    assert len(detail["trials"]) >= 6
+    plain = next(trial for trial in detail["trials"] if trial["number"] == 0)
+    assert plain["constraints"][0] > 0, "the plain net is over the budget and shown so"
+    assert detail["metric_names"] == ["top-1 (%)", "GFLOPs"]

@@ -1,0 +1,56 @@
+"""Recipes: what is written opens again, and what does not fit is told."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ltmsearch.errors import InputError
+from ltmsearch.recipe import Recipe, library_versions, load_recipe
+
+MINIMAL: dict[str, Any] = {
+    "model": "ltm_mobilevit_xxs", "operator": "ltm", "schedule": {"stages.2.1.transformer.0": 0.5}, "img_size": 224,
+    "num_classes": 10,
+}  # fmt: skip
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    recipe = Recipe(**MINIMAL, provenance={"versions": dict(library_versions()), "trial": 3})
+    path = recipe.save(tmp_path / "3.yaml")
+    assert load_recipe(path) == recipe
+    assert path.read_text().startswith("# Training recipe")
+
+
+def test_defaults_are_the_published_training_with_timms_names(tmp_path: Path) -> None:
+    content = yaml.safe_load(Recipe(**MINIMAL).save(tmp_path / "r.yaml").read_text())
+    wanted = {
+        "epochs": 300, "opt": "adamw", "lr": 2e-4, "min_lr": 2e-5, "sched": "cosine", "warmup_epochs": 5,
+        "weight_decay": 0.01, "model_ema_decay": 0.9995, "aa": "rand-m9-mstd0.5", "reprob": 0.2, "smoothing": 0.1,
+        "batch_size": 256,
+    }  # fmt: skip
+    assert {name: content[name] for name in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": 1}, "unknown setting 'learning_rate'"),
+        ({"epochs": 0}, "epochs: Input should be greater than or equal to 1, but got 0"),
+        ({"schedule": {"a": 1.5}}, r"must be in \(0, 1\], but layer a has 1.5"),
+        ({"schema_version": 2}, "schema_version must be 1 for this ltmsearch, but got 2"),
+    ],
+)
+def test_what_does_not_fit_is_told(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"schema_version": 1, **MINIMAL, **change}))
+    with pytest.raises(InputError, match=message):
+        load_recipe(path)
+
+
+def test_code_in_yaml_is_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"model: !!python/object/apply:os.mkdir ['{tmp_path / 'made'}']\n")
+    with pytest.raises(InputError, match="must be YAML"):
+        load_recipe(path)
+    assert not (tmp_path / "made").exists()

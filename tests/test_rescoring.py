@@ -1,0 +1,56 @@
+"""Which trials are looked at again."""
+
+import numpy as np
+import pytest
+
+from ltmsearch.records import TrialRecord
+from ltmsearch.rescoring import choose_candidates, front_ranks, without_trend
+
+
+def record(trial: int, gflops: float, top1: float, loss: float, **changes: object) -> TrialRecord:
+    values = {
+        "trial": trial, "kind": "searched", "state": "scored", "feasible": True, "gflops": gflops, "top1": top1,
+        "top1_se": 1.0, "loss": loss, "supernet_version": 0, "keep_ratios": {"a": 0.5},
+    }  # fmt: skip
+    return TrialRecord(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_front_ranks_peel_like_an_onion() -> None:
+    points = [(80.0, 1.2), (70.0, 1.0), (75.0, 1.2), (60.0, 1.1), (50.0, 1.2)]
+    assert front_ranks(points, (True, False)) == [0, 0, 1, 1, 2]
+    assert front_ranks([], (True, False)) == []
+
+
+def test_trend_of_the_shared_weights_is_taken_out() -> None:
+    versions = list(range(10))
+    quality = np.array([3, 0, -1, 2, -2, 1, 0, -3, 1, -1], dtype=float)
+    quality -= np.polyval(np.polyfit(versions, quality, 1), versions)  # nothing of it can be called a trend
+    drifted = 60 + 1.5 * np.array(versions) + quality
+    assert without_trend(drifted.tolist(), versions) == pytest.approx(quality.tolist())
+    assert without_trend([1.0, 2.0], [0, 1]) == [1.0, 2.0]
+
+
+def test_early_trials_are_not_punished_for_young_weights() -> None:
+    early = [record(i, 1.0 + 0.01 * i, 60.0 + i, 1.5 - 0.01 * i, supernet_version=i) for i in range(5)]
+    late = [
+        record(i, 1.0 + 0.01 * (i - 5), 60.0 + i - 2, 1.5 - 0.01 * (i - 2), supernet_version=i) for i in range(5, 10)
+    ]
+    chosen = choose_candidates(early + late, 5)
+    assert {r.trial for r in chosen} & {0, 1, 2, 3, 4}
+
+
+def test_baselines_come_on_top_and_the_infeasible_stay_out() -> None:
+    plain = record(0, 1.5, 90.0, 0.5, kind="baseline", label="plain", feasible=False)
+    uniform = record(1, 1.1, 50.0, 2.0, kind="baseline", label="uniform 0.5")
+    rivals = [record(i, 1.0 + i / 100, 70.0 + i, 1.0) for i in range(2, 8)]
+    chosen = choose_candidates([plain, uniform, *rivals], 3)
+    assert [r.trial for r in chosen][:2] == [0, 1]
+    assert len(chosen) == 5
+    assert choose_candidates([], 3) == []
+
+
+def test_loss_saves_what_top1_cannot_tell_apart() -> None:
+    better = record(0, 1.1, 70.0, 0.8)
+    lucky = record(1, 1.1, 70.5, 1.2)
+    worse = record(2, 1.1, 69.0, 1.3)
+    assert {r.trial for r in choose_candidates([better, lucky, worse], 2)} == {0, 1}

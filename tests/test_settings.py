@@ -1,0 +1,66 @@
+"""Settings: defaults by device, a file that comes back as it went, and differences named."""
+
+from pathlib import Path
+
+import pytest
+
+from ltmsearch.errors import InputError
+from ltmsearch.settings import ResolvedSettings, StudySettings
+
+
+def settings(**changes: object) -> StudySettings:
+    return StudySettings.make("test", **{"backbone": "mobilevit_s", "budget_gflops": 1.2, **changes})
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_resolved_settings_round_trip(tmp_path: Path, device: str) -> None:
+    resolved = settings(data_dir="images").resolved(device)
+    path = tmp_path / "settings.yaml"
+    path.write_text(resolved.to_yaml())
+    assert ResolvedSettings.load(path) == resolved
+    assert resolved.resolved(device) == resolved
+    assert resolved.dataset == "folder"
+
+
+def test_what_the_user_says_wins_over_the_device() -> None:
+    resolved = settings(proxy_img_size=96, base_steps=0).resolved("cpu")
+    assert (resolved.proxy_img_size, resolved.base_steps, resolved.base_img_size) == (96, 0, 64)
+    assert settings(proxy_img_size=48).resolved("cpu").base_img_size == 48
+    assert settings(img_size=256).resolved("cuda").proxy_img_size == 256
+
+
+def test_studies_that_differ_have_different_names() -> None:
+    names = {
+        settings(**change).study_name
+        for change in (
+            {}, {"budget_gflops": 1.3}, {"img_size": 256}, {"operator": "tome"}, {"data_dir": "images"},
+            {"dataset": "torch/cifar10"}, {"study": "mine"},
+        )
+    }  # fmt: skip
+    assert len(names) == 7
+    assert all("/" not in name for name in names)
+    assert settings().run_dir == Path("runs") / settings().study_name
+    assert settings(out="here").run_dir == Path("here")
+
+
+def test_differences_are_named_but_trials_may_change() -> None:
+    stored = settings().resolved("cpu")
+    settings(trials=99, timeout=5).resolved("cpu").refuse_unless_continues(stored, Path("run"))
+    with pytest.raises(InputError, match="seed is 0 there and 4 now.*--study NAME or --out DIR"):
+        settings(seed=4).resolved("cpu").refuse_unless_continues(stored, Path("run"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trials": True}, "trials: must be a number"),
+        ({"update_share": 1.5}, "update_share: Input should be less than or equal to 1, but got 1.5"),
+        ({"dataset": "folder"}, "dataset 'folder' needs data_dir"),
+        ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
+        ({"bugdet_gflops": 1}, "unknown setting 'bugdet_gflops': did you mean budget_gflops"),
+        ({"study": "a/b"}, "study: String should match pattern"),
+    ],
+)
+def test_values_that_do_not_fit_are_told(change: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        settings(**change)

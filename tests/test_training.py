@@ -1,0 +1,106 @@
+"""Training steps: what they must move, what they must not, and what they do when they diverge."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ltmsearch.errors import TrialDiverged
+from ltmsearch.evaluation import batchnorm_kept
+from ltmsearch.runtime import Runtime
+from ltmsearch.schedule import MergeSchedule
+from ltmsearch.supernet import Supernet
+from ltmsearch.training import WarmUp, make_optimizer, proxy_train, shrunk, warm_up
+from ltmsearch.trial import load_parameters, moved, parameters
+
+RUNTIME = Runtime(device=torch.device("cpu"), bf16=False, channels_last=True, reason="test")
+
+
+def fresh() -> Supernet:
+    torch.manual_seed(0)
+    return Supernet("mobilevit_xxs", num_classes=3)
+
+
+def batches(number: int, size: int = 64) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [(torch.rand(4, 3, size, size, generator=generator), torch.tensor([0, 1, 2, 0])) for _ in range(number)]
+
+
+def test_images_grow_from_base_to_full_size() -> None:
+    plan = WarmUp(base_steps=100, base_img_size=64, sandwich_steps=10, subnets=1, lr=1e-3)
+    sizes = [plan.img_size(step, full=112) for step in range(110)]
+    assert sizes[:51] == [64] * 51
+    assert sizes == sorted(sizes)
+    assert set(sizes) == {64, 80, 96, 112}
+    assert sizes[100:] == [112] * 10
+    assert WarmUp(base_steps=5, base_img_size=128, sandwich_steps=0, subnets=1, lr=1).img_size(0, full=112) == 112
+    assert shrunk(torch.rand(1, 3, 112, 112), 64).shape == (1, 3, 64, 64)
+
+
+def test_warm_up_trains_every_parameter_and_ends_plain() -> None:
+    supernet = fresh()
+    before = parameters(supernet)
+    plan = WarmUp(base_steps=2, base_img_size=48, sandwich_steps=2, subnets=1, lr=1e-3)
+    drawn: list[MergeSchedule] = []
+
+    def draw(rng: np.random.Generator) -> MergeSchedule:
+        drawn.append(MergeSchedule.uniform(supernet.layers, float(rng.choice([0.5, 0.7]))))
+        return drawn[-1]
+
+    losses = list(
+        warm_up(
+            supernet, plan, batches=batches(4), cheapest=MergeSchedule.uniform(supernet.layers, 0.25),
+            draw=draw, seed=0, runtime=RUNTIME,
+        )
+    )  # fmt: skip
+    assert len(losses) == 4
+    assert len(drawn) == 2  # one random subnet in each sandwich step
+    assert supernet.schedule.merging_layers == ()
+    still = {name for name, value in parameters(supernet).items() if torch.equal(value, before[name])}
+    # V has no gradient before κ has left zero, which takes a step; after two it has moved.
+    assert still == set()
+
+
+def test_proxy_training_moves_only_the_layers_it_uses() -> None:
+    supernet = fresh()
+    before = parameters(supernet)
+    schedule = MergeSchedule(keep_ratios={supernet.layers[2]: 0.5})
+    loss = proxy_train(supernet, schedule, batches(2), lr=1e-3, runtime=RUNTIME)
+    assert loss is not None
+    assert loss > 0
+    after = parameters(supernet)
+    changed = {name for name in before if ".merging." in name and not torch.equal(before[name], after[name])}
+    assert {name.split(".merging.")[0] for name in changed} == {f"model.{supernet.layers[2]}"}
+    assert proxy_train(supernet, schedule, [], lr=1e-3, runtime=RUNTIME) is None
+
+
+def test_a_step_that_is_not_finite_is_not_taken() -> None:
+    supernet = fresh()
+    before = parameters(supernet)
+    images = torch.full((2, 3, 64, 64), float("nan"))
+    with pytest.raises(TrialDiverged, match="not finite"), batchnorm_kept(supernet):
+        proxy_train(supernet, supernet.schedule, [(images, torch.tensor([0, 1]))], lr=1e-3, runtime=RUNTIME)
+    after = parameters(supernet)
+    assert all(torch.equal(before[name], value) for name, value in after.items())
+    assert all(torch.isfinite(buffer).all() for buffer in supernet.buffers())
+
+
+def test_weights_move_by_their_share() -> None:
+    supernet = fresh()
+    start = parameters(supernet)
+    trained = {name: value + 2 for name, value in start.items()}
+    half = moved(start, trained, 0.25)
+    for name, value in start.items():
+        torch.testing.assert_close(half[name], value + 0.5)
+        assert torch.equal(moved(start, trained, 0.0)[name], value)
+    load_parameters(supernet, half)
+    assert all(torch.equal(p, half[name]) for name, p in supernet.named_parameters())
+
+
+def test_optimizer_decays_weights_but_not_importance() -> None:
+    supernet = fresh()
+    optimizer = make_optimizer(supernet, 1e-3)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    by_kind = {name.rsplit(".", 1)[1]: decay[id(p)] for name, p in supernet.named_parameters() if ".merging." in name}
+    assert by_kind["importance"] == by_kind["kappa"] == 0
+    assert by_kind["directions"] > 0
