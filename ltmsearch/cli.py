@@ -2,7 +2,6 @@
 
 import json
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -29,8 +28,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def main() -> NoReturn:
     """Entry point: 0 done; 2 the input is wrong, one line says what and what would do; 1 anything else."""
     errors = Console(stderr=True)
-    # timm scripts some layers when it is imported; torch deprecated that, and users can do nothing about it.
-    warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
     try:
         app(standalone_mode=True)
     except InputError as error:

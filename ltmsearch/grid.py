@@ -26,7 +26,7 @@ def grid_chain(grid: Grid) -> tuple[Grid, ...]:
     chain = [(p, q)]
     while (p, q) != (1, 1):
         # p/rows against q/columns, in integers; on a tie the longer side gives way, on a square grid a column.
-        if (p * columns, p) > (q * rows, q) or q == 1:
+        if q == 1 or (p > 1 and (p * columns, p) > (q * rows, q)):
             p -= 1
         else:
             q -= 1

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from ltmsearch.observer import Observer
 from ltmsearch.prepare import Workbench, prepare, warm_up_plan
 from ltmsearch.records import TrialRecord, select_front
 from ltmsearch.rescoring import choose_candidates
-from ltmsearch.results import write_results
+from ltmsearch.results import TRIALS, write_results
 from ltmsearch.settings import ResolvedSettings, StudySettings
 from ltmsearch.storage import make_sampler, open_study
 from ltmsearch.training import warm_up
@@ -34,6 +35,8 @@ UNIFORM_BASELINES = 3
 """Uniform schedules within the budget that are tried for comparison, dearest first."""
 PATIENCE = 12
 """Proposals over budget in a row before a schedule within the budget is drawn instead."""
+CONSTRAINT = "gflops over budget"
+"""Key of the constraint in Optuna: feasible trials have a value ≤ 0."""
 SETTINGS = "settings.yaml"
 
 
@@ -69,14 +72,16 @@ def run_study(settings: StudySettings, observer: Observer | None = None) -> Stud
     start = time.monotonic()
     try:
         stored = _stored_settings(settings.run_dir)
-        observer.phase("reading the data", 0)
-        bench = prepare(settings, on_progress=lambda done, total: observer.advance(done, f"of {total} images"))
+        bench = prepare(settings, on_progress=lambda done, total: _reading(observer, done, total))
         if stored is not None:
             bench.settings.refuse_unless_continues(stored, settings.run_dir)
+        loaded = load_checkpoint(settings.run_dir, space=bench.space.digest())
+        if loaded is None and (settings.run_dir / TRIALS).exists():
+            raise InputError(f"{settings.run_dir} has trials but no shared weights; begin anew with --out DIR")
         for line in bench.describe():
             observer.note(line)
         driver = Driver(bench, _open_run_dir(bench.settings), observer)
-        driver.warm_up()
+        driver.warm_up(loaded)
         driver.search(until=None if settings.timeout is None else start + settings.timeout)
         driver.rescore()
         records = driver.records()
@@ -84,6 +89,12 @@ def run_study(settings: StudySettings, observer: Observer | None = None) -> Stud
         return StudyResult(folder=driver.folder, records=records)
     finally:
         observer.close()
+
+
+def _reading(observer: Observer, done: int, total: int) -> None:
+    if done == 1:
+        observer.phase("reading images", total)
+    observer.advance(done)
 
 
 def _stored_settings(folder: Path) -> ResolvedSettings | None:
@@ -121,18 +132,19 @@ class Driver:
 
     # -- shared weights ------------------------------------------------------------------------------------------
 
-    def warm_up(self) -> None:
-        """Train the shared weights, or load those that the study has already."""
+    def warm_up(self, loaded: tuple[dict[str, Tensor], CheckpointState] | None) -> None:
+        """Train the shared weights, or take those that the study has already.
+
+        Args:
+            loaded: What `load_checkpoint` found.
+        """
         supernet = self.bench.evaluator.supernet
-        loaded = load_checkpoint(self.folder, space=self.state.space)
         if loaded is not None:
             weights, self.state = loaded
             supernet.load_state_dict(weights)
             self.weights = parameters(supernet)
             self.observer.note(f"continuing with shared weights of version {self.state.version}")
             return
-        if any(trial.state.is_finished() for trial in self._trials()):
-            raise InputError(f"{self.folder} has trials but no shared weights; begin anew with --out DIR")
         s, space = self.settings, self.bench.space
         plan = warm_up_plan(s)
         self.observer.phase("warming up", plan.steps)
@@ -185,23 +197,26 @@ class Driver:
         The sampler is made afresh for every trial from the number of trials before it, so that an interrupted study
         makes the same proposals as one that was not.
         """
-        trials = self._trials()
-        before = sum(trial.state.is_finished() for trial in trials)
-        self.study.sampler = make_sampler(self.settings.sampler, seed=_seed(self.settings.seed, before))
-        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+        self.study.sampler = self._sampler(0)
+        running = [trial for trial in self._trials() if trial.state == TrialState.RUNNING]
         if running:
             return Trial(self.study, running[0]._trial_id)
         return self.study.ask()
+
+    def _sampler(self, place: int) -> BaseSampler:
+        before = sum(trial.state.is_finished() for trial in self._trials())
+        return make_sampler(self.settings.sampler, seed=_seed(self.settings.seed, before, place))
 
     def _one_trial(self, trial: Trial) -> bool:
         """Suggest, evaluate, move the shared weights, tell. Returns whether the proposal was over the budget."""
         if self.state.trial == trial.number and self.state.outcome is not None:
             self._tell(trial, self.state.outcome)  # it was evaluated before a crash; only the telling is missing
             return False
-        indices = np.array(suggest(trial, self.bench.space))
+        indices = suggest(trial, self.bench.space, lambda layer: self._sampler(1 + layer))
         macs = int(self.bench.table.macs(indices[None])[0])
         excess = (macs - self.settings.max_macs) / GIGA
-        trial.set_constraint("gflops over budget", excess)
+        if CONSTRAINT not in trial.constraints:  # an interrupted trial has it already, and Optuna keeps the first
+            trial.set_constraint(CONSTRAINT, excess)
         # optuna-dashboard 0.21 knows only Optuna 4's form of constraints: without it, infeasible trials look feasible.
         self.study._storage.set_trial_system_attr(trial._trial_id, "constraints", [excess])
         reference = not indices.any()  # the plain net is scored as a reference even if it is over the budget

@@ -1,11 +1,13 @@
 """One trial: Optuna suggests a schedule, the supernet answers with a short proxy training."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import optuna
 import torch
+from optuna.samplers import BaseSampler
 from torch import Tensor, nn
 
 from ltmsearch.data import ImageData
@@ -21,12 +23,22 @@ SCORING_BATCH = 32
 """Images per forward pass when nothing is trained."""
 
 
-def suggest(trial: optuna.Trial, space: SearchSpace) -> list[int]:
-    """(L) choice indices; one integer per layer is the encoding that samplers do best with."""
-    return [
-        trial.suggest_int(layer, 0, len(options) - 1)
-        for layer, options in zip(space.layers, space.choices, strict=True)
-    ]
+def suggest(trial: optuna.Trial, space: SearchSpace, sampler: Callable[[int], BaseSampler]) -> np.ndarray:
+    """(L,) choice indices; one integer per layer is the encoding that samplers do best with.
+
+    A layer's suggestion does not depend on how many were drawn before it in this process: a trial that was interrupted
+    half way is suggested the rest as if it had not been.
+
+    Args:
+        trial: A running trial.
+        space: What to choose from.
+        sampler: The sampler for the i-th layer, for those that Optuna draws one by one.
+    """
+    indices: list[int] = []
+    for layer, options in zip(space.layers, space.choices, strict=True):
+        trial.study.sampler = sampler(len(indices))
+        indices.append(trial.suggest_int(layer, 0, len(options) - 1))
+    return np.array(indices)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import TINY
 from PIL import Image
-from test_study import TINY
 
 from ltmsearch.cli import main
 from ltmsearch.settings import StudySettings
@@ -124,7 +124,7 @@ def test_unwritable_run_directory(
 @pytest.mark.parametrize(
     ("damage", "code", "message"),
     [
-        (lambda root: (root / "train/dog/0.jpg").write_text("no image"), 0, "unreadable: 'train/dog/0.jpg'"),
+        (lambda root: (root / "train/dog/0.jpg").write_text("no image"), 0, "unreadable left out: 'train/dog/0.jpg'"),
         (lambda root: (root / "train/dog/notes.txt").write_text("hello"), 0, "12 training"),
         (lambda root: (root / "train/bird").mkdir(), 2, "class folders must hold images"),
         (lambda root: [f.unlink() for f in (root / "train/dog").iterdir()], 2, "class folders must hold images"),
@@ -186,7 +186,7 @@ def test_space_shows_where_merging_costs_more_than_it_saves(
     second = record["layers"][1]
     assert second["tokens"] == 196
     assert second["savings"]["0.7"] < 0 < second["savings"]["0.25"]
-    assert 0.5 < sum(layer["share"] for layer in record["layers"]) < 0.6
+    assert 0.4 < sum(layer["share"] for layer in record["layers"]) < 0.5
     code, out, _ = call("space", "mobilevit_s", monkeypatch=monkeypatch, capsys=capsys)
     assert code == 0
     assert max(len(line) for line in out.splitlines()) <= 120
@@ -309,4 +309,4 @@ def test_dashboard_serves_the_study(finished: Path) -> None:
     assert len(detail["trials"]) >= 6
     plain = next(trial for trial in detail["trials"] if trial["number"] == 0)
     assert plain["constraints"][0] > 0, "the plain net is over the budget and shown so"
-    assert detail["metric_names"] == ["top-1 (%)", "GFLOPs"]
+    assert detail["objective_names"] == ["top-1 (%)", "GFLOPs"]

@@ -150,7 +150,9 @@ def test_references_are_the_plain_net_and_the_best_baseline_within_the_budget() 
 
 
 def test_front_table_has_the_published_columns_and_re_scored_values() -> None:
-    frame = front_table([record(3, gflops=1.1, ib_weight=0.1, supernet_version=4), record(4, gflops=1.2)])
+    frame = front_table(
+        [record(3, gflops=1.1, ib_weight=0.1, supernet_version=2, rescored_version=4), record(4, gflops=1.2)]
+    )
     assert ", ".join(frame.columns) == (
         "trial, gflops, latency_ms, top1, top1_se, loss, ib_weight, supernet_version, keep_ratios"
     )

@@ -49,7 +49,7 @@ def test_warm_up_trains_every_parameter_and_ends_plain() -> None:
 
     losses = list(
         warm_up(
-            supernet, plan, batches=batches(4), cheapest=MergeSchedule.uniform(supernet.layers, 0.25),
+            supernet, plan, batches=batches(4, 128), cheapest=MergeSchedule.uniform(supernet.layers, 0.25),
             draw=draw, seed=0, runtime=RUNTIME,
         )
     )  # fmt: skip
@@ -57,8 +57,8 @@ def test_warm_up_trains_every_parameter_and_ends_plain() -> None:
     assert len(drawn) == 2  # one random subnet in each sandwich step
     assert supernet.schedule.merging_layers == ()
     still = {name for name, value in parameters(supernet).items() if torch.equal(value, before[name])}
-    # V has no gradient before κ has left zero, which takes a step; after two it has moved.
-    assert still == set()
+    # On the small grids of the later stages some layers have one token left and nothing to merge.
+    assert all(".merging." in name and "stages.2." not in name for name in still)
 
 
 def test_proxy_training_moves_only_the_layers_it_uses() -> None:

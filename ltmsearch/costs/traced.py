@@ -12,11 +12,14 @@ from math import prod
 from typing import Any
 
 import torch
-from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
 from ltmsearch.backbones import blank_image
 from ltmsearch.grid import Grid
+
+with warnings.catch_warnings():  # fvcore scripts a loss when it is imported, which torch has deprecated
+    warnings.simplefilter("ignore", FutureWarning)
+    from fvcore.nn import FlopCountAnalysis
 
 
 def attention_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
