@@ -12,25 +12,21 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import plotly.graph_objects as go
 import plotly.io
 from rich.console import Console
 from rich.table import Table
 
 from ltmsearch.files import write_atomic
+from ltmsearch.picture import UNSCORED, FrontPicture, Group, front_picture, shown_top1
 from ltmsearch.records import TrialRecord, select_front, select_references
 
 PNG_SECONDS = 60.0
 """How long the browser that draws the PNG may take, from start to end. It usually takes 5 s."""
 
-Group = Literal["searched", "start-up", "baseline", "over budget", "failed"]
-Range = tuple[float, float]
-_UNSCORED = ("over budget", "failed")
 _BLACK, _GREY = "#000000", "#6b6b6b"
 # Colours of Okabe and Ito, told apart by colour-blind readers; the symbols do the same in black and white.
 _STYLES: dict[Group, tuple[str, str, int]] = {
@@ -43,28 +39,6 @@ _STYLES: dict[Group, tuple[str, str, int]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrontPicture:
-    """Everything that `front_figure` draws, as plain data."""
-
-    marks: dict[tuple[Group, bool], tuple[TrialRecord, ...]]
-    """All records by how they are drawn: their group, and whether they are re-scored. No entry is empty."""
-    front: tuple[TrialRecord, ...]
-    """The non-dominated re-scored trials, cheapest first."""
-    step: tuple[tuple[float, float], ...]
-    """Corners (GFLOPs, top-1) of the best top-1 that is known at each cost, up to the budget."""
-    labels: tuple[tuple[TrialRecord, str, str], ...]
-    """A front point or baseline, its words, and the side of the mark where they cover least."""
-    x_range: Range
-    """GFLOPs in view: the region of the front and a little beyond the budget."""
-    y_range: Range
-    """Top-1 in view."""
-    beyond: tuple[TrialRecord, ...]
-    """Scored baselines too dear for the view, which are told in words at its right edge."""
-    hidden: tuple[TrialRecord, ...]
-    """What else lies outside the view."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class WrittenFront:
     """What `write_front` left behind."""
 
@@ -72,38 +46,6 @@ class WrittenFront:
     """Files written, `front.html` first."""
     note: str | None
     """One line that says why there is no PNG; None when there is one or none was wanted."""
-
-
-def front_picture(records: Iterable[TrialRecord], *, budget_gflops: float | None = None) -> FrontPicture:
-    """Decides what the plot shows, without drawing it.
-
-    Args:
-        records: All trials of a study.
-        budget_gflops: Where the step line ends and how far the view reaches; None without such a budget.
-    """
-    records = sorted(records, key=lambda r: r.trial)
-    scored = [r for r in records if r.score]
-    front = tuple(reversed(select_front(records)))
-    corners = [(r.gflops, _top1(r)) for r in front]
-    step = [corner for a, b in pairwise(corners) for corner in (a, (b[0], a[1]))] + corners[-1:]
-    if corners and budget_gflops is not None and budget_gflops > corners[-1][0]:
-        step.append((budget_gflops, corners[-1][1]))
-    usual = _usual(scored)
-    x_range = _x_range(usual or records, budget_gflops)
-    beyond = tuple(r for r in scored if r.kind == "baseline" and r.gflops > x_range[1])
-    y_range = _y_range([r for r in usual if r in beyond or _inside(r.gflops, x_range)], front)
-    seen = [r for r in records if _inside(r.gflops, x_range) and (not r.score or _inside(_top1(r), y_range))]
-    looks = [(group, rescored) for group in _STYLES for rescored in (True, False)]
-    return FrontPicture(
-        marks={look: same for look in looks if (same := tuple(r for r in records if _look(r) == look))},
-        front=front,
-        step=tuple(step),
-        labels=_labels([r for r in scored if r not in beyond], front, x_range, y_range),
-        x_range=x_range,
-        y_range=y_range,
-        beyond=beyond,
-        hidden=tuple(r for r in records if r not in seen and r not in beyond),
-    )
 
 
 def front_figure(
@@ -130,9 +72,9 @@ def front_figure(
         foot = {"x": budget_gflops, "y": 0, "yref": "y domain", "xanchor": "left", "align": "left"}
         figure.add_annotation(text=f"budget<br>{budget_gflops:g} GFLOPs", **foot, **words)
     for record in picture.beyond:
-        figure.add_hline(y=_top1(record), line={"color": _STYLES["baseline"][1], "width": 1.5, "dash": "dot"})
-        edge = {"x": 1, "xref": "paper", "y": _top1(record), "xanchor": "right", "align": "right", "yshift": 6}
-        text = f"{record.name}: {_top1(record):.1f} %<br>{record.gflops:.4f} GFLOPs →"
+        figure.add_hline(y=shown_top1(record), line={"color": _STYLES["baseline"][1], "width": 1.5, "dash": "dot"})
+        edge = {"x": 1, "xref": "paper", "y": shown_top1(record), "xanchor": "right", "align": "right", "yshift": 6}
+        text = f"{record.name}: {shown_top1(record):.1f} %<br>{record.gflops:.4f} GFLOPs →"
         figure.add_annotation(text=text, **edge, **words)
     return figure
 
@@ -200,74 +142,6 @@ def print_front(console: Console, records: Iterable[TrialRecord], *, budget_gflo
     console.print(table)
 
 
-def _top1(record: TrialRecord) -> float:
-    assert record.score is not None, record
-    return record.score.top1
-
-
-def _inside(value: float, limits: Range) -> bool:
-    return limits[0] <= value <= limits[1]
-
-
-def _look(record: TrialRecord) -> tuple[Group, bool]:
-    return record.kind if record.state == "scored" else record.state, record.rescored_top1 is not None
-
-
-def _usual(scored: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """All but those so far below the others that to show them would flatten the rest."""
-    if not scored:
-        return []
-    quarter, most = np.quantile([_top1(r) for r in scored], [0.25, 0.75])
-    return [r for r in scored if _top1(r) >= quarter - max(3 * (most - quarter), 5.0)]
-
-
-def _x_range(shown: Sequence[TrialRecord], budget_gflops: float | None) -> Range:
-    """From the cheapest feasible trial to a little beyond the budget; a dearer score only if it is near."""
-    useful = [r.gflops for r in shown if r.feasible] or [r.gflops for r in shown]
-    useful += [] if budget_gflops is None else [budget_gflops]
-    if not useful:
-        return 0.0, 1.0
-    low, high = min(useful), max(useful)
-    span = max(high - low, 0.02 * high)
-    near = [r.gflops + 0.08 * span for r in shown if r.score and r.gflops <= high + 0.4 * span]
-    # The strip beyond the budget has room for the words at its right edge.
-    return low - 0.08 * span, max([high + 0.25 * span, *near])
-
-
-def _y_range(shown: Sequence[TrialRecord], front: Sequence[TrialRecord]) -> Range:
-    """All scores to be shown, with the error bars of those on the front."""
-    if not shown:
-        return 0.0, 100.0
-    ends = [_top1(r) + sign * (r.rescored_top1_se or 0) * (r in front) for r in shown for sign in (-1, 1)]
-    low, height = min(ends), max(ends) - min(ends) + 1
-    return max(low - 0.08 * height, -1.0), min(max(ends) + 0.13 * height, 104.0)
-
-
-def _labels(
-    scored: Sequence[TrialRecord], front: Sequence[TrialRecord], x_range: Range, y_range: Range
-) -> tuple[tuple[TrialRecord, str, str], ...]:
-    """Words for the front and the baselines, each on the side where it covers fewest marks and earlier words."""
-    corner, size = np.array([x_range[0], y_range[0]]), np.array([np.ptp(x_range), np.ptp(y_range)])
-    at = {r.trial: (np.array([r.gflops, _top1(r)]) - corner) / size for r in scored}
-    taken = list(at.values())
-    below = {"bottom center": (0, -1), "bottom right": (1, -1), "bottom left": (-1, -1)}
-    above = {"top left": (-1, 1), "top right": (1, 1), "top center": (0, 1)}
-    labels = []
-    for record in [*front, *(r for r in scored if r.kind == "baseline" and r not in front)]:
-        words = record.label or str(record.trial)
-        # Ties go to the first side: above left of a front point runs neither the step line nor an error bar.
-        sides = above | below if record in front else below | above
-        # Half the size of the words, in shares of a plot of 880 × 430 pixels, and room for the mark.
-        half = np.array([len(words) * 7.5 / 2 / 880, 8 / 430])
-        middles = {side: at[record.trial] + way * (half + np.array([0.01, 0.03])) for side, way in sides.items()}
-        covers = {s: (np.abs(np.array(taken) - m) < half + 0.008).all(axis=1).sum() for s, m in middles.items()}
-        cut = {s: abs(m[0] - 0.5) > 0.5 - half[0] for s, m in middles.items()}
-        side = min(sides, key=lambda side: (cut[side], covers[side]))
-        labels.append((record, words, side))
-        taken += [middles[side] + half * (end, 0) for end in (-1, 0, 1)]
-    return tuple(labels)
-
-
 def _hover(record: TrialRecord, img_size: int) -> str:
     latency = "" if record.latency_ms is None else f", {record.latency_ms:.2f} ms"
     lines = [f"<b>trial {record.trial}</b>, {record.label or record.kind}"]
@@ -285,13 +159,13 @@ def _hover(record: TrialRecord, img_size: int) -> str:
 
 def _trace(group: Group, rescored: bool, members: Sequence[TrialRecord], img_size: int, in_legend: bool) -> go.Scatter:
     symbol, colour, size = _STYLES[group]
-    scored = group not in _UNSCORED
+    scored = group not in UNSCORED
     filled = {"symbol": symbol, "size": size, "color": colour, "line": {"color": "#ffffff", "width": 1}}
     hollow = {"symbol": f"{symbol}-open", "size": size - 1, "color": colour, "line": {"width": 1.5}}
     return go.Scatter(
         name="rejected: over budget" if group == "over budget" else group,
         x=[r.gflops for r in members],
-        y=[_top1(r) if scored else 0.5 for r in members],
+        y=[shown_top1(r) if scored else 0.5 for r in members],
         yaxis="y" if scored else "y2",
         mode="markers",
         marker=filled if rescored else hollow,
@@ -309,7 +183,7 @@ def _add_front(figure: go.Figure, picture: FrontPicture) -> None:
     figure.add_scatter(
         name="front, ± 1 standard error",
         x=[r.gflops for r in picture.front],
-        y=[_top1(r) for r in picture.front],
+        y=[shown_top1(r) for r in picture.front],
         error_y={"array": [r.rescored_top1_se or 0 for r in picture.front], "color": _BLACK, "thickness": 1.2},
         mode="markers",
         marker={"symbol": "circle-open", "size": 18, "color": _BLACK, "line": {"width": 2}},
@@ -317,7 +191,7 @@ def _add_front(figure: go.Figure, picture: FrontPicture) -> None:
     )
     figure.add_scatter(
         x=[r.gflops for r, _, _ in picture.labels],
-        y=[_top1(r) for r, _, _ in picture.labels],
+        y=[shown_top1(r) for r, _, _ in picture.labels],
         mode="markers+text",
         marker={"size": 17, "opacity": 0},  # not seen: keeps the words off the mark
         text=[words for _, words, _ in picture.labels],
@@ -338,7 +212,7 @@ def _layout(picture: FrontPicture, title: str, img_size: int) -> dict[str, Any]:
     grid = {"showgrid": True, "gridcolor": "#ececec"}
     x_title = f"GFLOPs per image at {img_size} px (one multiply-add = one FLOP)"
     strip = {"range": [0, 1], "domain": [0, 0.08], "tickvals": [0.5], "ticktext": ["no score"], "ticks": ""}
-    below = 0.1 if any(group in _UNSCORED for group, _ in picture.marks) else 0  # where there is a strip
+    below = 0.1 if any(group in UNSCORED for group, _ in picture.marks) else 0  # where there is a strip
     return {
         "template": "simple_white",
         "title": {"text": title, "subtitle": small, "x": 0, "xref": "paper", "y": 0.97, "yanchor": "top"},

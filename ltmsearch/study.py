@@ -21,7 +21,7 @@ from ltmsearch.errors import InputError, TrialDiverged
 from ltmsearch.files import write_atomic
 from ltmsearch.observer import Observer
 from ltmsearch.prepare import Workbench, prepare, warm_up_plan
-from ltmsearch.records import TrialRecord, select_front
+from ltmsearch.records import TrialRecord, select_front, trials_table, write_csv
 from ltmsearch.rescoring import choose_candidates
 from ltmsearch.results import TRIALS, write_results
 from ltmsearch.settings import ResolvedSettings, StudySettings
@@ -81,9 +81,14 @@ def run_study(settings: StudySettings, observer: Observer | None = None) -> Stud
         for line in bench.describe():
             observer.note(line)
         driver = Driver(bench, _open_run_dir(bench.settings), observer)
-        driver.warm_up(loaded)
-        driver.search(until=None if settings.timeout is None else start + settings.timeout)
-        driver.rescore()
+        try:
+            driver.warm_up(loaded)
+            driver.search(until=None if settings.timeout is None else start + settings.timeout)
+            driver.rescore()
+        except KeyboardInterrupt:
+            if driver.records():  # so that `ltmsearch front` shows how far it came
+                write_csv(trials_table(driver.records()), driver.folder / TRIALS)
+            raise
         records = driver.records()
         write_results(driver.folder, bench, records, observer)
         return StudyResult(folder=driver.folder, records=records)

@@ -12,8 +12,9 @@ import pytest
 from rich.console import Console
 
 from ltmsearch import report
+from ltmsearch.picture import front_picture
 from ltmsearch.records import TrialRecord
-from ltmsearch.report import front_figure, front_picture, print_front, write_front
+from ltmsearch.report import front_figure, print_front, write_front
 
 LAYERS = ("stages.2.1.transformer.0", "stages.2.1.transformer.1", "stages.3.1.transformer.0")
 BUDGET = 1.2
