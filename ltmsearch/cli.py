@@ -36,9 +36,6 @@ def main() -> NoReturn:
     except LtmsearchError as error:
         _say(errors, f"failed: {error}")
         sys.exit(1)
-    except KeyboardInterrupt:
-        _say(errors, "stopped; the same command continues")
-        sys.exit(1)
     sys.exit(0)
 
 
@@ -119,7 +116,7 @@ def run(
     ] = None,
     update_share: Annotated[
         float | None,
-        typer.Option(help="Share of a trial's change that the shared weights keep. [0.5]", rich_help_panel="Proxy"),
+        typer.Option(help="Share of a trial's change that the shared weights keep. [0.25]", rich_help_panel="Proxy"),
     ] = None,
     calibration_images: Annotated[
         int | None, typer.Option(help="Images that BatchNorm is recalibrated on.", rich_help_panel="Proxy")
@@ -145,7 +142,11 @@ def run(
     from ltmsearch.report import print_front
     from ltmsearch.study import run_study
 
-    result = run_study(settings, None if quiet else ProgressBars(console))
+    try:
+        result = run_study(settings, None if quiet else ProgressBars(console))
+    except KeyboardInterrupt:
+        _say(Console(stderr=True), f"stopped; the same command continues, {settings.run_dir} holds what is done")
+        raise typer.Exit(1) from None
     if not quiet:
         print_front(console, result.records, budget_gflops=settings.budget_gflops)
         _say(console, f"plots, tables and recipes: {result.folder}")

@@ -13,7 +13,8 @@ def choose_candidates(records: Iterable[TrialRecord], number: int) -> list[Trial
 
     Early scores come from younger shared weights, so the trend over their versions is taken out first. And a trial is
     as good as the better of its ranks by top-1 and by loss, each as the number of the front it lies on: the loss is
-    the steadier measure, top-1 the one that counts.
+    the steadier measure, top-1 the one that counts. Half of the places go by rank; for the other half the range of
+    costs is cut into equal parts, and the best of each part is taken, so that the front is looked for everywhere.
 
     Args:
         records: All trials.
@@ -33,8 +34,19 @@ def choose_candidates(records: Iterable[TrialRecord], number: int) -> list[Trial
     order = sorted(
         range(len(rivals)), key=lambda i: (min(by_top1[i], by_loss[i]), by_top1[i] + by_loss[i], rivals[i].trial)
     )
-    chosen = [rivals[i] for i in order[:number]] + baselines
-    return sorted(chosen, key=lambda r: r.trial)
+    places = order[: number - number // 2]
+    places += _best_by_cost([i for i in order if i not in places], [r.gflops for r in rivals], number // 2)
+    places += [i for i in order if i not in places][: number - len(places)]
+    return sorted([rivals[i] for i in places] + baselines, key=lambda r: r.trial)
+
+
+def _best_by_cost(order: Sequence[int], gflops: Sequence[float], parts: int) -> list[int]:
+    """The first index in `order` within each of `parts` equal parts of the range of costs that has any."""
+    if not order or not parts:
+        return []
+    low, high = min(gflops), max(gflops)
+    part = {i: min(int((gflops[i] - low) / ((high - low) or 1.0) * parts), parts - 1) for i in order}
+    return [next(i for i in order if part[i] == p) for p in sorted(set(part.values()))]
 
 
 def without_trend(values: Sequence[float], versions: Sequence[int]) -> list[float]:

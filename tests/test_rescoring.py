@@ -49,6 +49,14 @@ def test_baselines_come_on_top_and_the_infeasible_stay_out() -> None:
     assert choose_candidates([], 3) == []
 
 
+def test_every_part_of_the_range_of_costs_is_looked_at() -> None:
+    cheap = [record(i, 1.00 + i / 1000, 80.0 + i / 10, 0.5) for i in range(6)]
+    dear = [record(6 + i, 1.10 + i / 1000, 70.0, 1.0 + i / 10) for i in range(3)]
+    chosen = choose_candidates(cheap + dear, 4)
+    assert len(chosen) == 4
+    assert 6 in {r.trial for r in chosen}, "the best of the dear ones"
+
+
 def test_loss_saves_what_top1_cannot_tell_apart() -> None:
     better = record(0, 1.1, 70.0, 0.8)
     lucky = record(1, 1.1, 70.5, 1.2)
