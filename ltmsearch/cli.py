@@ -66,69 +66,92 @@ def run(
     budget_gflops: Annotated[
         float | None, typer.Option(help="Largest cost of one image at --img-size, in 1e9 multiply-adds.")
     ] = None,
-    img_size: Annotated[int | None, typer.Option(help="Side in pixels that costs are counted for. [224]")] = None,
+    img_size: Annotated[
+        int | None, typer.Option(help="Side in pixels that costs are counted for. (default: 224)")
+    ] = None,
     data_dir: Annotated[
         str | None, typer.Option(help="Image folder with train/ and validation/ (or val/), one folder per class.")
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="digits (built in), folder, or a timm data set name. [digits]")
+        str | None, typer.Option(help="digits (built in), folder, or a timm data set name. (default: digits)")
     ] = None,
-    operator: Annotated[str | None, typer.Option(help="Merging operator: ltm, pool or tome. [ltm]")] = None,
-    space: Annotated[str | None, typer.Option(help="Search-space file. [that of the backbone's family]")] = None,
-    trials: Annotated[int | None, typer.Option(help="Trained trials, baselines included. [24]")] = None,
+    operator: Annotated[str | None, typer.Option(help="Merging operator: ltm, pool or tome. (default: ltm)")] = None,
+    space: Annotated[
+        str | None, typer.Option(help="Search-space file. (default: that of the backbone's family)")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(help="Trained trials, baselines included. (default: 24)")] = None,
     timeout: Annotated[float | None, typer.Option(help="Begin no new trial after this many seconds.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="auto, tpe, gp, nsga2 or random. [auto: tpe]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random. [0]")] = None,
+    sampler: Annotated[str | None, typer.Option(help="auto, tpe, gp, nsga2 or random. (default: auto: tpe)")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random. (default: 0)")] = None,
     pretrained: Annotated[bool | None, typer.Option("--pretrained", help="Start from timm's weights.")] = None,
     checkpoint: Annotated[str | None, typer.Option(help="Start from the weights in this timm checkpoint.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, … [auto]")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16. [auto: measured]")] = None,
-    study: Annotated[str | None, typer.Option(help="Name of the study. [from backbone, budget and data]")] = None,
-    out: Annotated[str | None, typer.Option(help="Run directory. [runs/<study>]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, … (default: auto)")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16. (default: auto: measured)")] = None,
+    study: Annotated[
+        str | None, typer.Option(help="Name of the study. (default: from backbone, budget and data)")
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="Run directory. (default: runs/<study>)")] = None,
     config: Annotated[
         str | None, typer.Option(help="YAML file of settings, or a shipped study; options here win.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no table.")] = False,
-    batch_size: Annotated[int | None, typer.Option(help="Images per training step.", rich_help_panel="Proxy")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per training step (default: 16 on a CPU).", rich_help_panel="Proxy")
+    ] = None,
     base_steps: Annotated[
-        int | None, typer.Option(help="Warm-up steps of the plain net alone.", rich_help_panel="Proxy")
+        int | None,
+        typer.Option(help="Warm-up steps of the plain net alone (default: 300 on a CPU).", rich_help_panel="Proxy"),
     ] = None,
     base_img_size: Annotated[
         int | None,
-        typer.Option(help="Side of the images at first; they grow to --proxy-img-size.", rich_help_panel="Proxy"),
+        typer.Option(
+            help="Side of the images at first; they grow to --proxy-img-size (default: 64 on a CPU).",
+            rich_help_panel="Proxy",
+        ),
     ] = None,
     sandwich_steps: Annotated[
         int | None,
-        typer.Option(help="Warm-up steps in which subnets match the plain net.", rich_help_panel="Proxy"),
+        typer.Option(
+            help="Warm-up steps in which subnets match the plain net (default: 70 on a CPU).", rich_help_panel="Proxy"
+        ),
     ] = None,
     sandwich_subnets: Annotated[
-        int | None, typer.Option(help="Random subnets per such step. [1]", rich_help_panel="Proxy")
+        int | None, typer.Option(help="Random subnets per such step. (default: 1)", rich_help_panel="Proxy")
     ] = None,
     warmup_lr: Annotated[
-        float | None, typer.Option(help="Peak learning rate of the warm-up. [0.001]", rich_help_panel="Proxy")
+        float | None, typer.Option(help="Peak learning rate of the warm-up. (default: 0.001)", rich_help_panel="Proxy")
     ] = None,
     proxy_img_size: Annotated[
-        int | None, typer.Option(help="Side of the images of trials.", rich_help_panel="Proxy")
+        int | None,
+        typer.Option(
+            help="Side of the images of trials (default: 112 on a CPU, else --img-size).", rich_help_panel="Proxy"
+        ),
     ] = None,
-    proxy_steps: Annotated[int | None, typer.Option(help="Training steps of a trial.", rich_help_panel="Proxy")] = None,
+    proxy_steps: Annotated[
+        int | None, typer.Option(help="Training steps of a trial (default: 4 on a CPU).", rich_help_panel="Proxy")
+    ] = None,
     proxy_lr: Annotated[
-        float | None, typer.Option(help="Learning rate of a trial. [0.0002]", rich_help_panel="Proxy")
+        float | None, typer.Option(help="Learning rate of a trial. (default: 0.0002)", rich_help_panel="Proxy")
     ] = None,
     update_share: Annotated[
         float | None,
-        typer.Option(help="Share of a trial's change that the shared weights keep. [0.25]", rich_help_panel="Proxy"),
+        typer.Option(
+            help="Share of a trial's change that the shared weights keep. (default: 0.25)", rich_help_panel="Proxy"
+        ),
     ] = None,
     calibration_images: Annotated[
-        int | None, typer.Option(help="Images that BatchNorm is recalibrated on.", rich_help_panel="Proxy")
+        int | None,
+        typer.Option(help="Images that BatchNorm is recalibrated on (default: 64 on a CPU).", rich_help_panel="Proxy"),
     ] = None,
     val_images: Annotated[
-        int | None, typer.Option(help="Validation images that score a trial.", rich_help_panel="Proxy")
+        int | None,
+        typer.Option(help="Validation images that score a trial (default: 256 on a CPU).", rich_help_panel="Proxy"),
     ] = None,
     rescore_candidates: Annotated[
-        int | None, typer.Option(help="Trials scored again at the end. [8]", rich_help_panel="Proxy")
+        int | None, typer.Option(help="Trials scored again at the end. (default: 8)", rich_help_panel="Proxy")
     ] = None,
     rescore_images: Annotated[
-        int | None, typer.Option(help="Validation images of that.", rich_help_panel="Proxy")
+        int | None, typer.Option(help="Validation images of that (default: 384 on a CPU).", rich_help_panel="Proxy")
     ] = None,
 ) -> None:
     """Search: which layers merge, and how much, under a budget. The same command continues a study.

@@ -6,6 +6,7 @@ often the run was interrupted in between.
 """
 
 import time
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,8 @@ class Driver:
             rejected = self._one_trial(self._next_trial())
             rejected_in_a_row = rejected_in_a_row + 1 if rejected else 0
             if rejected_in_a_row >= PATIENCE:
-                self._enqueue_covering(1, label="drawn within budget")
+                (indices,) = self._covering(1, len(self._trials()))
+                self._enqueue(indices, kind="start-up", label="drawn within budget")
                 rejected_in_a_row = 0
         self.observer.advance(self.settings.trials, self._standing())
 
@@ -262,26 +264,32 @@ class Driver:
         self.study.tell(trial, [outcome["top1"], outcome["gflops"]])
 
     def _enqueue_first_trials(self) -> None:
-        """Queue the baselines and the schedules that cover the range of costs; those queued before are left."""
-        space = self.bench.space
-        self._enqueue(np.zeros(len(space.layers), dtype=int), kind="baseline", label="plain")
+        """Queue the baselines and the schedules that cover the range of costs; those queued before are left.
+
+        Schedules that lead to the same grids everywhere are the same net: the first of them stands for all.
+        """
+        space, table = self.bench.space, self.bench.table
+        plain = np.zeros(len(space.layers), dtype=int)
         ratios = sorted({ratio for options in space.choices for ratio in options if ratio < 1}, reverse=True)
-        uniform = [(ratio, space.nearest(ratio)) for ratio in ratios]
-        within = [(r, i) for r, i in uniform if self.bench.table.macs(i[None])[0] <= self.settings.max_macs]
-        for ratio, indices in within[:UNIFORM_BASELINES]:
-            self._enqueue(indices, kind="baseline", label=f"uniform {ratio:g}")
-        self._enqueue_covering(round(STARTUP_SHARE * self.settings.trials))
+        uniform = [(f"uniform {ratio:g}", space.nearest(ratio)) for ratio in ratios]
+        within = [(label, i) for label, i in uniform if table.macs(i[None])[0] <= self.settings.max_macs]
+        first = [("baseline", "plain", plain)]
+        first += [("baseline", label, indices) for label, indices in within[:UNIFORM_BASELINES]]
+        first += [("start-up", "", indices) for indices in self._covering(round(STARTUP_SHARE * self.settings.trials))]
+        known: set[Hashable] = set()
+        for kind, label, indices in first:
+            grids = tuple(self.bench.costs.grids(space.schedule(indices)).values())
+            if grids not in known:
+                self._enqueue(indices, kind=kind, label=label)
+            known.add(grids)
 
-    def _enqueue_covering(self, number: int, label: str = "") -> None:
-        seed = _seed(self.settings.seed, len(self._trials()) if label else 0)
-        drawn = covering_schedules(
-            self.bench.space, self.bench.table, max_macs=self.settings.max_macs, number=number,
-            rng=np.random.default_rng(seed),
-        )  # fmt: skip
-        for indices in drawn:
-            self._enqueue(indices, kind="start-up", label=label)
+    def _covering(self, number: int, *place: int) -> np.ndarray:
+        rng = np.random.default_rng(_seed(self.settings.seed, *place))
+        return covering_schedules(
+            self.bench.space, self.bench.table, max_macs=self.settings.max_macs, number=number, rng=rng
+        )
 
-    def _enqueue(self, indices: np.ndarray, *, kind: str, label: str = "") -> None:
+    def _enqueue(self, indices: np.ndarray, *, kind: str, label: str) -> None:
         params = {layer: int(i) for layer, i in zip(self.bench.space.layers, indices, strict=True)}
         self.study.enqueue_trial(params, user_attrs={"kind": kind, "label": label}, skip_if_exists=True)
 

@@ -99,6 +99,13 @@ class TestFinishedStudy:
         assert loaded is not None
         assert loaded[1].version == 6
 
+    def test_first_trials_are_different_nets(self, finished: Path) -> None:
+        trials = pd.read_csv(finished / "run/trials.csv")
+        first = trials[trials.kind != "searched"]
+        assert len(first) >= 4
+        # Equal costs would mean equal grids here: no two different schedules of the space cost the same by chance.
+        assert first.gflops.is_unique
+
     def test_baselines_come_first_and_the_plain_net_is_a_reference(self, finished: Path) -> None:
         trials = pd.read_csv(finished / "run/trials.csv")
         assert trials.label[0] == "plain"
