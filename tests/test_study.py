@@ -259,6 +259,12 @@ def test_a_trial_that_diverges_fails_alone(tmp_path: Path, monkeypatch: pytest.M
     assert all(torch.equal(seen[2][name], value) for name, value in seen[3].items())
 
 
+@pytest.mark.parametrize("operator", ["pool", "tome"])
+def test_baseline_operators_can_be_searched_too(tmp_path: Path, operator: str) -> None:
+    result = run_study(tiny(tmp_path, operator=operator, trials=3))
+    assert load_recipe(tmp_path / f"run/recipes/{result.front[0].trial}.yaml").operator == operator
+
+
 def test_time_limit_ends_the_search_but_not_the_results(tmp_path: Path) -> None:
     result = run_study(tiny(tmp_path, trials=500, timeout=0.001))
     assert result.records == []

@@ -4,12 +4,12 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-import timm
 from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg, is_model, register_model
 from torch import nn
 
 from ltmsearch.backbones.adapter import get_adapter, known_backbones, operators_of
+from ltmsearch.backbones.weights import create_backbone
 from ltmsearch.merging import CONTENT_GAIN, PLACE_GAIN, get_operator
 from ltmsearch.schedule import MergeSchedule
 
@@ -64,11 +64,11 @@ def create_subnet(
         timm_kwargs: Passed to `timm.create_model`.
 
     Raises:
-        InputError: For an unknown backbone, operator or layer, or a keep ratio out of range.
+        InputError: For an unknown backbone, operator or layer, a keep ratio out of range, or weights that cannot be
+            had.
     """
-    adapter = get_adapter(backbone)
-    model = timm.create_model(backbone, pretrained=pretrained, **timm_kwargs)
-    schedule = MergeSchedule.from_mapping(adapter.layers(model), keep_ratios or {}, operator)
+    model = create_backbone(backbone, pretrained=pretrained, **timm_kwargs)
+    schedule = MergeSchedule.from_mapping(get_adapter(backbone).layers(model), keep_ratios or {}, operator)
     start = ("content" if pretrained else "place") if mask_start == "auto" else mask_start
     attach_operators(backbone, model, operator=operator, layers=schedule.merging_layers, start=start)
     set_schedule(backbone, model, schedule)
