@@ -112,7 +112,7 @@ def run(
     sandwich_steps: Annotated[
         int | None,
         typer.Option(
-            help="Warm-up steps in which subnets match the plain net (default: 70 on a CPU).", rich_help_panel="Proxy"
+            help="Warm-up steps in which subnets match the plain net (default: 60 on a CPU).", rich_help_panel="Proxy"
         ),
     ] = None,
     sandwich_subnets: Annotated[

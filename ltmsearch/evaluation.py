@@ -72,7 +72,7 @@ def score(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], runtime: R
     model.eval()
     correct, loss, images = 0, 0.0, 0
     try:
-        with torch.no_grad():
+        with torch.inference_mode():
             for batch, labels in batches:
                 with runtime.autocast():
                     logits = model(runtime.images(batch))

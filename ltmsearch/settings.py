@@ -219,12 +219,12 @@ class ResolvedSettings(StudySettings):
     out: str
 
 
-# With mobilevit_s on two CPU cores without bf16 a trial of these takes about 5 s, the warm-up about 170 s.
+# With mobilevit_s on two CPU cores without bf16 a trial of these takes about 5 s, the warm-up about 160 s.
 _CPU: dict[str, int] = {
     "batch_size": 16,
     "base_steps": 300,
     "base_img_size": 64,
-    "sandwich_steps": 70,
+    "sandwich_steps": 60,
     "proxy_img_size": 112,
     "proxy_steps": 4,
     "calibration_images": 64,
