@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ltmsearch.backbones import Chain, get_adapter, input_config
+from ltmsearch.backbones import get_adapter, input_config
 from ltmsearch.costs import GIGA, CostModel, CostTable, cost_model
 from ltmsearch.data import ImageData, load_data
 from ltmsearch.errors import InputError
@@ -27,6 +27,8 @@ class Workbench:
     """The settings."""
     costs: CostModel
     """Costs at `settings.img_size`, with the data's number of classes."""
+    proxy_costs: CostModel
+    """Costs, and above all grids, at `settings.proxy_img_size`."""
     space: SearchSpace
     """What is searched."""
     table: CostTable
@@ -53,8 +55,7 @@ class Workbench:
             f"scored on {s.val_images} images; best {s.rescore_candidates} scored again on {s.rescore_images}",
             f"expected to take about {self.estimated_seconds() / 60:.1f} minutes",
         ]
-        grids = {c.name: chain.grid for chain in self._proxy_chains() for c in chain.layers}
-        alike = indistinct_choices(self.space, grids)
+        alike = indistinct_choices(self.space, self.proxy_costs.layer_grids)
         if alike:
             shown = "; ".join(
                 f"{layer}: {', '.join(' = '.join(f'{r:g}' for r in group) for group in groups)}"
@@ -73,10 +74,6 @@ class Workbench:
         trial = s.proxy_steps * s.batch_size * train + (s.calibration_images + s.val_images) * score
         rescore = (s.rescore_candidates + 2) * (s.calibration_images + s.rescore_images) * score
         return base + sandwich + s.trials * trial + rescore
-
-    def _proxy_chains(self) -> tuple[Chain, ...]:
-        size = self.settings.proxy_img_size
-        return get_adapter(self.settings.backbone).chains(self.evaluator.supernet.model, (size, size))
 
 
 def prepare(settings: StudySettings, *, on_progress: Callable[[int, int], None] | None = None) -> Workbench:
@@ -108,7 +105,10 @@ def prepare(settings: StudySettings, *, on_progress: Callable[[int, int], None] 
         checkpoint=Path(resolved.checkpoint) if resolved.checkpoint else None,
         num_classes=data.num_classes,
     )
-    costs = cost_model(resolved.backbone, supernet.model, (resolved.img_size,) * 2, resolved.operator)
+    costs, proxy_costs = (
+        cost_model(resolved.backbone, supernet.model, (size, size), resolved.operator)
+        for size in (resolved.img_size, resolved.proxy_img_size)
+    )
     space = SearchSpace.build(space_file, costs.layer_grids, resolved.operator)
     table = costs.table(space.choices)
     check_budget(resolved, table)
@@ -123,6 +123,7 @@ def prepare(settings: StudySettings, *, on_progress: Callable[[int, int], None] 
     return Workbench(
         settings=resolved,
         costs=costs,
+        proxy_costs=proxy_costs,
         space=space,
         table=table,
         evaluator=Evaluator(supernet=supernet, data=data, runtime=runtime, settings=resolved),

@@ -1,6 +1,6 @@
 """Which trials are scored again with the final weights."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import numpy as np
 
@@ -38,6 +38,26 @@ def choose_candidates(records: Iterable[TrialRecord], number: int) -> list[Trial
     places += _best_by_cost([i for i in order if i not in places], [r.gflops for r in rivals], number // 2)
     places += [i for i in order if i not in places][: number - len(places)]
     return sorted([rivals[i] for i in places] + baselines, key=lambda r: r.trial)
+
+
+def same_nets(records: Iterable[TrialRecord], net: Callable[[TrialRecord], Hashable]) -> list[tuple[TrialRecord, ...]]:
+    """Scored trials in groups that are one net to the proxy: one score serves all of a group.
+
+    Args:
+        records: All trials.
+        net: What tells nets apart at the size of proxy training.
+
+    Returns:
+        Groups with a baseline first where they have one, else the cheapest feasible trial.
+    """
+    groups: dict[Hashable, list[TrialRecord]] = {}
+    for record in records:
+        if record.state == "scored":
+            groups.setdefault(net(record), []).append(record)
+    return [
+        tuple(sorted(group, key=lambda r: (r.kind != "baseline", not r.feasible, r.gflops, r.trial)))
+        for group in groups.values()
+    ]
 
 
 def _best_by_cost(order: Sequence[int], gflops: Sequence[float], parts: int) -> list[int]:

@@ -23,8 +23,9 @@ from ltmsearch.files import write_atomic
 from ltmsearch.observer import Observer
 from ltmsearch.prepare import Workbench, prepare, warm_up_plan
 from ltmsearch.records import TrialRecord, select_front, trials_table, write_csv
-from ltmsearch.rescoring import choose_candidates
+from ltmsearch.rescoring import choose_candidates, same_nets
 from ltmsearch.results import TRIALS, write_results
+from ltmsearch.schedule import MergeSchedule
 from ltmsearch.settings import ResolvedSettings, StudySettings
 from ltmsearch.storage import make_sampler, open_study
 from ltmsearch.training import warm_up
@@ -301,18 +302,25 @@ class Driver:
         if known.get("version") == self.state.version and known.get("trials") == self._trained():
             return
         load_parameters(self.bench.evaluator.supernet, self.weights)
-        candidates = choose_candidates(self.records(), self.settings.rescore_candidates)
+        alike = same_nets(self.records(), self._proxy_net)
+        candidates = choose_candidates([group[0] for group in alike], self.settings.rescore_candidates)
         self.observer.phase("scoring again", len(candidates))
         scores = {}
         for done, record in enumerate(candidates):
             self.observer.advance(done, record.name)
             schedule = self.bench.space.schedule(self.bench.space.indices(record.keep_ratios))
             score = self.bench.evaluator.score(schedule, images=self.settings.rescore_images)
-            scores[str(record.trial)] = [score.top1, score.top1_se, score.loss]
+            for same in next(group for group in alike if group[0] is record):
+                scores[str(same.trial)] = [score.top1, score.top1_se, score.loss]
         self.observer.advance(len(candidates))
         self.study.set_user_attr(
             "rescored", {"version": self.state.version, "trials": self._trained(), "scores": scores}
         )
+
+    def _proxy_net(self, record: TrialRecord) -> Hashable:
+        """The grids of a trial at the size of proxy training: trials that share them are one net there."""
+        schedule = MergeSchedule(keep_ratios=record.keep_ratios, operator=self.settings.operator)
+        return tuple(self.bench.proxy_costs.grids(schedule).values())
 
     def records(self) -> list[TrialRecord]:
         """Every finished trial as plain data."""

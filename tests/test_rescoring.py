@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ltmsearch.records import TrialRecord
-from ltmsearch.rescoring import choose_candidates, front_ranks, without_trend
+from ltmsearch.rescoring import choose_candidates, front_ranks, same_nets, without_trend
 
 
 def record(trial: int, gflops: float, top1: float, loss: float, **changes: object) -> TrialRecord:
@@ -55,6 +55,15 @@ def test_every_part_of_the_range_of_costs_is_looked_at() -> None:
     chosen = choose_candidates(cheap + dear, 4)
     assert len(chosen) == 4
     assert 6 in {r.trial for r in chosen}, "the best of the dear ones"
+
+
+def test_trials_that_are_one_net_to_the_proxy_are_scored_once() -> None:
+    dear, cheap = record(3, 1.2, 80.0, 0.5), record(4, 1.1, 70.0, 0.9)
+    baseline = record(1, 1.3, 60.0, 1.0, kind="baseline", label="uniform 0.5")
+    failed = TrialRecord(trial=6, kind="searched", state="failed", feasible=True, gflops=1.0, keep_ratios={"a": 0.5})
+    other = record(5, 1.15, 75.0, 0.7, keep_ratios={"a": 0.25})
+    groups = same_nets([baseline, dear, cheap, other, failed], lambda r: r.keep_ratios["a"])
+    assert groups == [(baseline, cheap, dear), (other,)]
 
 
 def test_loss_saves_what_top1_cannot_tell_apart() -> None:
