@@ -66,11 +66,14 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
     return _SAMPLERS[name](seed)
 
 
+def _tpe(seed: int) -> BaseSampler:
+    return TPESampler(multivariate=True, n_startup_trials=8, seed=seed)
+
+
 # GP takes seconds a proposal and does not learn from rejected ones, so TPE is what `auto` means.
-_TPE: Callable[[int], BaseSampler] = lambda seed: TPESampler(multivariate=True, n_startup_trials=8, seed=seed)  # noqa: E731
 _SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
-    "auto": _TPE,
-    "tpe": _TPE,
+    "auto": _tpe,
+    "tpe": _tpe,
     "gp": lambda seed: GPSampler(n_startup_trials=8, seed=seed),
     "nsga2": lambda seed: NSGAIISampler(population_size=20, seed=seed),
     "random": lambda seed: RandomSampler(seed=seed),
