@@ -49,8 +49,6 @@ class TrialResult:
     """The trained parameters W', by name; empty if there was no training."""
     score: Score
     """On the validation images."""
-    train_loss: float | None
-    """Mean loss of the proxy training."""
     seconds: float
     """Wall time."""
 
@@ -86,15 +84,13 @@ class Evaluator:
         steps = settings.proxy_steps if steps is None else steps
         load_parameters(self.supernet, weights)
         with batchnorm_kept(self.supernet):
-            loss = None
             if steps:
                 batches = self.data.train_batches(batch_size=settings.batch_size, steps=steps, seed=seed)
-                loss = proxy_train(self.supernet, schedule, batches, lr=settings.proxy_lr, runtime=self.runtime)
+                proxy_train(self.supernet, schedule, batches, lr=settings.proxy_lr, runtime=self.runtime)
             result = self.score(schedule, images=settings.val_images)
         return TrialResult(
             weights=parameters(self.supernet) if steps else {},
             score=result,
-            train_loss=loss,
             seconds=time.perf_counter() - start,
         )
 
