@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ltmsearch.errors import InputError
-from ltmsearch.yamlfile import check, read_yaml, to_yaml
+from ltmsearch.yamlfile import check, load, to_yaml
 
 MAY_CHANGE = frozenset({"trials", "timeout", "out"})
 """Settings that a study may be continued with at another value."""
@@ -147,7 +147,7 @@ class StudySettings(BaseModel):
         Raises:
             InputError: If it is missing or does not fit.
         """
-        return cls.make(str(path), **read_yaml(path))
+        return cls.make(str(path), **load(cls, path).model_dump(exclude_unset=True))
 
     def to_yaml(self) -> str:
         """The text of `settings.yaml`."""

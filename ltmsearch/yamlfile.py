@@ -1,59 +1,207 @@
-"""YAML files at the border: read safely, checked by a pydantic model, refused in one line."""
+"""YAML files at the border: read safely, checked by a pydantic model, refused in one line that says where."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from yaml.constructor import ConstructorError
+from yaml.reader import ReaderError
 
 from ltmsearch.errors import InputError, unknown_name
 
 Model = TypeVar("Model", bound=BaseModel)
+Place = tuple[int | str, ...]
+"""Names and positions that lead to a value, outermost first: ("layers", 0, "pattern")."""
+
+TEXT_TAG = "tag:yaml.org,2002:str"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        InputError: If the file is missing, unreadable, not YAML, or not a mapping of names.
+        InputError: If the file is missing, unreadable, not YAML, not a mapping of names, or gives a name twice.
     """
+    return _read(path)[0]
+
+
+def load(model: type[Model], path: Path) -> Model:
+    """Build a model from a YAML file.
+
+    Args:
+        model: What the file must fit. Its `extra` decides whether unknown names are refused.
+        path: The file.
+
+    Raises:
+        InputError: Like `read_yaml`, and for the first name or value that does not fit: its line, the rule, the value
+            received, what would do.
+    """
+    content, tree = _read(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} must be YAML, but {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise InputError(f"{path} must hold a mapping of names to values, but holds {type(content).__name__}")
-    return content
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise _mistake(error, model, str(path), tree) from None
 
 
 def check(model: type[Model], content: dict[str, Any], where: str) -> Model:
-    """Build a model from the content of a file or a command line.
+    """Build a model from the content of a command line or a program.
 
     Args:
-        model: What the content must fit.
+        model: What the content must fit. Its `extra` decides whether unknown names are refused.
         content: Names and values.
-        where: Put before the message, e.g. the file.
+        where: Put before the message, e.g. the command.
 
     Raises:
         InputError: For the first name or value that does not fit: the rule, the value received, what would do.
     """
-    for name in content:
-        if name not in model.model_fields:
-            error = unknown_name("setting", name, model.model_fields)
-            raise InputError(f"{where}: {error}")
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "missing":
-            raise InputError(f"{where}: {name} must be given") from None
-        raise InputError(f"{where}: {name}: {message}, but got {first['input']!r}") from None
+        raise _mistake(error, model, where) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which also refuses a name given twice and tells the line of a value it cannot build."""
+
+    def __init__(self, text: str, path: Path) -> None:
+        super().__init__(text)
+        self.path = path
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (first := lines.get((key.tag, key.value))) is not None:
+                raise InputError(
+                    f"{self.path}:{_line(key)}: {_shown(key.value)} must be given once, but stands in line {first} too"
+                )
+            lines[key.tag, key.value] = _line(key)
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (AttributeError, LookupError, ValueError) as error:  # PyYAML's own, e.g. for 2026-02-30 or `!!bool x`
+            problem = f"{_shown(node.value)} is no {node.tag.rpartition(':')[2]}"
+            raise ConstructorError(None, None, problem, node.start_mark) from error
+
+
+def _read(path: Path) -> tuple[dict[str, Any], yaml.MappingNode]:
+    """The mapping in a YAML file, and the nodes it was built from: they know their lines."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise InputError(f"{path} must be UTF-8 text, but byte {error.start} is {byte:#04x}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        loader = _Loader(text, path)
+        tree = loader.get_single_node()
+        content = None if tree is None else loader.construct_document(tree)
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise InputError(f"{path}:{line}: must be YAML: character {error.character:#04x} is not allowed") from None
+    except yaml.MarkedYAMLError as error:
+        raise InputError(f"{path}{_syntax(error)}") from None
+    except RecursionError:
+        raise InputError(f"{path} must be YAML, but is nested too deeply") from None
+    if not isinstance(tree, yaml.MappingNode) or not isinstance(content, dict):
+        held = "is empty" if content is None else f"holds {_shown(content)}"
+        raise InputError(f"{path} must hold a mapping of names to values, but {held}")
+    for key, _ in tree.value:
+        if key.tag != TEXT_TAG:
+            kind = key.tag.rpartition(":")[2]
+            raise InputError(f"{path}:{_line(key)}: names must be text, but {_shown(key.value)} is {kind} in YAML")
+    return content, tree
+
+
+def _syntax(error: yaml.MarkedYAMLError) -> str:
+    """`:line: problem` of a PyYAML error, with what it was reading then and where that began."""
+    at = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+    began = f" from line {error.context_mark.line + 1}" if error.context_mark else ""
+    context = f"{error.context}{began}, " if error.context else ""
+    return f"{at}: must be YAML: {context}{error.problem}"
+
+
+def _mistake(error: ValidationError, model: type[BaseModel], where: str, tree: yaml.Node | None = None) -> InputError:
+    """The first thing that pydantic refused, in one line. Unknown names come first: often the others follow from them.
+
+    Args:
+        error: What pydantic says.
+        model: The model that it comes from.
+        where: File or command.
+        tree: The file's nodes.
+    """
+    errors = error.errors(include_url=False)
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
+    place, unknown = first["loc"], first["type"] == "extra_forbidden"
+    key, value = _find(tree, place) if tree else (None, None)
+    if node := key if unknown else value:
+        where = f"{where}:{_line(node)}"
+    if unknown:
+        *outer, name = place
+        at = f"{_dotted(outer)}: " if outer else ""
+        known = _settings_at(model, tuple(outer))
+        told = str(unknown_name("setting", str(name), known)) if known else f"unknown setting {_shown(name)}"
+        return InputError(f"{where}: {at}{told}")
+    if first["type"] == "missing":
+        return InputError(f"{where}: {_dotted(place)} must be given")
+    rule = first["msg"].removeprefix("Value error, ")
+    if not place:  # about several settings at once
+        return InputError(f"{where}: {rule}")
+    return InputError(f"{where}: {_dotted(place)}: {rule}, but got {_shown(first['input'])}")
+
+
+def _find(tree: yaml.Node, place: Place) -> tuple[yaml.Node | None, yaml.Node | None]:
+    """Name and value of what stands at a place; of the innermost thing around it that is in the file, else None."""
+    key: yaml.Node | None = None
+    value: yaml.Node | None = None
+    node = tree
+    for part in place:
+        found: list[tuple[yaml.Node, yaml.Node]] = []
+        if isinstance(node, yaml.MappingNode):
+            found = [(name, held) for name, held in node.value if name.value == str(part)]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+            found = [(item, item) for item in node.value[part : part + 1]]
+        if found:  # parts that pydantic adds, such as the branch of a union, are not in the file
+            key, value = found[-1]  # PyYAML puts what `<<` merges before a mapping's own
+            node = value
+    return key, value
+
+
+def _settings_at(kind: Any, place: Place) -> list[str]:
+    """Names of the settings that a place may hold, as far as types tell.
+
+    Args:
+        kind: A model or another annotation.
+        place: From there inwards.
+    """
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if not place:
+            return list(kind.model_fields)
+        field = kind.model_fields.get(str(place[0]))
+        return _settings_at(field.annotation, place[1:]) if field else []
+    inside = place if get_origin(kind) in (Annotated, Union, UnionType) else place[1:]
+    return next(filter(None, (_settings_at(each, inside) for each in get_args(kind))), [])
+
+
+def _line(node: yaml.Node) -> int:
+    return node.start_mark.line + 1
+
+
+def _dotted(place: Iterable[int | str]) -> str:
+    return ".".join(str(part) for part in place)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def to_yaml(content: dict[str, Any], header: str) -> str:
