@@ -184,12 +184,10 @@ def _settings(given: dict[str, Any], config: str | None) -> Any:
                 raise InputError(f"--{name.replace('_', '-')} must be given, or --config FILE that holds it")
         return StudySettings.make("run", **given)
     from ltmsearch.shipped import find_file
-    from ltmsearch.yamlfile import check, read_yaml
+    from ltmsearch.yamlfile import load
 
-    path = find_file("studies", config)
-    content = read_yaml(path)
-    check(StudySettings, content, str(path))  # so that a mistake in the file is told as the file's
-    return StudySettings.make("run", **{**content, **given})
+    held = load(StudySettings, find_file("studies", config)).model_dump(exclude_unset=True)
+    return StudySettings.make("run", **{**held, **given})
 
 
 @app.command()
@@ -221,6 +219,9 @@ def cost(
     ] = None,
     img_size: ImgSize = 224,
     operator: Operator = "ltm",
+    form: Annotated[
+        str | None, typer.Option(help="soft or hard, for operators that have both. (default: soft for ltm)")
+    ] = None,
     num_classes: Annotated[int, typer.Option(help="Width of the classifier.", min=1)] = 1000,
     as_json: AsJson = False,
 ) -> None:
@@ -230,7 +231,9 @@ def cost(
     """
     from ltmsearch.inspection import describe_cost, print_cost
 
-    record = describe_cost(backbone, keep=_ratios(keep), img_size=img_size, operator=operator, num_classes=num_classes)
+    record = describe_cost(
+        backbone, keep=_ratios(keep), img_size=img_size, operator=operator, form=form, num_classes=num_classes
+    )
     if as_json:
         typer.echo(json.dumps(record.as_dict(), indent=2))
     else:

@@ -21,6 +21,10 @@ class TrialDiverged(LtmsearchError):
     """The loss of a trial became infinite or NaN."""
 
 
+MANY = 40
+"""More known names than this are not listed where one is near."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """An `InputError` for a name that is not among `known`, with the nearest one as a suggestion.
 
@@ -30,6 +34,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
         known: What would do.
     """
     names = sorted(known)
-    close = get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return InputError(f"unknown {kind} {name!r}: {hint}known are {', '.join(names)}")
+    begun = sorted((other for other in names if other.startswith(name)), key=len)
+    close = begun or get_close_matches(name, names, n=1, cutoff=0.5)
+    parts = [f"did you mean {close[0]}?"] if close else []
+    if len(names) <= MANY or not close:
+        parts.append(f"known are {', '.join(names)}")
+    return InputError(f"unknown {kind} {name!r}: {' '.join(parts)}")

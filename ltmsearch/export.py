@@ -99,6 +99,5 @@ def _bench_with(settings: ResolvedSettings, shared: dict[str, Tensor]) -> Workbe
 
 def _subnet_weights(bench: Workbench, record: TrialRecord) -> bytes:
     """The subnet's state dict as safetensors, BatchNorm recalibrated under its schedule."""
-    schedule = bench.space.schedule(bench.space.indices(record.keep_ratios))
-    subnet = bench.evaluator.recalibrated_subnet(schedule)
+    subnet = bench.evaluator.recalibrated_subnet(record.schedule(bench.settings.operator))
     return save({name: value.detach().cpu().contiguous() for name, value in subnet.state_dict().items()})

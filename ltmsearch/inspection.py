@@ -1,7 +1,8 @@
 """What a backbone costs, layer by layer: records and tables of `ltmsearch space` and `ltmsearch cost`."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from rich.console import Console
@@ -9,9 +10,10 @@ from rich.table import Table
 
 from ltmsearch.backbones import create_backbone, create_subnet, get_adapter
 from ltmsearch.costs import GIGA, CostModel, cost_model, traced_macs
-from ltmsearch.merging import get_operator
-from ltmsearch.schedule import MergeSchedule
-from ltmsearch.space import SearchSpace, SpaceFile
+from ltmsearch.grid import tokens
+from ltmsearch.merging import check_form, get_operator
+from ltmsearch.schedule import Choice, MergeSchedule
+from ltmsearch.space import SearchSpace, SpaceFile, possible_choices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,8 @@ class ScheduleCost:
     img_size: int
     operator: str
     keep_ratios: dict[str, float]
+    forms: dict[str, str]
+    """Layer name → form, where it is not the operator's first."""
     gflops: float
     """By formula."""
     gflops_traced: float
@@ -37,17 +41,33 @@ class ScheduleCost:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerSavings:
-    """What one layer costs, and what merging there alone saves."""
+class MergeBalance:
+    """What merging at one layer alone costs and saves."""
+
+    keep_ratio: float
+    form: str
+    """`soft` or `hard`."""
+    mask_gflops: float
+    """Of mask, merge and unmerge."""
+    saved_gflops: float
+    """What the rest of the net computes less."""
+    offered: bool
+    """Whether the space holds it: it must save more than it costs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerBalance:
+    """What one layer costs, and what merging there alone costs and saves."""
 
     name: str
     tokens: int
+    """Before the merge, of one window."""
     gflops: float
     """Of the plain layer."""
     share: float
     """Of the plain net's cost."""
-    savings: dict[float, float]
-    """Keep ratio → GFLOPs saved in the whole net when only this layer merges; negative where it costs more."""
+    merges: list[MergeBalance]
+    """Every keep ratio of the search-space file in every form."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,21 +81,21 @@ class SpaceCost:
     lowest_gflops: float
     highest_gflops: float
     schedules: int
-    layers: list[LayerSavings]
+    layers: list[LayerBalance]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
 
 
-def _plain_costs(backbone: str, img_size: int, operator: str, num_classes: int = 1000) -> CostModel:
+def _plain_costs(backbone: str, img_size: int, operator: str, **timm_kwargs: Any) -> CostModel:
     get_operator(operator)
-    model = create_backbone(backbone, num_classes=num_classes)
+    model = create_backbone(backbone, img_size=img_size, **get_adapter(backbone).any_size, **timm_kwargs)
     return cost_model(backbone, model, (img_size, img_size), operator)
 
 
 def describe_cost(
-    backbone: str, *, keep: Sequence[float], img_size: int, operator: str, num_classes: int
+    backbone: str, *, keep: Sequence[float], img_size: int, operator: str, form: str | None, num_classes: int
 ) -> ScheduleCost:
     """Count one schedule by formula and by tracing.
 
@@ -84,19 +104,30 @@ def describe_cost(
         keep: One keep ratio for all layers, or one per layer.
         img_size: Side of the images, in pixels.
         operator: Merging operator.
+        form: `soft` or `hard`, for all layers; None: the operator's first.
         num_classes: Width of the classifier.
 
     Raises:
         InputError: For an unknown name, or keep ratios that do not fit.
     """
-    costs = _plain_costs(backbone, img_size, operator, num_classes)
-    schedule = MergeSchedule.from_list(costs.layers, keep, operator)
-    subnet = create_subnet(backbone, keep_ratios=schedule.keep_ratios, operator=operator, num_classes=num_classes)
+    checked = None if form is None else check_form(operator, form)
+    costs = _plain_costs(backbone, img_size, operator, num_classes=num_classes)
+    schedule = MergeSchedule.from_list(costs.layers, keep, operator, checked)
+    subnet = create_subnet(
+        backbone,
+        keep_ratios=schedule.keep_ratios,
+        operator=operator,
+        forms=schedule.forms,
+        num_classes=num_classes,
+        img_size=img_size,
+        **get_adapter(backbone).any_size,
+    )
     return ScheduleCost(
         backbone=backbone,
         img_size=img_size,
         operator=operator,
         keep_ratios=dict(schedule.keep_ratios),
+        forms=dict(schedule.forms),
         gflops=costs.gflops(schedule),
         gflops_traced=traced_macs(subnet, (img_size, img_size)) / GIGA,
         base_gflops=costs.base_macs / GIGA,
@@ -105,26 +136,27 @@ def describe_cost(
 
 
 def describe_space(backbone: str, *, img_size: int, operator: str, space: str | None) -> SpaceCost:
-    """A backbone's layers, what merging at each saves, and the range of costs.
+    """A backbone's layers, what merging at each costs and saves, and the range of costs.
 
     Raises:
         InputError: For an unknown name, or a search-space file that does not fit.
     """
+    file = SpaceFile.load(space, family=get_adapter(backbone).family)
     costs = _plain_costs(backbone, img_size, operator)
-    built = SearchSpace.build(SpaceFile.load(space or get_adapter(backbone).family), costs.layer_grids, operator)
+    built = SearchSpace.build(file, costs.layer_grids, operator, pays=costs.pays)
     low, high = costs.table(built.choices).reachable()
-    layers = []
     plain = costs.plain_layer_macs()
-    for name, options in zip(built.layers, built.choices, strict=True):
-        alone = {r: costs.macs(MergeSchedule(keep_ratios={name: r}, operator=operator)) for r in options if r < 1}
-        rows, columns = costs.layer_grids[name]
+    layers = []
+    for name, offered in zip(built.layers, built.choices, strict=True):
+        grid = costs.layer_grids[name]
+        possible = possible_choices(*file.choices_of(name), grid, operator)
         layers.append(
-            LayerSavings(
+            LayerBalance(
                 name=name,
-                tokens=rows * columns,
+                tokens=tokens(grid),
                 gflops=plain[name] / GIGA,
                 share=plain[name] / costs.base_macs,
-                savings={ratio: (costs.base_macs - macs) / GIGA for ratio, macs in alone.items()},
+                merges=[_balance(costs, name, choice, offered=choice in offered) for choice in possible[1:]],
             )
         )
     return SpaceCost(
@@ -139,6 +171,17 @@ def describe_space(backbone: str, *, img_size: int, operator: str, space: str | 
     )
 
 
+def _balance(costs: CostModel, layer: str, choice: Choice, *, offered: bool) -> MergeBalance:
+    overhead, saved = costs.merge_balance(layer, choice)
+    return MergeBalance(
+        keep_ratio=choice.keep_ratio,
+        form=choice.form or get_operator(costs.operator).forms[0],
+        mask_gflops=overhead / GIGA,
+        saved_gflops=saved / GIGA,
+        offered=offered,
+    )
+
+
 def print_cost(console: Console, record: ScheduleCost) -> None:
     """One line of totals, and tokens by layer."""
     console.print(
@@ -150,7 +193,8 @@ def print_cost(console: Console, record: ScheduleCost) -> None:
     )
     table = Table("layer", "keep ratio", "tokens before", "tokens after", box=None)
     for name, (before, after) in record.tokens.items():
-        table.add_row(name, f"{record.keep_ratios[name]:g}", str(before), str(after))
+        ratio, form = record.keep_ratios[name], record.forms.get(name, "")
+        table.add_row(name, f"{ratio:g} {form}".strip(), str(before), str(after))
     for column in table.columns[1:]:
         column.justify = "right"
     console.print(table)
@@ -158,34 +202,52 @@ def print_cost(console: Console, record: ScheduleCost) -> None:
 
 
 def print_space(console: Console, record: SpaceCost) -> None:
-    """Totals, and per layer what merging there alone saves."""
+    """Totals, and per layer what merging there alone costs and saves."""
     console.print(
         f"{record.backbone} at {record.img_size} px, {record.operator}: plain {record.base_gflops:.4f} GFLOPs; "
         f"{record.schedules:,} schedules reach {record.lowest_gflops:.4f} to {record.highest_gflops:.4f}",
         highlight=False,
         soft_wrap=True,
     )
-    ratios = sorted({ratio for layer in record.layers for ratio in layer.savings}, reverse=True)
-    table = Table("layer", "tokens", "share", *(f"{ratio:g}" for ratio in ratios), box=None)
-    for column in table.columns[1:]:
+    ratios = sorted({merge.keep_ratio for layer in record.layers for merge in layer.merges}, reverse=True)
+    table = Table("layer", "tokens", "share", "", *(f"{ratio:g}" for ratio in ratios), box=None)
+    table.columns[0].no_wrap = True
+    for column in (*table.columns[1:3], *table.columns[4:]):
         column.justify = "right"
-    for layer in record.layers:
-        cells = [_saving(layer.savings.get(ratio)) for ratio in ratios]
-        table.add_row(layer.name, str(layer.tokens), f"{layer.share:.1%}", *cells)
+    for alike in _alike(record.layers):
+        layer = alike[0]
+        name = layer.name if len(alike) == 1 else f"{layer.name} … {alike[-1].name.rpartition('.')[2]}"
+        share = f"{layer.share:.1%}" if len(alike) == 1 else f"{len(alike)}×{layer.share:.1%}"
+        saved = {merge.keep_ratio: _mflops(merge.saved_gflops) for merge in layer.merges}
+        table.add_row(name, str(layer.tokens), share, "saves", *(saved.get(ratio, "-") for ratio in ratios))
+        for form in dict.fromkeys(merge.form for merge in layer.merges):
+            costs = {merge.keep_ratio: _cost(merge) for merge in layer.merges if merge.form == form}
+            table.add_row("", "", "", form, *(costs.get(ratio, "-") for ratio in ratios))
     console.print(table)
     console.print(
-        "Numbers under a keep ratio: change of the net's MFLOPs when only this layer merges;"
-        " [red]+[/red] costs more than it saves. A dash: the same tokens as another ratio.",
+        "Under a keep ratio, in MFLOPs: what the rest of the net saves when only this layer merges, and what mask, "
+        "merge and unmerge cost in each form. [red]Red!:[/red] costs more than it saves, not offered. A dash: the "
+        "same tokens as another ratio.",
         highlight=False,
     )
     _print_rule(console)
 
 
-def _saving(gflops: float | None) -> str:
-    if gflops is None:
-        return "-"
-    change = -1000 * gflops
-    return f"[red]{change:+.1f}[/red]" if change > 0 else f"{change:+.1f}"
+def _alike(layers: Sequence[LayerBalance]) -> list[list[LayerBalance]]:
+    """Runs of neighbouring layers of one stage that are alike but for their names."""
+    return [
+        list(run)
+        for _, run in groupby(layers, key=lambda layer: (layer.name.rpartition(".")[0], replace(layer, name="")))
+    ]
+
+
+def _mflops(gflops: float) -> str:
+    return f"{1000 * gflops:.1f}"
+
+
+def _cost(merge: MergeBalance) -> str:
+    text = _mflops(merge.mask_gflops)
+    return text if merge.offered else f"[red]{text}![/red]"
 
 
 def _print_rule(console: Console) -> None:

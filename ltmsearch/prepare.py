@@ -90,12 +90,7 @@ def prepare(settings: StudySettings, *, on_progress: Callable[[int, int], None] 
     get_operator(settings.operator)
     device = find_device(settings.device)
     resolved = settings.resolved(device.type)
-    space_file = SpaceFile.load(resolved.space or adapter.family)
-    if space_file.family != adapter.family:
-        raise InputError(
-            f"the search space must be for the family of {resolved.backbone}, {adapter.family}, "
-            f"but is for {space_file.family}"
-        )
+    space_file = SpaceFile.load(resolved.space, family=adapter.family)
     torch.manual_seed(resolved.seed)
     data = _load_data(resolved, on_progress)
     supernet = Supernet(
@@ -104,12 +99,13 @@ def prepare(settings: StudySettings, *, on_progress: Callable[[int, int], None] 
         pretrained=resolved.pretrained,
         checkpoint=Path(resolved.checkpoint) if resolved.checkpoint else None,
         num_classes=data.num_classes,
+        img_size=resolved.img_size,
     )
     costs, proxy_costs = (
         cost_model(resolved.backbone, supernet.model, (size, size), resolved.operator)
         for size in (resolved.img_size, resolved.proxy_img_size)
     )
-    space = SearchSpace.build(space_file, costs.layer_grids, resolved.operator)
+    space = SearchSpace.build(space_file, costs.layer_grids, resolved.operator, pays=costs.pays)
     table = costs.table(space.choices)
     check_budget(resolved, table)
     images = next(data.train_batches(batch_size=resolved.batch_size, steps=1, seed=resolved.seed))[0]

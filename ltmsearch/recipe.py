@@ -10,13 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ltmsearch.errors import InputError
 from ltmsearch.files import write_atomic
-from ltmsearch.schedule import MergeSchedule
-from ltmsearch.yamlfile import check, read_yaml, to_yaml
+from ltmsearch.schedule import Form, MergeSchedule
+from ltmsearch.yamlfile import load, read_yaml, to_yaml
 
 SCHEMA = 1
 
 HEADER = """Training recipe of a merge schedule found by ltmsearch.
-The network: timm.create_model(model, keep_ratios=schedule, operator=operator, num_classes=num_classes)
+The network: timm.create_model(model, keep_ratios=schedule, operator=operator, forms=forms,
+  num_classes=num_classes, img_size=img_size)
 after `import ltmsearch`. Training keys have the names and meanings of timm's training script."""
 
 
@@ -38,6 +39,8 @@ class Recipe(BaseModel):
     """Merging operator."""
     schedule: dict[str, float]
     """Layer name → keep ratio in (0, 1]."""
+    forms: dict[str, Form] = Field(default_factory=dict)
+    """Layer name → form of its merge, where it is not the operator's first."""
     img_size: int
     """Side of the images, in pixels."""
     num_classes: int
@@ -68,11 +71,17 @@ class Recipe(BaseModel):
     @property
     def merge_schedule(self) -> MergeSchedule:
         """The schedule as an object."""
-        return MergeSchedule(keep_ratios=self.schedule, operator=self.operator)
+        return MergeSchedule(keep_ratios=self.schedule, operator=self.operator, forms=self.forms)
 
     def model_kwargs(self) -> dict[str, Any]:
         """What `timm.create_model(recipe.model, ...)` takes beside the name."""
-        return {"keep_ratios": self.schedule, "operator": self.operator, "num_classes": self.num_classes}
+        return {
+            "keep_ratios": self.schedule,
+            "operator": self.operator,
+            "forms": self.forms,
+            "num_classes": self.num_classes,
+            "img_size": self.img_size,
+        }
 
     def save(self, path: Path) -> Path:
         """Write as YAML, atomically."""
@@ -86,13 +95,14 @@ def load_recipe(path: str | Path) -> Recipe:
         InputError: If the file is missing, is no recipe, or is of a version that this ltmsearch does not read.
     """
     path = Path(path)
-    content = read_yaml(path)
-    if content.get("schema_version") != SCHEMA:
-        raise InputError(
-            f"{path}: schema_version must be {SCHEMA} for this ltmsearch, but got {content.get('schema_version')!r}"
-        )
-    recipe = check(Recipe, content, str(path))
-    MergeSchedule(keep_ratios=recipe.schedule, operator=recipe.operator)  # the ratios' range
+    version = read_yaml(path).get("schema_version")
+    if version != SCHEMA:  # told before anything that another version may well hold
+        raise InputError(f"{path}: schema_version must be {SCHEMA} for this ltmsearch, but got {version!r}")
+    recipe = load(Recipe, path)
+    try:
+        MergeSchedule(keep_ratios=recipe.schedule, operator=recipe.operator)  # the ratios' range
+    except InputError as error:
+        raise InputError(f"{path}: schedule: {error}") from None
     return recipe
 
 

@@ -8,7 +8,7 @@ import csv
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -19,6 +19,7 @@ import pandas as pd
 from ltmsearch.errors import InputError
 from ltmsearch.files import write_atomic
 from ltmsearch.front import is_non_dominated
+from ltmsearch.schedule import Form, MergeSchedule
 
 Kind = Literal["searched", "start-up", "baseline"]
 State = Literal["scored", "over budget", "failed"]
@@ -33,6 +34,7 @@ FRONT_COLUMNS = (
     "ib_weight",
     "supernet_version",
     "keep_ratios",
+    "forms",
 )
 
 
@@ -87,6 +89,8 @@ class TrialRecord:
     """Wall time of the trial."""
     keep_ratios: Mapping[str, float]
     """Keep ratio of every layer that may merge, in the order of the net; 1.0 is plain."""
+    forms: Mapping[str, Form] = field(default_factory=dict)
+    """Form of the layers that do not merge in the operator's first."""
 
     def __post_init__(self) -> None:
         _check_choice("kind", self.kind, get_args(Kind))
@@ -118,7 +122,16 @@ class TrialRecord:
         for layer, ratio in ratios.items():
             if not 0 < ratio <= 1:
                 raise ValueError(f"`keep_ratios` must be in (0, 1], but got {ratio!r} for {layer}.")
+        for layer, form in self.forms.items():
+            _check_choice(f"forms[{layer}]", form, get_args(Form))
+            if layer not in ratios:
+                raise ValueError(f"`forms` must name layers of `keep_ratios`, but got {layer}.")
         object.__setattr__(self, "keep_ratios", ratios)
+        object.__setattr__(self, "forms", dict(self.forms))
+
+    def schedule(self, operator: str) -> MergeSchedule:
+        """The trial's schedule."""
+        return MergeSchedule(keep_ratios=self.keep_ratios, operator=operator, forms=self.forms)
 
     @property
     def name(self) -> str:
@@ -133,12 +146,15 @@ class TrialRecord:
         return None if self.top1 is None else ShownScore(self.top1, self.top1_se, self.loss, False)
 
     def by_stage(self) -> list[tuple[str, str]]:
-        """The keep ratios in short, as `("stages.2.1.transformer", "1 .5")`, where 1 is a plain layer.
+        """The keep ratios in short, as `("stages.2.1.transformer", "1 .5 .5h")`: 1 is a plain layer, h the hard form.
 
         A stage is what stands before the last number in the names of its layers.
         """
         stages = groupby(self.keep_ratios.items(), key=lambda item: item[0].rpartition(".")[0])
-        return [(stage, " ".join(f"{r:.3g}".removeprefix("0") for _, r in layers)) for stage, layers in stages]
+        return [(stage, " ".join(self._in_short(*item) for item in layers)) for stage, layers in stages]
+
+    def _in_short(self, layer: str, ratio: float) -> str:
+        return f"{ratio:.3g}".removeprefix("0") + ("h" if self.forms.get(layer) == "hard" else "")
 
 
 TRIALS_COLUMNS = tuple(field.name for field in fields(TrialRecord))
@@ -235,7 +251,7 @@ def _check_range(name: str, value: float | None, *, low: float = -math.inf, high
 
 
 def _row(record: TrialRecord, columns: Sequence[str]) -> tuple[Any, ...]:
-    values = {**vars(record), "keep_ratios": json.dumps(record.keep_ratios)}
+    values = {**vars(record), "keep_ratios": json.dumps(record.keep_ratios), "forms": json.dumps(record.forms)}
     return tuple(values[name] for name in columns)
 
 
@@ -261,6 +277,7 @@ _COLUMN_TYPES = {
     "supernet_version": "Int64",
     "rescored_version": "Int64",  # whole numbers with gaps
     "keep_ratios": "object",
+    "forms": "object",
 }
 
 
@@ -315,6 +332,13 @@ def _ratios(text: str) -> dict[str, float]:
     return ratios
 
 
+def _forms(text: str) -> dict[str, Form]:
+    forms = json.loads(text)
+    if not isinstance(forms, dict) or not all(form in get_args(Form) for form in forms.values()):
+        raise ValueError(f"must be a JSON object of {' or '.join(get_args(Form))} by layer, but got {text!r}")
+    return forms
+
+
 _CONVERTERS: dict[str, Callable[[str], Any]] = {
     "trial": int,
     "kind": str,
@@ -325,4 +349,5 @@ _CONVERTERS: dict[str, Callable[[str], Any]] = {
     "supernet_version": lambda text: int(text) if text else None,
     "rescored_version": lambda text: int(text) if text else None,
     "keep_ratios": _ratios,
+    "forms": _forms,
 }

@@ -79,6 +79,7 @@ def make_recipe(record: TrialRecord, settings: ResolvedSettings, *, num_classes:
         model=f"ltm_{settings.backbone}",
         operator=settings.operator,
         schedule=dict(record.keep_ratios),
+        forms=dict(record.forms),
         img_size=settings.img_size,
         num_classes=num_classes,
         provenance=provenance,

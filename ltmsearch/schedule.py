@@ -1,66 +1,103 @@
 """A merge schedule: the keep ratio of every layer, one point of a search space."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from types import MappingProxyType
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 from ltmsearch.errors import InputError, unknown_name
+
+Form = Literal["soft", "hard"]
+"""How an operator merges. `soft`: every token is shared out over merged tokens by a matrix; `hard`: it goes whole to
+one of them, by index."""
+
+Value = TypeVar("Value")
+
+
+class Choice(NamedTuple):
+    """What one layer may be: a keep ratio, and how it merges."""
+
+    keep_ratio: float
+    """In (0, 1]; 1 is the plain layer."""
+    form: Form | None = None
+    """None: the operator's first form."""
+
+    def __str__(self) -> str:
+        return f"{self.keep_ratio:g} {self.form}" if self.form else f"{self.keep_ratio:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergeSchedule:
-    """Keep ratios by layer, and the operator that merges.
+    """Keep ratios by layer, the operator that merges, and where it has two forms, which.
 
     Equal schedules are equal objects with equal hashes, whatever the order their layers were given in.
 
     Raises:
-        InputError: If a keep ratio is not a number in (0, 1].
+        InputError: If a keep ratio is not a number in (0, 1], or a form is none.
     """
 
     keep_ratios: Mapping[str, float]
     """Layer name (timm module path) → keep ratio in (0, 1]; a layer that is not named keeps every token."""
     operator: str = "ltm"
     """Name of a merging operator: see `ltmsearch.merging.OPERATORS`."""
+    forms: Mapping[str, Form] = field(default_factory=dict)
+    """Layer name → form of its merge; a layer that is not named merges in the operator's first form. Plain layers have
+    none, whatever was given."""
 
     def __post_init__(self) -> None:
         for layer, ratio in self.keep_ratios.items():
             if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
                 raise InputError(f"keep ratios must be in (0, 1], but layer {layer} has {ratio!r}")
+        for layer, form in self.forms.items():
+            if form not in get_args(Form):
+                raise InputError(f"forms must be {' or '.join(get_args(Form))}, but layer {layer} has {form!r}")
         frozen = {layer: float(ratio) for layer, ratio in self.keep_ratios.items()}
+        forms = {layer: form for layer, form in self.forms.items() if frozen.get(layer, 1.0) < 1.0}
         object.__setattr__(self, "keep_ratios", MappingProxyType(frozen))
+        object.__setattr__(self, "forms", MappingProxyType(forms))
 
     def __hash__(self) -> int:
-        return hash((self.operator, frozenset(self.keep_ratios.items())))
+        return hash((self.operator, frozenset(self.keep_ratios.items()), frozenset(self.forms.items())))
 
     def __reduce__(self) -> tuple[object, ...]:
         # A mapping proxy cannot be pickled; schedules travel to other processes.
-        return _rebuild, (dict(self.keep_ratios), self.operator)
+        return _rebuild, (dict(self.keep_ratios), self.operator, dict(self.forms))
 
     @classmethod
-    def uniform(cls, layers: Iterable[str], keep_ratio: float, operator: str = "ltm") -> "MergeSchedule":
-        """The same keep ratio at every layer."""
-        return cls(keep_ratios=dict.fromkeys(layers, keep_ratio), operator=operator)
+    def uniform(
+        cls, layers: Iterable[str], keep_ratio: float, operator: str = "ltm", form: Form | None = None
+    ) -> "MergeSchedule":
+        """The same keep ratio, and where given the same form, at every layer."""
+        ratios = dict.fromkeys(layers, keep_ratio)
+        return cls(keep_ratios=ratios, operator=operator, forms=dict.fromkeys(ratios, form) if form else {})
 
     @classmethod
-    def from_list(cls, layers: Sequence[str], keep_ratios: Sequence[float], operator: str = "ltm") -> "MergeSchedule":
+    def from_list(
+        cls, layers: Sequence[str], keep_ratios: Sequence[float], operator: str = "ltm", form: Form | None = None
+    ) -> "MergeSchedule":
         """One keep ratio per layer in the backbone's order, or a single one for all.
 
         Raises:
             InputError: If the number of ratios is neither one nor the number of layers.
         """
         if len(keep_ratios) == 1:
-            return cls.uniform(layers, keep_ratios[0], operator)
+            return cls.uniform(layers, keep_ratios[0], operator, form)
         if len(keep_ratios) != len(layers):
             raise InputError(
                 f"keep ratios must be one for all layers or one per layer, but got {len(keep_ratios)} "
                 f"for {len(layers)} layers"
             )
-        return cls(keep_ratios=dict(zip(layers, keep_ratios, strict=True)), operator=operator)
+        ratios = dict(zip(layers, keep_ratios, strict=True))
+        return cls(keep_ratios=ratios, operator=operator, forms=dict.fromkeys(ratios, form) if form else {})
 
     @classmethod
     def from_mapping(
-        cls, layers: Sequence[str], keep_ratios: Mapping[str, float], operator: str = "ltm"
+        cls,
+        layers: Sequence[str],
+        keep_ratios: Mapping[str, float],
+        operator: str = "ltm",
+        forms: Mapping[str, Form] | None = None,
     ) -> "MergeSchedule":
         """A schedule over exactly `layers` from names or patterns; layers that none matches stay plain.
 
@@ -68,21 +105,21 @@ class MergeSchedule:
             layers: The backbone's layers.
             keep_ratios: Layer name or shell pattern (`stages.2.*`) → keep ratio. Later entries win.
             operator: Name of the merging operator.
+            forms: Layer name or shell pattern → form. Later entries win.
 
         Raises:
             InputError: If a name or pattern matches no layer.
         """
-        ratios = dict.fromkeys(layers, 1.0)
-        for pattern, ratio in keep_ratios.items():
-            hits = [layer for layer in layers if layer == pattern or fnmatchcase(layer, pattern)]
-            if not hits:
-                raise unknown_name("layer", pattern, layers)
-            ratios.update(dict.fromkeys(hits, ratio))
-        return cls(keep_ratios=ratios, operator=operator)
+        ratios: dict[str, float] = dict.fromkeys(layers, 1.0) | _by_layer(layers, keep_ratios)
+        return cls(keep_ratios=ratios, operator=operator, forms=_by_layer(layers, forms or {}))
 
     def keep_ratio(self, layer: str) -> float:
         """The keep ratio of one layer; 1.0 when the schedule does not name it."""
         return self.keep_ratios.get(layer, 1.0)
+
+    def form(self, layer: str) -> Form | None:
+        """The form of one layer's merge; None for the operator's first."""
+        return self.forms.get(layer)
 
     @property
     def merging_layers(self) -> tuple[str, ...]:
@@ -90,5 +127,16 @@ class MergeSchedule:
         return tuple(layer for layer, ratio in self.keep_ratios.items() if ratio < 1.0)
 
 
-def _rebuild(keep_ratios: dict[str, float], operator: str) -> MergeSchedule:
-    return MergeSchedule(keep_ratios=keep_ratios, operator=operator)
+def _by_layer(layers: Sequence[str], by_pattern: Mapping[str, Value]) -> dict[str, Value]:
+    """The value of each layer that some name or pattern matches; later entries win."""
+    found: dict[str, Value] = {}
+    for pattern, value in by_pattern.items():
+        hits = [layer for layer in layers if layer == pattern or fnmatchcase(layer, pattern)]
+        if not hits:
+            raise unknown_name("layer", pattern, layers)
+        found.update(dict.fromkeys(hits, value))
+    return found
+
+
+def _rebuild(keep_ratios: dict[str, float], operator: str, forms: dict[str, Form]) -> MergeSchedule:
+    return MergeSchedule(keep_ratios=keep_ratios, operator=operator, forms=forms)

@@ -1,36 +1,51 @@
-"""The search space: which keep ratios each layer may take. Read from `search_spaces/<family>.yaml`."""
+"""The search space: which keep ratios and forms each layer may take. Read from `search_spaces/<family>.yaml`."""
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Annotated, Any, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator
 
 from ltmsearch.errors import InputError
 from ltmsearch.grid import Grid, target_grid, tokens
-from ltmsearch.schedule import MergeSchedule
+from ltmsearch.merging import get_operator
+from ltmsearch.schedule import Choice, Form, MergeSchedule
 from ltmsearch.shipped import find_file
-from ltmsearch.yamlfile import check, read_yaml
+from ltmsearch.yamlfile import load
 
 SCHEMA = 1
 
 
+def _in_range(ratio: float) -> float:
+    if not 0 < ratio <= 1:
+        raise ValueError("keep ratios must be numbers in (0, 1]")
+    return ratio
+
+
+def _some(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not values:
+        raise ValueError("must name at least one")
+    return values
+
+
+KeepRatios = Annotated[tuple[Annotated[float, AfterValidator(_in_range)], ...], AfterValidator(_some)]
+Forms = Annotated[tuple[Form, ...], AfterValidator(_some)]
+
+
 class LayerRule(BaseModel):
-    """Keep ratios of the layers that a pattern matches."""
+    """Keep ratios, and where given forms, of the layers that a pattern matches."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     pattern: str
     """Layer name or shell pattern, e.g. `stages.2.*`."""
-    keep_ratios: tuple[float, ...]
+    keep_ratios: KeepRatios
     """Choices; 1.0 (plain) is always one."""
-
-    @field_validator("keep_ratios")
-    @classmethod
-    def _in_range(cls, ratios: tuple[float, ...]) -> tuple[float, ...]:
-        return _checked(ratios)
+    forms: Forms | None = None
+    """Forms of the mask; None: those of the file."""
 
 
 class SpaceFile(BaseModel):
@@ -41,8 +56,10 @@ class SpaceFile(BaseModel):
     """Version of the format, `SCHEMA`."""
     family: str
     """The family of backbones the file is for."""
-    keep_ratios: tuple[float, ...]
+    keep_ratios: KeepRatios
     """Choices of every layer that no rule matches."""
+    forms: Forms = get_args(Form)
+    """Forms of the mask that may be used, for operators that have more than one."""
     layers: tuple[LayerRule, ...] = ()
     """Exceptions; the first that matches a layer holds."""
 
@@ -53,67 +70,77 @@ class SpaceFile(BaseModel):
             raise ValueError(f"this ltmsearch reads version {SCHEMA}")
         return version
 
-    @field_validator("keep_ratios")
     @classmethod
-    def _in_range(cls, ratios: tuple[float, ...]) -> tuple[float, ...]:
-        return _checked(ratios)
-
-    @classmethod
-    def load(cls, name: str) -> "SpaceFile":
-        """Read a file, or a shipped one by its name.
+    def load(cls, name: str | None, *, family: str) -> "SpaceFile":
+        """Read a file, or a shipped one by its name; None: the family's own.
 
         Raises:
-            InputError: If it is missing or breaks a rule.
+            InputError: If it is missing, breaks a rule, or is for another family.
         """
-        path = find_file("search_spaces", name)
-        return check(cls, read_yaml(path), str(path))
+        path = find_file("search_spaces", name or family)
+        file = load(cls, path)
+        if file.family != family:
+            raise InputError(f"{path}: family must be that of the backbone, {family}, but got {file.family!r}")
+        return file
 
-    def ratios_of(self, layer: str) -> tuple[float, ...]:
-        """The choices of one layer, as written."""
+    def choices_of(self, layer: str) -> tuple[tuple[float, ...], tuple[Form, ...]]:
+        """Keep ratios and forms of one layer, as written."""
         for rule in self.layers:
             if layer == rule.pattern or fnmatchcase(layer, rule.pattern):
-                return rule.keep_ratios
-        return self.keep_ratios
-
-
-def _checked(ratios: tuple[float, ...]) -> tuple[float, ...]:
-    wrong = [ratio for ratio in ratios if not 0 < ratio <= 1]
-    if wrong or not ratios:
-        raise ValueError("keep ratios must be one or more numbers in (0, 1]")
-    return ratios
+                return rule.keep_ratios, self.forms if rule.forms is None else rule.forms
+        return self.keep_ratios, self.forms
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
-    """Layers of one backbone and the keep ratios each may take. A point is one choice index per layer."""
+    """Layers of one backbone and what each may be. A point is one choice index per layer."""
 
     layers: tuple[str, ...]
     """Layer names in the order of execution."""
-    choices: tuple[tuple[float, ...], ...]
-    """Per layer its keep ratios, from 1.0 (index 0, plain) downwards."""
+    choices: tuple[tuple[Choice, ...], ...]
+    """Per layer what it may be, from plain (index 0) to the smallest keep ratio; of one ratio, the soft form first."""
     operator: str = "ltm"
     """Name of the merging operator."""
 
     @classmethod
-    def build(cls, file: SpaceFile, layer_grids: Mapping[str, Grid], operator: str = "ltm") -> "SearchSpace":
+    def build(
+        cls,
+        file: SpaceFile,
+        layer_grids: Mapping[str, Grid],
+        operator: str = "ltm",
+        *,
+        pays: Callable[[str, Choice], bool],
+    ) -> "SearchSpace":
         """The space of a file on a backbone at one image size.
 
-        Choices that give the same grid of tokens at a layer are one choice: the nearest to it stays.
+        Keep ratios that give the same grid of tokens at a layer are one: the nearest to it stays. Choices that cost
+        more than they save are left out.
 
         Args:
             file: The choices.
             layer_grids: Layer name → the full grid it sees, in the order of execution.
             operator: Name of the merging operator.
+            pays: Whether a merge at a layer saves more than it costs.
 
         Raises:
             InputError: If a rule of the file matches no layer.
         """
         for rule in file.layers:
             if not any(fnmatchcase(layer, rule.pattern) for layer in layer_grids):
-                raise InputError(f"the search space's pattern {rule.pattern!r} matches no layer of the backbone")
+                raise InputError(
+                    f"the search space's pattern {rule.pattern!r} matches no layer of the backbone; "
+                    f"its layers are {', '.join(layer_grids)}"
+                )
         return cls(
             layers=tuple(layer_grids),
-            choices=tuple(distinct_ratios(file.ratios_of(layer), grid) for layer, grid in layer_grids.items()),
+            choices=tuple(
+                tuple(
+                    choice
+                    for choice in possible_choices(*file.choices_of(layer), grid, operator)
+                    if choice.keep_ratio == 1 or pays(layer, choice)
+                )
+                for layer, grid in layer_grids.items()
+            ),
             operator=operator,
         )
 
@@ -129,22 +156,32 @@ class SearchSpace:
 
     def schedule(self, indices: Sequence[int] | np.ndarray) -> MergeSchedule:
         """The schedule of one choice index per layer."""
-        ratios = {layer: options[int(i)] for layer, options, i in zip(self.layers, self.choices, indices, strict=True)}
-        return MergeSchedule(keep_ratios=ratios, operator=self.operator)
-
-    def indices(self, keep_ratios: Mapping[str, float]) -> np.ndarray:
-        """(L,) choice indices of keep ratios that the space holds; layers that are not named are plain.
-
-        Raises:
-            ValueError: If a keep ratio is not among its layer's choices.
-        """
-        return np.array(
-            [options.index(keep_ratios.get(n, 1.0)) for n, options in zip(self.layers, self.choices, strict=True)]
+        taken = {n: options[int(i)] for n, options, i in zip(self.layers, self.choices, indices, strict=True)}
+        first = get_operator(self.operator).forms[0]
+        return MergeSchedule(
+            keep_ratios={layer: choice.keep_ratio for layer, choice in taken.items()},
+            operator=self.operator,
+            forms={layer: choice.form for layer, choice in taken.items() if choice.form not in (None, first)},
         )
 
+    def indices(self, schedule: MergeSchedule) -> np.ndarray:
+        """(L,) choice indices of a schedule that the space holds.
+
+        Raises:
+            ValueError: If what it wants of a layer is not among that layer's choices.
+        """
+        forms = get_operator(self.operator).forms
+        wanted = {}
+        for layer in self.layers:
+            ratio = schedule.keep_ratio(layer)
+            several = ratio < 1 and len(forms) > 1
+            wanted[layer] = Choice(ratio, schedule.form(layer) or forms[0] if several else None)
+        return np.array([options.index(wanted[n]) for n, options in zip(self.layers, self.choices, strict=True)])
+
     def nearest(self, keep_ratio: float) -> np.ndarray:
-        """(L,) indices of the choice nearest to one keep ratio at every layer."""
-        return np.array([int(np.argmin(np.abs(np.array(options) - keep_ratio))) for options in self.choices])
+        """(L,) indices of the choice nearest to one keep ratio at every layer, in the first form that it has there."""
+        ratios = [np.array([choice.keep_ratio for choice in options]) for options in self.choices]
+        return np.array([int(np.argmin(np.abs(options - keep_ratio))) for options in ratios])
 
     def random(self, rng: np.random.Generator, number: int) -> np.ndarray:
         """(number, L) random indices that spread from plain to the smallest ratios.
@@ -160,6 +197,23 @@ class SearchSpace:
         """Short hash of layers, choices and operator: equal spaces have equal digests."""
         content = json.dumps([self.layers, self.choices, self.operator])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def possible_choices(
+    keep_ratios: Sequence[float], forms: Sequence[Form], grid: Grid, operator: str
+) -> tuple[Choice, ...]:
+    """What a layer on `grid` may be: plain, and every distinct ratio in every form that file and operator have.
+
+    Args:
+        keep_ratios: As written in a file.
+        forms: As written in a file; an operator with one form takes that one.
+        grid: The full grid that the layer sees.
+        operator: Name of the merging operator.
+    """
+    own = get_operator(operator).forms
+    offered: list[Form | None] = [form for form in own if form in forms] if len(own) > 1 else [None]
+    ratios = [ratio for ratio in distinct_ratios(keep_ratios, grid) if ratio < 1]
+    return (Choice(1.0), *(Choice(ratio, form) for ratio in ratios for form in offered))
 
 
 def distinct_ratios(ratios: Sequence[float], grid: Grid) -> tuple[float, ...]:
@@ -186,7 +240,7 @@ def indistinct_choices(space: SearchSpace, layer_grids: Mapping[str, Grid]) -> d
     result = {}
     for layer, options in zip(space.layers, space.choices, strict=True):
         groups: dict[Grid, list[float]] = {}
-        for ratio in options:
+        for ratio in dict.fromkeys(choice.keep_ratio for choice in options):
             groups.setdefault(target_grid(layer_grids[layer], ratio), []).append(ratio)
         alike = [tuple(group) for group in groups.values() if len(group) > 1]
         if alike:

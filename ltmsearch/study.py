@@ -25,7 +25,6 @@ from ltmsearch.prepare import Workbench, prepare, warm_up_plan
 from ltmsearch.records import TrialRecord, select_front, trials_table, write_csv
 from ltmsearch.rescoring import choose_candidates, same_nets
 from ltmsearch.results import TRIALS, write_results
-from ltmsearch.schedule import MergeSchedule
 from ltmsearch.settings import ResolvedSettings, StudySettings
 from ltmsearch.storage import make_sampler, open_study
 from ltmsearch.training import warm_up
@@ -267,11 +266,11 @@ class Driver:
     def _enqueue_first_trials(self) -> None:
         """Queue the baselines and the schedules that cover the range of costs; those queued before are left.
 
-        Schedules that lead to the same grids everywhere are the same net: the first of them stands for all.
+        Of schedules that are the same net the first stands for all.
         """
         space, table = self.bench.space, self.bench.table
         plain = np.zeros(len(space.layers), dtype=int)
-        ratios = sorted({ratio for options in space.choices for ratio in options if ratio < 1}, reverse=True)
+        ratios = sorted({c.keep_ratio for options in space.choices for c in options if c.keep_ratio < 1}, reverse=True)
         uniform = [(f"uniform {ratio:g}", space.nearest(ratio)) for ratio in ratios]
         within = [(label, i) for label, i in uniform if table.macs(i[None])[0] <= self.settings.max_macs]
         first = [("baseline", "plain", plain)]
@@ -279,10 +278,10 @@ class Driver:
         first += [("start-up", "", indices) for indices in self._covering(round(STARTUP_SHARE * self.settings.trials))]
         known: set[Hashable] = set()
         for kind, label, indices in first:
-            grids = tuple(self.bench.costs.grids(space.schedule(indices)).values())
-            if grids not in known:
+            net = self.bench.costs.net(space.schedule(indices))
+            if net not in known:
                 self._enqueue(indices, kind=kind, label=label)
-            known.add(grids)
+            known.add(net)
 
     def _covering(self, number: int, *place: int) -> np.ndarray:
         rng = np.random.default_rng(_seed(self.settings.seed, *place))
@@ -308,7 +307,7 @@ class Driver:
         scores = {}
         for done, record in enumerate(candidates):
             self.observer.advance(done, record.name)
-            schedule = self.bench.space.schedule(self.bench.space.indices(record.keep_ratios))
+            schedule = record.schedule(self.settings.operator)
             score = self.bench.evaluator.score(schedule, images=self.settings.rescore_images)
             for same in next(group for group in alike if group[0] is record):
                 scores[str(same.trial)] = [score.top1, score.top1_se, score.loss]
@@ -318,9 +317,8 @@ class Driver:
         )
 
     def _proxy_net(self, record: TrialRecord) -> Hashable:
-        """The grids of a trial at the size of proxy training: trials that share them are one net there."""
-        schedule = MergeSchedule(keep_ratios=record.keep_ratios, operator=self.settings.operator)
-        return tuple(self.bench.proxy_costs.grids(schedule).values())
+        """What tells the trial's net from others at the size of proxy training."""
+        return self.bench.proxy_costs.net(record.schedule(self.settings.operator))
 
     def records(self) -> list[TrialRecord]:
         """Every finished trial as plain data."""
@@ -332,6 +330,7 @@ class Driver:
         rescored = rescoring["scores"].get(str(trial.number))
         indices = np.array([trial.params[layer] for layer in self.bench.space.layers])
         macs = int(self.bench.table.macs(indices[None])[0])
+        schedule = self.bench.space.schedule(indices)
         scored = trial.state == TrialState.COMPLETE
         attrs = trial.user_attrs
         return TrialRecord(
@@ -350,7 +349,8 @@ class Driver:
             rescored_version=rescoring["version"] if rescored else None,
             supernet_version=attrs.get("supernet_version"),
             seconds=attrs.get("seconds"),
-            keep_ratios=self.bench.space.schedule(indices).keep_ratios,
+            keep_ratios=schedule.keep_ratios,
+            forms=schedule.forms,
         )
 
     def _trials(self) -> list[FrozenTrial]:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ltmsearch.backbones import (
     MERGING,
-    MaskStart,
     attach_operators,
     create_backbone,
     create_subnet,
@@ -19,13 +18,14 @@ from ltmsearch.backbones import (
     set_schedule,
 )
 from ltmsearch.errors import InputError
+from ltmsearch.merging import MaskStart, check_form, get_operator
 from ltmsearch.schedule import MergeSchedule
 
 
 class Supernet(nn.Module):
     """timm's backbone with shared weights for every merge schedule.
 
-    Outside of `active` it is the plain backbone: every layer keeps all its tokens.
+    Outside of `active` it is the plain backbone: every layer keeps all its tokens. It takes images of any size.
 
     Args:
         backbone: timm name, e.g. `mobilevit_s`.
@@ -53,11 +53,11 @@ class Supernet(nn.Module):
         adapter = get_adapter(backbone)
         self.backbone = backbone
         self.operator = operator
-        self._timm_kwargs = timm_kwargs
-        self.model = create_backbone(backbone, pretrained=pretrained, checkpoint=checkpoint, **timm_kwargs)
+        self._timm_kwargs = {**adapter.any_size, **timm_kwargs}
+        self.model = create_backbone(backbone, pretrained=pretrained, checkpoint=checkpoint, **self._timm_kwargs)
         self.layers = adapter.layers(self.model)
         trained = pretrained or checkpoint is not None
-        start = ("content" if trained else "place") if mask_start == "auto" else mask_start
+        start = "content" if mask_start == "auto" and trained else mask_start
         attach_operators(backbone, self.model, operator=operator, layers=self.layers, start=start)
         self._plain = MergeSchedule.uniform(self.layers, 1.0, operator)
         self._schedule = self._plain
@@ -72,7 +72,7 @@ class Supernet(nn.Module):
         """Run as the subnet of a schedule inside the `with` block; restored on exit, also on error.
 
         Raises:
-            InputError: If the schedule is for another operator or names an unknown layer.
+            InputError: If the schedule is for another operator, or names an unknown layer or form.
         """
         previous = self._schedule
         self._set(self.normalised(schedule))
@@ -82,12 +82,14 @@ class Supernet(nn.Module):
             self._set(previous)
 
     def normalised(self, schedule: MergeSchedule) -> MergeSchedule:
-        """The schedule over exactly this backbone's layers."""
+        """The schedule over exactly this backbone's layers, without forms that the operator takes anyway."""
         if schedule.operator != self.operator:
             raise InputError(
                 f"the schedule's operator must be the supernet's {self.operator!r}, but got {schedule.operator!r}"
             )
-        return MergeSchedule.from_mapping(self.layers, schedule.keep_ratios, self.operator)
+        first = get_operator(self.operator).forms[0]
+        forms = {n: f for n, f in schedule.forms.items() if check_form(self.operator, f) != first}
+        return MergeSchedule.from_mapping(self.layers, schedule.keep_ratios, self.operator, forms)
 
     def _set(self, schedule: MergeSchedule) -> None:
         set_schedule(self.backbone, self.model, schedule)
@@ -104,7 +106,11 @@ class Supernet(nn.Module):
         """
         schedule = self.normalised(schedule)
         subnet = create_subnet(
-            self.backbone, keep_ratios=schedule.keep_ratios, operator=self.operator, **self._timm_kwargs
+            self.backbone,
+            keep_ratios=schedule.keep_ratios,
+            operator=self.operator,
+            forms=schedule.forms,
+            **self._timm_kwargs,
         )
         wanted = subnet.state_dict()
         weights = {name: value for name, value in self.model.state_dict().items() if name in wanted}

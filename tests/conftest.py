@@ -13,6 +13,15 @@ TINY: dict[str, Any] = {
 """Settings of a study that takes seconds."""
 
 
+SMALL: dict[str, dict[str, Any]] = {
+    "mobilevit_xxs": {},
+    "efficientvit_b0": {},
+    "vit_tiny_patch16_224": {"depth": 5, "embed_dim": 96, "num_heads": 3, "reg_tokens": 2, "global_pool": "avg"},
+    "swin_tiny_patch4_window7_224": {"embed_dim": 32, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 2, 4)},
+}
+"""One backbone per family, made small by timm's own arguments: the others differ in widths and depths only."""
+
+
 # Here and not in a fixture: the last digits of a sum depend on the number of threads, also in module-wide fixtures.
 torch.set_num_threads(1)
 

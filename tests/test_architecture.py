@@ -11,8 +11,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ltmsearch"
 FLOORS = [
     {"errors", "files", "grid", "observer", "shipped", "front"},
     {"schedule", "yamlfile", "records"},
-    {"settings", "space", "recipe"},
+    {"settings", "recipe"},
     {"merging"},
+    {"space"},
     {"backbones"},
     {"costs"},
     {"runtime", "digits", "sources"},

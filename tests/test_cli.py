@@ -14,6 +14,7 @@ from PIL import Image
 
 from ltmsearch.cli import main
 from ltmsearch.settings import StudySettings
+from ltmsearch.shipped import shipped_folder
 from ltmsearch.study import run_study
 
 
@@ -74,13 +75,16 @@ RUN = (*XXS, *BUDGET, "0.27")
         ((*RUN, "--device", "gpu"), "--device 'gpu' cannot be used"),
         ((*RUN, "--space", "mobilvit"), "unknown file 'mobilvit': did you mean mobilevit?"),
         ((*RUN, "--config", "mobilvit_s"), "did you mean mobilevit_s?"),
-        ((*RUN, "--checkpoint", "none.pth"), "the checkpoint must be a file, but none.pth is not"),
+        ((*RUN, "--checkpoint", "none.pth"), "the checkpoint must be a file, but none.pth does not exist"),
         ((*RUN, "--pretrained", "--checkpoint", "none.pth"), "pretrained and checkpoint cannot both be given"),
         ((*RUN, "--study", "../up"), "study: String should match pattern"),
         (("cost", "mobilevit_xxs", "--keep", "0.5,x"), "--keep must be numbers"),
         (("cost", "mobilevit_xxs", "--keep", "0.5,0.5"), "but got 2 for 9 layers"),
         (("cost", "mobilevit_xxs", "--keep", "1.5"), r"must be in (0, 1]"),
+        (("cost", "mobilevit_xxs", "--operator", "pool", "--form", "hard"), "by 'pool' must be soft, but got 'hard'"),
+        (("cost", "mobilevit_xxs", "--form", "firm"), "hard, but got 'firm'"),
         (("space", "resnet50"), "unknown backbone 'resnet50'"),
+        (("space", "efficientvit_m0"), "efficientvit_m0 cannot merge tokens yet: it is Microsoft's EfficientViT"),
         (("front", "nowhere"), "nowhere/settings.yaml does not exist"),
         (("export", "nowhere"), "nowhere/settings.yaml does not exist"),
         (("dashboard", "nowhere"), "must be the run directory of a study"),
@@ -164,12 +168,20 @@ def test_cost_as_json_counts_both_ways(monkeypatch: pytest.MonkeyPatch, capsys: 
     record = json.loads(out)
     assert code == 0
     assert list(record) == [
-        "backbone", "img_size", "operator", "keep_ratios", "gflops", "gflops_traced", "base_gflops", "tokens",
+        "backbone", "img_size", "operator", "keep_ratios", "forms", "gflops", "gflops_traced", "base_gflops", "tokens",
     ]  # fmt: skip
     assert record["gflops"] == record["gflops_traced"] < record["base_gflops"]
     assert round(record["base_gflops"], 4) == 1.5467
     assert list(record["keep_ratios"].values()) == [float(r) for r in keep.split(",")]
     assert record["tokens"]["stages.2.1.transformer.0"] == [196, 132]
+    assert record["forms"] == {}
+    arguments = ("cost", "mobilevit_s", "--keep", keep, "--form", "hard", "--json")
+    code, out, _ = call(*arguments, monkeypatch=monkeypatch, capsys=capsys)
+    hard = json.loads(out)
+    assert code == 0
+    assert hard["forms"] == {layer: "hard" for layer, ratio in hard["keep_ratios"].items() if ratio < 1}
+    assert len(hard["forms"]) == 4
+    assert hard["gflops"] == hard["gflops_traced"] < record["gflops"]
     code, out, _ = call("cost", "mobilevit_s", "--json", monkeypatch=monkeypatch, capsys=capsys)
     plain = json.loads(out)
     assert plain["gflops"] == plain["base_gflops"]
@@ -185,12 +197,22 @@ def test_space_shows_where_merging_costs_more_than_it_saves(
     assert record["lowest_gflops"] < 1.2 < record["base_gflops"] <= record["highest_gflops"]
     second = record["layers"][1]
     assert second["tokens"] == 196
-    assert second["savings"]["0.7"] < 0 < second["savings"]["0.25"]
+    merges = {(merge["keep_ratio"], merge["form"]): merge for merge in second["merges"]}
+    assert list(merges) == [(ratio, form) for ratio in (0.7, 0.5, 0.35, 0.25) for form in ("soft", "hard")]
+    for merge in merges.values():
+        assert merge["offered"] == (merge["saved_gflops"] > merge["mask_gflops"])
+    assert [choice for choice, merge in merges.items() if not merge["offered"]] == [(0.7, "soft")]
     assert 0.4 < sum(layer["share"] for layer in record["layers"]) < 0.5
     code, out, _ = call("space", "mobilevit_s", monkeypatch=monkeypatch, capsys=capsys)
     assert code == 0
     assert max(len(line) for line in out.splitlines()) <= 120
     assert "stages.4.1.transformer.2" in out
+    lines = [line.split() for line in out.splitlines()]
+    at = next(i for i, words in enumerate(lines) if words[:1] == ["stages.2.1.transformer.1"])
+    assert lines[at][3:5] == ["saves", "21.4"]
+    assert lines[at + 1][:3] == ["soft", "31.4!", "24.0"], "dearer than what it saves: marked, not offered"
+    assert lines[at + 2][0] == "hard"
+    assert [word for words in lines for word in words if word[0].isdigit() and word.endswith("!")] == ["31.4!"]
 
 
 def test_front_writes_again_what_was_lost(
@@ -259,10 +281,10 @@ def test_config_files_and_options_that_win(
     path.write_text("backbone: mobilevit_xxs\nbudget: 1\n")
     code, _, err = call("run", "--config", str(path), monkeypatch=monkeypatch, capsys=capsys)
     assert code == 2
-    assert "mine.yaml: unknown setting 'budget'" in err
+    assert "mine.yaml:2: unknown setting 'budget'" in err
 
 
-@pytest.mark.parametrize("name", ["mobilevit_s", "mobilevit_xs"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in shipped_folder("studies").glob("*.yaml")))
 def test_shipped_studies_are_reachable_and_say_how_to_run_them(name: str) -> None:
     from ltmsearch.inspection import describe_space
     from ltmsearch.shipped import find_file

@@ -8,6 +8,7 @@ import yaml
 
 from ltmsearch.errors import InputError
 from ltmsearch.recipe import Recipe, library_versions, load_recipe
+from ltmsearch.schedule import Form, MergeSchedule
 
 MINIMAL: dict[str, Any] = {
     "model": "ltm_mobilevit_xxs", "operator": "ltm", "schedule": {"stages.2.1.transformer.0": 0.5}, "img_size": 224,
@@ -32,12 +33,32 @@ def test_defaults_are_the_published_training_with_timms_names(tmp_path: Path) ->
     assert {name: content[name] for name in wanted} == wanted
 
 
+def test_forms_survive(tmp_path: Path) -> None:
+    ratios = {"stages.2.1.transformer.0": 0.5, "stages.2.1.transformer.1": 0.7, "stages.3.1.transformer.0": 1.0}
+    forms: dict[str, Form] = {"stages.2.1.transformer.1": "hard"}
+    recipe = Recipe(**{**MINIMAL, "schedule": ratios, "forms": forms})
+    again = load_recipe(recipe.save(tmp_path / "r.yaml"))
+    assert again == recipe
+    assert again.merge_schedule == MergeSchedule(keep_ratios=ratios, operator="ltm", forms=forms)
+    assert again.model_kwargs() == {
+        "keep_ratios": ratios, "operator": "ltm", "forms": forms, "num_classes": 10, "img_size": 224,
+    }  # fmt: skip
+
+
+def test_recipes_without_forms_merge_in_the_first_one(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"schema_version": 1, **MINIMAL}))
+    assert dict(load_recipe(path).merge_schedule.forms) == {}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"learning_rate": 1}, "unknown setting 'learning_rate'"),
         ({"epochs": 0}, "epochs: Input should be greater than or equal to 1, but got 0"),
         ({"schedule": {"a": 1.5}}, r"must be in \(0, 1\], but layer a has 1.5"),
+        ({"forms": {"a": "firm"}}, r"recipe.yaml:\d+: forms.a: Input should be 'soft' or 'hard', but got 'firm'"),
+        ({"forms": "hard"}, r"recipe.yaml:\d+: forms: Input should be a valid dictionary, but got 'hard'"),
         ({"schema_version": 2}, "schema_version must be 1 for this ltmsearch, but got 2"),
     ],
 )

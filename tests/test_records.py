@@ -21,6 +21,7 @@ from ltmsearch.records import (
     trials_table,
     write_csv,
 )
+from ltmsearch.schedule import Form, MergeSchedule
 
 LAYERS = ("stages.2.1.transformer.0", "stages.2.1.transformer.1", "stages.3.1.transformer.0")
 
@@ -66,6 +67,7 @@ def awkward_records() -> list[TrialRecord]:
                 rescored_top1=100 * draw.random(),
                 supernet_version=trial,
                 keep_ratios={layer: draw.random() for layer in LAYERS},
+                forms={layer: draw.choice(["soft", "hard"]) for layer in LAYERS if draw.random() < 0.5},
             )
             for trial in range(4, 40)
         ),
@@ -80,6 +82,11 @@ def test_a_record_has_its_own_schedule_and_names_itself() -> None:
     assert json.dumps(plain.keep_ratios) == '{"blocks.0": 0.5, "blocks.1": 1.0}'
     assert plain.name == "trial 7"
     assert record(7, label="uniform 0.5").name == "uniform 0.5"
+    forms: dict[str, Form] = {LAYERS[1]: "hard"}
+    mixed = record(8, forms=forms)
+    forms[LAYERS[1]] = "soft"
+    assert mixed.schedule("ltm") == MergeSchedule(keep_ratios=mixed.keep_ratios, forms={LAYERS[1]: "hard"})
+    assert plain.schedule("tome") == MergeSchedule(keep_ratios={"blocks.0": 0.5, "blocks.1": 1.0}, operator="tome")
 
 
 @pytest.mark.parametrize(
@@ -96,6 +103,8 @@ def test_a_record_has_its_own_schedule_and_names_itself() -> None:
         ({"state": "failed", "top1": None}, "`rescored_top1` needs"),
         ({"keep_ratios": {"blocks.3": 0.0}}, r"\(0, 1\], but got 0.0 for blocks.3"),
         ({"keep_ratios": {"blocks.3": 1.5}}, "1.5 for blocks.3"),
+        ({"forms": {LAYERS[1]: "firm"}}, r"1\]` must be one of soft, hard, but got .*'firm'"),
+        ({"forms": {"blocks.3": "hard"}}, "`forms` must name layers of `keep_ratios`, but got blocks.3"),
     ],
 )
 def test_a_record_checks_itself(fields: dict[str, Any], rule: str) -> None:
@@ -115,6 +124,9 @@ def test_a_schedule_reads_by_stage() -> None:
     layers = ["stages.2.1.transformer.0", "stages.2.1.transformer.1", "stages.3.1.transformer.0", "blocks.10"]
     stages = record(0, keep_ratios=dict(zip(layers, (1.0, 0.5, 0.07, 4 / 7), strict=True))).by_stage()
     assert stages == [("stages.2.1.transformer", "1 .5"), ("stages.3.1.transformer", ".07"), ("blocks", ".571")]
+    forms = {layers[1]: "hard", layers[2]: "soft", layers[3]: "hard"}
+    stages = record(0, keep_ratios=dict(zip(layers, (1.0, 0.5, 0.07, 4 / 7), strict=True)), forms=forms).by_stage()
+    assert stages == [("stages.2.1.transformer", "1 .5h"), ("stages.3.1.transformer", ".07"), ("blocks", ".571h")]
 
 
 def test_the_front_holds_what_is_feasible_re_scored_and_unbeaten() -> None:
@@ -150,11 +162,15 @@ def test_references_are_the_plain_net_and_the_best_baseline_within_the_budget() 
 
 
 def test_front_table_has_the_published_columns_and_re_scored_values() -> None:
+    forms: dict[str, Form] = {LAYERS[1]: "hard"}
     frame = front_table(
-        [record(3, gflops=1.1, ib_weight=0.1, supernet_version=2, rescored_version=4), record(4, gflops=1.2)]
+        [
+            record(3, gflops=1.1, ib_weight=0.1, supernet_version=2, rescored_version=4, forms=forms),
+            record(4, gflops=1.2),
+        ]
     )
     assert ", ".join(frame.columns) == (
-        "trial, gflops, latency_ms, top1, top1_se, loss, ib_weight, supernet_version, keep_ratios"
+        "trial, gflops, latency_ms, top1, top1_se, loss, ib_weight, supernet_version, keep_ratios, forms"
     )
     assert len(frame) == 1  # trial 4 is dearer and no better
     row = frame.iloc[0]
@@ -163,6 +179,7 @@ def test_front_table_has_the_published_columns_and_re_scored_values() -> None:
     assert math.isnan(row.latency_ms)
     assert json.loads(row.keep_ratios) == dict(zip(LAYERS, (1.0, 0.5, 0.7), strict=True))
     assert list(json.loads(row.keep_ratios)) == list(LAYERS)
+    assert json.loads(row.forms) == forms
 
 
 def test_what_was_not_measured_is_empty_in_the_file(tmp_path: Path) -> None:
@@ -170,7 +187,7 @@ def test_what_was_not_measured_is_empty_in_the_file(tmp_path: Path) -> None:
     ratios = (
         '"{""stages.2.1.transformer.0"": 1.0, ""stages.2.1.transformer.1"": 0.5, ""stages.3.1.transformer.0"": 0.7}"'
     )
-    assert path.read_text().splitlines() == [",".join(FRONT_COLUMNS), f"3,1.1,,75.0,0.7,0.8,,,{ratios}"]
+    assert path.read_text().splitlines() == [",".join(FRONT_COLUMNS), f"3,1.1,,75.0,0.7,0.8,,,{ratios},{{}}"]
 
 
 def test_trials_come_back_exactly(tmp_path: Path) -> None:
@@ -205,13 +222,25 @@ DAMAGE = {
     "a ratio too large": (lambda text: text.replace("0.5}", "5}"), r"line 2: `keep_ratios` must be in \(0, 1\]"),
     "no schedule": (lambda text: text.replace("{", "[").replace("}", "]").replace(":", ","), "JSON object"),
     "a ratio in words": (lambda text: text.replace(": 0.5}", ": true}"), "JSON object"),
+    "a form that is none": (
+        lambda text: text.replace("hard", "firm"),
+        "forms: .* JSON object of soft or hard by layer",
+    ),
+    "a form in a list": (lambda text: text.replace('""hard""', '[""hard""]'), "forms: .* JSON object of soft or hard"),
+    "no forms": (lambda text: text.replace('{""stages.1"": ""hard""}', '[""hard""]'), "forms: .* JSON object"),
+    "forms cut off": (lambda text: text.replace('""hard""}', '""hard""'), "line 2, forms"),
+    "a form of another layer": (
+        lambda text: text.replace('stages.1"": ""hard', 'stages.7"": ""hard'),
+        "line 2: `forms` must name layers of `keep_ratios`, but got stages.7",
+    ),
+    "before there were forms": (lambda text: text.replace(",forms", ""), "must have the columns .*forms"),
 }
 
 
 @pytest.mark.parametrize(("damage", "rule"), DAMAGE.values(), ids=DAMAGE)
 @pytest.mark.parametrize("name", ["front", "trials"])
 def test_a_damaged_or_foreign_file_is_named_with_the_rule(tmp_path: Path, name: str, damage: Any, rule: str) -> None:
-    one = [record(3, gflops=1.25, keep_ratios={"stages.0": 1.0, "stages.1": 0.5})]
+    one = [record(3, gflops=1.25, keep_ratios={"stages.0": 1.0, "stages.1": 0.5}, forms={"stages.1": "hard"})]
     path = write_csv(front_table(one) if name == "front" else trials_table(one), tmp_path / f"{name}.csv")
     path.write_text(damage(path.read_text()))
     with pytest.raises(InputError, match=rule) as caught:

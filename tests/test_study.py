@@ -309,9 +309,9 @@ def test_samplers_by_name(name: str) -> None:
         (lambda run: (run / "supernet.safetensors").unlink(), "has trials but no shared weights"),
         (
             lambda run: (run / "settings.yaml").write_text("backbon: mobilevit_s\n"),
-            "settings.yaml: unknown setting 'backbon': did you mean backbone",
+            "settings.yaml:1: unknown setting 'backbon': did you mean backbone",
         ),
-        (lambda run: (run / "settings.yaml").write_text("backbone: [\n"), "settings.yaml must be YAML"),
+        (lambda run: (run / "settings.yaml").write_text("backbone: [\n"), "settings.yaml:2: must be YAML"),
     ],
     ids=["foreign weights", "truncated weights", "no weights", "typo", "no YAML"],
 )

@@ -89,7 +89,7 @@ def test_checkpoints_that_do_not_fit_are_named(tmp_path: Path) -> None:
         Supernet("mobilevit_xxs", checkpoint=broken)
     foreign = tmp_path / "foreign.safetensors"
     save_file(timm.create_model("mobilevit_xs").state_dict(), foreign)
-    with pytest.raises(InputError, match=r"does not fit the backbone: .* and \d+ more"):
+    with pytest.raises(InputError, match=r"does not fit mobilevit_xxs: .*\band \d+ more"):
         Supernet("mobilevit_xxs", checkpoint=foreign)
 
 
@@ -103,16 +103,3 @@ def test_pickled_code_is_never_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         Supernet("mobilevit_xxs", checkpoint=path)
     assert not (tmp_path / "exploded").exists()
-
-
-def test_pretrained_without_network_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError("cannot reach the hub\nsecond line")
-
-    monkeypatch.setattr("timm.models._builder.load_pretrained", refuse)
-    with pytest.raises(
-        InputError, match=r"pretrained weights of mobilevit_xxs cannot be loaded \(cannot reach the hub\)"
-    ):
-        Supernet("mobilevit_xxs", pretrained=True)

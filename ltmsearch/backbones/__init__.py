@@ -3,7 +3,7 @@
 Importing it registers every family here, and `ltm_<backbone>` with timm.
 """
 
-from ltmsearch.backbones import mobilevit  # noqa: F401  (registers the family)
+from ltmsearch.backbones import efficientvit, mobilevit, swin, vit  # noqa: F401  (each registers its family)
 from ltmsearch.backbones.adapter import (
     FAMILIES,
     MERGING,
@@ -16,7 +16,6 @@ from ltmsearch.backbones.adapter import (
     operators_of,
 )
 from ltmsearch.backbones.models import (
-    MaskStart,
     attach_operators,
     create_subnet,
     input_config,
@@ -31,7 +30,6 @@ __all__ = [
     "Adapter",
     "Chain",
     "LayerShape",
-    "MaskStart",
     "attach_operators",
     "blank_image",
     "create_backbone",

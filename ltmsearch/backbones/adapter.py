@@ -5,16 +5,18 @@ copies a whole forward pass, and every parameter keeps timm's name.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from ltmsearch.errors import unknown_name
+from ltmsearch.errors import InputError, unknown_name
 from ltmsearch.grid import Grid
-from ltmsearch.merging import MergeOperator
+from ltmsearch.merging import MergeOperator, MergeShape
 
 MERGING = "merging"
 """Name of the child module that holds a layer's merging operator: `<layer>.merging`."""
@@ -30,8 +32,12 @@ class LayerShape(ABC):
     """D, channels per token."""
     key_dim: int
     """Channels of one head's attention keys."""
-    groups: int
+    groups: int = 1
     """Groups of tokens that share one mask."""
+    windows: int = 1
+    """Windows of tokens, each of which merges on its own."""
+    filled: bool = False
+    """Whether empty merged tokens are filled: see `MergeOperator.fills_empty`."""
 
     @abstractmethod
     def macs_before(self, grid: Grid) -> int:
@@ -40,6 +46,12 @@ class LayerShape(ABC):
     @abstractmethod
     def macs_after(self, grid: Grid) -> int:
         """What the layer computes after its merge, on the grid that goes on."""
+
+    def merge_shape(self, grid: Grid, target: Grid) -> MergeShape:
+        """The sizes of the merge of one window."""
+        return MergeShape(
+            grid=grid, target=target, dim=self.dim, key_dim=self.key_dim, groups=self.groups, filled=self.filled
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +65,10 @@ class Chain:
     unmerges: bool
     """Whether every merge is undone at the end of the chain."""
 
+    def macs_behind(self, grid: Grid) -> int:
+        """What the network computes behind the chain on the grid that it leaves, where none is undone."""
+        return 0
+
 
 class Adapter(ABC):
     """One family of backbones."""
@@ -61,6 +77,12 @@ class Adapter(ABC):
     """Name of the family, and of its file in `search_spaces/`."""
     backbones: ClassVar[tuple[str, ...]]
     """timm names of the backbones it serves."""
+    strangers: ClassVar[Mapping[str, str]] = {}
+    """Shell patterns of timm names that look like the family's → why they are not."""
+    one_size: ClassVar[bool] = False
+    """Whether timm builds these networks for one image size, given as `img_size`."""
+    any_size: ClassVar[Mapping[str, Any]] = {}
+    """timm arguments with which a network of one size takes images of every other size too, with the same weights."""
 
     @abstractmethod
     def layers(self, model: nn.Module) -> tuple[str, ...]:
@@ -103,11 +125,15 @@ def get_adapter(backbone: str) -> Adapter:
     """The adapter of a backbone, by its timm name.
 
     Raises:
-        InputError: If no adapter serves it, with the nearest name.
+        InputError: If no adapter serves it, with the reason where it is known, else with the nearest name.
     """
     for family in FAMILIES:
         if backbone in family.backbones:
             return family
+    for family in FAMILIES:
+        for pattern, reason in family.strangers.items():
+            if fnmatchcase(backbone, pattern):
+                raise InputError(f"the backbone {backbone} cannot merge tokens yet: {reason}")
     raise unknown_name("backbone", backbone, known_backbones())
 
 
@@ -116,6 +142,61 @@ def blank_image(model: nn.Module, img_size: Grid) -> Tensor:
     parameter = next(model.parameters())
     channels = cast(int, model.in_chans)
     return torch.zeros((1, channels, *img_size), device=parameter.device, dtype=parameter.dtype)
+
+
+def feature_sizes(model: nn.Module, modules: Mapping[str, nn.Module], img_size: Grid) -> dict[str, tuple[int, ...]]:
+    """The shape of what comes into some modules when an image of `img_size` (rows, columns) pixels passes through.
+
+    Args:
+        model: Left in the mode it was in.
+        modules: Name → module of the model.
+        img_size: (rows, columns) in pixels.
+
+    Returns:
+        Name → shape of the first argument.
+    """
+    sizes: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda _module, args: sizes.update({name: tuple(args[0].shape)})
+
+    handles = [module.register_forward_pre_hook(note(name)) for name, module in modules.items()]
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(blank_image(model, img_size))
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+    return sizes
+
+
+def attach_operator(layer: nn.Module, operator: MergeOperator) -> None:
+    """Make an operator the `merging` child of a layer, and have it told when weights arrive."""
+    layer.add_module(MERGING, operator)
+    layer.register_load_state_dict_pre_hook(_tell_of_weights)
+
+
+def _tell_of_weights(layer: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    own = f"{prefix}{MERGING}."
+    weights = any(name.startswith(prefix) and name.endswith(".weight") for name in state_dict)
+    if weights and not any(name.startswith(own) for name in state_dict):
+        cast(MergeOperator, layer.get_submodule(MERGING)).settle_in_trained_weights()
+
+
+@contextmanager
+def watched(module: nn.Module, *, wanted: bool) -> Iterator[list[Tensor]]:
+    """Collects what a module puts out inside the `with` block, where `wanted`."""
+    seen: list[Tensor] = []
+    if not wanted:
+        yield seen
+        return
+    handle = module.register_forward_hook(lambda _module, _args, out: seen.append(out))
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 def operators_of(model: nn.Module, layers: Sequence[str]) -> dict[str, MergeOperator]:

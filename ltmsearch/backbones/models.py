@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg, is_model, register_model
@@ -10,31 +10,26 @@ from torch import nn
 
 from ltmsearch.backbones.adapter import get_adapter, known_backbones, operators_of
 from ltmsearch.backbones.weights import create_backbone
-from ltmsearch.merging import CONTENT_GAIN, PLACE_GAIN, get_operator
-from ltmsearch.schedule import MergeSchedule
-
-MaskStart = Literal["auto", "content", "place"]
-"""How a fresh mask merges. `content`: tokens that look alike (κ = 20), right when LTM is put into trained weights.
-`place`: tokens that stand together (κ = 0), right when training from scratch. `auto`: `content` with `pretrained=True`,
-else `place`."""
+from ltmsearch.merging import MaskStart, check_form, get_operator
+from ltmsearch.schedule import Form, MergeSchedule
 
 
 def attach_operators(
-    backbone: str, model: nn.Module, *, operator: str, layers: Iterable[str], start: Literal["content", "place"]
+    backbone: str, model: nn.Module, *, operator: str, layers: Iterable[str], start: MaskStart
 ) -> None:
     """Give layers of a plain timm model fresh merging operators, in place; they start inactive (keep ratio 1.0)."""
     adapter = get_adapter(backbone)
     make = get_operator(operator)
-    gain = CONTENT_GAIN if start == "content" else PLACE_GAIN
     device = next(model.parameters()).device
-    adapter.attach(model, {layer: make(adapter.dim(model, layer), gain).to(device) for layer in layers})
+    adapter.attach(model, {layer: make(adapter.dim(model, layer), start).to(device) for layer in layers})
 
 
 def set_schedule(backbone: str, model: nn.Module, schedule: MergeSchedule) -> None:
-    """Set the keep ratio of every attached operator.
+    """Set the keep ratio and the form of every attached operator.
 
     Raises:
         ValueError: If the schedule merges at a layer that has no operator.
+        InputError: If it wants a form that its operator does not have.
     """
     operators = operators_of(model, get_adapter(backbone).layers(model))
     missing = [layer for layer in schedule.merging_layers if layer not in operators]
@@ -42,6 +37,7 @@ def set_schedule(backbone: str, model: nn.Module, schedule: MergeSchedule) -> No
         raise ValueError(f"`schedule` merges at layers without an operator: {', '.join(missing)}.")
     for layer, operator in operators.items():
         operator.keep_ratio = schedule.keep_ratio(layer)
+        operator.form = check_form(operator.name, schedule.form(layer) or operator.forms[0])
 
 
 def create_subnet(
@@ -49,6 +45,7 @@ def create_subnet(
     *,
     keep_ratios: Mapping[str, float] | None = None,
     operator: str = "ltm",
+    forms: Mapping[str, Form] | Form | None = None,
     mask_start: MaskStart = "auto",
     pretrained: bool = False,
     **timm_kwargs: Any,
@@ -59,17 +56,20 @@ def create_subnet(
         backbone: timm name.
         keep_ratios: Layer name or shell pattern → keep ratio in (0, 1]; all other layers stay plain.
         operator: Name of the merging operator.
+        forms: Layer name or shell pattern → `soft` or `hard`, or one form for all; None: the operator's first.
         mask_start: See `MaskStart`.
         pretrained: Load timm's weights; the operators' own start from their prior.
         timm_kwargs: Passed to `timm.create_model`.
 
     Raises:
-        InputError: For an unknown backbone, operator or layer, a keep ratio out of range, or weights that cannot be
-            had.
+        InputError: For an unknown backbone, operator, layer or form, a keep ratio out of range, or weights that
+            cannot be had.
     """
     model = create_backbone(backbone, pretrained=pretrained, **timm_kwargs)
-    schedule = MergeSchedule.from_mapping(get_adapter(backbone).layers(model), keep_ratios or {}, operator)
-    start = ("content" if pretrained else "place") if mask_start == "auto" else mask_start
+    layers = get_adapter(backbone).layers(model)
+    by_layer = dict.fromkeys(layers, forms) if isinstance(forms, str) else forms
+    schedule = MergeSchedule.from_mapping(layers, keep_ratios or {}, operator, by_layer)
+    start = "content" if mask_start == "auto" and pretrained else mask_start
     attach_operators(backbone, model, operator=operator, layers=schedule.merging_layers, start=start)
     set_schedule(backbone, model, schedule)
     return model

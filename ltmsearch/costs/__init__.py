@@ -2,6 +2,6 @@
 
 from ltmsearch.costs.cover import covering_schedules
 from ltmsearch.costs.macs import GIGA, CostModel, CostTable, cost_model
-from ltmsearch.costs.traced import traced_macs
+from ltmsearch.costs.traced import traced_macs, traced_macs_by_module
 
-__all__ = ["GIGA", "CostModel", "CostTable", "cost_model", "covering_schedules", "traced_macs"]
+__all__ = ["GIGA", "CostModel", "CostTable", "cost_model", "covering_schedules", "traced_macs", "traced_macs_by_module"]

@@ -5,7 +5,7 @@ comes in and the grid that goes on, so that the whole cost is a walk along each 
 fvcore's count of the built subnet as an integer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from ltmsearch.backbones import Chain, LayerShape, get_adapter, operators_of
 from ltmsearch.costs.traced import traced_macs
 from ltmsearch.grid import Grid, target_grid, tokens
 from ltmsearch.merging import MergeOperator, get_operator
-from ltmsearch.schedule import MergeSchedule
+from ltmsearch.schedule import Choice, MergeSchedule
 
 GIGA = 1e9
 
@@ -48,9 +48,12 @@ class CostModel:
         for chain in self.chains:
             grid = chain.grid
             for layer in chain.layers:
-                target = target_grid(grid, schedule.keep_ratio(layer.name))
-                total += layer_macs(chain, layer, operator, grid, target) - plain_macs(layer, chain.grid)
+                choice = Choice(schedule.keep_ratio(layer.name), schedule.form(layer.name) or operator.forms[0])
+                target = target_grid(grid, choice.keep_ratio)
+                total += layer_macs(chain, layer, operator, grid, choice) - plain_macs(layer, chain.grid)
                 grid = target
+            if not chain.unmerges:
+                total += chain.macs_behind(grid) - chain.macs_behind(chain.grid)
         return total
 
     def gflops(self, schedule: MergeSchedule) -> float:
@@ -76,7 +79,40 @@ class CostModel:
         """For every layer the number of tokens before and after its merge, (N, P)."""
         return {name: (tokens(grid), tokens(target)) for name, (grid, target) in self.grids(schedule).items()}
 
-    def table(self, choices: Sequence[Sequence[float]]) -> "CostTable":
+    def merge_balance(self, layer: str, choice: Choice) -> tuple[int, int]:
+        """What a merge at one layer alone costs, and what it saves behind itself.
+
+        Args:
+            layer: Its name.
+            choice: Keep ratio and form.
+
+        Returns:
+            Multiply-adds of mask, merge and unmerge, and those that the plain net computes more than this one beside
+            them.
+        """
+        operator = get_operator(self.operator)
+        for chain in self.chains:
+            for shape in chain.layers:
+                if shape.name == layer:
+                    overhead = merge_macs(chain, shape, operator, chain.grid, choice)
+                    schedule = MergeSchedule.uniform([layer], choice.keep_ratio, self.operator, choice.form)
+                    return overhead, self.base_macs - self.macs(schedule) + overhead
+        raise ValueError(f"`layer` must be one of {', '.join(self.layers)}, but got {layer=}.")
+
+    def pays(self, layer: str, choice: Choice) -> bool:
+        """Whether a merge at one layer alone saves more than it costs."""
+        overhead, saved = self.merge_balance(layer, choice)
+        return saved > overhead
+
+    def net(self, schedule: MergeSchedule) -> Hashable:
+        """Equal for schedules that are the same network at this image size: same grids, merged in the same forms."""
+        first = get_operator(self.operator).forms[0]
+        return tuple(
+            (grid, target, (schedule.form(layer) or first) if target != grid else None)
+            for layer, (grid, target) in self.grids(schedule).items()
+        )
+
+    def table(self, choices: Sequence[Sequence[Choice]]) -> "CostTable":
         """Costs of all schedules that take one of `choices[i]` at layer i."""
         return CostTable.build(self, choices)
 
@@ -86,15 +122,22 @@ def plain_macs(layer: LayerShape, grid: Grid) -> int:
     return layer.macs_before(grid) + layer.macs_after(grid)
 
 
-def layer_macs(chain: Chain, layer: LayerShape, operator: type[MergeOperator], grid: Grid, target: Grid) -> int:
-    """Cost of a layer that takes `grid` to `target`, its share of the unmerge included."""
-    total = layer.macs_before(grid) + layer.macs_after(target)
-    if target != grid:
-        n, p = tokens(grid), tokens(target)
-        total += operator.merge_macs(n, p, dim=layer.dim, key_dim=layer.key_dim, groups=layer.groups)
-        if chain.unmerges:
-            total += operator.unmerge_macs(n, p, dim=layer.dim, groups=layer.groups)
-    return total
+def layer_macs(chain: Chain, layer: LayerShape, operator: type[MergeOperator], grid: Grid, choice: Choice) -> int:
+    """Cost of a layer on `grid` that takes a choice, its share of the unmerge included."""
+    target = target_grid(grid, choice.keep_ratio)
+    return layer.macs_before(grid) + layer.macs_after(target) + merge_macs(chain, layer, operator, grid, choice)
+
+
+def merge_macs(chain: Chain, layer: LayerShape, operator: type[MergeOperator], grid: Grid, choice: Choice) -> int:
+    """Cost of the mask, the merge and the unmerge of a layer, zero where nothing merges."""
+    target = target_grid(grid, choice.keep_ratio)
+    if target == grid:
+        return 0
+    shape, form = layer.merge_shape(grid, target), choice.form or operator.forms[0]
+    macs = operator.merge_macs(shape, form)
+    if chain.unmerges:
+        macs += operator.unmerge_macs(shape, form)
+    return layer.windows * macs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,12 +159,12 @@ class CostTable:
     """Per layer: whether a new chain begins, on grid number 0."""
 
     @classmethod
-    def build(cls, model: CostModel, choices: Sequence[Sequence[float]]) -> "CostTable":
+    def build(cls, model: CostModel, choices: Sequence[Sequence[Choice]]) -> "CostTable":
         """Fill the tables.
 
         Args:
             model: The cost model.
-            choices: Per layer, in the order of execution, its keep ratios.
+            choices: Per layer, in the order of execution, what it may be.
 
         Raises:
             ValueError: If there is not one list of choices per layer.
@@ -130,18 +173,22 @@ class CostTable:
             raise ValueError(f"`choices` must have one entry per layer ({len(model.layers)}), got {len(choices)}.")
         operator = get_operator(model.operator)
         step, move, starts = [], [], []
-        ratios = iter(choices)
+        by_layer = iter(choices)
         for chain in model.chains:
             entering = [chain.grid]
             for index, layer in enumerate(chain.layers):
-                options = next(ratios)
+                options = next(by_layer)
                 plain = plain_macs(layer, chain.grid)
-                targets = [[target_grid(grid, ratio) for ratio in options] for grid in entering]
+                targets = [[target_grid(grid, option.keep_ratio) for option in options] for grid in entering]
                 leaving = list(dict.fromkeys(target for row in targets for target in row))
                 costs = [
-                    [layer_macs(chain, layer, operator, grid, target) - plain for target in row]
-                    for grid, row in zip(entering, targets, strict=True)
+                    [layer_macs(chain, layer, operator, grid, option) - plain for option in options]
+                    for grid in entering
                 ]
+                if not chain.unmerges and index + 1 == len(chain.layers):
+                    full = chain.macs_behind(chain.grid)
+                    for row, row_targets in zip(costs, targets, strict=True):
+                        row[:] = [c + chain.macs_behind(t) - full for c, t in zip(row, row_targets, strict=True)]
                 step.append(np.array(costs, dtype=np.int64))
                 move.append(np.array([[leaving.index(target) for target in row] for row in targets]))
                 starts.append(index == 0)

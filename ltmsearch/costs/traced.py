@@ -35,6 +35,16 @@ def traced_macs(model: nn.Module, img_size: Grid) -> int:
         model: Left in the mode (training or evaluation) it was in.
         img_size: (rows, columns) in pixels.
     """
+    return traced_macs_by_module(model, img_size)[""]
+
+
+def traced_macs_by_module(model: nn.Module, img_size: Grid) -> dict[str, int]:
+    """The same by module path, each with all that it contains; "" is the whole model.
+
+    Args:
+        model: Left in the mode (training or evaluation) it was in.
+        img_size: (rows, columns) in pixels.
+    """
     image = blank_image(model, img_size)
     was_training = model.training
     logger = logging.getLogger("fvcore.nn.jit_analysis")
@@ -45,7 +55,7 @@ def traced_macs(model: nn.Module, img_size: Grid) -> int:
             warnings.simplefilter("ignore")  # the tracer's remarks on shapes that are constants to us
             analysis = FlopCountAnalysis(model.eval(), image)
             analysis.set_op_handle("aten::scaled_dot_product_attention", attention_macs)
-            return int(analysis.total())
+            return {name: int(macs) for name, macs in analysis.by_module().items()}
     finally:
         logger.setLevel(level)
         model.train(was_training)

@@ -1,7 +1,16 @@
 """Merging tokens: pure tensor functions and the operators built on them. Importing it registers every operator."""
 
 from ltmsearch.merging.ltm import CONTENT_GAIN, PLACE_GAIN, LearnableTokenMerging
-from ltmsearch.merging.operator import OPERATORS, Merge, MergeOperator, get_operator, register_operator
+from ltmsearch.merging.operator import (
+    OPERATORS,
+    MaskStart,
+    Merge,
+    MergeOperator,
+    MergeShape,
+    check_form,
+    get_operator,
+    register_operator,
+)
 from ltmsearch.merging.pool import PoolMerging
 from ltmsearch.merging.tome import BipartiteSoftMatching
 
@@ -11,9 +20,12 @@ __all__ = [
     "PLACE_GAIN",
     "BipartiteSoftMatching",
     "LearnableTokenMerging",
+    "MaskStart",
     "Merge",
     "MergeOperator",
+    "MergeShape",
     "PoolMerging",
+    "check_form",
     "get_operator",
     "register_operator",
 ]

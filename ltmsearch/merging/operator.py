@@ -5,14 +5,20 @@ N tokens in on an h×w grid, P tokens out on a p×q grid, D channels.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from ltmsearch.errors import unknown_name
-from ltmsearch.grid import Grid
+from ltmsearch.errors import InputError, unknown_name
+from ltmsearch.grid import Grid, tokens
+from ltmsearch.merging.assignment import Assignment
+from ltmsearch.schedule import Form
+
+MaskStart = Literal["auto", "content", "place"]
+"""How a fresh mask merges. `content`: tokens that look alike, right when LTM is put into trained weights. `place`:
+tokens that stand together, right when training from scratch. `auto`: `place` until the weights of a plain backbone are
+loaded around it, `content` from then on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +29,8 @@ class Merge:
     """(B, G, P, D) merged tokens X̃."""
     sizes: Tensor
     """(B, P) float32: how many input tokens stand behind each; the sum over P is that of the sizes before."""
-    spread: Callable[[Tensor], Tensor]
-    """Takes a (B, G, P, D) value of the merged tokens back to the (B, G, N, D) tokens they came from."""
+    assignment: Assignment
+    """Takes values of the merged tokens back to the tokens they came from."""
 
     def unmerge(self, before: Tensor, after: Tensor) -> Tensor:
         """Residual unmerge `Z + A (X̃_out − X̃_in)`: the identity when the merged path changed nothing.
@@ -33,7 +39,35 @@ class Merge:
             before: (B, G, N, D) the tokens Z that were merged.
             after: (B, G, P, D) what the merged path made of `tokens`.
         """
-        return before + self.spread(after - self.tokens)
+        return before + self.assignment.spread(after - self.tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeShape:
+    """The sizes of one merge that its cost depends on."""
+
+    grid: Grid
+    """(h, w) before."""
+    target: Grid
+    """(p, q) after."""
+    dim: int
+    """D, channels per token."""
+    key_dim: int
+    """Channels of one head's attention keys."""
+    groups: int
+    """G, groups of tokens that share the assignment."""
+    filled: bool
+    """Whether merged tokens that no token goes to get the pooled value: see `MergeOperator.fills_empty`."""
+
+    @property
+    def n(self) -> int:
+        """N, tokens before."""
+        return tokens(self.grid)
+
+    @property
+    def p(self) -> int:
+        """P, tokens after."""
+        return tokens(self.target)
 
 
 class MergeOperator(nn.Module):
@@ -41,14 +75,29 @@ class MergeOperator(nn.Module):
 
     An operator has at most a few weights of its own; none depends on N, P or the image size, so that one set serves
     every keep ratio at every resolution. A target equal to the grid never reaches an operator.
+
+    Args:
+        dim: D, for operators that have weights.
+        start: How it merges before it is trained, for operators that learn.
     """
 
     name: ClassVar[str]
     needs_keys: ClassVar[bool] = False
     """Whether `forward` wants the attention keys of the layer."""
+    forms: ClassVar[tuple[Form, ...]]
+    """The forms it can merge in; the first is the default."""
 
     keep_ratio: float = 1.0
-    """The keep ratio the layer runs at. Set by `Supernet.active` and when a subnet is built, by nobody else."""
+    """The keep ratio the layer runs at. Set by `set_schedule`, by nobody else."""
+    form: Form
+    """One of `forms`: how the layer merges. Set by `set_schedule`, by nobody else."""
+    fills_empty: bool = False
+    """Whether a merged token that no token goes to takes the pooled value of its place: set by adapters whose layer
+    runs a convolution over the merged grid."""
+
+    def __init__(self, dim: int, start: MaskStart = "auto") -> None:
+        super().__init__()
+        self.form = self.forms[0]
 
     @abstractmethod
     def forward(self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None) -> Merge:
@@ -62,6 +111,10 @@ class MergeOperator(nn.Module):
             keys: (B, N, C) attention keys, averaged over heads and groups, where `needs_keys`.
         """
 
+    def settle_in_trained_weights(self) -> None:
+        """Called when trained weights are loaded around an operator without weights for the operator itself."""
+        return
+
     def no_weight_decay(self) -> set[str]:
         """Names of the operator's weights that weight decay would pull away from their meaning."""
         return set()
@@ -74,12 +127,12 @@ class MergeOperator(nn.Module):
 
     @staticmethod
     @abstractmethod
-    def merge_macs(n: int, p: int, *, dim: int, key_dim: int, groups: int) -> int:
-        """Multiply-adds of one merge of one image, as fvcore counts them; `key_dim` is the width of the keys."""
+    def merge_macs(shape: MergeShape, form: Form) -> int:
+        """Multiply-adds of one merge of one image, as fvcore counts them."""
 
     @staticmethod
     @abstractmethod
-    def unmerge_macs(n: int, p: int, *, dim: int, groups: int) -> int:
+    def unmerge_macs(shape: MergeShape, form: Form) -> int:
         """Multiply-adds of one `Merge.unmerge` of one image."""
 
 
@@ -102,3 +155,16 @@ def get_operator(name: str) -> type[MergeOperator]:
     if name not in OPERATORS:
         raise unknown_name("operator", name, OPERATORS)
     return OPERATORS[name]
+
+
+def check_form(operator: str, form: str) -> Form:
+    """The form, if the operator has it.
+
+    Raises:
+        InputError: If it does not, with those that it has.
+    """
+    for known in get_operator(operator).forms:
+        if form == known:
+            return known
+    forms = " or ".join(get_operator(operator).forms)
+    raise InputError(f"the form of a merge by {operator!r} must be {forms}, but got {form!r}")

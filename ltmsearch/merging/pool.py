@@ -1,46 +1,54 @@
 """The place prior alone, as a baseline: area pooling onto the smaller grid, weighted by size."""
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from ltmsearch.grid import Grid
-from ltmsearch.merging.operator import Merge, MergeOperator, register_operator
+from ltmsearch.merging.operator import Merge, MergeOperator, MergeShape, register_operator
 from ltmsearch.merging.prior import prior_matrix
+from ltmsearch.schedule import Form
+
+
+@dataclass(frozen=True)
+class PlaceAssignment:
+    """Tokens are shared out by place alone, alike in every image."""
+
+    prior: Tensor
+    """(N, P), rows sum to 1."""
+
+    def collect(self, values: Tensor) -> Tensor:
+        """See `Assignment.collect`."""
+        # (B, G, C, N) @ (N, P): the larger operand first, which is the one that fvcore counts.
+        return (values.transpose(2, 3) @ self.prior.to(values.dtype)).transpose(2, 3)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """See `Assignment.spread`."""
+        return (values.transpose(2, 3) @ self.prior.to(values.dtype).transpose(0, 1)).transpose(2, 3)
 
 
 @register_operator
 class PoolMerging(MergeOperator):
-    """X̃_p = Σ_n O_np s_n Z_n / Σ_n O_np s_n with the area overlap O; nothing is learned.
-
-    Args:
-        dim: D; not used, every operator is built alike.
-        content_gain: Not used: there is no content in this operator.
-    """
+    """X̃_p = Σ_n O_np s_n Z_n / Σ_n O_np s_n with the area overlap O; nothing is learned."""
 
     name = "pool"
-
-    def __init__(self, dim: int, content_gain: float = 0.0) -> None:
-        super().__init__()
+    forms = ("soft",)
 
     def forward(self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None) -> Merge:
         """Merge; arguments as in `MergeOperator`."""
         prior = prior_matrix(grid, target, tokens.device)
+        assignment = PlaceAssignment(prior)
         merged_sizes = sizes @ prior  # (B, P)
-        prior = prior.to(tokens.dtype)
-        # (B, G, D, N) @ (N, P): the larger operand first, which is the one that fvcore counts.
-        summed = (tokens * sizes[:, None, :, None].to(tokens.dtype)).transpose(2, 3) @ prior
-        merged = (summed / merged_sizes[:, None, None].to(summed.dtype)).transpose(2, 3)
-        return Merge(
-            tokens=merged,
-            sizes=merged_sizes,
-            spread=lambda change: (change.transpose(2, 3) @ prior.transpose(0, 1)).transpose(2, 3),
-        )
+        summed = assignment.collect(tokens * sizes[:, None, :, None].to(tokens.dtype))
+        merged = summed / merged_sizes[:, None, :, None].to(summed.dtype)
+        return Merge(tokens=merged, sizes=merged_sizes, assignment=assignment)
 
     @staticmethod
-    def merge_macs(n: int, p: int, *, dim: int, key_dim: int, groups: int) -> int:
+    def merge_macs(shape: MergeShape, form: Form) -> int:
         """The weighted sum of the tokens and the sizes."""
-        return groups * n * p * dim + n * p
+        return shape.groups * shape.n * shape.p * shape.dim + shape.n * shape.p
 
     @staticmethod
-    def unmerge_macs(n: int, p: int, *, dim: int, groups: int) -> int:
+    def unmerge_macs(shape: MergeShape, form: Form) -> int:
         """One product with the prior per group."""
-        return groups * n * p * dim
+        return shape.groups * shape.n * shape.p * shape.dim

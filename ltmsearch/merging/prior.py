@@ -3,7 +3,9 @@
 Shapes: N = h·w tokens in, P = p·q tokens out.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,17 +59,86 @@ def area_overlap(grid: Grid, target: Grid) -> np.ndarray:
     return prior
 
 
+@lru_cache(maxsize=512)
+def side_shares(length: int, target: int) -> tuple[np.ndarray, np.ndarray]:
+    """The two parts of the prior along one side of the grid, of which `area_overlap` is made.
+
+    O = (1 − δ) · R ⊗ C + δ · R' ⊗ C', so that products with O need no (N, P) matrix.
+
+    Args:
+        length: Rows (or columns) before the merge.
+        target: After it.
+
+    Returns:
+        R and R', each (length, target) float64, read-only, rows sum to 1: overlap, and nearness.
+    """
+    overlap = _side_overlap(length, target)
+    near = _side_neighbours(overlap)
+    near = near / near.sum(axis=1, keepdims=True)
+    for share in (overlap, near):
+        share.setflags(write=False)
+    return overlap, near
+
+
+@lru_cache(maxsize=512)
+def near_cells(grid: Grid, target: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """The 3×3 target cells around each token, and the prior on them.
+
+    Args:
+        grid: (h, w) before the merge.
+        target: (p, q) after it.
+
+    Returns:
+        (N, 9) int64 index of the cells and (N, 9) float64 logarithm of O there. Cells outside of the target have the
+        index of the middle one and a prior of zero (−inf).
+    """
+    prior = area_overlap(grid, target)
+    homes = [_side_overlap(length, short).argmax(axis=1) for length, short in zip(grid, target, strict=True)]
+    step = np.array([-1, 0, 1])
+    rows, columns = (home[:, None] + step for home in homes)  # (h, 3), (w, 3)
+    inside = np.logical_and.outer((rows >= 0) & (rows < target[0]), (columns >= 0) & (columns < target[1]))
+    cells = np.add.outer(rows * target[1], columns)  # (h, 3, w, 3)
+    middle = np.broadcast_to(cells[:, 1:2, :, 1:2], cells.shape)
+    # from (h, 3, w, 3) to (h·w, 9)
+    index, inside = (a.transpose(0, 2, 1, 3).reshape(-1, 9) for a in (np.where(inside, cells, middle), inside))
+    with np.errstate(divide="ignore"):
+        log_prior = np.log(np.where(inside, np.take_along_axis(prior, index, axis=1), 0.0))
+    for table in (index, log_prior):
+        table.setflags(write=False)
+    return index, log_prior
+
+
 def prior_matrix(grid: Grid, target: Grid, device: torch.device) -> Tensor:
-    """`area_overlap` as an (N, P) float32 tensor on `device`; kept, unless a compiler or exporter is watching."""
-    if torch.compiler.is_compiling():
-        return _to_tensor(grid, target, device)
-    return _kept_tensor(grid, target, device)
+    """`area_overlap` as an (N, P) float32 tensor on `device`."""
+    return _tensors(area_overlap, grid, target, device)[0]
 
 
-def _to_tensor(grid: Grid, target: Grid, device: torch.device) -> Tensor:
+def near_cell_tensors(grid: Grid, target: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
+    """`near_cells` as (N, 9) int64 and float32 tensors on `device`."""
+    index, log_prior = _tensors(near_cells, grid, target, device)
+    return index, log_prior
+
+
+def side_share_tensors(length: int, target: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """`side_shares`, transposed, as (target, length) float32 tensors on `device`."""
+    overlap, near = _tensors(side_shares, length, target, device)
+    return overlap.mT, near.mT
+
+
+def _tensors(make: Callable[..., Any], before: Any, after: Any, device: torch.device) -> tuple[Tensor, ...]:
+    """Tables as tensors; kept, unless a compiler or exporter is watching."""
+    return (_to_tensors if torch.compiler.is_compiling() else _kept_tensors)(make, before, after, device)
+
+
+def _to_tensors(make: Callable[..., Any], before: Any, after: Any, device: torch.device) -> tuple[Tensor, ...]:
+    made = make(before, after)
+    tables = made if isinstance(made, tuple) else (made,)
     # Made outside inference mode: a tensor born inside could never take part in training later.
     with torch.inference_mode(False):
-        return torch.tensor(area_overlap(grid, target), dtype=torch.float32, device=device)
+        return tuple(
+            torch.tensor(table, dtype=torch.int64 if table.dtype.kind == "i" else torch.float32, device=device)
+            for table in tables
+        )
 
 
-_kept_tensor = lru_cache(maxsize=512)(_to_tensor)
+_kept_tensors = lru_cache(maxsize=2048)(_to_tensors)

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from ltmsearch.grid import Grid
 from ltmsearch.grid import tokens as token_count
-from ltmsearch.merging.operator import Merge, MergeOperator, register_operator
+from ltmsearch.merging.assignment import Assignment, HardAssignment
+from ltmsearch.merging.operator import Merge, MergeOperator, MergeShape, register_operator
+from ltmsearch.schedule import Form
 
 
 def match_once(keys: Tensor, merges: int) -> Tensor:
@@ -51,30 +53,20 @@ def rounds(n: int, p: int) -> list[int]:
     return out
 
 
-def _average(values: Tensor, sizes: Tensor, position: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Size-weighted mean of (B, …, N, C) values by new position; also the new (B, count) sizes."""
-    new_sizes = sizes.new_zeros(len(sizes), count).scatter_add(1, position, sizes)
-    extra = values.dim() - 3  # group dimensions between B and N
-    index = position.reshape(len(position), *([1] * extra), -1, 1).expand_as(values)
-    weight = sizes.reshape(len(sizes), *([1] * extra), -1, 1).to(values.dtype)
-    total = values.new_zeros(*values.shape[:-2], count, values.shape[-1]).scatter_add(-2, index, values * weight)
-    return total / new_sizes.reshape(len(sizes), *([1] * extra), -1, 1).to(values.dtype), new_sizes
+def average(values: Tensor, sizes: Tensor, assignment: Assignment) -> tuple[Tensor, Tensor]:
+    """Size-weighted mean of (B, G, N, C) values by merged token, and the (B, P) sizes of those."""
+    new_sizes = assignment.collect(sizes[:, None, :, None])[:, 0, :, 0]
+    total = assignment.collect(values * sizes[:, None, :, None].to(values.dtype))
+    return total / new_sizes[:, None, :, None].to(total.dtype), new_sizes
 
 
 @register_operator
 class BipartiteSoftMatching(MergeOperator):
-    """ToMe's operator; nothing is learned.
-
-    Args:
-        dim: D; not used, every operator is built alike.
-        content_gain: Not used: matching is by content alone.
-    """
+    """ToMe's operator; nothing is learned."""
 
     name = "tome"
+    forms = ("hard",)
     needs_keys = True
-
-    def __init__(self, dim: int, content_gain: float = 0.0) -> None:
-        super().__init__()
 
     def forward(self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None) -> Merge:
         """Merge; arguments as in `MergeOperator`."""
@@ -82,29 +74,29 @@ class BipartiteSoftMatching(MergeOperator):
             raise ValueError("`keys` must be given: ToMe matches attention keys.")
         n, p = token_count(grid), token_count(target)
         position: Tensor | None = None
-        round_keys, round_sizes, left = keys.detach(), sizes, n
+        round_keys, round_sizes, left = keys.detach()[:, None], sizes, n
         for merges in rounds(n, p):
-            step = match_once(round_keys, merges)
+            step = match_once(round_keys[:, 0], merges)
             left -= merges
             position = step if position is None else step.gather(1, position)
             if left > p:
-                round_keys, round_sizes = _average(round_keys, round_sizes, step, left)
+                round_keys, round_sizes = average(round_keys, round_sizes, HardAssignment(step, left))
         if position is None:
             raise ValueError(f"`target` must have fewer tokens than `grid`, but got {grid=} and {target=}.")
-        merged, merged_sizes = _average(tokens, sizes, position, p)
-        index = position[:, None, :, None].expand_as(tokens)
-        return Merge(tokens=merged, sizes=merged_sizes, spread=lambda change: change.gather(2, index))
+        assignment = HardAssignment(position, p)
+        merged, merged_sizes = average(tokens, sizes, assignment)
+        return Merge(tokens=merged, sizes=merged_sizes, assignment=assignment)
 
     @staticmethod
-    def merge_macs(n: int, p: int, *, dim: int, key_dim: int, groups: int) -> int:
+    def merge_macs(shape: MergeShape, form: Form) -> int:
         """Key similarities of every round; merging by index counts zero."""
-        total = 0
-        for merges in rounds(n, p):
-            total += ((n + 1) // 2) * (n // 2) * key_dim
+        total, n = 0, shape.n
+        for merges in rounds(n, shape.p):
+            total += ((n + 1) // 2) * (n // 2) * shape.key_dim
             n -= merges
         return total
 
     @staticmethod
-    def unmerge_macs(n: int, p: int, *, dim: int, groups: int) -> int:
+    def unmerge_macs(shape: MergeShape, form: Form) -> int:
         """Unmerging by index counts zero."""
         return 0

@@ -1,0 +1,152 @@
+"""EfficientViT of MIT: merges between the context module and the local module, undone at the block's end.
+
+The local module is an inverted bottleneck with a depthwise convolution, which runs on the smaller grid.
+
+Shapes: B images, N tokens on an h×w grid, P on a p×q grid, D channels.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from timm.models.efficientvit_mit import EfficientVitBlock, LiteMLA, MBConv
+from torch import Tensor, nn
+
+from ltmsearch.backbones.adapter import (
+    MERGING,
+    Adapter,
+    Chain,
+    LayerShape,
+    attach_operator,
+    feature_sizes,
+    register_family,
+    watched,
+)
+from ltmsearch.grid import Grid, target_grid, tokens
+from ltmsearch.merging import MergeOperator
+
+BATCHNORM_MACS = 2
+"""What fvcore counts per element of a batch norm in evaluation mode."""
+
+
+class MergingEfficientVitBlock(EfficientVitBlock):
+    """timm's block, which may merge its tokens before the local module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, h, w) to the same."""
+        operator: MergeOperator | None = getattr(self, MERGING, None)
+        grid: Grid = (int(x.shape[2]), int(x.shape[3]))
+        target = grid if operator is None else target_grid(grid, operator.keep_ratio)
+        if operator is None or target == grid:
+            return super().forward(x)
+        with watched(self.context_module.main.qkv, wanted=operator.needs_keys) as qkv:
+            x = self.context_module(x)
+        before = _to_tokens(x)
+        sizes = x.new_ones(len(x), tokens(grid), dtype=torch.float32)
+        merge = operator(before, sizes, grid, target, self._keys(qkv[0]) if qkv else None)
+        after = _to_tokens(self.local_module(_to_map(merge.tokens, target)))
+        return _to_map(merge.unmerge(before, after), grid)
+
+    def _keys(self, qkv: Tensor) -> Tensor:
+        """(B, heads·3·C, h, w) projections of the first scale to the (B, N, C) mean key of the heads."""
+        attention = cast(LiteMLA, self.context_module.main)
+        by_head = qkv.flatten(2).unflatten(1, (-1, 3, attention.dim))
+        return attention.kernel_func(by_head[:, :, 1]).mean(dim=1).transpose(1, 2)
+
+
+def _to_tokens(x: Tensor) -> Tensor:
+    """(B, D, h, w) to (B, 1, N, D)."""
+    return x.flatten(2).transpose(1, 2)[:, None]
+
+
+def _to_map(x: Tensor, grid: Grid) -> Tensor:
+    """(B, 1, N, D) to (B, D, h, w)."""
+    return x[:, 0].transpose(1, 2).unflatten(2, grid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BottleneckShape(LayerShape):
+    """Linear attention at several scales, then an inverted bottleneck."""
+
+    total_dim: int
+    """Channels of all heads' queries at one scale."""
+    scales: tuple[int, ...]
+    """Kernel sizes of the further scales of attention."""
+    hidden: int
+    """Channels inside the bottleneck."""
+    kernel: int
+    """Side of its depthwise convolution."""
+
+    def macs_before(self, grid: Grid) -> int:
+        """Projections, the further scales, the products KᵀV and Q(KᵀV) with a column of ones beside V, batch norm."""
+        n, head, every = tokens(grid), self.key_dim, self.total_dim * (1 + len(self.scales))
+        qkv = 3 * self.total_dim
+        further = sum(qkv * scale * scale + qkv * head for scale in self.scales)
+        return n * (self.dim * qkv + further + 2 * every * (head + 1) + every * self.dim + BATCHNORM_MACS * self.dim)
+
+    def macs_after(self, grid: Grid) -> int:
+        """Two pointwise convolutions around a depthwise one, batch norm."""
+        per_token = 2 * self.dim * self.hidden + self.hidden * self.kernel**2 + BATCHNORM_MACS * self.dim
+        return tokens(grid) * per_token
+
+
+@register_family
+class EfficientViT(Adapter):
+    """EfficientViT with linear attention (Cai et al., 2023)."""
+
+    family = "efficientvit"
+    backbones = (
+        "efficientvit_b0", "efficientvit_b1", "efficientvit_b2", "efficientvit_b3",
+        "efficientvit_l1", "efficientvit_l2", "efficientvit_l3",
+    )  # fmt: skip
+    strangers: ClassVar = {
+        "efficientvit_m*": "it is Microsoft's EfficientViT (Liu et al., 2023), another network of the same name; "
+        "efficientvit_b0 to efficientvit_b3, MIT's, can"
+    }
+
+    def layers(self, model: nn.Module) -> tuple[str, ...]:
+        """Every block with attention."""
+        return tuple(_blocks(model))
+
+    def attach(self, model: nn.Module, operators: dict[str, MergeOperator]) -> None:
+        """See `Adapter.attach`."""
+        for block in _blocks(model).values():
+            block.__class__ = MergingEfficientVitBlock
+        for layer, operator in operators.items():
+            operator.fills_empty = True
+            attach_operator(model.get_submodule(layer), operator)
+
+    def dim(self, model: nn.Module, layer: str) -> int:
+        """See `Adapter.dim`."""
+        return _local(cast(EfficientVitBlock, model.get_submodule(layer))).inverted_conv.conv.in_channels
+
+    def chains(self, model: nn.Module, img_size: Grid) -> tuple[Chain, ...]:
+        """One chain per block; the feature sizes are read off one forward pass."""
+        blocks = _blocks(model)
+        sizes = feature_sizes(model, blocks, img_size)
+        return tuple(
+            Chain(grid=(sizes[name][2], sizes[name][3]), layers=(self._shape(name, block),), unmerges=True)
+            for name, block in blocks.items()
+        )
+
+    @staticmethod
+    def _shape(name: str, block: EfficientVitBlock) -> BottleneckShape:
+        attention, local = cast(LiteMLA, block.context_module.main), _local(block)
+        return BottleneckShape(
+            name=name,
+            dim=local.inverted_conv.conv.in_channels,
+            key_dim=attention.dim,
+            filled=True,
+            total_dim=attention.qkv.conv.out_channels // 3,
+            scales=tuple(branch[0].kernel_size[0] for branch in attention.aggreg),
+            hidden=local.inverted_conv.conv.out_channels,
+            kernel=local.depth_conv.conv.kernel_size[0],
+        )
+
+
+def _blocks(model: nn.Module) -> dict[str, EfficientVitBlock]:
+    return {path: module for path, module in model.named_modules() if isinstance(module, EfficientVitBlock)}
+
+
+def _local(block: EfficientVitBlock) -> MBConv:
+    return cast(MBConv, block.local_module.main)
