@@ -96,16 +96,19 @@ def run(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no table.")] = False,
     batch_size: Annotated[
-        int | None, typer.Option(help="Images per training step (default: 16 on a CPU).", rich_help_panel="Proxy")
+        int | None,
+        typer.Option(help="Images per training step (default: 16 or 32 on a CPU).", rich_help_panel="Proxy"),
     ] = None,
     base_steps: Annotated[
         int | None,
-        typer.Option(help="Warm-up steps of the plain net alone (default: 300 on a CPU).", rich_help_panel="Proxy"),
+        typer.Option(
+            help="Warm-up steps of the plain net alone (default: 300 or 600 on a CPU).", rich_help_panel="Proxy"
+        ),
     ] = None,
     base_img_size: Annotated[
         int | None,
         typer.Option(
-            help="Side of the images at first; they grow to --proxy-img-size (default: 64 on a CPU).",
+            help="Side of the images at first; they grow to --proxy-img-size (default: by family).",
             rich_help_panel="Proxy",
         ),
     ] = None,
@@ -119,7 +122,11 @@ def run(
         int | None, typer.Option(help="Random subnets per such step. (default: 1)", rich_help_panel="Proxy")
     ] = None,
     warmup_lr: Annotated[
-        float | None, typer.Option(help="Peak learning rate of the warm-up. (default: 0.001)", rich_help_panel="Proxy")
+        float | None,
+        typer.Option(
+            help="Peak learning rate of the warm-up (default: by family; 0.0001 for trained weights).",
+            rich_help_panel="Proxy",
+        ),
     ] = None,
     proxy_img_size: Annotated[
         int | None,

@@ -27,6 +27,10 @@ class Score:
     images: int
     """Number of validation images."""
 
+    def is_chance(self, num_classes: int) -> bool:
+        """Whether top-1 cannot be told from guessing, by three standard errors."""
+        return self.top1 - 100 / num_classes < 3 * self.top1_se
+
 
 @contextmanager
 def batchnorm_kept(model: nn.Module) -> Iterator[None]:

@@ -89,7 +89,7 @@ def prepare(settings: StudySettings, *, on_progress: Callable[[int, int], None] 
     adapter = get_adapter(settings.backbone)
     get_operator(settings.operator)
     device = find_device(settings.device)
-    resolved = settings.resolved(device.type)
+    resolved = settings.resolved(device.type, adapter.learning)
     space_file = SpaceFile.load(resolved.space, family=adapter.family)
     torch.manual_seed(resolved.seed)
     data = _load_data(resolved, on_progress)

@@ -1,5 +1,6 @@
 """What a study is told: every choice in one place, checked, written to `settings.yaml` and compared on the way back."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -18,8 +19,24 @@ Sampler = Literal["auto", "tpe", "gp", "nsga2", "random"]
 Precision = Literal["auto", "fp32", "bf16"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """What a brief training of a plain net needs, beside what the device can do."""
+
+    lr: float = 1e-3
+    """Peak learning rate (AdamW)."""
+    grows: bool = True
+    """Whether it may begin on smaller images: convolutions carry over to larger ones, patch embeddings do not."""
+    patience: int = 1
+    """Factor on the images of a step and on the steps: how late it leaves the level of chance."""
+
+
+TRAINED = Learning(lr=1e-4, grows=False)
+"""For a net that starts from trained weights."""
+
+
 class StudySettings(BaseModel):
-    """Settings of one study. Those that are None are filled in by `resolved` for the device.
+    """Settings of one study. Those that are None are filled in by `resolved` for the device and the family.
 
     Raises:
         InputError: Through `make`, for a name or value that does not fit.
@@ -77,7 +94,7 @@ class StudySettings(BaseModel):
     """Steps in which subnets learn to match the plain net."""
     sandwich_subnets: int = Field(default=1, ge=0)
     """Random subnets per such step, beside the plain net and the cheapest."""
-    warmup_lr: float = Field(default=1e-3, gt=0)
+    warmup_lr: float | None = Field(default=None, gt=0)
     """Peak learning rate of the warm-up."""
 
     # One trial
@@ -172,15 +189,24 @@ class StudySettings(BaseModel):
         """The budget as a number of multiply-adds."""
         return int(self.budget_gflops * 1e9)
 
-    def resolved(self, device: str) -> "ResolvedSettings":
-        """The same settings with every None that depends on the device filled in.
+    def resolved(self, device: str, learning: Learning = Learning()) -> "ResolvedSettings":
+        """The same settings with every None filled in.
 
         Args:
             device: `cpu` or an accelerator's type, e.g. `cuda`.
+            learning: How the backbone learns from scratch; trained weights are trained on with care instead.
         """
-        defaults = _CPU if device == "cpu" else _ACCELERATOR | {"proxy_img_size": self.img_size}
+        if self.pretrained or self.checkpoint:
+            learning = TRAINED
+        defaults: dict[str, Any] = _CPU if device == "cpu" else _ACCELERATOR | {"proxy_img_size": self.img_size}
         proxy = self.proxy_img_size or defaults["proxy_img_size"]
-        defaults = defaults | {"base_img_size": min(defaults.get("base_img_size", proxy), proxy)}
+        small = defaults.get("base_img_size", proxy) if learning.grows else proxy
+        defaults = defaults | {
+            "base_img_size": min(small, proxy),
+            "batch_size": defaults["batch_size"] * learning.patience,
+            "base_steps": defaults["base_steps"] * learning.patience,
+            "warmup_lr": learning.lr,
+        }
         filled = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         names = {"study": self.study_name, "out": str(self.run_dir)}
         return ResolvedSettings(**{**self.model_dump(), **filled, **names})
@@ -210,6 +236,7 @@ class ResolvedSettings(StudySettings):
     base_steps: int = Field(ge=0)
     base_img_size: int = Field(ge=32)
     sandwich_steps: int = Field(ge=0)
+    warmup_lr: float = Field(gt=0)
     proxy_img_size: int = Field(ge=32)
     proxy_steps: int = Field(ge=0)
     calibration_images: int = Field(ge=8)

@@ -246,6 +246,11 @@ class Driver:
             "top1": result.score.top1, "top1_se": result.score.top1_se, "loss": result.score.loss,
             "gflops": macs / GIGA, "seconds": round(result.seconds, 3), "supernet_version": self.state.version,
         }  # fmt: skip
+        if reference and result.score.is_chance(len(self.state.class_names)):
+            self.observer.note(
+                f"the plain net has learned next to nothing ({result.score.top1:.1f} %): scores cannot tell schedules "
+                "apart; more --base-steps, --pretrained or --checkpoint FILE would help"
+            )
         version = self.state.version
         if result.weights:
             self.weights = moved(self.weights, result.weights, self.settings.update_share)

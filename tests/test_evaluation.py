@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ltmsearch.evaluation import batchnorm_kept, recalibrate, score
+from ltmsearch.evaluation import Score, batchnorm_kept, recalibrate, score
 from ltmsearch.runtime import Runtime, choose_runtime, find_device, step_seconds
 
 RUNTIME = Runtime(device=torch.device("cpu"), bf16=False, channels_last=True, reason="test")
@@ -35,6 +35,12 @@ def test_score_of_a_hand_made_case() -> None:
     wanted = -sum(float(logits[i].log_softmax(0)[labels[i]]) for i in range(4)) / 4
     assert result.loss == pytest.approx(wanted, abs=1e-6)
     assert model.training
+
+
+@pytest.mark.parametrize(("top1", "chance"), [(10.0, True), (15.9, True), (16.1, False), (80.0, False)])
+def test_guessing_is_told_from_knowing(top1: float, chance: bool) -> None:
+    assert Score(top1=top1, top1_se=2.0, loss=2.3, images=256).is_chance(10) is chance
+    assert not Score(top1=60.0, top1_se=2.0, loss=0.6, images=256).is_chance(2)
 
 
 def test_score_needs_images() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ltmsearch.errors import InputError
-from ltmsearch.settings import ResolvedSettings, StudySettings
+from ltmsearch.settings import Learning, ResolvedSettings, StudySettings
 
 
 def settings(**changes: object) -> StudySettings:
@@ -27,6 +27,18 @@ def test_what_the_user_says_wins_over_the_device() -> None:
     assert (resolved.proxy_img_size, resolved.base_steps, resolved.base_img_size) == (96, 0, 64)
     assert settings(proxy_img_size=48).resolved("cpu").base_img_size == 48
     assert settings(img_size=256).resolved("cuda").proxy_img_size == 256
+
+
+def test_families_learn_in_their_own_way_and_trained_weights_with_care() -> None:
+    slow = Learning(lr=5e-4, grows=False, patience=2)
+    usual, late = settings().resolved("cpu"), settings().resolved("cpu", slow)
+    assert (late.base_steps, late.batch_size) == (2 * usual.base_steps, 2 * usual.batch_size)
+    assert (usual.warmup_lr, late.warmup_lr) == (1e-3, 5e-4)
+    assert usual.base_img_size < late.base_img_size == late.proxy_img_size
+    trained = settings(pretrained=True).resolved("cpu", slow)
+    assert (trained.warmup_lr, trained.base_steps, trained.base_img_size) == (1e-4, 300, trained.proxy_img_size)
+    assert settings(checkpoint="weights.safetensors").resolved("cpu").warmup_lr == 1e-4
+    assert settings(warmup_lr=3e-4, batch_size=8).resolved("cpu", slow).warmup_lr == 3e-4
 
 
 def test_studies_that_differ_have_different_names() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ltmsearch.errors import InputError, unknown_name
 from ltmsearch.grid import Grid
 from ltmsearch.merging import MergeOperator, MergeShape
+from ltmsearch.settings import Learning
 
 MERGING = "merging"
 """Name of the child module that holds a layer's merging operator: `<layer>.merging`."""
@@ -83,6 +84,8 @@ class Adapter(ABC):
     """Whether timm builds these networks for one image size, given as `img_size`."""
     any_size: ClassVar[Mapping[str, Any]] = {}
     """timm arguments with which a network of one size takes images of every other size too, with the same weights."""
+    learning: ClassVar[Learning] = Learning()
+    """How these networks learn from scratch."""
 
     @abstractmethod
     def layers(self, model: nn.Module) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from ltmsearch.backbones.adapter import (
 )
 from ltmsearch.grid import Grid, target_grid, tokens
 from ltmsearch.merging import MergeOperator
+from ltmsearch.settings import Learning
 
 BATCHNORM_MACS = 2
 """What fvcore counts per element of a batch norm in evaluation mode."""
@@ -103,6 +104,8 @@ class EfficientViT(Adapter):
         "efficientvit_m*": "it is Microsoft's EfficientViT (Liu et al., 2023), another network of the same name; "
         "efficientvit_b0 to efficientvit_b3, MIT's, can"
     }
+
+    learning = Learning(lr=5e-4, grows=False, patience=2)
 
     def layers(self, model: nn.Module) -> tuple[str, ...]:
         """Every block with attention."""

@@ -30,6 +30,7 @@ from ltmsearch.backbones.adapter import (
 from ltmsearch.backbones.transformer import NORM_MACS
 from ltmsearch.grid import Grid, target_grid, tokens
 from ltmsearch.merging import MergeOperator
+from ltmsearch.settings import Learning
 
 PADDING_SIZE = 1e-4
 """Size of a padding token, beside 1 for a token of the image."""
@@ -122,6 +123,8 @@ class Swin(Adapter):
     one_size = True
     # timm has no argument that pads images to whole patches, but it takes the layer that does.
     any_size: ClassVar = {"strict_img_size": False, "embed_layer": partial(PatchEmbed, dynamic_img_pad=True)}
+
+    learning = Learning(lr=5e-4, grows=False, patience=2)
 
     def layers(self, model: nn.Module) -> tuple[str, ...]:
         """Every block of every stage."""

@@ -17,6 +17,7 @@ from ltmsearch.backbones.adapter import Adapter, Chain, attach_operator, blank_i
 from ltmsearch.backbones.transformer import NORM_MACS, BlockShape, MergingBlocks
 from ltmsearch.grid import Grid, tokens
 from ltmsearch.merging import MergeOperator
+from ltmsearch.settings import Learning
 
 AVERAGED = ("avg", "avgmax")
 """timm's poolings that take a mean over tokens."""
@@ -132,6 +133,8 @@ class ViT(Adapter):
     }
     one_size = True
     any_size: ClassVar = {"dynamic_img_size": True, "dynamic_img_pad": True}
+
+    learning = Learning(lr=5e-4, grows=False, patience=2)
 
     def layers(self, model: nn.Module) -> tuple[str, ...]:
         """Every block."""
