@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +109,40 @@ class Adapter(ABC):
         """The shapes of all layers for images of `img_size` (rows, columns) pixels."""
 
 
+class BlockAdapter(Adapter):
+    """A family whose layers are blocks that merge and unmerge on their own.
+
+    Its blocks become a subclass of timm's class that merges: no wrapper, so that parameters keep timm's names.
+    """
+
+    block: ClassVar[type[nn.Module]]
+    """timm's class."""
+    merging_block: ClassVar[type[nn.Module]]
+    """Its subclass."""
+
+    @abstractmethod
+    def shape(self, name: str, block: Any, entering: tuple[int, ...]) -> tuple[Grid, LayerShape]:
+        """The grid that one block merges, and the block's sizes, from the shape of the tensor that comes in."""
+
+    def layers(self, model: nn.Module) -> tuple[str, ...]:
+        """Every such block."""
+        return tuple(modules_of(model, self.block))
+
+    def attach(self, model: nn.Module, operators: dict[str, MergeOperator]) -> None:
+        """See `Adapter.attach`."""
+        for module in modules_of(model, self.block).values():
+            module.__class__ = self.merging_block
+        for layer, operator in operators.items():
+            attach_operator(model.get_submodule(layer), operator)
+
+    def chains(self, model: nn.Module, img_size: Grid) -> tuple[Chain, ...]:
+        """One chain per block; what comes into it is read off one forward pass."""
+        blocks = modules_of(model, self.block)
+        entering = feature_sizes(model, blocks, img_size)
+        shapes = [self.shape(name, block, entering[name]) for name, block in blocks.items()]
+        return tuple(Chain(grid=grid, layers=(shape,), unmerges=True) for grid, shape in shapes)
+
+
 FAMILIES: list[Adapter] = []
 """One adapter per family."""
 
@@ -145,6 +179,14 @@ def blank_image(model: nn.Module, img_size: Grid) -> Tensor:
     parameter = next(model.parameters())
     channels = cast(int, model.in_chans)
     return torch.zeros((1, channels, *img_size), device=parameter.device, dtype=parameter.dtype)
+
+
+Kind = TypeVar("Kind", bound=nn.Module)
+
+
+def modules_of(model: nn.Module, kind: type[Kind]) -> dict[str, Kind]:
+    """All modules of one class by their path, in timm's order."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, kind)}
 
 
 def feature_sizes(model: nn.Module, modules: Mapping[str, nn.Module], img_size: Grid) -> dict[str, tuple[int, ...]]:

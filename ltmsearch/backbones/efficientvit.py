@@ -12,16 +12,7 @@ import torch
 from timm.models.efficientvit_mit import EfficientVitBlock, LiteMLA, MBConv
 from torch import Tensor, nn
 
-from ltmsearch.backbones.adapter import (
-    MERGING,
-    Adapter,
-    Chain,
-    LayerShape,
-    attach_operator,
-    feature_sizes,
-    register_family,
-    watched,
-)
+from ltmsearch.backbones.adapter import MERGING, BlockAdapter, LayerShape, register_family, watched
 from ltmsearch.grid import Grid, target_grid, tokens
 from ltmsearch.merging import MergeOperator
 from ltmsearch.settings import Learning
@@ -92,7 +83,7 @@ class BottleneckShape(LayerShape):
 
 
 @register_family
-class EfficientViT(Adapter):
+class EfficientViT(BlockAdapter):
     """EfficientViT with linear attention (Cai et al., 2023)."""
 
     family = "efficientvit"
@@ -104,38 +95,24 @@ class EfficientViT(Adapter):
         "efficientvit_m*": "it is Microsoft's EfficientViT (Liu et al., 2023), another network of the same name; "
         "efficientvit_b0 to efficientvit_b3, MIT's, can"
     }
-
     learning = Learning(lr=5e-4, grows=False, patience=2)
-
-    def layers(self, model: nn.Module) -> tuple[str, ...]:
-        """Every block with attention."""
-        return tuple(_blocks(model))
+    block = EfficientVitBlock
+    merging_block = MergingEfficientVitBlock
 
     def attach(self, model: nn.Module, operators: dict[str, MergeOperator]) -> None:
         """See `Adapter.attach`."""
-        for block in _blocks(model).values():
-            block.__class__ = MergingEfficientVitBlock
-        for layer, operator in operators.items():
-            operator.fills_empty = True
-            attach_operator(model.get_submodule(layer), operator)
+        for operator in operators.values():
+            operator.fills_empty = True  # a hole would be smeared by the convolution behind it
+        super().attach(model, operators)
 
     def dim(self, model: nn.Module, layer: str) -> int:
         """See `Adapter.dim`."""
         return _local(cast(EfficientVitBlock, model.get_submodule(layer))).inverted_conv.conv.in_channels
 
-    def chains(self, model: nn.Module, img_size: Grid) -> tuple[Chain, ...]:
-        """One chain per block; the feature sizes are read off one forward pass."""
-        blocks = _blocks(model)
-        sizes = feature_sizes(model, blocks, img_size)
-        return tuple(
-            Chain(grid=(sizes[name][2], sizes[name][3]), layers=(self._shape(name, block),), unmerges=True)
-            for name, block in blocks.items()
-        )
-
-    @staticmethod
-    def _shape(name: str, block: EfficientVitBlock) -> BottleneckShape:
+    def shape(self, name: str, block: EfficientVitBlock, entering: tuple[int, ...]) -> tuple[Grid, BottleneckShape]:
+        """See `BlockAdapter.shape`; (B, D, h, w) comes in."""
         attention, local = cast(LiteMLA, block.context_module.main), _local(block)
-        return BottleneckShape(
+        shape = BottleneckShape(
             name=name,
             dim=local.inverted_conv.conv.in_channels,
             key_dim=attention.dim,
@@ -145,10 +122,7 @@ class EfficientViT(Adapter):
             hidden=local.inverted_conv.conv.out_channels,
             kernel=local.depth_conv.conv.kernel_size[0],
         )
-
-
-def _blocks(model: nn.Module) -> dict[str, EfficientVitBlock]:
-    return {path: module for path, module in model.named_modules() if isinstance(module, EfficientVitBlock)}
+        return (entering[2], entering[3]), shape
 
 
 def _local(block: EfficientVitBlock) -> MBConv:

@@ -12,7 +12,7 @@ from timm.models.mobilevit import MobileVitBlock
 from timm.models.vision_transformer import Block
 from torch import nn
 
-from ltmsearch.backbones.adapter import Adapter, Chain, attach_operator, feature_sizes, register_family
+from ltmsearch.backbones.adapter import Adapter, Chain, attach_operator, feature_sizes, modules_of, register_family
 from ltmsearch.backbones.transformer import BlockShape, MergingBlocks
 from ltmsearch.grid import Grid
 from ltmsearch.merging import MergeOperator
@@ -43,13 +43,13 @@ class MobileViT(Adapter):
         """Every transformer block of every `MobileVitBlock`."""
         return tuple(
             f"{path}.transformer.{index}"
-            for path, block in _blocks(model).items()
+            for path, block in modules_of(model, MobileVitBlock).items()
             for index in range(len(block.transformer))
         )
 
     def attach(self, model: nn.Module, operators: dict[str, MergeOperator]) -> None:
         """See `Adapter.attach`."""
-        for block in _blocks(model).values():
+        for block in modules_of(model, MobileVitBlock).values():
             if not isinstance(block.transformer, MergingBlocks):
                 block.transformer = MergingBlocks(block.transformer, groups=block.patch_area, unmerges=True)
                 block.register_forward_pre_hook(note_grid)
@@ -62,7 +62,7 @@ class MobileViT(Adapter):
 
     def chains(self, model: nn.Module, img_size: Grid) -> tuple[Chain, ...]:
         """One chain per `MobileVitBlock`; the feature sizes are read off one forward pass."""
-        blocks = _blocks(model)
+        blocks = modules_of(model, MobileVitBlock)
         sizes = feature_sizes(model, blocks, img_size)
         return tuple(
             Chain(
@@ -75,7 +75,3 @@ class MobileViT(Adapter):
             )
             for path, block in blocks.items()
         )
-
-
-def _blocks(model: nn.Module) -> dict[str, MobileVitBlock]:
-    return {path: module for path, module in model.named_modules() if isinstance(module, MobileVitBlock)}

@@ -17,16 +17,7 @@ from timm.layers import PatchEmbed
 from timm.models.swin_transformer import SwinTransformerBlock, window_partition, window_reverse
 from torch import Tensor, nn
 
-from ltmsearch.backbones.adapter import (
-    MERGING,
-    Adapter,
-    Chain,
-    LayerShape,
-    attach_operator,
-    feature_sizes,
-    register_family,
-    watched,
-)
+from ltmsearch.backbones.adapter import MERGING, BlockAdapter, LayerShape, register_family, watched
 from ltmsearch.backbones.transformer import NORM_MACS
 from ltmsearch.grid import Grid, target_grid, tokens
 from ltmsearch.merging import MergeOperator
@@ -108,7 +99,7 @@ class SwinShape(LayerShape):
 
 
 @register_family
-class Swin(Adapter):
+class Swin(BlockAdapter):
     """Swin transformers (Liu et al., 2021)."""
 
     family = "swin"
@@ -123,38 +114,19 @@ class Swin(Adapter):
     one_size = True
     # timm has no argument that pads images to whole patches, but it takes the layer that does.
     any_size: ClassVar = {"strict_img_size": False, "embed_layer": partial(PatchEmbed, dynamic_img_pad=True)}
-
     learning = Learning(lr=5e-4, grows=False, patience=2)
-
-    def layers(self, model: nn.Module) -> tuple[str, ...]:
-        """Every block of every stage."""
-        return tuple(_blocks(model))
-
-    def attach(self, model: nn.Module, operators: dict[str, MergeOperator]) -> None:
-        """See `Adapter.attach`."""
-        for block in _blocks(model).values():
-            block.__class__ = MergingSwinBlock
-        for layer, operator in operators.items():
-            attach_operator(model.get_submodule(layer), operator)
+    block = SwinTransformerBlock
+    merging_block = MergingSwinBlock
 
     def dim(self, model: nn.Module, layer: str) -> int:
         """See `Adapter.dim`."""
         return cast(SwinTransformerBlock, model.get_submodule(layer)).dim
 
-    def chains(self, model: nn.Module, img_size: Grid) -> tuple[Chain, ...]:
-        """One chain per block, of one window; the feature sizes are read off one forward pass."""
-        blocks = _blocks(model)
-        sizes = feature_sizes(model, blocks, img_size)
-        return tuple(
-            Chain(grid=tuple(block.window_size), layers=(self._shape(name, block, sizes[name]),), unmerges=True)
-            for name, block in blocks.items()
-        )
-
-    @staticmethod
-    def _shape(name: str, block: SwinTransformerBlock, shape: tuple[int, ...]) -> SwinShape:
-        size, window = (shape[1], shape[2]), tuple(block.window_size)
+    def shape(self, name: str, block: SwinTransformerBlock, entering: tuple[int, ...]) -> tuple[Grid, SwinShape]:
+        """See `BlockAdapter.shape`; (B, height, width, D) comes in, and each window merges."""
+        size, window = (entering[1], entering[2]), (block.window_size[0], block.window_size[1])
         attn_dim = block.attn.qkv.out_features // 3
-        return SwinShape(
+        shape = SwinShape(
             name=name,
             dim=block.dim,
             key_dim=attn_dim // block.attn.num_heads,
@@ -164,7 +136,4 @@ class Swin(Adapter):
             attn_dim=attn_dim,
             hidden=block.mlp.fc1.out_features,
         )
-
-
-def _blocks(model: nn.Module) -> dict[str, SwinTransformerBlock]:
-    return {path: module for path, module in model.named_modules() if isinstance(module, SwinTransformerBlock)}
+        return window, shape
