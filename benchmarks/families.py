@@ -25,7 +25,8 @@ from ltmsearch.space import SearchSpace, SpaceFile
 
 BACKBONES = ("mobilevit_xs", "mobilevit_s", "efficientvit_b1", "vit_small_patch16_224", "swin_tiny_patch4_window7_224")
 VARIANTS: dict[str, tuple[str, Form | None]] = {
-    "ltm soft": ("ltm", "soft"), "ltm hard": ("ltm", "hard"), "tome": ("tome", None), "pool": ("pool", None),
+    "ltm soft": ("ltm", "soft"), "ltm hard": ("ltm", "hard"), "ltm matched": ("ltm", "matched"),
+    "tome": ("tome", None), "pool": ("pool", None),
 }  # fmt: skip
 
 
@@ -96,7 +97,7 @@ def main() -> None:
     print(f"\nlatency at keep ratio {args.keep:g} in all layers over the plain net's, one thread; ms of the plain net")
     print(
         f"{'':30}{'batch':>6}{'ms':>9}{'spread':>8}"
-        + "".join(f"{name:>11}" for name in VARIANTS)
+        + "".join(f"{name:>12}" for name in VARIANTS)
         + f"{'GFLOPs':>9}{'hard':>7}"
     )
     times: dict[str, Any] = {}
@@ -117,7 +118,7 @@ def main() -> None:
             times.setdefault(backbone, {})[batch] = medians
             base = min(medians["base"])
             low, high = np.percentile(medians["base"], [25, 75])
-            cells = "".join(f"{min(medians[name]) / base:11.2f}" for name in VARIANTS)
+            cells = "".join(f"{min(medians[name]) / base:12.2f}" for name in VARIANTS)
             print(
                 f"{backbone:30}{batch:6}{base:9.1f}{(high - low) / base:8.0%}{cells}{shares[0]:9.2f}{shares[1]:7.2f}",
                 flush=True,

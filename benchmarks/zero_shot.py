@@ -35,6 +35,7 @@ NARROWER: dict[str, dict[str, Any]] = {
 VARIANTS: dict[str, tuple[str, MaskStart, Form | None]] = {
     "ltm soft": ("ltm", "content", "soft"),
     "ltm hard": ("ltm", "content", "hard"),
+    "ltm matched": ("ltm", "content", "matched"),
     "ltm soft, place": ("ltm", "place", "soft"),
     "ltm hard, place": ("ltm", "place", "hard"),
     "tome": ("tome", "auto", None),

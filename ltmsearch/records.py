@@ -146,15 +146,16 @@ class TrialRecord:
         return None if self.top1 is None else ShownScore(self.top1, self.top1_se, self.loss, False)
 
     def by_stage(self) -> list[tuple[str, str]]:
-        """The keep ratios in short, as `("stages.2.1.transformer", "1 .5 .5h")`: 1 is a plain layer, h the hard form.
+        """The keep ratios in short, as `("stages.2.1.transformer", "1 .5 .5h")`.
 
-        A stage is what stands before the last number in the names of its layers.
+        1 is a plain layer; h marks the hard form, m the matched one. A stage is what stands before the last number in
+        the names of its layers.
         """
         stages = groupby(self.keep_ratios.items(), key=lambda item: item[0].rpartition(".")[0])
         return [(stage, " ".join(self._in_short(*item) for item in layers)) for stage, layers in stages]
 
     def _in_short(self, layer: str, ratio: float) -> str:
-        return f"{ratio:.3g}".removeprefix("0") + ("h" if self.forms.get(layer) == "hard" else "")
+        return f"{ratio:.3g}".removeprefix("0") + {"hard": "h", "matched": "m"}.get(self.forms.get(layer, ""), "")
 
 
 TRIALS_COLUMNS = tuple(field.name for field in fields(TrialRecord))
@@ -335,7 +336,7 @@ def _ratios(text: str) -> dict[str, float]:
 def _forms(text: str) -> dict[str, Form]:
     forms = json.loads(text)
     if not isinstance(forms, dict) or not all(form in get_args(Form) for form in forms.values()):
-        raise ValueError(f"must be a JSON object of {' or '.join(get_args(Form))} by layer, but got {text!r}")
+        raise ValueError(f"must be a JSON object of {', '.join(get_args(Form))} by layer, but got {text!r}")
     return forms
 
 

@@ -8,9 +8,9 @@ from typing import Literal, NamedTuple, TypeVar, get_args
 
 from ltmsearch.errors import InputError, unknown_name
 
-Form = Literal["soft", "hard"]
-"""How an operator merges. `soft`: every token is shared out over merged tokens by a matrix; `hard`: it goes whole to
-one of them, by index."""
+Form = Literal["soft", "hard", "matched"]
+"""How an operator merges. `soft`: every token is shared out over the merged tokens around its place by a matrix;
+`hard`: it goes whole to one of those, by index; `matched`: the most alike tokens are joined wherever they are."""
 
 Value = TypeVar("Value")
 
@@ -51,7 +51,7 @@ class MergeSchedule:
                 raise InputError(f"keep ratios must be in (0, 1], but layer {layer} has {ratio!r}")
         for layer, form in self.forms.items():
             if form not in get_args(Form):
-                raise InputError(f"forms must be {' or '.join(get_args(Form))}, but layer {layer} has {form!r}")
+                raise InputError(f"forms must be {', '.join(get_args(Form))}, but layer {layer} has {form!r}")
         frozen = {layer: float(ratio) for layer, ratio in self.keep_ratios.items()}
         forms = {layer: form for layer, form in self.forms.items() if frozen.get(layer, 1.0) < 1.0}
         object.__setattr__(self, "keep_ratios", MappingProxyType(frozen))

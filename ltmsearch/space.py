@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator
@@ -58,7 +58,7 @@ class SpaceFile(BaseModel):
     """The family of backbones the file is for."""
     keep_ratios: KeepRatios
     """Choices of every layer that no rule matches."""
-    forms: Forms = get_args(Form)
+    forms: Forms = ("soft", "hard")
     """Forms of the mask that may be used, for operators that have more than one."""
     layers: tuple[LayerRule, ...] = ()
     """Exceptions; the first that matches a layer holds."""

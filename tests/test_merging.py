@@ -24,8 +24,8 @@ from ltmsearch.merging import (
 )
 from ltmsearch.merging.assignment import HardAssignment, SoftAssignment
 from ltmsearch.merging.ltm import EMPTY_SIZE, HEADS, IMPORTANCE_LIMIT, NEAR, near_shares, soft_shares
+from ltmsearch.merging.matching import match_once, rounds
 from ltmsearch.merging.prior import SPREAD, area_overlap, near_cells, side_shares
-from ltmsearch.merging.tome import match_once, rounds
 from ltmsearch.schedule import Form
 
 B, G, D = 2, 4, 32
@@ -530,9 +530,42 @@ def test_unknown_operator_is_told_with_the_nearest() -> None:
 
 
 def test_forms_that_an_operator_does_not_have_are_told() -> None:
-    assert [check_form("ltm", form) for form in ("soft", "hard")] == ["soft", "hard"]
-    assert check_form("tome", "hard") == "hard"
+    assert [check_form("ltm", form) for form in ("soft", "hard", "matched")] == ["soft", "hard", "matched"]
+    assert check_form("tome", "matched") == "matched"
     with pytest.raises(InputError, match="the form of a merge by 'pool' must be soft, but got 'hard'"):
         check_form("pool", "hard")
-    with pytest.raises(InputError, match="by 'ltm' must be soft .*hard, but got 'firm'"):
+    with pytest.raises(InputError, match="by 'ltm' must be soft, hard, matched, but got 'firm'"):
         check_form("ltm", "firm")
+
+
+def test_matched_form_joins_twins_wherever_they_are_and_weighs_them() -> None:
+    operator = make_ltm("matched", trained=True)
+    x = torch.randn(1, 1, 9, D, generator=torch.Generator().manual_seed(4))
+    x[0, 0, 8] = x[0, 0, 1]  # opposite ends of the grid
+    sizes = torch.arange(1.0, 10.0)[None]
+    out = operator(x, sizes, (3, 3), (2, 4))
+    position = out.assignment.position[0]  # type: ignore[attr-defined]
+    assert position[8] == position[1]
+    assert sorted(set(position.tolist())) == list(range(8))
+    assert out.sizes[0, position[8]] == 2 + 9
+    torch.testing.assert_close(out.tokens[0, 0, position[8]], x[0, 0, 1])
+    _, weights = operator.assign(x, sizes, (3, 3), (2, 4))
+    for p in range(8):
+        members = [n for n in range(9) if position[n] == p]
+        for head in range(HEADS):
+            channels = slice(head * D // HEADS, (head + 1) * D // HEADS)
+            share = weights[0, members, head]
+            wanted = (share[:, None] * x[0, 0, members, channels]).sum(0) / share.sum()
+            torch.testing.assert_close(out.tokens[0, 0, p, channels], wanted)
+
+
+def test_matched_form_learns_though_matching_is_not_differentiable() -> None:
+    operator = make_ltm("matched", trained=True)
+    x, sizes = torch.randn(2, 1, 36, D), torch.ones(2, 36)
+    out = operator(x, sizes, (6, 6), (4, 4))
+    with torch.no_grad():
+        assert torch.equal(operator(x, sizes, (6, 6), (4, 4)).tokens, out.tokens)
+    out.unmerge(x, out.tokens * 1.5).square().sum().backward()
+    for name, parameter in operator.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name

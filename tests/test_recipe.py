@@ -57,7 +57,10 @@ def test_recipes_without_forms_merge_in_the_first_one(tmp_path: Path) -> None:
         ({"learning_rate": 1}, "unknown setting 'learning_rate'"),
         ({"epochs": 0}, "epochs: Input should be greater than or equal to 1, but got 0"),
         ({"schedule": {"a": 1.5}}, r"must be in \(0, 1\], but layer a has 1.5"),
-        ({"forms": {"a": "firm"}}, r"recipe.yaml:\d+: forms.a: Input should be 'soft' or 'hard', but got 'firm'"),
+        (
+            {"forms": {"a": "firm"}},
+            r"recipe.yaml:\d+: forms.a: Input should be 'soft', 'hard' or 'matched', but got",
+        ),
         ({"forms": "hard"}, r"recipe.yaml:\d+: forms: Input should be a valid dictionary, but got 'hard'"),
         ({"schema_version": 2}, "schema_version must be 1 for this ltmsearch, but got 2"),
     ],

@@ -103,7 +103,7 @@ def test_a_record_has_its_own_schedule_and_names_itself() -> None:
         ({"state": "failed", "top1": None}, "`rescored_top1` needs"),
         ({"keep_ratios": {"blocks.3": 0.0}}, r"\(0, 1\], but got 0.0 for blocks.3"),
         ({"keep_ratios": {"blocks.3": 1.5}}, "1.5 for blocks.3"),
-        ({"forms": {LAYERS[1]: "firm"}}, r"1\]` must be one of soft, hard, but got .*'firm'"),
+        ({"forms": {LAYERS[1]: "firm"}}, r"1\]` must be one of soft, hard, matched, but got .*'firm'"),
         ({"forms": {"blocks.3": "hard"}}, "`forms` must name layers of `keep_ratios`, but got blocks.3"),
     ],
 )
@@ -224,9 +224,12 @@ DAMAGE = {
     "a ratio in words": (lambda text: text.replace(": 0.5}", ": true}"), "JSON object"),
     "a form that is none": (
         lambda text: text.replace("hard", "firm"),
-        "forms: .* JSON object of soft or hard by layer",
+        "forms: .* JSON object of soft, hard, matched by layer",
     ),
-    "a form in a list": (lambda text: text.replace('""hard""', '[""hard""]'), "forms: .* JSON object of soft or hard"),
+    "a form in a list": (
+        lambda text: text.replace('""hard""', '[""hard""]'),
+        "forms: .* JSON object of soft, hard, matched",
+    ),
     "no forms": (lambda text: text.replace('{""stages.1"": ""hard""}', '[""hard""]'), "forms: .* JSON object"),
     "forms cut off": (lambda text: text.replace('""hard""}', '""hard""'), "line 2, forms"),
     "a form of another layer": (

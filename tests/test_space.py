@@ -58,7 +58,7 @@ def test_rules_hold_for_the_layers_they_match(tmp_path: Path) -> None:
 
 
 def test_choices_go_from_plain_down_and_of_one_ratio_the_soft_form_first(tmp_path: Path) -> None:
-    wanted = (PLAIN, *(Choice(ratio, form) for ratio in (0.7, 0.5, 0.25) for form in OPERATORS["ltm"].forms))
+    wanted = (PLAIN, *(Choice(ratio, form) for ratio in (0.7, 0.5, 0.25) for form in ("soft", "hard")))
     assert wanted[1:3] == (Choice(0.7, "soft"), Choice(0.7, "hard"))
     for text in ("keep_ratios: [0.5, 0.25, 0.7]\n", "keep_ratios: [0.25, 1, 0.7, 0.5]\nforms: [hard, soft, hard]\n"):
         assert build(tmp_path, text).choices[0] == wanted
@@ -143,7 +143,7 @@ def test_choices_with_one_grid_are_one_choice() -> None:
 
 
 def test_choices_that_look_alike_on_small_images_are_named() -> None:
-    both = (PLAIN, *(Choice(ratio, form) for ratio in (0.7, 0.5) for form in OPERATORS["ltm"].forms))
+    both = (PLAIN, *(Choice(ratio, form) for ratio in (0.7, 0.5) for form in ("soft", "hard")))
     space = SearchSpace(layers=("a", "b"), choices=(both, soft(0.5)))
     alike = indistinct_choices(space, {"a": (2, 2), "b": (4, 4)})
     assert alike == {"a": [(0.7, 0.5)]}
@@ -206,12 +206,12 @@ def test_digest_tells_spaces_apart() -> None:
         ),
         (
             HEAD + "keep_ratios: [0.5]\nforms: [soft, firm]\n",
-            "mine.yaml:4: forms.1: Input should be 'soft' or 'hard', but got 'firm'",
+            "mine.yaml:4: forms.1: Input should be 'soft', 'hard' or 'matched', but got 'firm'",
         ),
         (HEAD + "keep_ratios: [0.5]\nforms: []\n", r"mine.yaml:4: forms: must name at least one, but got \[\]"),
         (
             HEAD + "keep_ratios: [0.5]\nlayers:\n  - pattern: a\n    keep_ratios: [0.5]\n    forms: [Hard]\n",
-            "mine.yaml:7: layers.0.forms.0: Input should be 'soft' or 'hard', but got 'Hard'",
+            "mine.yaml:7: layers.0.forms.0: Input should be 'soft', 'hard' or 'matched', but got 'Hard'",
         ),
         (
             HEAD + "keep_ratios: [0.5]\nlayers: [{pattern: a, keep_ratios: [0.5], form: [hard]}]\n",

@@ -1,4 +1,4 @@
-"""The Learnable Token Merging operator in its two forms.
+"""The Learnable Token Merging operator in its three forms.
 
 LTM's mask module is an unrolled gradient step on IBB, a separable upper bound of the information-bottleneck loss
 ("Efficient Visual Transformer by Learnable Token Merging", Wang & Yang, 2024). The gradient with respect to the mask
@@ -6,8 +6,11 @@ has the form ∇G_np = ⟨Z_n, R_p⟩; the module starts from a place prior and 
 form, at rank d.
 
 The *soft* form shares every token out over merged tokens, by two matrix products with an (N, P) mask. The *hard* form
-sends it whole to the one it belongs to most, by index, and builds no such matrix; its seeds are the soft form's. Both
-have the same weights, so that what was trained in one can run in the other.
+sends it whole to the one it belongs to most, by index, and builds no such matrix; its seeds are the soft form's. The
+*matched* form leaves the grid: it joins the most alike tokens wherever they are, as ToMe does, but along the learned
+directions and with the learned importance. It is what holds best in a trained network where merges accumulate and
+nothing comes back (ViT): on a grid, tokens that differ must merge because they are neighbours. All forms have the same
+weights, so that what was trained in one can run in another.
 
 Shapes: B images, G groups that share the mask, N tokens in, P tokens out, D channels, d mask rank, H heads.
 """
@@ -19,6 +22,7 @@ from torch import Tensor, nn
 from ltmsearch.grid import Grid
 from ltmsearch.grid import tokens as token_count
 from ltmsearch.merging.assignment import Assignment, HardAssignment, SoftAssignment
+from ltmsearch.merging.matching import average, match, matching_macs
 from ltmsearch.merging.operator import MaskStart, Merge, MergeOperator, MergeShape, register_operator
 from ltmsearch.merging.prior import SPREAD, near_cell_tensors, prior_matrix, side_share_tensors
 from ltmsearch.schedule import Form
@@ -120,7 +124,7 @@ class LearnableTokenMerging(MergeOperator):
     """
 
     name = "ltm"
-    forms = ("soft", "hard")
+    forms = ("soft", "hard", "matched")
 
     def __init__(self, dim: int, start: MaskStart = "auto") -> None:
         super().__init__(dim, start)
@@ -161,12 +165,25 @@ class LearnableTokenMerging(MergeOperator):
         if self.form == "soft":
             shares = soft_shares(values, sizes, prior_matrix(grid, target, tokens.device), kappa)
             return SoftAssignment(shares), weights
+        if self.form == "matched":
+            return self._matched(values, sizes, kappa, token_count(target)), weights
         cells, shares = near_shares(values, sizes, grid, target, kappa)
         best, choice = shares.max(dim=-1)  # (B, N)
         position = cells.expand(len(choice), -1, -1).gather(2, choice[..., None]).squeeze(-1)
         # One, but with the gradient of the logarithm of the share: what gains from the choice makes it surer.
         gate = best / best.detach() if best.requires_grad else None
         return HardAssignment(position, token_count(target), gate), weights
+
+    def _matched(self, values: Tensor, sizes: Tensor, kappa: Tensor, count: int) -> HardAssignment:
+        """The assignment by matching (B, N, d) unit vectors v, whatever the grid."""
+        position = match(values.detach(), sizes, count)
+        if not values.requires_grad:
+            return HardAssignment(position, count)
+        # What chose is not differentiable: as a stand-in, how surely a token's likeness to its merged token joins it.
+        seeds, _ = average(values[:, None], sizes, HardAssignment(position, count))
+        own = HardAssignment(position, count).spread(F.normalize(seeds, dim=-1))[:, 0]
+        sure = (kappa * (values * own).sum(dim=-1)).sigmoid()
+        return HardAssignment(position, count, sure / sure.detach())
 
     def forward(self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None) -> Merge:
         """X̃_p = Σ_n A_np w_n Z_n / Σ_n A_np w_n per head, sizes Aᵀ s; arguments as in `MergeOperator`."""
@@ -196,6 +213,8 @@ class LearnableTokenMerging(MergeOperator):
         mask = 4 * n * d + n * d * (RANK + HEADS)
         if form == "soft":
             return mask + 2 * n * p * RANK + shape.groups * n * p * d + n * p * (HEADS + 1)
+        if form == "matched":
+            return mask + matching_macs(n, p, RANK)
         side_by_side = shape.target[0] * n + p * shape.grid[1]  # rows first, then columns; per channel
         mask += 2 * RANK * side_by_side + n * NEAR * RANK
         return mask + (shape.groups * d * side_by_side if shape.filled else 0)

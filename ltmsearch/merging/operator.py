@@ -166,5 +166,5 @@ def check_form(operator: str, form: str) -> Form:
     for known in get_operator(operator).forms:
         if form == known:
             return known
-    forms = " or ".join(get_operator(operator).forms)
+    forms = ", ".join(get_operator(operator).forms)
     raise InputError(f"the form of a merge by {operator!r} must be {forms}, but got {form!r}")
