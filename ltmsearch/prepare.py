@@ -42,24 +42,30 @@ class Workbench:
         """Lines for a person: what is searched, on what, how, and how long it will take."""
         s, (low, high) = self.settings, self.table.reachable()
         threads = f", {torch.get_num_threads()} threads" if self.evaluator.runtime.device.type == "cpu" else ""
+        growth = f"{s.proxy_img_size} px"
+        if s.base_img_size < s.proxy_img_size:
+            growth = f"{s.base_img_size} px growing to {s.proxy_img_size}"
         lines = [
             f"{s.backbone} with {s.operator} merging: {len(self.space.layers)} layers, "
             f"{self.space.size:,} schedules, {low / GIGA:.3f} to {high / GIGA:.3f} GFLOPs at {s.img_size} px "
             f"(plain net {self.costs.base_macs / GIGA:.3f}; multiply-adds per image), budget {s.budget_gflops:g}",
             f"data: {self.evaluator.data.description}",
             f"device: {self.evaluator.runtime}{threads}",
-            f"warm-up: {s.base_steps} steps of the plain net at {s.base_img_size} px growing to {s.proxy_img_size}, "
-            f"{s.sandwich_steps} sandwich steps at {s.proxy_img_size}, batch {s.batch_size}, "
-            f"learning rate {s.warmup_lr:g}",
+            f"warm-up: {s.base_steps} steps of the plain net at {growth}, {s.sandwich_steps} sandwich steps "
+            f"at {s.proxy_img_size}, batch {s.batch_size}, learning rate {s.warmup_lr:g}",
             f"trials: {s.trials}, each {s.proxy_steps} steps at {s.proxy_img_size} px, learning rate {s.proxy_lr:g}, "
             f"scored on {s.val_images} images; best {s.rescore_candidates} scored again on {s.rescore_images}",
             f"expected to take about {self.estimated_seconds() / 60:.1f} minutes",
         ]
         alike = indistinct_choices(self.space, self.proxy_costs.layer_grids)
         if alike:
+            by_groups: dict[str, list[str]] = {}
+            for layer, groups in alike.items():
+                text = ", ".join(" = ".join(f"{ratio:g}" for ratio in group) for group in groups)
+                by_groups.setdefault(text, []).append(layer)
             shown = "; ".join(
-                f"{layer}: {', '.join(' = '.join(f'{r:g}' for r in group) for group in groups)}"
-                for layer, groups in alike.items()
+                f"{text} at {layers[0]}" + (f" and {len(layers) - 1} more" if len(layers) > 1 else "")
+                for text, layers in by_groups.items()
             )
             lines.append(f"at {s.proxy_img_size} px these keep ratios give one grid and score alike: {shown}")
         return lines

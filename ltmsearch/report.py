@@ -131,7 +131,7 @@ def print_front(console: Console, records: Iterable[TrialRecord], *, budget_gflo
     table = Table(title=title + budget)
     for heading in ("trial", "GFLOPs", "top-1 %", "loss"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("keep ratios, | between stages", overflow="fold")
+    table.add_column(f"keep ratios{_form_key(front)}, | between stages", overflow="fold")
     for record in front:
         table.add_row(*_cells(record), " | ".join(ratios for _, ratios in record.by_stage()))
     table.add_section()
@@ -153,8 +153,15 @@ def _hover(record: TrialRecord, img_size: int) -> str:
         lines += [] if record.score.loss is None else [f"loss {record.score.loss:.4f}"]
     lines += [] if record.ib_weight is None else [f"IB weight {record.ib_weight:.3g}"]
     lines += [] if record.supernet_version is None else [f"ran with weights version {record.supernet_version}"]
-    lines.append("keep ratios, 1 = plain:")
+    lines.append(f"keep ratios, 1 = plain{_form_key([record])}:")
     return "<br>".join(lines + [f"  {stage}: {ratios}" for stage, ratios in record.by_stage()])
+
+
+def _form_key(records: Iterable[TrialRecord]) -> str:
+    """What the letters behind keep ratios mean, where there are any."""
+    used = {form for record in records for form in record.forms.values()}
+    letters = [f"{form[0]} {form}" for form in ("hard", "matched") if form in used]
+    return f" ({', '.join(letters)} form)" if letters else ""
 
 
 def _trace(group: Group, rescored: bool, members: Sequence[TrialRecord], img_size: int, in_legend: bool) -> go.Scatter:

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import os
 import re
@@ -279,3 +280,14 @@ def test_drawing_needs_neither_torch_nor_optuna() -> None:
     code = "import sys, ltmsearch.report; print(sorted({'torch', 'optuna', 'timm', 'kaleido'} & set(sys.modules)))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+def test_letters_of_forms_are_explained_where_they_stand() -> None:
+    plain = "keep ratios, | between"
+    assert plain in " ".join(printed([UNIFORM]))
+    merged = dataclasses.replace(UNIFORM, kind="searched", label="", forms={LAYERS[0]: "hard", LAYERS[1]: "matched"})
+    lines = " ".join(printed([merged]))
+    assert ".5h" in lines
+    assert ".5m" in lines
+    assert "h hard, m matched" in lines
+    assert plain not in lines
