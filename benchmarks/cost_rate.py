@@ -44,14 +44,16 @@ def main() -> None:
     size = (args.img_size, args.img_size)
     costs = cost_model(args.backbone, timm.create_model(args.backbone), size)
     family = get_adapter(args.backbone).family
-    space = SearchSpace.build(SpaceFile.load(family), costs.layer_grids)
+    space = SearchSpace.build(SpaceFile.load(None, family=family), costs.layer_grids, pays=costs.pays)
     table = costs.table(space.choices)
     points = space.random(np.random.default_rng(0), 10_000)
     schedules = [space.schedule(point) for point in points[:2000]]
 
     by_table = table.macs(points)
     few = list(range(8))
-    subnets = [create_subnet(args.backbone, keep_ratios=schedules[i].keep_ratios) for i in few]
+    subnets = [
+        create_subnet(args.backbone, keep_ratios=schedules[i].keep_ratios, forms=schedules[i].forms) for i in few
+    ]
     for i in few:
         assert by_table[i] == costs.macs(schedules[i]) == traced_macs(subnets[i], size)
 
