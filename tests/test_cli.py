@@ -82,7 +82,7 @@ RUN = (*XXS, *BUDGET, "0.27")
         (("cost", "mobilevit_xxs", "--keep", "0.5,0.5"), "but got 2 for 9 layers"),
         (("cost", "mobilevit_xxs", "--keep", "1.5"), r"must be in (0, 1]"),
         (("cost", "mobilevit_xxs", "--operator", "pool", "--form", "hard"), "by 'pool' must be soft, but got 'hard'"),
-        (("cost", "mobilevit_xxs", "--form", "firm"), "hard, but got 'firm'"),
+        (("cost", "mobilevit_xxs", "--form", "firm"), "must be soft, hard, matched, but got 'firm'"),
         (("space", "resnet50"), "unknown backbone 'resnet50'"),
         (("space", "efficientvit_m0"), "efficientvit_m0 cannot merge tokens yet: it is Microsoft's EfficientViT"),
         (("front", "nowhere"), "nowhere/settings.yaml does not exist"),
