@@ -20,10 +20,13 @@ from torch.utils.benchmark import Timer
 
 from ltmsearch.backbones import create_subnet, get_adapter
 from ltmsearch.costs import GIGA, CostModel, cost_model
+from ltmsearch.costs.macs import merge_macs
+from ltmsearch.merging import get_operator
 from ltmsearch.schedule import Choice, Form, MergeSchedule
 from ltmsearch.space import SearchSpace, SpaceFile
 
 BACKBONES = ("mobilevit_xs", "mobilevit_s", "efficientvit_b1", "vit_small_patch16_224", "swin_tiny_patch4_window7_224")
+FORMS: tuple[Form, ...] = ("soft", "hard")
 VARIANTS: dict[str, tuple[str, Form | None]] = {
     "ltm soft": ("ltm", "soft"), "ltm hard": ("ltm", "hard"), "ltm matched": ("ltm", "matched"),
     "tome": ("tome", None), "pool": ("pool", None),
@@ -33,9 +36,6 @@ VARIANTS: dict[str, tuple[str, Form | None]] = {
 def mask_share(costs: CostModel, schedule: MergeSchedule) -> float:
     """Masks, merges and unmerges as a share of a schedule's cost."""
     grids, total = costs.grids(schedule), 0
-    from ltmsearch.costs.macs import merge_macs
-    from ltmsearch.merging import get_operator
-
     for chain in costs.chains:
         for layer in chain.layers:
             choice = Choice(schedule.keep_ratio(layer.name), schedule.form(layer.name))
@@ -54,9 +54,9 @@ def count(backbone: str, size: tuple[int, int]) -> dict[str, Any]:
         "base": costs.base_macs / GIGA,
         "reachable": costs.table(space.choices).reachable()[0] / GIGA,
     }
-    for form in ("soft", "hard"):
+    for form in FORMS:
         for ratio in (0.75, 0.5):
-            schedule = MergeSchedule.uniform(costs.layers, ratio, "ltm", form)  # type: ignore[arg-type]
+            schedule = MergeSchedule.uniform(costs.layers, ratio, "ltm", form)
             result[f"{form} {ratio}"] = costs.gflops(schedule)
             result[f"{form} {ratio} mask"] = mask_share(costs, schedule)
     return result
@@ -86,13 +86,9 @@ def main() -> None:
     torch.set_num_threads(1)
     counts = {backbone: count(backbone, (224, 224)) for backbone in args.backbones}
     print("GFLOPs at 224 px; in brackets the share of masks, merges and unmerges")
-    print(
-        f"{'':30}{'base':>8}{'lowest':>8}" + "".join(f"{f'{f} {r}':>16}" for f in ("soft", "hard") for r in (0.75, 0.5))
-    )
+    print(f"{'':30}{'base':>8}{'lowest':>8}" + "".join(f"{f'{f} {r}':>16}" for f in FORMS for r in (0.75, 0.5)))
     for backbone, c in counts.items():
-        cells = "".join(
-            f"{c[f'{f} {r}']:9.3f} ({c[f'{f} {r} mask']:4.1%})" for f in ("soft", "hard") for r in (0.75, 0.5)
-        )
+        cells = "".join(f"{c[f'{f} {r}']:9.3f} ({c[f'{f} {r} mask']:4.1%})" for f in FORMS for r in (0.75, 0.5))
         print(f"{backbone:30}{c['base']:8.4f}{c['reachable']:8.4f}{cells}", flush=True)
     print(f"\nlatency at keep ratio {args.keep:g} in all layers over the plain net's, one thread; ms of the plain net")
     print(
@@ -106,12 +102,12 @@ def main() -> None:
         for name, (operator, form) in VARIANTS.items():
             nets[name] = create_subnet(backbone, keep_ratios={"*": args.keep}, operator=operator, forms=form)
         for net in nets.values():
-            net.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            net.eval().to(memory_format=torch.channels_last)
         costs = cost_model(backbone, create_subnet(backbone), (224, 224))
         shares = [
             costs.gflops(MergeSchedule.uniform(costs.layers, args.keep, "ltm", form)) * GIGA / costs.base_macs
-            for form in ("soft", "hard")
-        ]  # type: ignore[arg-type]
+            for form in FORMS
+        ]
         for batch in args.batch_sizes:
             images = torch.randn(batch, 3, 224, 224).to(memory_format=torch.channels_last)
             medians = latencies(nets, images, args.rounds)

@@ -1,12 +1,12 @@
 """What merging costs in accuracy before anything is trained to it, in every family.
 
-    python benchmarks/zero_shot.py [--backbones B …] [--data-dir DIR] [--steps 300] [--seeds 0 1] [--device auto]
+    python benchmarks/zero_shot.py [--backbones B …] [--data-dir DIR] [--steps 600] [--seeds 0 1] [--device auto]
 
 Trains each plain backbone briefly from scratch (AdamW; networks that a CPU cannot train in minutes are made narrower by
-timm's own arguments, see NARROWER), then scores it with merging
-inserted and nothing trained: LTM at the start that trained weights call for (`content`: soft and hard form), at the
-other one (`place`), ToMe and pooling, at each keep ratio. In a ViT, where merges accumulate, merging takes place in
-three blocks (at a quarter, half and three quarters of the depth), and with --everywhere in all of them.
+timm's own arguments, see NARROWER), then scores it with merging inserted and nothing trained: LTM in each form at the
+start that trained weights call for (`content`), at the other one (`place`), ToMe and pooling, at each keep ratio. In a
+ViT, where merges accumulate, merging takes place in three blocks (at a quarter, half and three quarters of the depth),
+and with --everywhere in all of them too.
 
 All variants see the same weights, calibration and validation images. Prints a table and writes JSON.
 """
@@ -28,7 +28,7 @@ from ltmsearch.schedule import Form, MergeSchedule
 from ltmsearch.supernet import Supernet
 from ltmsearch.training import WarmUp, warm_up
 
-BACKBONES = ("mobilevit_xs", "efficientvit_b1", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224")
+BACKBONES = ("mobilevit_xs", "efficientvit_b0", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224")
 NARROWER: dict[str, dict[str, Any]] = {
     "swin_tiny_patch4_window7_224": {"embed_dim": 48, "depths": (2, 2, 2, 2), "num_heads": (2, 4, 8, 16)},
 }
@@ -108,9 +108,9 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--img-size", type=int, default=112)
     parser.add_argument("--base-img-size", type=int, default=112, help="images grow from this size")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.75, 0.5])
     parser.add_argument("--everywhere", action="store_true")
     parser.add_argument("--val-images", type=int, default=512)

@@ -227,7 +227,7 @@ def cost(
     img_size: ImgSize = 224,
     operator: Operator = "ltm",
     form: Annotated[
-        str | None, typer.Option(help="soft or hard, for operators that have both. (default: soft for ltm)")
+        str | None, typer.Option(help="soft, hard or matched, for the operator ltm. (default: soft)")
     ] = None,
     num_classes: Annotated[int, typer.Option(help="Width of the classifier.", min=1)] = 1000,
     as_json: AsJson = False,

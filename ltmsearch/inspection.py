@@ -46,7 +46,7 @@ class MergeBalance:
 
     keep_ratio: float
     form: str
-    """`soft` or `hard`."""
+    """`soft`, `hard` or `matched`."""
     mask_gflops: float
     """Of mask, merge and unmerge."""
     saved_gflops: float
@@ -104,7 +104,7 @@ def describe_cost(
         keep: One keep ratio for all layers, or one per layer.
         img_size: Side of the images, in pixels.
         operator: Merging operator.
-        form: `soft` or `hard`, for all layers; None: the operator's first.
+        form: `soft`, `hard` or `matched`, for all layers; None: the operator's first.
         num_classes: Width of the classifier.
 
     Raises:

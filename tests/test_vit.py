@@ -114,3 +114,8 @@ def test_siblings_are_timms_own_when_plain_and_merge_otherwise(backbone: str) ->
 def test_layers_are_named_by_timms_paths() -> None:
     model = timm.create_model("deit_tiny_patch16_224", depth=3)
     assert get_adapter("deit_tiny_patch16_224").layers(model) == ("blocks.0", "blocks.1", "blocks.2")
+
+
+def test_plain_networks_may_drop_patches_as_timm_does() -> None:
+    plain = net(keep_ratios={}, patch_drop_rate=0.5).train()
+    assert plain(torch.randn(2, 3, 224, 224)).shape == (2, 5)

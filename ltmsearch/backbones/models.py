@@ -56,7 +56,7 @@ def create_subnet(
         backbone: timm name.
         keep_ratios: Layer name or shell pattern → keep ratio in (0, 1]; all other layers stay plain.
         operator: Name of the merging operator.
-        forms: Layer name or shell pattern → `soft` or `hard`, or one form for all; None: the operator's first.
+        forms: Layer name or shell pattern → `soft`, `hard` or `matched`, or one for all; None: the operator's first.
         mask_start: See `MaskStart`.
         pretrained: Load timm's weights; the operators' own start from their prior.
         timm_kwargs: Passed to `timm.create_model`.

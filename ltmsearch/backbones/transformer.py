@@ -7,9 +7,9 @@ Shapes: B images, G groups that share a mask (the pixel positions of a MobileViT
 merge (class and register tokens of a ViT), N tokens on the grid, D channels.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import torch
 from timm.models.vision_transformer import Block
@@ -22,6 +22,9 @@ from ltmsearch.merging import Merge, MergeOperator
 
 NORM_MACS = 5
 """What fvcore counts per element of a layer norm with affine weights."""
+
+
+Result = TypeVar("Result")
 
 
 class MergingBlocks(nn.Sequential):
@@ -59,7 +62,7 @@ class MergingBlocks(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """(B·G, K + N, D) tokens to as many, or where nothing is undone (B·G, K + P, D)."""
         grid = self.grid
-        if x.shape[1] != self.prefix + tokens(grid):
+        if self.merges and x.shape[1] != self.prefix + tokens(grid):
             raise ValueError(
                 f"`x` must hold {self.prefix} + {tokens(grid)} tokens for the grid {grid}, but got {x.shape[1]}: "
                 "dropping patches (`patch_drop_rate`) and merging do not go together."
@@ -84,7 +87,7 @@ class MergingBlocks(nn.Sequential):
         self.sizes = sizes if merged and not self.unmerges else None
         return x
 
-    def _run(self, function, *args, **kwargs):  # type: ignore[no-untyped-def]  # as torch's checkpoint
+    def _run(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
         if self.checkpoints and self.training and torch.is_grad_enabled():
             return checkpoint(function, *args, use_reentrant=False, **kwargs)
         return function(*args, **kwargs)
@@ -140,11 +143,14 @@ class BlockShape(LayerShape):
     @classmethod
     def of(cls, block: Block, *, name: str, groups: int = 1, prefix: int = 0) -> "BlockShape":
         """The sizes of one of timm's blocks."""
-        attn = block.attn
-        hidden = block.mlp.fc1.out_features
         return cls(
-            name=name, dim=attn.attn_dim, key_dim=attn.head_dim, groups=groups, hidden=hidden, prefix=prefix
-        )  # fmt: skip
+            name=name,
+            dim=block.attn.attn_dim,
+            key_dim=block.attn.head_dim,
+            groups=groups,
+            hidden=block.mlp.fc1.out_features,
+            prefix=prefix,
+        )
 
     def macs_before(self, grid: Grid) -> int:
         """Norm, q, k, v and output projections, and the products QKᵀ and AV."""

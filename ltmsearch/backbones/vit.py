@@ -23,27 +23,27 @@ AVERAGED = ("avg", "avgmax")
 """timm's poolings that take a mean over tokens."""
 
 
-class MergesTokens:
-    """What a timm vision transformer must know when its blocks merge, in front of timm's own class."""
+class MergingVisionTransformer(VisionTransformer):
+    """timm's `VisionTransformer` whose blocks may merge."""
 
     blocks: MergingBlocks
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         # The first to see the patches: (B, h, w, D) where timm takes images of any size, else (B, N, D).
-        self.blocks.grid = (int(x.shape[1]), int(x.shape[2])) if x.dim() == 4 else self.patch_embed.grid_size  # type: ignore[attr-defined]
-        return super()._pos_embed(x)  # type: ignore[misc]
+        self.blocks.grid = (int(x.shape[1]), int(x.shape[2])) if x.dim() == 4 else self.patch_embed.grid_size
+        return super()._pos_embed(x)
 
     def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
         """timm's pooling of (B, K + P, D) tokens, in which merged tokens count by their sizes."""
-        kind = self.global_pool if pool_type is None else pool_type  # type: ignore[attr-defined]
-        pooled_by_attention = isinstance(self.attn_pool, AttentionPoolLatent)  # type: ignore[attr-defined]
+        kind = self.global_pool if pool_type is None else pool_type
+        pooled_by_attention = isinstance(self.attn_pool, AttentionPoolLatent)
         if self.blocks.sizes is None or not (pooled_by_attention or kind in AVERAGED):
-            return super().pool(x, pool_type)  # type: ignore[misc]
+            return super().pool(x, pool_type)
         sizes = nn.functional.pad(self.blocks.sizes, (self.blocks.prefix, 0), value=1.0)
-        if not self.pool_include_prefix:  # type: ignore[attr-defined]
+        if not self.pool_include_prefix:
             x, sizes = x[:, self.blocks.prefix :], sizes[:, self.blocks.prefix :]
         if pooled_by_attention:
-            return self.attn_pool(x, attn_mask=sizes.log()[:, None, None, :])  # type: ignore[attr-defined]
+            return self.attn_pool(x, attn_mask=sizes.log()[:, None, None, :])
         weights = (sizes / sizes.sum(dim=1, keepdim=True)).to(x.dtype)
         mean = (x * weights[..., None]).sum(dim=1)
         return mean if kind == "avg" else 0.5 * (x.amax(dim=1) + mean)
@@ -51,7 +51,7 @@ class MergesTokens:
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """timm's; the sizes of this pass are of no use behind it."""
         try:
-            return super().forward_head(x, pre_logits)  # type: ignore[misc]
+            return super().forward_head(x, pre_logits)
         finally:
             self.blocks.sizes = None
 
@@ -67,14 +67,10 @@ class MergesTokens:
         """
         if self.blocks.merges:
             raise ValueError("`forward_intermediates` must be called without merging: merged tokens stand on no grid.")
-        return super().forward_intermediates(x, *args, **kwargs)  # type: ignore[misc]
+        return super().forward_intermediates(x, *args, **kwargs)
 
 
-class MergingVisionTransformer(MergesTokens, VisionTransformer):
-    """timm's `VisionTransformer` whose blocks may merge."""
-
-
-class MergingVisionTransformerDistilled(MergesTokens, VisionTransformerDistilled):
+class MergingVisionTransformerDistilled(MergingVisionTransformer, VisionTransformerDistilled):
     """timm's `VisionTransformerDistilled` whose blocks may merge."""
 
 
