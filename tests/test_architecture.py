@@ -25,6 +25,7 @@ FLOORS = [
     {"results"},
     {"study", "export", "progress"},
     {"cli"},
+    {"__main__"},
 ]
 """From the ground up: a room may import from its own floor's rooms and from those below, never from above."""
 

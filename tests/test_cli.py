@@ -313,7 +313,7 @@ def test_dashboard_serves_the_study(finished: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-m", "ltmsearch.cli", "dashboard", str(finished), "--port", str(port)])
+    process = subprocess.Popen([sys.executable, "-m", "ltmsearch", "dashboard", str(finished), "--port", str(port)])
     try:
         for _ in range(120):
             try:

@@ -194,7 +194,7 @@ def test_a_crash_at_a_bad_moment_loses_and_doubles_nothing(
 @pytest.mark.slow
 def test_killed_again_and_again(finished: Path, tmp_path: Path) -> None:
     """SIGKILL at random moments, then the same command: finishes, and as if nothing had happened."""
-    command = [sys.executable, "-m", "ltmsearch.cli", "run", "--quiet", "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "ltmsearch", "run", "--quiet", "--out", str(tmp_path / "run")]
     command += [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
     rng = np.random.default_rng(0)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -1,63 +1,12 @@
-"""The command line: parse, one call into the library, print. Heavy imports stay inside the commands."""
+"""Commands around a study: `run`, `front` and `dashboard`."""
 
-import json
-import sys
-from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from ltmsearch.errors import InputError, LtmsearchError
-
-app = typer.Typer(
-    name="ltmsearch",
-    help="Find which layers of a vision transformer should merge tokens, and how much, under a compute budget.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-Backbone = Annotated[str, typer.Argument(help="timm name, e.g. mobilevit_s.")]
-ImgSize = Annotated[int, typer.Option(help="Side in pixels of the images that costs are counted for.", min=32)]
-Operator = Annotated[str, typer.Option(help="Merging operator: ltm, pool or tome.")]
-Run = Annotated[Path, typer.Argument(help="Run directory of a study.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-def main() -> NoReturn:
-    """Entry point: 0 done; 2 the input is wrong, one line says what and what would do; 1 anything else."""
-    errors = Console(stderr=True)
-    try:
-        app(standalone_mode=True)
-    except InputError as error:
-        _say(errors, f"error: {error}")
-        sys.exit(2)
-    except LtmsearchError as error:
-        _say(errors, f"failed: {error}")
-        sys.exit(1)
-    sys.exit(0)
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        from ltmsearch import __version__
-
-        typer.echo(__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    pass
+from ltmsearch.cli.app import AsJson, Run, app, say
+from ltmsearch.errors import InputError
 
 
 @app.command()
@@ -175,11 +124,11 @@ def run(
     try:
         result = run_study(settings, None if quiet else ProgressBars(console))
     except KeyboardInterrupt:
-        _say(Console(stderr=True), f"stopped; the same command continues, {settings.run_dir} holds what is done")
+        say(Console(stderr=True), f"stopped; the same command continues, {settings.run_dir} holds what is done")
         raise typer.Exit(1) from None
     if not quiet:
         print_front(console, result.records, budget_gflops=settings.budget_gflops)
-        _say(console, f"plots, tables and recipes: {result.folder}")
+        say(console, f"plots, tables and recipes: {result.folder}")
 
 
 def _settings(given: dict[str, Any], config: str | None) -> Any:
@@ -195,65 +144,6 @@ def _settings(given: dict[str, Any], config: str | None) -> Any:
 
     held = load(StudySettings, find_file("studies", config)).model_dump(exclude_unset=True)
     return StudySettings.make("run", **{**held, **given})
-
-
-@app.command()
-def space(
-    backbone: Backbone,
-    img_size: ImgSize = 224,
-    operator: Operator = "ltm",
-    space: Annotated[str | None, typer.Option(help="Search-space file.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show a backbone's layers, tokens, shares of the cost, what merging saves, and the reachable range.
-
-    Example: ltmsearch space mobilevit_s
-    """
-    from ltmsearch.inspection import describe_space, print_space
-
-    record = describe_space(backbone, img_size=img_size, operator=operator, space=space)
-    if as_json:
-        typer.echo(json.dumps(record.as_dict(), indent=2))
-    else:
-        print_space(Console(), record)
-
-
-@app.command()
-def cost(
-    backbone: Backbone,
-    keep: Annotated[
-        str | None, typer.Option(help="Keep ratios in the layers' order, e.g. 0.7,1,0.5,… or one for all.")
-    ] = None,
-    img_size: ImgSize = 224,
-    operator: Operator = "ltm",
-    form: Annotated[
-        str | None, typer.Option(help="soft, hard or matched, for the operator ltm. (default: soft)")
-    ] = None,
-    num_classes: Annotated[int, typer.Option(help="Width of the classifier.", min=1)] = 1000,
-    as_json: AsJson = False,
-) -> None:
-    """Count one schedule by formula and by tracing the built subnet; without --keep the plain net.
-
-    Example: ltmsearch cost mobilevit_s --keep 0.5 --json
-    """
-    from ltmsearch.inspection import describe_cost, print_cost
-
-    record = describe_cost(
-        backbone, keep=_ratios(keep), img_size=img_size, operator=operator, form=form, num_classes=num_classes
-    )
-    if as_json:
-        typer.echo(json.dumps(record.as_dict(), indent=2))
-    else:
-        print_cost(Console(), record)
-
-
-def _ratios(text: str | None) -> list[float]:
-    if text is None:
-        return [1.0]
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"--keep must be numbers in (0, 1] with commas between them, but got {text!r}") from None
 
 
 @app.command()
@@ -281,24 +171,6 @@ def front(run: Run, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def export(
-    run: Run,
-    trial: Annotated[int | None, typer.Option(help="This trial.")] = None,
-    top: Annotated[int | None, typer.Option(help="The best K of the front.", min=1)] = None,
-    under_gflops: Annotated[float | None, typer.Option(help="The best of the front up to this cost.")] = None,
-    weights: Annotated[bool, typer.Option("--weights", help="Also the subnet's weights, as safetensors.")] = False,
-) -> None:
-    """Write recipes, and on request weights, of chosen trials into RUN/export/<trial>/; without a choice the best.
-
-    Example: ltmsearch export runs/my-study --under-gflops 1.15 --weights
-    """
-    from ltmsearch.export import export_trials
-
-    for path in export_trials(run, trial=trial, top=top, under_gflops=under_gflops, weights=weights):
-        _say(Console(), str(path))
-
-
-@app.command()
 def dashboard(
     run: Run,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -310,9 +182,5 @@ def dashboard(
     """
     from ltmsearch.storage import serve_dashboard
 
-    _say(Console(), f"dashboard of {run} on http://{host}:{port}/ (Ctrl-C ends it)")
+    say(Console(), f"dashboard of {run} on http://{host}:{port}/ (Ctrl-C ends it)")
     serve_dashboard(run, host=host, port=port)
-
-
-if __name__ == "__main__":
-    main()
