@@ -10,18 +10,19 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ltmsearch"
 
 FLOORS = [
     {"errors", "files", "grid", "observer", "shipped", "front"},
-    {"schedule", "yamlfile", "records"},
-    {"settings", "recipe"},
-    {"merging"},
+    {"schedule", "yamlfile", "tables", "ranks"},
+    {"settings", "recipe", "records", "epochs"},
+    {"merging", "ib_loss"},
     {"space"},
     {"backbones"},
     {"costs"},
     {"runtime", "digits", "sources"},
-    {"data", "supernet", "checkpoint", "evaluation"},
+    {"data", "supernet", "checkpoint", "evaluation", "trained"},
     {"training", "inspection"},
     {"trial", "storage"},
-    {"prepare", "rescoring", "picture"},
-    {"report"},
+    {"prepare", "rescoring", "picture", "drawing"},
+    {"report", "curves", "validation", "programs"},
+    {"finetune"},
     {"results"},
     {"study", "export", "progress"},
     {"cli"},
@@ -32,12 +33,12 @@ FLOORS = [
 FENCES = {
     "optuna": {"trial", "study", "storage"},
     "optuna_dashboard": {"storage"},
-    "plotly": {"report"},
+    "plotly": {"report", "curves", "drawing"},
     "typer": {"cli"},
     "fvcore": {"costs"},
     "timm.models": {"backbones"},
-    "sklearn": {"digits"},
-    "safetensors": {"checkpoint", "export"},
+    "sklearn": {"digits", "ib_loss"},
+    "safetensors": {"checkpoint", "export", "finetune", "trained"},
 }
 """Library → the only rooms that may import it."""
 

@@ -15,6 +15,8 @@ from ltmsearch.backbones.adapter import (
     known_backbones,
     operators_of,
 )
+from ltmsearch.backbones.config import write_config
+from ltmsearch.backbones.features import feature_dim, pooled_features
 from ltmsearch.backbones.models import (
     attach_operators,
     create_subnet,
@@ -22,7 +24,7 @@ from ltmsearch.backbones.models import (
     register_with_timm,
     set_schedule,
 )
-from ltmsearch.backbones.weights import create_backbone
+from ltmsearch.backbones.weights import create_backbone, load_weights
 
 __all__ = [
     "FAMILIES",
@@ -34,11 +36,15 @@ __all__ = [
     "blank_image",
     "create_backbone",
     "create_subnet",
+    "feature_dim",
     "get_adapter",
     "input_config",
     "known_backbones",
+    "load_weights",
     "operators_of",
+    "pooled_features",
     "set_schedule",
+    "write_config",
 ]
 
 register_with_timm()
