@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
+from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import str_to_interp_mode
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -30,10 +31,41 @@ from ltmsearch.errors import InputError
 from ltmsearch.sources import CPUS, ImageSplit, estimated_bytes, open_folder, open_named, shown
 
 DIGITS_TRAIN_IMAGES = 10_000  # more than a trial sees, so that it sees few scenes twice
+DIGITS_VALIDATION_IMAGES = 1000  # for what uses all validation images: of what is drawn, all is a choice
 TRAIN_CROP = (0.35, 1.0)  # share of the area; proxy trainings are too short to profit from timm's 0.08
 
 Transform = Callable[[Image.Image], Tensor]  # gives (3, S, S) uint8
 Key = tuple[int, int]  # the number of an image, and its place in the stream, which seeds its augmentation
+Shard = tuple[int, int]  # this process's number, from 0, and how many share the batches
+ALONE: Shard = (0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How a full training changes its images, by the names of timm's `create_transform` and `RandomErasing`.
+
+    With it photographs are cropped from the original, as timm does, not from what evaluation would see of it.
+    """
+
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+    hflip: float
+    color_jitter: float | None
+    auto_augment: str | None
+    re_prob: float
+    re_mode: str
+    re_count: int
+
+    def transform(self) -> dict[str, Any]:
+        """What `create_transform` takes of it, for photographs."""
+        names = ("scale", "ratio", "hflip", "color_jitter", "auto_augment")
+        return {"is_training": True} | {name: getattr(self, name) for name in names}
+
+    def erasing(self) -> RandomErasing | None:
+        """Random erasing, which works on normalised images."""
+        if not self.re_prob:
+            return None
+        return RandomErasing(self.re_prob, mode=self.re_mode, max_count=self.re_count, device="cpu")
 
 
 @dataclass(kw_only=True)
@@ -52,6 +84,7 @@ class ImageData:
     train_transform: Transform
     eval_transform: Transform
     normalize: Normalize
+    erasing: RandomErasing | None
     workers: int
 
     @property
@@ -62,41 +95,52 @@ class ImageData:
     @property
     def description(self) -> str:
         """What the data are, in one printable line."""
-        number = len(self.train.labels) - len(self.train.unreadable)
-        sizes = f"{number} training and {self.validation_size} validation images in {self.num_classes} classes"
+        sizes = f"{self.training_size} training and {self.validation_size} validation images"
         how = "read as needed" if self.train.kept is None else "kept in memory"
         left_out = f"; {len(self.skipped)} unreadable left out: {shown(self.skipped)}" if self.skipped else ""
-        return f"{self.title}: {sizes}, {how}{left_out}"
+        return f"{self.title}: {sizes} in {self.num_classes} classes, {how}{left_out}"
 
-    def train_batches(self, *, batch_size: int, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    @property
+    def training_size(self) -> int:
+        """How many training images there are, without those known to be unreadable."""
+        return len(self.train.labels) - len(self.train.unreadable)
+
+    def train_batches(
+        self, *, batch_size: int, steps: int, seed: int, shard: Shard = ALONE
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Exactly `steps` batches of augmented training images, float32 (B, 3, S, S), and labels, int64 (B,).
 
         Every image comes once before one comes again, in an order drawn anew each time round. `seed` (from 0) fixes
-        order and augmentation. Raises `InputError` once no image can be read any more.
+        order and augmentation. Where processes share the batches, `batch_size` is the part of each, and all parts
+        together hold the images of one process with the whole batch. Raises `InputError` once no image can be read.
         """
-        keys = self._rounds(seed)
+        keys = self._rounds(seed, shard)
         return self._batches(self.train, self.train_transform, keys, batch_size * steps, batch_size, seed)
 
-    def calibration_batches(self, *, batch_size: int) -> Iterator[Tensor]:
-        """Some training images, the same at each call, as evaluation sees them: float32 (B, 3, S, S)."""
+    def calibration_batches(self, *, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Some training images, the same at each call, as evaluation sees them: float32 (B, 3, S, S), int64 (B,)."""
         keys = self.calibration_keys
-        return (batch for batch, _ in self._batches(self.train, self.eval_transform, iter(keys), len(keys), batch_size))
+        return self._batches(self.train, self.eval_transform, iter(keys), len(keys), batch_size)
 
-    def validation_batches(self, *, batch_size: int, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def validation_batches(
+        self, *, batch_size: int, limit: int | None = None, shard: Shard = ALONE
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """The validation images, or the first `limit`, always in one order: float32 (B, 3, S, S), int64 (B,).
 
-        Classes take turns, so that the first ones are balanced too. The last batch may be smaller.
+        Classes take turns, so that the first ones are balanced too. The last batch may be smaller. Processes that
+        share them get each its own.
         """
-        keys = self.validation_keys[:limit]
+        keys = self.validation_keys[:limit][shard[0] :: shard[1]]
         return self._batches(self.validation, self.eval_transform, iter(keys), len(keys), batch_size)
 
-    def _rounds(self, seed: int) -> Iterator[Key]:
+    def _rounds(self, seed: int, shard: Shard) -> Iterator[Key]:
         for turn in count():
             order = np.random.default_rng((seed, turn)).permutation(len(self.train.labels)).tolist()
             if len(self.train.unreadable) == len(order):
                 return
             for place, index in enumerate(order, start=turn * len(order)):
-                if index not in self.train.unreadable:
+                # By its place, not by counting: what is unreadable is known to the process that tried it alone.
+                if place % shard[1] == shard[0] and index not in self.train.unreadable:
                     yield index, place
 
     def _batches(
@@ -104,7 +148,7 @@ class ImageData:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """`number` images in batches of `size`. Unreadable ones are noted; those behind them move up."""
         pixels: list[Tensor] = []
-        labels: list[int] = []
+        done: list[Key] = []
         while number > 0:
             ahead = list(islice(keys, number))
             if not ahead:
@@ -116,15 +160,19 @@ class ImageData:
                 collate_fn=partial(_load, images, transform, seed),
                 generator=torch.Generator(),  # or the loader draws from the global one
             )
-            for indices, unreadable, rows in loader:
+            for read, unreadable, rows in loader:
                 images.unreadable.update(unreadable)
                 pixels.extend(rows)
-                labels.extend(images.labels[indices].tolist())
-                number -= len(indices)
+                done.extend(read)
+                number -= len(read)
                 while len(pixels) >= size or (pixels and number == 0):
-                    batch = torch.stack(pixels[:size]).float().div_(255)
-                    yield self.normalize(batch), torch.tensor(labels[:size])
-                    del pixels[:size], labels[:size]
+                    batch = self.normalize(torch.stack(pixels[:size]).float().div_(255))
+                    if transform is self.train_transform and self.erasing is not None:
+                        for image, (_, place) in zip(batch, done, strict=False):
+                            with _own_randomness(f"{seed}/{place}/erasing"):
+                                self.erasing(image)  # in place
+                    yield batch, torch.from_numpy(images.labels[[index for index, _ in done[:size]]])
+                    del pixels[:size], done[:size]
 
 
 def load_data(
@@ -139,6 +187,7 @@ def load_data(
     val_images: int,
     calibration_images: int,
     seed: int,
+    augmentation: Augmentation | None = None,
     memory_limit_bytes: int = 1 << 30,
     workers: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -146,8 +195,8 @@ def load_data(
     """Opens a data set, sets aside what to calibrate and validate on, and decodes what fits in memory.
 
     Training photographs are cropped and mirrored at random; written characters are not mirrored; the built-in digits,
-    random already, stay as they are. Evaluation is timm's: short side at `img_size / crop_pct`, then the middle.
-    Raises `InputError`, in one line, where the data are unknown, missing, or break a rule.
+    random already, are neither cropped nor mirrored. Evaluation is timm's: short side at `img_size / crop_pct`, then
+    the middle. Raises `InputError`, in one line, where the data are unknown, missing, or break a rule.
 
     Args:
         dataset: "digits" (built in), "folder", or timm's "torch/<name>" (from disk) or "hfds/<name>".
@@ -160,6 +209,7 @@ def load_data(
         val_images: How many validation images to use, at most.
         calibration_images: How many training images to calibrate on, at most.
         seed: Chooses those images, and draws the built-in digits; from 0.
+        augmentation: Of a full training; None: a little, for proxy trainings.
         memory_limit_bytes: Decoded images are kept where they are expected to take no more than this.
         workers: Processes that prepare batches. None: none for images kept in memory, else one per CPU up to 8.
         on_progress: Called after each training image decoded in advance: how many so far, of how many.
@@ -170,9 +220,12 @@ def load_data(
     if dataset == "digits" and data_dir is not None:
         raise InputError(f"'digits' are built in, but got data_dir={shown([data_dir])}: use dataset='folder'")
     resize = Resize(int(img_size / crop_pct), interpolation=str_to_interp_mode(interpolation))
-    augmentation: dict[str, Any] = {"is_training": True, "scale": TRAIN_CROP, "color_jitter": None}
+    proxy: dict[str, Any] = {"is_training": True, "scale": TRAIN_CROP, "color_jitter": None}
+    train_options = augmentation.transform() if augmentation else proxy
     if dataset == "digits":
-        crop_pct, augmentation = 1.0, {"crop_pct": 1.0}
+        crop_pct = 1.0
+        whole = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "hflip": 0.0}
+        train_options = {**train_options, **whole} if augmentation else {"crop_pct": 1.0}
         lengths = zip(SPLITS, (DIGITS_TRAIN_IMAGES, val_images), strict=True)
         drawn = [ClutteredDigits(split, img_size=img_size, seed=seed, length=length) for split, length in lengths]
         train, validation = (ImageSplit(each, each.labels, CLASS_NAMES, resize, on_disk=False) for each in drawn)
@@ -180,7 +233,8 @@ def load_data(
         train, validation = open_folder(resize, data_dir)
     else:
         train, validation = open_named(resize, dataset, data_dir)
-        augmentation["hflip"] = 0.0 if "mnist" in dataset.lower() else 0.5
+        if "mnist" in dataset.lower():
+            train_options["hflip"] = 0.0
     if len(train.class_names) < 2:
         raise InputError(f"training needs two classes or more, but there is only {shown(train.class_names)}")
     if validation.class_names != train.class_names:
@@ -189,6 +243,8 @@ def load_data(
             raise InputError(f"validation classes must be among those of training, but {shown(unknown)} are not")
         # Each split numbers its own classes, and one that is missing shifts the others: only names agree.
         validation.labels = np.array([label_of[name] for name in validation.class_names])[validation.labels]
+    if augmentation is not None:
+        train.resize = None
     to_keep = ((train, len(train.labels)), (validation, min(val_images, len(validation.labels))))
     if sum(estimated_bytes(images, number) for images, number in to_keep) <= memory_limit_bytes:
         train.kept, validation.kept = {}, {}
@@ -209,21 +265,22 @@ def load_data(
         validation=validation,
         calibration_keys=[(index, 0) for index in train.choose(calibration_images, seed=seed)],
         validation_keys=[(index, 0) for index in chosen],
-        train_transform=create_transform(img_size, **augmentation, **common),
+        train_transform=create_transform(img_size, **train_options, **common),
         eval_transform=create_transform(img_size, crop_pct=crop_pct, **common),
         normalize=Normalize(mean, std, inplace=True),
+        erasing=augmentation.erasing() if augmentation else None,
         workers=workers if workers is not None else 0 if train.kept is not None else min(8, CPUS),
     )
 
 
-def _load(images: ImageSplit, transform: Transform, seed: int, keys: list[Key]) -> tuple[list[int], list[int], Tensor]:
-    """The numbers of what can be read and of what cannot, and the transformed pixels, (B, 3, S, S) uint8."""
+def _load(images: ImageSplit, transform: Transform, seed: int, keys: list[Key]) -> tuple[list[Key], list[int], Tensor]:
+    """The keys of what can be read, the numbers of what cannot, and the transformed pixels, (B, 3, S, S) uint8."""
     readable, unreadable, rows = [], [], []
     for index, place in keys:
         if (pixels := images.pixels(index)) is None:
             unreadable.append(index)
             continue
-        readable.append(index)
+        readable.append((index, place))
         with _own_randomness(f"{seed}/{place}"):
             rows.append(transform(Image.fromarray(pixels).convert("RGB")))
     return readable, unreadable, torch.stack(rows) if rows else torch.empty(0)
@@ -231,12 +288,14 @@ def _load(images: ImageSplit, transform: Transform, seed: int, keys: list[Key]) 
 
 @contextmanager
 def _own_randomness(seed: str) -> Iterator[None]:
-    """Seeds what timm's transforms draw from, Python's and torch's CPU generator, and puts both back."""
-    before = random.getstate()
+    """Seeds what timm's transforms draw from (Python, NumPy, torch on the CPU), and puts all back."""
+    before, numpys = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         random.seed(seed)
         torch.default_generator.manual_seed(random.getrandbits(63))  # torch.manual_seed reseeds CUDA as well
+        np.random.seed(random.getrandbits(32))
         try:
             yield
         finally:
             random.setstate(before)
+            np.random.set_state(numpys)

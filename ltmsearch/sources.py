@@ -36,13 +36,13 @@ class ImageSplit:
 
     `resize` is the step that timm's evaluation transform begins with. An image with a longer short side goes through
     it at once, so evaluation gives the same bits as from the original; and since training takes this way whether or
-    not memory holds the result, it does not depend on that either.
+    not memory holds the result, it does not depend on that either. Without it images stay as they were photographed.
     """
 
     dataset: Any
     labels: np.ndarray  # (n,) int64, indices into `class_names`
     class_names: tuple[str, ...]
-    resize: Resize
+    resize: Resize | None
     files: Sequence[tuple[Any, ...]] = ()  # of each image on disk, a tuple that starts with its path
     root: Path | None = None
     on_disk: bool = True  # whether an image must be read to know that it can be
@@ -58,7 +58,9 @@ class ImageSplit:
             image = self._read(index)
         except _UNREADABLE:
             return None
-        pixels = np.asarray(self.resize(image) if min(image.size) > self.resize.size else image)
+        if self.resize is not None and min(image.size) > self.resize.size:
+            image = self.resize(image)
+        pixels = np.asarray(image)
         if self.kept is not None:
             self.kept[index] = pixels
         return pixels

@@ -13,6 +13,7 @@ import struct
 import sys
 import types
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ import torchvision
 from PIL import Image
 from timm.data import create_transform
 
-from ltmsearch.data import load_data
+from ltmsearch.data import Augmentation, load_data
 from ltmsearch.errors import InputError
 from ltmsearch.sources import balanced, estimated_bytes
 
@@ -86,6 +87,20 @@ def same(left, right):
 @pytest.fixture
 def folder(tmp_path):
     return make_folder(tmp_path)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Images longer and shorter than what they are shrunk to, upright and lying, grey and with a palette."""
+    for split in ("train", "validation"):
+        for index, size in enumerate([(60, 40), (40, 60), (12, 15), (23, 20), (300, 21)]):
+            (tmp_path / split / CLASSES[index % 2]).mkdir(parents=True, exist_ok=True)
+            noise(tmp_path / split / CLASSES[index % 2] / f"{index}.png", size, seed=index)
+    image = Image.open(tmp_path / "validation" / "ant" / "0.png")
+    image.convert("L").save(tmp_path / "validation" / "ant" / "grey.png")
+    image.convert("P").save(tmp_path / "validation" / "ant" / "palette.png")
+    image.close()
+    return tmp_path
 
 
 @pytest.fixture
@@ -156,9 +171,10 @@ class TestFolder:
 
     def test_calibration_is_a_fixed_choice_of_training_images(self, folder):
         data = open_data(folder, calibration_images=5)
-        first, again = ([*data.calibration_batches(batch_size=2)] for _ in range(2))
-        assert [len(batch) for batch in first] == [2, 2, 1]
-        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+        batches = list(data.calibration_batches(batch_size=2))
+        assert same(batches, data.calibration_batches(batch_size=2))
+        first = [images for images, _ in batches]
+        assert [len(images) for images in first] == [2, 2, 1]
         assert torch.cat(first)[:, 2].eq(1).all()  # blue: of the training split
         assert sorted(red for red, _ in colours(torch.cat(first))) in (
             [0, 0, 1, 1, 2],
@@ -221,19 +237,6 @@ class TestUnreadable:
 
 
 class TestStorage:
-    @pytest.fixture
-    def photos(self, tmp_path):
-        """Images longer and shorter than what they are shrunk to, upright and lying, grey and with a palette."""
-        for split in ("train", "validation"):
-            for index, size in enumerate([(60, 40), (40, 60), (12, 15), (23, 20), (300, 21)]):
-                (tmp_path / split / CLASSES[index % 2]).mkdir(parents=True, exist_ok=True)
-                noise(tmp_path / split / CLASSES[index % 2] / f"{index}.png", size, seed=index)
-        image = Image.open(tmp_path / "validation" / "ant" / "0.png")
-        image.convert("L").save(tmp_path / "validation" / "ant" / "grey.png")
-        image.convert("P").save(tmp_path / "validation" / "ant" / "palette.png")
-        image.close()
-        return tmp_path
-
     def test_evaluation_gives_the_bits_of_timms_transform(self, photos):
         normal = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3), "crop_pct": 0.77, "interpolation": "bicubic"}
         expected = create_transform(16, **normal)
@@ -257,7 +260,7 @@ class TestStorage:
         for other in (streamed, workers):
             assert same(kept.validation_batches(batch_size=3), other.validation_batches(batch_size=3))
             assert same(kept.train_batches(**train), other.train_batches(**train))
-            assert same([kept.calibration_batches(batch_size=3)], [other.calibration_batches(batch_size=3)])
+            assert same(kept.calibration_batches(batch_size=3), other.calibration_batches(batch_size=3))
 
     def test_images_are_kept_up_to_the_limit_as_estimated(self, folder):
         # 40 × 30 pixels shrink to a short side of 16 / 0.8 = 20, so a long one of 26, at three bytes a pixel.
@@ -532,3 +535,73 @@ def test_balanced_is_taking_turns():
         assert not excluded & set(chosen)
         assert chosen == balanced(labels, 50, seed=1, without=excluded)[:number]
     assert balanced(labels, 50, seed=2, without=excluded) != balanced(labels, 50, seed=1, without=excluded)
+
+
+STRONG = Augmentation(
+    scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), hflip=0.5, color_jitter=0.4, auto_augment="rand-m9-mstd0.5",
+    re_prob=0.5, re_mode="pixel", re_count=1,
+)  # fmt: skip
+
+
+class TestAugmentation:
+    """A full training's images: as random as timm makes them, and the same again for the same seed."""
+
+    def test_a_seed_gives_the_same_bits_whatever_the_global_generators_do(self, photos):
+        train = {"batch_size": 4, "steps": 4, "seed": 3}
+        first = list(open_data(photos, augmentation=STRONG).train_batches(**train))
+        for seed in (random.seed, np.random.seed, torch.manual_seed):
+            seed(99)
+        before = np.random.get_state()[1].copy()
+        assert same(first, open_data(photos, augmentation=STRONG, **{**STREAM, "workers": 2}).train_batches(**train))
+        assert np.array_equal(np.random.get_state()[1], before)
+        assert not same(first, open_data(photos, augmentation=STRONG).train_batches(**{**train, "seed": 4}))
+
+    @pytest.mark.parametrize(
+        "change", [{"auto_augment": None}, {"re_prob": 0.0}, {"hflip": 0.0}, {"scale": (1.0, 1.0)}]
+    )
+    def test_every_key_matters(self, photos, change):
+        train = {"batch_size": 4, "steps": 4, "seed": 3}
+        strong = list(open_data(photos, augmentation=STRONG).train_batches(**train))
+        assert not same(strong, open_data(photos, augmentation=replace(STRONG, **change)).train_batches(**train))
+
+    def test_validation_and_calibration_stay_as_they_are(self, photos):
+        plain, strong = open_data(photos), open_data(photos, augmentation=STRONG)
+        assert same(plain.validation_batches(batch_size=3), strong.validation_batches(batch_size=3))
+        assert same(plain.calibration_batches(batch_size=3), strong.calibration_batches(batch_size=3))
+
+    def test_crops_are_taken_from_the_original(self, photos):
+        """Not from what is left of it after the evaluation's resize: small crops would be blurred."""
+        kept = open_data(photos, augmentation=STRONG).train.kept
+        proxy = open_data(photos).train.kept
+        assert min(kept[0].shape[:2]) > min(proxy[0].shape[:2])
+
+    def test_digits_are_neither_cropped_nor_mirrored(self):
+        text = repr(open_data(None, dataset="digits", augmentation=STRONG).train_transform)
+        assert "scale=(1.0, 1.0)" in text
+        assert "Flip" not in text
+        assert "RandAugment" in text
+
+
+class TestShards:
+    """Processes that share the batches."""
+
+    @pytest.mark.parametrize("unreadable", [False, True])
+    def test_together_they_see_what_one_process_sees(self, folder, unreadable):
+        if unreadable:
+            (folder / "train" / "bee" / "0.png").write_text("not an image")
+        one = open_data(folder, augmentation=None)
+        whole = list(one.train_batches(batch_size=6, steps=2, seed=5))
+        parts = [list(open_data(folder).train_batches(batch_size=3, steps=2, seed=5, shard=(i, 2))) for i in range(2)]
+        for batch, left, right in zip(whole, *parts, strict=True):
+            together = torch.cat((left[0], right[0])), torch.cat((left[1], right[1]))
+            if not unreadable:  # else what moves up may come from another batch
+                assert sorted(together[1].tolist()) == sorted(batch[1].tolist())
+                assert {row.numpy().tobytes() for row in together[0]} == {row.numpy().tobytes() for row in batch[0]}
+            assert len(together[1]) == 6
+
+    def test_validation_images_are_split(self, folder):
+        data = open_data(folder)
+        whole = seen(data.validation_batches(batch_size=3))
+        parts = [seen(data.validation_batches(batch_size=3, shard=(i, 3))) for i in range(3)]
+        assert sorted(colour for part in parts for colour in part) == sorted(whole)
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
