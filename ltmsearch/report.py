@@ -6,26 +6,17 @@ trial ran, which compares less well. Rings with error bars and the step line are
 ticks are proposals rejected by their cost alone and crosses are failed trials: neither has a score.
 """
 
-import html
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-import plotly.io
 from rich.console import Console
 from rich.table import Table
 
-from ltmsearch.files import write_atomic
+from ltmsearch.drawing import WrittenDrawing, write_drawing
 from ltmsearch.picture import UNSCORED, FrontPicture, Group, front_picture, shown_top1
 from ltmsearch.records import TrialRecord, select_front, select_references
-
-PNG_SECONDS = 60.0
-"""How long the browser that draws the PNG may take, from start to end. It usually takes 5 s."""
 
 _BLACK, _GREY = "#000000", "#6b6b6b"
 # Colours of Okabe and Ito, told apart by colour-blind readers; the symbols do the same in black and white.
@@ -36,16 +27,6 @@ _STYLES: dict[Group, tuple[str, str, int]] = {
     "over budget": ("line-ns", _GREY, 14),
     "failed": ("x-thin", "#D55E00", 10),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class WrittenFront:
-    """What `write_front` left behind."""
-
-    paths: tuple[Path, ...]
-    """Files written, `front.html` first."""
-    note: str | None
-    """One line that says why there is no PNG; None when there is one or none was wanted."""
 
 
 def front_figure(
@@ -87,10 +68,10 @@ def write_front(
     img_size: int,
     budget_gflops: float | None = None,
     png: bool = True,
-) -> WrittenFront:
-    """Writes `front.html`, which needs no network, and `front.png` where a browser is found.
+) -> WrittenDrawing:
+    """Writes `front.html` and, where a browser is found, `front.png`, as `write_drawing` does.
 
-    A PNG that cannot be drawn is no error: the note says why. Arguments not named here are `front_figure`'s.
+    Arguments not named here are `front_figure`'s.
 
     Args:
         records: All trials of a study.
@@ -100,20 +81,8 @@ def write_front(
     Raises:
         OSError: The folder cannot be written.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     figure = front_figure(records, title=title, img_size=img_size, budget_gflops=budget_gflops)
-    plot = plotly.io.to_html(figure, full_html=False, div_id="front", config={"displaylogo": False})
-    page = (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
-        "<style>html, body {height: 100%; margin: 0} body {min-height: 480px}</style>\n"
-        f"</head>\n<body>\n{plot}\n</body>\n</html>\n"
-    )
-    page_path, image_path = write_atomic(folder / "front.html", page), folder / "front.png"
-    note = _write_png(figure, image_path) if png else None
-    if note is not None and image_path.exists():
-        note += "; the one that is there is older"
-    return WrittenFront(paths=(page_path, image_path) if png and note is None else (page_path,), note=note)
+    return write_drawing(figure, folder, "front", title=title, png=png)
 
 
 def print_front(console: Console, records: Iterable[TrialRecord], *, budget_gflops: float | None = None) -> None:
@@ -152,6 +121,8 @@ def _hover(record: TrialRecord, img_size: int) -> str:
         lines.append(f"top-1 {record.score} %{'' if record.score.rescored else ' when it ran'}")
         lines += [] if record.score.loss is None else [f"loss {record.score.loss:.4f}"]
     lines += [] if record.ib_weight is None else [f"IB weight {record.ib_weight:.3g}"]
+    if record.mi_x is not None and record.mi_y is not None and record.ibb is not None:
+        lines.append(f"I(X̃;X) {record.mi_x:.3g}, I(X̃;Y) {record.mi_y:.3g}, IB bound {record.ibb:.3g} nats")
     lines += [] if record.supernet_version is None else [f"ran with weights version {record.supernet_version}"]
     lines.append(f"keep ratios, 1 = plain{_form_key([record])}:")
     return "<br>".join(lines + [f"  {stage}: {ratios}" for stage, ratios in record.by_stage()])
@@ -231,46 +202,6 @@ def _layout(picture: FrontPicture, title: str, img_size: int) -> dict[str, Any]:
         "yaxis": {"title": "top-1, %", "range": picture.y_range, "domain": [below, 1], **grid},
         "yaxis2": {"fixedrange": True, **strip},
     }
-
-
-# Without MathJax, which kaleido would fetch from the network. Exit code 3: no browser.
-_PNG_PROGRAM = """
-import json, sys, kaleido
-from choreographer.errors import ChromeNotFoundError
-with open(sys.argv[1], encoding="utf-8") as stream:
-    figure = json.load(stream)
-size = {"width": 1000, "height": 620, "scale": 2}
-page = kaleido.PageGenerator(mathjax=False)
-try:
-    kaleido.write_fig_sync(figure, path=sys.argv[2], opts=size, kopts={"page_generator": page, "timeout": 40})
-except ChromeNotFoundError:
-    sys.exit(3)
-"""
-
-
-def _write_png(figure: go.Figure, path: Path) -> str | None:
-    """Draws the PNG; returns why it could not, in one line.
-
-    A process of its own does it, because a browser that hangs can then be given up, and because what kaleido
-    logs, warns of and does to event loops stays there.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        source, drawn, said = (Path(scratch, name) for name in ("figure.json", "front.png", "stderr"))
-        source.write_text(figure.to_json(), encoding="utf-8")
-        # -P: a module in the working folder must not stand in for a library.
-        command = [sys.executable, "-P", "-c", _PNG_PROGRAM, str(source), str(drawn)]
-        with said.open("wb") as out:
-            try:
-                done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=PNG_SECONDS)
-            except subprocess.TimeoutExpired:
-                return f"{path.name} not written: the browser took more than {PNG_SECONDS:g} s"
-        if done.returncode == 3:
-            return f"{path.name} not written: it needs Chrome or Chromium (`plotly_get_chrome` fetches one)"
-        if done.returncode != 0:
-            last = said.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
-            return f"{path.name} not written: the browser failed with {last[:200]!r}"
-        write_atomic(path, drawn.read_bytes())
-    return None
 
 
 def _cells(record: TrialRecord) -> tuple[str, str, str, str]:
