@@ -1,8 +1,8 @@
 """Scoring a subnet: fresh BatchNorm statistics, then one fixed set of validation images, the same for every subnet."""
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,19 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
+from ltmsearch.backbones import pooled_features
+from ltmsearch.errors import TrialDiverged
+from ltmsearch.ib_loss import IBLoss, IBMeter, IBTerms, input_features
 from ltmsearch.runtime import Runtime
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+"""(B, 3, height, width) images and (B,) labels."""
+
+TOP = 5
+"""Guesses that top-5 counts."""
+IB_IMAGES = 256
+IB_IMAGES_PER_CLASS = 4
+"""Images that statistics of the IB loss come from, whichever are more, where only they need the pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +38,10 @@ class Score:
     """Mean cross-entropy, nats."""
     images: int
     """Number of validation images."""
+    top5: float | None = None
+    """Top-5 accuracy, 0-100; None with five classes or fewer, where it says nothing."""
+    ib: IBTerms | None = None
+    """The information terms, where statistics for them were given."""
 
     def is_chance(self, num_classes: int) -> bool:
         """Whether top-1 cannot be told from guessing, by three standard errors."""
@@ -47,51 +63,120 @@ def batchnorm_kept(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(buffers[name])
 
 
-def recalibrate(model: nn.Module, batches: Iterable[Tensor], runtime: Runtime) -> None:
+def recalibrate(model: nn.Module, batches: Batches, runtime: Runtime) -> None:
     """Replace BatchNorm statistics by those of the given images under the active schedule.
 
     Shared running statistics fit no subnet: each shifts the activations in its own way (Yu & Huang, 2019).
 
     Args:
         model: As it is to be scored.
-        batches: (B, 3, height, width) images, evaluation transform.
+        batches: Images by the evaluation transform; their labels are not looked at.
         runtime: Device and number format.
     """
     with runtime.autocast():
-        update_bn((runtime.images(batch) for batch in batches), model)
+        update_bn((runtime.images(images) for images, _ in batches), model)
 
 
-def score(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], runtime: Runtime) -> Score:
-    """Top-1 and cross-entropy in evaluation mode; the model's mode is restored.
+def recalibrate_and_fit(ib: IBLoss, model: nn.Module, batches: Batches, runtime: Runtime) -> None:
+    """`recalibrate`, and fit an IB loss to the features that come by.
+
+    Args:
+        ib: Fitted in place.
+        model: A timm model, as it is to be scored. Without BatchNorm, some of the images pass for the fit alone.
+        batches: Images by the evaluation transform, and labels.
+        runtime: Device and number format.
+
+    Raises:
+        TrialDiverged: If a feature is not finite.
+    """
+    inputs: list[Tensor] = []
+    targets: list[Tensor] = []
+
+    def noted() -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in batches:
+            images = runtime.images(images)
+            inputs.append(input_features(images))
+            targets.append(labels)
+            yield images, labels
+
+    coming = noted()
+    with pooled_features(model) as seen:
+        recalibrate(model, coming, runtime)
+        if not seen:  # no norm to recalibrate, so that nothing passed
+            was_training = model.training
+            model.eval()
+            with torch.no_grad(), runtime.autocast():
+                for images, _ in enough_for_ib(coming, ib.num_classes):
+                    model(images)
+            model.train(was_training)
+        features = torch.cat(seen)
+    if not bool(features.isfinite().all()):
+        raise TrialDiverged("the features are not finite")
+    ib.fit(features, torch.cat(inputs), torch.cat(targets), seed=0)
+
+
+def enough_for_ib(batches: Batches, num_classes: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first batches, up to the images that statistics of the IB loss need."""
+    needed = max(IB_IMAGES, IB_IMAGES_PER_CLASS * num_classes)
+    for images, labels in batches:
+        yield images, labels
+        needed -= len(images)
+        if needed <= 0:
+            return
+
+
+def score(
+    model: nn.Module,
+    batches: Batches,
+    runtime: Runtime,
+    *,
+    ib: IBLoss | None = None,
+    add_up: Callable[[Tensor], Tensor] = lambda totals: totals,
+) -> Score:
+    """Top-1, top-5 and cross-entropy in evaluation mode, on wish the information terms; the model's mode is restored.
 
     Args:
         model: Classifier, as it stands.
-        batches: (B, 3, height, width) images and (B,) labels.
+        batches: Images and labels.
         runtime: Device and number format.
+        ib: Fitted statistics for the information terms; None: none.
+        add_up: Adds up a float64 vector of totals over the processes that share the images.
 
     Raises:
         ValueError: If there are no images.
     """
     was_training = model.training
     model.eval()
-    correct, loss, images = 0, 0.0, 0
+    meter = IBMeter(ib) if ib is not None else None
+    counts = torch.zeros(4, dtype=torch.float64, device=runtime.device)  # right, right among five, loss, images
+    classes = 0
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), ExitStack() as stack:
+            seen = stack.enter_context(pooled_features(model)) if meter is not None else []
             for batch, labels in batches:
+                images, labels = runtime.images(batch), labels.to(runtime.device)
                 with runtime.autocast():
-                    logits = model(runtime.images(batch))
-                logits, labels = logits.float(), labels.to(logits.device)
-                correct += int((logits.argmax(dim=1) == labels).sum())
-                loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-                images += len(labels)
+                    logits = model(images)
+                logits, classes = logits.float(), logits.shape[1]
+                ranks = logits.topk(min(TOP, classes), dim=1).indices == labels[:, None]
+                loss = F.cross_entropy(logits, labels, reduction="sum")
+                counts += torch.stack((ranks[:, 0].sum(), ranks.sum(), loss, loss.new_tensor(len(labels))))
+                if meter is not None:
+                    meter.add(seen.pop(), input_features(images), labels)
     finally:
         model.train(was_training)
-    if not images:
+    totals = add_up(counts if meter is None else torch.cat((counts, meter.totals)))
+    right, among_five, loss_sum, number = totals[:4].tolist()
+    if not number:
         raise ValueError("`batches` must hold at least one image.")
-    share = correct / images
+    if meter is not None:
+        meter.totals.copy_(totals[4:])
+    share = right / number
     return Score(
         top1=100 * share,
-        top1_se=100 * math.sqrt(share * (1 - share) / images),
-        loss=loss / images,
-        images=images,
+        top1_se=100 * math.sqrt(share * (1 - share) / number),
+        top5=100 * among_five / number if classes > TOP else None,
+        loss=loss_sum / number,
+        images=round(number),
+        ib=meter.terms() if meter is not None else None,
     )

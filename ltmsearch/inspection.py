@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ltmsearch.backbones import create_backbone, create_subnet, get_adapter
-from ltmsearch.costs import GIGA, CostModel, cost_model, traced_macs
+from ltmsearch.backbones import create_subnet, get_adapter
+from ltmsearch.costs import GIGA, CostModel, backbone_costs, traced_macs
 from ltmsearch.grid import tokens
 from ltmsearch.merging import check_form, get_operator
 from ltmsearch.schedule import Choice, MergeSchedule
@@ -88,12 +88,6 @@ class SpaceCost:
         return asdict(self)
 
 
-def _plain_costs(backbone: str, img_size: int, operator: str, **timm_kwargs: Any) -> CostModel:
-    get_operator(operator)
-    model = create_backbone(backbone, img_size=img_size, **get_adapter(backbone).any_size, **timm_kwargs)
-    return cost_model(backbone, model, (img_size, img_size), operator)
-
-
 def describe_cost(
     backbone: str, *, keep: Sequence[float], img_size: int, operator: str, form: str | None, num_classes: int
 ) -> ScheduleCost:
@@ -111,7 +105,7 @@ def describe_cost(
         InputError: For an unknown name, or keep ratios that do not fit.
     """
     checked = None if form is None else check_form(operator, form)
-    costs = _plain_costs(backbone, img_size, operator, num_classes=num_classes)
+    costs = backbone_costs(backbone, img_size, operator, num_classes=num_classes)
     schedule = MergeSchedule.from_list(costs.layers, keep, operator, checked)
     subnet = create_subnet(
         backbone,
@@ -142,7 +136,7 @@ def describe_space(backbone: str, *, img_size: int, operator: str, space: str | 
         InputError: For an unknown name, or a search-space file that does not fit.
     """
     file = SpaceFile.load(space, family=get_adapter(backbone).family)
-    costs = _plain_costs(backbone, img_size, operator)
+    costs = backbone_costs(backbone, img_size, operator)
     built = SearchSpace.build(file, costs.layer_grids, operator, pays=costs.pays)
     low, high = costs.table(built.choices).reachable()
     plain = costs.plain_layer_macs()

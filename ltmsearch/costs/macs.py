@@ -7,11 +7,12 @@ fvcore's count of the built subnet as an integer.
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import nn
 
-from ltmsearch.backbones import Chain, LayerShape, get_adapter, operators_of
+from ltmsearch.backbones import Chain, LayerShape, create_backbone, get_adapter, operators_of
 from ltmsearch.costs.traced import traced_macs
 from ltmsearch.grid import Grid, target_grid, tokens
 from ltmsearch.merging import MergeOperator, get_operator
@@ -248,3 +249,20 @@ def cost_model(backbone: str, model: nn.Module, img_size: Grid, operator: str = 
         raise ValueError(f"`model` must be plain to be traced as the base, but it merges at {', '.join(active)}.")
     get_operator(operator)
     return CostModel(base_macs=traced_macs(model, img_size), chains=adapter.chains(model, img_size), operator=operator)
+
+
+def backbone_costs(backbone: str, img_size: int, operator: str = "ltm", **timm_kwargs: Any) -> CostModel:
+    """The cost model of a backbone at square images, from timm's plain net built anew.
+
+    Args:
+        backbone: timm name.
+        img_size: Side in pixels.
+        operator: Name of the merging operator whose costs are wanted.
+        timm_kwargs: Passed to `timm.create_model`, e.g. `num_classes`.
+
+    Raises:
+        InputError: For an unknown backbone or operator.
+    """
+    get_operator(operator)
+    model = create_backbone(backbone, img_size=img_size, **get_adapter(backbone).any_size, **timm_kwargs)
+    return cost_model(backbone, model, (img_size, img_size), operator)
