@@ -2,7 +2,8 @@
 
 LtmsearchError
 ├── InputError        the user's input is wrong: one line, exit code 2
-└── TrialDiverged     one trial's loss is not finite: that trial fails alone
+├── TrialDiverged     one trial's loss is not finite: that trial fails alone
+└── TrainingDiverged  a full training's loss is not finite: it ends
 """
 
 from collections.abc import Iterable
@@ -19,6 +20,10 @@ class InputError(LtmsearchError):
 
 class TrialDiverged(LtmsearchError):
     """The loss of a trial became infinite or NaN."""
+
+
+class TrainingDiverged(LtmsearchError):
+    """The loss of a full training became infinite or NaN."""
 
 
 MANY = 40

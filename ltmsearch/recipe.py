@@ -6,17 +6,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ltmsearch.errors import InputError
 from ltmsearch.files import write_atomic
 from ltmsearch.schedule import Form, MergeSchedule
-from ltmsearch.yamlfile import load, read_yaml, to_yaml
+from ltmsearch.yamlfile import check, load, read_yaml, to_yaml
 
 SCHEMA = 1
+PREFIX = "ltm_"
+"""Of the timm names of networks that merge."""
 
-NET = ("schema_version", "model", "operator", "schedule", "forms", "num_classes", "provenance")
-"""What a recipe says of the net and its origin; every other key is one of training."""
+NET = ("schema_version", "model", "operator", "schedule", "forms", "provenance")
+"""What a recipe says of the net and its origin; every other key is one of training, and may be given anew for it."""
 
 HEADER = """Training recipe of a merge schedule found by ltmsearch.
 The network: timm.create_model(model, keep_ratios=schedule, operator=operator, forms=forms,
@@ -54,6 +56,8 @@ class Recipe(BaseModel):
 
     epochs: int = Field(default=300, ge=1)
     """Passes over the training images."""
+    train_steps_per_epoch: int | None = Field(default=None, ge=1)
+    """Steps that count as one epoch; without it one pass over the training images."""
     batch_size: int = Field(default=256, ge=2)
     """Images per optimizer step, over all devices and accumulated parts (4 × 64 in the published training)."""
     grad_accum_steps: int = Field(default=1, ge=1)
@@ -72,8 +76,10 @@ class Recipe(BaseModel):
     """Limit on the gradient, in the sense of clip_mode."""
     clip_mode: Literal["norm", "value", "agc"] = "norm"
     """What clip_grad limits: the whole norm, each value, or each unit's norm relative to its weights'."""
-    sched: str = "cosine"
+    sched: Literal["cosine", "tanh", "step", "constant", "poly", "wsd", "rsqrt"] = "cosine"
     """timm's name of the learning-rate schedule."""
+    sched_on_updates: bool = True
+    """Change the learning rate with every step, not with every epoch."""
     min_lr: float = Field(default=2e-5, ge=0)
     """Learning rate at the end."""
     warmup_epochs: int = Field(default=5, ge=0)
@@ -149,6 +155,33 @@ class Recipe(BaseModel):
     provenance: dict[str, Any] = Field(default_factory=dict)
     """Where the schedule comes from: study, trial, seed, versions, counted and measured costs, proxy score."""
 
+    @model_validator(mode="after")
+    def _goes_together(self) -> "Recipe":
+        if self.warmup_epochs + self.cooldown_epochs >= self.epochs and self.sched != "constant":
+            raise ValueError(
+                f"warmup_epochs + cooldown_epochs must be less than epochs, but got {self.warmup_epochs} + "
+                f"{self.cooldown_epochs} and {self.epochs}"
+            )
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr must be at most lr, but got {self.min_lr:g} and {self.lr:g}")
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} must be two numbers above 0 in rising order, but got {low:g} and {high:g}")
+        return self
+
+    @field_validator("model")
+    @classmethod
+    def _is_ours(cls, value: str) -> str:
+        if not value.startswith(PREFIX):
+            raise ValueError(f"must be {PREFIX}<backbone>, such as {PREFIX}mobilevit_s")
+        return value
+
+    @property
+    def backbone(self) -> str:
+        """timm name of the plain net."""
+        return self.model.removeprefix(PREFIX)
+
     @property
     def merge_schedule(self) -> MergeSchedule:
         """The schedule as an object."""
@@ -163,6 +196,14 @@ class Recipe(BaseModel):
             "num_classes": self.num_classes,
             "img_size": self.img_size,
         }
+
+    def changed(self, keys: dict[str, Any]) -> "Recipe":
+        """The same recipe with other values for some keys, checked.
+
+        Raises:
+            InputError: For a value that does not fit.
+        """
+        return check(Recipe, {**self.model_dump(), **keys}, "recipe")
 
     def save(self, path: Path) -> Path:
         """Write as YAML, atomically."""

@@ -27,6 +27,13 @@ class Runtime:
     """Whether images and convolution weights are stored channels last."""
     reason: str
     """One phrase: why this precision."""
+    fp16: bool = False
+    """Whether they run in float16, which needs its loss scaled."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of matrix products and convolutions."""
+        return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else torch.float32
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Move a model to the device and into the memory layout, in place."""
@@ -41,12 +48,15 @@ class Runtime:
     @contextmanager
     def autocast(self) -> Iterator[None]:
         """The number format of forward passes."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             yield
 
     def __str__(self) -> str:
         layout = "channels last" if self.channels_last else "channels first"
-        return f"{self.device}, {'bf16 autocast' if self.bf16 else 'fp32'} ({self.reason}), {layout}"
+        return f"{self.device}, {_SHORT[self.dtype]} ({self.reason}), {layout}"
+
+
+_SHORT = {torch.bfloat16: "bf16 autocast", torch.float16: "fp16 autocast", torch.float32: "fp32"}
 
 
 def find_device(name: str) -> torch.device:
@@ -96,6 +106,21 @@ def choose_runtime(device: torch.device, precision: Precision, model: nn.Module,
     seconds = {bf16: step_seconds(runtime(bf16, ""), model, images) for bf16 in (False, True)}
     gain = seconds[False] / seconds[True]
     return runtime(gain >= 1.1, f"bf16 measured {gain:.1f}x as fast")
+
+
+def amp_runtime(device: torch.device, *, amp: bool, dtype: Literal["bfloat16", "float16"]) -> Runtime:
+    """The number format of a full training, as asked; on a CPU without bf16 instructions fp32 stands for bf16.
+
+    Raises:
+        InputError: If a GPU lacks bf16.
+    """
+    bf16 = amp and dtype == "bfloat16"
+    reason = "as asked"
+    if bf16 and not has_bf16(device):
+        if device.type != "cpu":
+            raise InputError(f"{device} has no bfloat16: --amp-dtype float16 or --no-amp would do")
+        bf16, reason = False, "no bf16 instructions here"  # emulated it is many times slower and no better
+    return Runtime(device=device, bf16=bf16, fp16=amp and dtype == "float16", channels_last=True, reason=reason)
 
 
 def step_seconds(runtime: Runtime, model: nn.Module, images: Tensor, *, train: bool = True) -> float:

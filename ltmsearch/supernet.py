@@ -9,12 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from ltmsearch.backbones import (
-    MERGING,
     attach_operators,
     create_backbone,
     create_subnet,
     get_adapter,
-    operators_of,
     set_schedule,
 )
 from ltmsearch.errors import InputError
@@ -119,7 +117,5 @@ class Supernet(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay must leave alone (timm's convention)."""
-        operators = operators_of(self.model, self.layers)
-        own = {f"model.{layer}.{MERGING}.{n}" for layer, op in operators.items() for n in op.no_weight_decay()}
-        timms: set[str] = getattr(self.model, "no_weight_decay", set)()
-        return own | {f"model.{name}" for name in timms}
+        names: set[str] = self.model.no_weight_decay()  # type: ignore[operator]
+        return {f"model.{name}" for name in names}

@@ -2,13 +2,15 @@
 
 import sys
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg, is_model, register_model
 from torch import nn
 
-from ltmsearch.backbones.adapter import get_adapter, known_backbones, operators_of
+from ltmsearch.backbones.adapter import MERGING, get_adapter, known_backbones, operators_of
+from ltmsearch.backbones.config import is_subnets, load_subnets
 from ltmsearch.backbones.weights import create_backbone
 from ltmsearch.merging import MaskStart, check_form, get_operator
 from ltmsearch.schedule import Form, MergeSchedule
@@ -21,7 +23,12 @@ def attach_operators(
     adapter = get_adapter(backbone)
     make = get_operator(operator)
     device = next(model.parameters()).device
-    adapter.attach(model, {layer: make(adapter.dim(model, layer), start).to(device) for layer in layers})
+    operators = {layer: make(adapter.dim(model, layer), start).to(device) for layer in layers}
+    adapter.attach(model, operators)
+    # On the net itself, under timm's name for it, so that every training script that asks the net respects it.
+    timms: set[str] = getattr(model, "no_weight_decay", set)()
+    own = {f"{layer}.{MERGING}.{name}" for layer, operator in operators.items() for name in operator.no_weight_decay()}
+    model.no_weight_decay = partial(set, timms | own)  # type: ignore[assignment]
 
 
 def set_schedule(backbone: str, model: nn.Module, schedule: MergeSchedule) -> None:
@@ -58,20 +65,24 @@ def create_subnet(
         operator: Name of the merging operator.
         forms: Layer name or shell pattern → `soft`, `hard` or `matched`, or one for all; None: the operator's first.
         mask_start: See `MaskStart`.
-        pretrained: Load timm's weights; the operators' own start from their prior.
+        pretrained: Load timm's weights; the operators' own start from their prior. From a folder
+            that `ltmsearch export` wrote, as timm's `local-dir:`, everything is loaded.
         timm_kwargs: Passed to `timm.create_model`.
 
     Raises:
         InputError: For an unknown backbone, operator, layer or form, a keep ratio out of range, or weights that
             cannot be had.
     """
-    model = create_backbone(backbone, pretrained=pretrained, **timm_kwargs)
+    own = pretrained and is_subnets(timm_kwargs.get("pretrained_model_args"))
+    model = create_backbone(backbone, pretrained=pretrained and not own, **timm_kwargs)
     layers = get_adapter(backbone).layers(model)
     by_layer = dict.fromkeys(layers, forms) if isinstance(forms, str) else forms
     schedule = MergeSchedule.from_mapping(layers, keep_ratios or {}, operator, by_layer)
     start = "content" if mask_start == "auto" and pretrained else mask_start
     attach_operators(backbone, model, operator=operator, layers=schedule.merging_layers, start=start)
     set_schedule(backbone, model, schedule)
+    if own:
+        load_subnets(model, timm_kwargs.get("cache_dir"))
     return model
 
 

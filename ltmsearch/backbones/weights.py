@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from ltmsearch.backbones.adapter import MERGING, get_adapter
 from ltmsearch.errors import InputError
 
+SUPERNET = "model."
+"""What the names of a study's shared weights begin with."""
 NAMES_SHOWN = 3
 """How many names of one kind a message lists."""
 OTHER_NETWORK = 0.1
@@ -89,7 +91,7 @@ def load_weights(model: nn.Module, path: Path) -> LoadReport:
     Args:
         model: As timm built it.
         path: safetensors, or a torch file (read with weights only): a state dict, or a checkpoint of timm's training
-            script, of which the averaged weights (EMA) are preferred.
+            script, of which the averaged weights (EMA) are preferred; or a study's shared weights.
 
     Returns:
         What stayed as initialised and what was ignored.
@@ -98,7 +100,7 @@ def load_weights(model: nn.Module, path: Path) -> LoadReport:
         InputError: If the file cannot be read or does not fit; the model is then unchanged.
     """
     wanted = model.state_dict()
-    state = _adapt_first_convolution(model, _convert(model, _read(path)), wanted)
+    state = _adapt_first_convolution(model, convert(model, _read(path)), wanted)
     classifiers = _as_tuple(_config(model).get("classifier"))
     spared = {n for n in wanted.keys() | state.keys() if n.rpartition(".")[0] in classifiers or f".{MERGING}." in n}
     misfits = {n: _shapes(state[n], wanted[n]) for n in wanted if n in state and state[n].shape != wanted[n].shape}
@@ -141,6 +143,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         held = ", ".join(map(str, list(state)[:NAMES_SHOWN]))
         raise InputError(f"the checkpoint {path} holds no state dict{f' but {held}' if held else ''}")
+    if all(name.startswith(SUPERNET) for name in state):
+        return {name.removeprefix(SUPERNET): value for name, value in state.items()}
     return state
 
 
@@ -160,16 +164,18 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     )
 
 
-def _convert(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def convert(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """What timm's build does with published weights of this network (`checkpoint_filter_fn` beside its class)."""
-    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if convert is None:
+    classes = type(model).__mro__  # that of a merging network is derived from timm's
+    beside = (getattr(sys.modules[kind.__module__], "checkpoint_filter_fn", None) for kind in classes)
+    function = next(filter(None, beside), None)
+    if function is None:
         return state
     # timm sets it for DeiT alone, which has no class of its own; other networks have no such names.
-    options = {"adapt_layer_scale": True} if "adapt_layer_scale" in inspect.signature(convert).parameters else {}
+    options = {"adapt_layer_scale": True} if "adapt_layer_scale" in inspect.signature(function).parameters else {}
     try:
         with warnings.catch_warnings(action="ignore"):  # of how timm interpolates
-            converted: dict[str, Tensor] = convert(state, model, **options)
+            converted: dict[str, Tensor] = function(state, model, **options)
     except Exception:  # it assumes the right network; what does not fit is told by name
         return state
     return converted

@@ -1,0 +1,86 @@
+"""What a training is made of: its data, the subnet with the weights it starts from, and the teacher."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ltmsearch.backbones import create_backbone, create_subnet, input_config, load_weights
+from ltmsearch.checkpoint import WEIGHTS
+from ltmsearch.data import DIGITS_VALIDATION_IMAGES, Augmentation, ImageData, load_data
+from ltmsearch.errors import InputError
+from ltmsearch.finetune.options import TrainingOptions
+from ltmsearch.observer import Observer
+from ltmsearch.recipe import Recipe
+
+
+def open_data(recipe: Recipe, options: TrainingOptions, observer: Observer) -> ImageData:
+    config = input_config(recipe.backbone)
+
+    def reading(done: int, total: int) -> None:
+        if done == 1:
+            observer.phase("reading images", total)
+        observer.advance(done)
+
+    return load_data(
+        dataset=options.dataset,
+        data_dir=options.data_dir,
+        img_size=recipe.img_size,
+        mean=config["mean"],
+        std=config["std"],
+        interpolation=config["interpolation"],
+        crop_pct=config["crop_pct"],
+        val_images=DIGITS_VALIDATION_IMAGES if options.dataset == "digits" else 2**31,
+        calibration_images=1,
+        seed=0,  # of the built-in digits: the same whatever the recipe's seed, or seeds could not be compared
+        augmentation=Augmentation(
+            scale=recipe.scale,
+            ratio=recipe.ratio,
+            hflip=recipe.hflip,
+            color_jitter=recipe.color_jitter,
+            auto_augment=recipe.aa,
+            re_prob=recipe.reprob,
+            re_mode=recipe.remode,
+            re_count=recipe.recount,
+        ),
+        on_progress=reading,
+    )
+
+
+def make_network(recipe: Recipe, options: TrainingOptions, device: str, observer: Observer) -> nn.Module:
+    kwargs: dict[str, Any] = {} if recipe.drop_path is None else {"drop_path_rate": recipe.drop_path}
+    try:
+        model = create_subnet(recipe.backbone, **recipe.model_kwargs(), **kwargs)
+    except TypeError as error:
+        if not kwargs:
+            raise
+        raise InputError(f"drop_path: {recipe.backbone} has no stochastic depth in timm; leave it out") from error
+    if options.init is not None:
+        report = load_weights(model, weights_file(options.init))
+        if str(report):
+            observer.note(f"{options.init}: {report}")
+    if recipe.sync_bn:
+        if device == "cpu":
+            raise InputError("sync_bn needs GPUs, but the device is cpu; --no-sync-bn would do")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return model
+
+
+def make_teacher(recipe: Recipe, options: TrainingOptions) -> nn.Module | None:
+    if not recipe.distill_loss_weight:
+        if options.teacher is not None:
+            raise InputError("--teacher needs --distill-loss-weight above 0, which is 0")
+        return None
+    weights = options.teacher or options.init
+    if weights is None:
+        raise InputError(
+            "distill_loss_weight above 0 needs a teacher's weights: --teacher FILE, or --init FILE for both"
+        )
+    teacher = create_backbone(recipe.backbone, num_classes=recipe.num_classes, img_size=recipe.img_size)
+    load_weights(teacher, weights_file(weights))
+    return teacher.requires_grad_(False)
+
+
+def weights_file(path: Path) -> Path:
+    """The file itself, or the shared weights in the run directory of a study."""
+    return path / WEIGHTS if path.is_dir() else path
