@@ -21,19 +21,17 @@ class Runtime:
 
     device: torch.device
     """Where the weights live."""
-    bf16: bool
-    """Whether matrix products and convolutions run in bfloat16 (torch autocast)."""
+    dtype: torch.dtype
+    """Number format of matrix products and convolutions (torch autocast); float16 needs its loss scaled."""
     channels_last: bool
     """Whether images and convolution weights are stored channels last."""
     reason: str
     """One phrase: why this precision."""
-    fp16: bool = False
-    """Whether they run in float16, which needs its loss scaled."""
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Number format of matrix products and convolutions."""
-        return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else torch.float32
+    def precision(self) -> str:
+        """`fp32`, `bf16` or `fp16`."""
+        return _SHORT[self.dtype]
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Move a model to the device and into the memory layout, in place."""
@@ -53,10 +51,11 @@ class Runtime:
 
     def __str__(self) -> str:
         layout = "channels last" if self.channels_last else "channels first"
-        return f"{self.device}, {_SHORT[self.dtype]} ({self.reason}), {layout}"
+        autocast = "" if self.dtype == torch.float32 else " autocast"
+        return f"{self.device}, {self.precision}{autocast} ({self.reason}), {layout}"
 
 
-_SHORT = {torch.bfloat16: "bf16 autocast", torch.float16: "fp16 autocast", torch.float32: "fp32"}
+_SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
 def find_device(name: str) -> torch.device:
@@ -97,7 +96,8 @@ def choose_runtime(device: torch.device, precision: Precision, model: nn.Module,
     """
 
     def runtime(bf16: bool, reason: str) -> Runtime:
-        return Runtime(device=device, bf16=bf16, channels_last=True, reason=reason)
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        return Runtime(device=device, dtype=dtype, channels_last=True, reason=reason)
 
     if precision != "auto":
         return runtime(precision == "bf16", "as asked")
@@ -114,13 +114,12 @@ def amp_runtime(device: torch.device, *, amp: bool, dtype: Literal["bfloat16", "
     Raises:
         InputError: If a GPU lacks bf16.
     """
-    bf16 = amp and dtype == "bfloat16"
-    reason = "as asked"
-    if bf16 and not has_bf16(device):
+    chosen, reason = getattr(torch, dtype) if amp else torch.float32, "as asked"
+    if chosen == torch.bfloat16 and not has_bf16(device):
         if device.type != "cpu":
             raise InputError(f"{device} has no bfloat16: --amp-dtype float16 or --no-amp would do")
-        bf16, reason = False, "no bf16 instructions here"  # emulated it is many times slower and no better
-    return Runtime(device=device, bf16=bf16, fp16=amp and dtype == "float16", channels_last=True, reason=reason)
+        chosen, reason = torch.float32, "no bf16 instructions here"  # emulated it is many times slower and no better
+    return Runtime(device=device, dtype=chosen, channels_last=True, reason=reason)
 
 
 def step_seconds(runtime: Runtime, model: nn.Module, images: Tensor, *, train: bool = True) -> float:

@@ -167,7 +167,7 @@ def validate_recipe(
         batch_size=batch_size,
         device=str(runtime.device),
         threads=torch.get_num_threads() if runtime.device.type == "cpu" else None,
-        precision="bf16" if runtime.bf16 else "fp32",
+        precision=runtime.precision,
         versions=dict(library_versions()),
         notes=[*network.notes, *notes],
     )
@@ -323,5 +323,5 @@ def _told(batches: Batches, observer: Observer, phase: str, total: int) -> Itera
 
 
 def _not_finite(network: TrainedNetwork, runtime: Runtime) -> InputError:
-    hint = "--precision fp32 may do" if runtime.bf16 else "its training has diverged"
+    hint = "--precision fp32 may do" if runtime.precision != "fp32" else "its training has diverged"
     return InputError(f"the network must answer with finite numbers, but with {network.checkpoint} it does not; {hint}")

@@ -14,7 +14,7 @@ from ltmsearch.evaluation import Score, batchnorm_kept, enough_for_ib, recalibra
 from ltmsearch.ib_loss import IBLoss, IBMeter, input_features
 from ltmsearch.runtime import Runtime, choose_runtime, find_device, step_seconds
 
-RUNTIME = Runtime(device=torch.device("cpu"), bf16=False, channels_last=True, reason="test")
+RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32, channels_last=True, reason="test")
 
 
 class Fixed(nn.Module):
@@ -214,15 +214,15 @@ def test_precision_follows_the_user_and_the_hardware(monkeypatch: pytest.MonkeyP
         torch.randn(2, 3, 4, 4),
         torch.device("cpu"),
     )
-    assert choose_runtime(cpu, "bf16", model, images).bf16
-    assert not choose_runtime(cpu, "fp32", model, images).bf16
+    assert choose_runtime(cpu, "bf16", model, images).dtype == torch.bfloat16
+    assert choose_runtime(cpu, "fp32", model, images).dtype == torch.float32
     monkeypatch.setattr("ltmsearch.runtime.has_bf16", lambda _: False)
-    assert not choose_runtime(cpu, "auto", model, images).bf16
+    assert choose_runtime(cpu, "auto", model, images).dtype == torch.float32
     monkeypatch.setattr("ltmsearch.runtime.has_bf16", lambda _: True)
-    monkeypatch.setattr("ltmsearch.runtime.step_seconds", lambda runtime, *_: 1.0 if runtime.bf16 else 2.0)
-    assert choose_runtime(cpu, "auto", model, images).bf16
-    monkeypatch.setattr("ltmsearch.runtime.step_seconds", lambda runtime, *_: 1.0 if runtime.bf16 else 1.05)
-    assert not choose_runtime(cpu, "auto", model, images).bf16
+    for slower, wanted in ((2.0, torch.bfloat16), (1.05, torch.float32)):
+        seconds = {torch.bfloat16: 1.0, torch.float32: slower}
+        monkeypatch.setattr("ltmsearch.runtime.step_seconds", lambda runtime, *_, at=seconds: at[runtime.dtype])
+        assert choose_runtime(cpu, "auto", model, images).dtype == wanted
 
 
 def test_unusable_devices_are_told() -> None:

@@ -33,7 +33,7 @@ from ltmsearch.runtime import Runtime
 from ltmsearch.schedule import MergeSchedule
 from ltmsearch.supernet import Supernet
 
-RUNTIME = Runtime(device=torch.device("cpu"), bf16=False, channels_last=True, reason="test")
+RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32, channels_last=True, reason="test")
 VIT = "vit_tiny_patch16_224"
 
 
@@ -122,7 +122,7 @@ class TestSteps:
         assert float(torch.cat([each.flatten() for each in moved]).norm()) == pytest.approx(1e-3, rel=1e-2)
 
     def test_float16_scales_the_loss(self) -> None:
-        runtime = Runtime(device=torch.device("cpu"), bf16=False, fp16=True, channels_last=True, reason="test")
+        runtime = Runtime(device=torch.device("cpu"), dtype=torch.float16, channels_last=True, reason="test")
         trained = learner(recipe(VIT, amp_dtype="float16"), runtime=runtime)
         before = weights(trained)
         trained.step(*batches(1)[0])

@@ -5,15 +5,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from ltmsearch.backbones import feature_dim, pooled_features
 from ltmsearch.errors import TrialDiverged
-from ltmsearch.evaluation import batchnorm_kept
+from ltmsearch.evaluation import batchnorm_kept, recalibrate_and_fit
+from ltmsearch.ib_loss import IBLoss
 from ltmsearch.runtime import Runtime
 from ltmsearch.schedule import MergeSchedule
 from ltmsearch.supernet import Supernet
 from ltmsearch.training import WarmUp, make_optimizer, proxy_train, shrunk, warm_up
 from ltmsearch.trial import load_parameters, moved, parameters
 
-RUNTIME = Runtime(device=torch.device("cpu"), bf16=False, channels_last=True, reason="test")
+RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32, channels_last=True, reason="test")
 
 
 def fresh() -> Supernet:
@@ -72,6 +74,48 @@ def test_proxy_training_moves_only_the_layers_it_uses() -> None:
     changed = {name for name in before if ".merging." in name and not torch.equal(before[name], after[name])}
     assert {name.split(".merging.")[0] for name in changed} == {f"model.{supernet.layers[2]}"}
     assert proxy_train(supernet, schedule, [], lr=1e-3, runtime=RUNTIME) is None
+
+
+def test_proxy_training_adds_the_weighted_ib_loss() -> None:
+    start, schedule = fresh(), MergeSchedule(keep_ratios={fresh().layers[2]: 0.5})
+    ib = IBLoss(feature_dim=feature_dim(start.model), num_classes=3)
+    with start.active(schedule), batchnorm_kept(start):
+        recalibrate_and_fit(ib, start.model, batches(2), RUNTIME)
+        with torch.no_grad(), pooled_features(start.model) as seen:
+            images, labels = batches(1)[0]
+            start.train()(RUNTIME.images(images))
+    expected = float(ib(seen.pop(), labels))
+
+    def one_step(weight: float | None) -> tuple[float, dict[str, Tensor]]:
+        supernet = fresh()
+        pair = None if weight is None else (weight, ib)
+        loss = proxy_train(supernet, schedule, batches(1), lr=1e-3, runtime=RUNTIME, ib=pair)
+        assert loss is not None
+        return loss, parameters(supernet)
+
+    (plain, without), (one, with_one), (ten, with_ten) = one_step(None), one_step(1.0), one_step(10.0)
+    again = one_step(1.0)[1]
+    assert one - plain == pytest.approx(expected, abs=1e-5)
+    assert ten - plain == pytest.approx(10 * expected, abs=1e-4)
+    assert not all(torch.equal(without[name], value) for name, value in with_one.items())
+    assert not all(torch.equal(with_ten[name], value) for name, value in with_one.items())
+    assert all(torch.equal(again[name], value) for name, value in with_one.items())
+
+
+def test_the_ib_loss_comes_down_where_it_weighs_most() -> None:
+    images, labels = batches(1)[0]
+    ib = IBLoss(feature_dim=feature_dim(fresh().model), num_classes=3, beta=10.0)
+
+    def loss_after(weight: float) -> float:
+        supernet = fresh()
+        proxy_train(supernet, supernet.schedule, batches(1) * 6, lr=1e-3, runtime=RUNTIME, ib=(weight, ib))
+        with torch.no_grad(), pooled_features(supernet.model) as seen:
+            supernet.train()(RUNTIME.images(images))
+        return float(ib(seen.pop(), labels))
+
+    start = fresh()
+    recalibrate_and_fit(ib, start.model, [(images, labels)], RUNTIME)
+    assert loss_after(100.0) < loss_after(0.0) - 0.01
 
 
 def test_a_step_that_is_not_finite_is_not_taken() -> None:

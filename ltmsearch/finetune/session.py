@@ -291,7 +291,8 @@ class _Session:
         recipe, learner = self.recipe, self.learner
         merging = len(recipe.merge_schedule.merging_layers)
         processes = f", {self.ranks.world} processes" if self.ranks.world > 1 else ""
-        threads = f", {torch.get_num_threads()} threads" if self.runtime.device.type == "cpu" else ""
+        number = torch.get_num_threads()
+        threads = f", {number} thread{'s' * (number > 1)}" if self.runtime.device.type == "cpu" else ""
         start = f"weights of {self.options.init}" if self.options.init else "scratch"
         ib = "without IB loss"
         if recipe.ib_weight:
