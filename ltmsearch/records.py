@@ -4,10 +4,9 @@ The study writes records, reports and recipes read them; nothing here knows Optu
 top-1 in percent (0-100), standard errors in percentage points, loss in nats, latency in milliseconds.
 """
 
-import csv
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
 from pathlib import Path
@@ -20,6 +19,7 @@ from ltmsearch.errors import InputError
 from ltmsearch.files import write_atomic
 from ltmsearch.front import is_non_dominated
 from ltmsearch.schedule import Form, MergeSchedule
+from ltmsearch.tables import Converter, optional, read_rows
 
 Kind = Literal["searched", "start-up", "baseline"]
 State = Literal["scored", "over budget", "failed"]
@@ -83,6 +83,13 @@ class TrialRecord:
     rescored_version: int | None = None
     """Version of the shared weights behind `rescored_top1`."""
     ib_weight: float | None = None
+    """Weight of the IB loss in the trial's training; 0 is none."""
+    mi_x: float | None = None
+    """I(X̃;X) of features and inputs of the validation images, after the trial's training, in nats."""
+    mi_y: float | None = None
+    """I(X̃;Y) of features and labels of the same."""
+    ibb: float | None = None
+    """Bound of their difference, what the IB loss is."""
     supernet_version: int | None = None
     """Version of the shared weights behind `top1`."""
     seconds: float | None = None
@@ -104,11 +111,12 @@ class TrialRecord:
             "seconds",
             "supernet_version",
             "rescored_version",
+            "ib_weight",
         ):
             _check_range(name, getattr(self, name), low=0)
         for name in ("top1", "rescored_top1"):
             _check_range(name, getattr(self, name), low=0, high=100)
-        for name in ("loss", "rescored_loss", "ib_weight"):
+        for name in ("loss", "rescored_loss", "mi_x", "mi_y", "ibb"):
             _check_range(name, getattr(self, name))
         if (self.top1 is not None) != (self.state == "scored"):
             raise ValueError(
@@ -222,7 +230,7 @@ def read_front(path: str | Path) -> pd.DataFrame:
     """
     records = [
         _record(place, {**row, "kind": "searched", "state": "scored", "feasible": True})
-        for place, row in _read_rows(path, FRONT_COLUMNS)
+        for place, row in _read(path, FRONT_COLUMNS)
     ]
     return _table(FRONT_COLUMNS, [_row(record, FRONT_COLUMNS) for record in records])
 
@@ -233,7 +241,11 @@ def read_trials(path: str | Path) -> list[TrialRecord]:
     Raises:
         InputError: The file is missing, damaged, or not a table of trials.
     """
-    return [_record(place, row) for place, row in _read_rows(path, TRIALS_COLUMNS)]
+    return [_record(place, row) for place, row in _read(path, TRIALS_COLUMNS)]
+
+
+def _read(path: str | Path, columns: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    return read_rows(path, {name: _CONVERTERS.get(name, optional(float)) for name in columns}, key="trial")
 
 
 def _tie_order(record: TrialRecord) -> tuple[float, int]:
@@ -282,44 +294,6 @@ _COLUMN_TYPES = {
 }
 
 
-def _read_rows(path: str | Path, columns: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-    """The rows of a CSV with exactly these columns, converted, each with its place for messages.
-
-    Not read by pandas, which fills short rows and guesses types: a file cut off in the middle would pass.
-    """
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, strict=True)
-            header = next(reader, [])
-            rows = [(f"{path}, line {reader.line_num}", row) for row in reader]
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"{path} must be a CSV file, but there is none") from None
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path} must be a whole CSV file in UTF-8, but reading it gives: {error}") from None
-    if header != list(columns):
-        raise InputError(f"{path} must have the columns {','.join(columns)}, but has {','.join(header)[:200]!r}")
-    converted = []
-    seen: set[int] = set()
-    for place, row in rows:
-        if len(row) != len(columns):
-            raise InputError(f"{place}: a row must have {len(columns)} fields, but has {len(row)}")
-        values = {}
-        for name, text in zip(columns, row, strict=True):
-            try:
-                values[name] = _CONVERTERS.get(name, _number)(text)
-            except ValueError as error:
-                raise InputError(f"{place}, {name}: {error}") from None
-        if values["trial"] in seen:
-            raise InputError(f"{place}: each trial must stand once, but {values['trial']} is there again")
-        seen.add(values["trial"])
-        converted.append((place, values))
-    return converted
-
-
-def _number(text: str) -> float | None:
-    return float(text) if text else None
-
-
 def _flag(text: str) -> bool:
     if text not in ("True", "False"):
         raise ValueError(f"must be True or False, but got {text!r}")
@@ -340,15 +314,16 @@ def _forms(text: str) -> dict[str, Form]:
     return forms
 
 
-_CONVERTERS: dict[str, Callable[[str], Any]] = {
+_CONVERTERS: dict[str, Converter] = {
     "trial": int,
     "kind": str,
     "label": str,
     "state": str,
     "feasible": _flag,
     "gflops": float,
-    "supernet_version": lambda text: int(text) if text else None,
-    "rescored_version": lambda text: int(text) if text else None,
+    "supernet_version": optional(int),
+    "rescored_version": optional(int),
     "keep_ratios": _ratios,
     "forms": _forms,
 }
+"""Of the columns that are not numbers with gaps."""

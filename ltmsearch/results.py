@@ -69,6 +69,9 @@ def make_recipe(record: TrialRecord, settings: ResolvedSettings, *, num_classes:
         "proxy": {
             "top1": score.top1 if score else None,
             "top1_se": score.top1_se if score else None,
+            "mi_x": record.mi_x,
+            "mi_y": record.mi_y,
+            "ibb": record.ibb,
             "img_size": settings.proxy_img_size,
             "supernet_version": record.supernet_version,
             "scored_with": "final weights" if score and score.rescored else "weights of the trial",
@@ -82,5 +85,7 @@ def make_recipe(record: TrialRecord, settings: ResolvedSettings, *, num_classes:
         forms=dict(record.forms),
         img_size=settings.img_size,
         num_classes=num_classes,
+        ib_weight=record.ib_weight or 0.0,
+        ib_beta=settings.ib_beta,
         provenance=provenance,
     )

@@ -104,6 +104,8 @@ class StudySettings(BaseModel):
     """Training steps of one trial."""
     proxy_lr: float = Field(default=2e-4, gt=0)
     """Their learning rate."""
+    ib_beta: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """How sharply an image belongs to its nearest centroid in the information-bottleneck loss."""
     update_share: float = Field(default=0.25, ge=0, le=1)
     """How much of a trial's change the shared weights keep: W ← W + share · (W' − W). A larger share learns faster, but
     then scores say more about when a trial ran than about its schedule."""

@@ -1,7 +1,11 @@
-"""The search space: which keep ratios and forms each layer may take. Read from `search_spaces/<family>.yaml`."""
+"""The search space: which keep ratios and forms each layer may take, and which weights the IB loss.
+
+Read from `search_spaces/<family>.yaml`.
+"""
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -18,6 +22,8 @@ from ltmsearch.shipped import find_file
 from ltmsearch.yamlfile import load
 
 SCHEMA = 1
+ZERO_SHARE = 1 / 5
+"""Share of an IB weight's range, on a log scale, that means zero: as often a log-uniform draw is zero."""
 
 
 def _in_range(ratio: float) -> float:
@@ -30,6 +36,12 @@ def _some(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if not values:
         raise ValueError("must name at least one")
     return values
+
+
+def _low_and_high(weights: tuple[float, ...]) -> tuple[float, ...]:
+    if len(weights) != 2 or not 1e-6 <= weights[0] < weights[1] <= 1e6:
+        raise ValueError("must be [low, high] with 1e-6 <= low < high <= 1e6")
+    return weights
 
 
 KeepRatios = Annotated[tuple[Annotated[float, AfterValidator(_in_range)], ...], AfterValidator(_some)]
@@ -60,6 +72,8 @@ class SpaceFile(BaseModel):
     """Choices of every layer that no rule matches."""
     forms: Forms = ("soft", "hard")
     """Forms of the mask that may be used, for operators that have more than one."""
+    ib_weight: Annotated[tuple[float, ...], AfterValidator(_low_and_high)] | None = None
+    """Lowest and highest weight of the IB loss; zero is tried too. None: no IB loss."""
     layers: tuple[LayerRule, ...] = ()
     """Exceptions; the first that matches a layer holds."""
 
@@ -92,8 +106,40 @@ class SpaceFile(BaseModel):
 
 
 @dataclass(frozen=True, kw_only=True)
+class IBWeights:
+    """The weights that the IB loss may take: log-uniform between two ends, and zero.
+
+    Samplers know no mixture of a range and a point. So one number on one range stands for both: what is below `low`
+    means zero.
+    """
+
+    low: float
+    """Lowest weight beside zero."""
+    high: float
+    """Highest weight."""
+
+    @property
+    def floor(self) -> float:
+        """Where the numbers that mean zero begin."""
+        return self.low * (self.low / self.high) ** (ZERO_SHARE / (1 - ZERO_SHARE))
+
+    @property
+    def zero(self) -> float:
+        """The number in the middle of those that mean zero."""
+        return math.sqrt(self.floor * self.low)
+
+    def weight(self, number: float) -> float:
+        """The weight that a number between `floor` and `high` stands for."""
+        return number if number >= self.low else 0.0
+
+    def draw(self, rng: np.random.Generator) -> float:
+        """A number, log-uniform."""
+        return min(self.high, self.floor * (self.high / self.floor) ** rng.random())
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchSpace:
-    """Layers of one backbone and what each may be. A point is one choice index per layer."""
+    """Layers of one backbone and what each may be. A point is one choice index per layer, and an IB weight."""
 
     layers: tuple[str, ...]
     """Layer names in the order of execution."""
@@ -101,6 +147,8 @@ class SearchSpace:
     """Per layer what it may be, from plain (index 0) to the smallest keep ratio; of one ratio, the soft form first."""
     operator: str = "ltm"
     """Name of the merging operator."""
+    ib_weights: IBWeights | None = None
+    """Weights of the IB loss; None: there is none."""
 
     @classmethod
     def build(
@@ -142,6 +190,7 @@ class SearchSpace:
                 for layer, grid in layer_grids.items()
             ),
             operator=operator,
+            ib_weights=IBWeights(low=file.ib_weight[0], high=file.ib_weight[1]) if file.ib_weight else None,
         )
 
     @property
@@ -194,9 +243,11 @@ class SearchSpace:
         return np.rint(position * self.cheapest).astype(np.int64)
 
     def digest(self) -> str:
-        """Short hash of layers, choices and operator: equal spaces have equal digests."""
-        content = json.dumps([self.layers, self.choices, self.operator])
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        """Short hash of layers, choices, operator and IB weights: equal spaces have equal digests."""
+        content: list[Any] = [self.layers, self.choices, self.operator]
+        if self.ib_weights is not None:
+            content.append([self.ib_weights.low, self.ib_weights.high])
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def possible_choices(

@@ -8,6 +8,7 @@ often the run was interrupted in between.
 import time
 from collections.abc import Hashable
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from ltmsearch.results import TRIALS, write_results
 from ltmsearch.settings import ResolvedSettings, StudySettings
 from ltmsearch.storage import make_sampler, open_study
 from ltmsearch.training import warm_up
-from ltmsearch.trial import load_parameters, moved, parameters, suggest
+from ltmsearch.trial import IB_WEIGHT, load_parameters, moved, parameters, suggest
 
 STARTUP_SHARE = 1 / 3
 """Share of the trials that cover the range of costs before the sampler takes over."""
@@ -184,19 +185,22 @@ class Driver:
         """
         self._enqueue_first_trials()
         self.observer.phase("searching", self.settings.trials)
-        rejected_in_a_row = 0
         while (done := self._trained()) < self.settings.trials:
             self.observer.advance(done, self._standing())
             if until is not None and time.monotonic() > until:
                 self.observer.note(f"time is up after {done} of {self.settings.trials} trials")
                 return
-            rejected = self._one_trial(self._next_trial())
-            rejected_in_a_row = rejected_in_a_row + 1 if rejected else 0
-            if rejected_in_a_row >= PATIENCE:
+            if self._at_a_loss():
                 (indices,) = self._covering(1, len(self._trials()))
                 self._enqueue(indices, kind="start-up", label="drawn within budget")
-                rejected_in_a_row = 0
+            self._one_trial(self._next_trial())
         self.observer.advance(self.settings.trials, self._standing())
+
+    def _at_a_loss(self) -> bool:
+        """Whether the last `PATIENCE` proposals, or a multiple of it, were over budget and nothing is queued."""
+        finished = [trial.state for trial in self._trials() if trial.state.is_finished()]
+        rejected = len(list(takewhile(lambda state: state == TrialState.PRUNED, reversed(finished))))
+        return rejected > 0 and rejected % PATIENCE == 0 and len(finished) == len(self._trials())
 
     def _next_trial(self) -> Trial:
         """The trial that an earlier run left unfinished, else a new one.
@@ -214,12 +218,13 @@ class Driver:
         before = sum(trial.state.is_finished() for trial in self._trials())
         return make_sampler(self.settings.sampler, seed=_seed(self.settings.seed, before, place))
 
-    def _one_trial(self, trial: Trial) -> bool:
-        """Suggest, evaluate, move the shared weights, tell. Returns whether the proposal was over the budget."""
+    def _one_trial(self, trial: Trial) -> None:
+        """Suggest, evaluate, move the shared weights, tell."""
         if self.state.trial == trial.number and self.state.outcome is not None:
             self._tell(trial, self.state.outcome)  # it was evaluated before a crash; only the telling is missing
-            return False
-        indices = suggest(trial, self.bench.space, lambda layer: self._sampler(1 + layer))
+            return
+        indices, ib_weight = suggest(trial, self.bench.space, lambda place: self._sampler(1 + place))
+        trial.set_user_attr("ib_weight", ib_weight)
         macs = int(self.bench.table.macs(indices[None])[0])
         excess = (macs - self.settings.max_macs) / GIGA
         if CONSTRAINT not in trial.constraints:  # an interrupted trial has it already, and Optuna keeps the first
@@ -229,11 +234,12 @@ class Driver:
         reference = not indices.any()  # the plain net is scored as a reference even if it is over the budget
         if excess > 0 and not reference:
             self.study.tell(trial, state=TrialState.PRUNED)
-            return True
+            return
         try:
             result = self.bench.evaluator.evaluate(
                 self.weights,
                 self.bench.space.schedule(indices),
+                ib_weight=ib_weight,
                 seed=_seed(self.settings.seed, trial.number + 1),
                 steps=0 if reference else None,
             )
@@ -241,11 +247,13 @@ class Driver:
             trial.set_user_attr("failure", str(error))
             self.study.tell(trial, state=TrialState.FAIL)
             self.observer.note(f"trial {trial.number} failed alone: {error}")
-            return False
+            return
         outcome = {
             "top1": result.score.top1, "top1_se": result.score.top1_se, "loss": result.score.loss,
             "gflops": macs / GIGA, "seconds": round(result.seconds, 3), "supernet_version": self.state.version,
         }  # fmt: skip
+        if (terms := result.score.ib) is not None:
+            outcome |= {"mi_x": terms.mi_x, "mi_y": terms.mi_y, "ibb": terms.ibb}
         if reference and result.score.is_chance(len(self.state.class_names)):
             self.observer.note(
                 f"the plain net has learned next to nothing ({result.score.top1:.1f} %): scores cannot tell schedules "
@@ -261,11 +269,11 @@ class Driver:
         )  # fmt: skip
         self._save()
         self._tell(trial, outcome)
-        return False
 
     def _tell(self, trial: Trial, outcome: dict[str, Any]) -> None:
-        for name in ("top1_se", "loss", "seconds", "supernet_version"):
-            trial.set_user_attr(name, outcome[name])
+        for name, value in outcome.items():
+            if name not in ("top1", "gflops"):
+                trial.set_user_attr(name, value)
         self.study.tell(trial, [outcome["top1"], outcome["gflops"]])
 
     def _enqueue_first_trials(self) -> None:
@@ -295,7 +303,11 @@ class Driver:
         )
 
     def _enqueue(self, indices: np.ndarray, *, kind: str, label: str) -> None:
-        params = {layer: int(i) for layer, i in zip(self.bench.space.layers, indices, strict=True)}
+        params: dict[str, float] = dict(zip(self.bench.space.layers, indices.tolist(), strict=True))
+        if (weights := self.bench.space.ib_weights) is not None:
+            # By the schedule and not by its place, so that what is queued again is known again.
+            rng = np.random.default_rng(_seed(self.settings.seed, *indices.tolist()))
+            params[IB_WEIGHT] = weights.zero if kind == "baseline" else weights.draw(rng)
         self.study.enqueue_trial(params, user_attrs={"kind": kind, "label": label}, skip_if_exists=True)
 
     # -- the end -------------------------------------------------------------------------------------------------
@@ -335,7 +347,7 @@ class Driver:
         rescored = rescoring["scores"].get(str(trial.number))
         indices = np.array([trial.params[layer] for layer in self.bench.space.layers])
         macs = int(self.bench.table.macs(indices[None])[0])
-        schedule = self.bench.space.schedule(indices)
+        schedule, weights = self.bench.space.schedule(indices), self.bench.space.ib_weights
         scored = trial.state == TrialState.COMPLETE
         attrs = trial.user_attrs
         return TrialRecord(
@@ -352,6 +364,10 @@ class Driver:
             rescored_top1_se=rescored[1] if rescored else None,
             rescored_loss=rescored[2] if rescored else None,
             rescored_version=rescoring["version"] if rescored else None,
+            ib_weight=weights.weight(trial.params[IB_WEIGHT]) if weights else 0.0,
+            mi_x=attrs.get("mi_x"),
+            mi_y=attrs.get("mi_y"),
+            ibb=attrs.get("ibb"),
             supernet_version=attrs.get("supernet_version"),
             seconds=attrs.get("seconds"),
             keep_ratios=schedule.keep_ratios,

@@ -1,7 +1,8 @@
 """Training steps on shared weights: the warm-up of the supernet, and the short proxy training of one trial."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,10 @@ from timm.scheduler import CosineLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ltmsearch.backbones import pooled_features
 from ltmsearch.errors import TrialDiverged
+from ltmsearch.evaluation import Batches
+from ltmsearch.ib_loss import IBLoss
 from ltmsearch.runtime import Runtime
 from ltmsearch.schedule import MergeSchedule
 from ltmsearch.supernet import Supernet
@@ -25,9 +29,6 @@ SIZE_STRIDE = 16
 """Growing images gain this many pixels at a time; each new size costs the kernels a moment to set up."""
 LR_FLOOR = 0.05
 """The learning rate ends at this share of its peak."""
-
-Batches = Iterable[tuple[Tensor, Tensor]]
-"""(B, 3, height, width) images and (B,) labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +129,13 @@ def shrunk(images: Tensor, img_size: int) -> Tensor:
 
 
 def proxy_train(
-    supernet: Supernet, schedule: MergeSchedule, batches: Batches, *, lr: float, runtime: Runtime
+    supernet: Supernet,
+    schedule: MergeSchedule,
+    batches: Batches,
+    *,
+    lr: float,
+    runtime: Runtime,
+    ib: tuple[float, IBLoss] | None = None,
 ) -> float | None:
     """The proxy training of one trial: a few steps of one subnet on labels, in place.
 
@@ -138,6 +145,7 @@ def proxy_train(
         batches: One per step.
         lr: Constant learning rate (AdamW).
         runtime: Device and number format.
+        ib: Weight of the IB loss beside cross entropy, and that loss, fitted to this subnet; None: none.
 
     Returns:
         Mean loss over the steps, None without steps.
@@ -148,9 +156,14 @@ def proxy_train(
     optimizer = make_optimizer(supernet, lr)
     supernet.train()
     losses = []
-    with supernet.active(schedule):
+    with supernet.active(schedule), ExitStack() as stack:
+        features = stack.enter_context(pooled_features(supernet.model)) if ib else []
         for images, labels in batches:
-            loss, _ = _label_loss(supernet, runtime.images(images), labels.to(runtime.device), runtime)
+            labels = labels.to(runtime.device)
+            loss, _ = _label_loss(supernet, runtime.images(images), labels, runtime)
+            if ib:
+                ib_weight, ib_loss = ib
+                loss = loss + ib_weight * ib_loss(features.pop(), labels)
             loss.backward()
             _step(supernet, optimizer, loss, what="the proxy training")
             losses.append(float(loss.detach()))

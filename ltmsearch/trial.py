@@ -1,4 +1,4 @@
-"""One trial: Optuna suggests a schedule, the supernet answers with a short proxy training."""
+"""One trial: Optuna suggests a schedule and an IB weight, the supernet answers with a short proxy training."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -10,8 +10,10 @@ import torch
 from optuna.samplers import BaseSampler
 from torch import Tensor, nn
 
+from ltmsearch.backbones import feature_dim
 from ltmsearch.data import ImageData
-from ltmsearch.evaluation import Score, batchnorm_kept, recalibrate, score
+from ltmsearch.evaluation import Score, batchnorm_kept, enough_for_ib, recalibrate, recalibrate_and_fit, score
+from ltmsearch.ib_loss import IBLoss
 from ltmsearch.runtime import Runtime
 from ltmsearch.schedule import MergeSchedule
 from ltmsearch.settings import ResolvedSettings
@@ -21,24 +23,30 @@ from ltmsearch.training import proxy_train
 
 SCORING_BATCH = 32
 """Images per forward pass when nothing is trained."""
+IB_WEIGHT = "ib_weight"
+"""Name of the parameter for the IB weight, beside one per layer."""
 
 
-def suggest(trial: optuna.Trial, space: SearchSpace, sampler: Callable[[int], BaseSampler]) -> np.ndarray:
-    """(L,) choice indices; one integer per layer is the encoding that samplers do best with.
+def suggest(trial: optuna.Trial, space: SearchSpace, sampler: Callable[[int], BaseSampler]) -> tuple[np.ndarray, float]:
+    """(L,) choice indices, one integer per layer, which samplers do best with, and the weight of the IB loss.
 
-    A layer's suggestion does not depend on how many were drawn before it in this process: a trial that was interrupted
+    A suggestion does not depend on how many were drawn before it in this process: a trial that was interrupted
     half way is suggested the rest as if it had not been.
 
     Args:
         trial: A running trial.
         space: What to choose from.
-        sampler: The sampler for the i-th layer, for those that Optuna draws one by one.
+        sampler: The sampler for the i-th parameter, for those that Optuna draws one by one.
     """
     indices: list[int] = []
     for layer, options in zip(space.layers, space.choices, strict=True):
         trial.study.sampler = sampler(len(indices))
         indices.append(trial.suggest_int(layer, 0, len(options) - 1))
-    return np.array(indices)
+    ib_weight = 0.0
+    if (weights := space.ib_weights) is not None:
+        trial.study.sampler = sampler(len(indices))
+        ib_weight = weights.weight(trial.suggest_float(IB_WEIGHT, weights.floor, weights.high, log=True))
+    return np.array(indices), ib_weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +56,7 @@ class TrialResult:
     weights: dict[str, Tensor]
     """The trained parameters W', by name; empty if there was no training."""
     score: Score
-    """On the validation images."""
+    """On the validation images, with the information terms."""
     seconds: float
     """Wall time."""
 
@@ -64,7 +72,13 @@ class Evaluator:
     """Of the study."""
 
     def evaluate(
-        self, weights: Mapping[str, Tensor], schedule: MergeSchedule, *, seed: int, steps: int | None = None
+        self,
+        weights: Mapping[str, Tensor],
+        schedule: MergeSchedule,
+        *,
+        ib_weight: float = 0.0,
+        seed: int,
+        steps: int | None = None,
     ) -> TrialResult:
         """Start from shared weights, train the subnet for a few steps, recalibrate, score.
 
@@ -73,11 +87,13 @@ class Evaluator:
         Args:
             weights: The shared parameters W, by name.
             schedule: The subnet.
+            ib_weight: Weight of the IB loss beside cross entropy. Its statistics come from the calibration images under
+                this schedule, with the shared weights.
             seed: Of the training images.
             steps: Training steps; None: `settings.proxy_steps`.
 
         Raises:
-            TrialDiverged: If the loss is not finite.
+            TrialDiverged: If the loss or a feature is not finite.
         """
         start = time.perf_counter()
         settings = self.settings
@@ -85,27 +101,49 @@ class Evaluator:
         load_parameters(self.supernet, weights)
         with batchnorm_kept(self.supernet):
             if steps:
+                ib = (ib_weight, self._recalibrated(schedule, briefly=True)) if ib_weight else None
                 batches = self.data.train_batches(batch_size=settings.batch_size, steps=steps, seed=seed)
-                proxy_train(self.supernet, schedule, batches, lr=settings.proxy_lr, runtime=self.runtime)
-            result = self.score(schedule, images=settings.val_images)
+                proxy_train(self.supernet, schedule, batches, lr=settings.proxy_lr, runtime=self.runtime, ib=ib)
+            result = self.score(schedule, images=settings.val_images, information=True)
         return TrialResult(
             weights=parameters(self.supernet) if steps else {},
             score=result,
             seconds=time.perf_counter() - start,
         )
 
-    def score(self, schedule: MergeSchedule, *, images: int) -> Score:
+    def score(self, schedule: MergeSchedule, *, images: int, information: bool = False) -> Score:
         """Score the supernet's present weights under a schedule, with BatchNorm statistics of its own.
 
         Args:
             schedule: The subnet.
             images: How many of the fixed validation images.
+            information: Whether to measure the information terms as well, by statistics of the calibration images.
         """
-        calibration = self.data.calibration_batches(batch_size=SCORING_BATCH)
         validation = self.data.validation_batches(batch_size=SCORING_BATCH, limit=images)
         with self.supernet.active(schedule), batchnorm_kept(self.supernet):
-            recalibrate(self.supernet, calibration, self.runtime)
-            return score(self.supernet, validation, self.runtime)
+            ib = None
+            if information:
+                ib = self._recalibrated(schedule)
+            else:
+                recalibrate(self.supernet, self.data.calibration_batches(batch_size=SCORING_BATCH), self.runtime)
+            return score(self.supernet.model, validation, self.runtime, ib=ib)
+
+    def _recalibrated(self, schedule: MergeSchedule, *, briefly: bool = False) -> IBLoss:
+        """An IB loss fitted to a subnet, on the pass that gives it BatchNorm statistics of its own.
+
+        Args:
+            schedule: The subnet.
+            briefly: Use no more images than the IB loss needs.
+        """
+        net = self.supernet.model
+        calibration = self.data.calibration_batches(batch_size=SCORING_BATCH)
+        if briefly:
+            calibration = enough_for_ib(calibration, self.data.num_classes)
+        ib = IBLoss(feature_dim=feature_dim(net), num_classes=self.data.num_classes, beta=self.settings.ib_beta)
+        ib.to(self.runtime.device)
+        with self.supernet.active(schedule):
+            recalibrate_and_fit(ib, net, calibration, self.runtime)
+        return ib
 
     def recalibrated_subnet(self, schedule: MergeSchedule) -> nn.Module:
         """The stand-alone subnet of the supernet's present weights, with BatchNorm statistics of its own."""

@@ -68,6 +68,8 @@ def test_differences_are_named_but_trials_may_change() -> None:
         ({"trials": True}, "trials: must be a number"),
         ({"update_share": 1.5}, "update_share: Input should be less than or equal to 1, but got 1.5"),
         ({"dataset": "folder"}, "dataset 'folder' needs data_dir"),
+        ({"ib_beta": 0}, "ib_beta: Input should be greater than 0"),
+        ({"ib_beta": float("inf")}, "ib_beta: Input should be a finite number"),
         ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
         ({"bugdet_gflops": 1}, "unknown setting 'bugdet_gflops': did you mean budget_gflops"),
         ({"study": "a/b"}, "study: String should match pattern"),

@@ -12,7 +12,7 @@ from ltmsearch.grid import Grid, target_grid
 from ltmsearch.merging import OPERATORS
 from ltmsearch.schedule import Choice, MergeSchedule
 from ltmsearch.shipped import find_file, shipped_folder
-from ltmsearch.space import SearchSpace, SpaceFile, distinct_ratios, indistinct_choices, possible_choices
+from ltmsearch.space import IBWeights, SearchSpace, SpaceFile, distinct_ratios, indistinct_choices, possible_choices
 
 GRIDS: dict[str, Grid] = {"stages.2.0": (14, 14), "stages.3.0": (7, 7), "stages.4.0": (2, 2)}
 HEAD = "schema_version: 1\nfamily: m\n"
@@ -187,6 +187,39 @@ def test_digest_tells_spaces_apart() -> None:
     assert digests[0] == SearchSpace(layers=("a",), choices=(soft(0.5),)).digest()
 
 
+def test_ib_weights_are_part_of_a_space_and_of_its_digest(tmp_path: Path) -> None:
+    without = build(tmp_path, "keep_ratios: [0.5]\n")
+    some, more = (build(tmp_path, f"keep_ratios: [0.5]\nib_weight: {pair}\n") for pair in ("[1e-2, 1]", "[0.01, 2]"))
+    assert without.ib_weights is None
+    assert some.ib_weights == IBWeights(low=0.01, high=1.0)
+    assert len({space.digest() for space in (without, some, more)}) == 3
+    assert without.size == some.size, "a number of schedules"
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.01, 1.0), (0.5, 0.6), (1e-6, 1e6)])
+def test_a_fifth_of_all_draws_means_zero_and_the_others_are_log_uniform(low: float, high: float) -> None:
+    weights = IBWeights(low=low, high=high)
+    rng = np.random.default_rng(0)
+    numbers = np.array([weights.draw(rng) for _ in range(20_000)])
+    assert weights.floor <= numbers.min()
+    assert numbers.max() <= high
+    effective = np.array([weights.weight(number) for number in numbers])
+    assert np.mean(effective == 0) == pytest.approx(0.2, abs=0.01)
+    above = effective[effective > 0]
+    assert above.min() >= low
+    assert np.mean(above < np.sqrt(low * high)) == pytest.approx(0.5, abs=0.02)
+
+
+def test_the_zero_of_ib_weights_is_no_weight_and_the_ends_are_what_they_say() -> None:
+    weights = IBWeights(low=0.01, high=1.0)
+    assert weights.weight(weights.zero) == 0
+    assert weights.floor < weights.zero < weights.low
+    assert weights.weight(np.nextafter(0.01, 0)) == 0
+    assert weights.weight(0.01) == 0.01
+    assert weights.weight(1.0) == 1.0
+    assert weights.weight(weights.floor) == 0
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -226,6 +259,16 @@ def test_digest_tells_spaces_apart() -> None:
             "mine.yaml: family must be that of the backbone, m, but got 'swin'",
         ),
         (HEAD, "mine.yaml: keep_ratios must be given"),
+        *(
+            (
+                HEAD + f"keep_ratios: [0.5]\nib_weight: {wrong}\n",
+                r"mine.yaml:4: ib_weight: must be \[low, high\] with 1e-6 <= low < high <= 1e6, but got \[",
+            )
+            for wrong in ("[1.0, 0.01]", "[0, 1]", "[0.1, 0.1]", "[0.1, .inf]", "[.nan, 1]", "[0.1]", "[0.1, 0.2, 0.3]")
+        ),
+        (HEAD + "keep_ratios: [0.5]\nib_weight: 0.1\n", "mine.yaml:4: ib_weight: .* valid tuple, but got 0.1"),
+        (HEAD + "keep_ratios: [0.5]\nib_weight: [0.1, much]\n", "mine.yaml:4: ib_weight.1: .* valid number.*'much'"),
+        (HEAD + "keep_ratios: [0.5]\nib_weights: [0.1, 1]\n", "mine.yaml:4: unknown .*did you mean ib_weight"),
         ("- a\n- b\n", "must hold a mapping"),
         ("a: [1\n", "mine.yaml:2: must be YAML"),
     ],

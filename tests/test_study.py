@@ -16,21 +16,23 @@ import pytest
 import timm
 import torch
 from conftest import TINY
+from optuna.trial import TrialState
 
 from ltmsearch import StudySettings, load_recipe, run_study
 from ltmsearch.checkpoint import load_checkpoint
 from ltmsearch.costs import traced_macs
 from ltmsearch.errors import InputError, TrialDiverged
 from ltmsearch.observer import Observer
+from ltmsearch.shipped import find_file
 from ltmsearch.storage import make_sampler
-from ltmsearch.study import Driver
+from ltmsearch.study import PATIENCE, Driver
 from ltmsearch.trial import Evaluator, TrialResult
 
 
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """A PNG starts a browser; its own tests do that."""
-    monkeypatch.setattr("ltmsearch.report._write_png", lambda *_: None)
+    monkeypatch.setattr("ltmsearch.drawing._write_png", lambda *_: None)
 
 
 def tiny(folder: Path, **changes: Any) -> StudySettings:
@@ -47,7 +49,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one finished study, not to be changed."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ltmsearch.report._write_png", lambda *_: None)
+        patch.setattr("ltmsearch.drawing._write_png", lambda *_: None)
         run_study(tiny(folder))
     return folder
 
@@ -86,6 +88,8 @@ class TestFinishedStudy:
         for _, row in front.iterrows():
             recipe = load_recipe(finished / f"run/recipes/{row.trial}.yaml")
             assert recipe.schedule == json.loads(row.keep_ratios)
+            assert recipe.ib_weight == row.ib_weight
+            assert recipe.ib_beta == 1.0
             model = timm.create_model(recipe.model, **recipe.model_kwargs())
             assert traced_macs(model, (recipe.img_size,) * 2) / 1e9 == row.gflops
 
@@ -113,6 +117,25 @@ class TestFinishedStudy:
         assert trials.state[0] == "scored"
         assert trials.label.str.startswith("uniform").sum() >= 1
         assert trials.rescored_top1[trials.kind == "baseline"].notna().all()
+
+    def test_baselines_train_without_ib_loss_and_others_with_a_weight_of_their_own(self, finished: Path) -> None:
+        trials = pd.read_csv(finished / "run/trials.csv")
+        assert (trials.ib_weight[trials.kind == "baseline"] == 0).all()
+        others = trials.ib_weight[trials.kind != "baseline"]
+        assert len(others) >= 3
+        assert others.is_unique
+        assert ((others == 0) | others.between(0.01, 1.0)).all()
+        stored = optuna.load_study(study_name=None, storage=f"sqlite:///{finished}/run/study.db").trials
+        assert [trial.user_attrs["ib_weight"] for trial in stored] == trials.ib_weight.tolist()
+        assert all("ib_weight" in trial.params for trial in stored)
+
+    def test_information_terms_of_every_scored_trial_are_kept(self, finished: Path) -> None:
+        trials = pd.read_csv(finished / "run/trials.csv")
+        scored = trials[trials.state == "scored"]
+        assert scored[["mi_x", "mi_y", "ibb"]].notna().all(axis=None)
+        assert (scored.mi_x >= 0).all()
+        assert (scored.mi_y > 0).all()
+        assert scored.mi_y.is_unique
 
     def test_constraints_are_readable_by_optuna_and_by_the_dashboard(self, finished: Path) -> None:
         study = optuna.load_study(study_name=None, storage=f"sqlite:///{finished}/run/study.db")
@@ -166,7 +189,15 @@ def test_interrupted_studies_end_as_if_they_had_not_been(finished: Path, tmp_pat
     assert_same(finished, tmp_path)
 
 
-@pytest.mark.parametrize("moment", ["before the weights are saved", "between weights and telling", "while suggesting"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "before the weights are saved",
+        "between weights and telling",
+        "while suggesting",
+        "before the weight is suggested",
+    ],
+)
 def test_a_crash_at_a_bad_moment_loses_and_doubles_nothing(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -174,12 +205,13 @@ def test_a_crash_at_a_bad_moment_loses_and_doubles_nothing(
         "before the weights are saved": (Driver, "_save"),
         "between weights and telling": (Driver, "_tell"),
         "while suggesting": (optuna.Trial, "suggest_int"),
+        "before the weight is suggested": (optuna.Trial, "suggest_float"),
     }[moment]
     original, calls = getattr(target, name), [0]
 
     def crash_once(*args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
-        if calls[0] == (5 if name == "_save" else 4 if name == "_tell" else 60):
+        if calls[0] == {"_save": 5, "_tell": 4, "suggest_int": 60, "suggest_float": 7}[name]:
             raise RuntimeError("power cut")
         return original(*args, **kwargs)
 
@@ -273,21 +305,37 @@ def test_time_limit_ends_the_search_but_not_the_results(tmp_path: Path) -> None:
     assert sum(record.state == "scored" for record in continued.records) >= 2
 
 
+class Stubborn(optuna.samplers.RandomSampler):
+    """Proposes one net, which is over the budget, and nothing else."""
+
+    def sample_independent(self, _study: Any, _trial: Any, name: str, distribution: Any) -> Any:
+        return distribution.low + (name == "stages.2.1.transformer.0")
+
+
 def test_stubborn_samplers_do_not_stall_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Stubborn(optuna.samplers.RandomSampler):
-        def sample_independent(self, *_: Any) -> Any:
-            return 0  # the plain net's ratio at every layer but what is enqueued
-
-        def sample_relative(self, _study: Any, _trial: Any, space: Any) -> Any:
-            return {name: int(index == 0) for index, name in enumerate(space)}
-
-        def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
-            return optuna.search_space.intersection_search_space(study.get_trials(deepcopy=False))
-
     monkeypatch.setattr("ltmsearch.study.make_sampler", lambda *_, **__: Stubborn())
-    result = run_study(tiny(tmp_path, trials=6))
+    result = run_study(tiny(tmp_path / "a", trials=6))
     assert sum(record.state == "scored" and record.label != "plain" for record in result.records) == 6
     assert any(record.label == "drawn within budget" for record in result.records)
+    # Interrupted in a row of rejected proposals, the study draws at the same place.
+    with pytest.raises(KeyboardInterrupt):
+        run_study(tiny(tmp_path / "b", trials=6), Interrupt(20))
+    interrupted = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path}/b/run/study.db").trials
+    assert 0 < sum(trial.state == TrialState.PRUNED for trial in interrupted) < PATIENCE
+    run_study(tiny(tmp_path / "b", trials=6))
+    assert_same(tmp_path / "a", tmp_path / "b")
+
+
+def test_without_ib_weights_in_the_space_nothing_of_them_is_searched(tmp_path: Path) -> None:
+    lines = find_file("search_spaces", "mobilevit").read_text().splitlines(keepends=True)
+    space = tmp_path / "space.yaml"
+    space.write_text("".join(line for line in lines if not line.startswith("ib_weight")))
+    result = run_study(tiny(tmp_path, space=str(space), trials=5))
+    assert {record.ib_weight for record in result.records} == {0.0}
+    assert all(record.mi_y is not None for record in result.records if record.state == "scored")
+    assert load_recipe(tmp_path / f"run/recipes/{result.front[0].trial}.yaml").ib_weight == 0.0
+    stored = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path}/run/study.db").trials
+    assert not any("ib_weight" in trial.params for trial in stored)
 
 
 @pytest.mark.parametrize("name", ["auto", "tpe", "gp", "nsga2", "random"])

@@ -89,6 +89,13 @@ def run(
     proxy_lr: Annotated[
         float | None, typer.Option(help="Learning rate of a trial. (default: 0.0002)", rich_help_panel="Proxy")
     ] = None,
+    ib_beta: Annotated[
+        float | None,
+        typer.Option(
+            help="How sharply an image belongs to its nearest centroid in the IB loss. (default: 1)",
+            rich_help_panel="Proxy",
+        ),
+    ] = None,
     update_share: Annotated[
         float | None,
         typer.Option(
