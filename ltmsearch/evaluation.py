@@ -89,30 +89,71 @@ def recalibrate_and_fit(ib: IBLoss, model: nn.Module, batches: Batches, runtime:
     Raises:
         TrialDiverged: If a feature is not finite.
     """
+    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        fitted = fit_ib(ib, model, enough_for_ib(batches, ib.num_classes), runtime)
+    else:
+        with _noted_for_ib(model, batches, runtime) as notes:
+            recalibrate(model, notes.coming, runtime)
+        fitted = notes.fit(ib)
+    if not fitted:
+        raise TrialDiverged("the features are not finite")
+
+
+def fit_ib(ib: IBLoss, model: nn.Module, batches: Batches, runtime: Runtime) -> bool:
+    """Take the statistics of an IB loss from images, in evaluation mode; the model's mode is restored.
+
+    Args:
+        ib: Fitted in place.
+        model: A timm model, as it stands.
+        batches: Images and labels.
+        runtime: Device and number format.
+
+    Returns:
+        Whether the features are finite; if not, nothing was fitted.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), _noted_for_ib(model, batches, runtime) as notes:
+            for images, _ in notes.coming:
+                with runtime.autocast():
+                    model(images)
+    finally:
+        model.train(was_training)
+    return notes.fit(ib)
+
+
+@dataclass(frozen=True)
+class _NotesForIB:
+    """What an IB loss is fitted to, noted while images pass through a model."""
+
+    coming: Batches
+    features: list[Tensor]
+    inputs: list[Tensor]
+    targets: list[Tensor]
+
+    def fit(self, ib: IBLoss) -> bool:
+        features = torch.cat(self.features).detach()
+        if not bool(features.isfinite().all()):
+            return False
+        ib.fit(features, torch.cat(self.inputs), torch.cat(self.targets).to(features.device), seed=0)
+        return True
+
+
+@contextmanager
+def _noted_for_ib(model: nn.Module, batches: Batches, runtime: Runtime) -> Iterator[_NotesForIB]:
     inputs: list[Tensor] = []
     targets: list[Tensor] = []
 
-    def noted() -> Iterator[tuple[Tensor, Tensor]]:
+    def coming() -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in batches:
             images = runtime.images(images)
             inputs.append(input_features(images))
             targets.append(labels)
             yield images, labels
 
-    coming = noted()
-    with pooled_features(model) as seen:
-        recalibrate(model, coming, runtime)
-        if not seen:  # no norm to recalibrate, so that nothing passed
-            was_training = model.training
-            model.eval()
-            with torch.no_grad(), runtime.autocast():
-                for images, _ in enough_for_ib(coming, ib.num_classes):
-                    model(images)
-            model.train(was_training)
-        features = torch.cat(seen)
-    if not bool(features.isfinite().all()):
-        raise TrialDiverged("the features are not finite")
-    ib.fit(features, torch.cat(inputs), torch.cat(targets), seed=0)
+    with pooled_features(model) as features:
+        yield _NotesForIB(coming(), features, inputs, targets)
 
 
 def enough_for_ib(batches: Batches, num_classes: int) -> Iterator[tuple[Tensor, Tensor]]:

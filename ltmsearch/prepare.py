@@ -55,6 +55,7 @@ class Workbench:
             f"at {s.proxy_img_size}, batch {s.batch_size}, learning rate {s.warmup_lr:g}",
             f"trials: {s.trials}, each {s.proxy_steps} steps at {s.proxy_img_size} px, learning rate {s.proxy_lr:g}, "
             f"scored on {s.val_images} images; best {s.rescore_candidates} scored again on {s.rescore_images}",
+            self._ib_line(),
             f"expected to take about {self.estimated_seconds() / 60:.1f} minutes",
         ]
         alike = indistinct_choices(self.space, self.proxy_costs.layer_grids)
@@ -70,6 +71,12 @@ class Workbench:
             lines.append(f"at {s.proxy_img_size} px these keep ratios give one grid and score alike: {shown}")
         return lines
 
+    def _ib_line(self) -> str:
+        weights = self.space.ib_weights
+        if weights is None:
+            return "IB loss: none in this search space"
+        return f"IB loss: weights 0 and {weights.low:g} to {weights.high:g}, β {self.settings.ib_beta:g}"
+
     def estimated_seconds(self) -> float:
         """Expected wall time of the whole study, from the measured seconds per image."""
         s, (train, score) = self.settings, self.seconds_per_image
@@ -78,6 +85,8 @@ class Workbench:
         base = pixels / s.proxy_img_size**2 * s.batch_size * train
         sandwich = s.sandwich_steps * s.batch_size * train * (2 + s.sandwich_subnets)
         trial = s.proxy_steps * s.batch_size * train + (s.calibration_images + s.val_images) * score
+        if self.space.ib_weights is not None:  # the IB loss takes its statistics before most trials
+            trial += s.calibration_images * score
         rescore = (s.rescore_candidates + 2) * (s.calibration_images + s.rescore_images) * score
         return base + sandwich + s.trials * trial + rescore
 

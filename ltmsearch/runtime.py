@@ -69,6 +69,8 @@ def find_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError(f"{device.type} has not been tried")  # e.g. mps, which lacks the float64 of scores
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {name!r} cannot be used ({reason}); auto, cpu or cuda would do") from error

@@ -9,15 +9,15 @@ from typing import Any, get_args
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ltmsearch.backbones import feature_dim, input_config, pooled_features
+from ltmsearch.backbones import feature_dim, input_config
 from ltmsearch.costs import GIGA, backbone_costs
 from ltmsearch.data import DIGITS_VALIDATION_IMAGES, ImageData, load_data
 from ltmsearch.errors import InputError
-from ltmsearch.evaluation import Batches, Score, recalibrate, score
-from ltmsearch.ib_loss import IBLoss, IBTerms, input_features
+from ltmsearch.evaluation import Batches, Score, fit_ib, recalibrate, score
+from ltmsearch.ib_loss import IBLoss, IBTerms
 from ltmsearch.observer import Observer
 from ltmsearch.recipe import Recipe, library_versions
 from ltmsearch.runtime import Precision, Runtime, choose_runtime, find_device, step_seconds
@@ -173,33 +173,6 @@ def validate_recipe(
     )
 
 
-@torch.no_grad()
-def fit_statistics(ib: IBLoss, model: nn.Module, batches: Batches, runtime: Runtime) -> bool:
-    """Take the statistics behind the information terms from images, in evaluation mode.
-
-    Args:
-        ib: Fitted in place.
-        model: In evaluation mode, on its device.
-        batches: (B, 3, height, width) images and (B,) labels.
-        runtime: Device and number format.
-
-    Returns:
-        Whether the features are finite; if not, nothing was fitted.
-    """
-    kept: list[tuple[Tensor, Tensor, Tensor]] = []
-    with pooled_features(model) as seen:
-        for batch, labels in batches:
-            images = runtime.images(batch)
-            with runtime.autocast():
-                model(images)
-            kept.append((seen.pop().float(), input_features(images), labels.to(runtime.device)))
-    features, inputs, targets = (torch.cat(column) for column in zip(*kept, strict=True))
-    if not bool(features.isfinite().all()):
-        return False
-    ib.fit(features, inputs, targets, seed=SEED)
-    return True
-
-
 def print_validation(console: Console, record: ValidationRecord) -> None:
     """A table of what was found, and below it the notes."""
     where = f"{record.device}, {record.precision}" + (_threads(record.threads))
@@ -266,7 +239,7 @@ def _score(
         notes.append("shared weights of a study: BatchNorm statistics are taken anew, as for the study's scores")
     model.eval()
     ib = IBLoss(feature_dim=feature_dim(model), num_classes=data.num_classes, beta=recipe.ib_beta).to(runtime.device)
-    if not fit_statistics(ib, model, calibration("IB statistics"), runtime):
+    if not fit_ib(ib, model, calibration("IB statistics"), runtime):
         raise _not_finite(network, runtime)
     batches = data.validation_batches(batch_size=batch_size)
     result = score(model, _told(batches, observer, "validation", data.validation_size), runtime, ib=ib)
