@@ -16,11 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ltmsearch.files import write_atomic
-from ltmsearch.prepare import prepare, warm_up_plan
+from ltmsearch.prepare import prepare
 from ltmsearch.recipe import library_versions
 from ltmsearch.schedule import MergeSchedule
 from ltmsearch.settings import StudySettings
-from ltmsearch.training import warm_up
 from ltmsearch.trial import Evaluator, parameters
 
 RESULTS = Path(__file__).parent / "results" / "ib_weight.json"
@@ -45,18 +44,9 @@ def main() -> None:
     keep, seeds = args.pop("keep"), args.pop("seeds")
     settings = StudySettings.make("benchmark", rescore_images=args["val_images"], **args)
     bench = prepare(settings)
-    s, space, data = bench.settings, bench.space, bench.evaluator.data
-    plan = warm_up_plan(s)
+    s, data = bench.settings, bench.evaluator.data
     supernet = bench.evaluator.supernet
-    for _ in warm_up(
-        supernet,
-        plan,
-        batches=data.train_batches(batch_size=s.batch_size, steps=plan.steps, seed=s.seed),
-        cheapest=space.schedule(space.cheapest),
-        draw=lambda rng: space.schedule(space.random(rng, 1)[0]),
-        seed=s.seed,
-        runtime=bench.evaluator.runtime,
-    ):
+    for _ in bench.warm_up():
         pass
     shared = parameters(supernet)
     schedule = MergeSchedule.uniform(supernet.layers, keep)

@@ -1,6 +1,6 @@
 """From settings to everything a study works with. Bad input is refused here, before anything is written."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from ltmsearch.runtime import choose_runtime, find_device, step_seconds
 from ltmsearch.settings import ResolvedSettings, StudySettings
 from ltmsearch.space import SearchSpace, SpaceFile, indistinct_choices
 from ltmsearch.supernet import Supernet
-from ltmsearch.training import WarmUp
+from ltmsearch.training import WarmUp, warm_up
 from ltmsearch.trial import SCORING_BATCH, Evaluator
 
 
@@ -37,6 +37,23 @@ class Workbench:
     """Supernet, data and runtime."""
     seconds_per_image: tuple[float, float]
     """Measured on a batch of the plain net at `settings.proxy_img_size`: training, scoring."""
+
+    def warm_up(self) -> Iterator[float]:
+        """Train the shared weights from where they are; yields the plain net's loss after every step.
+
+        Raises:
+            TrialDiverged: If the loss is not finite.
+        """
+        s, space, plan = self.settings, self.space, warm_up_plan(self.settings)
+        return warm_up(
+            self.evaluator.supernet,
+            plan,
+            batches=self.evaluator.data.train_batches(batch_size=s.batch_size, steps=plan.steps, seed=s.seed),
+            cheapest=space.schedule(space.cheapest),
+            draw=lambda rng: space.schedule(space.random(rng, 1)[0]),
+            seed=s.seed,
+            runtime=self.evaluator.runtime,
+        )
 
     def describe(self) -> list[str]:
         """Lines for a person: what is searched, on what, how, and how long it will take."""
@@ -169,15 +186,11 @@ def check_budget(settings: StudySettings, table: CostTable) -> None:
 
 
 def _load_data(settings: ResolvedSettings, on_progress: Callable[[int, int], None] | None) -> ImageData:
-    config = input_config(settings.backbone)
     return load_data(
         dataset=settings.dataset,
         data_dir=Path(settings.data_dir) if settings.data_dir else None,
         img_size=settings.proxy_img_size,
-        mean=config["mean"],
-        std=config["std"],
-        interpolation=config["interpolation"],
-        crop_pct=config["crop_pct"],
+        **input_config(settings.backbone),
         val_images=settings.rescore_images,
         calibration_images=settings.calibration_images,
         seed=settings.seed,

@@ -28,7 +28,6 @@ from ltmsearch.rescoring import choose_candidates, same_nets
 from ltmsearch.results import TRIALS, write_results
 from ltmsearch.settings import ResolvedSettings, StudySettings
 from ltmsearch.storage import make_sampler, open_study
-from ltmsearch.training import warm_up
 from ltmsearch.trial import IB_WEIGHT, load_parameters, moved, parameters, suggest
 
 STARTUP_SHARE = 1 / 3
@@ -152,20 +151,8 @@ class Driver:
             self.weights = parameters(supernet)
             self.observer.note(f"continuing with shared weights of version {self.state.version}")
             return
-        s, space = self.settings, self.bench.space
-        plan = warm_up_plan(s)
-        self.observer.phase("warming up", plan.steps)
-        data, runtime = self.bench.evaluator.data, self.bench.evaluator.runtime
-        losses = warm_up(
-            supernet,
-            plan,
-            batches=data.train_batches(batch_size=s.batch_size, steps=plan.steps, seed=s.seed),
-            cheapest=space.schedule(space.cheapest),
-            draw=lambda rng: space.schedule(space.random(rng, 1)[0]),
-            seed=s.seed,
-            runtime=runtime,
-        )
-        for step, loss in enumerate(losses):
+        self.observer.phase("warming up", warm_up_plan(self.settings).steps)
+        for step, loss in enumerate(self.bench.warm_up()):
             self.observer.advance(step + 1, f"loss {loss:.2f}")
         self.weights = parameters(supernet)
         self._save()

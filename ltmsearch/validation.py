@@ -254,15 +254,11 @@ def _open_data(
     recipe: Recipe, dataset: str | None, data_dir: Path | None, img_size: int, val_images: int | None
 ) -> ImageData:
     dataset = dataset or ("folder" if data_dir else "digits")
-    config = input_config(recipe.backbone)
     return load_data(
         dataset=dataset,
         data_dir=data_dir,
         img_size=img_size,
-        mean=config["mean"],
-        std=config["std"],
-        interpolation=config["interpolation"],
-        crop_pct=config["crop_pct"],
+        **input_config(recipe.backbone),
         val_images=val_images or (DIGITS_VALIDATION_IMAGES if dataset == "digits" else ALL),
         calibration_images=STATISTICS_IMAGES,
         seed=SEED,

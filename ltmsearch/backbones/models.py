@@ -87,10 +87,10 @@ def create_subnet(
 
 
 def input_config(backbone: str) -> dict[str, Any]:
-    """How timm prepares images for a backbone: `mean`, `std`, `interpolation`, `crop_pct`, `input_size`."""
+    """How timm prepares images for a backbone: `mean`, `std`, `interpolation`, `crop_pct`."""
     get_adapter(backbone)
     config: dict[str, Any] = resolve_data_config({}, pretrained_cfg=get_pretrained_cfg(backbone).to_dict())
-    return config
+    return {name: config[name] for name in ("mean", "std", "interpolation", "crop_pct")}
 
 
 def register_with_timm() -> None:

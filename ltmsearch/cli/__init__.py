@@ -6,7 +6,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from ltmsearch.cli import deploy, describe, search, train, validate  # noqa: F401 (they add their commands)
-from ltmsearch.cli.app import app, say
+from ltmsearch.cli.app import app, say, speaks
 from ltmsearch.errors import InputError, LtmsearchError
 
 __all__ = ["app", "main"]
@@ -14,7 +14,7 @@ __all__ = ["app", "main"]
 
 def main() -> NoReturn:
     """Entry point: 0 done; 2 the input is wrong, one line says what and what would do; 1 anything else."""
-    errors = Console(stderr=True)
+    errors = Console(stderr=True, quiet=not speaks())
     try:
         app(standalone_mode=True)
     except InputError as error:

@@ -1,5 +1,6 @@
 """The application that the commands belong to, and what they share."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,11 @@ app = typer.Typer(
 
 Run = Annotated[Path, typer.Argument(help="Run directory of a study.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def speaks() -> bool:
+    """Whether this process is the one that prints: of those that torchrun starts, the first."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def say(console: Console, line: str) -> None:

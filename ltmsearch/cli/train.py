@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ltmsearch.cli.app import app, say
+from ltmsearch.cli.app import app, say, speaks
 
 
 def _key(meaning: str) -> Any:
@@ -146,5 +146,5 @@ def train(
             Console(stderr=True), f"stopped; the same command with --resume continues, {options.out} holds what is done"
         )
         raise typer.Exit(1) from None
-    if not quiet:
+    if not quiet and speaks():
         print_training(console, result)

@@ -15,7 +15,6 @@ from ltmsearch.recipe import Recipe
 
 
 def open_data(recipe: Recipe, options: TrainingOptions, observer: Observer) -> ImageData:
-    config = input_config(recipe.backbone)
 
     def reading(done: int, total: int) -> None:
         if done == 1:
@@ -26,10 +25,7 @@ def open_data(recipe: Recipe, options: TrainingOptions, observer: Observer) -> I
         dataset=options.dataset,
         data_dir=options.data_dir,
         img_size=recipe.img_size,
-        mean=config["mean"],
-        std=config["std"],
-        interpolation=config["interpolation"],
-        crop_pct=config["crop_pct"],
+        **input_config(recipe.backbone),
         val_images=DIGITS_VALIDATION_IMAGES if options.dataset == "digits" else 2**31,
         calibration_images=1,
         seed=0,  # of the built-in digits: the same whatever the recipe's seed, or seeds could not be compared
