@@ -140,10 +140,10 @@ class Bench:
         for data in self.datasets:
             for seed in range(self.args.seeds):
                 yield Job(data, "trained base", "scratch", "off", seed)
-        for seed in range(self.args.seeds):
-            for start in STARTS:
-                for data in self.datasets:
-                    for ib in IB:
+        for ib in IB:
+            for seed in range(self.args.seeds):
+                for start in STARTS:
+                    for data in self.datasets:
                         for net in self.args.nets:
                             yield Job(data, net, start, ib, seed)
         for seed in range(self.args.seeds if "ltm" in self.args.nets else 0):
@@ -169,7 +169,9 @@ class Bench:
         if job.start == "fine-tuned":
             start = Job(job.data, "trained base", "scratch", "off", job.seed)
             command += ["--init", str(self.args.work / start.name / "last.safetensors")]
-        if not (out / "curves.png").exists():  # the last thing that a training writes
+        if not (out / "log.csv").exists() or read_log(out / "log.csv")[-1].epoch < int(
+            keys[keys.index("--epochs") + 1]
+        ):
             self.call(command, out.with_suffix(".log"))
             print(f"{job.name}: {self.top1(job):.1f}", flush=True)
 

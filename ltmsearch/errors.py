@@ -3,7 +3,8 @@
 LtmsearchError
 ├── InputError        the user's input is wrong: one line, exit code 2
 ├── TrialDiverged     one trial's loss is not finite: that trial fails alone
-└── TrainingDiverged  a full training's loss is not finite: it ends
+├── TrainingDiverged  a full training's loss is not finite: it ends
+└── ExportError       a network cannot be exported, or what was written does not hold it
 """
 
 from collections.abc import Iterable
@@ -24,6 +25,10 @@ class TrialDiverged(LtmsearchError):
 
 class TrainingDiverged(LtmsearchError):
     """The loss of a full training became infinite or NaN."""
+
+
+class ExportError(LtmsearchError):
+    """A network cannot be exported, or what was written does not hold it. The file is not left."""
 
 
 MANY = 40

@@ -43,14 +43,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of a finished study."""
     folder = tmp_path_factory.mktemp("cli")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ltmsearch.report._write_png", lambda *_: None)
+        patch.setattr("ltmsearch.drawing._write_png", lambda *_: None)
         run_study(StudySettings.make("test", **{**TINY, "out": str(folder / "run")}))
     return folder / "run"
 
 
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ltmsearch.report._write_png", lambda *_: None)
+    monkeypatch.setattr("ltmsearch.drawing._write_png", lambda *_: None)
 
 
 BUDGET = ("--budget-gflops",)
@@ -86,7 +86,7 @@ RUN = (*XXS, *BUDGET, "0.27")
         (("space", "resnet50"), "unknown backbone 'resnet50'"),
         (("space", "efficientvit_m0"), "efficientvit_m0 cannot merge tokens yet: it is Microsoft's EfficientViT"),
         (("front", "nowhere"), "nowhere/settings.yaml does not exist"),
-        (("export", "nowhere"), "nowhere/settings.yaml does not exist"),
+        (("export", "nowhere"), "must be the run directory of a study or the folder of a training, but is no folder"),
         (("dashboard", "nowhere"), "must be the run directory of a study"),
     ],
 )  # fmt: skip
@@ -228,34 +228,6 @@ def test_front_writes_again_what_was_lost(
     assert (finished / "front.html").exists()
     code, out, _ = call("front", str(finished), "--json", monkeypatch=monkeypatch, capsys=capsys)
     assert [row["trial"] for row in json.loads(out)] == [int(line.split(",")[0]) for line in wanted.splitlines()[1:]]
-
-
-def test_export_recipes_and_weights(
-    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import timm
-    import torch
-
-    from ltmsearch.recipe import load_recipe
-
-    code, out, _ = call("export", str(finished), "--weights", monkeypatch=monkeypatch, capsys=capsys)
-    assert code == 0
-    recipe_path, weights_path = (Path(line) for line in out.splitlines())
-    recipe = load_recipe(recipe_path)
-    model = timm.create_model(recipe.model, checkpoint_path=str(weights_path), **recipe.model_kwargs()).eval()
-    assert torch.isfinite(model(torch.randn(1, 3, 64, 64))).all()
-    number = recipe.provenance["trial"]
-    assert recipe_path.parent == finished / "export" / str(number)
-    code, out, _ = call("export", str(finished), "--top", "99", monkeypatch=monkeypatch, capsys=capsys)
-    assert code == 0
-    for arguments, message in (
-        (("--trial", "999"), "trial 999 has no score"),
-        (("--under-gflops", "0.01"), "no trial of the front costs up to 0.01 GFLOPs; the cheapest costs 0.2"),
-        (("--top", "1", "--trial", "1"), "exclude each other"),
-    ):
-        code, _, err = call("export", str(finished), *arguments, monkeypatch=monkeypatch, capsys=capsys)
-        assert code == 2
-        assert message in err
 
 
 def test_config_files_and_options_that_win(

@@ -34,7 +34,7 @@ class MergingEfficientVitBlock(EfficientVitBlock):
         with watched(self.context_module.main.qkv, wanted=operator.needs_keys) as qkv:
             x = self.context_module(x)
         before = _to_tokens(x)
-        sizes = x.new_ones(len(x), tokens(grid), dtype=torch.float32)
+        sizes = x.new_ones(x.shape[0], tokens(grid), dtype=torch.float32)
         merge = operator(before, sizes, grid, target, self._keys(qkv[0]) if qkv else None)
         after = _to_tokens(self.local_module(_to_map(merge.tokens, target)))
         return _to_map(merge.unmerge(before, after), grid)

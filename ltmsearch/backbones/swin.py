@@ -63,7 +63,7 @@ class MergingSwinBlock(SwinTransformerBlock):
     def _sizes(self, x: Tensor) -> Tensor:
         """(B·W, N) float32: 1 for tokens of the image, next to nothing for padding."""
         inside = self._in_windows(x.new_ones(1, *x.shape[1:3], 1, dtype=torch.float32)).squeeze(-1)
-        return inside.clamp_min(PADDING_SIZE).repeat(len(x), 1)
+        return inside.clamp_min(PADDING_SIZE).repeat(x.shape[0], 1)
 
     def _unshifted_keys(self, qkv: Tensor, rows: int, columns: int) -> Tensor:
         """(B·W, N, 3·heads·C) projections of shifted windows to the (B, height, width, C) mean key of the heads."""

@@ -67,7 +67,7 @@ class MergingBlocks(nn.Sequential):
                 f"`x` must hold {self.prefix} + {tokens(grid)} tokens for the grid {grid}, but got {x.shape[1]}: "
                 "dropping patches (`patch_drop_rate`) and merging do not go together."
             )
-        sizes = x.new_ones(len(x) // self.groups, tokens(grid), dtype=torch.float32)
+        sizes = x.new_ones(x.shape[0] // self.groups, tokens(grid), dtype=torch.float32)
         merges: list[tuple[Tensor, Merge]] = []
         merged = False
         for block in cast(Iterable[Block], self):

@@ -105,7 +105,7 @@ def _side_by_side(values: Tensor, grid: Grid, rows: Tensor, columns: Tensor) -> 
     batch, _, channels = values.shape
     by_rows = rows.to(values.dtype).expand(batch, -1, -1) @ values.reshape(batch, grid[0], -1)  # (B, p, w·C)
     by_rows = by_rows.reshape(-1, grid[1], channels)
-    both = columns.to(values.dtype).expand(len(by_rows), -1, -1) @ by_rows  # (B·p, q, C)
+    both = columns.to(values.dtype).expand(by_rows.shape[0], -1, -1) @ by_rows  # (B·p, q, C)
     return both.reshape(batch, -1, channels)
 
 
@@ -169,7 +169,7 @@ class LearnableTokenMerging(MergeOperator):
             return self._matched(values, sizes, kappa, token_count(target)), weights
         cells, shares = near_shares(values, sizes, grid, target, kappa)
         best, choice = shares.max(dim=-1)  # (B, N)
-        position = cells.expand(len(choice), -1, -1).gather(2, choice[..., None]).squeeze(-1)
+        position = cells.expand(choice.shape[0], -1, -1).gather(2, choice[..., None]).squeeze(-1)
         # One, but with the gradient of the logarithm of the share: what gains from the choice makes it surer.
         gate = best / best.detach() if best.requires_grad else None
         return HardAssignment(position, token_count(target), gate), weights

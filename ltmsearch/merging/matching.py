@@ -25,7 +25,7 @@ def match(keys: Tensor, sizes: Tensor, count: int) -> Tensor:
         (B, N) int64: the merged token of each token.
     """
     n = int(keys.shape[1])  # a number also while a tracer watches
-    position = torch.arange(n, device=keys.device).expand(len(keys), -1)
+    position = torch.arange(n, device=keys.device).expand(keys.shape[0], -1)
     for merges in rounds(n, count):
         step = match_once(keys, merges)
         n -= merges

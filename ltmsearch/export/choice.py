@@ -1,0 +1,36 @@
+"""Which trials of a study a user means."""
+
+from collections.abc import Sequence
+
+from ltmsearch.errors import InputError
+from ltmsearch.records import TrialRecord, select_front
+
+
+def choose_trials(
+    records: Sequence[TrialRecord],
+    *,
+    trial: int | None = None,
+    top: int | None = None,
+    under_gflops: float | None = None,
+) -> list[TrialRecord]:
+    """The trials that a user means: one by number, the best of the front, or the best of it up to a cost.
+
+    Raises:
+        InputError: If more than one way is given, or nothing fits.
+    """
+    if sum(choice is not None for choice in (trial, top, under_gflops)) > 1:
+        raise InputError("--trial, --top and --under-gflops exclude each other")
+    front = select_front(records)
+    if trial is not None:
+        chosen = [record for record in records if record.trial == trial and record.state == "scored"]
+        rule = f"trial {trial} has no score; the front's are {', '.join(str(r.trial) for r in front)}"
+    elif under_gflops is not None:
+        chosen = [record for record in front if record.gflops <= under_gflops][:1]
+        rule = f"no trial of the front costs up to {under_gflops:g} GFLOPs"
+        if front:
+            rule += f"; the cheapest costs {front[-1].gflops:.4f}"
+    else:
+        chosen, rule = front[: top or 1], "the study has no front yet: no scored trial is within the budget"
+    if not chosen:
+        raise InputError(rule)
+    return chosen

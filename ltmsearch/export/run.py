@@ -1,0 +1,129 @@
+"""The export of a study's trials or of a training: which files, where to, in which order."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ltmsearch.errors import InputError
+from ltmsearch.export.choice import choose_trials
+from ltmsearch.export.folder import CONFIG, RECIPE, WEIGHTS, ExportedFile, rebuild, write_recipe, write_weights
+from ltmsearch.export.subnets import SETTINGS, Subnet, is_study, study_subnets, trained_subnet
+from ltmsearch.observer import Observer
+from ltmsearch.programs import export_onnx, export_program, require_onnx
+from ltmsearch.records import read_trials
+from ltmsearch.results import TRIALS
+from ltmsearch.settings import ResolvedSettings
+
+EXPORT, ONNX, PROGRAM = "export", "model.onnx", "model.pt2"
+FILES = (RECIPE, WEIGHTS, CONFIG, ONNX, PROGRAM)
+"""All that an export may hold."""
+
+
+def export_run(
+    run: Path,
+    *,
+    trial: int | None = None,
+    top: int | None = None,
+    under_gflops: float | None = None,
+    checkpoint: Path | None = None,
+    weights: bool = False,
+    onnx: bool = False,
+    program: bool = False,
+    observer: Observer | None = None,
+) -> list[ExportedFile]:
+    """Write recipes, and on request weights and programs, each checked by opening it again.
+
+    They go into `RUN/export/<trial>/` for a study and into `RUN/export/` for a training. A study's weights are the
+    final shared ones of the subnet, with BatchNorm statistics of its own.
+
+    Args:
+        run: Run directory of a study, or folder of a training.
+        trial: Number of a trial.
+        top: How many of the front, best top-1 first; 1 unless another choice is made.
+        under_gflops: Take the best of the front up to this cost.
+        checkpoint: Weights of a training; None: the best that it kept.
+        weights: Whether to write `model.safetensors` and `config.json`.
+        onnx: Whether to write `model.onnx`.
+        program: Whether to write `model.pt2`.
+        observer: Hears of what is going on.
+
+    Returns:
+        The files, in the order in which they were written.
+
+    Raises:
+        InputError: If the folder is of neither kind, nothing fits, or a library is missing; nothing is written.
+        ExportError: If a file does not hold what it should; that file is not left.
+    """
+    observer = observer or Observer()
+    if onnx:
+        require_onnx()
+    subnets = _subnets(run, trial, top, under_gflops, checkpoint, observer)
+    kinds = [kind for kind, wanted in (("weights", weights), ("ONNX", onnx), ("torch.export", program)) if wanted]
+    observer.phase("exporting", len(subnets) * (1 + len(kinds)))
+    written: list[ExportedFile] = []
+    begun = 0
+
+    def begin(what: str, subnet: Subnet) -> None:
+        nonlocal begun
+        observer.advance(begun, what if subnet.trial is None else f"trial {subnet.trial}: {what}")
+        begun += 1
+
+    for subnet in subnets:
+        folder = run / EXPORT / ("" if subnet.trial is None else str(subnet.trial))
+        written += _export(subnet, folder, kinds, begin)
+        older = sorted({path.name for path in folder.iterdir()} & set(FILES) - {file.file.name for file in written})
+        if older:
+            observer.note(f"{folder} holds from before, perhaps of other weights: {', '.join(older)}")
+    observer.advance(begun)
+    return written
+
+
+def _export(subnet: Subnet, folder: Path, kinds: list[str], begin: Callable[[str, Subnet], None]) -> list[ExportedFile]:
+    """One subnet into one folder."""
+    begin("recipe", subnet)
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        written = [write_recipe(subnet, folder)]
+    if not kinds:
+        return written
+    trained = subnet.build()
+    net, size = rebuild(subnet.recipe, trained), subnet.recipe.img_size
+    ways: dict[str, Callable[[], list[ExportedFile]]] = {
+        "weights": lambda: write_weights(subnet, net, trained, folder),
+        "ONNX": lambda: [ExportedFile.of_program(export_onnx(net, folder / ONNX, img_size=size))],
+        "torch.export": lambda: [ExportedFile.of_program(export_program(net, folder / PROGRAM, img_size=size))],
+    }
+    for kind in kinds:
+        begin(kind, subnet)
+        with _writing(folder):
+            written += ways[kind]()
+    return written
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
+def _subnets(
+    run: Path,
+    trial: int | None,
+    top: int | None,
+    under_gflops: float | None,
+    checkpoint: Path | None,
+    observer: Observer,
+) -> list[Subnet]:
+    if not is_study(run):
+        if any(choice is not None for choice in (trial, top, under_gflops)):
+            raise InputError(
+                f"--trial, --top and --under-gflops choose among the trials of a study, but {run} is of a training"
+            )
+        return [trained_subnet(run, checkpoint, observer)]
+    if checkpoint is not None:
+        raise InputError(f"--checkpoint must come with the folder of a training, but {run} is of a study")
+    settings = ResolvedSettings.load(run / SETTINGS)
+    chosen = choose_trials(read_trials(run / TRIALS), trial=trial, top=top, under_gflops=under_gflops)
+    return study_subnets(run, settings, chosen, observer)

@@ -1,0 +1,113 @@
+"""The subnets that a study or a training holds, with their weights."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from ltmsearch.checkpoint import load_checkpoint
+from ltmsearch.errors import InputError
+from ltmsearch.finetune import BEST, RECIPE
+from ltmsearch.observer import Observer
+from ltmsearch.prepare import Workbench, prepare
+from ltmsearch.recipe import Recipe, load_recipe
+from ltmsearch.records import TrialRecord
+from ltmsearch.results import make_recipe
+from ltmsearch.settings import ResolvedSettings
+from ltmsearch.trained import load_trained
+
+SETTINGS = "settings.yaml"
+"""What only the run directory of a study holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subnet:
+    """One subnet that is to leave."""
+
+    recipe: Recipe
+    """The net and how it is trained."""
+    trial: int | None
+    """Its number in the study; None in a training."""
+    class_names: tuple[str, ...] | None
+    """Classes in the order of the outputs; None: not known."""
+    build: Callable[[], nn.Module]
+    """The net with its weights. It may take a while, and is called only if weights are wanted."""
+
+
+def is_study(run: Path) -> bool:
+    """Whether a folder is the run directory of a study, or else of a training.
+
+    Raises:
+        InputError: If it is neither.
+    """
+    if (run / SETTINGS).is_file():
+        return True
+    if (run / RECIPE).is_file():
+        return False
+    lacks = f"holds neither {SETTINGS} nor {RECIPE}" if run.is_dir() else "is no folder"
+    raise InputError(f"{run} must be the run directory of a study or the folder of a training, but {lacks}")
+
+
+def study_subnets(
+    run: Path, settings: ResolvedSettings, records: Sequence[TrialRecord], observer: Observer
+) -> list[Subnet]:
+    """Trials of a study with the final shared weights, each with BatchNorm statistics of its own.
+
+    Args:
+        run: Run directory.
+        settings: Of the study.
+        records: The trials.
+        observer: Hears of the data being read.
+
+    Raises:
+        InputError: If the shared weights are missing or damaged.
+    """
+    loaded = load_checkpoint(run)
+    if loaded is None:
+        raise InputError(f"{run} holds no shared weights")
+    shared, state = loaded
+    benches: list[Workbench] = []
+
+    def build(record: TrialRecord) -> nn.Module:
+        if not benches:
+            observer.note("reading the study's data: each subnet gets BatchNorm statistics of its own")
+            bench = prepare(settings)
+            bench.evaluator.supernet.load_state_dict(shared)
+            benches.append(bench)
+        return benches[0].evaluator.recalibrated_subnet(record.schedule(settings.operator))
+
+    names = tuple(state.class_names)
+    return [
+        Subnet(
+            recipe=make_recipe(record, settings, num_classes=len(names)),
+            trial=record.trial,
+            class_names=names,
+            build=partial(build, record),
+        )
+        for record in records
+    ]
+
+
+def trained_subnet(run: Path, checkpoint: Path | None, observer: Observer) -> Subnet:
+    """The subnet of a training.
+
+    Args:
+        run: Folder of the training.
+        checkpoint: Its weights; None: the best that the training kept.
+        observer: Hears of what was not loaded.
+
+    Raises:
+        InputError: If recipe or weights are missing, damaged or do not belong together.
+    """
+    recipe = load_recipe(run / RECIPE)
+    network = load_trained(recipe, run / BEST if checkpoint is None else checkpoint)
+    if network.shared:
+        raise InputError(
+            f"--checkpoint must be the weights of one subnet, but {network.checkpoint} holds the shared ones of a "
+            "study; ltmsearch export takes its run directory"
+        )
+    for note in network.notes:
+        observer.note(f"{network.checkpoint}: {note}")
+    return Subnet(recipe=recipe, trial=None, class_names=network.class_names, build=lambda: network.model)
