@@ -78,3 +78,35 @@ def test_code_in_yaml_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="must be YAML"):
         load_recipe(path)
     assert not (tmp_path / "made").exists()
+
+
+def test_a_recipe_of_an_earlier_day_still_opens() -> None:
+    """Written by version 0.1.0; it must not be written anew when the format changes."""
+    recipe = load_recipe(Path(__file__).parent / "data" / "recipe_v1.yaml")
+    assert (recipe.model, recipe.operator, recipe.img_size, recipe.num_classes) == ("ltm_mobilevit_s", "ltm", 224, 10)
+    assert recipe.merge_schedule.keep_ratio("stages.2.1.transformer.0") == 0.25
+    assert recipe.merge_schedule.form("stages.2.1.transformer.0") == "hard"
+    assert (recipe.lr, recipe.aa, recipe.scale, recipe.ib_warmup_ratio) == (2e-4, "rand-m9-mstd0.5", (0.08, 1.0), 0.3)
+    assert recipe.provenance["proxy"]["top1"] == pytest.approx(84.6, abs=0.1)
+
+
+def test_keys_can_be_changed_and_are_checked() -> None:
+    recipe = Recipe(**MINIMAL)
+    assert recipe.changed({"lr": 1e-3, "aa": None}) == Recipe(**MINIMAL, lr=1e-3, aa=None)
+    with pytest.raises(InputError, match="recipe: epochs: Input should be greater than or equal to 1, but got 0"):
+        recipe.changed({"epochs": 0})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 5, "warmup_epochs": 5}, r"warmup_epochs \+ cooldown_epochs must be less than epochs"),
+        ({"min_lr": 1.0}, "min_lr must be at most lr, but got 1 and 0.0002"),
+        ({"scale": (1.0, 0.1)}, "scale must be two numbers above 0 in rising order, but got 1 and 0.1"),
+        ({"model": "mobilevit_s"}, "model: must be ltm_<backbone>, such as ltm_mobilevit_s, but got 'mobilevit_s'"),
+        ({"lr": float("inf")}, "lr: Input should be a finite number"),
+    ],
+)
+def test_keys_must_go_together(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Recipe(**MINIMAL).changed(change)
