@@ -1,6 +1,6 @@
 """What merging costs in accuracy at equal GFLOPs, trained by the command line alone.
 
-    python benchmarks/training.py --work /tmp/trainings --data-dir my-images
+    python benchmarks/training.py --work trainings/bench --data-dir my-images
 
 For the built-in digits and an image folder: the unmerged base, uniform `ltm`, `tome` and `pool`, and the schedule that
 `ltmsearch run` finds at the cost of uniform `ltm`; each trained from scratch with merging in the loop, and fine-tuned
