@@ -31,7 +31,7 @@ from ltmsearch.errors import InputError
 from ltmsearch.sources import CPUS, ImageSplit, estimated_bytes, open_folder, open_named, shown
 
 DIGITS_TRAIN_IMAGES = 10_000  # more than a trial sees, so that it sees few scenes twice
-DIGITS_VALIDATION_IMAGES = 1000  # for what uses all validation images: of what is drawn, all is a choice
+DIGITS_VALIDATION_IMAGES = 1000  # where all are asked for: of what is drawn, that is a choice
 TRAIN_CROP = (0.35, 1.0)  # share of the area; proxy trainings are too short to profit from timm's 0.08
 
 Transform = Callable[[Image.Image], Tensor]  # gives (3, S, S) uint8
@@ -184,7 +184,7 @@ def load_data(
     std: Sequence[float],
     interpolation: str = "bicubic",
     crop_pct: float = 0.875,
-    val_images: int,
+    val_images: int | None,
     calibration_images: int,
     seed: int,
     augmentation: Augmentation | None = None,
@@ -206,7 +206,8 @@ def load_data(
         mean, std: Of each channel, on a scale from 0 to 1: images are given out less `mean`, divided by `std`.
         interpolation: How images are resized, by Pillow's name.
         crop_pct: Share of the short side that evaluation sees, in (0, 1]. The built-in digits are seen whole.
-        val_images: How many validation images to use, at most.
+        val_images: How many validation images to use, at most; None: all, of the built-in digits
+            `DIGITS_VALIDATION_IMAGES`.
         calibration_images: How many training images to calibrate on, at most.
         seed: Chooses those images, and draws the built-in digits; from 0.
         augmentation: Of a full training; None: a little, for proxy trainings.
@@ -214,7 +215,8 @@ def load_data(
         workers: Processes that prepare batches. None: none for images kept in memory, else one per CPU up to 8.
         on_progress: Called after each training image decoded in advance: how many so far, of how many.
     """
-    if min(img_size, val_images, calibration_images, seed + 1) < 1 or not 0 < crop_pct <= 1:
+    drawn_images = DIGITS_VALIDATION_IMAGES if val_images is None else val_images
+    if min(img_size, drawn_images, calibration_images, seed + 1) < 1 or not 0 < crop_pct <= 1:
         got = f"{img_size=}, {val_images=}, {calibration_images=}, {seed=}, {crop_pct=}"
         raise InputError(f"sizes must be 1 or more, `seed` 0 or more, `crop_pct` in (0, 1], but got {got}")
     if dataset == "digits" and data_dir is not None:
@@ -226,7 +228,7 @@ def load_data(
         crop_pct = 1.0
         whole = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "hflip": 0.0}
         train_options = {**train_options, **whole} if augmentation else {"crop_pct": 1.0}
-        lengths = zip(SPLITS, (DIGITS_TRAIN_IMAGES, val_images), strict=True)
+        lengths = zip(SPLITS, (DIGITS_TRAIN_IMAGES, drawn_images), strict=True)
         drawn = [ClutteredDigits(split, img_size=img_size, seed=seed, length=length) for split, length in lengths]
         train, validation = (ImageSplit(each, each.labels, CLASS_NAMES, resize, on_disk=False) for each in drawn)
     elif dataset == "folder":
@@ -245,14 +247,15 @@ def load_data(
         validation.labels = np.array([label_of[name] for name in validation.class_names])[validation.labels]
     if augmentation is not None:
         train.resize = None
-    to_keep = ((train, len(train.labels)), (validation, min(val_images, len(validation.labels))))
+    held_out = len(validation.labels) if val_images is None else min(val_images, len(validation.labels))
+    to_keep = ((train, len(train.labels)), (validation, held_out))
     if sum(estimated_bytes(images, number) for images, number in to_keep) <= memory_limit_bytes:
         train.kept, validation.kept = {}, {}
         train.check(range(len(train.labels) if train.on_disk else 0), on_progress)
     first_of_each = train.labels[train.choose(len(train.class_names), seed=seed)]
     if absent := [name for label, name in enumerate(train.class_names) if label not in first_of_each]:
         raise InputError(f"each class needs a readable training image, but there is none of {shown(absent)}")
-    if not (chosen := validation.choose(val_images, seed=seed)):
+    if not (chosen := validation.choose(held_out, seed=seed)):
         raise InputError(f"validation needs a readable image, but there are only {shown(validation.skipped())}")
     common = {"interpolation": interpolation, "normalize": False}
     return ImageData(

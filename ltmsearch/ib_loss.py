@@ -1,7 +1,8 @@
 """The information-bottleneck (IB) loss: features should tell the class and forget the rest of the image.
 
 Features and images are random variables X~ and X through soft cluster memberships, and the loss is a separable upper
-bound of I(X~;X) - I(X~;Y). Formulas follow the LTM paper; the authors set `beta = 1` and refresh the statistics
+bound of I(X~;X) - I(X~;Y). Formulas follow the LTM paper (Wang & Yang,
+"Efficient Visual Transformer by Learnable Token Merging", 2024); the authors set `beta = 1` and refresh the statistics
 once per epoch.
 
 Legend: B images of a batch, N of a set, D' features, P = 3 * 16 * 16 pixels, K clusters, C classes;

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from ltmsearch.errors import InputError
 from ltmsearch.yamlfile import check, load, to_yaml
 
+SETTINGS = "settings.yaml"
+"""Name of the file in a run directory, which makes it one of a study."""
 MAY_CHANGE = frozenset({"trials", "timeout", "out"})
 """Settings that a study may be continued with at another value."""
 

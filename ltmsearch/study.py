@@ -26,7 +26,7 @@ from ltmsearch.prepare import Workbench, prepare, warm_up_plan
 from ltmsearch.records import TrialRecord, select_front, trials_table, write_csv
 from ltmsearch.rescoring import choose_candidates, same_nets
 from ltmsearch.results import TRIALS, write_results
-from ltmsearch.settings import ResolvedSettings, StudySettings
+from ltmsearch.settings import SETTINGS, ResolvedSettings, StudySettings
 from ltmsearch.storage import make_sampler, open_study
 from ltmsearch.trial import IB_WEIGHT, load_parameters, moved, parameters, suggest
 
@@ -38,7 +38,6 @@ PATIENCE = 12
 """Proposals over budget in a row before a schedule within the budget is drawn instead."""
 CONSTRAINT = "gflops over budget"
 """Key of the constraint in Optuna: feasible trials have a value ≤ 0."""
-SETTINGS = "settings.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)

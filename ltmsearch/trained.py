@@ -1,13 +1,16 @@
 """A recipe's network with trained weights, all of them: what is validated, exported and looked at."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from safetensors.torch import save
+from torch import Tensor, nn
 
 from ltmsearch.backbones import MERGING, load_weights
 from ltmsearch.errors import InputError
@@ -31,6 +34,18 @@ class TrainedNetwork:
     """Whether they are the shared weights of a study, whose BatchNorm statistics are no single subnet's."""
     notes: tuple[str, ...]
     """What a reader of its scores must know, a line each."""
+
+
+def pack_weights(state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bytes:
+    """A state dict as the content of a safetensors file whose header says what the weights are.
+
+    Args:
+        state: Name → tensor, on any device and in any memory layout.
+        facts: Plain values, such as `class_names`, which `load_trained` looks at.
+    """
+    # Not `.contiguous()` alone: it keeps what is laid out channels last.
+    tensors = {n: value.detach().cpu().clone(memory_format=torch.contiguous_format) for n, value in state.items()}
+    return save(tensors, metadata={KEY: json.dumps(facts)})
 
 
 def load_trained(recipe: Recipe, checkpoint: Path, *, img_size: int | None = None) -> TrainedNetwork:

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltmsearch.backbones import feature_dim, input_config
 from ltmsearch.costs import GIGA, backbone_costs
-from ltmsearch.data import DIGITS_VALIDATION_IMAGES, ImageData, load_data
+from ltmsearch.data import ImageData, load_data
 from ltmsearch.errors import InputError
 from ltmsearch.evaluation import Batches, Score, fit_ib, recalibrate, score
 from ltmsearch.ib_loss import IBLoss, IBTerms
@@ -23,8 +23,6 @@ from ltmsearch.recipe import Recipe, library_versions
 from ltmsearch.runtime import Precision, Runtime, choose_runtime, find_device, step_seconds
 from ltmsearch.trained import TrainedNetwork, load_trained
 
-ALL = 2**31
-"""More images than there are."""
 STATISTICS_IMAGES = 2048
 """Training images, at most, that the statistics behind the information terms are taken from."""
 SEED = 0
@@ -259,7 +257,7 @@ def _open_data(
         data_dir=data_dir,
         img_size=img_size,
         **input_config(recipe.backbone),
-        val_images=val_images or (DIGITS_VALIDATION_IMAGES if dataset == "digits" else ALL),
+        val_images=val_images,
         calibration_images=STATISTICS_IMAGES,
         seed=SEED,
         memory_limit_bytes=0,  # every image is seen once, and most training images never

@@ -38,7 +38,7 @@ FENCES = {
     "fvcore": {"costs"},
     "timm.models": {"backbones"},
     "sklearn": {"digits", "ib_loss"},
-    "safetensors": {"checkpoint", "export", "finetune", "trained"},
+    "safetensors": {"checkpoint", "finetune", "trained"},
 }
 """Library → the only rooms that may import it."""
 

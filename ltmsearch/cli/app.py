@@ -16,6 +16,12 @@ app = typer.Typer(
 )
 
 Run = Annotated[Path, typer.Argument(help="Run directory of a study.")]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Image folder with train/ and validation/ (or val/), one folder per class.")
+]
+Dataset = Annotated[
+    str | None, typer.Option(help="digits (built in), folder, or a timm data set name. (default: digits)")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ltmsearch.cli.app import AsJson, Run, app, say
+from ltmsearch.cli.app import AsJson, DataDir, Dataset, Run, app, say
 from ltmsearch.errors import InputError
 
 
@@ -18,12 +18,8 @@ def run(
     img_size: Annotated[
         int | None, typer.Option(help="Side in pixels that costs are counted for. (default: 224)")
     ] = None,
-    data_dir: Annotated[
-        str | None, typer.Option(help="Image folder with train/ and validation/ (or val/), one folder per class.")
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="digits (built in), folder, or a timm data set name. (default: digits)")
-    ] = None,
+    data_dir: DataDir = None,
+    dataset: Dataset = None,
     operator: Annotated[str | None, typer.Option(help="Merging operator: ltm, pool or tome. (default: ltm)")] = None,
     space: Annotated[
         str | None, typer.Option(help="Search-space file. (default: that of the backbone's family)")
@@ -122,6 +118,8 @@ def run(
     Example: ltmsearch run --backbone mobilevit_s --budget-gflops 1.2
     """
     given = {name: value for name, value in locals().items() if value is not None and name not in ("config", "quiet")}
+    if data_dir is not None:
+        given["data_dir"] = str(data_dir)
     settings = _settings(given, config)
     console = Console()
     from ltmsearch.progress import ProgressBars
@@ -162,8 +160,7 @@ def front(run: Run, as_json: AsJson = False) -> None:
     from ltmsearch.records import front_table, read_trials
     from ltmsearch.report import print_front
     from ltmsearch.results import TRIALS, write_tables_and_plots
-    from ltmsearch.settings import ResolvedSettings
-    from ltmsearch.study import SETTINGS
+    from ltmsearch.settings import SETTINGS, ResolvedSettings
 
     settings = ResolvedSettings.load(run / SETTINGS)
     records = read_trials(run / TRIALS)

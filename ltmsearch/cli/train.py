@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ltmsearch.cli.app import app, say, speaks
+from ltmsearch.cli.app import DataDir, Dataset, app, say, speaks
 
 
 def _key(meaning: str) -> Any:
@@ -17,12 +17,8 @@ def _key(meaning: str) -> Any:
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="Recipe, e.g. of a study's recipes folder.")],
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Image folder with train/ and validation/ (or val/), one folder per class.")
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="digits (built in), folder, or a timm data set name. (default: digits)")
-    ] = None,
+    data_dir: DataDir = None,
+    dataset: Dataset = None,
     init: Annotated[
         Path | None, typer.Option(help="Weights to start from: a checkpoint, or a study's run directory.")
     ] = None,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ltmsearch.cli.app import AsJson, app
+from ltmsearch.cli.app import AsJson, DataDir, Dataset, app
 
 Recipe = Annotated[Path, typer.Argument(help="Recipe file (YAML).")]
 
@@ -16,12 +16,8 @@ Recipe = Annotated[Path, typer.Argument(help="Recipe file (YAML).")]
 def validate(
     recipe: Recipe,
     checkpoint: Annotated[Path, typer.Option(help="Weights of the recipe's network.")],
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Image folder with train/ and validation/ (or val/), one folder per class.")
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="digits (built in), folder, or a timm data set name. (default: digits)")
-    ] = None,
+    data_dir: DataDir = None,
+    dataset: Dataset = None,
     img_size: Annotated[int | None, typer.Option(help="Side of the images in pixels. (default: the recipe's)")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 64,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",

@@ -1,7 +1,6 @@
 """A folder that timm and `load_recipe` reopen: recipe, weights, and timm's description of them."""
 
 import copy
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any, cast
 
 import timm
 import torch
-from safetensors.torch import save
 from torch import nn
 
 from ltmsearch.backbones import input_config, write_config
@@ -19,7 +17,7 @@ from ltmsearch.export.subnets import Subnet
 from ltmsearch.files import write_atomic
 from ltmsearch.programs import ProgramCheck
 from ltmsearch.recipe import Recipe, load_recipe
-from ltmsearch.trained import KEY
+from ltmsearch.trained import pack_weights
 
 RECIPE, WEIGHTS, CONFIG = "recipe.yaml", "model.safetensors", "config.json"
 CHECK_IMAGES = 2
@@ -102,12 +100,10 @@ def write_weights(subnet: Subnet, net: nn.Module, trained: nn.Module, folder: Pa
         ExportError: If a reopened net gives other logits. Nothing is then left.
     """
     about = {} if subnet.class_names is None else {"class_names": list(subnet.class_names)}
-    # Not `.contiguous()` alone: it keeps what is laid out channels last on a GPU.
-    tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in net.state_dict().items()}
     recipe = subnet.recipe
     with TemporaryDirectory(dir=folder, prefix=".draft-") as name:
         draft = Path(name)
-        write_atomic(draft / WEIGHTS, save(tensors, metadata={KEY: json.dumps(about)}))
+        write_atomic(draft / WEIGHTS, pack_weights(net.state_dict(), about))
         write_atomic(
             draft / CONFIG,
             lambda path: write_config(

@@ -7,12 +7,12 @@ from pathlib import Path
 from ltmsearch.errors import InputError
 from ltmsearch.export.choice import choose_trials
 from ltmsearch.export.folder import CONFIG, RECIPE, WEIGHTS, ExportedFile, rebuild, write_recipe, write_weights
-from ltmsearch.export.subnets import SETTINGS, Subnet, is_study, study_subnets, trained_subnet
+from ltmsearch.export.subnets import Subnet, is_study, study_subnets, trained_subnet
 from ltmsearch.observer import Observer
 from ltmsearch.programs import export_onnx, export_program, require_onnx
 from ltmsearch.records import read_trials
 from ltmsearch.results import TRIALS
-from ltmsearch.settings import ResolvedSettings
+from ltmsearch.settings import SETTINGS, ResolvedSettings
 
 EXPORT, ONNX, PROGRAM = "export", "model.onnx", "model.pt2"
 FILES = (RECIPE, WEIGHTS, CONFIG, ONNX, PROGRAM)

@@ -15,11 +15,8 @@ from ltmsearch.prepare import Workbench, prepare
 from ltmsearch.recipe import Recipe, load_recipe
 from ltmsearch.records import TrialRecord
 from ltmsearch.results import make_recipe
-from ltmsearch.settings import ResolvedSettings
+from ltmsearch.settings import SETTINGS, ResolvedSettings
 from ltmsearch.trained import load_trained
-
-SETTINGS = "settings.yaml"
-"""What only the run directory of a study holds."""
 
 
 @dataclass(frozen=True, kw_only=True)

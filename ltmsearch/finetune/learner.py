@@ -80,7 +80,7 @@ class Learner:
             runtime.device
         )
         self.optimizer = _optimizer(recipe, model)
-        self.schedule = _schedule(recipe, self.optimizer, steps_per_epoch)
+        self.lr_schedule = _lr_schedule(recipe, self.optimizer, steps_per_epoch)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
         self.ema = (
             ModelEmaV3(model, decay=recipe.model_ema_decay, use_warmup=recipe.model_ema_warmup)
@@ -90,8 +90,12 @@ class Learner:
         self.mixup = _mixup(recipe)
         self._trained: nn.Module = model
         if ranks.world > 1:
+            # Not every operator is reached: on a grid of one token there is nothing to merge, and what merges behind
+            # the last attention of a net that pools its class token is never read.
             self._trained = DistributedDataParallel(
-                model, device_ids=[runtime.device] if runtime.device.type == "cuda" else None
+                model,
+                device_ids=[runtime.device] if runtime.device.type == "cuda" else None,
+                find_unused_parameters=True,
             )
         self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -107,9 +111,8 @@ class Learner:
 
     @property
     def ib_weight(self) -> float:
-        """Weight of the IB loss in the present epoch: zero in its warm-up, and before there are statistics."""
-        on = self.epochs_done >= ib_start(self.recipe) and bool(self.ib.fitted)
-        return self.recipe.ib_weight if on else 0.0
+        """Weight of the IB loss in the present epoch: zero in its warm-up, which ends when there are statistics."""
+        return self.recipe.ib_weight if self.epochs_done >= ib_start(self.recipe) else 0.0
 
     def step(self, images: Tensor, labels: Tensor) -> StepLosses:
         """Move the weights by one batch.
@@ -157,7 +160,7 @@ class Learner:
             self.ranks.interleaved(torch.cat(column)) for column in zip(*self._kept, strict=True)
         )
         self._kept = []
-        if self.ranks.is_main and bool(features.isfinite().all()):
+        if self.ranks.is_main:
             self.ib.fit(features, inputs, targets, seed=self.recipe.seed)
         for buffer in self.ib.buffers():
             self.ranks.copy_from_main_(buffer)
@@ -195,9 +198,9 @@ class Learner:
 
     def _set_lr(self, epoch: int) -> None:
         if self.recipe.sched_on_updates:
-            self.schedule.step_update(self.steps)
+            self.lr_schedule.step_update(self.steps)
         else:
-            self.schedule.step(epoch)
+            self.lr_schedule.step(epoch)
 
     def _loss(self, images: Tensor, targets: Tensor, ib_weight: float) -> tuple[Tensor, Tensor]:
         """The whole loss and the IB term (zero where it is off) of a part of a batch."""
@@ -256,7 +259,7 @@ def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
     return optimizer
 
 
-def _schedule(recipe: Recipe, optimizer: Optimizer, steps_per_epoch: int) -> Scheduler:
+def _lr_schedule(recipe: Recipe, optimizer: Optimizer, steps_per_epoch: int) -> Scheduler:
     try:
         schedule, _ = create_scheduler_v2(
             optimizer,

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from ltmsearch.backbones import create_backbone, create_subnet, input_config, load_weights
 from ltmsearch.checkpoint import WEIGHTS
-from ltmsearch.data import DIGITS_VALIDATION_IMAGES, Augmentation, ImageData, load_data
+from ltmsearch.data import Augmentation, ImageData, load_data
 from ltmsearch.errors import InputError
 from ltmsearch.finetune.options import TrainingOptions
 from ltmsearch.observer import Observer
@@ -15,6 +16,11 @@ from ltmsearch.recipe import Recipe
 
 
 def open_data(recipe: Recipe, options: TrainingOptions, observer: Observer) -> ImageData:
+    """The data, with the recipe's augmentation and all validation images.
+
+    Raises:
+        InputError: If they are missing or break a rule.
+    """
 
     def reading(done: int, total: int) -> None:
         if done == 1:
@@ -26,7 +32,7 @@ def open_data(recipe: Recipe, options: TrainingOptions, observer: Observer) -> I
         data_dir=options.data_dir,
         img_size=recipe.img_size,
         **input_config(recipe.backbone),
-        val_images=DIGITS_VALIDATION_IMAGES if options.dataset == "digits" else 2**31,
+        val_images=None,
         calibration_images=1,
         seed=0,  # of the built-in digits: the same whatever the recipe's seed, or seeds could not be compared
         augmentation=Augmentation(
@@ -44,6 +50,17 @@ def open_data(recipe: Recipe, options: TrainingOptions, observer: Observer) -> I
 
 
 def make_network(recipe: Recipe, options: TrainingOptions, device: str, observer: Observer) -> nn.Module:
+    """The subnet on the CPU, fresh or with the weights of `options.init`.
+
+    Args:
+        recipe: The subnet.
+        options: Where its weights come from.
+        device: Type of the device that it will train on.
+        observer: Hears which tensors were not loaded.
+
+    Raises:
+        InputError: If recipe, weights and device do not go together.
+    """
     kwargs: dict[str, Any] = {} if recipe.drop_path is None else {"drop_path_rate": recipe.drop_path}
     try:
         model = create_subnet(recipe.backbone, **recipe.model_kwargs(), **kwargs)
@@ -58,11 +75,16 @@ def make_network(recipe: Recipe, options: TrainingOptions, device: str, observer
     if recipe.sync_bn:
         if device == "cpu":
             raise InputError("sync_bn needs GPUs, but the device is cpu; --no-sync-bn would do")
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = convert_sync_batchnorm(model)  # timm's: torch's own would drop the activations inside timm's norms
     return model
 
 
 def make_teacher(recipe: Recipe, options: TrainingOptions) -> nn.Module | None:
+    """The unmerged net to learn from, on the CPU and without gradients; None where nothing is distilled.
+
+    Raises:
+        InputError: If distillation lacks a teacher, or a teacher distillation, or its weights do not fit.
+    """
     if not recipe.distill_loss_weight:
         if options.teacher is not None:
             raise InputError("--teacher needs --distill-loss-weight above 0, which is 0")

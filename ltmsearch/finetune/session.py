@@ -4,7 +4,6 @@ What is written: after every epoch first `best.safetensors`, `last.safetensors` 
 A training that dies in between repeats the epoch from the state before, with the same outcome.
 """
 
-import json
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import nn
 
 from ltmsearch.costs import GIGA, backbone_costs
@@ -25,11 +23,12 @@ from ltmsearch.files import write_atomic
 from ltmsearch.finetune.learner import Learner, ib_start
 from ltmsearch.finetune.options import BEST, LAST, LOG, RECIPE, STATE, TrainingOptions
 from ltmsearch.finetune.parts import make_network, make_teacher, open_data
-from ltmsearch.finetune.state import KEY, load_state, save_state
+from ltmsearch.finetune.state import load_state, save_state
 from ltmsearch.observer import Observer
 from ltmsearch.ranks import Ranks, joined
 from ltmsearch.recipe import Recipe, library_versions
 from ltmsearch.runtime import amp_runtime, find_device, step_seconds
+from ltmsearch.trained import pack_weights
 
 SCORING_BATCH = 64
 """Images per forward pass of validation."""
@@ -108,7 +107,7 @@ class _Session:
         one_pass = max(1, self.data.training_size // recipe.batch_size)
         steps = stored["steps_per_epoch"] if stored else recipe.train_steps_per_epoch or one_pass
         self.runtime.prepare(model)
-        self.seconds = (1.0, 1.0) if stored else self._measure(model)
+        self.seconds = self._measure(model)
         teacher = make_teacher(recipe, options)
         self.learner = Learner(
             recipe,
@@ -195,7 +194,7 @@ class _Session:
         nets = {"trained": learner.model} | ({"EMA": learner.ema.module} if learner.ema is not None else {})
         for name, net in nets.items():
             batches = self.data.validation_batches(batch_size=SCORING_BATCH, shard=self.ranks.shard)
-            ib = learner.ib if name == "trained" and bool(learner.ib.fitted) else None
+            ib = learner.ib if name == "trained" else None
             scores[name] = score(net, batches, self.runtime, ib=ib, add_up=self.ranks.sum_)
         return scores
 
@@ -251,10 +250,7 @@ class _Session:
         now, best = select_best(self.records[-1:]), select_best(self.records)
         net = learner.ema.module if now.weights == "EMA" and learner.ema is not None else learner.model
         facts = {"class_names": list(self.data.class_names), **now._asdict()}
-        content = save(
-            {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()},
-            metadata={KEY: json.dumps(facts)},
-        )
+        content = pack_weights(net.state_dict(), facts)
         if best.epoch == now.epoch:
             write_atomic(self.folder / BEST, content)
         write_atomic(self.folder / LAST, content)
@@ -309,12 +305,12 @@ class _Session:
             lines.append("the built-in digits are drawn at random: scale, ratio and hflip do not apply")
         if recipe.ib_weight and ib_start(recipe) >= recipe.epochs:
             lines.append("the IB loss never sets in: it needs the statistics of an epoch and its warm-up before it")
-        if not learner.steps:
+        if left := recipe.epochs - learner.epochs_done:
             train, score = self.seconds
             teacher = 0.5 if learner.teacher is not None else 0.0
             epoch = learner.steps_per_epoch * self.batch * (1 + teacher) * train
             epoch += self.data.validation_size / self.ranks.world * score * (2 if learner.ema is not None else 1)
-            lines.append(f"expected to take about {recipe.epochs * epoch / 60:.1f} minutes")
+            lines.append(f"expected to take about {left * epoch / 60:.1f} minutes")
         for line in lines:
             self.observer.note(line)
 
