@@ -20,7 +20,7 @@ def block(**kwargs: Any) -> nn.Module:
 def test_the_local_module_runs_on_the_smaller_grid() -> None:
     layer = block()
     seen = []
-    layer.local_module.register_forward_pre_hook(lambda _m, args: seen.append(tuple(args[0].shape)))
+    layer.local_module.main.register_forward_pre_hook(lambda _m, args: seen.append(tuple(args[0].shape)))
     x = torch.randn(2, 64, 14, 10)
     with torch.no_grad():
         assert layer(x).shape == x.shape
@@ -36,7 +36,7 @@ def test_no_hole_is_left_in_front_of_a_convolution() -> None:
     maps: list[Tensor] = []
     sizes: list[Tensor] = []
     layer.merging.register_forward_hook(lambda _m, _a, out: sizes.append(out.sizes))
-    layer.local_module.register_forward_pre_hook(lambda _m, args: maps.append(args[0]))
+    layer.local_module.main.register_forward_pre_hook(lambda _m, args: maps.append(args[0]))
     with torch.no_grad():
         layer(torch.randn(4, 64, 14, 14))
     empty = (sizes[0] < 1).flatten()

@@ -23,8 +23,8 @@ from ltmsearch.merging import (
     get_operator,
 )
 from ltmsearch.merging.assignment import HardAssignment, SoftAssignment
-from ltmsearch.merging.ltm import EMPTY_SIZE, HEADS, IMPORTANCE_LIMIT, NEAR, near_shares, soft_shares
-from ltmsearch.merging.matching import match_once, rounds
+from ltmsearch.merging.ltm import EMPTY_SIZE, HEADS, IMPORTANCE_LIMIT, NEAR, near_logits, soft_shares
+from ltmsearch.merging.matching import match_once, rounds, unit
 from ltmsearch.merging.prior import SPREAD, area_overlap, near_cells, side_shares
 from ltmsearch.schedule import Form
 
@@ -204,7 +204,7 @@ def test_soft_shares_equal_their_formula(kappa: float) -> None:
     sizes = torch.rand(1, 12) + 0.5
     values = F.normalize(torch.randn(1, 12, 5), dim=-1)
     prior = torch.tensor(area_overlap(grid, target), dtype=torch.float32)
-    a = soft_shares(values, sizes, prior, torch.tensor(kappa))
+    a = soft_shares(values, sizes, grid, target, torch.tensor(kappa))
     v = list(values[0])
     for n in range(12):
         weights = []
@@ -218,15 +218,15 @@ def test_soft_shares_equal_their_formula(kappa: float) -> None:
 
 @pytest.mark.parametrize("kappa", [0.0, 3.0, 20.0])
 @pytest.mark.parametrize(("grid", "target"), MORE_CASES)
-def test_near_shares_are_the_soft_shares(grid: Grid, target: Grid, kappa: float) -> None:
+def test_near_logits_are_those_of_the_soft_shares(grid: Grid, target: Grid, kappa: float) -> None:
     generator = torch.Generator().manual_seed(5)
     values = F.normalize(torch.randn(B, tokens(grid), 16, generator=generator), dim=-1)
     sizes = torch.rand(B, tokens(grid), generator=generator) * 5 + 1e-4
     gain = torch.tensor(kappa)
-    cells, near = near_shares(values, sizes, grid, target, gain)
+    cells, logits = near_logits(values, sizes, grid, target, gain)
+    near = logits.softmax(dim=-1)
     dense = torch.zeros(B, tokens(grid), tokens(target)).scatter_add(2, cells.expand(B, -1, -1), near)
-    prior = torch.tensor(area_overlap(grid, target), dtype=torch.float32)
-    torch.testing.assert_close(dense, soft_shares(values, sizes, prior, gain), atol=1e-5, rtol=0)
+    torch.testing.assert_close(dense, soft_shares(values, sizes, grid, target, gain), atol=1e-5, rtol=0)
 
 
 def test_ltm_at_its_start_is_area_pooling() -> None:
@@ -243,10 +243,10 @@ def test_importance_weighs_tokens_per_head() -> None:
     assignment, w = operator.assign(x, sizes, (4, 4), (3, 3))
     assert isinstance(assignment, SoftAssignment)
     a = assignment.shares
-    assert w.shape == (B, 16, HEADS)
+    assert w.shape == (B, HEADS, 16)
     for head in range(HEADS):
         channels = slice(head * D // HEADS, (head + 1) * D // HEADS)
-        share = a * w[..., head, None]
+        share = a * w[:, head, :, None]
         wanted = torch.einsum("bnp,bgnc->bgpc", share / share.sum(1, keepdim=True), x[..., channels])
         torch.testing.assert_close(out.tokens[..., channels], wanted)
 
@@ -506,7 +506,7 @@ def test_bf16_autocast_keeps_masks_and_sizes_exact(form: Form) -> None:
 def test_tome_merges_the_most_similar_pairs() -> None:
     # Even tokens 0, 2, 4, 6 look for a partner among 1, 3, 5: 4 is 5's twin, 0 is nearly 3, the others point elsewhere.
     keys = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, -1], [1, 0.1, 0], [0, 0, 1], [0, 0, 1], [0, -1, 0]])
-    position = match_once(keys[None], merges=2)
+    position = match_once(unit(keys[None]), merges=2)
     # What stays in order: 1, 2, 3, 5, 6; token 0 goes to 3's place, 4 to 5's.
     assert position.tolist() == [[2, 0, 1, 2, 3, 3, 4]]
 
@@ -554,7 +554,7 @@ def test_matched_form_joins_twins_wherever_they_are_and_weighs_them() -> None:
         members = [n for n in range(9) if position[n] == p]
         for head in range(HEADS):
             channels = slice(head * D // HEADS, (head + 1) * D // HEADS)
-            share = weights[0, members, head]
+            share = weights[0, head, members]
             wanted = (share[:, None] * x[0, 0, members, channels]).sum(0) / share.sum()
             torch.testing.assert_close(out.tokens[0, 0, p, channels], wanted)
 

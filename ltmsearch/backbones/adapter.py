@@ -59,6 +59,8 @@ class LayerShape(ABC):
 class Chain:
     """Layers through which merges accumulate: each starts from the grid that the one before left."""
 
+    module: str
+    """timm path of the smallest module in which all happens that its merges change; "" is the whole net."""
     grid: Grid
     """The full grid that the first layer sees."""
     layers: tuple[LayerShape, ...]
@@ -140,7 +142,7 @@ class BlockAdapter(Adapter):
         blocks = modules_of(model, self.block)
         entering = feature_sizes(model, blocks, img_size)
         shapes = [self.shape(name, block, entering[name]) for name, block in blocks.items()]
-        return tuple(Chain(grid=grid, layers=(shape,), unmerges=True) for grid, shape in shapes)
+        return tuple(Chain(module=shape.name, grid=grid, layers=(shape,), unmerges=True) for grid, shape in shapes)
 
 
 FAMILIES: list[Adapter] = []

@@ -36,8 +36,9 @@ class MergingEfficientVitBlock(EfficientVitBlock):
         before = _to_tokens(x)
         sizes = x.new_ones(x.shape[0], tokens(grid), dtype=torch.float32)
         merge = operator(before, sizes, grid, target, self._keys(qkv[0]) if qkv else None)
-        after = _to_tokens(self.local_module(_to_map(merge.tokens, target)))
-        return _to_map(merge.unmerge(before, after), grid)
+        # Without the local module's own shortcut, which the residual unmerge would take off again.
+        change = _to_tokens(self.local_module.main(_to_map(merge.tokens, target)))
+        return _to_map(merge.hand_back(before, change), grid)
 
     def _keys(self, qkv: Tensor) -> Tensor:
         """(B, heads·3·C, h, w) projections of the first scale to the (B, N, C) mean key of the heads."""
@@ -47,13 +48,14 @@ class MergingEfficientVitBlock(EfficientVitBlock):
 
 
 def _to_tokens(x: Tensor) -> Tensor:
-    """(B, D, h, w) to (B, 1, N, D)."""
-    return x.flatten(2).transpose(1, 2)[:, None]
+    """(B, D, h, w) to (B, 1, N, D), which lie in memory like a map with its channels last."""
+    batch, dim, rows, columns = x.shape
+    return x.permute(0, 2, 3, 1).reshape(batch, 1, rows * columns, dim)
 
 
 def _to_map(x: Tensor, grid: Grid) -> Tensor:
     """(B, 1, N, D) to (B, D, h, w)."""
-    return x[:, 0].transpose(1, 2).unflatten(2, grid)
+    return x.view(x.shape[0], *grid, -1).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)

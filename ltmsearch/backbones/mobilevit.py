@@ -66,6 +66,7 @@ class MobileViT(Adapter):
         sizes = feature_sizes(model, blocks, img_size)
         return tuple(
             Chain(
+                module=f"{path}.transformer",
                 grid=_token_grid(sizes[path], block.patch_size),
                 layers=tuple(
                     BlockShape.of(layer, name=f"{path}.transformer.{index}", groups=block.patch_area)

@@ -44,10 +44,11 @@ class MergingSwinBlock(SwinTransformerBlock):
         before = self._in_windows(x)[:, None]  # (B·W, 1, N, D)
         merge = operator(before, self._sizes(x), window, target, keys)
         merged = merge.tokens.reshape(batch, -1, dim)  # (B, W·P, D): paths are dropped by image
-        after = merged + self.drop_path2(self.mlp(self.norm2(merged)))
-        after = merge.unmerge(before, after.view(merge.tokens.shape))
-        after = after.reshape(-1, *window, dim)
-        return window_reverse(after, window, *self._padded(rows, columns))[:, :rows, :columns].contiguous()
+        change = self.drop_path2(self.mlp(self.norm2(merged)))
+        after = merge.hand_back(before, change.view(merge.tokens.shape)).view(-1, *window, dim)
+        padded = self._padded(rows, columns)
+        after = window_reverse(after, window, *padded)
+        return after if padded == (rows, columns) else after[:, :rows, :columns].contiguous()
 
     def _padded(self, rows: int, columns: int) -> Grid:
         """The size of the feature map in whole windows."""
@@ -57,13 +58,18 @@ class MergingSwinBlock(SwinTransformerBlock):
     def _in_windows(self, x: Tensor) -> Tensor:
         """(B, height, width, C) to (B·W, N, C), padded with zeros."""
         rows, columns = self._padded(*x.shape[1:3])
-        x = nn.functional.pad(x, (0, 0, 0, columns - x.shape[2], 0, rows - x.shape[1]))
+        if (rows, columns) != x.shape[1:3]:  # padding by nothing would be a copy
+            x = nn.functional.pad(x, (0, 0, 0, columns - x.shape[2], 0, rows - x.shape[1]))
         return window_partition(x, self.window_size).flatten(1, 2)
 
     def _sizes(self, x: Tensor) -> Tensor:
         """(B·W, N) float32: 1 for tokens of the image, next to nothing for padding."""
-        inside = self._in_windows(x.new_ones(1, *x.shape[1:3], 1, dtype=torch.float32)).squeeze(-1)
-        return inside.clamp_min(PADDING_SIZE).repeat(x.shape[0], 1)
+        batch, rows, columns, _ = x.shape
+        if self._padded(rows, columns) == (rows, columns):
+            n = tokens(self.window_size)
+            return x.new_ones(batch * rows * columns // n, n, dtype=torch.float32)
+        inside = self._in_windows(x.new_ones(1, rows, columns, 1, dtype=torch.float32)).squeeze(-1)
+        return inside.clamp_min(PADDING_SIZE).repeat(batch, 1)
 
     def _unshifted_keys(self, qkv: Tensor, rows: int, columns: int) -> Tensor:
         """(B·W, N, 3·heads·C) projections of shifted windows to the (B, height, width, C) mean key of the heads."""

@@ -67,24 +67,25 @@ class MergingBlocks(nn.Sequential):
                 f"`x` must hold {self.prefix} + {tokens(grid)} tokens for the grid {grid}, but got {x.shape[1]}: "
                 "dropping patches (`patch_drop_rate`) and merging do not go together."
             )
-        sizes = x.new_ones(x.shape[0] // self.groups, tokens(grid), dtype=torch.float32)
+        sizes: Tensor | None = None  # until something merges, every token stands for itself
         merges: list[tuple[Tensor, Merge]] = []
-        merged = False
         for block in cast(Iterable[Block], self):
             operator: MergeOperator | None = getattr(block, MERGING, None)
             target = grid if operator is None else target_grid(grid, operator.keep_ratio)
-            bias = self._size_bias(sizes) if merged else None
+            bias = None if sizes is None else self._size_bias(sizes)
             if operator is None or target == grid:
                 x = self._run(block, x, attn_mask=bias)
                 continue
+            if sizes is None:
+                sizes = x.new_ones(x.shape[0] // self.groups, tokens(grid), dtype=torch.float32)
             x, before, merge = self._run(self._merge_in, block, operator, x, bias, sizes, grid, target)
             if self.unmerges:
                 merges.append((before, merge))
-            grid, sizes, merged = target, merge.sizes, True
+            grid, sizes = target, merge.sizes
         for before, merge in reversed(merges):
             after = merge.unmerge(before, x.unflatten(0, (-1, self.groups)))
             x = after.flatten(0, 1)
-        self.sizes = sizes if merged and not self.unmerges else None
+        self.sizes = None if self.unmerges else sizes
         return x
 
     def _run(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
@@ -109,8 +110,12 @@ class MergingBlocks(nn.Sequential):
 
     def _size_bias(self, sizes: Tensor) -> Tensor:
         """Proportional attention: log s on the logits of the keys (ToMe, equation 1). (B, N) to (B·G, 1, 1, K + N)."""
-        bias = sizes.log().repeat_interleave(self.groups, dim=0)
-        return nn.functional.pad(bias, (self.prefix, 0))[:, None, None, :]
+        bias = sizes.log()
+        if self.groups > 1:
+            bias = bias.repeat_interleave(self.groups, dim=0)
+        if self.prefix:
+            bias = nn.functional.pad(bias, (self.prefix, 0))
+        return bias[:, None, None, :]
 
 
 def attend(block: Block, x: Tensor, bias: Tensor | None, *, wants_keys: bool) -> tuple[Tensor, Tensor | None]:

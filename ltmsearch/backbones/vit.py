@@ -159,6 +159,7 @@ class ViT(Adapter):
         prefix = vit.num_prefix_tokens
         return (
             ViTChain(
+                module="",
                 grid=(int(rows), int(columns)),
                 layers=tuple(
                     BlockShape.of(cast(Block, block), name=f"blocks.{index}", prefix=prefix)

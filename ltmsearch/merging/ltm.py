@@ -15,6 +15,9 @@ weights, so that what was trained in one can run in another.
 Shapes: B images, G groups that share the mask, N tokens in, P tokens out, D channels, d mask rank, H heads.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,9 +25,10 @@ from torch import Tensor, nn
 from ltmsearch.grid import Grid
 from ltmsearch.grid import tokens as token_count
 from ltmsearch.merging.assignment import Assignment, HardAssignment, SoftAssignment
-from ltmsearch.merging.matching import average, match, matching_macs
+from ltmsearch.merging.matching import average, match, matching_macs, unit
 from ltmsearch.merging.operator import MaskStart, Merge, MergeOperator, MergeShape, register_operator
-from ltmsearch.merging.prior import SPREAD, near_cell_tensors, prior_matrix, side_share_tensors
+from ltmsearch.merging.prior import area_overlap, log_overlap, mean_sides, near_cells, seed_sides
+from ltmsearch.merging.tables import tensors
 from ltmsearch.schedule import Form
 
 RANK = 16
@@ -37,32 +41,18 @@ CONTENT_GAIN = 20.0
 """κ at the start when LTM is put into trained weights: tokens cluster by content."""
 PLACE_GAIN = 0.0
 """κ at the start when training from scratch: tokens merge by place until training finds better."""
+EMPTY_TOTAL = 1e-30
+"""Total weight of a merged token that no token goes to, so that nothing divided by it is zero."""
 EMPTY_SIZE = 1e-4
 """Size of a merged token that no token goes to: attention all but ignores it."""
 NEAR = 9
 """Cells that a token may go to: the 3×3 around it."""
 
 
-def soft_shares(values: Tensor, sizes: Tensor, prior: Tensor, kappa: Tensor) -> Tensor:
+def soft_shares(values: Tensor, sizes: Tensor, grid: Grid, target: Grid, kappa: Tensor) -> Tensor:
     """A: how much of token n goes to merged token p.
 
         c = l2norm(Oᵀ (s·v)),   A = softmax over p of (log O + κ · v cᵀ)
-
-    Args:
-        values: (B, N, d) unit vectors v.
-        sizes: (B, N) s.
-        prior: (N, P) O, rows sum to 1.
-        kappa: () gain of content over place, ≥ 0.
-
-    Returns:
-        (B, N, P) float32; rows sum to 1; zero where the prior is zero.
-    """
-    seeds = F.normalize((sizes[..., None] * values).transpose(1, 2) @ prior, dim=1)  # (B, d, P)
-    return (prior.log() + kappa * (values @ seeds)).softmax(dim=-1)
-
-
-def near_shares(values: Tensor, sizes: Tensor, grid: Grid, target: Grid, kappa: Tensor) -> tuple[Tensor, Tensor]:
-    """The same A on the 3×3 cells around each token, which hold all of it, without an (N, P) matrix.
 
     Args:
         values: (B, N, d) unit vectors v.
@@ -72,41 +62,68 @@ def near_shares(values: Tensor, sizes: Tensor, grid: Grid, target: Grid, kappa: 
         kappa: () gain of content over place, ≥ 0.
 
     Returns:
-        (N, 9) int64 cells and (B, N, 9) float32 shares; rows sum to 1.
+        (B, N, P) float32; rows sum to 1; zero where the prior O is zero.
     """
-    cells, log_prior = near_cell_tensors(grid, target, values.device)
-    seeds = F.normalize(_pooled_by_prior(sizes[..., None] * values, grid, target), dim=-1)  # (B, P, d)
-    near = seeds.index_select(1, cells.flatten()).unflatten(1, cells.shape)  # (B, N, 9, d)
-    likeness = (near @ values[..., None]).squeeze(-1)
-    return cells, (log_prior + kappa * likeness).softmax(dim=-1)
+    (prior,) = tensors(area_overlap, grid, target, device=values.device)
+    (log_prior,) = tensors(log_overlap, grid, target, device=values.device)
+    seeds = torch.bmm(prior.mT.expand(values.shape[0], -1, -1), sizes[..., None] * values)  # (B, P, d)
+    seeds = kappa * unit(seeds)  # κ goes to the smaller factor of v cᵀ
+    return torch.bmm(values, seeds.mT).add_(log_prior).softmax(dim=-1)
 
 
-def _pooled_by_prior(values: Tensor, grid: Grid, target: Grid) -> Tensor:
-    """Oᵀ values, side by side: (B, N, C) to (B, P, C)."""
-    (rows, near_rows), (columns, near_columns) = _sides(grid, target, values.device)
-    return (1 - SPREAD) * _side_by_side(values, grid, rows, columns) + SPREAD * _side_by_side(
-        values, grid, near_rows, near_columns
-    )
+def near_logits(values: Tensor, sizes: Tensor, grid: Grid, target: Grid, kappa: Tensor) -> tuple[Tensor, Tensor]:
+    """The same log O + κ · v cᵀ on the 3×3 cells around each token, which hold all of A, without an (N, P) matrix.
+
+    Args:
+        values: (B, N, d) unit vectors v.
+        sizes: (B, N) s.
+        grid: (h, w) with h·w = N.
+        target: (p, q) with p·q = P.
+        kappa: () gain of content over place, ≥ 0.
+
+    Returns:
+        (N, 9) int64 cells and (B, N, 9) float32 logits, −inf for cells outside of the target.
+    """
+    batch, n, rank = values.shape
+    cells, log_prior = tensors(near_cells, grid, target, device=values.device)
+    sides = tensors(seed_sides, grid, target, device=values.device)
+    seeds = kappa * unit(_side_by_side(sizes[..., None] * values, grid, *sides))  # (B, P, d)
+    near = seeds.index_select(1, cells.flatten()).view(-1, NEAR, rank)
+    likeness = torch.bmm(near, values.reshape(-1, rank, 1)).view(batch, n, NEAR)
+    return cells, likeness.add_(log_prior)
 
 
 def area_mean(values: Tensor, grid: Grid, target: Grid) -> Tensor:
     """The mean of the tokens under each merged token by the area they share: (B, G, N, C) to (B, G, P, C)."""
-    rows, columns = (side[0] for side in _sides(grid, target, values.device))
-    rows, columns = (side / side.sum(dim=1, keepdim=True) for side in (rows, columns))
-    return _side_by_side(values.flatten(0, 1), grid, rows, columns).unflatten(0, values.shape[:2])
-
-
-def _sides(grid: Grid, target: Grid, device: torch.device) -> list[tuple[Tensor, Tensor]]:
-    return [side_share_tensors(length, short, device) for length, short in zip(grid, target, strict=True)]
+    sides = tensors(mean_sides, grid, target, device=values.device)
+    return _side_by_side(values.flatten(0, 1), grid, *sides).unflatten(0, values.shape[:2])
 
 
 def _side_by_side(values: Tensor, grid: Grid, rows: Tensor, columns: Tensor) -> Tensor:
-    """(R ⊗ C) values with (p, h) R and (q, w) C: (B, h·w, C) to (B, p·q, C)."""
+    """Σ_k (R_k ⊗ C_k) values with (p·k, h) R and (q, k·w) C: (B, h·w, C) to (B, p·q, C)."""
     batch, _, channels = values.shape
-    by_rows = rows.to(values.dtype).expand(batch, -1, -1) @ values.reshape(batch, grid[0], -1)  # (B, p, w·C)
-    by_rows = by_rows.reshape(-1, grid[1], channels)
-    both = columns.to(values.dtype).expand(by_rows.shape[0], -1, -1) @ by_rows  # (B·p, q, C)
-    return both.reshape(batch, -1, channels)
+    values = values.reshape(batch, grid[0], -1)
+    by_rows = torch.bmm(rows.to(values.dtype).expand(batch, -1, -1), values)  # (B, p·k, w·C)
+    by_rows = by_rows.view(-1, columns.shape[1], channels)  # (B·p, k·w, C)
+    both = torch.bmm(columns.to(values.dtype).expand(by_rows.shape[0], -1, -1), by_rows)  # (B·p, q, C)
+    return both.view(batch, -1, channels)
+
+
+def _least_totals() -> np.ndarray:
+    """(H + 1, 1) what the weights of a merged token per head, and its size, are at least."""
+    return np.array([[EMPTY_TOTAL]] * HEADS + [[EMPTY_SIZE]])
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Masks and sizes are computed in float32, whatever runs around them."""
+    wanted = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if wanted else nullcontext()
+
+
+def any_of(empty: Tensor) -> bool:
+    """Whether some merged token is empty; taken for granted where to ask is to wait for a GPU, or a tracer watches."""
+    watched = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    return watched or empty.device.type != "cpu" or bool(empty.any())
 
 
 @register_operator
@@ -151,54 +168,62 @@ class LearnableTokenMerging(MergeOperator):
             target: (p, q) with p·q = P.
 
         Returns:
-            The assignment, and (B, N, H) weights w > 0; float32.
+            The assignment, and (B, H, N) weights w > 0; float32.
         """
         # The mask sees the tokens but does not train them: a sharp softmax into Z harms the backbone.
-        content = tokens.detach().float().mean(dim=1)
+        content = tokens.detach().float()
+        content = content.mean(dim=1) if tokens.shape[1] > 1 else content.squeeze(1)
         content = F.layer_norm(content, content.shape[-1:])
-        projected = content @ torch.cat((self.directions, self.importance), dim=1)
-        directions, log_weights = projected.split((RANK, HEADS), dim=-1)
-        values = F.normalize(directions, dim=-1)
-        # κ ≥ 0, with the gradient of the identity: a κ that a step took below zero can come back.
-        kappa = self.kappa + (self.kappa.clamp_min(0) - self.kappa).detach()
-        weights = sizes[..., None] * log_weights.clamp(-IMPORTANCE_LIMIT, IMPORTANCE_LIMIT).exp()
+        values = unit(content @ self.directions)
+        # Few rows times a wide matrix: several times as fast on a CPU as the tokens times few columns.
+        log_weights = torch.bmm(self.importance.mT.expand(content.shape[0], -1, -1), content.mT)
+        weights = sizes[:, None] * log_weights.clamp(-IMPORTANCE_LIMIT, IMPORTANCE_LIMIT).exp()
         if self.form == "soft":
-            shares = soft_shares(values, sizes, prior_matrix(grid, target, tokens.device), kappa)
-            return SoftAssignment(shares), weights
+            return SoftAssignment(soft_shares(values, sizes, grid, target, self._gain())), weights
         if self.form == "matched":
-            return self._matched(values, sizes, kappa, token_count(target)), weights
-        cells, shares = near_shares(values, sizes, grid, target, kappa)
-        best, choice = shares.max(dim=-1)  # (B, N)
-        position = cells.expand(choice.shape[0], -1, -1).gather(2, choice[..., None]).squeeze(-1)
-        # One, but with the gradient of the logarithm of the share: what gains from the choice makes it surer.
-        gate = best / best.detach() if best.requires_grad else None
+            return self._matched(values, sizes, token_count(target)), weights
+        cells, logits = near_logits(values, sizes, grid, target, self._gain())
+        choice = logits.argmax(dim=-1, keepdim=True)  # (B, N, 1)
+        position = cells.expand(choice.shape[0], -1, -1).gather(2, choice).squeeze(-1)
+        gate = None
+        if logits.requires_grad:
+            # One, but with the gradient of the logarithm of the share: what gains from the choice makes it surer.
+            best = logits.softmax(dim=-1).gather(2, choice).squeeze(-1)
+            gate = best / best.detach()
         return HardAssignment(position, token_count(target), gate), weights
 
-    def _matched(self, values: Tensor, sizes: Tensor, kappa: Tensor, count: int) -> HardAssignment:
+    def _gain(self) -> Tensor:
+        """κ ≥ 0, with the gradient of the identity: a κ that a step took below zero can come back."""
+        gain = self.kappa.clamp_min(0)
+        return self.kappa + (gain - self.kappa).detach() if torch.is_grad_enabled() else gain
+
+    def _matched(self, values: Tensor, sizes: Tensor, count: int) -> HardAssignment:
         """The assignment by matching (B, N, d) unit vectors v, whatever the grid."""
-        position = match(values.detach(), sizes, count)
+        position = match(values.detach(), sizes, count, normed=True)
         if not values.requires_grad:
             return HardAssignment(position, count)
         # What chose is not differentiable: as a stand-in, how surely a token's likeness to its merged token joins it.
         seeds, _ = average(values[:, None], sizes, HardAssignment(position, count))
-        own = HardAssignment(position, count).spread(F.normalize(seeds, dim=-1))[:, 0]
-        sure = (kappa * (values * own).sum(dim=-1)).sigmoid()
+        own = HardAssignment(position, count).spread(unit(seeds))[:, 0]
+        sure = (self._gain() * (values * own).sum(dim=-1)).sigmoid()
         return HardAssignment(position, count, sure / sure.detach())
 
     def forward(self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None) -> Merge:
         """X̃_p = Σ_n A_np w_n Z_n / Σ_n A_np w_n per head, sizes Aᵀ s; arguments as in `MergeOperator`."""
-        with torch.autocast(tokens.device.type, enabled=False):
+        with full_precision(tokens.device):
             assignment, w = self.assign(tokens, sizes, grid, target)
-            totals = assignment.collect(torch.cat((w, sizes[..., None]), dim=-1)[:, None])  # (B, 1, P, H + 1)
-        totals, merged_sizes = totals[..., :HEADS], totals[:, 0, :, HEADS]
-        weighted = tokens.unflatten(-1, (HEADS, -1)) * w[:, None, ..., None].to(tokens.dtype)
+            totals = assignment.collect_few(torch.cat((w, sizes[:, None]), dim=1))  # (B, H + 1, P)
+            (least,) = tensors(_least_totals, device=tokens.device)
+            totals, merged_sizes = totals.clamp(min=least).split_with_sizes((HEADS, 1), dim=1)
+        weighted = tokens.unflatten(-1, (HEADS, -1)) * w.mT[:, None, ..., None].to(tokens.dtype)
         summed = assignment.collect(weighted.flatten(-2))
-        empty = totals[..., :1] == 0  # in the soft form only where a very large κ leaves no share above zero
-        totals, merged_sizes = totals + empty, merged_sizes.clamp_min(EMPTY_SIZE)
-        merged = (summed.unflatten(-1, (HEADS, -1)) / totals[..., None].to(summed.dtype)).flatten(-2)
+        merged = summed.unflatten(-1, (HEADS, -1)) / totals.mT[:, None, ..., None]
+        merged = merged.flatten(-2).to(summed.dtype)
         if self.fills_empty and self.form == "hard":
-            merged = torch.where(empty, area_mean(tokens, grid, target).to(merged.dtype), merged)
-        return Merge(tokens=merged, sizes=merged_sizes, assignment=assignment)
+            empty = totals[:, :1, :, None] <= EMPTY_TOTAL
+            if any_of(empty):
+                merged = torch.where(empty, area_mean(tokens, grid, target).to(merged.dtype), merged)
+        return Merge(tokens=merged, sizes=merged_sizes.squeeze(1), assignment=assignment)
 
     def settle_in_trained_weights(self) -> None:
         """Where the start was left open, cluster by content from now on."""
@@ -208,7 +233,10 @@ class LearnableTokenMerging(MergeOperator):
 
     @staticmethod
     def merge_macs(shape: MergeShape, form: Form) -> int:
-        """Norm (4 per element) and projection; then seeds, logits and the weighted sums of the form."""
+        """Norm (4 per element) and projection; then seeds, logits and the weighted sums of the form.
+
+        Where empty merged tokens are filled, as if some were empty in every image.
+        """
         n, p, d = shape.n, shape.p, shape.dim
         mask = 4 * n * d + n * d * (RANK + HEADS)
         if form == "soft":

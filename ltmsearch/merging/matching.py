@@ -7,32 +7,39 @@ Shapes: B images, G groups that share the assignment, N tokens in, P tokens out,
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ltmsearch.merging.assignment import Assignment, HardAssignment
 
 
-def match(keys: Tensor, sizes: Tensor, count: int) -> Tensor:
+def unit(vectors: Tensor) -> Tensor:
+    """Vectors in the last dimension brought to length 1; zero stays zero."""
+    return vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min(1e-12)
+
+
+def match(keys: Tensor, sizes: Tensor, count: int, *, normed: bool = False) -> Tensor:
     """Match until `count` tokens are left; merged tokens go on with the mean of their keys.
 
     Args:
         keys: (B, N, C).
         sizes: (B, N).
         count: P < N.
+        normed: Whether the keys are unit vectors already.
 
     Returns:
         (B, N) int64: the merged token of each token.
     """
     n = int(keys.shape[1])  # a number also while a tracer watches
-    position = torch.arange(n, device=keys.device).expand(keys.shape[0], -1)
+    position = None
     for merges in rounds(n, count):
-        step = match_once(keys, merges)
+        step = match_once(keys if normed else unit(keys.float()), merges)
         n -= merges
-        position = step.gather(1, position)
+        position = step if position is None else step.gather(1, position)
         if n > count:
             merged, sizes = average(keys[:, None], sizes, HardAssignment(step, n))
-            keys = merged[:, 0]
+            keys, normed = merged[:, 0], False
+    if position is None:
+        raise ValueError(f"`count` must be less than the {n} tokens, but got {count=}.")
     return position
 
 
@@ -43,7 +50,7 @@ def match_once(keys: Tensor, merges: int) -> Tensor:
     second (odd positions) by cosine similarity of the keys; the `merges` most similar pairs are merged.
 
     Args:
-        keys: (B, N, C).
+        keys: (B, N, C) unit vectors.
         merges: Number of pairs, 1 ≤ merges ≤ ⌊N/2⌋.
 
     Returns:
@@ -52,14 +59,14 @@ def match_once(keys: Tensor, merges: int) -> Tensor:
     batch, n, _ = keys.shape
     if not 1 <= merges <= n // 2:
         raise ValueError(f"`merges` must be from 1 to {n // 2} for {n} tokens, but got {merges=}.")
-    unit = F.normalize(keys.float(), dim=-1)
-    similarity = unit[:, 0::2] @ unit[:, 1::2].transpose(1, 2)
+    similarity = torch.bmm(keys[:, 0::2], keys[:, 1::2].mT)
     best, partner = similarity.max(dim=-1)
     merged = best.argsort(dim=-1, descending=True, stable=True)[:, :merges]  # indices into the first set
-    target = 2 * partner.gather(1, merged) + 1
-    stays = torch.ones(batch, n, dtype=torch.long, device=keys.device).scatter(1, 2 * merged, 0)
-    position = stays.cumsum(dim=1) - 1
-    return position.scatter(1, 2 * merged, position.gather(1, target))
+    target = partner.gather(1, merged).mul_(2).add_(1)
+    merged = 2 * merged  # and now into all
+    position = torch.ones(batch, n, dtype=torch.long, device=keys.device).scatter_(1, merged, 0)
+    position = position.cumsum(dim=1).sub_(1)
+    return position.scatter_(1, merged, position.gather(1, target))
 
 
 def rounds(n: int, p: int) -> list[int]:
@@ -73,9 +80,9 @@ def rounds(n: int, p: int) -> list[int]:
 
 def average(values: Tensor, sizes: Tensor, assignment: Assignment) -> tuple[Tensor, Tensor]:
     """Size-weighted mean of (B, G, N, C) values by merged token, and the (B, P) sizes of those."""
-    new_sizes = assignment.collect(sizes[:, None, :, None])[:, 0, :, 0]
+    new_sizes = assignment.collect_few(sizes[:, None])  # (B, 1, P)
     total = assignment.collect(values * sizes[:, None, :, None].to(values.dtype))
-    return total / new_sizes[:, None, :, None].to(total.dtype), new_sizes
+    return total / new_sizes[..., None].to(total.dtype), new_sizes[:, 0]
 
 
 def matching_macs(n: int, p: int, key_dim: int) -> int:

@@ -39,7 +39,13 @@ class Merge:
             before: (B, G, N, D) the tokens Z that were merged.
             after: (B, G, P, D) what the merged path made of `tokens`.
         """
-        return before + self.assignment.spread(after - self.tokens)
+        return self.hand_back(before, after - self.tokens)
+
+    def hand_back(self, before: Tensor, change: Tensor) -> Tensor:
+        """`Z + A · change`, for a path that knows what it added to the merged tokens."""
+        back = self.assignment.spread(change)
+        # In place where that loses nothing: under autocast products come in fewer bits than the tokens have.
+        return back.add_(before) if back.dtype == before.dtype else before + back
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,30 +1,14 @@
 """The place prior alone, as a baseline: area pooling onto the smaller grid, weighted by size."""
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from ltmsearch.grid import Grid
+from ltmsearch.merging.assignment import SoftAssignment
+from ltmsearch.merging.matching import average
 from ltmsearch.merging.operator import Merge, MergeOperator, MergeShape, register_operator
-from ltmsearch.merging.prior import prior_matrix
+from ltmsearch.merging.prior import area_overlap
+from ltmsearch.merging.tables import tensors
 from ltmsearch.schedule import Form
-
-
-@dataclass(frozen=True)
-class PlaceAssignment:
-    """Tokens are shared out by place alone, alike in every image."""
-
-    prior: Tensor
-    """(N, P), rows sum to 1."""
-
-    def collect(self, values: Tensor) -> Tensor:
-        """See `Assignment.collect`."""
-        # (B, G, C, N) @ (N, P): the larger operand first, which is the one that fvcore counts.
-        return (values.transpose(2, 3) @ self.prior.to(values.dtype)).transpose(2, 3)
-
-    def spread(self, values: Tensor) -> Tensor:
-        """See `Assignment.spread`."""
-        return (values.transpose(2, 3) @ self.prior.to(values.dtype).transpose(0, 1)).transpose(2, 3)
 
 
 @register_operator
@@ -36,11 +20,9 @@ class PoolMerging(MergeOperator):
 
     def forward(self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None) -> Merge:
         """Merge; arguments as in `MergeOperator`."""
-        prior = prior_matrix(grid, target, tokens.device)
-        assignment = PlaceAssignment(prior)
-        merged_sizes = sizes @ prior  # (B, P)
-        summed = assignment.collect(tokens * sizes[:, None, :, None].to(tokens.dtype))
-        merged = summed / merged_sizes[:, None, :, None].to(summed.dtype)
+        (prior,) = tensors(area_overlap, grid, target, device=tokens.device)
+        assignment = SoftAssignment(prior.expand(tokens.shape[0], -1, -1))  # tokens are shared out alike in every image
+        merged, merged_sizes = average(tokens, sizes, assignment)
         return Merge(tokens=merged, sizes=merged_sizes, assignment=assignment)
 
     @staticmethod

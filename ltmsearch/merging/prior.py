@@ -3,13 +3,9 @@
 Shapes: N = h·w tokens in, P = p·q tokens out.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ltmsearch.grid import Grid
 
@@ -108,37 +104,28 @@ def near_cells(grid: Grid, target: Grid) -> tuple[np.ndarray, np.ndarray]:
     return index, log_prior
 
 
-def prior_matrix(grid: Grid, target: Grid, device: torch.device) -> Tensor:
-    """`area_overlap` as an (N, P) float32 tensor on `device`."""
-    return _tensors(area_overlap, grid, target, device)[0]
+@lru_cache(maxsize=512)
+def log_overlap(grid: Grid, target: Grid) -> np.ndarray:
+    """Logarithm of `area_overlap`: (N, P) float64, read-only; −inf where it is zero."""
+    with np.errstate(divide="ignore"):
+        table = np.log(area_overlap(grid, target))
+    table.setflags(write=False)
+    return table
 
 
-def near_cell_tensors(grid: Grid, target: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
-    """`near_cells` as (N, 9) int64 and float32 tensors on `device`."""
-    index, log_prior = _tensors(near_cells, grid, target, device)
-    return index, log_prior
+def seed_sides(grid: Grid, target: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """Oᵀ as two products along the sides: first over rows, then over columns.
+
+    Returns:
+        (p·2, h) both parts of every row's share, one below the other, in which stand 1 − δ and δ as well; and
+        (q, 2·w) both parts of every column's share, side by side, so that the second product adds up the parts.
+    """
+    (rows, near_rows), (columns, near_columns) = (side_shares(*side) for side in zip(grid, target, strict=True))
+    both_rows = np.stack(((1 - SPREAD) * rows.T, SPREAD * near_rows.T), axis=1).reshape(-1, grid[0])
+    return both_rows, np.concatenate((columns.T, near_columns.T), axis=1)
 
 
-def side_share_tensors(length: int, target: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """`side_shares`, transposed, as (target, length) float32 tensors on `device`."""
-    overlap, near = _tensors(side_shares, length, target, device)
-    return overlap.mT, near.mT
-
-
-def _tensors(make: Callable[..., Any], before: Any, after: Any, device: torch.device) -> tuple[Tensor, ...]:
-    """Tables as tensors; kept, unless a compiler or exporter is watching."""
-    return (_to_tensors if torch.compiler.is_compiling() else _kept_tensors)(make, before, after, device)
-
-
-def _to_tensors(make: Callable[..., Any], before: Any, after: Any, device: torch.device) -> tuple[Tensor, ...]:
-    made = make(before, after)
-    tables = made if isinstance(made, tuple) else (made,)
-    # Made outside inference mode: a tensor born inside could never take part in training later.
-    with torch.inference_mode(False):
-        return tuple(
-            torch.tensor(table, dtype=torch.int64 if table.dtype.kind == "i" else torch.float32, device=device)
-            for table in tables
-        )
-
-
-_kept_tensors = lru_cache(maxsize=2048)(_to_tensors)
+def mean_sides(grid: Grid, target: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """The mean over the area under each merged token, as (p, h) and (q, w) products over rows and columns."""
+    rows, columns = (side_shares(*side)[0].T for side in zip(grid, target, strict=True))
+    return rows / rows.sum(axis=1, keepdims=True), columns / columns.sum(axis=1, keepdims=True)
