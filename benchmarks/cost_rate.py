@@ -49,7 +49,7 @@ def main() -> None:
     points = space.random(np.random.default_rng(0), 10_000)
     schedules = [space.schedule(point) for point in points[:2000]]
 
-    by_table = table.macs(points)
+    by_table = table.costs(points)
     few = list(range(8))
     subnets = [
         create_subnet(args.backbone, keep_ratios=schedules[i].keep_ratios, forms=schedules[i].forms) for i in few
@@ -58,7 +58,7 @@ def main() -> None:
         assert by_table[i] == costs.macs(schedules[i]) == traced_macs(subnets[i], size)
 
     methods: dict[str, Callable[[int], int]] = {
-        "table, batches of 10,000": lambda _: len(table.macs(points)),
+        "table, batches of 10,000": lambda _: len(table.costs(points)),
         "formula, one by one": lambda done: costs.macs(schedules[done % len(schedules)]) and 1,
         "fvcore trace, net already built": lambda done: traced_macs(subnets[done % len(few)], size) and 1,
     }

@@ -16,7 +16,17 @@ from conftest import SMALL
 from torch import nn
 
 from ltmsearch.backbones import create_subnet, get_adapter, known_backbones
-from ltmsearch.costs import CostModel, cost_model, covering_schedules, traced_macs, traced_macs_by_module
+from ltmsearch.costs import (
+    GIGA,
+    Budget,
+    CostModel,
+    CostTable,
+    cost_model,
+    covering_schedules,
+    traced_macs,
+    traced_macs_by_module,
+    within,
+)
 from ltmsearch.merging import OPERATORS, MergeShape, get_operator
 from ltmsearch.merging.ltm import HEADS, RANK
 from ltmsearch.schedule import Choice, Form, MergeSchedule
@@ -182,9 +192,9 @@ def check_table(costs: CostModel, options: list[str]) -> None:
     table = costs.table(choices)
     every = np.array(list(itertools.product(*[range(len(options)) for options in choices])))
     wanted = [costs.macs(space.schedule(row)) for row in every]
-    assert table.macs(every).tolist() == wanted
+    assert table.costs(every).tolist() == wanted
     assert table.reachable() == (min(wanted), max(wanted))
-    assert table.macs(every[:0]).tolist() == []
+    assert table.costs(every[:0]).tolist() == []
 
 
 def test_table_refuses_a_wrong_number_of_layers() -> None:
@@ -209,12 +219,63 @@ def test_covering_schedules_spread_up_to_the_budget() -> None:
     table = costs.table(space.choices)
     low, _ = table.reachable()
     budget = 1_300_000_000
-    drawn = covering_schedules(space, table, max_macs=budget, number=6, rng=np.random.default_rng(0))
-    macs = table.macs(drawn)
+
+    def cover(limit: int) -> np.ndarray:
+        budgets = [Budget(name="gflops", table=table, limit=limit, per_unit=GIGA)]
+        return covering_schedules(space, budgets, number=6, rng=np.random.default_rng(0))
+
+    drawn = cover(budget)
+    macs = table.costs(drawn)
     assert len(np.unique(drawn, axis=0)) == 6
     assert macs.max() <= budget
     wanted = np.linspace(budget, low, 6)
     assert np.abs(macs - wanted).max() < 0.02 * (budget - low)
-    again = covering_schedules(space, table, max_macs=budget, number=6, rng=np.random.default_rng(0))
-    assert np.array_equal(drawn, again)
-    assert len(covering_schedules(space, table, max_macs=low - 1, number=6, rng=np.random.default_rng(0))) == 0
+    assert np.array_equal(drawn, cover(budget))
+    assert len(cover(low - 1)) == 0
+
+
+def test_covering_schedules_keep_every_budget_and_spread_over_the_first() -> None:
+    costs = model_of("mobilevit_xxs", (160, 96))
+    choices = tuple((Choice(1.0), Choice(0.5, "soft"), Choice(0.3, "hard")) for _ in costs.layers)
+    space = SearchSpace(layers=costs.layers, choices=choices)
+    table = costs.table(choices)
+    # A cost that knows only the first layer: 10 where it is plain, 6 and 1 where it merges.
+    other = CostTable(
+        base=10.0,
+        step=(np.array([[0.0, -4.0, -9.0]]), *(np.zeros((1, 3)) for _ in costs.layers[1:])),
+        move=tuple(np.zeros((1, 3), dtype=int) for _ in costs.layers),
+        starts=(True,) * len(costs.layers),
+    )
+    low, high = table.reachable()
+    limit = (low + high) // 2
+    macs = Budget(name="gflops", table=table, limit=limit, per_unit=GIGA)
+    for first, second in ((macs, Budget(name="latency_ms", table=other, limit=6.0)), (macs, macs)):
+        drawn = covering_schedules(space, [first, second], number=9, rng=np.random.default_rng(1))
+        assert len(drawn) == 9
+        assert within([first, second], drawn).all()
+        costs_of_first = first.table.costs(drawn)
+        assert np.array_equal(costs_of_first, np.sort(costs_of_first)[::-1]), "dearest first"
+        assert np.ptp(costs_of_first) > 0.5 * (first.limit - low)
+    impossible = Budget(name="latency_ms", table=other, limit=0.9)
+    assert len(covering_schedules(space, [macs, impossible], number=9, rng=np.random.default_rng(1))) == 0
+
+
+def test_budgets_by_hand() -> None:
+    table = CostTable(
+        base=2_000,
+        step=(np.array([[0, -500]]), np.array([[0, -100], [0, -400]])),
+        move=(np.array([[0, 1]]), np.array([[0, 0], [0, 0]])),
+        starts=(True, False),
+    )
+    every = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+    budget = Budget(name="gflops", table=table, limit=1_500, per_unit=1_000)
+    assert budget.constraint == "GFLOPs over budget"
+    assert budget.costs(every).tolist() == [2.0, 1.9, 1.5, 1.1]
+    assert budget.excess(every).tolist() == [0.5, 0.4, 0.0, -0.4]
+    assert budget.reachable() == (1.1, 2.0)
+    assert within([budget], every).tolist() == [False, False, True, True], "the limit itself is within"
+    tighter = Budget(name="latency_ms", table=table, limit=1_499.0)
+    assert tighter.constraint == "ms over budget"
+    assert tighter.reachable() == (1_100, 2_000)
+    assert within([budget, tighter], every).tolist() == [False, False, False, True]
+    assert within([tighter, budget], every[:0]).tolist() == []

@@ -1,16 +1,26 @@
-"""Costs: exact multiply-adds by formula, and fvcore's traced count as the ground truth."""
+"""Costs: exact multiply-adds by formula, fvcore's traced count as the ground truth, and latency from measured nets."""
 
+from ltmsearch.costs.budget import Budget, within
+from ltmsearch.costs.chained import ChainedCosts, CostTable
 from ltmsearch.costs.cover import covering_schedules
-from ltmsearch.costs.macs import GIGA, CostModel, CostTable, backbone_costs, cost_model
+from ltmsearch.costs.latency import WHOLE, LatencyModel, Timing, fit_latency
+from ltmsearch.costs.macs import GIGA, CostModel, backbone_costs, cost_model
 from ltmsearch.costs.traced import traced_macs, traced_macs_by_module
 
 __all__ = [
     "GIGA",
+    "WHOLE",
+    "Budget",
+    "ChainedCosts",
     "CostModel",
     "CostTable",
+    "LatencyModel",
+    "Timing",
     "backbone_costs",
     "cost_model",
     "covering_schedules",
+    "fit_latency",
     "traced_macs",
     "traced_macs_by_module",
+    "within",
 ]

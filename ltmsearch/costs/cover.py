@@ -1,8 +1,10 @@
 """Schedules that spread over the costs below a budget: what a study tries first."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from ltmsearch.costs.macs import CostTable
+from ltmsearch.costs.budget import Budget, within
 from ltmsearch.space import SearchSpace
 
 POOL = 20_000
@@ -10,31 +12,30 @@ POOL = 20_000
 
 
 def covering_schedules(
-    space: SearchSpace, table: CostTable, *, max_macs: int, number: int, rng: np.random.Generator
+    space: SearchSpace, budgets: Sequence[Budget], *, number: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Random schedules within the budget whose costs are spread evenly from the cheapest to the budget.
+    """Random schedules within the budgets whose costs are spread evenly from the cheapest to the first budget.
 
     Args:
         space: What to draw from.
-        table: Its costs.
-        max_macs: The budget.
+        budgets: What they must keep; their costs are those of the first.
         number: How many.
         rng: Source of randomness.
 
     Returns:
         (≤ number, L) choice indices, distinct, dearest first; fewer where the space has no more.
     """
+    first = budgets[0]
     pool = np.unique(np.concatenate([space.random(rng, POOL), space.cheapest[None]]), axis=0)
-    macs = table.macs(pool)
-    pool, macs = pool[macs <= max_macs], macs[macs <= max_macs]
-    order = rng.permutation(len(pool))  # so that ties in cost are not broken by the order of indices
-    pool, macs = pool[order], macs[order]
+    pool = pool[within(budgets, pool)]
+    pool = pool[rng.permutation(len(pool))]  # so that ties in cost are not broken by the order of indices
     if not len(pool) or number < 1:
         return pool[:0]
-    wanted = np.linspace(max_macs, macs.min(), number)
+    costs = first.table.costs(pool)
+    wanted = np.linspace(first.limit, costs.min(), number)
     taken: list[int] = []
     for target in wanted:
-        distance = np.abs(macs - target)
+        distance = np.abs(costs - target)
         distance[taken] = np.inf
         best = int(np.argmin(distance))
         if best not in taken:

@@ -5,16 +5,15 @@ comes in and the grid that goes on, so that the whole cost is a walk along each 
 fvcore's count of the built subnet as an integer.
 """
 
-from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from ltmsearch.backbones import Chain, LayerShape, create_backbone, get_adapter, operators_of
+from ltmsearch.costs.chained import ChainedCosts
 from ltmsearch.costs.traced import traced_macs
-from ltmsearch.grid import Grid, target_grid, tokens
+from ltmsearch.grid import Grid, target_grid
 from ltmsearch.merging import MergeOperator, get_operator
 from ltmsearch.schedule import Choice, MergeSchedule
 
@@ -22,40 +21,29 @@ GIGA = 1e9
 
 
 @dataclass(frozen=True, kw_only=True)
-class CostModel:
-    """Costs of one backbone at one image size under one operator."""
+class CostModel(ChainedCosts):
+    """Multiply-adds of one image, exact integers."""
 
     base_macs: int
     """Multiply-adds of the plain net."""
-    chains: tuple[Chain, ...]
-    """The shapes of its layers."""
-    operator: str = "ltm"
-    """Name of the merging operator."""
 
     @property
-    def layers(self) -> tuple[str, ...]:
-        """Layer names in the order of execution."""
-        return tuple(layer.name for chain in self.chains for layer in chain.layers)
+    def base(self) -> int:
+        """See `base_macs`."""
+        return self.base_macs
 
-    @property
-    def layer_grids(self) -> dict[str, Grid]:
-        """The full grid that each layer sees in the plain net."""
-        return {layer.name: chain.grid for chain in self.chains for layer in chain.layers}
+    def step(self, chain: Chain, layer: LayerShape, grid: Grid, choice: Choice) -> int:
+        """See `ChainedCosts.step`."""
+        operator = get_operator(self.operator)
+        return layer_macs(chain, layer, operator, grid, choice) - plain_macs(layer, chain.grid)
+
+    def behind(self, chain: Chain, grid: Grid) -> int:
+        """See `ChainedCosts.behind`."""
+        return chain.macs_behind(grid) - chain.macs_behind(chain.grid)
 
     def macs(self, schedule: MergeSchedule) -> int:
         """Multiply-adds of one image under a schedule, an exact integer."""
-        operator = get_operator(self.operator)
-        total = self.base_macs
-        for chain in self.chains:
-            grid = chain.grid
-            for layer in chain.layers:
-                choice = Choice(schedule.keep_ratio(layer.name), schedule.form(layer.name) or operator.forms[0])
-                target = target_grid(grid, choice.keep_ratio)
-                total += layer_macs(chain, layer, operator, grid, choice) - plain_macs(layer, chain.grid)
-                grid = target
-            if not chain.unmerges:
-                total += chain.macs_behind(grid) - chain.macs_behind(chain.grid)
-        return total
+        return int(self.cost(schedule))
 
     def gflops(self, schedule: MergeSchedule) -> float:
         """`macs` in units of 1e9."""
@@ -64,21 +52,6 @@ class CostModel:
     def plain_layer_macs(self) -> dict[str, int]:
         """What each layer costs in the plain net."""
         return {layer.name: plain_macs(layer, chain.grid) for chain in self.chains for layer in chain.layers}
-
-    def grids(self, schedule: MergeSchedule) -> dict[str, tuple[Grid, Grid]]:
-        """For every layer the grid that comes in and the grid that goes on."""
-        result = {}
-        for chain in self.chains:
-            grid = chain.grid
-            for layer in chain.layers:
-                target = target_grid(grid, schedule.keep_ratio(layer.name))
-                result[layer.name] = (grid, target)
-                grid = target
-        return result
-
-    def tokens(self, schedule: MergeSchedule) -> dict[str, tuple[int, int]]:
-        """For every layer the number of tokens before and after its merge, (N, P)."""
-        return {name: (tokens(grid), tokens(target)) for name, (grid, target) in self.grids(schedule).items()}
 
     def merge_balance(self, layer: str, choice: Choice) -> tuple[int, int]:
         """What a merge at one layer alone costs, and what it saves behind itself.
@@ -91,31 +64,10 @@ class CostModel:
             Multiply-adds of mask, merge and unmerge, and those that the plain net computes more than this one beside
             them.
         """
-        operator = get_operator(self.operator)
-        for chain in self.chains:
-            for shape in chain.layers:
-                if shape.name == layer:
-                    overhead = merge_macs(chain, shape, operator, chain.grid, choice)
-                    schedule = MergeSchedule.uniform([layer], choice.keep_ratio, self.operator, choice.form)
-                    return overhead, self.base_macs - self.macs(schedule) + overhead
-        raise ValueError(f"`layer` must be one of {', '.join(self.layers)}, but got {layer=}.")
-
-    def pays(self, layer: str, choice: Choice) -> bool:
-        """Whether a merge at one layer alone saves more than it costs."""
-        overhead, saved = self.merge_balance(layer, choice)
-        return saved > overhead
-
-    def net(self, schedule: MergeSchedule) -> Hashable:
-        """Equal for schedules that are the same network at this image size: same grids, merged in the same forms."""
-        first = get_operator(self.operator).forms[0]
-        return tuple(
-            (grid, target, (schedule.form(layer) or first) if target != grid else None)
-            for layer, (grid, target) in self.grids(schedule).items()
-        )
-
-    def table(self, choices: Sequence[Sequence[Choice]]) -> "CostTable":
-        """Costs of all schedules that take one of `choices[i]` at layer i."""
-        return CostTable.build(self, choices)
+        macs = self.alone(layer, choice)
+        chain, shape = next((c, shape) for c in self.chains for shape in c.layers if shape.name == layer)
+        overhead = merge_macs(chain, shape, get_operator(self.operator), chain.grid, choice)
+        return overhead, self.base_macs - macs + overhead
 
 
 def plain_macs(layer: LayerShape, grid: Grid) -> int:
@@ -139,96 +91,6 @@ def merge_macs(chain: Chain, layer: LayerShape, operator: type[MergeOperator], g
     if chain.unmerges:
         macs += operator.unmerge_macs(shape, form)
     return layer.windows * macs
-
-
-@dataclass(frozen=True, kw_only=True)
-class CostTable:
-    """Costs of a finite space, vectorised: schedules are rows of choice indices.
-
-    The grids that can reach a layer are numbered. `step[l][g, c]` is the cost of layer l when grid g comes in and
-    choice c is taken, relative to the plain layer; `move[l][g, c]` is the number, at the next layer, of the grid that
-    goes on.
-    """
-
-    base_macs: int
-    """Multiply-adds of the plain net."""
-    step: tuple[np.ndarray, ...]
-    """Per layer: (grids in, choices) int64."""
-    move: tuple[np.ndarray, ...]
-    """Per layer: (grids in, choices) int64."""
-    starts: tuple[bool, ...]
-    """Per layer: whether a new chain begins, on grid number 0."""
-
-    @classmethod
-    def build(cls, model: CostModel, choices: Sequence[Sequence[Choice]]) -> "CostTable":
-        """Fill the tables.
-
-        Args:
-            model: The cost model.
-            choices: Per layer, in the order of execution, what it may be.
-
-        Raises:
-            ValueError: If there is not one list of choices per layer.
-        """
-        if len(choices) != len(model.layers):
-            raise ValueError(f"`choices` must have one entry per layer ({len(model.layers)}), got {len(choices)}.")
-        operator = get_operator(model.operator)
-        step, move, starts = [], [], []
-        by_layer = iter(choices)
-        for chain in model.chains:
-            entering = [chain.grid]
-            for index, layer in enumerate(chain.layers):
-                options = next(by_layer)
-                plain = plain_macs(layer, chain.grid)
-                targets = [[target_grid(grid, option.keep_ratio) for option in options] for grid in entering]
-                leaving = list(dict.fromkeys(target for row in targets for target in row))
-                costs = [
-                    [layer_macs(chain, layer, operator, grid, option) - plain for option in options]
-                    for grid in entering
-                ]
-                if not chain.unmerges and index + 1 == len(chain.layers):
-                    full = chain.macs_behind(chain.grid)
-                    for row, row_targets in zip(costs, targets, strict=True):
-                        row[:] = [c + chain.macs_behind(t) - full for c, t in zip(row, row_targets, strict=True)]
-                step.append(np.array(costs, dtype=np.int64))
-                move.append(np.array([[leaving.index(target) for target in row] for row in targets]))
-                starts.append(index == 0)
-                entering = leaving
-        return cls(base_macs=model.base_macs, step=tuple(step), move=tuple(move), starts=tuple(starts))
-
-    def macs(self, indices: np.ndarray) -> np.ndarray:
-        """Multiply-adds of many schedules.
-
-        Args:
-            indices: (S, L) choice index per schedule and layer.
-
-        Returns:
-            (S,) int64.
-        """
-        total = np.full(len(indices), self.base_macs, dtype=np.int64)
-        grid = np.zeros(len(indices), dtype=np.int64)
-        for layer, (step, move, start) in enumerate(zip(self.step, self.move, self.starts, strict=True)):
-            if start:
-                grid[:] = 0
-            choice = indices[:, layer]
-            total += step[grid, choice]
-            grid = move[grid, choice]
-        return total
-
-    def reachable(self) -> tuple[int, int]:
-        """The smallest and the largest cost of any schedule of the space, by dynamic programming over the grids."""
-        return self._extreme(np.min), self._extreme(np.max)
-
-    def _extreme(self, pick: Callable[..., np.ndarray]) -> int:
-        total = self.base_macs
-        rest = np.zeros(0, dtype=np.int64)  # per grid: the best cost of the rest of the chain from there on
-        layers = list(zip(self.step, self.move, self.starts, strict=True))
-        for index, (step, move, start) in reversed(list(enumerate(layers))):
-            last = index + 1 == len(layers) or layers[index + 1][2]
-            rest = pick(step if last else step + rest[move], axis=1)
-            if start:
-                total += int(rest[0])
-        return total
 
 
 def cost_model(backbone: str, model: nn.Module, img_size: Grid, operator: str = "ltm") -> CostModel:

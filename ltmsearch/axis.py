@@ -1,0 +1,30 @@
+"""What the costs of a front are: multiply-adds or milliseconds."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+CostName = Literal["gflops", "latency_ms"]
+"""`gflops`: 1e9 multiply-adds of one image. `latency_ms`: milliseconds of one batch."""
+
+UNITS: dict[CostName, str] = {"gflops": "GFLOPs", "latency_ms": "ms"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostAxis:
+    """The cost that a front weighs against top-1, as people are to read it."""
+
+    name: CostName = "gflops"
+    """Field of a trial's record."""
+    title: str = "GFLOPs per image (one multiply-add = one FLOP)"
+    """What is told beside the axis of a plot."""
+    budget: float | None = None
+    """Its limit; None without one."""
+
+    @property
+    def unit(self) -> str:
+        """`GFLOPs` or `ms`."""
+        return UNITS[self.name]
+
+    def text(self, cost: float) -> str:
+        """A cost with its unit, four digits behind the point for GFLOPs."""
+        return f"{cost:.4f} GFLOPs" if self.name == "gflops" else f"{cost:.2f} ms"
