@@ -7,7 +7,7 @@ matrix (see `merging.assignment`).
 """
 
 from ltmsearch.programs.agreement import ProgramCheck
-from ltmsearch.programs.onnx_file import export_onnx, require_onnx
+from ltmsearch.programs.onnx_file import export_onnx, open_onnx, require_onnx
 from ltmsearch.programs.torch_program import export_program
 
-__all__ = ["ProgramCheck", "export_onnx", "export_program", "require_onnx"]
+__all__ = ["ProgramCheck", "export_onnx", "export_program", "open_onnx", "require_onnx"]

@@ -1,0 +1,25 @@
+"""Latency as users get it: subnets timed on a device, profiles kept of that, and predictions from them."""
+
+from ltmsearch.latency.build import build_profile, profile_space
+from ltmsearch.latency.command import profile_backbone, profile_recipe
+from ltmsearch.latency.profile import LatencyProfile, find_profile, profile_path
+from ltmsearch.latency.reading import Reading
+from ltmsearch.latency.study import PROFILE, StudyLatency, measure, settings_target, study_latency
+from ltmsearch.latency.target import LatencyTarget
+
+__all__ = [
+    "PROFILE",
+    "LatencyProfile",
+    "LatencyTarget",
+    "Reading",
+    "StudyLatency",
+    "build_profile",
+    "find_profile",
+    "measure",
+    "profile_backbone",
+    "profile_path",
+    "profile_recipe",
+    "profile_space",
+    "settings_target",
+    "study_latency",
+]

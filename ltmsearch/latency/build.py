@@ -1,0 +1,114 @@
+"""Making a latency profile: which subnets are timed, and for how long."""
+
+import time
+
+import numpy as np
+import torch
+
+from ltmsearch.costs import WHOLE, CostModel, cost_model
+from ltmsearch.latency.profile import LatencyProfile, TimedSubnet
+from ltmsearch.latency.reading import Session
+from ltmsearch.latency.stage import open_stage
+from ltmsearch.latency.target import LatencyTarget
+from ltmsearch.observer import Observer
+from ltmsearch.schedule import MergeSchedule
+from ltmsearch.space import SearchSpace, SpaceFile
+from ltmsearch.supernet import Supernet
+
+SECONDS = 100.0
+"""Aim for the timing of a profile, as far as `FEWEST` subnets allow it."""
+FEWEST, MOST = 32, 72
+"""Subnets of a profile."""
+ROUNDS = 2
+"""Visits to each."""
+PLAIN_VISITS = 5
+"""Visits to the plain net before anything else."""
+
+
+def profile_space(file: SpaceFile, costs: CostModel) -> SearchSpace:
+    """All that a search-space file offers, whether it saves multiply-adds or not: time may tell otherwise."""
+    file = file.model_copy(update={"ib_weight": None})  # which changes no net
+    return SearchSpace.build(file, costs.layer_grids, costs.operator, pays=lambda _layer, _choice: True)
+
+
+def target_costs(backbone: str, operator: str, target: LatencyTarget) -> tuple[Supernet, CostModel]:
+    """A backbone with any weights for a target's images and classes, and its costs."""
+    with torch.random.fork_rng():
+        supernet = Supernet(backbone, operator=operator, num_classes=target.num_classes, img_size=target.img_size)
+    size = (target.img_size, target.img_size)
+    return supernet, cost_model(backbone, supernet.model, size, operator)
+
+
+def build_profile(
+    backbone: str, operator: str, file: SpaceFile, target: LatencyTarget, observer: Observer
+) -> LatencyProfile:
+    """Time the plain net and random subnets, and fit the model that predicts all others.
+
+    Args:
+        backbone: timm name.
+        operator: Merging operator.
+        file: The choices whose latency is wanted.
+        target: Where and how, on this machine.
+        observer: Hears of progress.
+    """
+    start = time.monotonic()
+    supernet, costs = target_costs(backbone, operator, target)
+    space = profile_space(file, costs)
+    plain = MergeSchedule.uniform(costs.layers, 1.0, operator)
+    with open_stage(target, supernet, sorted({chain.module for chain in costs.chains})) as stage:
+        session = Session(stage, plain, device=target.device, threads=target.threads)
+        visits = session.visit_all([plain], 1 + PLAIN_VISITS)
+        next(visits)
+        first = time.monotonic() - start
+        for _ in visits:
+            pass
+        one = (time.monotonic() - start - first) / PLAIN_VISITS
+        each = 1.7 * ROUNDS * one  # a subnet, and the plain net beside it
+        if target.runtime != "torch":
+            each += first  # every net is compiled or exported
+        schedules = _spread(space, int(SECONDS / each))
+        observer.note(f"timing {len(schedules)} subnets on {target}: about {len(schedules) * each / 60:.1f} minutes")
+        observer.phase("timing subnets", len(schedules) * ROUNDS)
+        for done, _ in enumerate(session.visit_all(schedules, ROUNDS), start=1):
+            observer.advance(done)
+        of_plain = session.reading(plain)
+        subnets = []
+        for schedule in schedules:
+            reading = session.reading(schedule)
+            subnets.append(
+                TimedSubnet(
+                    keep_ratios=dict(schedule.keep_ratios),
+                    forms=dict(schedule.forms),
+                    reading=reading,
+                    extra_ms=session.extra_segments(schedule) or {WHOLE: reading.ms - of_plain.ms},
+                )
+            )
+    return LatencyProfile.fitted(
+        costs,
+        of_plain,
+        subnets,
+        backbone=backbone,
+        space=space.digest(),
+        target=target,
+        load=session.load,
+        seconds=time.monotonic() - start,
+    )
+
+
+def _spread(space: SearchSpace, number: int) -> list[MergeSchedule]:
+    """Random schedules in which every choice of every layer comes about equally often.
+
+    Of each layer about a third stay plain: merges that accumulate would leave few tokens to all but the first.
+    """
+    number = min(max(number, FEWEST), MOST)
+    rng = np.random.default_rng(0)
+    columns = []
+    for options in space.choices:
+        merging = np.resize(rng.permutation(np.arange(1, len(options))), number) if len(options) > 1 else None
+        column = np.zeros(number, dtype=int)
+        if merging is not None:
+            wanted = rng.permutation(number) < round(number * 2 / 3)
+            column[wanted] = rng.permutation(merging)[: wanted.sum()]
+        columns.append(column)
+    rows = np.unique(np.stack(columns, axis=1), axis=0)
+    return [space.schedule(row) for row in rows if row.any()]
