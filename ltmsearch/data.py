@@ -9,7 +9,7 @@ Shapes: B images per batch, S `img_size`.
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
@@ -120,7 +120,7 @@ class ImageData:
     def calibration_batches(self, *, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Some training images, the same at each call, as evaluation sees them: float32 (B, 3, S, S), int64 (B,)."""
         keys = self.calibration_keys
-        return self._batches(self.train, self.eval_transform, iter(keys), len(keys), batch_size)
+        return self._batches(self.train, self.eval_transform, iter(keys), len(keys), batch_size, again=True)
 
     def validation_batches(
         self, *, batch_size: int, limit: int | None = None, shard: Shard = ALONE
@@ -131,7 +131,7 @@ class ImageData:
         share them get each its own.
         """
         keys = self.validation_keys[:limit][shard[0] :: shard[1]]
-        return self._batches(self.validation, self.eval_transform, iter(keys), len(keys), batch_size)
+        return self._batches(self.validation, self.eval_transform, iter(keys), len(keys), batch_size, again=True)
 
     def _rounds(self, seed: int, shard: Shard) -> Iterator[Key]:
         for turn in count():
@@ -144,9 +144,21 @@ class ImageData:
                     yield index, place
 
     def _batches(
-        self, images: ImageSplit, transform: Transform, keys: Iterator[Key], number: int, size: int, seed: int = 0
+        self,
+        images: ImageSplit,
+        transform: Transform,
+        keys: Iterator[Key],
+        number: int,
+        size: int,
+        seed: int = 0,
+        *,
+        again: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """`number` images in batches of `size`. Unreadable ones are noted; those behind them move up."""
+        """`number` images in batches of `size`. Unreadable ones are noted; those behind them move up.
+
+        Those wanted again and again are remembered as evaluation sees them, where there is room.
+        """
+        drawn = None if transform is self.eval_transform else seed
         pixels: list[Tensor] = []
         done: list[Key] = []
         while number > 0:
@@ -157,7 +169,7 @@ class ImageData:
                 ahead,  # type: ignore[arg-type]  # a list does; `_load` turns the keys into images, in the workers
                 batch_size=size,
                 num_workers=min(self.workers, -(-len(ahead) // size)),
-                collate_fn=partial(_load, images, transform, seed),
+                collate_fn=partial(_load, images, transform, drawn, images.prepared if again else None),
                 generator=torch.Generator(),  # or the loader draws from the global one
             )
             for read, unreadable, rows in loader:
@@ -167,9 +179,10 @@ class ImageData:
                 number -= len(read)
                 while len(pixels) >= size or (pixels and number == 0):
                     batch = self.normalize(torch.stack(pixels[:size]).float().div_(255))
-                    if transform is self.train_transform and self.erasing is not None:
-                        for image, (_, place) in zip(batch, done, strict=False):
-                            with _own_randomness(f"{seed}/{place}/erasing"):
+                    if drawn is not None and self.erasing is not None:
+                        with _kept_randomness():
+                            for image, (_, place) in zip(batch, done, strict=False):
+                                _seed_all(f"{seed}/{place}/erasing")
                                 self.erasing(image)  # in place
                     yield batch, torch.from_numpy(images.labels[[index for index, _ in done[:size]]])
                     del pixels[:size], done[:size]
@@ -248,9 +261,11 @@ def load_data(
     if augmentation is not None:
         train.resize = None
     held_out = len(validation.labels) if val_images is None else min(val_images, len(validation.labels))
-    to_keep = ((train, len(train.labels)), (validation, held_out))
-    if sum(estimated_bytes(images, number) for images, number in to_keep) <= memory_limit_bytes:
+    needed = sum(estimated_bytes(*each) for each in ((train, len(train.labels)), (validation, held_out)))
+    if needed <= memory_limit_bytes:
         train.kept, validation.kept = {}, {}
+        if needed + (held_out + calibration_images) * 3 * img_size**2 <= memory_limit_bytes:
+            train.prepared, validation.prepared = {}, {}
         train.check(range(len(train.labels) if train.on_disk else 0), on_progress)
     first_of_each = train.labels[train.choose(len(train.class_names), seed=seed)]
     if absent := [name for label, name in enumerate(train.class_names) if label not in first_of_each]:
@@ -258,6 +273,8 @@ def load_data(
     if not (chosen := validation.choose(held_out, seed=seed)):
         raise InputError(f"validation needs a readable image, but there are only {shown(validation.skipped())}")
     common = {"interpolation": interpolation, "normalize": False}
+    eval_transform = create_transform(img_size, crop_pct=crop_pct, **common)
+    changes = train_options.get("is_training", False)
     return ImageData(
         title=f"{dataset} {shown([data_dir])}" if data_dir else dataset,
         img_size=img_size,
@@ -268,35 +285,52 @@ def load_data(
         validation=validation,
         calibration_keys=[(index, 0) for index in train.choose(calibration_images, seed=seed)],
         validation_keys=[(index, 0) for index in chosen],
-        train_transform=create_transform(img_size, **train_options, **common),
-        eval_transform=create_transform(img_size, crop_pct=crop_pct, **common),
+        train_transform=create_transform(img_size, **train_options, **common) if changes else eval_transform,
+        eval_transform=eval_transform,
         normalize=Normalize(mean, std, inplace=True),
         erasing=augmentation.erasing() if augmentation else None,
         workers=workers if workers is not None else 0 if train.kept is not None else min(8, CPUS),
     )
 
 
-def _load(images: ImageSplit, transform: Transform, seed: int, keys: list[Key]) -> tuple[list[Key], list[int], Tensor]:
-    """The keys of what can be read, the numbers of what cannot, and the transformed pixels, (B, 3, S, S) uint8."""
+def _load(
+    images: ImageSplit, transform: Transform, seed: int | None, prepared: dict[int, Tensor] | None, keys: list[Key]
+) -> tuple[list[Key], list[int], Tensor]:
+    """The keys of what can be read, the numbers of what cannot, and the transformed pixels, (B, 3, S, S) uint8.
+
+    Without a seed the transform draws nothing, and what it gives may be `prepared`, by number.
+    """
     readable, unreadable, rows = [], [], []
-    for index, place in keys:
-        if (pixels := images.pixels(index)) is None:
-            unreadable.append(index)
-            continue
-        readable.append((index, place))
-        with _own_randomness(f"{seed}/{place}"):
-            rows.append(transform(Image.fromarray(pixels).convert("RGB")))
+    with _kept_randomness() if seed is not None else nullcontext():
+        for index, place in keys:
+            if prepared is not None and index in prepared:
+                row = prepared[index]
+            elif (pixels := images.pixels(index)) is None:
+                unreadable.append(index)
+                continue
+            else:
+                if seed is not None:
+                    _seed_all(f"{seed}/{place}")
+                row = transform(Image.fromarray(pixels).convert("RGB"))
+                if prepared is not None:
+                    prepared[index] = row
+            readable.append((index, place))
+            rows.append(row)
     return readable, unreadable, torch.stack(rows) if rows else torch.empty(0)
 
 
+def _seed_all(seed: str) -> None:
+    """Seeds what timm's transforms draw from: Python, NumPy, torch on the CPU."""
+    random.seed(seed)
+    torch.default_generator.manual_seed(random.getrandbits(63))  # torch.manual_seed reseeds CUDA as well
+    np.random.seed(random.getrandbits(32))
+
+
 @contextmanager
-def _own_randomness(seed: str) -> Iterator[None]:
-    """Seeds what timm's transforms draw from (Python, NumPy, torch on the CPU), and puts all back."""
+def _kept_randomness() -> Iterator[None]:
+    """Puts the generators of `_seed_all` back as they were."""
     before, numpys = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
-        random.seed(seed)
-        torch.default_generator.manual_seed(random.getrandbits(63))  # torch.manual_seed reseeds CUDA as well
-        np.random.seed(random.getrandbits(32))
         try:
             yield
         finally:

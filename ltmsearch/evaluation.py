@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -89,14 +89,12 @@ def recalibrate_and_fit(ib: IBLoss, model: nn.Module, batches: Batches, runtime:
     Raises:
         TrialDiverged: If a feature is not finite.
     """
-    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
-        fitted = fit_ib(ib, model, enough_for_ib(batches, ib.num_classes), runtime)
+    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+        with _noted_for_ib(model, batches, runtime) as (coming, notes):
+            recalibrate(model, coming, runtime)
     else:
-        with _noted_for_ib(model, batches, runtime) as notes:
-            recalibrate(model, notes.coming, runtime)
-        fitted = notes.fit(ib)
-    if not fitted:
-        raise TrialDiverged("the features are not finite")
+        notes = _noted_on_a_pass(model, enough_for_ib(batches, ib.num_classes), runtime)
+    notes.fit(ib)
 
 
 def fit_ib(ib: IBLoss, model: nn.Module, batches: Batches, runtime: Runtime) -> bool:
@@ -111,49 +109,65 @@ def fit_ib(ib: IBLoss, model: nn.Module, batches: Batches, runtime: Runtime) -> 
     Returns:
         Whether the features are finite; if not, nothing was fitted.
     """
+    try:
+        _noted_on_a_pass(model, batches, runtime).fit(ib)
+    except TrialDiverged:
+        return False
+    return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotesForIB:
+    """What an IB loss is fitted to, noted while images pass through a model."""
+
+    features: list[Tensor] = field(default_factory=list)
+    inputs: list[Tensor] = field(default_factory=list)
+    targets: list[Tensor] = field(default_factory=list)
+
+    def add(self, features: Tensor, images: Tensor, targets: Tensor) -> None:
+        """Note a batch: (B, D') features of (B, 3, height, width) images, and their labels."""
+        self.features.append(features.detach())
+        self.inputs.append(input_features(images))
+        self.targets.append(targets)
+
+    def fit(self, ib: IBLoss) -> None:
+        """Fit to all that was noted.
+
+        Raises:
+            TrialDiverged: If a feature is not finite; then nothing is fitted.
+        """
+        features = torch.cat(self.features)
+        if not bool(features.isfinite().all()):
+            raise TrialDiverged("the features are not finite")
+        ib.fit(features, torch.cat(self.inputs), torch.cat(self.targets).to(features.device), seed=0)
+
+
+def _noted_on_a_pass(model: nn.Module, batches: Batches, runtime: Runtime) -> NotesForIB:
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), _noted_for_ib(model, batches, runtime) as notes:
-            for images, _ in notes.coming:
+        with torch.no_grad(), _noted_for_ib(model, batches, runtime) as (coming, notes):
+            for images, _ in coming:
                 with runtime.autocast():
                     model(images)
     finally:
         model.train(was_training)
-    return notes.fit(ib)
-
-
-@dataclass(frozen=True)
-class _NotesForIB:
-    """What an IB loss is fitted to, noted while images pass through a model."""
-
-    coming: Batches
-    features: list[Tensor]
-    inputs: list[Tensor]
-    targets: list[Tensor]
-
-    def fit(self, ib: IBLoss) -> bool:
-        features = torch.cat(self.features).detach()
-        if not bool(features.isfinite().all()):
-            return False
-        ib.fit(features, torch.cat(self.inputs), torch.cat(self.targets).to(features.device), seed=0)
-        return True
+    return notes
 
 
 @contextmanager
-def _noted_for_ib(model: nn.Module, batches: Batches, runtime: Runtime) -> Iterator[_NotesForIB]:
-    inputs: list[Tensor] = []
-    targets: list[Tensor] = []
+def _noted_for_ib(model: nn.Module, batches: Batches, runtime: Runtime) -> Iterator[tuple[Batches, NotesForIB]]:
+    """The same batches, and notes of each that was passed through the model."""
 
     def coming() -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in batches:
             images = runtime.images(images)
-            inputs.append(input_features(images))
-            targets.append(labels)
             yield images, labels
+            notes.add(features.pop(), images, labels)
 
     with pooled_features(model) as features:
-        yield _NotesForIB(coming(), features, inputs, targets)
+        notes = NotesForIB()
+        yield coming(), notes
 
 
 def enough_for_ib(batches: Batches, num_classes: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -195,13 +209,13 @@ def score(
         with torch.inference_mode(), ExitStack() as stack:
             seen = stack.enter_context(pooled_features(model)) if meter is not None else []
             for batch, labels in batches:
-                images, labels = runtime.images(batch), labels.to(runtime.device)
+                images, labels = runtime.images(batch), labels.to(runtime.device, non_blocking=True)
                 with runtime.autocast():
                     logits = model(images)
                 logits, classes = logits.float(), logits.shape[1]
                 ranks = logits.topk(min(TOP, classes), dim=1).indices == labels[:, None]
                 loss = F.cross_entropy(logits, labels, reduction="sum")
-                counts += torch.stack((ranks[:, 0].sum(), ranks.sum(), loss, loss.new_tensor(len(labels))))
+                counts += torch.stack((ranks[:, 0].sum(), ranks.sum(), loss, loss.new_full((), len(labels))))
                 if meter is not None:
                     meter.add(seen.pop(), input_features(images), labels)
     finally:

@@ -41,7 +41,9 @@ class Runtime:
     def images(self, images: Tensor) -> Tensor:
         """(B, 3, height, width) images on the device and in the memory layout."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        return images.to(device=self.device, memory_format=layout, non_blocking=True)
+        if self.device.type == "cuda" and images.device.type == "cpu":
+            images = images.pin_memory()  # only from there does the copy run beside the GPU's work
+        return images.to(self.device, non_blocking=True).contiguous(memory_format=layout)
 
     @contextmanager
     def autocast(self) -> Iterator[None]:

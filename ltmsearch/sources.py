@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from timm.data import create_dataset
+from torch import Tensor
 from torchvision.transforms import Resize
 
 from ltmsearch.errors import InputError, unknown_name
@@ -47,6 +48,7 @@ class ImageSplit:
     root: Path | None = None
     on_disk: bool = True  # whether an image must be read to know that it can be
     kept: dict[int, np.ndarray] | None = None
+    prepared: dict[int, Tensor] | None = None  # (3, S, S) uint8 as evaluation sees them, where those are remembered too
     readable: set[int] = field(default_factory=set)
     unreadable: set[int] = field(default_factory=set)
 

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ltmsearch.backbones import pooled_features
 from ltmsearch.errors import TrialDiverged
-from ltmsearch.evaluation import Batches
+from ltmsearch.evaluation import Batches, NotesForIB
 from ltmsearch.ib_loss import IBLoss
 from ltmsearch.runtime import Runtime
 from ltmsearch.schedule import MergeSchedule
@@ -29,6 +29,8 @@ SIZE_STRIDE = 16
 """Growing images gain this many pixels at a time; each new size costs the kernels a moment to set up."""
 LR_FLOOR = 0.05
 """The learning rate ends at this share of its peak."""
+GPU_READS = 16
+"""On a GPU the losses of so many steps are read together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,13 @@ def make_optimizer(supernet: Supernet, lr: float) -> Optimizer:
     return create_optimizer_v2(supernet, opt="adamw", lr=lr, weight_decay=WEIGHT_DECAY, fused=True)
 
 
+def copy_no_inputs(model: nn.Module) -> None:
+    """Let activations whose gradient needs their input write elsewhere: in place, autograd copies the input first."""
+    for module in model.modules():
+        if isinstance(module, nn.SiLU | nn.Hardswish):
+            module.inplace = False
+
+
 def warm_up(
     supernet: Supernet,
     plan: WarmUp,
@@ -78,7 +87,7 @@ def warm_up(
     seed: int,
     runtime: Runtime,
 ) -> Iterator[float]:
-    """Train the shared weights; yields the plain net's loss after every step.
+    """Train the shared weights; yields the plain net's loss after every step, on a GPU the one that was read last.
 
     In a sandwich step the plain net learns from labels, the cheapest schedule and a few random ones learn from the
     plain net's logits, and the gradients of all add up to one step (Yu & Huang, "Universally Slimmable Networks", 2019:
@@ -106,19 +115,22 @@ def warm_up(
         warmup_lr_init=LR_FLOOR * plan.lr,
         t_in_epochs=False,
     )
+    watch = LossWatch("the warm-up", every=reads(runtime.device))
+    copy_no_inputs(supernet)
     supernet.train()
     for step, (images, labels) in enumerate(batches):
         sandwich = step >= plan.base_steps
         images = shrunk(images, plan.img_size(step, full=images.shape[-1]))
-        images, labels = runtime.images(images), labels.to(runtime.device)
+        images, labels = runtime.images(images), labels.to(runtime.device, non_blocking=True)
         lr.step_update(step)
         loss, logits = _label_loss(supernet, images, labels, runtime)
         loss.backward()
         if sandwich:
             schedules = [cheapest, *(draw(rng) for _ in range(plan.subnets))]
             _match(supernet, images, logits.detach().softmax(dim=1), schedules, runtime)
-        _step(supernet, optimizer, loss, what="the warm-up")
-        yield float(loss.detach())
+        _step(supernet, optimizer, loss, watch)
+        yield watch.last
+    watch.read()
 
 
 def shrunk(images: Tensor, img_size: int) -> Tensor:
@@ -136,6 +148,7 @@ def proxy_train(
     lr: float,
     runtime: Runtime,
     ib: tuple[float, IBLoss] | None = None,
+    ib_from: int = 0,
 ) -> float | None:
     """The proxy training of one trial: a few steps of one subnet on labels, in place.
 
@@ -145,29 +158,39 @@ def proxy_train(
         batches: One per step.
         lr: Constant learning rate (AdamW).
         runtime: Device and number format.
-        ib: Weight of the IB loss beside cross entropy, and that loss, fitted to this subnet; None: none.
+        ib: Weight of the IB loss beside cross entropy, and that loss; None: none.
+        ib_from: The step, from 0, that the IB loss sets in with. The images of the steps before give its statistics, as
+            those of an epoch do in full training; if there are none, it must be fitted to this subnet already.
 
     Returns:
         Mean loss over the steps, None without steps.
 
     Raises:
-        TrialDiverged: If the loss is not finite.
+        TrialDiverged: If the loss, or a feature that the IB loss is fitted to, is not finite.
     """
     optimizer = make_optimizer(supernet, lr)
+    watch = LossWatch("the proxy training", every=reads(runtime.device))
+    before = NotesForIB()
+    copy_no_inputs(supernet)
     supernet.train()
-    losses = []
     with supernet.active(schedule), ExitStack() as stack:
         features = stack.enter_context(pooled_features(supernet.model)) if ib else []
-        for images, labels in batches:
-            labels = labels.to(runtime.device)
-            loss, _ = _label_loss(supernet, runtime.images(images), labels, runtime)
+        for step, (images, labels) in enumerate(batches):
+            images, labels = runtime.images(images), labels.to(runtime.device, non_blocking=True)
+            loss, _ = _label_loss(supernet, images, labels, runtime)
             if ib:
                 ib_weight, ib_loss = ib
-                loss = loss + ib_weight * ib_loss(features.pop(), labels)
+                seen = features.pop()
+                if step == ib_from > 0:
+                    before.fit(ib_loss)
+                if step >= ib_from:
+                    loss = loss + ib_weight * ib_loss(seen, labels)
+                else:
+                    before.add(seen, images, labels)
             loss.backward()
-            _step(supernet, optimizer, loss, what="the proxy training")
-            losses.append(float(loss.detach()))
-    return sum(losses) / len(losses) if losses else None
+            _step(supernet, optimizer, loss, watch)
+    watch.read()
+    return watch.mean
 
 
 def _label_loss(supernet: Supernet, images: Tensor, labels: Tensor, runtime: Runtime) -> tuple[Tensor, Tensor]:
@@ -188,11 +211,62 @@ def _match(
         loss.backward()
 
 
-def _step(supernet: Supernet, optimizer: Optimizer, loss: Tensor, *, what: str) -> None:
+class LossWatch:
+    """Watches over the losses of a training, without waiting for the device at every step.
+
+    Reading a number waits for all that was queued on a GPU. So there losses are read together, and a training that
+    diverged goes on until they are; on a CPU, where `every` is 1, it ends before the step is taken.
+
+    Args:
+        what: What is trained, for the message.
+        every: Steps from one reading to the next.
+    """
+
+    def __init__(self, what: str, *, every: int) -> None:
+        self.what = what
+        self.every = every
+        self.last = math.nan
+        """The loss that was read last. The first is read at once."""
+        self._unread: list[Tensor] = []
+        self._total, self._steps = 0.0, 0
+
+    @property
+    def mean(self) -> float | None:
+        """Mean of the losses read, None before the first."""
+        return self._total / self._steps if self._steps else None
+
+    def note(self, loss: Tensor, norm: Tensor) -> None:
+        """Take in the loss of a step and the norm of its gradient, and read what there is when it is time.
+
+        Raises:
+            TrialDiverged: If one that is read is not finite.
+        """
+        self._unread.append(torch.stack((loss.detach(), norm.detach())))
+        if len(self._unread) == self.every or not self._steps:
+            self.read()
+
+    def read(self) -> None:
+        """Read what is unread; arguments as in `note`."""
+        if not self._unread:
+            return
+        numbers = torch.stack(self._unread).tolist()
+        self._unread = []
+        if not all(math.isfinite(loss) and math.isfinite(norm) for loss, norm in numbers):
+            raise TrialDiverged(f"{self.what} diverged: the loss or its gradient is not finite")
+        self.last = numbers[-1][0]
+        self._total += sum(loss for loss, _ in numbers)
+        self._steps += len(numbers)
+
+
+def reads(device: torch.device) -> int:
+    """How many steps' losses are read together on a device."""
+    return 1 if device.type == "cpu" else GPU_READS
+
+
+def _step(supernet: Supernet, optimizer: Optimizer, loss: Tensor, watch: LossWatch) -> None:
     norm = torch.nn.utils.clip_grad_norm_(supernet.parameters(), CLIP_NORM)
-    finite = math.isfinite(float(loss.detach())) and math.isfinite(float(norm))
-    if finite:
+    try:
+        watch.note(loss, norm)
         optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    if not finite:
-        raise TrialDiverged(f"{what} diverged: the loss or its gradient is not finite")
+    finally:
+        optimizer.zero_grad(set_to_none=True)

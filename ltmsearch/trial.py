@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ltmsearch.backbones import feature_dim
 from ltmsearch.data import ImageData
-from ltmsearch.evaluation import Score, batchnorm_kept, enough_for_ib, recalibrate, recalibrate_and_fit, score
+from ltmsearch.evaluation import Batches, Score, batchnorm_kept, enough_for_ib, recalibrate, recalibrate_and_fit, score
 from ltmsearch.ib_loss import IBLoss
 from ltmsearch.runtime import Runtime
 from ltmsearch.schedule import MergeSchedule
@@ -87,8 +87,8 @@ class Evaluator:
         Args:
             weights: The shared parameters W, by name.
             schedule: The subnet.
-            ib_weight: Weight of the IB loss beside cross entropy. Its statistics come from the calibration images under
-                this schedule, with the shared weights.
+            ib_weight: Weight of the IB loss beside cross entropy. It sets in after the first half of the steps, whose
+                images give its statistics; where there is but one step, the calibration images do.
             seed: Of the training images.
             steps: Training steps; None: `settings.proxy_steps`.
 
@@ -101,9 +101,13 @@ class Evaluator:
         load_parameters(self.supernet, weights)
         with batchnorm_kept(self.supernet):
             if steps:
-                ib = (ib_weight, self._recalibrated(schedule, briefly=True)) if ib_weight else None
                 batches = self.data.train_batches(batch_size=settings.batch_size, steps=steps, seed=seed)
-                proxy_train(self.supernet, schedule, batches, lr=settings.proxy_lr, runtime=self.runtime, ib=ib)
+                half, ib = steps // 2, None
+                if ib_weight:
+                    ib = (ib_weight, self._new_ib() if half else self._fitted_by_calibration(schedule))
+                proxy_train(
+                    self.supernet, schedule, batches, lr=settings.proxy_lr, runtime=self.runtime, ib=ib, ib_from=half
+                )
             result = self.score(schedule, images=settings.val_images, information=True)
         return TrialResult(
             weights=parameters(self.supernet) if steps else {},
@@ -121,29 +125,27 @@ class Evaluator:
         """
         validation = self.data.validation_batches(batch_size=SCORING_BATCH, limit=images)
         with self.supernet.active(schedule), batchnorm_kept(self.supernet):
-            ib = None
+            batches, ib = self.data.calibration_batches(batch_size=SCORING_BATCH), None
             if information:
-                ib = self._recalibrated(schedule)
+                ib = self._recalibrated(schedule, batches)
             else:
-                recalibrate(self.supernet, self.data.calibration_batches(batch_size=SCORING_BATCH), self.runtime)
+                recalibrate(self.supernet, batches, self.runtime)
             return score(self.supernet.model, validation, self.runtime, ib=ib)
 
-    def _recalibrated(self, schedule: MergeSchedule, *, briefly: bool = False) -> IBLoss:
-        """An IB loss fitted to a subnet, on the pass that gives it BatchNorm statistics of its own.
-
-        Args:
-            schedule: The subnet.
-            briefly: Use no more images than the IB loss needs.
-        """
-        net = self.supernet.model
-        calibration = self.data.calibration_batches(batch_size=SCORING_BATCH)
-        if briefly:
-            calibration = enough_for_ib(calibration, self.data.num_classes)
-        ib = IBLoss(feature_dim=feature_dim(net), num_classes=self.data.num_classes, beta=self.settings.ib_beta)
-        ib.to(self.runtime.device)
+    def _recalibrated(self, schedule: MergeSchedule, batches: Batches) -> IBLoss:
+        """An IB loss fitted to a subnet, on the pass that gives it BatchNorm statistics of its own."""
+        ib = self._new_ib()
         with self.supernet.active(schedule):
-            recalibrate_and_fit(ib, net, calibration, self.runtime)
+            recalibrate_and_fit(ib, self.supernet.model, batches, self.runtime)
         return ib
+
+    def _fitted_by_calibration(self, schedule: MergeSchedule) -> IBLoss:
+        calibration = self.data.calibration_batches(batch_size=SCORING_BATCH)
+        return self._recalibrated(schedule, enough_for_ib(calibration, self.data.num_classes))
+
+    def _new_ib(self) -> IBLoss:
+        width, classes = feature_dim(self.supernet.model), self.data.num_classes
+        return IBLoss(feature_dim=width, num_classes=classes, beta=self.settings.ib_beta).to(self.runtime.device)
 
     def recalibrated_subnet(self, schedule: MergeSchedule) -> nn.Module:
         """The stand-alone subnet of the supernet's present weights, with BatchNorm statistics of its own."""

@@ -182,6 +182,14 @@ class TestFolder:
             [0, 1, 1, 2, 2],
         )
 
+    def test_the_first_calibration_images_are_balanced_too(self, folder):
+        data = open_data(folder, calibration_images=9)
+        ((images, labels),) = data.calibration_batches(batch_size=20, limit=6)
+        ((everything, _),) = data.calibration_batches(batch_size=20)
+        assert sorted(labels.tolist()) == [0, 0, 1, 1, 2, 2]
+        assert torch.equal(images, everything[:6])
+        assert len(everything) == 9
+
     def test_progress_counts_the_training_images(self, folder):
         calls = []
         open_data(folder, on_progress=lambda done, total: calls.append((done, total)))
@@ -277,6 +285,28 @@ class TestStorage:
         data = open_data(folder)
         shutil.rmtree(folder / "train")
         assert len(list(data.train_batches(batch_size=15, steps=3, seed=0))) == 3
+
+    def test_what_evaluation_sees_is_prepared_once_and_training_images_are_not_remembered(self, photos):
+        data = open_data(photos, crop_pct=0.8)
+        first, fixed = list(data.validation_batches(batch_size=3)), list(data.calibration_batches(batch_size=3))
+        list(data.train_batches(batch_size=5, steps=3, seed=0))
+        assert set(data.validation.prepared) == set(range(7))
+        assert set(data.train.prepared) == {index for index, _ in data.calibration_keys}
+        data.eval_transform.transforms = None  # whoever called it now would fail
+        assert same(first, data.validation_batches(batch_size=3))
+        assert same(fixed, data.calibration_batches(batch_size=3))
+
+    def test_what_evaluation_sees_is_remembered_where_there_is_room_for_it_too(self, folder):
+        kept = (15 + 6) * 20 * 26 * 3
+        needed = kept + (6 + 4) * 16 * 16 * 3
+        enough, less = (
+            open_data(folder, crop_pct=0.8, val_images=6, memory_limit_bytes=limit) for limit in (needed, needed - 1)
+        )
+        assert enough.train.prepared is not None
+        assert less.train.kept is not None
+        assert less.train.prepared is None
+        assert same(enough.validation_batches(batch_size=4), less.validation_batches(batch_size=4))
+        assert same(less.validation_batches(batch_size=4), less.validation_batches(batch_size=4))
 
     def test_workers_can_be_given_the_images_by_pickle(self, folder):
         """As processes that are not forked are."""

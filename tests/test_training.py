@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltmsearch.backbones import feature_dim, pooled_features
 from ltmsearch.errors import TrialDiverged
 from ltmsearch.evaluation import batchnorm_kept, recalibrate_and_fit
-from ltmsearch.ib_loss import IBLoss
+from ltmsearch.ib_loss import IBLoss, input_features
 from ltmsearch.runtime import Runtime
 from ltmsearch.schedule import MergeSchedule
 from ltmsearch.supernet import Supernet
-from ltmsearch.training import WarmUp, make_optimizer, proxy_train, shrunk, warm_up
+from ltmsearch.training import LossWatch, WarmUp, make_optimizer, proxy_train, shrunk, warm_up
 from ltmsearch.trial import load_parameters, moved, parameters
 
 RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32, channels_last=True, reason="test")
@@ -116,6 +116,89 @@ def test_the_ib_loss_comes_down_where_it_weighs_most() -> None:
     start = fresh()
     recalibrate_and_fit(ib, start.model, [(images, labels)], RUNTIME)
     assert loss_after(100.0) < loss_after(0.0) - 0.01
+
+
+def test_the_ib_loss_sets_in_late_with_statistics_of_the_steps_before() -> None:
+    schedule, late = MergeSchedule(keep_ratios={fresh().layers[2]: 0.5}), batches(3)
+
+    def trained(ib: tuple[float, IBLoss] | None, ib_from: int = 0) -> dict[str, Tensor]:
+        supernet = fresh()
+        proxy_train(supernet, schedule, late, lr=1e-3, runtime=RUNTIME, ib=ib, ib_from=ib_from)
+        return parameters(supernet)
+
+    def new() -> IBLoss:
+        return IBLoss(feature_dim=feature_dim(fresh().model), num_classes=3, beta=10.0)
+
+    # By hand: two steps of cross entropy alone, the features of which the third step's statistics come from.
+    by_hand, supernet = new(), fresh()
+    with pooled_features(supernet.model) as seen:
+        proxy_train(supernet, schedule, late[:2], lr=1e-3, runtime=RUNTIME)
+    inputs, labels = torch.cat([input_features(images) for images, _ in late[:2]]), torch.cat([b[1] for b in late[:2]])
+    by_hand.fit(torch.cat(seen).detach(), inputs, labels, seed=0)
+    ib = new()
+    with_ib, without = trained((5.0, ib), 2), trained(None)
+    for name, value in by_hand.state_dict().items():
+        assert torch.equal(ib.state_dict()[name], value), name
+    assert not all(torch.equal(with_ib[name], value) for name, value in without.items())
+    never = new()
+    assert all(torch.equal(value, without[name]) for name, value in trained((5.0, never), 3).items())
+    assert not never.fitted
+
+
+def test_features_that_are_not_finite_fail_the_trial_when_the_ib_loss_sets_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where the loss itself is read later."""
+    monkeypatch.setattr("ltmsearch.training.reads", lambda _: 100)
+    good, (_, labels) = batches(2), batches(1)[0]
+    broken = [good[0], (torch.full((4, 3, 64, 64), float("inf")), labels), good[1]]
+    supernet = fresh()
+    ib = IBLoss(feature_dim=feature_dim(supernet.model), num_classes=3)
+    with pytest.raises(TrialDiverged, match="features are not finite"):
+        proxy_train(supernet, supernet.schedule, broken, lr=1e-3, runtime=RUNTIME, ib=(1.0, ib), ib_from=2)
+
+
+def test_activations_write_elsewhere_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place, autograd copies what they are about to overwrite."""
+    supernet, in_place = fresh(), fresh()
+    loss = proxy_train(supernet, supernet.schedule, batches(2), lr=1e-3, runtime=RUNTIME)
+    assert not any(module.inplace for module in supernet.modules() if isinstance(module, nn.SiLU))
+    monkeypatch.setattr("ltmsearch.training.copy_no_inputs", lambda _: None)
+    assert proxy_train(in_place, in_place.schedule, batches(2), lr=1e-3, runtime=RUNTIME) == loss
+    assert any(module.inplace for module in in_place.modules() if isinstance(module, nn.SiLU))
+    assert all(torch.equal(value, parameters(in_place)[name]) for name, value in parameters(supernet).items())
+
+
+def test_losses_are_read_together_where_reading_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = fresh(), fresh()
+    mean = proxy_train(one, one.schedule, batches(3), lr=1e-3, runtime=RUNTIME)
+    counts: list[int] = []
+    read = LossWatch.read
+
+    def counted(watch: LossWatch) -> None:
+        counts.append(len(watch._unread))
+        read(watch)
+
+    monkeypatch.setattr(LossWatch, "read", counted)
+    monkeypatch.setattr("ltmsearch.training.reads", lambda _: 16)
+    assert proxy_train(other, other.schedule, batches(3), lr=1e-3, runtime=RUNTIME) == mean
+    assert counts == [1, 2]  # the first at once, for whoever watches; the rest at the end
+    assert all(torch.equal(value, parameters(other)[name]) for name, value in parameters(one).items())
+
+
+def test_a_training_that_diverges_between_readings_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ltmsearch.training.reads", lambda _: 16)
+    good, (_, labels) = batches(3), batches(1)[0]
+    broken = [good[0], (torch.full((4, 3, 64, 64), float("nan")), labels), *good[1:]]
+    with pytest.raises(TrialDiverged, match="the proxy training diverged"):
+        proxy_train(fresh(), fresh().schedule, broken, lr=1e-3, runtime=RUNTIME)
+    plan = WarmUp(base_steps=4, base_img_size=64, sandwich_steps=0, subnets=0, lr=1e-3)
+    supernet = fresh()
+    with pytest.raises(TrialDiverged, match="the warm-up diverged"):
+        list(
+            warm_up(
+                supernet, plan, batches=broken, cheapest=supernet.schedule, draw=lambda _: supernet.schedule,
+                seed=0, runtime=RUNTIME,
+            )
+        )  # fmt: skip
 
 
 def test_a_step_that_is_not_finite_is_not_taken() -> None:

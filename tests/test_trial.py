@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ltmsearch.errors import TrialDiverged
 from ltmsearch.evaluation import batchnorm_kept
+from ltmsearch.observer import Observer
 from ltmsearch.prepare import prepare
 from ltmsearch.schedule import Choice, MergeSchedule
 from ltmsearch.settings import StudySettings
@@ -76,7 +77,7 @@ def test_samplers_learn_the_weight_jointly_with_the_layers(sampler: Any) -> None
 
 @pytest.fixture(scope="module")
 def evaluator() -> Evaluator:
-    return prepare(StudySettings.make("test", **TINY, proxy_lr=0.01)).evaluator
+    return prepare(StudySettings.make("test", **TINY, proxy_lr=0.01), Observer()).evaluator
 
 
 @pytest.fixture
@@ -115,9 +116,32 @@ def test_a_trial_without_weight_is_cross_entropy_alone_bit_for_bit(evaluator: Ev
     assert by_hand.ib is None
 
 
-def test_weights_matter_and_the_same_weight_gives_the_same_trial(evaluator: Evaluator, half: MergeSchedule) -> None:
+@pytest.mark.parametrize(("steps", "passes"), [(1, 2), (2, 1), (4, 1)])
+def test_statistics_cost_one_pass_of_the_calibration_images(
+    evaluator: Evaluator, half: MergeSchedule, steps: int, passes: int
+) -> None:
+    """The IB loss takes its own from the first half of the steps, unless there is but one."""
+    passed: list[tuple[bool, int]] = []
+    handle = evaluator.supernet.model.register_forward_pre_hook(
+        lambda model, args: passed.append((torch.is_grad_enabled(), len(args[0])))
+    )
+    evaluator.evaluate(start_of(evaluator), half, ib_weight=1.0, seed=3, steps=steps)
+    handle.remove()
+    settings = evaluator.settings
+    assert [grad for grad, _ in passed].count(True) == steps
+    without = [size for grad, size in passed if not grad]
+    assert without[-2:] == [settings.calibration_images, settings.val_images]
+    assert without[:-2] == [settings.calibration_images] * (passes - 1)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_weights_matter_and_the_same_weight_gives_the_same_trial(
+    evaluator: Evaluator, half: MergeSchedule, steps: int
+) -> None:
     start = start_of(evaluator)
-    none, some, more, again = (evaluator.evaluate(start, half, ib_weight=w, seed=3) for w in (0.0, 0.5, 5.0, 0.5))
+    none, some, more, again = (
+        evaluator.evaluate(start, half, ib_weight=w, seed=3, steps=steps) for w in (0.0, 0.5, 5.0, 0.5)
+    )
     assert equal(some.weights, again.weights)
     assert some.score == again.score
     assert not equal(none.weights, some.weights)
