@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ltmsearch.files import write_atomic
+from ltmsearch.observer import Observer
 from ltmsearch.prepare import prepare
 from ltmsearch.recipe import library_versions
 from ltmsearch.schedule import MergeSchedule
@@ -43,7 +44,7 @@ def main() -> None:
     args = vars(parser.parse_args())
     keep, seeds = args.pop("keep"), args.pop("seeds")
     settings = StudySettings.make("benchmark", rescore_images=args["val_images"], **args)
-    bench = prepare(settings)
+    bench = prepare(settings, Observer())
     s, data = bench.settings, bench.evaluator.data
     supernet = bench.evaluator.supernet
     for _ in bench.warm_up():

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from ltmsearch.axis import CostAxis
 from ltmsearch.records import TrialRecord, select_front
 
 Group = Literal["searched", "start-up", "baseline", "over budget", "failed"]
@@ -23,11 +24,11 @@ class FrontPicture:
     front: tuple[TrialRecord, ...]
     """The non-dominated re-scored trials, cheapest first."""
     step: tuple[tuple[float, float], ...]
-    """Corners (GFLOPs, top-1) of the best top-1 that is known at each cost, up to the budget."""
+    """Corners (cost, top-1) of the best top-1 that is known at each cost, up to the budget."""
     labels: tuple[tuple[TrialRecord, str, str], ...]
     """A front point or baseline, its words, and the side of the mark where they cover least."""
     x_range: Range
-    """GFLOPs in view: the region of the front and a little beyond the budget."""
+    """Costs in view: the region of the front and a little beyond the budget."""
     y_range: Range
     """Top-1 in view."""
     beyond: tuple[TrialRecord, ...]
@@ -36,31 +37,33 @@ class FrontPicture:
     """What else lies outside the view."""
 
 
-def front_picture(records: Iterable[TrialRecord], *, budget_gflops: float | None = None) -> FrontPicture:
+def front_picture(records: Iterable[TrialRecord], axis: CostAxis) -> FrontPicture:
     """Decides what the plot shows, without drawing it.
 
     Args:
         records: All trials of a study.
-        budget_gflops: Where the step line ends and how far the view reaches; None without such a budget.
+        axis: What the costs are; its budget is where the step line ends and how far the view reaches.
     """
     records = sorted(records, key=lambda r: r.trial)
     scored = [r for r in records if r.score]
-    front = tuple(reversed(select_front(records)))
-    corners = [(r.gflops, shown_top1(r)) for r in front]
+    front = tuple(reversed(select_front(records, axis.name)))
+    corners = [(r.cost(axis.name), shown_top1(r)) for r in front]
     step = [corner for a, b in pairwise(corners) for corner in (a, (b[0], a[1]))] + corners[-1:]
-    if corners and budget_gflops is not None and budget_gflops > corners[-1][0]:
-        step.append((budget_gflops, corners[-1][1]))
+    if corners and axis.budget is not None and axis.budget > corners[-1][0]:
+        step.append((axis.budget, corners[-1][1]))
     usual = _usual(scored)
-    x_range = _x_range(usual or records, budget_gflops)
-    beyond = tuple(r for r in scored if r.kind == "baseline" and r.gflops > x_range[1])
-    y_range = _y_range([r for r in usual if r in beyond or _inside(r.gflops, x_range)], front)
-    seen = [r for r in records if _inside(r.gflops, x_range) and (not r.score or _inside(shown_top1(r), y_range))]
+    x_range = _x_range(usual or records, axis, front)
+    beyond = tuple(r for r in scored if r.kind == "baseline" and r.cost(axis.name) > x_range[1])
+    y_range = _y_range([r for r in usual if r in beyond or _inside(r.cost(axis.name), x_range)], front)
+    seen = [
+        r for r in records if _inside(r.cost(axis.name), x_range) and (not r.score or _inside(shown_top1(r), y_range))
+    ]
     looks = [(group, rescored) for group in get_args(Group) for rescored in (True, False)]
     return FrontPicture(
         marks={look: same for look in looks if (same := tuple(r for r in records if _look(r) == look))},
         front=front,
         step=tuple(step),
-        labels=_labels([r for r in scored if r not in beyond], front, x_range, y_range),
+        labels=_labels([r for r in scored if r not in beyond], front, axis, x_range, y_range),
         x_range=x_range,
         y_range=y_range,
         beyond=beyond,
@@ -90,15 +93,18 @@ def _usual(scored: Sequence[TrialRecord]) -> list[TrialRecord]:
     return [r for r in scored if shown_top1(r) >= quarter - max(3 * (most - quarter), 5.0)]
 
 
-def _x_range(shown: Sequence[TrialRecord], budget_gflops: float | None) -> Range:
+def _x_range(shown: Sequence[TrialRecord], axis: CostAxis, front: Sequence[TrialRecord]) -> Range:
     """From the cheapest feasible trial to a little beyond the budget; a dearer score only if it is near."""
-    useful = [r.gflops for r in shown if r.feasible] or [r.gflops for r in shown]
-    useful += [] if budget_gflops is None else [budget_gflops]
+    useful = [r.cost(axis.name) for r in shown if r.feasible] or [r.cost(axis.name) for r in shown]
+    useful += [] if axis.budget is None else [axis.budget]
+    if axis.name == "latency_ms":
+        useful += [r.latency_measured_ms for r in front if r.latency_measured_ms is not None]
     if not useful:
         return 0.0, 1.0
     low, high = min(useful), max(useful)
     span = max(high - low, 0.02 * high)
-    near = [r.gflops + 0.08 * span for r in shown if r.score and r.gflops <= high + 0.4 * span]
+    costs = [r.cost(axis.name) for r in shown if r.score]
+    near = [cost + 0.08 * span for cost in costs if cost <= high + 0.4 * span]
     # The strip beyond the budget has room for the words at its right edge.
     return low - 0.08 * span, max([high + 0.25 * span, *near])
 
@@ -113,11 +119,11 @@ def _y_range(shown: Sequence[TrialRecord], front: Sequence[TrialRecord]) -> Rang
 
 
 def _labels(
-    scored: Sequence[TrialRecord], front: Sequence[TrialRecord], x_range: Range, y_range: Range
+    scored: Sequence[TrialRecord], front: Sequence[TrialRecord], axis: CostAxis, x_range: Range, y_range: Range
 ) -> tuple[tuple[TrialRecord, str, str], ...]:
     """Words for the front and the baselines, each on the side where it covers fewest marks and earlier words."""
     corner, size = np.array([x_range[0], y_range[0]]), np.array([np.ptp(x_range), np.ptp(y_range)])
-    at = {r.trial: (np.array([r.gflops, shown_top1(r)]) - corner) / size for r in scored}
+    at = {r.trial: (np.array([r.cost(axis.name), shown_top1(r)]) - corner) / size for r in scored}
     taken = list(at.values())
     below = {"bottom center": (0, -1), "bottom right": (1, -1), "bottom left": (-1, -1)}
     above = {"top left": (-1, 1), "top right": (1, 1), "top center": (0, 1)}

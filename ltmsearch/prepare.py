@@ -1,16 +1,19 @@
 """From settings to everything a study works with. Bad input is refused here, before anything is written."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ltmsearch.backbones import get_adapter, input_config
-from ltmsearch.costs import GIGA, CostModel, CostTable, cost_model
+from ltmsearch.costs import GIGA, Budget, ChainedCosts, CostModel, cost_model, covering_schedules
 from ltmsearch.data import ImageData, load_data
 from ltmsearch.errors import InputError
+from ltmsearch.latency import StudyLatency, settings_target, study_latency
 from ltmsearch.merging import get_operator
+from ltmsearch.observer import Observer
 from ltmsearch.runtime import choose_runtime, find_device, step_seconds
 from ltmsearch.settings import ResolvedSettings, StudySettings
 from ltmsearch.space import SearchSpace, SpaceFile, indistinct_choices
@@ -31,8 +34,10 @@ class Workbench:
     """Costs, and above all grids, at `settings.proxy_img_size`."""
     space: SearchSpace
     """What is searched."""
-    table: CostTable
-    """Costs of the space."""
+    budgets: tuple[Budget, ...]
+    """What schedules must keep; the first is what the front weighs against top-1."""
+    latency: StudyLatency | None
+    """Latencies at `settings.img_size`; None without a latency budget."""
     evaluator: Evaluator
     """Supernet, data and runtime."""
     seconds_per_image: tuple[float, float]
@@ -57,7 +62,7 @@ class Workbench:
 
     def describe(self) -> list[str]:
         """Lines for a person: what is searched, on what, how, and how long it will take."""
-        s, (low, high) = self.settings, self.table.reachable()
+        s, (low, high) = self.settings, self.costs.table(self.space.choices).reachable()
         threads = f", {torch.get_num_threads()} threads" if self.evaluator.runtime.device.type == "cpu" else ""
         growth = f"{s.proxy_img_size} px"
         if s.base_img_size < s.proxy_img_size:
@@ -65,7 +70,9 @@ class Workbench:
         lines = [
             f"{s.backbone} with {s.operator} merging: {len(self.space.layers)} layers, "
             f"{self.space.size:,} schedules, {low / GIGA:.3f} to {high / GIGA:.3f} GFLOPs at {s.img_size} px "
-            f"(plain net {self.costs.base_macs / GIGA:.3f}; multiply-adds per image), budget {s.budget_gflops:g}",
+            f"(plain net {self.costs.base_macs / GIGA:.3f}; multiply-adds per image)"
+            + (f", budget {s.budget_gflops:g}" if s.budget_gflops is not None else ""),
+            *self._latency_lines(),
             f"data: {self.evaluator.data.description}",
             f"device: {self.evaluator.runtime}{threads}",
             f"warm-up: {s.base_steps} steps of the plain net at {growth}, {s.sandwich_steps} sandwich steps "
@@ -88,6 +95,13 @@ class Workbench:
             lines.append(f"at {s.proxy_img_size} px these keep ratios give one grid and score alike: {shown}")
         return lines
 
+    def _latency_lines(self) -> list[str]:
+        if self.latency is None:
+            return []
+        low, high = self.budgets[0].reachable()
+        reach = f"{self.space.size:,} schedules reach {low:.2f} to {high:.2f} ms, budget {self.settings.budget_ms:g}"
+        return [*self.latency.describe(), reach]
+
     def _ib_line(self) -> str:
         weights = self.space.ib_weights
         if weights is None:
@@ -102,18 +116,16 @@ class Workbench:
         base = pixels / s.proxy_img_size**2 * s.batch_size * train
         sandwich = s.sandwich_steps * s.batch_size * train * (2 + s.sandwich_subnets)
         trial = s.proxy_steps * s.batch_size * train + (s.calibration_images + s.val_images) * score
-        if self.space.ib_weights is not None:  # the IB loss takes its statistics before most trials
-            trial += s.calibration_images * score
         rescore = (s.rescore_candidates + 2) * (s.calibration_images + s.rescore_images) * score
         return base + sandwich + s.trials * trial + rescore
 
 
-def prepare(settings: StudySettings, *, on_progress: Callable[[int, int], None] | None = None) -> Workbench:
-    """Build the supernet, count costs, read the space and the data, choose the number format.
+def prepare(settings: StudySettings, observer: Observer) -> Workbench:
+    """Build the supernet, count costs, read the space and the data, choose the number format, know the latencies.
 
     Args:
         settings: What the user asked for.
-        on_progress: Called while images are decoded: how many so far, of how many.
+        observer: Hears of images that are decoded, and of subnets that are timed.
 
     Raises:
         InputError: If some setting cannot be followed: the first that is found, cheap checks first.
@@ -123,40 +135,82 @@ def prepare(settings: StudySettings, *, on_progress: Callable[[int, int], None] 
     device = find_device(settings.device)
     resolved = settings.resolved(device.type, adapter.learning)
     space_file = SpaceFile.load(resolved.space, family=adapter.family)
-    torch.manual_seed(resolved.seed)
-    data = _load_data(resolved, on_progress)
-    supernet = Supernet(
-        resolved.backbone,
-        operator=resolved.operator,
-        pretrained=resolved.pretrained,
-        checkpoint=Path(resolved.checkpoint) if resolved.checkpoint else None,
-        num_classes=data.num_classes,
-        img_size=resolved.img_size,
-    )
+    if resolved.budget_ms is not None and resolved.latency_profile is None:
+        settings_target(resolved, num_classes=1)  # refused now, not when the data are read
+    evaluator = prepare_evaluator(resolved, observer)
+    supernet = evaluator.supernet
     costs, proxy_costs = (
         cost_model(resolved.backbone, supernet.model, (size, size), resolved.operator)
         for size in (resolved.img_size, resolved.proxy_img_size)
     )
-    space = SearchSpace.build(space_file, costs.layer_grids, resolved.operator, pays=costs.pays)
-    table = costs.table(space.choices)
-    check_budget(resolved, table)
-    images = next(data.train_batches(batch_size=resolved.batch_size, steps=1, seed=resolved.seed))[0]
-    runtime = choose_runtime(device, resolved.precision, supernet, images)
-    runtime.prepare(supernet)
+    latency = None
+    limited: list[ChainedCosts] = [costs] if resolved.budget_gflops is not None else []
+    if resolved.budget_ms is not None:
+        latency = study_latency(resolved, space_file, costs, evaluator.data.num_classes, observer)
+        limited.append(latency.model)
+    space = SearchSpace.build(
+        space_file,
+        costs.layer_grids,
+        resolved.operator,
+        pays=lambda layer, choice: all(cost.pays(layer, choice) for cost in limited),
+    )
+    budgets = make_budgets(resolved, space, costs, latency)
+    check_budgets(resolved, space, budgets)
+    images = next(evaluator.data.train_batches(batch_size=resolved.batch_size, steps=1, seed=resolved.seed))[0]
     many = images.repeat(-(-SCORING_BATCH // len(images)), 1, 1, 1)[:SCORING_BATCH]
     seconds = (
-        step_seconds(runtime, supernet, images) / len(images),
-        step_seconds(runtime, supernet, many, train=False) / len(many),
+        step_seconds(evaluator.runtime, supernet, images) / len(images),
+        step_seconds(evaluator.runtime, supernet, many, train=False) / len(many),
     )
     return Workbench(
         settings=resolved,
         costs=costs,
         proxy_costs=proxy_costs,
         space=space,
-        table=table,
-        evaluator=Evaluator(supernet=supernet, data=data, runtime=runtime, settings=resolved),
+        budgets=budgets,
+        latency=latency,
+        evaluator=evaluator,
         seconds_per_image=seconds,
     )
+
+
+def prepare_evaluator(settings: ResolvedSettings, observer: Observer) -> Evaluator:
+    """Build the supernet, read the data, choose the number format.
+
+    Args:
+        settings: Of the study.
+        observer: Hears of images that are decoded.
+
+    Raises:
+        InputError: If the data or the weights cannot be had.
+    """
+    torch.manual_seed(settings.seed)
+    data = _load_data(settings, observer)
+    supernet = Supernet(
+        settings.backbone,
+        operator=settings.operator,
+        pretrained=settings.pretrained,
+        checkpoint=Path(settings.checkpoint) if settings.checkpoint else None,
+        num_classes=data.num_classes,
+        img_size=settings.img_size,
+    )
+    images = next(data.train_batches(batch_size=settings.batch_size, steps=1, seed=settings.seed))[0]
+    runtime = choose_runtime(find_device(settings.device), settings.precision, supernet, images)
+    runtime.prepare(supernet)
+    return Evaluator(supernet=supernet, data=data, runtime=runtime, settings=settings)
+
+
+def make_budgets(
+    settings: StudySettings, space: SearchSpace, costs: CostModel, latency: StudyLatency | None
+) -> tuple[Budget, ...]:
+    """The budgets of a study; where latency has one, it comes first."""
+    budgets = []
+    if latency is not None and settings.budget_ms is not None:
+        budgets.append(Budget(name="latency_ms", table=latency.model.table(space.choices), limit=settings.budget_ms))
+    if settings.budget_gflops is not None:
+        table, limit = costs.table(space.choices), int(settings.budget_gflops * GIGA)
+        budgets.append(Budget(name="gflops", table=table, limit=limit, per_unit=GIGA))
+    return tuple(budgets)
 
 
 def warm_up_plan(settings: ResolvedSettings) -> WarmUp:
@@ -170,22 +224,34 @@ def warm_up_plan(settings: ResolvedSettings) -> WarmUp:
     )
 
 
-def check_budget(settings: StudySettings, table: CostTable) -> None:
+def check_budgets(settings: StudySettings, space: SearchSpace, budgets: Sequence[Budget]) -> None:
     """Refuse a budget that no schedule, or every schedule, meets.
 
     Raises:
         InputError: With the reachable range.
     """
-    low, high = table.reachable()
-    if not low <= settings.max_macs < high:
-        rule = "is below what merging can reach" if settings.max_macs < low else "constrains nothing"
+    for budget in budgets:
+        option, unit = ("--budget-gflops", "GFLOPs") if budget.name == "gflops" else ("--budget-ms", "ms")
+        limit, (low, high) = budget.limit / budget.per_unit, budget.reachable()
+        if not low <= limit < high:
+            rule = "is below what merging can reach" if limit < low else "constrains nothing"
+            raise InputError(
+                f"{option} {limit:g} {rule}: {settings.backbone} at {settings.img_size} px reaches "
+                f"{low:.4f} to {high:.4f} {unit} ({'multiply-adds per image' if unit == 'GFLOPs' else 'per batch'})"
+            )
+    if len(budgets) > 1 and not len(covering_schedules(space, budgets, number=1, rng=np.random.default_rng(0))):
         raise InputError(
-            f"--budget-gflops {settings.budget_gflops:g} {rule}: {settings.backbone} at {settings.img_size} px reaches "
-            f"{low / GIGA:.4f} to {high / GIGA:.4f} GFLOPs (multiply-adds per image)"
+            f"--budget-gflops {settings.budget_gflops:g} and --budget-ms {settings.budget_ms:g} can each be met, but "
+            "no schedule was found that meets both: raise one of them"
         )
 
 
-def _load_data(settings: ResolvedSettings, on_progress: Callable[[int, int], None] | None) -> ImageData:
+def _load_data(settings: ResolvedSettings, observer: Observer) -> ImageData:
+    def reading(done: int, total: int) -> None:
+        if done == 1:
+            observer.phase("reading images", total)
+        observer.advance(done)
+
     return load_data(
         dataset=settings.dataset,
         data_dir=Path(settings.data_dir) if settings.data_dir else None,
@@ -194,5 +260,5 @@ def _load_data(settings: ResolvedSettings, on_progress: Callable[[int, int], Non
         val_images=settings.rescore_images,
         calibration_images=settings.calibration_images,
         seed=settings.seed,
-        on_progress=on_progress,
+        on_progress=reading,
     )

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import pandas as pd
 
+from ltmsearch.axis import CostName
 from ltmsearch.errors import InputError
 from ltmsearch.files import write_atomic
 from ltmsearch.front import is_non_dominated
@@ -28,6 +29,8 @@ FRONT_COLUMNS = (
     "trial",
     "gflops",
     "latency_ms",
+    "latency_measured_ms",
+    "latency_measured_se_ms",
     "top1",
     "top1_se",
     "loss",
@@ -72,6 +75,11 @@ class TrialRecord:
     gflops: float
     """Cost of one image, by the counting rule of `ltmsearch.costs`."""
     latency_ms: float | None = None
+    """Predicted, of one batch; None in a study without a latency budget."""
+    latency_measured_ms: float | None = None
+    """Timed end to end at the study's close, where that was done."""
+    latency_measured_se_ms: float | None = None
+    """Its standard error."""
     top1: float | None = None
     """Score when the trial ran, with the shared weights of that moment."""
     top1_se: float | None = None
@@ -106,6 +114,8 @@ class TrialRecord:
         for name in (
             "gflops",
             "latency_ms",
+            "latency_measured_ms",
+            "latency_measured_se_ms",
             "top1_se",
             "rescored_top1_se",
             "seconds",
@@ -141,6 +151,17 @@ class TrialRecord:
         """The trial's schedule."""
         return MergeSchedule(keep_ratios=self.keep_ratios, operator=operator, forms=self.forms)
 
+    def cost(self, name: CostName) -> float:
+        """Its cost of one kind.
+
+        Raises:
+            ValueError: If that is not known.
+        """
+        cost: float | None = getattr(self, name)
+        if cost is None:
+            raise ValueError(f"`{name}` of trial {self.trial} is not known.")
+        return cost
+
     @property
     def name(self) -> str:
         """The label, or the number for trials without one."""
@@ -169,20 +190,20 @@ class TrialRecord:
 TRIALS_COLUMNS = tuple(field.name for field in fields(TrialRecord))
 
 
-def select_front(records: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """The feasible trials whose re-scored top-1 and GFLOPs no other re-scored one beats, best top-1 first.
+def select_front(records: Iterable[TrialRecord], cost: CostName = "gflops") -> list[TrialRecord]:
+    """The feasible trials whose re-scored top-1 and cost no other re-scored one beats, best top-1 first.
 
     Of trials equal in both, the one of lower re-scored loss stands for all; after that the earlier one.
     """
     candidates = [r for r in records if r.feasible and r.rescored_top1 is not None]
-    points = np.array([(r.rescored_top1, r.gflops) for r in candidates])
+    points = np.array([(r.rescored_top1, r.cost(cost)) for r in candidates])
     kept = is_non_dominated(points, (True, False))
-    front: dict[float, TrialRecord] = {}  # on a front, equal GFLOPs means equal top-1 as well
+    front: dict[float, TrialRecord] = {}  # on a front, equal cost means equal top-1 as well
     for record in (r for r, keep in zip(candidates, kept, strict=True) if keep):
-        rival = front.setdefault(record.gflops, record)
+        rival = front.setdefault(record.cost(cost), record)
         if _tie_order(record) < _tie_order(rival):
-            front[record.gflops] = record
-    return [front[gflops] for gflops in sorted(front, reverse=True)]  # dearest first is best first
+            front[record.cost(cost)] = record
+    return [front[dearest] for dearest in sorted(front, reverse=True)]  # dearest first is best first
 
 
 def select_references(records: Iterable[TrialRecord]) -> list[TrialRecord]:
@@ -196,7 +217,7 @@ def select_references(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     return plain[:1] + [best[-1] for best in sorted(rivals, key=lambda rival: rival[:3])[-1:]]
 
 
-def front_table(records: Iterable[TrialRecord]) -> pd.DataFrame:
+def front_table(records: Iterable[TrialRecord], cost: CostName = "gflops") -> pd.DataFrame:
     """The front of `records` as `front.csv` holds it: re-scored values, keep ratios as a JSON object."""
     final = [
         replace(
@@ -206,7 +227,7 @@ def front_table(records: Iterable[TrialRecord]) -> pd.DataFrame:
             loss=r.rescored_loss,
             supernet_version=r.rescored_version,
         )
-        for r in select_front(records)
+        for r in select_front(records, cost)
     ]
     return _table(FRONT_COLUMNS, [_row(record, FRONT_COLUMNS) for record in final])
 

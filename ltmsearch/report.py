@@ -1,9 +1,11 @@
 """The front as a picture and as a table, from plain records: compute what is shown, then show it.
 
-How the picture reads: x is GFLOPs per image, y is top-1. Circles are searched trials, squares start-up trials,
-diamonds baselines; filled marks carry the score with the final weights, open ones the score of the moment the
-trial ran, which compares less well. Rings with error bars and the step line are the front. Below the axis,
-ticks are proposals rejected by their cost alone and crosses are failed trials: neither has a score.
+How the picture reads: x is the cost that the study weighs, GFLOPs or predicted milliseconds, y is top-1. Circles are
+searched trials, squares start-up trials, diamonds baselines; filled marks carry the score with the final weights, open
+ones the score of the moment the trial ran, which compares less well. Rings with error bars and the step line are the
+front. Below the axis, ticks are proposals rejected by their cost alone and crosses are failed trials: neither has a
+score. Where the front was timed at the close, a line leads from each of its points to a bar at the measured latency,
+red where that breaks the budget.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,6 +16,7 @@ import plotly.graph_objects as go
 from rich.console import Console
 from rich.table import Table
 
+from ltmsearch.axis import CostAxis
 from ltmsearch.drawing import WrittenDrawing, write_drawing
 from ltmsearch.picture import UNSCORED, FrontPicture, Group, front_picture, shown_top1
 from ltmsearch.records import TrialRecord, select_front, select_references
@@ -29,33 +32,31 @@ _STYLES: dict[Group, tuple[str, str, int]] = {
 }
 
 
-def front_figure(
-    records: Iterable[TrialRecord], *, title: str, img_size: int, budget_gflops: float | None = None
-) -> go.Figure:
+def front_figure(records: Iterable[TrialRecord], *, title: str, axis: CostAxis) -> go.Figure:
     """Draws the front and all other trials; how it reads is told at the top of this module.
 
     Args:
         records: All trials of a study.
         title: First line over the plot.
-        img_size: Side of the images that the GFLOPs are counted for, in pixels.
-        budget_gflops: Where the budget line stands; None draws none.
+        axis: What the costs are, and where the budget line stands.
     """
-    picture = front_picture(records, budget_gflops=budget_gflops)
-    figure = go.Figure(layout=_layout(picture, title, img_size))
+    picture = front_picture(records, axis)
+    figure = go.Figure(layout=_layout(picture, title, axis))
     for (group, rescored), members in picture.marks.items():
         # One entry in the legend for each group, with its filled mark where there is one.
         in_legend = rescored or (group, True) not in picture.marks
-        figure.add_trace(_trace(group, rescored, members, img_size, in_legend))
-    _add_front(figure, picture)
+        figure.add_trace(_trace(group, rescored, members, axis, in_legend))
+    _add_front(figure, picture, axis)
+    _add_measured(figure, picture, axis)
     words: dict[str, Any] = {"showarrow": False, "bgcolor": "rgba(255,255,255,0.8)", "yanchor": "bottom"}
-    if budget_gflops is not None:
-        figure.add_vline(x=budget_gflops, line={"color": _BLACK, "width": 1.5, "dash": "dash"})
-        foot = {"x": budget_gflops, "y": 0, "yref": "y domain", "xanchor": "left", "align": "left"}
-        figure.add_annotation(text=f"budget<br>{budget_gflops:g} GFLOPs", **foot, **words)
+    if axis.budget is not None:
+        figure.add_vline(x=axis.budget, line={"color": _BLACK, "width": 1.5, "dash": "dash"})
+        foot = {"x": axis.budget, "y": 0, "yref": "y domain", "xanchor": "left", "align": "left"}
+        figure.add_annotation(text=f"budget<br>{axis.budget:g} {axis.unit}", **foot, **words)
     for record in picture.beyond:
         figure.add_hline(y=shown_top1(record), line={"color": _STYLES["baseline"][1], "width": 1.5, "dash": "dot"})
         edge = {"x": 1, "xref": "paper", "y": shown_top1(record), "xanchor": "right", "align": "right", "yshift": 6}
-        text = f"{record.name}: {shown_top1(record):.1f} %<br>{record.gflops:.4f} GFLOPs →"
+        text = f"{record.name}: {shown_top1(record):.1f} %<br>{axis.text(record.cost(axis.name))} →"
         figure.add_annotation(text=text, **edge, **words)
     return figure
 
@@ -65,8 +66,7 @@ def write_front(
     folder: str | Path,
     *,
     title: str,
-    img_size: int,
-    budget_gflops: float | None = None,
+    axis: CostAxis,
     png: bool = True,
 ) -> WrittenDrawing:
     """Writes `front.html` and, where a browser is found, `front.png`, as `write_drawing` does.
@@ -81,40 +81,66 @@ def write_front(
     Raises:
         OSError: The folder cannot be written.
     """
-    figure = front_figure(records, title=title, img_size=img_size, budget_gflops=budget_gflops)
+    figure = front_figure(records, title=title, axis=axis)
     return write_drawing(figure, folder, "front", title=title, png=png)
 
 
-def print_front(console: Console, records: Iterable[TrialRecord], *, budget_gflops: float | None = None) -> None:
+def print_front(console: Console, records: Iterable[TrialRecord], *, axis: CostAxis) -> None:
     """Prints the front, best top-1 first, and below it the plain net and the best uniform keep ratio.
 
     Args:
         console: Where to print; 80 columns are enough.
         records: All trials of a study.
-        budget_gflops: Named in the title; None without such a budget.
+        axis: What the costs are, and the budget.
     """
     records = list(records)
-    front, references = select_front(records), select_references(records)
-    budget = "" if budget_gflops is None else f", budget {budget_gflops:g} GFLOPs"
+    front, references = select_front(records, axis.name), select_references(records)
+    budget = "" if axis.budget is None else f", budget {axis.budget:g} {axis.unit}"
     title = f"Front: {len(front)} of {len(records)} trials" if front else "No front yet: nothing re-scored"
     table = Table(title=title + budget)
-    for heading in ("trial", "GFLOPs", "top-1 %", "loss"):
+    for heading in _headings(axis):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column(f"keep ratios{_form_key(front)}, | between stages", overflow="fold")
     for record in front:
-        table.add_row(*_cells(record), " | ".join(ratios for _, ratios in record.by_stage()))
+        table.add_row(*_cells(record, axis), " | ".join(ratios for _, ratios in record.by_stage()))
     table.add_section()
     for record in references:
-        table.add_row(*_cells(record), record.name + ("" if record.feasible else " (over budget)"))
+        table.add_row(*_cells(record, axis), record.name + ("" if record.feasible else " (over budget)"))
+    captions = []
     if any(record.rescored_top1 is None for record in references):
-        table.caption = "* scored when the trial ran, not with the final weights"
+        captions.append("* scored when the trial ran, not with the final weights")
+    if any(breaks_budget(record, axis) for record in front):
+        captions.append("! predicted within the budget, but measured over it")
+    table.caption = "\n".join(captions) or None
     console.print(table)
 
 
-def _hover(record: TrialRecord, img_size: int) -> str:
-    latency = "" if record.latency_ms is None else f", {record.latency_ms:.2f} ms"
-    lines = [f"<b>trial {record.trial}</b>, {record.label or record.kind}"]
-    lines.append(f"{record.gflops:.4f} GFLOPs at {img_size} px{latency}")
+def breaks_budget(record: TrialRecord, axis: CostAxis) -> bool:
+    """Whether a trial that was predicted to keep a latency budget was measured to break it."""
+    if axis.name != "latency_ms" or axis.budget is None or record.latency_measured_ms is None:
+        return False
+    return record.feasible and record.latency_measured_ms > axis.budget
+
+
+def prediction_lines(front: Sequence[TrialRecord], axis: CostAxis) -> list[str]:
+    """What timing the front said of its predicted latencies; nothing where it was not timed."""
+    timed = [(r, r.cost(axis.name), r.latency_measured_ms) for r in front if r.latency_measured_ms is not None]
+    if not timed:
+        return []
+    error = sum(abs(predicted - measured) / measured for _, predicted, measured in timed) / len(timed)
+    lines = [f"front timed end to end: predictions were off by {error:.1%} on average"]
+    broken = [str(r.trial) for r, _, _ in timed if breaks_budget(r, axis)]
+    if broken:
+        lines.append(f"measured over the budget of {axis.budget:g} ms, and marked: trial {', '.join(broken)}")
+    return lines
+
+
+def _hover(record: TrialRecord) -> str:
+    lines = [f"<b>trial {record.trial}</b>, {record.label or record.kind}", f"{record.gflops:.4f} GFLOPs"]
+    if record.latency_ms is not None:
+        lines[-1] += f", {record.latency_ms:.2f} ms predicted"
+    if record.latency_measured_ms is not None:
+        lines.append(f"{_measured(record)} ms measured")
     if record.score is None:
         lines.append(f"{record.state}: no score")
     else:
@@ -135,32 +161,32 @@ def _form_key(records: Iterable[TrialRecord]) -> str:
     return f" ({', '.join(letters)} form)" if letters else ""
 
 
-def _trace(group: Group, rescored: bool, members: Sequence[TrialRecord], img_size: int, in_legend: bool) -> go.Scatter:
+def _trace(group: Group, rescored: bool, members: Sequence[TrialRecord], axis: CostAxis, in_legend: bool) -> go.Scatter:
     symbol, colour, size = _STYLES[group]
     scored = group not in UNSCORED
     filled = {"symbol": symbol, "size": size, "color": colour, "line": {"color": "#ffffff", "width": 1}}
     hollow = {"symbol": f"{symbol}-open", "size": size - 1, "color": colour, "line": {"width": 1.5}}
     return go.Scatter(
         name="rejected: over budget" if group == "over budget" else group,
-        x=[r.gflops for r in members],
+        x=[r.cost(axis.name) for r in members],
         y=[shown_top1(r) if scored else 0.5 for r in members],
         yaxis="y" if scored else "y2",
         mode="markers",
         marker=filled if rescored else hollow,
         legendgroup=group,
         showlegend=in_legend,
-        hovertext=[_hover(r, img_size) for r in members],
+        hovertext=[_hover(r) for r in members],
         hoverinfo="text",
     )
 
 
-def _add_front(figure: go.Figure, picture: FrontPicture) -> None:
+def _add_front(figure: go.Figure, picture: FrontPicture, axis: CostAxis) -> None:
     x, y = [corner[0] for corner in picture.step], [corner[1] for corner in picture.step]
     together: dict[str, Any] = {"legendgroup": "front", "hoverinfo": "skip"}  # the mark in the ring answers
     figure.add_scatter(x=x, y=y, mode="lines", line={"color": _BLACK, "width": 1.5}, showlegend=False, **together)
     figure.add_scatter(
         name="front, ± 1 standard error",
-        x=[r.gflops for r in picture.front],
+        x=[r.cost(axis.name) for r in picture.front],
         y=[shown_top1(r) for r in picture.front],
         error_y={"array": [r.rescored_top1_se or 0 for r in picture.front], "color": _BLACK, "thickness": 1.2},
         mode="markers",
@@ -168,7 +194,7 @@ def _add_front(figure: go.Figure, picture: FrontPicture) -> None:
         **together,
     )
     figure.add_scatter(
-        x=[r.gflops for r, _, _ in picture.labels],
+        x=[r.cost(axis.name) for r, _, _ in picture.labels],
         y=[shown_top1(r) for r, _, _ in picture.labels],
         mode="markers+text",
         marker={"size": 17, "opacity": 0},  # not seen: keeps the words off the mark
@@ -179,7 +205,30 @@ def _add_front(figure: go.Figure, picture: FrontPicture) -> None:
     )
 
 
-def _layout(picture: FrontPicture, title: str, img_size: int) -> dict[str, Any]:
+def _add_measured(figure: go.Figure, picture: FrontPicture, axis: CostAxis) -> None:
+    """From each front point that was timed, a line to a bar where the clock put it."""
+    timed = [r for r in picture.front if axis.name == "latency_ms" and r.latency_measured_ms is not None]
+    for broken, colour, name in ((False, _BLACK, "measured"), (True, "#D55E00", "measured: over budget")):
+        members = [r for r in timed if breaks_budget(r, axis) == broken]
+        if not members:
+            continue
+        for record in members:
+            ends, height = [record.cost(axis.name), record.latency_measured_ms], [shown_top1(record)] * 2
+            quiet: dict[str, Any] = {"showlegend": False, "hoverinfo": "skip"}
+            figure.add_scatter(x=ends, y=height, mode="lines", line={"color": colour, "width": 1}, **quiet)
+        figure.add_scatter(
+            name=name,
+            x=[r.latency_measured_ms for r in members],
+            y=[shown_top1(r) for r in members],
+            error_x={"array": [r.latency_measured_se_ms or 0 for r in members], "color": colour, "thickness": 1},
+            mode="markers",
+            marker={"symbol": "line-ns", "size": 14, "color": colour, "line": {"width": 2.5, "color": colour}},
+            hovertext=[_hover(r) for r in members],
+            hoverinfo="text",
+        )
+
+
+def _layout(picture: FrontPicture, title: str, axis: CostAxis) -> dict[str, Any]:
     subtitle = "filled: re-scored with the final weights; open: scored when the trial ran"
     if picture.hidden:
         scored, all_hidden = sum(r.score is not None for r in picture.hidden), len(picture.hidden)
@@ -188,7 +237,6 @@ def _layout(picture: FrontPicture, title: str, img_size: int) -> dict[str, Any]:
         )
     small = {"text": subtitle, "font": {"size": 13, "color": _GREY}}
     grid = {"showgrid": True, "gridcolor": "#ececec"}
-    x_title = f"GFLOPs per image at {img_size} px (one multiply-add = one FLOP)"
     strip = {"range": [0, 1], "domain": [0, 0.08], "tickvals": [0.5], "ticktext": ["no score"], "ticks": ""}
     below = 0.1 if any(group in UNSCORED for group, _ in picture.marks) else 0  # where there is a strip
     return {
@@ -198,14 +246,28 @@ def _layout(picture: FrontPicture, title: str, img_size: int) -> dict[str, Any]:
         "legend": {"orientation": "h", "yref": "container", "y": 0.01, "yanchor": "bottom"},
         "hoverlabel": {"align": "left", "bgcolor": "#ffffff", "font": {"size": 13, "color": _BLACK}},
         "margin": {"l": 75, "r": 30, "t": 105, "b": 110},
-        "xaxis": {"title": x_title, "range": picture.x_range, "anchor": "y2" if below else "y", **grid},
+        "xaxis": {"title": axis.title, "range": picture.x_range, "anchor": "y2" if below else "y", **grid},
         "yaxis": {"title": "top-1, %", "range": picture.y_range, "domain": [below, 1], **grid},
         "yaxis2": {"fixedrange": True, **strip},
     }
 
 
-def _cells(record: TrialRecord) -> tuple[str, str, str, str]:
+def _headings(axis: CostAxis) -> tuple[str, ...]:
+    latency = ("ms", "measured") if axis.name == "latency_ms" else ()
+    return ("trial", "GFLOPs", *latency, "top-1 %", "loss")
+
+
+def _cells(record: TrialRecord, axis: CostAxis) -> tuple[str, ...]:
     score = record.score
     assert score is not None, record
     top1, loss = f"{score}{'' if score.rescored else '*'}", "" if score.loss is None else f"{score.loss:.4f}"
-    return str(record.trial), f"{record.gflops:.4f}", top1, loss
+    latency: tuple[str, ...] = ()
+    if axis.name == "latency_ms":
+        measured = "" if record.latency_measured_ms is None else _measured(record)
+        latency = (f"{record.cost(axis.name):.2f}", measured + ("!" if breaks_budget(record, axis) else ""))
+    return str(record.trial), f"{record.gflops:.4f}", *latency, top1, loss
+
+
+def _measured(record: TrialRecord) -> str:
+    error = "" if record.latency_measured_se_ms is None else f" ± {record.latency_measured_se_ms:.2f}"
+    return f"{record.latency_measured_ms:.2f}{error}"

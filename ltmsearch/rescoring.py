@@ -4,11 +4,12 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import numpy as np
 
+from ltmsearch.axis import CostName
 from ltmsearch.front import is_non_dominated
 from ltmsearch.records import TrialRecord
 
 
-def choose_candidates(records: Iterable[TrialRecord], number: int) -> list[TrialRecord]:
+def choose_candidates(records: Iterable[TrialRecord], number: int, cost: CostName = "gflops") -> list[TrialRecord]:
     """The trials most likely to be on the front, front after front, and the baselines to compare with.
 
     Early scores come from younger shared weights, so the trend over their versions is taken out first. And a trial is
@@ -19,6 +20,7 @@ def choose_candidates(records: Iterable[TrialRecord], number: int) -> list[Trial
     Args:
         records: All trials.
         number: How many feasible trials; scored baselines come on top.
+        cost: What the front weighs against top-1.
 
     Returns:
         Distinct trials in their order.
@@ -29,13 +31,14 @@ def choose_candidates(records: Iterable[TrialRecord], number: int) -> list[Trial
     versions = [r.supernet_version or 0 for r in rivals]
     top1 = without_trend([_known(r.top1) for r in rivals], versions)
     loss = without_trend([_known(r.loss) for r in rivals], versions)
-    by_top1 = front_ranks(list(zip(top1, (r.gflops for r in rivals), strict=True)), (True, False))
-    by_loss = front_ranks(list(zip(loss, (r.gflops for r in rivals), strict=True)), (False, False))
+    costs = [r.cost(cost) for r in rivals]
+    by_top1 = front_ranks(list(zip(top1, costs, strict=True)), (True, False))
+    by_loss = front_ranks(list(zip(loss, costs, strict=True)), (False, False))
     order = sorted(
         range(len(rivals)), key=lambda i: (min(by_top1[i], by_loss[i]), by_top1[i] + by_loss[i], rivals[i].trial)
     )
     places = order[: number - number // 2]
-    places += _best_by_cost([i for i in order if i not in places], [r.gflops for r in rivals], number // 2)
+    places += _best_by_cost([i for i in order if i not in places], costs, number // 2)
     places += [i for i in order if i not in places][: number - len(places)]
     return sorted([rivals[i] for i in places] + baselines, key=lambda r: r.trial)
 
@@ -60,12 +63,12 @@ def same_nets(records: Iterable[TrialRecord], net: Callable[[TrialRecord], Hasha
     ]
 
 
-def _best_by_cost(order: Sequence[int], gflops: Sequence[float], parts: int) -> list[int]:
+def _best_by_cost(order: Sequence[int], costs: Sequence[float], parts: int) -> list[int]:
     """The first index in `order` within each of `parts` equal parts of the range of costs that has any."""
     if not order or not parts:
         return []
-    low, high = min(gflops), max(gflops)
-    part = {i: min(int((gflops[i] - low) / ((high - low) or 1.0) * parts), parts - 1) for i in order}
+    low, high = min(costs), max(costs)
+    part = {i: min(int((costs[i] - low) / ((high - low) or 1.0) * parts), parts - 1) for i in order}
     return [next(i for i in order if part[i] == p) for p in sorted(set(part.values()))]
 
 

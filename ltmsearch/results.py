@@ -27,7 +27,7 @@ def write_results(folder: Path, bench: Workbench, records: list[TrialRecord], ob
     recipes = folder / RECIPES
     recipes.mkdir(exist_ok=True)
     wanted = {}
-    for record in select_front(records):
+    for record in select_front(records, bench.settings.axis.name):
         recipe = make_recipe(record, bench.settings, num_classes=bench.evaluator.data.num_classes)
         wanted[recipe_path(folder, record)] = recipe
     for path, recipe in wanted.items():
@@ -41,11 +41,9 @@ def write_tables_and_plots(
 ) -> None:
     """Write everything that follows from the records alone."""
     write_csv(trials_table(records), folder / TRIALS)
-    write_csv(front_table(records), folder / FRONT)
+    write_csv(front_table(records, settings.axis.name), folder / FRONT)
     title = f"{settings.backbone}, {settings.operator} merging, {settings.dataset}"
-    written = write_front(
-        records, folder, title=title, img_size=settings.img_size, budget_gflops=settings.budget_gflops
-    )
+    written = write_front(records, folder, title=title, axis=settings.axis)
     if written.note:
         observer.note(written.note)
 
@@ -64,8 +62,10 @@ def make_recipe(record: TrialRecord, settings: ResolvedSettings, *, num_classes:
         "seed": settings.seed,
         "dataset": settings.dataset,
         "budget_gflops": settings.budget_gflops,
+        "budget_ms": settings.budget_ms,
         "gflops": record.gflops,
         "latency_ms": record.latency_ms,
+        "latency_measured_ms": record.latency_measured_ms,
         "proxy": {
             "top1": score.top1 if score else None,
             "top1_se": score.top1_se if score else None,

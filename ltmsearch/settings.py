@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from ltmsearch.axis import CostAxis
 from ltmsearch.errors import InputError
 from ltmsearch.yamlfile import check, load, to_yaml
 
@@ -56,10 +57,28 @@ class StudySettings(BaseModel):
     """Merging operator."""
     space: str | None = None
     """Search-space file, or the name of a shipped one; None: the one of the backbone's family."""
-    budget_gflops: float = Field(gt=0)
+    budget_gflops: float | None = Field(default=None, gt=0)
     """Largest cost of one image at `img_size`, in 1e9 multiply-adds."""
+    budget_ms: float | None = Field(default=None, gt=0)
+    """Largest latency of one batch at `img_size`, in milliseconds; the front then weighs latency against top-1."""
     img_size: int = Field(default=224, ge=32, le=2048)
-    """Side of the images that costs are counted for."""
+    """Side of the images that costs are counted and latencies measured for."""
+
+    # Whose latency
+    latency_device: str | None = None
+    """`cpu`, `cuda`, `cuda:1`, …; None: the device of the study."""
+    latency_batch: int = Field(default=1, ge=1)
+    """Images per forward pass."""
+    latency_runtime: Literal["torch", "compile", "onnxruntime"] = "torch"
+    """What runs the net."""
+    latency_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Number format of weights and images."""
+    latency_memory_format: Literal["channels_last", "contiguous"] = "channels_last"
+    """How images lie in memory."""
+    latency_threads: int | None = Field(default=None, ge=1)
+    """On a CPU; None: one."""
+    latency_profile: str | None = None
+    """File that `ltmsearch profile` wrote, here or on another machine; None: this machine is timed."""
 
     # On which data
     dataset: str = "digits"
@@ -141,6 +160,14 @@ class StudySettings(BaseModel):
             raise ValueError("pretrained and checkpoint cannot both be given")
         if self.dataset == "folder" and self.data_dir is None:
             raise ValueError("dataset 'folder' needs data_dir")
+        if self.budget_gflops is None and self.budget_ms is None:
+            raise ValueError("budget_gflops, budget_ms or both must be given")
+        fields = type(self).model_fields.items()
+        given = [name for name, field in fields if name.startswith("latency_") and getattr(self, name) != field.default]
+        if given and self.budget_ms is None:
+            raise ValueError(f"{given[0]} needs budget_ms")
+        if self.latency_profile is not None and len(given) > 1:
+            raise ValueError(f"latency_profile says whose latency it is; {given[0]} cannot be given beside it")
         return self
 
     @classmethod
@@ -180,7 +207,9 @@ class StudySettings(BaseModel):
         if self.study is not None:
             return self.study
         data = Path(self.data_dir).resolve().name if self.dataset == "folder" and self.data_dir else self.dataset
-        parts = [self.backbone, self.operator, f"{self.budget_gflops:g}gflops", str(self.img_size), data]
+        limits = {"gflops": self.budget_gflops, "ms": self.budget_ms}
+        budgets = [f"{limit:g}{unit}" for unit, limit in limits.items() if limit is not None]
+        parts = [self.backbone, self.operator, *budgets, str(self.img_size), data]
         return "".join(c if c.isalnum() or c in "._-" else "-" for c in "-".join(parts))
 
     @property
@@ -189,9 +218,17 @@ class StudySettings(BaseModel):
         return Path(self.out) if self.out else Path("runs") / self.study_name
 
     @property
-    def max_macs(self) -> int:
-        """The budget as a number of multiply-adds."""
-        return int(self.budget_gflops * 1e9)
+    def axis(self) -> CostAxis:
+        """What the front weighs against top-1: latency where it has a budget, else multiply-adds."""
+        if self.budget_ms is None:
+            title = f"GFLOPs per image at {self.img_size} px (one multiply-add = one FLOP)"
+            return CostAxis(name="gflops", title=title, budget=self.budget_gflops)
+        batch, where = "batch", self.latency_profile
+        if where is None:
+            batch = f"batch of {self.latency_batch}"
+            where = f"{self.latency_device or self.device}, {self.latency_runtime}, {self.latency_dtype}"
+        title = f"ms per {batch} at {self.img_size} px, predicted ({where})"
+        return CostAxis(name="latency_ms", title=title, budget=self.budget_ms)
 
     def resolved(self, device: str, learning: Learning = Learning()) -> "ResolvedSettings":
         """The same settings with every None filled in.
@@ -211,6 +248,8 @@ class StudySettings(BaseModel):
             "base_steps": defaults["base_steps"] * learning.patience,
             "warmup_lr": learning.lr,
         }
+        if self.budget_ms is not None and self.latency_profile is None:
+            defaults["latency_device"] = device if self.device == "auto" else self.device
         filled = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         names = {"study": self.study_name, "out": str(self.run_dir)}
         return ResolvedSettings(**{**self.model_dump(), **filled, **names})
@@ -258,7 +297,7 @@ _CPU: dict[str, int] = {
     "sandwich_steps": 60,
     "proxy_img_size": 112,
     "proxy_steps": 4,
-    "calibration_images": 64,
+    "calibration_images": 32,
     "val_images": 256,
     "rescore_images": 384,
 }

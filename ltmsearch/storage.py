@@ -9,13 +9,14 @@ import optuna
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from sqlalchemy import event
 
+from ltmsearch.axis import UNITS, CostName
 from ltmsearch.errors import InputError
 
 DATABASE = "study.db"
 
 
-def open_study(folder: Path, name: str) -> optuna.Study:
-    """The Optuna study in `study.db`, created where there is none: top-1 up, GFLOPs down."""
+def open_study(folder: Path, name: str, *, cost: CostName = "gflops") -> optuna.Study:
+    """The Optuna study in `study.db`, created where there is none: top-1 up, the cost down."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     storage = optuna.storages.RDBStorage(f"sqlite:///{(folder / DATABASE).resolve()}")
@@ -23,7 +24,7 @@ def open_study(folder: Path, name: str) -> optuna.Study:
     study = optuna.create_study(
         storage=storage, study_name=name, directions=["maximize", "minimize"], load_if_exists=True
     )
-    study.set_metric_names(["top-1 (%)", "GFLOPs"])
+    study.set_metric_names(["top-1 (%)", UNITS[cost]])
     return study
 
 

@@ -6,7 +6,8 @@ often the run was interrupted in between.
 """
 
 import time
-from collections.abc import Hashable
+from collections import deque
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -17,13 +18,17 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 from torch import Tensor
 
+from ltmsearch.axis import CostName
 from ltmsearch.checkpoint import CheckpointState, load_checkpoint, save_checkpoint
-from ltmsearch.costs import GIGA, covering_schedules
+from ltmsearch.costs import covering_schedules, within
 from ltmsearch.errors import InputError, TrialDiverged
 from ltmsearch.files import write_atomic
+from ltmsearch.history import MEASURED, RESCORED, trial_records
+from ltmsearch.latency import PROFILE
 from ltmsearch.observer import Observer
 from ltmsearch.prepare import Workbench, prepare, warm_up_plan
 from ltmsearch.records import TrialRecord, select_front, trials_table, write_csv
+from ltmsearch.report import prediction_lines
 from ltmsearch.rescoring import choose_candidates, same_nets
 from ltmsearch.results import TRIALS, write_results
 from ltmsearch.settings import SETTINGS, ResolvedSettings, StudySettings
@@ -36,8 +41,6 @@ UNIFORM_BASELINES = 3
 """Uniform schedules within the budget that are tried for comparison, dearest first."""
 PATIENCE = 12
 """Proposals over budget in a row before a schedule within the budget is drawn instead."""
-CONSTRAINT = "gflops over budget"
-"""Key of the constraint in Optuna: feasible trials have a value ≤ 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +51,13 @@ class StudyResult:
     """The run directory."""
     records: list[TrialRecord]
     """Every trial."""
+    cost: CostName
+    """What the front weighs against top-1."""
 
     @property
     def front(self) -> list[TrialRecord]:
         """The trials of the front, best top-1 first."""
-        return select_front(self.records)
+        return select_front(self.records, self.cost)
 
 
 def run_study(settings: StudySettings, observer: Observer | None = None) -> StudyResult:
@@ -72,7 +77,7 @@ def run_study(settings: StudySettings, observer: Observer | None = None) -> Stud
     start = time.monotonic()
     try:
         stored = _stored_settings(settings.run_dir)
-        bench = prepare(settings, on_progress=lambda done, total: _reading(observer, done, total))
+        bench = prepare(settings, observer)
         if stored is not None:
             bench.settings.refuse_unless_continues(stored, settings.run_dir)
         loaded = load_checkpoint(settings.run_dir, space=bench.space.digest())
@@ -80,26 +85,21 @@ def run_study(settings: StudySettings, observer: Observer | None = None) -> Stud
             raise InputError(f"{settings.run_dir} has trials but no shared weights; begin anew with --out DIR")
         for line in bench.describe():
             observer.note(line)
-        driver = Driver(bench, _open_run_dir(bench.settings), observer)
+        driver = Driver(bench, _open_run_dir(bench), observer)
         try:
             driver.warm_up(loaded)
             driver.search(until=None if settings.timeout is None else start + settings.timeout)
             driver.rescore()
+            driver.measure()
         except KeyboardInterrupt:
             if driver.records():  # so that `ltmsearch front` shows how far it came
                 write_csv(trials_table(driver.records()), driver.folder / TRIALS)
             raise
         records = driver.records()
         write_results(driver.folder, bench, records, observer)
-        return StudyResult(folder=driver.folder, records=records)
+        return StudyResult(folder=driver.folder, records=records, cost=bench.settings.axis.name)
     finally:
         observer.close()
-
-
-def _reading(observer: Observer, done: int, total: int) -> None:
-    if done == 1:
-        observer.phase("reading images", total)
-    observer.advance(done)
 
 
 def _stored_settings(folder: Path) -> ResolvedSettings | None:
@@ -107,11 +107,13 @@ def _stored_settings(folder: Path) -> ResolvedSettings | None:
     return ResolvedSettings.load(path) if path.exists() else None
 
 
-def _open_run_dir(settings: ResolvedSettings) -> Path:
-    folder = settings.run_dir
+def _open_run_dir(bench: Workbench) -> Path:
+    folder = bench.settings.run_dir
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / SETTINGS, settings.to_yaml())
+        if bench.latency is not None:
+            bench.latency.profile.save(folder / PROFILE)
+        write_atomic(folder / SETTINGS, bench.settings.to_yaml())
     except OSError as error:
         raise InputError(f"the run directory {folder} cannot be written: {error.strerror or error}") from error
     return folder
@@ -123,9 +125,10 @@ class Driver:
     def __init__(self, bench: Workbench, folder: Path, observer: Observer) -> None:
         self.bench = bench
         self.settings = bench.settings
+        self.budgets = bench.budgets
         self.folder = folder
         self.observer = observer
-        self.study = open_study(folder, self.settings.study)
+        self.study = open_study(folder, self.settings.study, cost=self.settings.axis.name)
         self.weights: dict[str, Tensor] = {}
         self.state = CheckpointState(
             class_names=list(bench.evaluator.data.class_names),
@@ -169,56 +172,49 @@ class Driver:
         Args:
             until: No new trial begins after this `time.monotonic()`.
         """
-        self._enqueue_first_trials()
+        first = self._first_trials()
         self.observer.phase("searching", self.settings.trials)
-        while (done := self._trained()) < self.settings.trials:
-            self.observer.advance(done, self._standing())
+        while (done := _trained(trials := self._trials())) < self.settings.trials:
+            self.observer.advance(done, _standing(trials))
             if until is not None and time.monotonic() > until:
                 self.observer.note(f"time is up after {done} of {self.settings.trials} trials")
                 return
-            if self._at_a_loss():
-                (indices,) = self._covering(1, len(self._trials()))
-                self._enqueue(indices, kind="start-up", label="drawn within budget")
-            self._one_trial(self._next_trial())
-        self.observer.advance(self.settings.trials, self._standing())
+            if all(trial.state.is_finished() for trial in trials):
+                # One at a time: the storage reads every unfinished trial again whenever it is asked for trials.
+                if first:
+                    self._enqueue(**first.popleft())
+                elif _at_a_loss(trials):
+                    (indices,) = self._covering(1, len(trials))
+                    self._enqueue(indices, kind="start-up", label="drawn within budget")
+            self._one_trial(*self._next_trial(trials))
+        self.observer.advance(self.settings.trials, _standing(trials))
 
-    def _at_a_loss(self) -> bool:
-        """Whether the last `PATIENCE` proposals, or a multiple of it, were over budget and nothing is queued."""
-        finished = [trial.state for trial in self._trials() if trial.state.is_finished()]
-        rejected = len(list(takewhile(lambda state: state == TrialState.PRUNED, reversed(finished))))
-        return rejected > 0 and rejected % PATIENCE == 0 and len(finished) == len(self._trials())
+    def _next_trial(self, trials: list[FrozenTrial]) -> tuple[Trial, Callable[[int], BaseSampler]]:
+        """The trial that an earlier run left unfinished, else a new one; and the sampler of its i-th parameter.
 
-    def _next_trial(self) -> Trial:
-        """The trial that an earlier run left unfinished, else a new one.
-
-        The sampler is made afresh for every trial from the number of trials before it, so that an interrupted study
+        Samplers are made afresh for every trial from the number of trials before it, so that an interrupted study
         makes the same proposals as one that was not.
         """
-        self.study.sampler = self._sampler(0)
-        running = [trial for trial in self._trials() if trial.state == TrialState.RUNNING]
-        if running:
-            return Trial(self.study, running[0]._trial_id)
-        return self.study.ask()
+        before = sum(trial.state.is_finished() for trial in trials)
 
-    def _sampler(self, place: int) -> BaseSampler:
-        before = sum(trial.state.is_finished() for trial in self._trials())
-        return make_sampler(self.settings.sampler, seed=_seed(self.settings.seed, before, place))
+        def sampler(place: int) -> BaseSampler:
+            return make_sampler(self.settings.sampler, seed=_seed(self.settings.seed, before, place))
 
-    def _one_trial(self, trial: Trial) -> None:
+        self.study.sampler = sampler(0)
+        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+        trial = Trial(self.study, running[0]._trial_id) if running else self.study.ask()
+        return trial, lambda place: sampler(1 + place)
+
+    def _one_trial(self, trial: Trial, sampler: Callable[[int], BaseSampler]) -> None:
         """Suggest, evaluate, move the shared weights, tell."""
         if self.state.trial == trial.number and self.state.outcome is not None:
             self._tell(trial, self.state.outcome)  # it was evaluated before a crash; only the telling is missing
             return
-        indices, ib_weight = suggest(trial, self.bench.space, lambda place: self._sampler(1 + place))
+        indices, ib_weight = suggest(trial, self.bench.space, sampler)
         trial.set_user_attr("ib_weight", ib_weight)
-        macs = int(self.bench.table.macs(indices[None])[0])
-        excess = (macs - self.settings.max_macs) / GIGA
-        if CONSTRAINT not in trial.constraints:  # an interrupted trial has it already, and Optuna keeps the first
-            trial.set_constraint(CONSTRAINT, excess)
-        # optuna-dashboard 0.21 knows only Optuna 4's form of constraints: without it, infeasible trials look feasible.
-        self.study._storage.set_trial_system_attr(trial._trial_id, "constraints", [excess])
+        cost, excesses = float(self.budgets[0].costs(indices[None])[0]), self._tell_constraints(trial, indices)
         reference = not indices.any()  # the plain net is scored as a reference even if it is over the budget
-        if excess > 0 and not reference:
+        if max(excesses) > 0 and not reference:
             self.study.tell(trial, state=TrialState.PRUNED)
             return
         try:
@@ -236,7 +232,7 @@ class Driver:
             return
         outcome = {
             "top1": result.score.top1, "top1_se": result.score.top1_se, "loss": result.score.loss,
-            "gflops": macs / GIGA, "seconds": round(result.seconds, 3), "supernet_version": self.state.version,
+            "cost": cost, "seconds": round(result.seconds, 3), "supernet_version": self.state.version,
         }  # fmt: skip
         if (terms := result.score.ib) is not None:
             outcome |= {"mi_x": terms.mi_x, "mi_y": terms.mi_y, "ibb": terms.ibb}
@@ -256,56 +252,73 @@ class Driver:
         self._save()
         self._tell(trial, outcome)
 
+    def _tell_constraints(self, trial: Trial, indices: np.ndarray) -> list[float]:
+        """Tell Optuna how far a schedule is over each budget."""
+        excesses = {budget.constraint: float(budget.excess(indices[None])[0]) for budget in self.budgets}
+        for name, excess in excesses.items():
+            if name not in trial.constraints:  # an interrupted trial has it already, and Optuna keeps the first
+                trial.set_constraint(name, excess)
+        # optuna-dashboard 0.21 knows only Optuna 4's form of constraints: without it, infeasible trials look feasible.
+        self.study._storage.set_trial_system_attr(trial._trial_id, "constraints", list(excesses.values()))
+        return list(excesses.values())
+
     def _tell(self, trial: Trial, outcome: dict[str, Any]) -> None:
         for name, value in outcome.items():
-            if name not in ("top1", "gflops"):
+            if name not in ("top1", "cost"):
                 trial.set_user_attr(name, value)
-        self.study.tell(trial, [outcome["top1"], outcome["gflops"]])
+        self.study.tell(trial, [outcome["top1"], outcome["cost"]])
 
-    def _enqueue_first_trials(self) -> None:
-        """Queue the baselines and the schedules that cover the range of costs; those queued before are left.
+    def _first_trials(self) -> deque[dict[str, Any]]:
+        """The baselines and the schedules that cover the range of costs, but those that the study has already.
 
         Of schedules that are the same net the first stands for all.
         """
-        space, table = self.bench.space, self.bench.table
+        space = self.bench.space
         plain = np.zeros(len(space.layers), dtype=int)
         ratios = sorted({c.keep_ratio for options in space.choices for c in options if c.keep_ratio < 1}, reverse=True)
         uniform = [(f"uniform {ratio:g}", space.nearest(ratio)) for ratio in ratios]
-        within = [(label, i) for label, i in uniform if table.macs(i[None])[0] <= self.settings.max_macs]
+        kept = [(label, indices) for label, indices in uniform if within(self.budgets, indices[None])[0]]
         first = [("baseline", "plain", plain)]
-        first += [("baseline", label, indices) for label, indices in within[:UNIFORM_BASELINES]]
+        first += [("baseline", label, indices) for label, indices in kept[:UNIFORM_BASELINES]]
         first += [("start-up", "", indices) for indices in self._covering(round(STARTUP_SHARE * self.settings.trials))]
+        queued = [trial.system_attrs.get("fixed_params", trial.params) for trial in self._trials()]
+        held = {tuple(sorted(params.items())) for params in queued}
         known: set[Hashable] = set()
+        new: deque[dict[str, Any]] = deque()
         for kind, label, indices in first:
             net = self.bench.costs.net(space.schedule(indices))
-            if net not in known:
-                self._enqueue(indices, kind=kind, label=label)
+            if net not in known and tuple(sorted(self._params(indices, kind).items())) not in held:
+                new.append({"indices": indices, "kind": kind, "label": label})
             known.add(net)
+        return new
 
     def _covering(self, number: int, *place: int) -> np.ndarray:
         rng = np.random.default_rng(_seed(self.settings.seed, *place))
-        return covering_schedules(
-            self.bench.space, self.bench.table, max_macs=self.settings.max_macs, number=number, rng=rng
-        )
+        return covering_schedules(self.bench.space, self.budgets, number=number, rng=rng)
 
     def _enqueue(self, indices: np.ndarray, *, kind: str, label: str) -> None:
+        self.study.enqueue_trial(self._params(indices, kind), user_attrs={"kind": kind, "label": label})
+
+    def _params(self, indices: np.ndarray, kind: str) -> dict[str, float]:
+        """What a trial of a schedule is queued with."""
         params: dict[str, float] = dict(zip(self.bench.space.layers, indices.tolist(), strict=True))
         if (weights := self.bench.space.ib_weights) is not None:
             # By the schedule and not by its place, so that what is queued again is known again.
             rng = np.random.default_rng(_seed(self.settings.seed, *indices.tolist()))
             params[IB_WEIGHT] = weights.zero if kind == "baseline" else weights.draw(rng)
-        self.study.enqueue_trial(params, user_attrs={"kind": kind, "label": label}, skip_if_exists=True)
+        return params
 
     # -- the end -------------------------------------------------------------------------------------------------
 
     def rescore(self) -> None:
         """Score the candidates for the front again, all with the final shared weights and on more images."""
-        known = self.study.user_attrs.get("rescored", {})
-        if known.get("version") == self.state.version and known.get("trials") == self._trained():
+        known = self.study.user_attrs.get(RESCORED, {})
+        if known.get("version") == self.state.version and known.get("trials") == _trained(self._trials()):
             return
         load_parameters(self.bench.evaluator.supernet, self.weights)
         alike = same_nets(self.records(), self._proxy_net)
-        candidates = choose_candidates([group[0] for group in alike], self.settings.rescore_candidates)
+        chosen, cost = [group[0] for group in alike], self.settings.axis.name
+        candidates = choose_candidates(chosen, self.settings.rescore_candidates, cost)
         self.observer.phase("scoring again", len(candidates))
         scores = {}
         for done, record in enumerate(candidates):
@@ -316,8 +329,25 @@ class Driver:
                 scores[str(same.trial)] = [score.top1, score.top1_se, score.loss]
         self.observer.advance(len(candidates))
         self.study.set_user_attr(
-            "rescored", {"version": self.state.version, "trials": self._trained(), "scores": scores}
+            RESCORED, {"version": self.state.version, "trials": _trained(self._trials()), "scores": scores}
         )
+
+    def measure(self) -> None:
+        """Time the front and the plain net end to end, where there is a latency budget and this is its device."""
+        latency = self.bench.latency
+        if latency is None or not latency.here:
+            return
+        front = select_front(self.records(), self.settings.axis.name)
+        plain = [r for r in self.records() if r.label == "plain"]
+        known = self.study.user_attrs.get(MEASURED, {})
+        missing = [r for r in front + plain if str(r.trial) not in known]
+        if missing:
+            schedules = {r.trial: r.schedule(self.settings.operator) for r in missing}
+            readings = latency.measure(list(schedules.values()), self.observer)
+            seen = {str(t): [readings[s].ms, readings[s].ms * readings[s].error] for t, s in schedules.items()}
+            self.study.set_user_attr(MEASURED, known | seen)
+        for line in prediction_lines(select_front(self.records(), self.settings.axis.name), self.settings.axis):
+            self.observer.note(line)
 
     def _proxy_net(self, record: TrialRecord) -> Hashable:
         """What tells the trial's net from others at the size of proxy training."""
@@ -325,55 +355,30 @@ class Driver:
 
     def records(self) -> list[TrialRecord]:
         """Every finished trial as plain data."""
-        rescoring = self.study.user_attrs.get("rescored", {"version": None, "scores": {}})
-        finished = [trial for trial in self._trials() if trial.state.is_finished()]
-        return [self._record(trial, rescoring) for trial in finished]
-
-    def _record(self, trial: FrozenTrial, rescoring: dict[str, Any]) -> TrialRecord:
-        rescored = rescoring["scores"].get(str(trial.number))
-        indices = np.array([trial.params[layer] for layer in self.bench.space.layers])
-        macs = int(self.bench.table.macs(indices[None])[0])
-        schedule, weights = self.bench.space.schedule(indices), self.bench.space.ib_weights
-        scored = trial.state == TrialState.COMPLETE
-        attrs = trial.user_attrs
-        return TrialRecord(
-            trial=trial.number,
-            kind=attrs.get("kind", "searched"),
-            label=attrs.get("label", ""),
-            state="scored" if scored else "over budget" if trial.state == TrialState.PRUNED else "failed",
-            feasible=macs <= self.settings.max_macs,
-            gflops=macs / GIGA,
-            top1=trial.values[0] if scored else None,
-            top1_se=attrs.get("top1_se"),
-            loss=attrs.get("loss"),
-            rescored_top1=rescored[0] if rescored else None,
-            rescored_top1_se=rescored[1] if rescored else None,
-            rescored_loss=rescored[2] if rescored else None,
-            rescored_version=rescoring["version"] if rescored else None,
-            ib_weight=weights.weight(trial.params[IB_WEIGHT]) if weights else 0.0,
-            mi_x=attrs.get("mi_x"),
-            mi_y=attrs.get("mi_y"),
-            ibb=attrs.get("ibb"),
-            supernet_version=attrs.get("supernet_version"),
-            seconds=attrs.get("seconds"),
-            keep_ratios=schedule.keep_ratios,
-            forms=schedule.forms,
-        )
+        return trial_records(self.study, self.bench)
 
     def _trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
 
-    def _trained(self) -> int:
-        """Trials that count: trained, whether they came to a score or failed."""
-        counted = (TrialState.COMPLETE, TrialState.FAIL)
-        return sum(t.state in counted and t.user_attrs.get("label") != "plain" for t in self._trials())
 
-    def _standing(self) -> str:
-        trials = self._trials()
-        feasible = [t for t in trials if t.state == TrialState.COMPLETE and t.values[1] <= self.settings.budget_gflops]
-        over = sum(t.state == TrialState.PRUNED for t in trials)
-        best = f", best {max(t.values[0] for t in feasible):.1f} %" if feasible else ""
-        return f"{len(feasible)} within budget{best}, {over} proposals over it"
+def _trained(trials: list[FrozenTrial]) -> int:
+    """Trials that count: trained, whether they came to a score or failed."""
+    counted = (TrialState.COMPLETE, TrialState.FAIL)
+    return sum(t.state in counted and t.user_attrs.get("label") != "plain" for t in trials)
+
+
+def _standing(trials: list[FrozenTrial]) -> str:
+    scored = [t for t in trials if t.state == TrialState.COMPLETE]
+    feasible = [t for t in scored if max(t.constraints.values()) <= 0]
+    over = sum(t.state == TrialState.PRUNED for t in trials)
+    best = f", best {max(t.values[0] for t in feasible):.1f} %" if feasible else ""
+    return f"{len(feasible)} within budget{best}, {over} proposals over it"
+
+
+def _at_a_loss(trials: list[FrozenTrial]) -> bool:
+    """Whether the last `PATIENCE` proposals, or a multiple of it, were over budget."""
+    rejected = len(list(takewhile(lambda trial: trial.state == TrialState.PRUNED, reversed(trials))))
+    return rejected > 0 and rejected % PATIENCE == 0
 
 
 def _seed(seed: int, *path: int) -> int:

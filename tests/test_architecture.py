@@ -10,20 +10,20 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ltmsearch"
 
 FLOORS = [
     {"errors", "files", "grid", "observer", "shipped", "front"},
-    {"schedule", "yamlfile", "tables", "ranks"},
+    {"schedule", "yamlfile", "tables", "ranks", "axis"},
     {"settings", "recipe", "records", "epochs"},
     {"merging", "ib_loss"},
     {"space"},
     {"backbones"},
     {"costs"},
-    {"runtime", "digits", "sources"},
+    {"runtime", "digits", "sources", "programs"},
     {"data", "supernet", "checkpoint", "evaluation", "trained"},
-    {"training", "inspection"},
+    {"training", "inspection", "latency"},
     {"trial", "storage"},
     {"prepare", "rescoring", "picture", "drawing"},
-    {"report", "curves", "validation", "programs"},
+    {"report", "curves", "validation"},
     {"finetune"},
-    {"results"},
+    {"results", "history"},
     {"study", "export", "progress"},
     {"cli"},
     {"__main__"},
@@ -31,13 +31,13 @@ FLOORS = [
 """From the ground up: a room may import from its own floor's rooms and from those below, never from above."""
 
 FENCES = {
-    "optuna": {"trial", "study", "storage"},
+    "optuna": {"history", "trial", "study", "storage"},
     "optuna_dashboard": {"storage"},
     "plotly": {"report", "curves", "drawing"},
     "typer": {"cli"},
     "fvcore": {"costs"},
     "timm.models": {"backbones"},
-    "sklearn": {"digits", "ib_loss"},
+    "sklearn": {"costs", "digits", "ib_loss"},
     "safetensors": {"checkpoint", "finetune", "trained"},
 }
 """Library → the only rooms that may import it."""

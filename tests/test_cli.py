@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, costs_of, whole_space
 from PIL import Image
 
 from ltmsearch.cli import main
@@ -56,13 +56,14 @@ def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
 BUDGET = ("--budget-gflops",)
 XXS = ("run", "--backbone", "mobilevit_xxs")
 RUN = (*XXS, *BUDGET, "0.27")
+FAST = (*XXS, "--budget-ms", "5", "--device", "cpu")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("run", "--backbone", "mobilvit_s", *BUDGET, "1.2"), "'mobilvit_s': did you mean mobilevit_s?"),
-        (("run", "--backbone", "mobilevit_xxs"), "--budget-gflops must be given"),
+        (("run", "--backbone", "mobilevit_xxs"), "--budget-gflops or --budget-ms must be given"),
         (("run", "--budget-gflops", "1.2"), "--backbone must be given"),
         ((*XXS, *BUDGET, "0.1"), "is below what merging can reach: mobilevit_xxs at 224 px reaches 0.2"),
         ((*XXS, *BUDGET, "9"), "constrains nothing: mobilevit_xxs at 224 px reaches 0.2"),
@@ -85,6 +86,25 @@ RUN = (*XXS, *BUDGET, "0.27")
         (("cost", "mobilevit_xxs", "--form", "firm"), "must be soft, hard, matched, but got 'firm'"),
         (("space", "resnet50"), "unknown backbone 'resnet50'"),
         (("space", "efficientvit_m0"), "efficientvit_m0 cannot merge tokens yet: it is Microsoft's EfficientViT"),
+        ((*XXS, "--budget-ms", "0"), "budget_ms: Input should be greater than 0, but got 0"),
+        ((*RUN, "--latency-batch", "2"), "latency_batch needs budget_ms"),
+        ((*RUN, "--latency-profile", "p.json"), "latency_profile needs budget_ms"),
+        ((*FAST, "--latency-profile", "p.json", "--latency-batch", "2"), "latency_batch cannot be given beside it"),
+        ((*FAST, "--latency-profile", "none.json"), "the latency profile none.json cannot be read: No such file"),
+        ((*FAST, "--latency-runtime", "java"), "should be 'torch', 'compile' or 'onnxruntime', but got 'java'"),
+        ((*FAST, "--latency-dtype", "fp16"), "fp16 is not measured on a CPU"),
+        ((*FAST, "--latency-threads", "9999"), "the threads of a latency must be from 1 to "),
+        ((*FAST, "--latency-device", "gpu"), "--device 'gpu' cannot be used"),
+        (("profile", "mobilvit_s"), "'mobilvit_s': did you mean mobilevit_s?"),
+        (("profile", "mobilevit_xxs", "--operator", "tom"), "unknown operator 'tom': did you mean tome?"),
+        (("profile", "mobilevit_xxs", "--space", "mobilvit"), "unknown file 'mobilvit': did you mean mobilevit?"),
+        (("profile", "mobilevit_xxs", "--runtime", "java"), "must be torch, compile, onnxruntime, but got 'java'"),
+        (("profile", "mobilevit_xxs", "--dtype", "fp16", "--device", "cpu"), "fp16 is not measured on a CPU"),
+        (("profile", "mobilevit_xxs", "--threads", "9999", "--device", "cpu"), "the threads of a latency must be from"),
+        (("profile", "mobilevit_xxs", "--img-size", "16", "--device", "cpu"), "img_size"),
+        (("profile", "mobilevit_xxs", "--num-classes", "0", "--device", "cpu"), "num_classes"),
+        (("profile", "none.yaml"), "none.yaml"),
+        (("profile", "none.yaml", "--again"), "--operator, --space, --again and --out go with a backbone"),
         (("front", "nowhere"), "nowhere/settings.yaml does not exist"),
         (("export", "nowhere"), "must be the run directory of a study or the folder of a training, but is no folder"),
         (("dashboard", "nowhere"), "must be the run directory of a study"),
@@ -213,6 +233,99 @@ def test_space_shows_where_merging_costs_more_than_it_saves(
     assert lines[at + 1][:3] == ["soft", "31.4!", "24.0"], "dearer than what it saves: marked, not offered"
     assert lines[at + 2][0] == "hard"
     assert [word for words in lines for word in words if word[0].isdigit() and word.endswith("!")] == ["31.4!"]
+
+
+@pytest.fixture
+def quick_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As few subnets and runs as there can be."""
+    for name, value in (("SECONDS", 0.0), ("FEWEST", 16), ("MOST", 16), ("ROUNDS", 1), ("PLAIN_VISITS", 1)):
+        monkeypatch.setattr(f"ltmsearch.latency.build.{name}", value)
+    monkeypatch.setattr("ltmsearch.latency.study.ROUNDS", 1)
+    monkeypatch.setattr("ltmsearch.latency.study.AGAIN", 0)
+    monkeypatch.setattr("ltmsearch.latency.reading.VISIT_SECONDS", 0.0)
+
+
+PROFILE = ("profile", "mobilevit_xxs", "--device", "cpu", "--img-size", "96", "--num-classes", "10")
+
+
+@pytest.mark.usefixtures("quick_timing")
+def test_a_backbone_is_profiled_once_and_found_again(
+    tmp_path: Path, user_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ltmsearch.latency import LatencyProfile, build
+
+    made: list[str] = []
+    build_profile = build.build_profile
+
+    def counted(backbone: str, *rest: Any) -> LatencyProfile:
+        made.append(backbone)
+        return build_profile(backbone, *rest)
+
+    monkeypatch.setattr("ltmsearch.latency.command.build_profile", counted)
+    copy = tmp_path / "folder/copy.json"
+    code, out, err = call(*PROFILE, "--json", "--out", str(copy), monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0, err
+    record = json.loads(out)
+    (kept,) = (user_cache / "ltmsearch/profiles").iterdir()
+    assert record["file"] == str(kept)
+    assert copy.read_bytes() == kept.read_bytes()
+    profile = LatencyProfile.load_file(kept)
+    assert record["backbone"] == profile.backbone == "mobilevit_xxs"
+    assert record["target"] == profile.target.model_dump()
+    assert record["plain"] == profile.plain.model_dump()
+    assert record["subnets"] == len(profile.subnets) >= 10
+    assert record["lowest_ms"] < record["highest_ms"]
+    space = whole_space(costs_of("mobilevit_xxs", 96), "mobilevit_xxs")
+    assert record["saved_ms"].keys() == set(space.layers)
+    for layer, options in zip(space.layers, space.choices, strict=True):
+        assert list(record["saved_ms"][layer]) == [str(choice) for choice in options[1:]], layer
+    assert {name.split()[1] for name in record["uniform"]} == {"soft", "hard"}
+    assert all(record["lowest_ms"] <= net["latency_ms"] <= record["highest_ms"] for net in record["uniform"].values())
+    assert made == ["mobilevit_xxs"]
+    code, out, _ = call(*PROFILE, "--json", monkeypatch=monkeypatch, capsys=capsys)
+    assert (code, json.loads(out)) == (0, record)
+    code, out, _ = call(*PROFILE, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0
+    assert f"kept in {kept}" in out
+    assert f"plain net {profile.plain.ms:.2f} ± " in out
+    assert made == ["mobilevit_xxs"], "found, not timed"
+    kept.write_text("damaged")
+    assert call(*PROFILE, "--json", monkeypatch=monkeypatch, capsys=capsys)[0] == 0
+    assert len(made) == 2
+    assert LatencyProfile.load_file(kept).backbone == "mobilevit_xxs"
+    assert call(*PROFILE, "--again", "--json", monkeypatch=monkeypatch, capsys=capsys)[0] == 0
+    assert len(made) == 3
+    assert len(list((user_cache / "ltmsearch/profiles").iterdir())) == 1
+
+
+@pytest.mark.usefixtures("quick_timing")
+def test_a_recipes_net_is_timed_beside_the_plain_one(
+    tmp_path: Path, user_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ltmsearch.recipe import Recipe
+
+    recipe = Recipe(
+        model="ltm_mobilevit_xxs", operator="ltm", schedule={"stages.2.1.transformer.0": 0.5}, img_size=64,
+        num_classes=10, provenance={},
+    )  # fmt: skip
+    recipe.save(tmp_path / "17.yaml")
+    arguments = ("profile", str(tmp_path / "17.yaml"), "--device", "cpu")
+    code, out, err = call(*arguments, "--json", monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0, err
+    record = json.loads(out)
+    assert list(record) == ["backbone", "recipe", "target", "nets"]
+    assert list(record["nets"]) == ["plain mobilevit_xxs", "17.yaml"]
+    assert (record["target"]["img_size"], record["target"]["num_classes"]) == (64, 10), "the recipe's own"
+    plain, merged = record["nets"].values()
+    assert merged["gflops"] < plain["gflops"]
+    assert all(net["reading"]["ms"] > 0 for net in (plain, merged))
+    assert merged["reading"]["visits"] == 1
+    larger = call(*arguments, "--img-size", "96", "--json", monkeypatch=monkeypatch, capsys=capsys)[1]
+    assert json.loads(larger)["target"]["img_size"] == 96
+    code, out, _ = call(*arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0
+    assert [word for word in ("plain mobilevit_xxs", "17.yaml", "× plain", "visits") if word not in out] == []
+    assert not user_cache.exists(), "what is kept is a backbone's"
 
 
 def test_front_writes_again_what_was_lost(

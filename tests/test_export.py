@@ -23,7 +23,7 @@ from ltmsearch.export.folder import rebuild, write_recipe, write_weights
 from ltmsearch.export.subnets import Subnet
 from ltmsearch.observer import Observer
 from ltmsearch.recipe import Recipe, load_recipe
-from ltmsearch.records import read_trials, select_front
+from ltmsearch.records import TrialRecord, read_trials, select_front
 from ltmsearch.settings import StudySettings
 from ltmsearch.study import run_study
 from ltmsearch.supernet import Supernet
@@ -194,6 +194,36 @@ def test_trials_are_chosen_by_number_by_rank_and_by_cost(finished: Path) -> None
         choose_trials(dear)
 
 
+def test_trials_of_a_latency_study_are_chosen_by_what_the_clock_said() -> None:
+    def record(trial: int, ms: float, top1: float, measured: float | None = None) -> TrialRecord:
+        return TrialRecord(
+            trial=trial, kind="searched", state="scored", feasible=True, gflops=1.0 + trial / 10, latency_ms=ms,
+            latency_measured_ms=measured, top1=top1, rescored_top1=top1, keep_ratios={"a": 0.5},
+        )  # fmt: skip
+
+    records = [record(1, 10.0, 70.0, 11.0), record(2, 20.0, 80.0, 23.0), record(3, 30.0, 90.0), record(4, 31.0, 85.0)]
+
+    def chosen(**choice: Any) -> list[int]:
+        return [r.trial for r in choose_trials(records, **choice, cost="latency_ms")]
+
+    assert chosen(top=9) == [3, 2, 1], "best first, without the one that is dearer and worse"
+    assert chosen(under_ms=30.0) == [3], "predicted where it was not measured"
+    assert chosen(under_ms=29.0) == [2]
+    assert chosen(under_ms=22.9) == [1], "predicted 20 ms, but measured over 22.9"
+    assert chosen(under_gflops=1.15) == [1]
+    for choice, message in (
+        ({"under_ms": 10.9}, "no trial of the front takes up to 10.9 ms; the fastest takes 11.00"),
+        ({"under_gflops": 1.05}, "no trial of the front costs up to 1.05 GFLOPs; the cheapest costs 1.1000"),
+        ({"under_ms": 30.0, "under_gflops": 1.0}, "--under-gflops and --under-ms exclude each other"),
+    ):
+        with pytest.raises(InputError, match=message):
+            chosen(**choice)
+    with pytest.raises(InputError, match="no front yet"):
+        choose_trials([], cost="latency_ms")
+    with pytest.raises(InputError, match="no trial of the front takes up to 5 ms$"):
+        choose_trials([], under_ms=5.0, cost="latency_ms")
+
+
 # -- a study ----------------------------------------------------------------------------------------------------------
 
 
@@ -293,8 +323,9 @@ def test_what_does_not_go_together_is_told_and_nothing_is_written(
     empty = training.parent / "empty"
     empty.mkdir()
     for arguments, message in (
-        ((training, "--trial", "3"), "choose among the trials of a study, but "),
-        ((training, "--top", "3", "--onnx"), "choose among the trials of a study, but "),
+        ((training, "--trial", "3"), "--trial chooses among the trials of a study, but "),
+        ((training, "--top", "3", "--onnx"), "--top chooses among the trials of a study, but "),
+        ((training, "--under-ms", "3"), "--under-ms chooses among the trials of a study, but "),
         ((training, "--checkpoint", "none"), "the checkpoint must be a file, but none does not exist"),
         ((training, "--checkpoint", study / "supernet.safetensors"), "does not fit vit_tiny_patch16_224: "),
         (
@@ -302,6 +333,7 @@ def test_what_does_not_go_together_is_told_and_nothing_is_written(
             "--checkpoint must come with the folder of a training",
         ),
         ((study, "--trial", "999", "--weights"), "trial 999 has no score"),
+        ((study, "--under-ms", "3"), "--under-ms needs a study with a latency budget (--budget-ms)"),
         ((empty,), "but holds neither settings.yaml nor recipe.yaml"),
         ((empty / "nowhere",), "nowhere must be the run directory of a study or the folder of a training, but is no"),
     ):

@@ -64,6 +64,9 @@ def awkward_records() -> list[TrialRecord]:
                 trial,
                 gflops=draw.random(),
                 top1=100 * draw.random(),
+                latency_ms=draw.choice([None, 100 * draw.random()]),
+                latency_measured_ms=draw.choice([None, 100 * draw.random()]),
+                latency_measured_se_ms=draw.choice([None, draw.random()]),
                 ib_weight=draw.choice([0.0, draw.random()]),
                 mi_x=draw.random() / 1e4,
                 mi_y=draw.random(),
@@ -103,6 +106,9 @@ def test_a_record_has_its_own_schedule_and_names_itself() -> None:
         ({"top1": 101.0}, r"`top1` must be finite and in \[0, 100\]"),
         ({"rescored_loss": math.inf}, "`rescored_loss` must be finite"),
         ({"ib_weight": -0.1}, "`ib_weight` must be finite and in"),
+        ({"latency_ms": -1.0}, "`latency_ms` must be finite and in"),
+        ({"latency_measured_ms": math.nan}, "`latency_measured_ms` must be finite"),
+        ({"latency_measured_se_ms": -0.1}, "`latency_measured_se_ms` must be finite and in"),
         ({"mi_y": math.nan}, "`mi_y` must be finite"),
         ({"top1": None}, "`top1` must be given when"),
         ({"state": "failed"}, "only then"),
@@ -155,6 +161,33 @@ def test_the_front_holds_what_is_feasible_re_scored_and_unbeaten() -> None:
     assert select_front([]) == []
 
 
+def test_the_front_of_a_latency_study_weighs_latency() -> None:
+    records = [
+        record(0, gflops=1.0, latency_ms=30.0, rescored_top1=80.0),
+        record(1, gflops=1.5, latency_ms=20.0, rescored_top1=79.0),  # dearer by multiply-adds, but faster
+        record(2, gflops=1.1, latency_ms=31.0, rescored_top1=75.0),
+        record(3, gflops=0.9, latency_ms=20.0, rescored_top1=79.0, rescored_loss=0.7),
+        record(4, gflops=0.8, latency_ms=10.0, feasible=False, rescored_top1=90.0),
+        record(5, gflops=0.8, latency_ms=15.0, latency_measured_ms=99.0, rescored_top1=60.0),
+    ]
+    assert [r.trial for r in select_front(records, "latency_ms")] == [0, 3, 5], "predicted, not measured"
+    assert [r.trial for r in select_front(records)] == [0, 3, 5]
+    slower = [*records[:3], record(3, gflops=0.9, latency_ms=32.0, rescored_top1=79.0), *records[4:]]
+    assert [r.trial for r in select_front(slower, "latency_ms")] == [0, 1, 5]
+    assert [r.trial for r in select_front(slower, "gflops")] == [0, 3, 5]
+    assert front_table(slower, "latency_ms").trial.tolist() == [0, 1, 5]
+    assert front_table(slower, "latency_ms").latency_measured_ms.tolist()[2] == 99.0
+
+
+def test_a_cost_that_is_not_known_is_told() -> None:
+    assert record(7, gflops=1.5, latency_ms=2.5).cost("gflops") == 1.5
+    assert record(7, latency_ms=2.5, latency_measured_ms=9.0).cost("latency_ms") == 2.5
+    with pytest.raises(ValueError, match="`latency_ms` of trial 7 is not known"):
+        record(7).cost("latency_ms")
+    with pytest.raises(ValueError, match="`latency_ms` of trial 7 is not known"):
+        select_front([record(7)], "latency_ms")
+
+
 def test_references_are_the_plain_net_and_the_best_baseline_within_the_budget() -> None:
     plain = record(0, kind="baseline", feasible=False, keep_ratios=dict.fromkeys(LAYERS, 1.0))
     low, high = (record(i, kind="baseline", label="uniform", rescored_top1=60.0 + i) for i in (1, 2))
@@ -176,13 +209,14 @@ def test_front_table_has_the_published_columns_and_re_scored_values() -> None:
         ]
     )
     assert ", ".join(frame.columns) == (
-        "trial, gflops, latency_ms, top1, top1_se, loss, ib_weight, supernet_version, keep_ratios, forms"
+        "trial, gflops, latency_ms, latency_measured_ms, latency_measured_se_ms, top1, top1_se, loss, ib_weight, "
+        "supernet_version, keep_ratios, forms"
     )
     assert len(frame) == 1  # trial 4 is dearer and no better
     row = frame.iloc[0]
     assert (row.trial, row.gflops, row.top1, row.top1_se, row.loss) == (3, 1.1, 75.0, 0.7, 0.8)
     assert (row.ib_weight, row.supernet_version) == (0.1, 4)
-    assert math.isnan(row.latency_ms)
+    assert all(math.isnan(row[name]) for name in ("latency_ms", "latency_measured_ms", "latency_measured_se_ms"))
     assert json.loads(row.keep_ratios) == dict(zip(LAYERS, (1.0, 0.5, 0.7), strict=True))
     assert list(json.loads(row.keep_ratios)) == list(LAYERS)
     assert json.loads(row.forms) == forms
@@ -193,7 +227,7 @@ def test_what_was_not_measured_is_empty_in_the_file(tmp_path: Path) -> None:
     ratios = (
         '"{""stages.2.1.transformer.0"": 1.0, ""stages.2.1.transformer.1"": 0.5, ""stages.3.1.transformer.0"": 0.7}"'
     )
-    assert path.read_text().splitlines() == [",".join(FRONT_COLUMNS), f"3,1.1,,75.0,0.7,0.8,,,{ratios},{{}}"]
+    assert path.read_text().splitlines() == [",".join(FRONT_COLUMNS), f"3,1.1,,,,75.0,0.7,0.8,,,{ratios},{{}}"]
 
 
 def test_trials_come_back_exactly(tmp_path: Path) -> None:

@@ -57,6 +57,14 @@ def test_every_part_of_the_range_of_costs_is_looked_at() -> None:
     assert 6 in {r.trial for r in chosen}, "the best of the dear ones"
 
 
+def test_a_latency_study_looks_at_the_range_of_latencies() -> None:
+    rivals = [record(i, 1.0 + i / 1000, 80.0 + i / 10, 0.5, latency_ms=20.0) for i in range(1, 6)]
+    # By multiply-adds the last is the dearest and the worst; by the clock it is the fastest by far.
+    fast = record(6, 1.006, 70.0, 0.9, latency_ms=10.0)
+    assert 6 not in {r.trial for r in choose_candidates([*rivals, fast], 2)}
+    assert 6 in {r.trial for r in choose_candidates([*rivals, fast], 2, "latency_ms")}
+
+
 def test_trials_that_are_one_net_to_the_proxy_are_scored_once() -> None:
     dear, cheap = record(3, 1.2, 80.0, 0.5), record(4, 1.1, 70.0, 0.9)
     baseline = record(1, 1.3, 60.0, 1.0, kind="baseline", label="uniform 0.5")

@@ -55,6 +55,64 @@ def test_studies_that_differ_have_different_names() -> None:
     assert settings(out="here").run_dir == Path("here")
 
 
+def latency(**changes: object) -> StudySettings:
+    return StudySettings.make("test", **{"backbone": "mobilevit_s", "budget_ms": 25.0, **changes})
+
+
+def test_budgets_are_in_the_name_and_the_first_is_the_axis() -> None:
+    assert settings().study_name == "mobilevit_s-ltm-1.2gflops-224-digits"
+    assert latency().study_name == "mobilevit_s-ltm-25ms-224-digits"
+    assert latency(budget_gflops=1.2).study_name == "mobilevit_s-ltm-1.2gflops-25ms-224-digits"
+    axis = settings(img_size=256).axis
+    assert (axis.name, axis.unit, axis.budget) == ("gflops", "GFLOPs", 1.2)
+    assert axis.title == "GFLOPs per image at 256 px (one multiply-add = one FLOP)"
+    assert axis.text(1.23456) == "1.2346 GFLOPs"
+    axis = latency(budget_gflops=1.2, latency_batch=8, latency_device="cuda", latency_runtime="compile").axis
+    assert (axis.name, axis.unit, axis.budget) == ("latency_ms", "ms", 25.0)
+    assert axis.title == "ms per batch of 8 at 224 px, predicted (cuda, compile, fp32)"
+    assert axis.text(12.346) == "12.35 ms"
+    assert latency(latency_profile="p.json").axis.title == "ms per batch at 224 px, predicted (p.json)"
+
+
+def test_the_device_of_the_latency_is_that_of_the_study_unless_said() -> None:
+    assert latency().resolved("cuda").latency_device == "cuda"
+    assert latency(device="cuda:1").resolved("cuda").latency_device == "cuda:1"
+    assert latency(device="cuda:1", latency_device="cpu").resolved("cuda").latency_device == "cpu"
+    assert latency(latency_profile="p.json").resolved("cpu").latency_device is None, "the profile says it"
+    assert settings().resolved("cpu").latency_device is None
+
+
+@pytest.mark.parametrize("given", [{}, {"latency_profile": "p.json"}, {"latency_batch": 4, "latency_threads": 2}])
+def test_settings_with_a_latency_budget_round_trip(tmp_path: Path, given: dict[str, object]) -> None:
+    resolved = latency(**given).resolved("cpu")
+    path = tmp_path / "settings.yaml"
+    path.write_text(resolved.to_yaml())
+    assert ResolvedSettings.load(path) == resolved
+    assert resolved.resolved("cpu") == resolved
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budget_ms": None}, "budget_gflops, budget_ms or both must be given"),
+        ({"budget_ms": 0}, "budget_ms: Input should be greater than 0"),
+        ({"budget_ms": None, "budget_gflops": 1.2, "latency_batch": 2}, "latency_batch needs budget_ms"),
+        ({"budget_ms": None, "budget_gflops": 1.2, "latency_profile": "p"}, "latency_profile needs budget_ms"),
+        ({"latency_profile": "p", "latency_batch": 2}, "latency_batch cannot be given beside it"),
+        ({"latency_profile": "p", "latency_device": "cpu"}, "latency_device cannot be given beside it"),
+        ({"latency_runtime": "tensorrt"}, "latency_runtime: Input should be 'torch', 'compile' or 'onnxruntime'"),
+        ({"latency_dtype": "fp8"}, "latency_dtype: Input should be 'fp32', 'bf16' or 'fp16'"),
+        ({"latency_memory_format": "nhwc"}, "latency_memory_format: Input should be 'channels_last' or 'contiguous'"),
+        ({"latency_batch": 0}, "latency_batch: Input should be greater than or equal to 1"),
+        ({"latency_threads": 0}, "latency_threads: Input should be greater than or equal to 1"),
+    ],
+)
+def test_latency_options_that_do_not_fit_are_told(change: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        latency(**change)
+    assert "\n" not in str(caught.value)
+
+
 def test_differences_are_named_but_trials_may_change() -> None:
     stored = settings().resolved("cpu")
     settings(trials=99, timeout=5).resolved("cpu").refuse_unless_continues(stored, Path("run"))

@@ -141,9 +141,9 @@ class TestFinishedStudy:
         study = optuna.load_study(study_name=None, storage=f"sqlite:///{finished}/run/study.db")
         for trial in study.trials:
             excess = trial.values[1] - 0.27 if trial.values else None
-            assert trial.constraints["gflops over budget"] == pytest.approx(trial.system_attrs["constraints"][0])
+            assert trial.constraints["GFLOPs over budget"] == pytest.approx(trial.system_attrs["constraints"][0])
             if excess is not None:
-                assert trial.constraints["gflops over budget"] == pytest.approx(excess)
+                assert trial.constraints["GFLOPs over budget"] == pytest.approx(excess)
         assert study.metric_names == ["top-1 (%)", "GFLOPs"]
         assert {t.number for t in study.best_trials} <= {
             t.number for t in study.trials if t.values and t.values[1] <= 0.27

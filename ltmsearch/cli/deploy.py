@@ -20,6 +20,9 @@ def export(
     under_gflops: Annotated[
         float | None, typer.Option(help="Of a study: the best of the front up to this cost.")
     ] = None,
+    under_ms: Annotated[
+        float | None, typer.Option(help="Of a study with a latency budget: the best of the front up to this latency.")
+    ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Of a training: these weights. (default: RUN/best.safetensors)")
     ] = None,
@@ -46,6 +49,7 @@ def export(
             trial=trial,
             top=top,
             under_gflops=under_gflops,
+            under_ms=under_ms,
             checkpoint=checkpoint,
             weights=weights,
             onnx=onnx,

@@ -15,6 +15,9 @@ def run(
     budget_gflops: Annotated[
         float | None, typer.Option(help="Largest cost of one image at --img-size, in 1e9 multiply-adds.")
     ] = None,
+    budget_ms: Annotated[
+        float | None, typer.Option(help="Largest latency of one batch at --img-size, in milliseconds on a device.")
+    ] = None,
     img_size: Annotated[
         int | None, typer.Option(help="Side in pixels that costs are counted for. (default: 224)")
     ] = None,
@@ -40,6 +43,34 @@ def run(
         str | None, typer.Option(help="YAML file of settings, or a shipped study; options here win.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no table.")] = False,
+    latency_device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:1, … (default: that of --device)", rich_help_panel="Latency"),
+    ] = None,
+    latency_batch: Annotated[
+        int | None, typer.Option(help="Images per forward pass. (default: 1)", rich_help_panel="Latency")
+    ] = None,
+    latency_runtime: Annotated[
+        str | None,
+        typer.Option(help="torch, compile or onnxruntime. (default: torch)", rich_help_panel="Latency"),
+    ] = None,
+    latency_dtype: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or fp16. (default: fp32)", rich_help_panel="Latency")
+    ] = None,
+    latency_memory_format: Annotated[
+        str | None,
+        typer.Option(help="channels_last or contiguous. (default: channels_last)", rich_help_panel="Latency"),
+    ] = None,
+    latency_threads: Annotated[
+        int | None, typer.Option(help="On a CPU. (default: 1)", rich_help_panel="Latency")
+    ] = None,
+    latency_profile: Annotated[
+        str | None,
+        typer.Option(
+            help="File of ltmsearch profile, from this machine or another. (default: kept or timed here)",
+            rich_help_panel="Latency",
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(help="Images per training step (default: 16 or 32 on a CPU).", rich_help_panel="Proxy"),
@@ -100,7 +131,7 @@ def run(
     ] = None,
     calibration_images: Annotated[
         int | None,
-        typer.Option(help="Images that BatchNorm is recalibrated on (default: 64 on a CPU).", rich_help_panel="Proxy"),
+        typer.Option(help="Images that BatchNorm is recalibrated on (default: 32 on a CPU).", rich_help_panel="Proxy"),
     ] = None,
     val_images: Annotated[
         int | None,
@@ -132,7 +163,7 @@ def run(
         say(Console(stderr=True), f"stopped; the same command continues, {settings.run_dir} holds what is done")
         raise typer.Exit(1) from None
     if not quiet:
-        print_front(console, result.records, budget_gflops=settings.budget_gflops)
+        print_front(console, result.records, axis=settings.axis)
         say(console, f"plots, tables and recipes: {result.folder}")
 
 
@@ -140,9 +171,10 @@ def _settings(given: dict[str, Any], config: str | None) -> Any:
     from ltmsearch.settings import StudySettings
 
     if config is None:
-        for name in ("backbone", "budget_gflops"):
-            if name not in given:
-                raise InputError(f"--{name.replace('_', '-')} must be given, or --config FILE that holds it")
+        for names in (("backbone",), ("budget_gflops", "budget_ms")):
+            if not any(name in given for name in names):
+                options = " or ".join(f"--{name.replace('_', '-')}" for name in names)
+                raise InputError(f"{options} must be given, or --config FILE that holds it")
         return StudySettings.make("run", **given)
     from ltmsearch.shipped import find_file
     from ltmsearch.yamlfile import load
@@ -169,9 +201,9 @@ def front(run: Run, as_json: AsJson = False) -> None:
 
     write_tables_and_plots(run, settings, records, Notes(Console(stderr=True)))
     if as_json:
-        typer.echo(front_table(records).to_json(orient="records", indent=2))
+        typer.echo(front_table(records, settings.axis.name).to_json(orient="records", indent=2))
     else:
-        print_front(console, records, budget_gflops=settings.budget_gflops)
+        print_front(console, records, axis=settings.axis)
 
 
 @app.command()

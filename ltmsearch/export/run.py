@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ltmsearch.errors import InputError
 from ltmsearch.export.choice import choose_trials
@@ -25,6 +26,7 @@ def export_run(
     trial: int | None = None,
     top: int | None = None,
     under_gflops: float | None = None,
+    under_ms: float | None = None,
     checkpoint: Path | None = None,
     weights: bool = False,
     onnx: bool = False,
@@ -41,6 +43,7 @@ def export_run(
         trial: Number of a trial.
         top: How many of the front, best top-1 first; 1 unless another choice is made.
         under_gflops: Take the best of the front up to this cost.
+        under_ms: Take the best of the front up to this latency, where the study had a latency budget.
         checkpoint: Weights of a training; None: the best that it kept.
         weights: Whether to write `model.safetensors` and `config.json`.
         onnx: Whether to write `model.onnx`.
@@ -57,7 +60,8 @@ def export_run(
     observer = observer or Observer()
     if onnx:
         require_onnx()
-    subnets = _subnets(run, trial, top, under_gflops, checkpoint, observer)
+    choice = {"trial": trial, "top": top, "under_gflops": under_gflops, "under_ms": under_ms}
+    subnets = _subnets(run, choice, checkpoint, observer)
     kinds = [kind for kind, wanted in (("weights", weights), ("ONNX", onnx), ("torch.export", program)) if wanted]
     observer.phase("exporting", len(subnets) * (1 + len(kinds)))
     written: list[ExportedFile] = []
@@ -108,22 +112,15 @@ def _writing(folder: Path) -> Iterator[None]:
         raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error
 
 
-def _subnets(
-    run: Path,
-    trial: int | None,
-    top: int | None,
-    under_gflops: float | None,
-    checkpoint: Path | None,
-    observer: Observer,
-) -> list[Subnet]:
+def _subnets(run: Path, choice: dict[str, Any], checkpoint: Path | None, observer: Observer) -> list[Subnet]:
     if not is_study(run):
-        if any(choice is not None for choice in (trial, top, under_gflops)):
-            raise InputError(
-                f"--trial, --top and --under-gflops choose among the trials of a study, but {run} is of a training"
-            )
+        for name, value in choice.items():
+            if value is not None:
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(f"{option} chooses among the trials of a study, but {run} is of a training")
         return [trained_subnet(run, checkpoint, observer)]
     if checkpoint is not None:
         raise InputError(f"--checkpoint must come with the folder of a training, but {run} is of a study")
     settings = ResolvedSettings.load(run / SETTINGS)
-    chosen = choose_trials(read_trials(run / TRIALS), trial=trial, top=top, under_gflops=under_gflops)
+    chosen = choose_trials(read_trials(run / TRIALS), **choice, cost=settings.axis.name)
     return study_subnets(run, settings, chosen, observer)

@@ -11,12 +11,17 @@ from ltmsearch.checkpoint import load_checkpoint
 from ltmsearch.errors import InputError
 from ltmsearch.finetune import BEST, RECIPE
 from ltmsearch.observer import Observer
-from ltmsearch.prepare import Workbench, prepare
+from ltmsearch.prepare import prepare_evaluator
 from ltmsearch.recipe import Recipe, load_recipe
 from ltmsearch.records import TrialRecord
 from ltmsearch.results import make_recipe
 from ltmsearch.settings import SETTINGS, ResolvedSettings
 from ltmsearch.trained import load_trained
+from ltmsearch.trial import Evaluator
+
+CALIBRATION_IMAGES = 256
+"""Training images that an exported subnet's BatchNorm statistics come from, unless the study used more: what a search
+saves on images does to all its scores alike, but a net that leaves is to be as good as it can."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +70,16 @@ def study_subnets(
     if loaded is None:
         raise InputError(f"{run} holds no shared weights")
     shared, state = loaded
-    benches: list[Workbench] = []
+    evaluators: list[Evaluator] = []
 
     def build(record: TrialRecord) -> nn.Module:
-        if not benches:
+        if not evaluators:
             observer.note("reading the study's data: each subnet gets BatchNorm statistics of its own")
-            bench = prepare(settings)
-            bench.evaluator.supernet.load_state_dict(shared)
-            benches.append(bench)
-        return benches[0].evaluator.recalibrated_subnet(record.schedule(settings.operator))
+            images = max(CALIBRATION_IMAGES, settings.calibration_images)
+            evaluator = prepare_evaluator(settings.model_copy(update={"calibration_images": images}), observer)
+            evaluator.supernet.load_state_dict(shared)
+            evaluators.append(evaluator)
+        return evaluators[0].recalibrated_subnet(record.schedule(settings.operator))
 
     names = tuple(state.class_names)
     return [
