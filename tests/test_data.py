@@ -182,14 +182,6 @@ class TestFolder:
             [0, 1, 1, 2, 2],
         )
 
-    def test_the_first_calibration_images_are_balanced_too(self, folder):
-        data = open_data(folder, calibration_images=9)
-        ((images, labels),) = data.calibration_batches(batch_size=20, limit=6)
-        ((everything, _),) = data.calibration_batches(batch_size=20)
-        assert sorted(labels.tolist()) == [0, 0, 1, 1, 2, 2]
-        assert torch.equal(images, everything[:6])
-        assert len(everything) == 9
-
     def test_progress_counts_the_training_images(self, folder):
         calls = []
         open_data(folder, on_progress=lambda done, total: calls.append((done, total)))

@@ -146,7 +146,7 @@ class TestFinished:
         folder, profile, notes = finished
         text = "\n".join(notes)
         assert f"latency: {FAR}; plain net {BASE_MS:.2f} ms" in text
-        assert "this machine is not the one that was timed: the front cannot be timed at the close" in text
+        assert "this machine is not the one that was timed, so the front cannot be timed at the close: " in text
         assert f"ms, budget {BUDGET_MS:g}" in text
         assert "timed end to end" not in text
         assert LatencyProfile.load_file(folder / "run/latency.json") == LatencyProfile.load_file(profile)

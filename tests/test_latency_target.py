@@ -1,6 +1,7 @@
 """The target of a latency: refused where this machine cannot do it, told in one line."""
 
 import platform
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from conftest import FAR
 
 from ltmsearch.errors import InputError
 from ltmsearch.latency import LatencyTarget
-from ltmsearch.latency.study import is_here
+from ltmsearch.latency.study import differences_here
 from ltmsearch.latency.target import hardware_name, target_file_name
 
 
@@ -135,13 +136,14 @@ def test_the_hardware_says_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_target_is_here_only_if_nothing_has_changed() -> None:
     here = LatencyTarget.here(device="cpu", batch_size=4, img_size=96, num_classes=10)
-    assert is_here(here)
-    for change in (
-        {"hardware": "another"},
-        {"versions": {**here.versions, "torch": "0.1"}},
-        {"threads": 10_000},
-        {"dtype": "fp16"},
-        {"device": "cuda:99", "threads": None},
+    assert differences_here(here) == []
+    for change, told in (
+        ({"hardware": "another"}, "hardware 'another' and "),
+        ({"versions": {**here.versions, "torch": "0.1"}}, "versions .*'0.1'.* and "),
+        ({"threads": 10_000}, "the threads of a latency must be"),
+        ({"dtype": "fp16"}, "fp16 is not measured on a CPU"),
+        ({"device": "cuda:99", "threads": None}, "cuda:99"),
     ):
-        assert not is_here(here.model_copy(update=change)), change
-    assert not is_here(FAR)
+        (difference,) = differences_here(here.model_copy(update=change))
+        assert re.search(told, difference)
+    assert differences_here(FAR)

@@ -1,5 +1,6 @@
 """Making a latency profile: which subnets are timed, and for how long."""
 
+import math
 import time
 
 import numpy as np
@@ -18,7 +19,9 @@ from ltmsearch.supernet import Supernet
 SECONDS = 100.0
 """Aim for the timing of a profile, as far as `FEWEST` subnets allow it."""
 FEWEST, MOST = 32, 72
-"""Subnets of a profile."""
+"""Subnets of a profile; more than that only where a layer has so many choices."""
+MERGING_SHARE = 2 / 3
+"""Of the subnets of a profile, those that merge at a given layer."""
 ROUNDS = 2
 """Visits to each."""
 PLAIN_VISITS = 5
@@ -100,15 +103,15 @@ def _spread(space: SearchSpace, number: int) -> list[MergeSchedule]:
 
     Of each layer about a third stay plain: merges that accumulate would leave few tokens to all but the first.
     """
-    number = min(max(number, FEWEST), MOST)
+    most_choices = max(len(options) - 1 for options in space.choices)
+    number = max(min(max(number, FEWEST), MOST), math.ceil(most_choices / MERGING_SHARE))
     rng = np.random.default_rng(0)
     columns = []
     for options in space.choices:
-        merging = np.resize(rng.permutation(np.arange(1, len(options))), number) if len(options) > 1 else None
         column = np.zeros(number, dtype=int)
-        if merging is not None:
-            wanted = rng.permutation(number) < round(number * 2 / 3)
-            column[wanted] = rng.permutation(merging)[: wanted.sum()]
+        if len(options) > 1:
+            merging = math.ceil(number * MERGING_SHARE)
+            column[rng.permutation(number)[:merging]] = np.resize(rng.permutation(np.arange(1, len(options))), merging)
         columns.append(column)
     rows = np.unique(np.stack(columns, axis=1), axis=0)
     return [space.schedule(row) for row in rows if row.any()]

@@ -13,7 +13,7 @@ from ltmsearch.costs import CostModel, LatencyModel, Timing, fit_latency
 from ltmsearch.errors import InputError
 from ltmsearch.files import write_atomic
 from ltmsearch.latency.reading import Reading
-from ltmsearch.latency.target import LatencyTarget
+from ltmsearch.latency.target import LatencyTarget, target_file_name
 from ltmsearch.schedule import Form, MergeSchedule
 from ltmsearch.space import SearchSpace
 
@@ -43,11 +43,17 @@ class Check(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    error: float
-    """Mean absolute difference between predicted and measured latency, as a share of the measured."""
+    error: float | None
+    """Mean absolute difference between predicted and measured latency, as a share of the measured; None where there
+    are so few subnets that none can be predicted from the others."""
     noise: float
     """Mean standard error of the measured ones, as a share: what no prediction can be better than."""
     subnets: int
+    """How many were predicted from others."""
+
+    def __str__(self) -> str:
+        off = "too few to hold any out" if self.error is None else f"off by {self.error:.1%} on average where held out"
+        return f"{off} (noise of a single reading {self.noise:.1%})"
 
 
 class LatencyProfile(BaseModel):
@@ -150,6 +156,8 @@ def _cross_check(costs: CostModel, plain: Reading, subnets: list[TimedSubnet], t
     for fold in range(FOLDS):
         held = set(order[fold::FOLDS].tolist())
         known = [timing for i, timing in enumerate(timings) if i not in held]
+        if not known:
+            continue
         model = fit_latency(costs, plain.ms, known)
         for i in held:
             measured = subnets[i].reading.ms
@@ -158,15 +166,16 @@ def _cross_check(costs: CostModel, plain: Reading, subnets: list[TimedSubnet], t
             except ValueError:  # a choice that no other subnet takes
                 continue
     noise = float(np.mean([s.reading.error for s in subnets]))
-    return Check(error=float(np.mean(errors)), noise=noise, subnets=len(errors))
+    error = float(np.mean(errors)) if errors else None
+    return Check(error=error, noise=noise, subnets=len(errors))
 
 
 def profile_path(backbone: str, operator: str, space: SearchSpace, target: LatencyTarget) -> Path:
     """Where the profile of a target on this machine is kept: below the user's cache folder."""
     key = json.dumps([SCHEMA, backbone, operator, space.digest(), target.model_dump()], sort_keys=True)
     short = hashlib.sha256(key.encode()).hexdigest()[:12]
-    parts = [backbone, operator, f"{target.img_size}px", f"b{target.batch_size}", target.runtime, target.dtype, short]
-    return platformdirs.user_cache_path("ltmsearch") / "profiles" / f"{'-'.join(parts)}.json"
+    name = f"{backbone}-{operator}-{target_file_name(target)}-{short}.json"
+    return platformdirs.user_cache_path("ltmsearch") / "profiles" / name
 
 
 def find_profile(path: Path) -> LatencyProfile | None:

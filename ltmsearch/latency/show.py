@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ltmsearch.costs import CostModel
-from ltmsearch.latency.profile import LatencyProfile
+from ltmsearch.latency.profile import Check, LatencyProfile
 from ltmsearch.latency.reading import Reading
 from ltmsearch.latency.target import LatencyTarget
 from ltmsearch.schedule import Choice, MergeSchedule
@@ -25,8 +25,7 @@ def profile_record(profile: LatencyProfile, costs: CostModel, space: SearchSpace
         "file": path,
         "plain": profile.plain.model_dump(),
         "subnets": len(profile.subnets),
-        "prediction_error": profile.check.error,
-        "noise": profile.check.noise,
+        "check": profile.check.model_dump(),
         "load": profile.load,
         "seconds": profile.seconds,
         "lowest_ms": low,
@@ -67,9 +66,9 @@ def print_profile(console: Console, record: Mapping[str, Any], target: LatencyTa
     _line(console, f"plain net {_reading(plain)}; {record['load']:.1f} was the machine's greatest load meanwhile")
     _line(
         console,
-        f"predicted from {record['subnets']} timed subnets in {record['seconds']:.0f} s, off by "
-        f"{record['prediction_error']:.1%} on average where held out (noise of a single reading "
-        f"{record['noise']:.1%}); schedules reach {record['lowest_ms']:.2f} to {record['highest_ms']:.2f} ms",
+        f"predicted from {record['subnets']} subnets, timed in {record['seconds']:.0f} s, "
+        f"{Check.model_validate(record['check'])}; schedules reach {record['lowest_ms']:.2f} to "
+        f"{record['highest_ms']:.2f} ms",
     )
     table = Table("keep ratio in all layers", "ms", "× plain", "GFLOPs", box=None)
     for name, uniform in record["uniform"].items():

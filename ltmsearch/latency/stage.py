@@ -45,8 +45,9 @@ def open_stage(target: LatencyTarget, supernet: Supernet, segments: Sequence[str
             with torch._dynamo.config.patch(limits), warnings.catch_warnings(action="ignore", category=UserWarning):
                 yield _CompiledStage(supernet, images)
             return
-        with _timed(supernet.model, segments, clock_of(target.device, target.threads)) as times:
-            yield _TorchStage(supernet, images, times)
+        clock = clock_of(target.device, target.threads)
+        with _timed(supernet.model, segments, clock) as times, ExitStack() as active:
+            yield _TorchStage(supernet, images, times, active)
 
 
 def _convert(supernet: Supernet, target: LatencyTarget) -> None:
@@ -61,8 +62,8 @@ class _TorchStage:
 
     keeps_all = True
 
-    def __init__(self, supernet: Supernet, images: Tensor, times: "_Times") -> None:
-        self._supernet, self._images, self._times, self._active = supernet, images, times, ExitStack()
+    def __init__(self, supernet: Supernet, images: Tensor, times: "_Times", active: ExitStack) -> None:
+        self._supernet, self._images, self._times, self._active = supernet, images, times, active
 
     def ready(self, schedule: MergeSchedule) -> Callable[[], object]:
         """See `Stage.ready`."""

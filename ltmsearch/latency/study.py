@@ -30,19 +30,26 @@ class StudyLatency:
 
     profile: LatencyProfile
     model: LatencyModel
-    here: bool
-    """Whether this machine is the profile's target."""
+    differences: tuple[str, ...]
+    """In what this machine differs from the profile's target, or why it cannot be that."""
+
+    @property
+    def here(self) -> bool:
+        """Whether nets can be timed here."""
+        return not self.differences
 
     def describe(self) -> list[str]:
         """Lines for a person."""
-        profile, check = self.profile, self.profile.check
+        profile = self.profile
         lines = [
             f"latency: {profile.target}; plain net {profile.plain.ms:.2f} ms",
-            f"predicted from {len(profile.subnets)} timed subnets, off by {check.error:.1%} on average where held out "
-            f"(noise of a single reading {check.noise:.1%})",
+            f"predicted from {len(profile.subnets)} timed subnets, {profile.check}",
         ]
         if not self.here:
-            lines.append("this machine is not the one that was timed: the front cannot be timed at the close")
+            lines.append(
+                "this machine is not the one that was timed, so the front cannot be timed at the close: "
+                + "; ".join(self.differences)
+            )
         return lines
 
     def measure(self, schedules: Sequence[MergeSchedule], observer: Observer) -> dict[MergeSchedule, Reading]:
@@ -134,7 +141,9 @@ def study_latency(
             space=space.digest(),
             img_size=settings.img_size,
         )
-    return StudyLatency(profile=profile, model=profile.model(costs), here=is_here(profile.target))
+    return StudyLatency(
+        profile=profile, model=profile.model(costs), differences=tuple(differences_here(profile.target))
+    )
 
 
 def settings_target(settings: ResolvedSettings, num_classes: int) -> LatencyTarget:
@@ -155,8 +164,8 @@ def settings_target(settings: ResolvedSettings, num_classes: int) -> LatencyTarg
     )
 
 
-def is_here(target: LatencyTarget) -> bool:
-    """Whether this machine, as it is now, is a target."""
+def differences_here(target: LatencyTarget) -> list[str]:
+    """In what a target differs from this machine as it is now, as phrases; none where it is this machine."""
     try:
         here = LatencyTarget.here(
             **target.model_dump(
@@ -165,6 +174,6 @@ def is_here(target: LatencyTarget) -> bool:
                 }
             )
         )  # fmt: skip
-    except InputError:
-        return False
-    return here == target
+    except InputError as error:
+        return [str(error)]
+    return target.differences(here)

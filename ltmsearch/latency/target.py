@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ltmsearch.errors import InputError
 from ltmsearch.programs import require_onnx
 from ltmsearch.runtime import find_device, has_bf16
+from ltmsearch.yamlfile import check
 
 Engine = Literal["torch", "compile", "onnxruntime"]
 """What runs the net: torch as it is, `torch.compile`, or onnxruntime."""
@@ -94,21 +95,22 @@ class LatencyTarget(BaseModel):
         if dtype == "bf16" and not has_bf16(found):
             raise InputError(f"{found} has no bf16 instructions: emulated, it is many times slower; fp32 would do")
         libraries = ["ltmsearch", "torch", "timm", *(["onnxruntime"] if runtime == "onnxruntime" else [])]
-        return cls(
-            device=str(found),
-            hardware=hardware_name(found),
-            threads=(threads or 1) if on_cpu else None,
-            runtime=runtime,  # type: ignore[arg-type]  # checked above, as the next two
-            dtype=dtype,  # type: ignore[arg-type]
-            memory_format=memory_format if runtime != "onnxruntime" else "contiguous",  # type: ignore[arg-type]
-            batch_size=batch_size,
-            img_size=img_size,
-            num_classes=num_classes,
-            versions={library: version(library) for library in libraries},
-        )
+        content: dict[str, Any] = {
+            "device": str(found),
+            "hardware": hardware_name(found),
+            "threads": (threads or 1) if on_cpu else None,
+            "runtime": runtime,
+            "dtype": dtype,
+            "memory_format": memory_format if runtime != "onnxruntime" else "contiguous",
+            "batch_size": batch_size,
+            "img_size": img_size,
+            "num_classes": num_classes,
+            "versions": {library: version(library) for library in libraries},
+        }
+        return check(cls, content, "latency")
 
     def differences(self, other: "LatencyTarget") -> list[str]:
-        """In what two targets differ, as phrases."""
+        """In what this target differs from another, as phrases: what it has and what that has."""
         mine, theirs = self.model_dump(), other.model_dump()
         return [f"{name} {mine[name]!r} and {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
 
@@ -133,5 +135,5 @@ def hardware_name(device: torch.device) -> str:
 
 def target_file_name(target: LatencyTarget) -> str:
     """A short name for files, readable but not unique."""
-    parts: list[Any] = [f"{target.img_size}px", f"b{target.batch_size}", target.runtime, target.dtype, target.device]
-    return "-".join(map(str, parts))
+    device = target.device.replace(":", "")
+    return f"{target.img_size}px-b{target.batch_size}-{target.runtime}-{target.dtype}-{device}"
