@@ -151,6 +151,7 @@ class TestConformance:
         if form == "soft":  # near ties are decided otherwise in another precision
             assert (rough.float() - exact).norm() < 0.2 * exact.norm()
 
+    @pytest.mark.slow
     def test_exported_program_merges_by_matrix_products(self, backbone: str, operator: str, form: Form) -> None:
         supernet = supernet_of(backbone, operator)
         subnet = supernet.extract(some_schedule(supernet.layers, 4, operator, form))

@@ -66,7 +66,14 @@ def check_random_schedules(
 @pytest.mark.parametrize(("operator", "form"), VARIANTS)
 @pytest.mark.parametrize("backbone", sorted(SMALL))
 def test_formula_equals_trace(backbone: str, operator: str, form: Form, img_size: tuple[int, int]) -> None:
-    check_random_schedules(backbone, img_size, operator, [form], 2, **SMALL[backbone])
+    check_random_schedules(backbone, img_size, operator, [form], 1, **SMALL[backbone])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("operator", "form"), VARIANTS)
+@pytest.mark.parametrize("backbone", sorted(SMALL))
+def test_formula_equals_trace_for_more(backbone: str, operator: str, form: Form) -> None:
+    check_random_schedules(backbone, (224, 224), operator, [form], 3, **SMALL[backbone])
 
 
 @pytest.mark.slow
