@@ -15,6 +15,7 @@ net travel; milliseconds are of this machine.
 Bars: (a) at the largest batch some form turns 0.8 of its FLOPs reduction into latency; (b) at the smallest batch some
 form is not slower than the plain net; (c) at each batch the fastest form is not slower than ToMe at equal GFLOPs. What
 lies above by no more than the spread is told as even.
+Memory that is freed is kept, as in `ltmsearch profile`; `--memory plain` leaves that to the C library.
 `--profile` tells by kind of work where the time and the FLOPs of the plain and the merged net go.
 """
 
@@ -37,6 +38,7 @@ from ltmsearch.backbones import MERGING, create_subnet, operators_of
 from ltmsearch.costs import CostModel, cost_model, traced_macs_by_module
 from ltmsearch.grid import Grid, tokens
 from ltmsearch.merging import Merge, MergeOperator
+from ltmsearch.runtime import keep_freed_memory
 from ltmsearch.schedule import Form, MergeSchedule
 
 BACKBONES = ("mobilevit_xs", "mobilevit_s", "efficientvit_b1", "vit_small_patch16_224", "swin_tiny_patch4_window7_224")
@@ -332,13 +334,16 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clock", choices=list(CLOCKS), default="cpu")
+    parser.add_argument("--memory", choices=["kept", "plain"], default="kept")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/merged_latency.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
+    kept = args.memory == "kept" and keep_freed_memory()
     machine = {
         "processor": processor(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "torch": torch.__version__,
         "threads": torch.get_num_threads(), "clock": args.clock,
+        "freed memory": "kept" if kept else "as the C library does",
     }  # fmt: skip
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     results: dict[str, dict[int, dict[str, Any]]] = {}

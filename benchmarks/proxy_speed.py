@@ -3,9 +3,10 @@
     python benchmarks/proxy_speed.py [--backbones B …] [--keep 0.5] [--rounds 7] [--steps 4] [--threads 2]
 
 The plain loop is what anyone would write with timm and torch in float32: contiguous images, `torch.optim.AdamW` as it
-comes, cross-entropy, backward, step. Batch and image size are those of `ltmsearch run` on a CPU. Rounds alternate
-between the two with the order reversed each time; shown are the fastest and the median round, and the ratio of each.
-Ratios travel between machines of one kind; images per second are of this one. Prints a table and writes JSON.
+comes, cross-entropy, backward, step. Batch and image size are those of `ltmsearch run` on a CPU. Each of the two runs
+in a process of its own, since freed memory is kept for a whole process or not at all. Rounds alternate between them
+with the order reversed each time; shown are the fastest and the median round, and the ratio of each. Ratios travel
+between machines of one kind; images per second are of this one. Prints a table and writes JSON.
 """
 
 import argparse
@@ -13,7 +14,9 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -45,32 +48,53 @@ def plain_loop(net: nn.Module, batches: Batches) -> None:
         optimizer.step()
 
 
-def measure(backbone: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of each round of both."""
+def rounds(which: str, backbone: str, args: argparse.Namespace, pipe: Connection) -> None:
+    """In a process of its own: say what is run, then seconds of a round for every message that comes."""
+    torch.set_num_threads(args.threads)
     settings = StudySettings.make(backbone=backbone, budget_gflops=1.0).resolved("cpu")
     size = settings.proxy_img_size
     shape = (args.batch_size or settings.batch_size, 3, size, size)
     torch.manual_seed(0)
     supernet = Supernet(backbone, num_classes=CLASSES)
     schedule = MergeSchedule.uniform(supernet.layers, args.keep, form=args.form)
-    plain = supernet.extract(schedule)
     batches = [(torch.randn(shape), torch.randint(CLASSES, shape[:1])) for _ in range(args.steps)]
-    runtime: Runtime = choose_runtime(torch.device("cpu"), "auto", supernet, batches[0][0])
-    runtime.prepare(supernet)
+    about, run = "fp32, channels first", partial(plain_loop, supernet.extract(schedule), batches)
+    if which == "ours":
+        runtime = choose_runtime(torch.device("cpu"), "auto", supernet, batches[0][0])
+        runtime.prepare(supernet)
+        about, run = str(runtime), partial(ours, supernet, schedule, batches, runtime)
+    pipe.send({"shape": shape, "images": shape[0] * args.steps, "runtime": about})
+    while pipe.recv():
+        start = time.perf_counter()
+        run()
+        pipe.send(time.perf_counter() - start)
 
-    def ours() -> None:
-        with batchnorm_kept(supernet):
-            proxy_train(supernet, schedule, batches, lr=LR, runtime=runtime)
 
-    runs: dict[str, Callable[[], object]] = {"plain": lambda: plain_loop(plain, batches), "ours": ours}
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+def ours(supernet: Supernet, schedule: MergeSchedule, batches: Batches, runtime: Runtime) -> None:
+    """Training as a trial does it."""
+    with batchnorm_kept(supernet):
+        proxy_train(supernet, schedule, batches, lr=LR, runtime=runtime)
+
+
+def measure(backbone: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of each round of both."""
+    context, pipes, processes = get_context("spawn"), {}, []
+    for which in ("plain", "ours"):
+        pipes[which], theirs = context.Pipe()
+        processes.append(context.Process(target=rounds, args=(which, backbone, args, theirs), daemon=True))
+        processes[-1].start()
+    about = {which: pipe.recv() for which, pipe in pipes.items()}
+    seconds: dict[str, list[float]] = {which: [] for which in pipes}
     for number in range(args.rounds + 1):
-        for name in list(runs)[:: 1 if number % 2 else -1]:
-            start = time.perf_counter()
-            runs[name]()
+        for which in list(pipes)[:: 1 if number % 2 else -1]:
+            pipes[which].send(True)
+            spent = pipes[which].recv()
             if number:  # the first round warms up
-                seconds[name].append(time.perf_counter() - start)
-    return {"images": shape[0] * args.steps, "shape": shape, "runtime": str(runtime), "seconds": seconds}
+                seconds[which].append(spent)
+    for pipe, process in zip(pipes.values(), processes, strict=True):
+        pipe.send(False)
+        process.join()
+    return {"images": about["ours"]["images"], "about": about, "seconds": seconds}
 
 
 def main() -> None:
@@ -84,7 +108,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/proxy_speed.json"))
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     load, results = os.getloadavg()[0], {}
     print("images per second: fastest round, median; ratio of the fastest, of the medians; spread of the rounds")
     for backbone in args.backbones:

@@ -14,6 +14,7 @@ from ltmsearch.backbones import blank_image, operators_of
 from ltmsearch.latency.reading import Clock, Stage, clock_of
 from ltmsearch.latency.target import LatencyTarget
 from ltmsearch.programs import export_onnx, open_onnx
+from ltmsearch.runtime import keep_freed_memory
 from ltmsearch.schedule import MergeSchedule
 from ltmsearch.supernet import Supernet
 
@@ -37,6 +38,8 @@ def open_stage(target: LatencyTarget, supernet: Supernet, segments: Sequence[str
         if target.runtime == "onnxruntime":
             yield _OnnxStage(supernet, images, Path(folder), target.threads or 1)
             return
+        if target.device == "cpu":
+            keep_freed_memory()  # as in training, so that a profile says the same whoever makes it
         _convert(supernet, target)
         images = images.to(target.device, DTYPES[target.dtype], memory_format=FORMATS[target.memory_format])
         if target.runtime == "compile":
