@@ -231,13 +231,21 @@ def check_budgets(settings: StudySettings, space: SearchSpace, budgets: Sequence
         InputError: With the reachable range.
     """
     for budget in budgets:
-        option, unit = ("--budget-gflops", "GFLOPs") if budget.name == "gflops" else ("--budget-ms", "ms")
+        of_latency = budget.name == "latency_ms"
+        option, unit, digits = ("--budget-ms", "ms", 2) if of_latency else ("--budget-gflops", "GFLOPs", 4)
         limit, (low, high) = budget.limit / budget.per_unit, budget.reachable()
+        net = f"{settings.backbone} at {settings.img_size} px"
+        if low == high:
+            advice = "; larger images or batches, or another runtime, may tell otherwise" if of_latency else ""
+            raise InputError(
+                f"{option} {limit:g} leaves nothing to search: no merge that the space offers saves {unit}, and "
+                f"{net} takes {low:.{digits}f}{advice}"
+            )
         if not low <= limit < high:
             rule = "is below what merging can reach" if limit < low else "constrains nothing"
             raise InputError(
-                f"{option} {limit:g} {rule}: {settings.backbone} at {settings.img_size} px reaches "
-                f"{low:.4f} to {high:.4f} {unit} ({'multiply-adds per image' if unit == 'GFLOPs' else 'per batch'})"
+                f"{option} {limit:g} {rule}: {net} reaches {low:.{digits}f} to {high:.{digits}f} {unit} "
+                f"(per {'batch' if of_latency else 'image, multiply-adds'})"
             )
     if len(budgets) > 1 and not len(covering_schedules(space, budgets, number=1, rng=np.random.default_rng(0))):
         raise InputError(

@@ -322,6 +322,22 @@ def saves_most_at(ratio: float) -> Callable[[str], float]:
     return truth
 
 
+def test_where_no_merge_saves_time_there_is_nothing_to_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = {"hard 0.7": 3.0, "soft 0.7": 3.0}
+    profile = hand_made_profile(lambda name: truth.get(name, 0.0), base_ms=BASE_MS).save(tmp_path / "slow.json")
+    given = ("--budget-ms", "100", "--latency-profile", str(profile), "--out", str(tmp_path / "run"))
+    code, err = call(*given, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2
+    assert err.startswith(
+        "error: --budget-ms 100 leaves nothing to search: no merge that the space offers saves ms, and "
+    )
+    assert "mobilevit_xxs at 224 px takes 200.00; larger images or batches" in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 CONFLICT = "schema_version: 1\nfamily: mobilevit\nkeep_ratios: [0.7, 0.25]\nforms: [hard]\n"
 
 
