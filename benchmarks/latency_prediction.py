@@ -1,6 +1,6 @@
 """Predicted against measured latency: 50 random schedules per family that the predictor never saw.
 
-    python benchmarks/latency_prediction.py [--backbones B …] [--schedules 50] [--rounds 4] [--batch-size 1]
+    python benchmarks/latency_prediction.py [--backbones B …] [--schedules 50] [--rounds 10] [--batch-size 1]
 
 For each backbone at 224 px a latency profile is made as `ltmsearch profile` makes it, always anew, and says how long
 that took. Then random schedules, drawn as a study draws them, are timed end to end beside the plain net. Reported are
@@ -87,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbones", nargs="+", default=BACKBONES)
     parser.add_argument("--schedules", type=int, default=50)
-    parser.add_argument("--rounds", type=int, default=4, help="visits to each schedule, an even number")
+    parser.add_argument("--rounds", type=int, default=10, help="visits to each schedule, an even number")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--runtime", default="torch")
