@@ -35,9 +35,10 @@ def _to_tensors(make: Callable[..., Any], args: tuple[Hashable, ...], device: to
         )
 
 
-_kept_tensors = lru_cache(maxsize=2048)(_to_tensors)
+# Numpy's work is not for `torch.compile` to trace: neither from a frame of its own, behind a break in the graph, …
+_kept_tensors = lru_cache(maxsize=2048)(torch.compiler.disable(_to_tensors))
 
 
-@torch.compiler.assume_constant_result  # numpy's work is not for `torch.compile` to trace
+@torch.compiler.assume_constant_result  # … nor as a part of another
 def _known(make: Callable[..., Any], args: tuple[Hashable, ...], device: torch.device) -> tuple[Tensor, ...]:
     return _kept_tensors(make, args, device)
