@@ -158,6 +158,9 @@ def main() -> None:
     overheads = [sum(clock[part] for part in OVERHEADS) for clock in (clocks.seconds, clocks.processor)]
     print(f"{', '.join(OVERHEADS)} together: {overheads[0] / wall:.1%}, {overheads[1] / processor:.1%}")
 
+    for point in [*result.front, *(r for r in result.records if r.kind == "baseline")]:
+        print(f"trial {point.trial:3} {point.label:12} {point.gflops:.4f} GFLOPs, top-1 {point.score} %")
+
     record = {
         "settings": settings.model_dump(exclude_unset=True, exclude={"out"}),
         "wall_seconds": wall,
