@@ -14,6 +14,7 @@ from ltmsearch.costs import CostModel, backbone_costs
 from ltmsearch.costs.latency import behind_features, layer_features
 from ltmsearch.grid import target_grid
 from ltmsearch.latency import LatencyProfile, LatencyTarget, Reading, profile_space
+from ltmsearch.observer import Observer
 from ltmsearch.space import SearchSpace, SpaceFile
 
 TINY: dict[str, Any] = {
@@ -130,6 +131,18 @@ def hand_made_profile(
         backbone=backbone, operator="ltm", space=choices.digest(), target=target, plain=reading(base_ms), subnets=[],
         load=0.5, seconds=1.0, weights=dict(weights), check={"error": 0.02, "noise": 0.01, "subnets": 0},
     )  # fmt: skip
+
+
+class Interrupt(Observer):
+    """Presses Ctrl-C at the n-th sign of progress."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def advance(self, done: int, status: str = "") -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -11,7 +11,7 @@ from typing import Any
 import optuna
 import pandas as pd
 import pytest
-from conftest import FAR, TINY, costs_of, hand_made_profile, reading
+from conftest import FAR, TINY, Interrupt, costs_of, hand_made_profile, reading
 from rich.console import Console
 
 from ltmsearch import StudySettings, load_recipe, run_study
@@ -151,18 +151,6 @@ class TestFinished:
         assert "timed end to end" not in text
         assert LatencyProfile.load_file(folder / "run/latency.json") == LatencyProfile.load_file(profile)
         assert {r.latency_measured_ms for r in read_trials(folder / "run/trials.csv")} == {None}
-
-
-class Interrupt(Observer):
-    """Presses Ctrl-C at the n-th sign of progress."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    def advance(self, done: int, status: str = "") -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("fate", ["gone", "changed"])

@@ -15,14 +15,13 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from conftest import TINY
+from conftest import TINY, Interrupt
 from optuna.trial import TrialState
 
 from ltmsearch import StudySettings, load_recipe, run_study
 from ltmsearch.checkpoint import load_checkpoint
 from ltmsearch.costs import traced_macs
 from ltmsearch.errors import InputError, TrialDiverged
-from ltmsearch.observer import Observer
 from ltmsearch.shipped import find_file
 from ltmsearch.storage import make_sampler
 from ltmsearch.study import PATIENCE, Driver
@@ -167,18 +166,6 @@ def test_same_seed_same_study_another_seed_another(finished: Path, tmp_path: Pat
     assert_same(finished, tmp_path / "a")
     run_study(tiny(tmp_path / "b", seed=1))
     assert not outcome(tmp_path / "b")[0].equals(outcome(finished)[0])
-
-
-class Interrupt(Observer):
-    """Presses Ctrl-C at the n-th sign of progress."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    def advance(self, done: int, status: str = "") -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("after", [2, 6, 9, 12])
