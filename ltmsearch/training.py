@@ -152,8 +152,10 @@ def proxy_train(
 ) -> float | None:
     """The proxy training of one trial: a few steps of one subnet on labels, in place.
 
+    What lies ahead of the first layer is alike in all subnets, and is left as the warm-up made it.
+
     Args:
-        supernet: Its shared weights are trained.
+        supernet: Its shared weights are trained, from the first layer on.
         schedule: The subnet.
         batches: One per step.
         lr: Constant learning rate (AdamW).
@@ -173,7 +175,7 @@ def proxy_train(
     before = NotesForIB()
     copy_no_inputs(supernet)
     supernet.train()
-    with supernet.active(schedule), ExitStack() as stack:
+    with supernet.active(schedule), supernet.beginning_held(), ExitStack() as stack:
         features = stack.enter_context(pooled_features(supernet.model)) if ib else []
         for step, (images, labels) in enumerate(batches):
             images, labels = runtime.images(images), labels.to(runtime.device, non_blocking=True)
@@ -203,12 +205,16 @@ def _label_loss(supernet: Supernet, images: Tensor, labels: Tensor, runtime: Run
 def _match(
     supernet: Supernet, images: Tensor, target: Tensor, schedules: Sequence[MergeSchedule], runtime: Runtime
 ) -> None:
-    """Add the gradients of subnets that match the plain net's (B, classes) probabilities."""
-    for schedule in schedules:
-        with supernet.active(schedule), runtime.autocast():
-            logits = supernet(images)
-        loss = F.cross_entropy(logits.float(), target)
-        loss.backward()
+    """Add the gradients of subnets that match the plain net's (B, classes) probabilities.
+
+    What lies ahead of the first layer computes the same in all of them, so that only the plain net trains it.
+    """
+    with supernet.beginning_held():
+        for schedule in schedules:
+            with supernet.active(schedule), runtime.autocast():
+                logits = supernet(images)
+            loss = F.cross_entropy(logits.float(), target)
+            loss.backward()
 
 
 class LossWatch:

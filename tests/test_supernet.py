@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from conftest import randomise
+from conftest import SMALL, randomise
 from safetensors.torch import save_file
 
 from ltmsearch.errors import InputError
@@ -103,3 +103,27 @@ def test_pickled_code_is_never_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         Supernet("mobilevit_xxs", checkpoint=path)
     assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("backbone", SMALL)
+def test_the_beginning_is_all_that_the_first_layer_hears_of(backbone: str) -> None:
+    net = Supernet(backbone, **SMALL[backbone], num_classes=5)
+    randomise(net)
+    entering = []
+    net.model.get_submodule(net.layers[0]).register_forward_pre_hook(lambda _, args: entering.append(args[0]))
+    net.eval()(torch.randn(2, 3, 224, 224))
+    grads = torch.autograd.grad(entering[0].sum(), list(net.parameters()), allow_unused=True)
+    heard_of = [parameter for parameter, grad in zip(net.parameters(), grads, strict=True) if grad is not None]
+    assert [id(parameter) for parameter in net.beginning()] == [id(parameter) for parameter in heard_of]
+
+
+def test_the_beginning_is_held_and_let_go_also_on_error(supernet: Supernet) -> None:
+    images = torch.randn(2, 3, 64, 64)
+    with pytest.raises(RuntimeError, match="on purpose"), supernet.beginning_held():
+        supernet(images).sum().backward()
+        raise RuntimeError("on purpose")
+    held = {id(p) for p in supernet.beginning()}
+    assert all((p.grad is None) == (id(p) in held) for n, p in supernet.named_parameters() if ".merging." not in n)
+    assert held
+    assert all(p.requires_grad for p in supernet.parameters())
+    supernet.zero_grad(set_to_none=True)

@@ -73,6 +73,8 @@ def test_proxy_training_moves_only_the_layers_it_uses() -> None:
     after = parameters(supernet)
     changed = {name for name in before if ".merging." in name and not torch.equal(before[name], after[name])}
     assert {name.split(".merging.")[0] for name in changed} == {f"model.{supernet.layers[2]}"}
+    assert torch.equal(after["model.stem.conv.weight"], before["model.stem.conv.weight"])
+    assert not torch.equal(after["model.final_conv.conv.weight"], before["model.final_conv.conv.weight"])
     assert proxy_train(supernet, schedule, [], lr=1e-3, runtime=RUNTIME) is None
 
 
