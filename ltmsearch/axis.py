@@ -19,6 +19,8 @@ class CostAxis:
     """What is told beside the axis of a plot."""
     budget: float | None = None
     """Its limit; None without one."""
+    lowest: float | None = None
+    """The lower end of a range of budgets; None where there is one budget."""
 
     @property
     def unit(self) -> str:

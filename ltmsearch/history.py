@@ -1,12 +1,13 @@
-"""What Optuna keeps of a study's trials, as plain records."""
+"""What Optuna keeps of a study's trials: as plain records, and told again when budgets change."""
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from ltmsearch.costs import within
+from ltmsearch.costs import misses, within
 from ltmsearch.prepare import Workbench
 from ltmsearch.records import State, TrialRecord
 from ltmsearch.trial import IB_WEIGHT
@@ -14,6 +15,10 @@ from ltmsearch.trial import IB_WEIGHT
 RESCORED = "rescored"
 """The study's attribute for scores with the final weights: `version`, `trials` (how many had been trained), `scores`
 (trial → top-1, its standard error, loss)."""
+DASHBOARD_CONSTRAINTS = "constraints"
+"""A trial's system attribute for constraints as Optuna 4 had them, and what Optuna 5's begin with."""
+UNTRIED = "untried"
+"""A trial's attribute: it was over an earlier budget and keeps the present one, but nothing is known of it."""
 MEASURED = "measured"
 """The study's attribute for latencies timed at the close: trial → milliseconds, their standard error."""
 
@@ -23,7 +28,7 @@ _STATES: dict[TrialState, State] = {
 
 
 def trial_records(study: optuna.Study, bench: Workbench) -> list[TrialRecord]:
-    """Every finished trial.
+    """Every finished trial, but those of which nothing is known.
 
     Args:
         study: The Optuna study.
@@ -31,8 +36,27 @@ def trial_records(study: optuna.Study, bench: Workbench) -> list[TrialRecord]:
     """
     rescored = study.user_attrs.get(RESCORED, {"version": None, "scores": {}})
     measured = study.user_attrs.get(MEASURED, {})
-    finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    trials = study.get_trials(deepcopy=False)
+    finished = [trial for trial in trials if trial.state.is_finished() and UNTRIED not in trial.user_attrs]
     return [_record(trial, bench, rescored, measured) for trial in finished]
+
+
+def told_again(trial: FrozenTrial, bench: Workbench) -> FrozenTrial:
+    """A finished trial as it would have been told under the present budgets.
+
+    What was over budget then and is not now has no score, so that nothing is known of it. It keeps its place, since
+    seeds and recipes go by numbers, but is told as failed, which samplers pass over.
+    """
+    copy, indices = deepcopy(trial), np.array([trial.params[layer] for layer in bench.space.layers])
+    constraints = misses(bench.budgets, indices)
+    copy.system_attrs = {n: v for n, v in copy.system_attrs.items() if n.partition(":")[0] != DASHBOARD_CONSTRAINTS}
+    for name, miss in constraints.items():
+        copy.set_constraint(name, miss)
+    copy.system_attrs = {**copy.system_attrs, DASHBOARD_CONSTRAINTS: list(constraints.values())}
+    if copy.state == TrialState.PRUNED and max(constraints.values()) <= 0:
+        copy.state = TrialState.FAIL
+        copy.set_user_attr(UNTRIED, True)
+    return copy
 
 
 def _record(
@@ -42,13 +66,15 @@ def _record(
     timed_ms, timed_se_ms = measured.get(str(trial.number), (None, None))
     indices = np.array([trial.params[layer] for layer in bench.space.layers])
     schedule, weights = bench.space.schedule(indices), bench.space.ib_weights
-    state, attrs = _STATES[trial.state], trial.user_attrs
+    state, attrs, feasible = _STATES[trial.state], trial.user_attrs, bool(within(bench.budgets, indices[None])[0])
+    if state == "over budget" and feasible:
+        state = "below range"
     return TrialRecord(
         trial=trial.number,
         kind=attrs.get("kind", "searched"),
         label=attrs.get("label", ""),
         state=state,
-        feasible=bool(within(bench.budgets, indices[None])[0]),
+        feasible=feasible,
         gflops=bench.costs.gflops(schedule),
         latency_ms=bench.latency.model.latency_ms(schedule) if bench.latency else None,
         latency_measured_ms=timed_ms,

@@ -10,9 +10,9 @@ import numpy as np
 from ltmsearch.axis import CostAxis
 from ltmsearch.records import TrialRecord, select_front
 
-Group = Literal["searched", "start-up", "baseline", "over budget", "failed"]
+Group = Literal["searched", "start-up", "baseline", "over budget", "below range", "failed"]
 Range = tuple[float, float]
-UNSCORED = ("over budget", "failed")
+UNSCORED = ("over budget", "below range", "failed")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,12 +15,28 @@ from ltmsearch.errors import InputError
 from ltmsearch.latency import StudyLatency, settings_target, study_latency
 from ltmsearch.merging import get_operator
 from ltmsearch.observer import Observer
+from ltmsearch.prior import Prior
 from ltmsearch.runtime import choose_runtime, find_device, step_seconds
 from ltmsearch.settings import ResolvedSettings, StudySettings
 from ltmsearch.space import SearchSpace, SpaceFile, indistinct_choices
 from ltmsearch.supernet import Supernet
 from ltmsearch.training import WarmUp, warm_up
 from ltmsearch.trial import SCORING_BATCH, Evaluator
+
+BELOW_RANGE = 0.1
+"""How far below a range of budgets schedules are still tried, as a share of its width: the lowest budget is to have
+points on both sides."""
+
+
+class ImageSeconds(NamedTuple):
+    """Measured seconds per image of the plain net at `settings.proxy_img_size`."""
+
+    training: float
+    """Of a training step."""
+    trial: float
+    """Of a training step that leaves alone what lies ahead of the first layer."""
+    scoring: float
+    """Of a forward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +57,10 @@ class Workbench:
     """Latencies at `settings.img_size`; None without a latency budget."""
     evaluator: Evaluator
     """Supernet, data and runtime."""
-    seconds_per_image: tuple[float, float]
-    """Measured on a batch of the plain net at `settings.proxy_img_size`: training, scoring."""
+    seconds_per_image: ImageSeconds
+    """How long everything takes here."""
+    prior: Prior | None = None
+    """The study that this one starts from."""
 
     def warm_up(self) -> Iterator[float]:
         """Train the shared weights from where they are; yields the plain net's loss after every step.
@@ -70,8 +89,7 @@ class Workbench:
         lines = [
             f"{s.backbone} with {s.operator} merging: {len(self.space.layers)} layers, "
             f"{self.space.size:,} schedules, {low / GIGA:.3f} to {high / GIGA:.3f} GFLOPs at {s.img_size} px "
-            f"(plain net {self.costs.base_macs / GIGA:.3f}; multiply-adds per image)"
-            + (f", budget {s.budget_gflops:g}" if s.budget_gflops is not None else ""),
+            f"(plain net {self.costs.base_macs / GIGA:.3f}; multiply-adds per image)" + self._budget_in_gflops(),
             *self._latency_lines(),
             f"data: {self.evaluator.data.description}",
             f"device: {self.evaluator.runtime}{threads}",
@@ -82,6 +100,8 @@ class Workbench:
             self._ib_line(),
             f"expected to take about {self.estimated_seconds() / 60:.1f} minutes",
         ]
+        if self.prior is not None:
+            lines.insert(1, f"starts from the weights of {self.prior.run}, and tries its front first")
         alike = indistinct_choices(self.space, self.proxy_costs.layer_grids)
         if alike:
             by_groups: dict[str, list[str]] = {}
@@ -94,6 +114,12 @@ class Workbench:
             )
             lines.append(f"at {s.proxy_img_size} px these keep ratios give one grid and score alike: {shown}")
         return lines
+
+    def _budget_in_gflops(self) -> str:
+        high, low = self.settings.budget_gflops, self.settings.lowest_gflops
+        if high is None:
+            return ""
+        return f", budget {high:g}" if low is None else f", budgets {low:g} to {high:g}"
 
     def _latency_lines(self) -> list[str]:
         if self.latency is None:
@@ -110,12 +136,12 @@ class Workbench:
 
     def estimated_seconds(self) -> float:
         """Expected wall time of the whole study, from the measured seconds per image."""
-        s, (train, score) = self.settings, self.seconds_per_image
+        s, (train, step, score) = self.settings, self.seconds_per_image
         plan = warm_up_plan(s)
         pixels = sum(plan.img_size(step, full=s.proxy_img_size) ** 2 for step in range(s.base_steps))
         base = pixels / s.proxy_img_size**2 * s.batch_size * train
-        sandwich = s.sandwich_steps * s.batch_size * train * (2 + s.sandwich_subnets)
-        trial = s.proxy_steps * s.batch_size * train + (s.calibration_images + s.val_images) * score
+        sandwich = s.sandwich_steps * s.batch_size * (train + step * (1 + s.sandwich_subnets))
+        trial = s.proxy_steps * s.batch_size * step + (s.calibration_images + s.val_images) * score
         rescore = (s.rescore_candidates + 2) * (s.calibration_images + s.rescore_images) * score
         return base + sandwich + s.trials * trial + rescore
 
@@ -133,12 +159,17 @@ def prepare(settings: StudySettings, observer: Observer) -> Workbench:
     adapter = get_adapter(settings.backbone)
     get_operator(settings.operator)
     device = find_device(settings.device)
-    resolved = settings.resolved(device.type, adapter.learning)
+    prior = Prior.open(Path(settings.resume_from), backbone=settings.backbone) if settings.resume_from else None
+    resolved = settings.resolved(device.type, adapter.learning, prior.settings if prior else None)
     space_file = SpaceFile.load(resolved.space, family=adapter.family)
     if resolved.budget_ms is not None and resolved.latency_profile is None:
         settings_target(resolved, num_classes=1)  # refused now, not when the data are read
     evaluator = prepare_evaluator(resolved, observer)
     supernet = evaluator.supernet
+    if prior is not None:
+        report = prior.load_into(supernet)
+        if report.initialised or report.ignored:
+            observer.note(f"weights of {prior.run}: {report}")
     costs, proxy_costs = (
         cost_model(resolved.backbone, supernet.model, (size, size), resolved.operator)
         for size in (resolved.img_size, resolved.proxy_img_size)
@@ -158,10 +189,10 @@ def prepare(settings: StudySettings, observer: Observer) -> Workbench:
     check_budgets(resolved, space, budgets)
     images = next(evaluator.data.train_batches(batch_size=resolved.batch_size, steps=1, seed=resolved.seed))[0]
     many = images.repeat(-(-SCORING_BATCH // len(images)), 1, 1, 1)[:SCORING_BATCH]
-    seconds = (
-        step_seconds(evaluator.runtime, supernet, images) / len(images),
-        step_seconds(evaluator.runtime, supernet, many, train=False) / len(many),
-    )
+    training = step_seconds(evaluator.runtime, supernet, images) / len(images)
+    with supernet.beginning_held():
+        trial = step_seconds(evaluator.runtime, supernet, images) / len(images)
+    scoring = step_seconds(evaluator.runtime, supernet, many, train=False) / len(many)
     return Workbench(
         settings=resolved,
         costs=costs,
@@ -170,7 +201,8 @@ def prepare(settings: StudySettings, observer: Observer) -> Workbench:
         budgets=budgets,
         latency=latency,
         evaluator=evaluator,
-        seconds_per_image=seconds,
+        seconds_per_image=ImageSeconds(training, trial, scoring),
+        prior=prior,
     )
 
 
@@ -208,8 +240,11 @@ def make_budgets(
     if latency is not None and settings.budget_ms is not None:
         budgets.append(Budget(name="latency_ms", table=latency.model.table(space.choices), limit=settings.budget_ms))
     if settings.budget_gflops is not None:
-        table, limit = costs.table(space.choices), int(settings.budget_gflops * GIGA)
-        budgets.append(Budget(name="gflops", table=table, limit=limit, per_unit=GIGA))
+        table, limit, least = costs.table(space.choices), int(settings.budget_gflops * GIGA), 0.0
+        if settings.lowest_gflops is not None:
+            width = settings.budget_gflops - settings.lowest_gflops
+            least = (settings.lowest_gflops - BELOW_RANGE * width) * GIGA
+        budgets.append(Budget(name="gflops", table=table, limit=limit, per_unit=GIGA, least=least))
     return tuple(budgets)
 
 
@@ -234,17 +269,19 @@ def check_budgets(settings: StudySettings, space: SearchSpace, budgets: Sequence
         of_latency = budget.name == "latency_ms"
         option, unit, digits = ("--budget-ms", "ms", 2) if of_latency else ("--budget-gflops", "GFLOPs", 4)
         limit, (low, high) = budget.limit / budget.per_unit, budget.reachable()
+        lowest = limit if of_latency or settings.lowest_gflops is None else settings.lowest_gflops
+        given = f"{limit:g}" if lowest == limit else f"{lowest:g}-{limit:g}"
         net = f"{settings.backbone} at {settings.img_size} px"
         if low == high:
             advice = "; larger images or batches, or another runtime, may tell otherwise" if of_latency else ""
             raise InputError(
-                f"{option} {limit:g} leaves nothing to search: no merge that the space offers saves {unit}, and "
+                f"{option} {given} leaves nothing to search: no merge that the space offers saves {unit}, and "
                 f"{net} takes {low:.{digits}f}{advice}"
             )
-        if not low <= limit < high:
-            rule = "is below what merging can reach" if limit < low else "constrains nothing"
+        if not low <= lowest <= limit < high:
+            rule = "is below what merging can reach" if lowest < low else "constrains nothing"
             raise InputError(
-                f"{option} {limit:g} {rule}: {net} reaches {low:.{digits}f} to {high:.{digits}f} {unit} "
+                f"{option} {given} {rule}: {net} reaches {low:.{digits}f} to {high:.{digits}f} {unit} "
                 f"(per {'batch' if of_latency else 'image, multiply-adds'})"
             )
     if len(budgets) > 1 and not len(covering_schedules(space, budgets, number=1, rng=np.random.default_rng(0))):

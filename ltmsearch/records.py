@@ -22,8 +22,11 @@ from ltmsearch.front import is_non_dominated
 from ltmsearch.schedule import Form, MergeSchedule
 from ltmsearch.tables import Converter, optional, read_rows
 
+TRIALS, FRONT = "trials.csv", "front.csv"
+"""Names of the two tables in a run directory."""
+
 Kind = Literal["searched", "start-up", "baseline"]
-State = Literal["scored", "over budget", "failed"]
+State = Literal["scored", "over budget", "below range", "failed"]
 
 FRONT_COLUMNS = (
     "trial",
@@ -67,9 +70,10 @@ class TrialRecord:
     kind: Kind
     """Proposed by the sampler, drawn to cover the range at the start, or enqueued for comparison."""
     label: str = ""
-    """What a baseline is called, e.g. "plain" or "uniform 0.5"; empty for the others."""
+    """What a baseline is called, e.g. "plain" or "uniform 0.5", or where a start-up trial comes from; else empty."""
     state: State
-    """"over budget" was rejected by its cost alone, "failed" diverged or broke: neither has a score."""
+    """"over budget" and "below range" (of budgets) were rejected by their cost alone, "failed" diverged or broke: none
+    has a score."""
     feasible: bool
     """Within every budget. A plain net over budget is scored as a reference and stays infeasible."""
     gflops: float

@@ -28,6 +28,7 @@ _STYLES: dict[Group, tuple[str, str, int]] = {
     "start-up": ("square", "#E69F00", 10),
     "baseline": ("diamond", "#D55E00", 13),
     "over budget": ("line-ns", _GREY, 14),
+    "below range": ("line-ns", _GREY, 14),
     "failed": ("x-thin", "#D55E00", 10),
 }
 
@@ -53,6 +54,10 @@ def front_figure(records: Iterable[TrialRecord], *, title: str, axis: CostAxis) 
         figure.add_vline(x=axis.budget, line={"color": _BLACK, "width": 1.5, "dash": "dash"})
         foot = {"x": axis.budget, "y": 0, "yref": "y domain", "xanchor": "left", "align": "left"}
         figure.add_annotation(text=f"budget<br>{axis.budget:g} {axis.unit}", **foot, **words)
+    if axis.lowest is not None:
+        figure.add_vline(x=axis.lowest, line={"color": _BLACK, "width": 1, "dash": "dot"})
+        foot = {"x": axis.lowest, "y": 0, "yref": "y domain", "xanchor": "left", "align": "left"}
+        figure.add_annotation(text=f"lowest budget<br>{axis.lowest:g} {axis.unit}", **foot, **words)
     for record in picture.beyond:
         figure.add_hline(y=shown_top1(record), line={"color": _STYLES["baseline"][1], "width": 1.5, "dash": "dot"})
         edge = {"x": 1, "xref": "paper", "y": shown_top1(record), "xanchor": "right", "align": "right", "yshift": 6}
@@ -96,6 +101,8 @@ def print_front(console: Console, records: Iterable[TrialRecord], *, axis: CostA
     records = list(records)
     front, references = select_front(records, axis.name), select_references(records)
     budget = "" if axis.budget is None else f", budget {axis.budget:g} {axis.unit}"
+    if axis.lowest is not None:
+        budget = f", budgets {axis.lowest:g} to {axis.budget:g} {axis.unit}"
     title = f"Front: {len(front)} of {len(records)} trials" if front else "No front yet: nothing re-scored"
     table = Table(title=title + budget)
     for heading in _headings(axis):
@@ -167,7 +174,7 @@ def _trace(group: Group, rescored: bool, members: Sequence[TrialRecord], axis: C
     filled = {"symbol": symbol, "size": size, "color": colour, "line": {"color": "#ffffff", "width": 1}}
     hollow = {"symbol": f"{symbol}-open", "size": size - 1, "color": colour, "line": {"width": 1.5}}
     return go.Scatter(
-        name="rejected: over budget" if group == "over budget" else group,
+        name=f"rejected: {group}" if group in ("over budget", "below range") else group,
         x=[r.cost(axis.name) for r in members],
         y=[shown_top1(r) if scored else 0.5 for r in members],
         yaxis="y" if scored else "y2",

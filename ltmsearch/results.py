@@ -6,11 +6,11 @@ from typing import Any
 from ltmsearch.observer import Observer
 from ltmsearch.prepare import Workbench
 from ltmsearch.recipe import Recipe, library_versions
-from ltmsearch.records import TrialRecord, front_table, select_front, trials_table, write_csv
+from ltmsearch.records import FRONT, TRIALS, TrialRecord, front_table, select_front, trials_table, write_csv
 from ltmsearch.report import write_front
 from ltmsearch.settings import ResolvedSettings
 
-TRIALS, FRONT, RECIPES = "trials.csv", "front.csv", "recipes"
+RECIPES = "recipes"
 
 
 def write_results(folder: Path, bench: Workbench, records: list[TrialRecord], observer: Observer) -> None:

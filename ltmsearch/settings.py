@@ -12,11 +12,13 @@ from ltmsearch.yamlfile import check, load, to_yaml
 
 SETTINGS = "settings.yaml"
 """Name of the file in a run directory, which makes it one of a study."""
-MAY_CHANGE = frozenset({"trials", "timeout", "out"})
+BUDGETS = ("budget_gflops", "lowest_gflops", "budget_ms")
+"""The settings that limit costs. A study may go on with other limits, but not with another kind of cost."""
+MAY_CHANGE = frozenset({"trials", "timeout", "out", *BUDGETS})
 """Settings that a study may be continued with at another value."""
 
 HEADER = """Settings of one ltmsearch study, every default filled in. The study continues only with these;
-`trials` and `timeout` may change. Sizes in pixels, costs in 1e9 multiply-adds per image, times in seconds."""
+budgets, `trials` and `timeout` may change. Sizes in pixels, costs in 1e9 multiply-adds per image, times in seconds."""
 
 Sampler = Literal["auto", "tpe", "gp", "nsga2", "random"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -58,7 +60,9 @@ class StudySettings(BaseModel):
     space: str | None = None
     """Search-space file, or the name of a shipped one; None: the one of the backbone's family."""
     budget_gflops: float | None = Field(default=None, gt=0)
-    """Largest cost of one image at `img_size`, in 1e9 multiply-adds."""
+    """Largest cost of one image at `img_size`, in 1e9 multiply-adds; "1.1-1.4" stands for a range of budgets."""
+    lowest_gflops: float | None = Field(default=None, gt=0)
+    """The lower end of that range: schedules much cheaper than this are not tried. None: down to the cheapest."""
     budget_ms: float | None = Field(default=None, gt=0)
     """Largest latency of one batch at `img_size`, in milliseconds; the front then weighs latency against top-1."""
     img_size: int = Field(default=224, ge=32, le=2048)
@@ -99,6 +103,8 @@ class StudySettings(BaseModel):
     """Start from timm's published weights."""
     checkpoint: str | None = None
     """Start from the weights in this file."""
+    resume_from: str | None = None
+    """Start from the shared weights of the study in this run directory, and try its front first."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, …"""
     precision: Precision = "auto"
@@ -154,10 +160,29 @@ class StudySettings(BaseModel):
             raise ValueError("must be a number")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _range_of_budgets(cls, values: Any) -> Any:
+        """Take "1.1-1.4" apart."""
+        given = values.get("budget_gflops") if isinstance(values, dict) else None
+        if not isinstance(given, str):
+            return values
+        try:
+            return {**values, "budget_gflops": float(given)}
+        except ValueError:
+            low, dash, high = (part.strip() for part in given.partition("-"))
+        return {**values, "lowest_gflops": low, "budget_gflops": high} if low and dash and high else values
+
     @model_validator(mode="after")
     def _goes_together(self) -> "StudySettings":
-        if self.pretrained and self.checkpoint:
-            raise ValueError("pretrained and checkpoint cannot both be given")
+        starts = [name for name in ("pretrained", "checkpoint", "resume_from") if getattr(self, name)]
+        if len(starts) > 1:
+            raise ValueError(f"{starts[0]} and {starts[1]} cannot both be given")
+        if self.lowest_gflops is not None and not self.lowest_gflops < (self.budget_gflops or 0):
+            raise ValueError(
+                "a range of budgets must be LOW-HIGH with LOW < HIGH, such as 1.1-1.4, but got "
+                f"{self.lowest_gflops:g}-{self.budget_gflops or 0:g}"
+            )
         if self.dataset == "folder" and self.data_dir is None:
             raise ValueError("dataset 'folder' needs data_dir")
         if self.budget_gflops is None and self.budget_ms is None:
@@ -207,10 +232,15 @@ class StudySettings(BaseModel):
         if self.study is not None:
             return self.study
         data = Path(self.data_dir).resolve().name if self.dataset == "folder" and self.data_dir else self.dataset
-        limits = {"gflops": self.budget_gflops, "ms": self.budget_ms}
-        budgets = [f"{limit:g}{unit}" for unit, limit in limits.items() if limit is not None]
+        budgets = [] if self.budget_gflops is None else [f"{self._gflops}gflops"]
+        budgets += [] if self.budget_ms is None else [f"{self.budget_ms:g}ms"]
         parts = [self.backbone, self.operator, *budgets, str(self.img_size), data]
         return "".join(c if c.isalnum() or c in "._-" else "-" for c in "-".join(parts))
+
+    @property
+    def _gflops(self) -> str:
+        lowest = "" if self.lowest_gflops is None else f"{self.lowest_gflops:g}-"
+        return f"{lowest}{self.budget_gflops:g}"
 
     @property
     def run_dir(self) -> Path:
@@ -222,7 +252,7 @@ class StudySettings(BaseModel):
         """What the front weighs against top-1: latency where it has a budget, else multiply-adds."""
         if self.budget_ms is None:
             title = f"GFLOPs per image at {self.img_size} px (one multiply-add = one FLOP)"
-            return CostAxis(name="gflops", title=title, budget=self.budget_gflops)
+            return CostAxis(name="gflops", title=title, budget=self.budget_gflops, lowest=self.lowest_gflops)
         batch, where = "batch", self.latency_profile
         if where is None:
             batch = f"batch of {self.latency_batch}"
@@ -230,14 +260,18 @@ class StudySettings(BaseModel):
         title = f"ms per {batch} at {self.img_size} px, predicted ({where})"
         return CostAxis(name="latency_ms", title=title, budget=self.budget_ms)
 
-    def resolved(self, device: str, learning: Learning = Learning()) -> "ResolvedSettings":
+    def resolved(
+        self, device: str, learning: Learning = Learning(), earlier: "StudySettings | None" = None
+    ) -> "ResolvedSettings":
         """The same settings with every None filled in.
 
         Args:
             device: `cpu` or an accelerator's type, e.g. `cuda`.
             learning: How the backbone learns from scratch; trained weights are trained on with care instead.
+            earlier: Settings of the study that this one starts from. What its weights know needs no warm-up: the
+                plain net on the same data, and with the same operator the subnets too.
         """
-        if self.pretrained or self.checkpoint:
+        if self.pretrained or self.checkpoint or self.resume_from:
             learning = TRAINED
         defaults: dict[str, Any] = _CPU if device == "cpu" else _ACCELERATOR | {"proxy_img_size": self.img_size}
         proxy = self.proxy_img_size or defaults["proxy_img_size"]
@@ -248,6 +282,9 @@ class StudySettings(BaseModel):
             "base_steps": defaults["base_steps"] * learning.patience,
             "warmup_lr": learning.lr,
         }
+        if earlier is not None and (earlier.dataset, earlier.data_dir) == (self.dataset, self.data_dir):
+            defaults["base_steps"] = 0
+            defaults["sandwich_steps"] *= self.operator != earlier.operator
         if self.budget_ms is not None and self.latency_profile is None:
             defaults["latency_device"] = device if self.device == "auto" else self.device
         filled = {name: value for name, value in defaults.items() if getattr(self, name) is None}
@@ -260,6 +297,13 @@ class StudySettings(BaseModel):
         Raises:
             InputError: Naming each setting that differs.
         """
+        for budget, unit in (("budget_gflops", "GFLOPs"), ("budget_ms", "ms")):
+            before, now = getattr(stored, budget), getattr(self, budget)
+            if (before is None) != (now is None):
+                raise InputError(
+                    f"{path} holds a study {'without' if before is None else 'with'} a budget in {unit}; it can go on "
+                    "with another limit but not with another kind of cost: begin another with --study NAME or --out DIR"
+                )
         differing = [
             f"{name} is {getattr(stored, name)!r} there and {getattr(self, name)!r} now"
             for name in type(self).model_fields

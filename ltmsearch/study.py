@@ -20,25 +20,22 @@ from torch import Tensor
 
 from ltmsearch.axis import CostName
 from ltmsearch.checkpoint import CheckpointState, load_checkpoint, save_checkpoint
-from ltmsearch.costs import covering_schedules, within
+from ltmsearch.costs import covering_schedules, misses
 from ltmsearch.errors import InputError, TrialDiverged
 from ltmsearch.files import write_atomic
-from ltmsearch.history import MEASURED, RESCORED, trial_records
+from ltmsearch.history import DASHBOARD_CONSTRAINTS, MEASURED, RESCORED, UNTRIED, told_again, trial_records
 from ltmsearch.latency import PROFILE
 from ltmsearch.observer import Observer
+from ltmsearch.opening import FirstTrial, first_trials
 from ltmsearch.prepare import Workbench, prepare, warm_up_plan
-from ltmsearch.records import TrialRecord, select_front, trials_table, write_csv
+from ltmsearch.records import TRIALS, TrialRecord, select_front, trials_table, write_csv
 from ltmsearch.report import prediction_lines
 from ltmsearch.rescoring import choose_candidates, same_nets
-from ltmsearch.results import TRIALS, write_results
+from ltmsearch.results import write_results
 from ltmsearch.settings import SETTINGS, ResolvedSettings, StudySettings
-from ltmsearch.storage import make_sampler, open_study
+from ltmsearch.storage import make_sampler, open_study, under_limits
 from ltmsearch.trial import IB_WEIGHT, load_parameters, moved, parameters, suggest
 
-STARTUP_SHARE = 1 / 3
-"""Share of the trials that cover the range of costs before the sampler takes over."""
-UNIFORM_BASELINES = 3
-"""Uniform schedules within the budget that are tried for comparison, dearest first."""
 PATIENCE = 12
 """Proposals over budget in a row before a schedule within the budget is drawn instead."""
 
@@ -77,6 +74,8 @@ def run_study(settings: StudySettings, observer: Observer | None = None) -> Stud
     start = time.monotonic()
     try:
         stored = _stored_settings(settings.run_dir)
+        if stored is not None and settings.study is None:  # the name is made of the budget, which may be another now
+            settings = settings.model_copy(update={"study": stored.study, "out": str(settings.run_dir)})
         bench = prepare(settings, observer)
         if stored is not None:
             bench.settings.refuse_unless_continues(stored, settings.run_dir)
@@ -88,6 +87,7 @@ def run_study(settings: StudySettings, observer: Observer | None = None) -> Stud
         driver = Driver(bench, _open_run_dir(bench), observer)
         try:
             driver.warm_up(loaded)
+            driver.keep_budgets()
             driver.search(until=None if settings.timeout is None else start + settings.timeout)
             driver.rescore()
             driver.measure()
@@ -164,6 +164,20 @@ class Driver:
         load_parameters(supernet, self.weights)
         save_checkpoint(self.folder, supernet.state_dict(), self.state)
 
+    def keep_budgets(self) -> None:
+        """Tell the trials of an earlier run again, if it had other budgets."""
+        if self.state.outcome is not None:
+            for trial in self._trials():
+                if trial.state == TrialState.RUNNING and trial.number == self.state.trial:
+                    self._tell(Trial(self.study, trial._trial_id), self.state.outcome)
+        limits = {b.constraint: [b.least / b.per_unit, b.limit / b.per_unit] for b in self.budgets}
+        before, done = self.study, _trained(self._trials())
+        self.study = under_limits(before, limits, lambda trial: told_again(trial, self.bench), keep=(MEASURED,))
+        if self.study is not before:
+            known = f"{done} trials are known from other budgets"
+            more = "" if done < self.settings.trials else f"; --trials {done + done // 2} would search under these too"
+            self.observer.note(known + more)
+
     # -- trials --------------------------------------------------------------------------------------------------
 
     def search(self, *, until: float | None) -> None:
@@ -182,10 +196,9 @@ class Driver:
             if all(trial.state.is_finished() for trial in trials):
                 # One at a time: the storage reads every unfinished trial again whenever it is asked for trials.
                 if first:
-                    self._enqueue(**first.popleft())
+                    self._enqueue(first.popleft())
                 elif _at_a_loss(trials):
-                    (indices,) = self._covering(1, len(trials))
-                    self._enqueue(indices, kind="start-up", label="drawn within budget")
+                    self._enqueue(self._drawn_within_budget(len(trials)))
             self._one_trial(*self._next_trial(trials))
         self.observer.advance(self.settings.trials, _standing(trials))
 
@@ -212,9 +225,9 @@ class Driver:
             return
         indices, ib_weight = suggest(trial, self.bench.space, sampler)
         trial.set_user_attr("ib_weight", ib_weight)
-        cost, excesses = float(self.budgets[0].costs(indices[None])[0]), self._tell_constraints(trial, indices)
+        cost, told = float(self.budgets[0].costs(indices[None])[0]), self._tell_constraints(trial, indices)
         reference = not indices.any()  # the plain net is scored as a reference even if it is over the budget
-        if max(excesses) > 0 and not reference:
+        if max(told) > 0 and not reference:
             self.study.tell(trial, state=TrialState.PRUNED)
             return
         try:
@@ -253,14 +266,14 @@ class Driver:
         self._tell(trial, outcome)
 
     def _tell_constraints(self, trial: Trial, indices: np.ndarray) -> list[float]:
-        """Tell Optuna how far a schedule is over each budget."""
-        excesses = {budget.constraint: float(budget.excess(indices[None])[0]) for budget in self.budgets}
-        for name, excess in excesses.items():
+        """Tell Optuna how far a schedule is outside each budget."""
+        told = misses(self.budgets, indices)
+        for name, miss in told.items():
             if name not in trial.constraints:  # an interrupted trial has it already, and Optuna keeps the first
-                trial.set_constraint(name, excess)
+                trial.set_constraint(name, miss)
         # optuna-dashboard 0.21 knows only Optuna 4's form of constraints: without it, infeasible trials look feasible.
-        self.study._storage.set_trial_system_attr(trial._trial_id, "constraints", list(excesses.values()))
-        return list(excesses.values())
+        self.study._storage.set_trial_system_attr(trial._trial_id, DASHBOARD_CONSTRAINTS, list(told.values()))
+        return list(told.values())
 
     def _tell(self, trial: Trial, outcome: dict[str, Any]) -> None:
         for name, value in outcome.items():
@@ -268,44 +281,29 @@ class Driver:
                 trial.set_user_attr(name, value)
         self.study.tell(trial, [outcome["top1"], outcome["cost"]])
 
-    def _first_trials(self) -> deque[dict[str, Any]]:
-        """The baselines and the schedules that cover the range of costs, but those that the study has already.
-
-        Of schedules that are the same net the first stands for all.
-        """
-        space = self.bench.space
-        plain = np.zeros(len(space.layers), dtype=int)
-        ratios = sorted({c.keep_ratio for options in space.choices for c in options if c.keep_ratio < 1}, reverse=True)
-        uniform = [(f"uniform {ratio:g}", space.nearest(ratio)) for ratio in ratios]
-        kept = [(label, indices) for label, indices in uniform if within(self.budgets, indices[None])[0]]
-        first = [("baseline", "plain", plain)]
-        first += [("baseline", label, indices) for label, indices in kept[:UNIFORM_BASELINES]]
-        first += [("start-up", "", indices) for indices in self._covering(round(STARTUP_SHARE * self.settings.trials))]
+    def _first_trials(self) -> deque[FirstTrial]:
+        """The first trials, but those that the study has already."""
         queued = [trial.system_attrs.get("fixed_params", trial.params) for trial in self._trials()]
         held = {tuple(sorted(params.items())) for params in queued}
-        known: set[Hashable] = set()
-        new: deque[dict[str, Any]] = deque()
-        for kind, label, indices in first:
-            net = self.bench.costs.net(space.schedule(indices))
-            if net not in known and tuple(sorted(self._params(indices, kind).items())) not in held:
-                new.append({"indices": indices, "kind": kind, "label": label})
-            known.add(net)
-        return new
+        first = first_trials(self.bench, np.random.default_rng(_seed(self.settings.seed)))
+        return deque(t for t in first if tuple(sorted(self._params(t).items())) not in held)
 
-    def _covering(self, number: int, *place: int) -> np.ndarray:
+    def _drawn_within_budget(self, *place: int) -> FirstTrial:
         rng = np.random.default_rng(_seed(self.settings.seed, *place))
-        return covering_schedules(self.bench.space, self.budgets, number=number, rng=rng)
+        (indices,) = covering_schedules(self.bench.space, self.budgets, number=1, rng=rng)
+        return FirstTrial(indices=indices, kind="start-up", label="drawn within budget")
 
-    def _enqueue(self, indices: np.ndarray, *, kind: str, label: str) -> None:
-        self.study.enqueue_trial(self._params(indices, kind), user_attrs={"kind": kind, "label": label})
+    def _enqueue(self, trial: FirstTrial) -> None:
+        self.study.enqueue_trial(self._params(trial), user_attrs={"kind": trial.kind, "label": trial.label})
 
-    def _params(self, indices: np.ndarray, kind: str) -> dict[str, float]:
-        """What a trial of a schedule is queued with."""
-        params: dict[str, float] = dict(zip(self.bench.space.layers, indices.tolist(), strict=True))
+    def _params(self, trial: FirstTrial) -> dict[str, float]:
+        """What a trial is queued with."""
+        indices: list[int] = trial.indices.tolist()
+        params: dict[str, float] = dict(zip(self.bench.space.layers, indices, strict=True))
         if (weights := self.bench.space.ib_weights) is not None:
             # By the schedule and not by its place, so that what is queued again is known again.
-            rng = np.random.default_rng(_seed(self.settings.seed, *indices.tolist()))
-            params[IB_WEIGHT] = weights.zero if kind == "baseline" else weights.draw(rng)
+            rng = np.random.default_rng(_seed(self.settings.seed, *indices))
+            params[IB_WEIGHT] = weights.zero if trial.kind == "baseline" else weights.draw(rng)
         return params
 
     # -- the end -------------------------------------------------------------------------------------------------
@@ -364,7 +362,9 @@ class Driver:
 def _trained(trials: list[FrozenTrial]) -> int:
     """Trials that count: trained, whether they came to a score or failed."""
     counted = (TrialState.COMPLETE, TrialState.FAIL)
-    return sum(t.state in counted and t.user_attrs.get("label") != "plain" for t in trials)
+    return sum(
+        t.state in counted and t.user_attrs.get("label") != "plain" and UNTRIED not in t.user_attrs for t in trials
+    )
 
 
 def _standing(trials: list[FrozenTrial]) -> str:

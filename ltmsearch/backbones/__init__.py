@@ -24,7 +24,7 @@ from ltmsearch.backbones.models import (
     register_with_timm,
     set_schedule,
 )
-from ltmsearch.backbones.weights import create_backbone, load_weights
+from ltmsearch.backbones.weights import LoadReport, create_backbone, load_weights
 
 __all__ = [
     "FAMILIES",
@@ -32,6 +32,7 @@ __all__ = [
     "Adapter",
     "Chain",
     "LayerShape",
+    "LoadReport",
     "attach_operators",
     "blank_image",
     "create_backbone",

@@ -13,7 +13,11 @@ from ltmsearch.errors import InputError
 def run(
     backbone: Annotated[str | None, typer.Option(help="timm name, e.g. mobilevit_s.")] = None,
     budget_gflops: Annotated[
-        float | None, typer.Option(help="Largest cost of one image at --img-size, in 1e9 multiply-adds.")
+        str | None,
+        typer.Option(
+            metavar="X|LOW-HIGH",
+            help="Largest cost of one image at --img-size, in 1e9 multiply-adds; 1.1-1.4 serves all budgets between.",
+        ),
     ] = None,
     budget_ms: Annotated[
         float | None, typer.Option(help="Largest latency of one batch at --img-size, in milliseconds on a device.")
@@ -33,6 +37,12 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Of everything random. (default: 0)")] = None,
     pretrained: Annotated[bool | None, typer.Option("--pretrained", help="Start from timm's weights.")] = None,
     checkpoint: Annotated[str | None, typer.Option(help="Start from the weights in this timm checkpoint.")] = None,
+    resume_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN", help="Start from the shared weights and the front of this study, on whatever data or budget."
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, … (default: auto)")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16. (default: auto: measured)")] = None,
     study: Annotated[
@@ -189,9 +199,9 @@ def front(run: Run, as_json: AsJson = False) -> None:
 
     Example: ltmsearch front runs/mobilevit_s-ltm-1.2gflops-224-digits
     """
-    from ltmsearch.records import front_table, read_trials
+    from ltmsearch.records import TRIALS, front_table, read_trials
     from ltmsearch.report import print_front
-    from ltmsearch.results import TRIALS, write_tables_and_plots
+    from ltmsearch.results import write_tables_and_plots
     from ltmsearch.settings import SETTINGS, ResolvedSettings
 
     settings = ResolvedSettings.load(run / SETTINGS)

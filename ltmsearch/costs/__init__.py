@@ -1,6 +1,6 @@
 """Costs: exact multiply-adds by formula, fvcore's traced count as the ground truth, and latency from measured nets."""
 
-from ltmsearch.costs.budget import Budget, within
+from ltmsearch.costs.budget import Budget, misses, within, worth_trying
 from ltmsearch.costs.chained import ChainedCosts, CostTable
 from ltmsearch.costs.cover import covering_schedules
 from ltmsearch.costs.latency import WHOLE, LatencyModel, Timing, fit_latency
@@ -20,7 +20,9 @@ __all__ = [
     "cost_model",
     "covering_schedules",
     "fit_latency",
+    "misses",
     "traced_macs",
     "traced_macs_by_module",
     "within",
+    "worth_trying",
 ]

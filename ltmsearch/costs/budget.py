@@ -21,6 +21,8 @@ class Budget:
     """In units of the table."""
     per_unit: float = 1.0
     """Units of the table in a GFLOP or millisecond."""
+    least: float = 0.0
+    """Schedules that cost less, in units of the table, are within the budget but not worth a trial."""
 
     @property
     def constraint(self) -> str:
@@ -37,10 +39,27 @@ class Budget:
         excess: np.ndarray = (self.table.costs(indices) - self.limit) / self.per_unit
         return excess
 
+    def shortfall(self, indices: np.ndarray) -> np.ndarray:
+        """(S,) how far (S, L) schedules are below what is worth a trial; at most 0 for those that are."""
+        shortfall: np.ndarray = (self.least - self.table.costs(indices)) / self.per_unit
+        return shortfall
+
     def reachable(self) -> tuple[float, float]:
         """The smallest and the largest cost of any schedule of the space, in GFLOPs or milliseconds."""
         low, high = self.table.reachable()
         return low / self.per_unit, high / self.per_unit
+
+
+def misses(budgets: Sequence[Budget], indices: np.ndarray) -> dict[str, float]:
+    """How far one (L,) schedule is from being worth a trial, by the budgets' keys in Optuna; at most 0 where it is."""
+    one = indices[None]
+    return {budget.constraint: float(max(budget.excess(one)[0], budget.shortfall(one)[0])) for budget in budgets}
+
+
+def worth_trying(budgets: Sequence[Budget], indices: np.ndarray) -> np.ndarray:
+    """(S,) whether (S, L) schedules keep every budget, and none by too much."""
+    enough: np.ndarray = np.all([budget.shortfall(indices) <= 0 for budget in budgets], axis=0)
+    return enough & within(budgets, indices)
 
 
 def within(budgets: Sequence[Budget], indices: np.ndarray) -> np.ndarray:

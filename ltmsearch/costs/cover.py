@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ltmsearch.costs.budget import Budget, within
+from ltmsearch.costs.budget import Budget, worth_trying
 from ltmsearch.space import SearchSpace
 
 POOL = 20_000
@@ -15,6 +15,8 @@ def covering_schedules(
     space: SearchSpace, budgets: Sequence[Budget], *, number: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Random schedules within the budgets whose costs are spread evenly from the cheapest to the first budget.
+
+    The cheapest is the cheapest that is worth a trial.
 
     Args:
         space: What to draw from.
@@ -27,7 +29,7 @@ def covering_schedules(
     """
     first = budgets[0]
     pool = np.unique(np.concatenate([space.random(rng, POOL), space.cheapest[None]]), axis=0)
-    pool = pool[within(budgets, pool)]
+    pool = pool[worth_trying(budgets, pool)]
     pool = pool[rng.permutation(len(pool))]  # so that ties in cost are not broken by the order of indices
     if not len(pool) or number < 1:
         return pool[:0]

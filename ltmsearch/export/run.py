@@ -11,8 +11,7 @@ from ltmsearch.export.folder import CONFIG, RECIPE, WEIGHTS, ExportedFile, rebui
 from ltmsearch.export.subnets import Subnet, is_study, study_subnets, trained_subnet
 from ltmsearch.observer import Observer
 from ltmsearch.programs import export_onnx, export_program, require_onnx
-from ltmsearch.records import read_trials
-from ltmsearch.results import TRIALS
+from ltmsearch.records import TRIALS, read_trials
 from ltmsearch.settings import SETTINGS, ResolvedSettings
 
 EXPORT, ONNX, PROGRAM = "export", "model.onnx", "model.pt2"
