@@ -185,10 +185,20 @@ class TrialRecord:
         the names of its layers.
         """
         stages = groupby(self.keep_ratios.items(), key=lambda item: item[0].rpartition(".")[0])
-        return [(stage, " ".join(self._in_short(*item) for item in layers)) for stage, layers in stages]
+        return [(stage, " ".join(self.in_short(layer) for layer, _ in layers)) for stage, layers in stages]
 
-    def _in_short(self, layer: str, ratio: float) -> str:
-        return f"{ratio:.3g}".removeprefix("0") + {"hard": "h", "matched": "m"}.get(self.forms.get(layer, ""), "")
+    def in_short(self, layer: str) -> str:
+        """The keep ratio and form of one layer, as `by_stage` writes them."""
+        return f"{self.keep_ratios[layer]:.3g}".removeprefix("0") + {"hard": "h", "matched": "m"}.get(
+            self.forms.get(layer, ""), ""
+        )
+
+
+def form_key(records: Iterable[TrialRecord]) -> str:
+    """What the letters behind keep ratios mean, where there are any."""
+    used = {form for record in records for form in record.forms.values()}
+    letters = [f"{form[0]} {form}" for form in ("hard", "matched") if form in used]
+    return f" ({', '.join(letters)} form)" if letters else ""
 
 
 TRIALS_COLUMNS = tuple(field.name for field in fields(TrialRecord))

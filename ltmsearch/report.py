@@ -18,8 +18,9 @@ from rich.table import Table
 
 from ltmsearch.axis import CostAxis
 from ltmsearch.drawing import WrittenDrawing, write_drawing
+from ltmsearch.findings import Findings, sentences
 from ltmsearch.picture import UNSCORED, FrontPicture, Group, front_picture, shown_top1
-from ltmsearch.records import TrialRecord, select_front, select_references
+from ltmsearch.records import TrialRecord, form_key, select_front, select_references
 
 _BLACK, _GREY = "#000000", "#6b6b6b"
 # Colours of Okabe and Ito, told apart by colour-blind readers; the symbols do the same in black and white.
@@ -107,7 +108,7 @@ def print_front(console: Console, records: Iterable[TrialRecord], *, axis: CostA
     table = Table(title=title + budget)
     for heading in _headings(axis):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column(f"keep ratios{_form_key(front)}, | between stages", overflow="fold")
+    table.add_column(f"keep ratios{form_key(front)}, | between stages", overflow="fold")
     for record in front:
         table.add_row(*_cells(record, axis), " | ".join(ratios for _, ratios in record.by_stage()))
     table.add_section()
@@ -120,6 +121,11 @@ def print_front(console: Console, records: Iterable[TrialRecord], *, axis: CostA
         captions.append("! predicted within the budget, but measured over it")
     table.caption = "\n".join(captions) or None
     console.print(table)
+
+
+def print_findings(console: Console, findings: Findings) -> None:
+    """Prints what the search learned, as one paragraph of at most 80 columns."""
+    console.print(" ".join(sentences(findings)), markup=False, highlight=False, width=min(80, console.width))
 
 
 def breaks_budget(record: TrialRecord, axis: CostAxis) -> bool:
@@ -157,15 +163,8 @@ def _hover(record: TrialRecord) -> str:
     if record.mi_x is not None and record.mi_y is not None and record.ibb is not None:
         lines.append(f"I(X̃;X) {record.mi_x:.3g}, I(X̃;Y) {record.mi_y:.3g}, IB bound {record.ibb:.3g} nats")
     lines += [] if record.supernet_version is None else [f"ran with weights version {record.supernet_version}"]
-    lines.append(f"keep ratios, 1 = plain{_form_key([record])}:")
+    lines.append(f"keep ratios, 1 = plain{form_key([record])}:")
     return "<br>".join(lines + [f"  {stage}: {ratios}" for stage, ratios in record.by_stage()])
-
-
-def _form_key(records: Iterable[TrialRecord]) -> str:
-    """What the letters behind keep ratios mean, where there are any."""
-    used = {form for record in records for form in record.forms.values()}
-    letters = [f"{form[0]} {form}" for form in ("hard", "matched") if form in used]
-    return f" ({', '.join(letters)} form)" if letters else ""
 
 
 def _trace(group: Group, rescored: bool, members: Sequence[TrialRecord], axis: CostAxis, in_legend: bool) -> go.Scatter:

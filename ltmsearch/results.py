@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from ltmsearch.findings import find, write_findings
+from ltmsearch.layers import write_layers
 from ltmsearch.observer import Observer
 from ltmsearch.prepare import Workbench
 from ltmsearch.recipe import Recipe, library_versions
@@ -10,11 +12,11 @@ from ltmsearch.records import FRONT, TRIALS, TrialRecord, front_table, select_fr
 from ltmsearch.report import write_front
 from ltmsearch.settings import ResolvedSettings
 
-RECIPES = "recipes"
+FINDINGS, RECIPES = "findings.json", "recipes"
 
 
 def write_results(folder: Path, bench: Workbench, records: list[TrialRecord], observer: Observer) -> None:
-    """Write `trials.csv`, `front.csv`, `front.html`, `front.png` and one recipe per trial of the front.
+    """Write `trials.csv`, `front.csv`, `findings.json`, two plots and one recipe per trial of the front.
 
     Args:
         folder: The run directory.
@@ -42,10 +44,15 @@ def write_tables_and_plots(
     """Write everything that follows from the records alone."""
     write_csv(trials_table(records), folder / TRIALS)
     write_csv(front_table(records, settings.axis.name), folder / FRONT)
+    findings = find(records, settings.axis.name)
+    write_findings(findings, folder / FINDINGS)
     title = f"{settings.backbone}, {settings.operator} merging, {settings.dataset}"
     written = write_front(records, folder, title=title, axis=settings.axis)
-    if written.note:
-        observer.note(written.note)
+    # A browser that is missing or hangs is waited for, and told of, once.
+    also = write_layers(findings, folder, title=title, axis=settings.axis, png=written.note is None)
+    for note in (written.note, also.note):
+        if note:
+            observer.note(note)
 
 
 def recipe_path(folder: Path, record: TrialRecord) -> Path:

@@ -12,7 +12,7 @@ FLOORS = [
     {"errors", "files", "grid", "observer", "shipped", "front"},
     {"schedule", "yamlfile", "tables", "ranks", "axis"},
     {"settings", "recipe", "records", "epochs"},
-    {"merging", "ib_loss"},
+    {"merging", "ib_loss", "importance"},
     {"space"},
     {"backbones"},
     {"costs"},
@@ -20,8 +20,8 @@ FLOORS = [
     {"data", "supernet", "checkpoint", "evaluation", "trained"},
     {"training", "inspection", "latency"},
     {"trial", "storage", "prior"},
-    {"prepare", "rescoring", "picture", "drawing"},
-    {"report", "curves", "validation"},
+    {"prepare", "rescoring", "picture", "drawing", "findings"},
+    {"report", "curves", "layers", "validation"},
     {"finetune"},
     {"results", "history", "opening"},
     {"study", "export", "progress"},
@@ -33,11 +33,12 @@ FLOORS = [
 FENCES = {
     "optuna": {"history", "trial", "study", "storage"},
     "optuna_dashboard": {"storage"},
-    "plotly": {"report", "curves", "drawing"},
+    "plotly": {"report", "curves", "layers", "drawing"},
     "typer": {"cli"},
     "fvcore": {"costs"},
     "timm.models": {"backbones"},
     "sklearn": {"costs", "digits", "ib_loss"},
+    "scipy": {"importance"},
     "safetensors": {"checkpoint", "finetune", "trained"},
 }
 """Library → the only rooms that may import it."""

@@ -334,13 +334,34 @@ def test_front_writes_again_what_was_lost(
     wanted = (finished / "front.csv").read_text()
     (finished / "front.csv").unlink()
     (finished / "front.html").unlink()
+    (finished / "layers.html").unlink()
+    (finished / "findings.json").unlink()
     code, out, _ = call("front", str(finished), monkeypatch=monkeypatch, capsys=capsys)
     assert code == 0
     assert "GFLOPs" in out
     assert (finished / "front.csv").read_text() == wanted
     assert (finished / "front.html").exists()
+    assert (finished / "layers.html").exists()
+    told = json.loads((finished / "findings.json").read_text(encoding="utf-8"))["sentences"]
+    assert " ".join(" ".join(told).split()) in " ".join(out.split())
     code, out, _ = call("front", str(finished), "--json", monkeypatch=monkeypatch, capsys=capsys)
     assert [row["trial"] for row in json.loads(out)] == [int(line.split(",")[0]) for line in wanted.splitlines()[1:]]
+
+
+def test_a_missing_browser_is_tried_and_told_of_once(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried = []
+
+    def no_browser(figure: object, path: Path, height: int) -> str:
+        tried.append(path.name)
+        return "it needs Chrome"
+
+    monkeypatch.setattr("ltmsearch.drawing._write_png", no_browser)
+    code, _, err = call("front", str(finished), monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0
+    assert tried == ["front.png"]
+    assert err.count("it needs Chrome") == 1
 
 
 def test_config_files_and_options_that_win(

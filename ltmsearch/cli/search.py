@@ -163,8 +163,9 @@ def run(
         given["data_dir"] = str(data_dir)
     settings = _settings(given, config)
     console = Console()
+    from ltmsearch.findings import find
     from ltmsearch.progress import ProgressBars
-    from ltmsearch.report import print_front
+    from ltmsearch.report import print_findings, print_front
     from ltmsearch.study import run_study
 
     try:
@@ -174,6 +175,7 @@ def run(
         raise typer.Exit(1) from None
     if not quiet:
         print_front(console, result.records, axis=settings.axis)
+        print_findings(console, find(result.records, settings.axis.name))
         say(console, f"plots, tables and recipes: {result.folder}")
 
 
@@ -195,12 +197,13 @@ def _settings(given: dict[str, Any], config: str | None) -> Any:
 
 @app.command()
 def front(run: Run, as_json: AsJson = False) -> None:
-    """Print a study's front and write its tables and plots again.
+    """Print a study's front and what was learned of its layers, and write its tables and plots again.
 
     Example: ltmsearch front runs/mobilevit_s-ltm-1.2gflops-224-digits
     """
+    from ltmsearch.findings import find
     from ltmsearch.records import TRIALS, front_table, read_trials
-    from ltmsearch.report import print_front
+    from ltmsearch.report import print_findings, print_front
     from ltmsearch.results import write_tables_and_plots
     from ltmsearch.settings import SETTINGS, ResolvedSettings
 
@@ -214,6 +217,7 @@ def front(run: Run, as_json: AsJson = False) -> None:
         typer.echo(front_table(records, settings.axis.name).to_json(orient="records", indent=2))
     else:
         print_front(console, records, axis=settings.axis)
+        print_findings(console, find(records, settings.axis.name))
 
 
 @app.command()
