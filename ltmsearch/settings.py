@@ -297,13 +297,7 @@ class StudySettings(BaseModel):
         Raises:
             InputError: Naming each setting that differs.
         """
-        for budget, unit in (("budget_gflops", "GFLOPs"), ("budget_ms", "ms")):
-            before, now = getattr(stored, budget), getattr(self, budget)
-            if (before is None) != (now is None):
-                raise InputError(
-                    f"{path} holds a study {'without' if before is None else 'with'} a budget in {unit}; it can go on "
-                    "with another limit but not with another kind of cost: begin another with --study NAME or --out DIR"
-                )
+        self.refuse_other_costs(stored, path)
         differing = [
             f"{name} is {getattr(stored, name)!r} there and {getattr(self, name)!r} now"
             for name in type(self).model_fields
@@ -314,6 +308,20 @@ class StudySettings(BaseModel):
                 f"{path} holds a study with other settings ({'; '.join(differing)}); continue it with its own, "
                 "or begin another with --study NAME or --out DIR"
             )
+
+    def refuse_other_costs(self, stored: "StudySettings", path: Path) -> None:
+        """Raise if these settings limit another kind of cost than a study that was begun with `stored`.
+
+        Raises:
+            InputError: Naming the kind.
+        """
+        for budget, unit in (("budget_gflops", "GFLOPs"), ("budget_ms", "ms")):
+            before, now = getattr(stored, budget), getattr(self, budget)
+            if (before is None) != (now is None):
+                raise InputError(
+                    f"{path} holds a study {'without' if before is None else 'with'} a budget in {unit}; it can go on "
+                    "with another limit but not with another kind of cost: begin another with --study NAME or --out DIR"
+                )
 
 
 class ResolvedSettings(StudySettings):

@@ -74,6 +74,8 @@ def run_study(settings: StudySettings, observer: Observer | None = None) -> Stud
     start = time.monotonic()
     try:
         stored = _stored_settings(settings.run_dir)
+        if stored is not None:
+            settings.refuse_other_costs(stored, settings.run_dir)  # before anything is timed
         if stored is not None and settings.study is None:  # the name is made of the budget, which may be another now
             settings = settings.model_copy(update={"study": stored.study, "out": str(settings.run_dir)})
         bench = prepare(settings, observer)

@@ -105,11 +105,13 @@ def warm_up(
     Raises:
         TrialDiverged: If the loss is not finite.
     """
+    if not plan.steps:
+        return
     rng = np.random.default_rng(seed)
     optimizer = make_optimizer(supernet, plan.lr)
     lr = CosineLRScheduler(
         optimizer,
-        t_initial=max(plan.steps, 1),
+        t_initial=plan.steps,
         lr_min=LR_FLOOR * plan.lr,
         warmup_t=min(20, plan.steps // 10),
         warmup_lr_init=LR_FLOOR * plan.lr,

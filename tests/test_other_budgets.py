@@ -189,9 +189,7 @@ class TestOtherBudgets:
     def test_another_kind_of_cost_is_refused(self, run: Path) -> None:
         before = (run / "settings.yaml").read_bytes()
         with pytest.raises(InputError, match=r"holds a study without a budget in ms; it can go on with another limit"):
-            tiny(run, budget_ms=9.0).resolved("cpu").refuse_unless_continues(
-                StudySettings.load(run / "settings.yaml"), run
-            )
+            run_study(tiny(run, **START, budget_ms=9.0))
         assert (run / "settings.yaml").read_bytes() == before
 
 
