@@ -76,7 +76,8 @@ def _record(
         state=state,
         feasible=feasible,
         gflops=bench.costs.gflops(schedule),
-        latency_ms=bench.latency.model.latency_ms(schedule) if bench.latency else None,
+        # A fit knows no zero: far from what was timed it may fall below.
+        latency_ms=max(0.0, bench.latency.model.latency_ms(schedule)) if bench.latency else None,
         latency_measured_ms=timed_ms,
         latency_measured_se_ms=timed_se_ms,
         top1=trial.values[0] if state == "scored" else None,

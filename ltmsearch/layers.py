@@ -116,7 +116,8 @@ def _cell(record: TrialRecord, layer: str) -> str:
 
 
 def _point(record: TrialRecord, axis: CostAxis, *, units: bool) -> str:
-    cost, top1 = f"{record.cost(axis.name):.2f}", f"{record.rescored_top1:.1f}"
+    digits = 2 if axis.name == "latency_ms" else 4 if units else 3
+    cost, top1 = f"{record.cost(axis.name):.{digits}f}", f"{record.rescored_top1:.1f}"
     name = f"trial {record.trial}" if units else str(record.trial)
     return "<br>".join([name, f"{cost} {axis.unit}", f"{top1} %"] if units else [name, cost, top1])
 

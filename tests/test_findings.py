@@ -294,7 +294,7 @@ def test_the_picture_has_every_layer_and_every_point() -> None:
     assert table.y == losses.y == savings.y == MOBILEVIT
     assert figure.layout.yaxis.categoryarray == MOBILEVIT
     assert figure.layout.yaxis.range == (8.5, -0.5), "the first layer on top"
-    assert table.x[0] == "trial 0<br>1.00 GFLOPs<br>60.0 %"
+    assert table.x[0] == "trial 0<br>1.0000 GFLOPs<br>60.0 %"
     assert len(table.x) == 3
     for row, layer in enumerate(MOBILEVIT):
         for column, record in enumerate(findings.front):
