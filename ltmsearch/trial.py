@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import optuna
@@ -11,8 +12,9 @@ from optuna.samplers import BaseSampler
 from torch import Tensor, nn
 
 from ltmsearch.backbones import feature_dim
+from ltmsearch.beginning import Beginning
 from ltmsearch.data import ImageData
-from ltmsearch.evaluation import Batches, Score, batchnorm_kept, enough_for_ib, recalibrate, recalibrate_and_fit, score
+from ltmsearch.evaluation import Batches, Score, batchnorm_kept, recalibrate, recalibrate_and_fit, score
 from ltmsearch.ib_loss import IBLoss
 from ltmsearch.runtime import Runtime
 from ltmsearch.schedule import MergeSchedule
@@ -63,13 +65,19 @@ class TrialResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """Answers trials on one device. It holds no state between them beside the supernet it works in."""
+    """Answers trials on one device. It holds no state between them beside the supernet it works in, and what of a
+    forward pass is the same in all."""
 
     supernet: Supernet
     data: ImageData
     runtime: Runtime
     settings: ResolvedSettings
     """Of the study."""
+
+    @cached_property
+    def beginning(self) -> Beginning:
+        """The modules ahead of the first layer."""
+        return Beginning(self.supernet)
 
     def evaluate(
         self,
@@ -129,19 +137,20 @@ class Evaluator:
             if information:
                 ib = self._recalibrated(schedule, batches)
             else:
-                recalibrate(self.supernet, batches, self.runtime)
-            return score(self.supernet.model, validation, self.runtime, ib=ib)
+                with self.beginning.replayed("calibration"):
+                    recalibrate(self.supernet, batches, self.runtime)
+            with self.beginning.replayed("validation", images):
+                return score(self.supernet.model, validation, self.runtime, ib=ib)
 
     def _recalibrated(self, schedule: MergeSchedule, batches: Batches) -> IBLoss:
         """An IB loss fitted to a subnet, on the pass that gives it BatchNorm statistics of its own."""
         ib = self._new_ib()
-        with self.supernet.active(schedule):
+        with self.supernet.active(schedule), self.beginning.replayed("calibration"):
             recalibrate_and_fit(ib, self.supernet.model, batches, self.runtime)
         return ib
 
     def _fitted_by_calibration(self, schedule: MergeSchedule) -> IBLoss:
-        calibration = self.data.calibration_batches(batch_size=SCORING_BATCH)
-        return self._recalibrated(schedule, enough_for_ib(calibration, self.data.num_classes))
+        return self._recalibrated(schedule, self.data.calibration_batches(batch_size=SCORING_BATCH))
 
     def _new_ib(self) -> IBLoss:
         width, classes = feature_dim(self.supernet.model), self.data.num_classes

@@ -18,7 +18,7 @@ FLOORS = [
     {"costs"},
     {"runtime", "digits", "sources", "programs"},
     {"data", "supernet", "checkpoint", "evaluation", "trained"},
-    {"training", "inspection", "latency"},
+    {"training", "inspection", "latency", "beginning"},
     {"trial", "storage", "prior"},
     {"prepare", "rescoring", "picture", "drawing", "findings"},
     {"report", "curves", "layers", "validation"},

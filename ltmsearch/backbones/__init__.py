@@ -13,6 +13,7 @@ from ltmsearch.backbones.adapter import (
     blank_image,
     get_adapter,
     known_backbones,
+    leading_modules,
     operators_of,
 )
 from ltmsearch.backbones.config import write_config
@@ -41,6 +42,7 @@ __all__ = [
     "get_adapter",
     "input_config",
     "known_backbones",
+    "leading_modules",
     "load_weights",
     "operators_of",
     "pooled_features",

@@ -219,6 +219,56 @@ def feature_sizes(model: nn.Module, modules: Mapping[str, nn.Module], img_size: 
     return sizes
 
 
+def leading_modules(model: nn.Module, layers: Sequence[str]) -> tuple[str, ...]:
+    """The modules that images pass one after the other before the first layer, by path.
+
+    Each takes nothing but what the one before it puts out, the first the images; they end where something else is done.
+    Levels of the network on the way to the first layer count, as far as they run their children in turn.
+
+    Args:
+        model: Left in the mode it was in.
+        layers: The layers in the order of execution.
+    """
+    candidates, level = [], ""
+    for name in layers[0].split("."):
+        parent = model.get_submodule(level)
+        if level and not isinstance(parent, nn.Sequential) and len(list(parent.children())) > 1:
+            break
+        for child, _ in parent.named_children():
+            if child == name:
+                break
+            candidates.append(f"{level}.{child}".removeprefix("."))
+        level = f"{level}.{name}".removeprefix(".")
+    passed: list[tuple[str, Any, Any]] = []
+
+    def note(path: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda _module, entering, leaving: passed.append((path, entering, leaving))
+
+    image = blank_image(model, _a_size_for(model))
+    handles = [model.get_submodule(path).register_forward_hook(note(path)) for path in candidates]
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(image)
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+    chain, coming = [], image
+    for path, entering, leaving in passed:
+        if len(entering) != 1 or entering[0] is not coming or not isinstance(leaving, Tensor):
+            break
+        chain.append(path)
+        coming = leaving
+    return tuple(chain)
+
+
+def _a_size_for(model: nn.Module) -> Grid:
+    """Rows and columns of images that a timm model takes."""
+    size = cast(Mapping[str, Any], model.pretrained_cfg)["input_size"][1:]
+    return cast(Grid, getattr(getattr(model, "patch_embed", None), "img_size", None) or tuple(size))
+
+
 def attach_operator(layer: nn.Module, operator: MergeOperator) -> None:
     """Make an operator the `merging` child of a layer, and have it told when weights arrive."""
     layer.add_module(MERGING, operator)
