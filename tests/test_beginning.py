@@ -61,7 +61,7 @@ def assert_equal(one: tuple[Any, ...], other: tuple[Any, ...]) -> None:
 def calls_of(module: nn.Module) -> list[int]:
     """One entry for each time that the module computes."""
     calls: list[int] = []
-    next(module.modules()).register_forward_hook(lambda *_: calls.append(1))
+    module.register_forward_hook(lambda *_: calls.append(1))
     return calls
 
 
@@ -72,10 +72,8 @@ def test_scores_and_statistics_are_the_same_to_the_bit(backbone: str) -> None:
     beginning = Beginning(net)
     schedules = [MergeSchedule.uniform(net.layers, ratio) for ratio in (1.0, 0.5, 0.25)]
     usual = [scored(net, schedule, None, images) for schedule in schedules]
-    inner = beginning.modules[0].get_submodule(
-        next(n for n, m in beginning.modules[0].named_modules() if not [*m.children()])
-    )
-    computed = calls_of(inner)
+    first = next(module for module in beginning.modules[0].modules() if not [*module.children()])
+    computed = calls_of(first)
     for _ in range(2):
         for schedule, expected in zip(schedules, usual, strict=True):
             assert_equal(scored(net, schedule, beginning, images), expected)
@@ -118,8 +116,12 @@ def test_trained_weights_are_noticed() -> None:
 def test_modules_are_themselves_again_also_after_an_error() -> None:
     net = small("mobilevit_xxs")
     beginning = Beginning(net)
-    with pytest.raises(RuntimeError, match="on purpose"), beginning.replayed("x"):
+    schedule, images = MergeSchedule.uniform(net.layers, 0.5), batches(2, size=64)
+    expected = scored(net, schedule, None, images)
+    with pytest.raises(RuntimeError, match="on purpose"), beginning.replayed("calibration"):
+        recalibrate(net, batches(2, seed=1), RUNTIME)
         raise RuntimeError("on purpose")
+    assert_equal(scored(net, schedule, beginning, images), expected)  # nothing half known is left
     assert all("forward" not in vars(module) for module in net.modules())
     image = batches(1, size=64)[0][0]
     with torch.no_grad():
