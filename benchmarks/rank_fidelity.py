@@ -99,7 +99,7 @@ class Sizes:
 OPTIONS = ("img_size", "base_steps", "tune_steps", "shared_steps")
 """Sizes that the command line can change."""
 SIZES = {
-    "mobilevit_xxs": Sizes(img_size=80, base_steps=400, tune_steps=75, tune_lr=5e-4),
+    "mobilevit_xxs": Sizes(img_size=80, base_steps=400, tune_steps=60, tune_lr=5e-4),
     "vit_tiny_patch16_224": Sizes(img_size=80, base_steps=600, tune_steps=40, tune_lr=3e-4),
 }
 
