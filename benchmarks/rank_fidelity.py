@@ -71,6 +71,8 @@ NEAR = 0.02
 FIRST_SUPERNET = 100
 """Seed of the first supernet; those of the truth begin at 0."""
 BOOTSTRAPS = 1000
+SHARED_IMAGES = 512
+"""Validation images that score a variant; the first two are scored on 256 and on all of them too."""
 MEASURES = ("top-1", "loss", "KL")
 SUBSETS = ("all", "comparable")
 LOOKS = {
@@ -99,7 +101,7 @@ class Sizes:
 OPTIONS = ("img_size", "base_steps", "tune_steps", "shared_steps")
 """Sizes that the command line can change."""
 SIZES = {
-    "mobilevit_xxs": Sizes(img_size=80, base_steps=400, tune_steps=60, tune_lr=5e-4),
+    "mobilevit_xxs": Sizes(img_size=80, base_steps=800, tune_steps=50, tune_lr=5e-4, shared_steps=800),
     "vit_tiny_patch16_224": Sizes(img_size=80, base_steps=600, tune_steps=40, tune_lr=3e-4),
 }
 
@@ -373,7 +375,7 @@ class Ranks:
             calibration = data.calibration_batches(batch_size=SCORING_BATCH)
             with supernet.active(schedule):
                 recalibrate(supernet, islice(calibration, -(-variant.calibration // SCORING_BATCH)), runtime)
-                return all_logits(supernet.model, data, runtime)
+                return all_logits(supernet.model, data, runtime, None if variant in VARIANTS[:2] else SHARED_IMAGES)
 
     # -- what comes of it ------------------------------------------------------------------------------------------
 
@@ -394,9 +396,9 @@ class Ranks:
         for seed in range(FIRST_SUPERNET, FIRST_SUPERNET + args.supernets):
             labels = labels_of(self.bench.evaluator.data if args.data_dir else self.workbench(seed).evaluator.data)
             for variant, logits in self.score_shared(seed).items():
-                images = {variant: args.val_images}
-                if variant in (VARIANTS[0].name, VARIANTS[1].name):
-                    images[f"{variant}, 256 val"] = 256
+                images = {variant: SHARED_IMAGES}
+                if len(logits[0]) > SHARED_IMAGES:
+                    images |= {f"{variant}, {number} val": number for number in (256, args.val_images)}
                 for name, number in images.items():
                     values = measured(logits[:, :number], labels[:number])
                     plain_shared.append({"variant": name, "seed": seed, "top1": values[0, -1]})
@@ -455,12 +457,12 @@ def fine_tune(
         optimizer.zero_grad(set_to_none=True)
 
 
-def all_logits(model: nn.Module, data: ImageData, runtime: Runtime) -> np.ndarray:
+def all_logits(model: nn.Module, data: ImageData, runtime: Runtime, limit: int | None = None) -> np.ndarray:
     """(images, classes) float32 logits of the validation images, in evaluation mode; the mode is restored."""
     was_training = model.training
     model.eval()
     with torch.inference_mode(), runtime.autocast():
-        batches = data.validation_batches(batch_size=SCORING_BATCH)
+        batches = data.validation_batches(batch_size=SCORING_BATCH, limit=limit)
         logits = torch.cat([model(runtime.images(images)).float() for images, _ in batches])
     model.train(was_training)
     return logits.numpy()
