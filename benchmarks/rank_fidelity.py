@@ -156,7 +156,8 @@ def main() -> None:
     parser.add_argument("--val-images", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3, help="of the truth")
     parser.add_argument("--supernets", type=int, default=1)
-    parser.add_argument("--variants", type=int, default=len(VARIANTS), help="only the first so many")
+    names = [variant.name for variant in VARIANTS]
+    parser.add_argument("--variants", nargs="+", default=names, choices=names, help="ways to score, by name")
     for name in OPTIONS:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int)
     args = parser.parse_args()
@@ -564,7 +565,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
     console.print(
         f"{result['backbone']} at {px} px ({result['plain_gflops']:.4f} GFLOPs), {len(result['schedules'])} schedules; "
         f"plain nets alone {shown(plain[:, 0])} % top-1, in supernets "
-        f"{shown([row['top1'] for row in result['plain_shared'] if row['variant'] == VARIANTS[0].name])} %"
+        f"{shown([row['top1'] for row in result['plain_shared'] if row['variant'] == result['plain_shared'][0]['variant']])} %"
     )
     table = Table(title="the truth", box=None, padding=(0, 1, 0, 0))
     for heading in ("", "", "range", "sd", "se", "reliability", "τ between seeds", "ceiling of τ"):
@@ -616,7 +617,7 @@ def figure(results: dict[str, Any]) -> go.Figure:
     panels, titles = [], []
     for backbone, result in results.items():
         by_loss = {row["variant"]: row for row in result["scores"] if row["measure"] == "loss"}
-        row = by_loss.get(DEFAULT, by_loss[VARIANTS[0].name])
+        row = by_loss.get(DEFAULT) or next(iter(by_loss.values()))
         flops = next(row for row in result["scores"] if row["variant"] == "GFLOPs")
         panels.append((result, row))
         tau, near = (interval(row[what]["loss"]["tau"], row[what]["loss"]["interval"]) for what in SUBSETS)
