@@ -561,11 +561,12 @@ def reliability(truth: np.ndarray) -> dict[str, Any]:
 
 def show(console: Console, result: dict[str, Any]) -> None:
     """Two tables: what the truth is worth, and how the scores rank it."""
-    px, plain = result["sizes"]["img_size"], result["plain_alone"]
+    px, plain, shared = result["sizes"]["img_size"], result["plain_alone"], result["plain_shared"]
+    supernets = [row["top1"] for row in shared if row["variant"] == shared[0]["variant"]]
     console.print(
         f"{result['backbone']} at {px} px ({result['plain_gflops']:.4f} GFLOPs), {len(result['schedules'])} schedules; "
         f"plain nets alone {shown(plain[:, 0])} % top-1, in supernets "
-        f"{shown([row['top1'] for row in result['plain_shared'] if row['variant'] == result['plain_shared'][0]['variant']])} %"
+        f"{shown(supernets)} %"
     )
     table = Table(title="the truth", box=None, padding=(0, 1, 0, 0))
     for heading in ("", "", "range", "sd", "se", "reliability", "τ between seeds", "ceiling of τ"):
