@@ -298,9 +298,8 @@ class Ranks:
 
     def variants(self) -> list[Variant]:
         """Those that can differ from the default for this backbone."""
-        return [
-            v for v in VARIANTS[: self.args.variants] if self.calibrates or v.calibration == VARIANTS[0].calibration
-        ]
+        wanted = [variant for variant in VARIANTS if variant.name in self.args.variants]
+        return [v for v in wanted if self.calibrates or v.calibration == VARIANTS[0].calibration]
 
     def score_shared(self, seed: int) -> dict[str, np.ndarray]:
         """Variant → (schedules + 1, images, classes) logits with the shared weights, the plain net's last."""
