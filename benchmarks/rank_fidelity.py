@@ -14,8 +14,8 @@ scipy's test. The truth is noisy too, and limits what any predictor can reach: "
 predictor, by simulation with the truth's own variance between schedules and within them between seeds. "Regret" is how
 much top-1 the schedule of the best score lacks against the best one there is.
 
-Finished nets are kept in --work, so that it can be stopped and started; more --seeds and --supernets can follow.
-Prints tables, writes JSON and draws the default's scores against the truth.
+Finished nets are kept in --work, so that it can be stopped and started; more --seeds, --supernets and --variants can
+follow. Prints tables, writes JSON, where other backbones stay, and draws the default's scores against the truth.
 """
 
 import argparse
@@ -161,7 +161,9 @@ def main() -> None:
     for name in OPTIONS:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int)
     args = parser.parse_args()
-    console, results = Console(width=100), {}
+    console, path = Console(width=100), RESULTS / "rank_fidelity.json"
+    RESULTS.mkdir(exist_ok=True)
+    results = json.loads(path.read_text())["backbones"] if path.exists() else {}
     for backbone in args.backbones:
         given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name)}
         bench = Ranks(backbone, replace(SIZES[backbone], **given), args)
@@ -169,14 +171,12 @@ def main() -> None:
             bench.train_alone(seed)
         for seed in range(FIRST_SUPERNET, FIRST_SUPERNET + args.supernets):
             bench.score_shared(seed)
-        results[backbone] = bench.result()
+        results[backbone] = json.loads(json.dumps(bench.result(), default=np.ndarray.tolist))
         show(console, results[backbone])
-    RESULTS.mkdir(exist_ok=True)
-    settings = {name: value for name, value in vars(args).items() if name not in ("work", "data_dir")}
-    content = {"settings": settings, "backbones": results, "versions": dict(library_versions())}
-    write_atomic(RESULTS / "rank_fidelity.json", json.dumps(content, indent=1, default=np.ndarray.tolist) + "\n")
-    drawing = write_drawing(figure(results), RESULTS, "rank_fidelity", title="Rank fidelity", height=520)
-    console.print("written:", RESULTS / "rank_fidelity.json", *drawing.paths, drawing.note or "")
+        content = {"backbones": results, "versions": dict(library_versions())}
+        write_atomic(path, json.dumps(content, indent=1) + "\n")
+    drawing = write_drawing(figure(results), RESULTS, path.stem, title="Rank fidelity", height=520)
+    console.print("written:", path, *drawing.paths, drawing.note or "")
 
 
 class Ranks:
@@ -413,7 +413,7 @@ class Ranks:
             "settings": {
                 name: getattr(self.bench.settings, name)
                 for name in ("batch_size", "base_steps", "warmup_lr", "sandwich_steps", "proxy_steps", "proxy_lr")
-            },
+            } | {"seeds": args.seeds, "supernets": args.supernets, "val_images": args.val_images},
             "schedules": [
                 {"kind": "comparable" if number >= half else "spread", "gflops": cost, "tokens": kept,
                  "keep_ratios": dict(schedule.keep_ratios), "forms": dict(schedule.forms)}
@@ -560,11 +560,11 @@ def reliability(truth: np.ndarray) -> dict[str, Any]:
 
 def show(console: Console, result: dict[str, Any]) -> None:
     """Two tables: what the truth is worth, and how the scores rank it."""
-    px, plain, shared = result["sizes"]["img_size"], result["plain_alone"], result["plain_shared"]
+    px, shared = result["sizes"]["img_size"], result["plain_shared"]
     supernets = [row["top1"] for row in shared if row["variant"] == shared[0]["variant"]]
     console.print(
         f"{result['backbone']} at {px} px ({result['plain_gflops']:.4f} GFLOPs), {len(result['schedules'])} schedules; "
-        f"plain nets alone {shown(plain[:, 0])} % top-1, in supernets "
+        f"plain nets alone {shown([top1 for top1, _, _ in result['plain_alone']])} % top-1, in supernets "
         f"{shown(supernets)} %"
     )
     table = Table(title="the truth", box=None, padding=(0, 1, 0, 0))
@@ -572,7 +572,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
         table.add_column(heading, justify="right" if heading else "left")
     for what, by_measure in result["reliability"].items():
         for name, r in by_measure.items():
-            mean = result["truth"][name].mean(axis=0)
+            mean = np.mean(result["truth"][name], axis=0)
             mean = mean[[what == "all" or s["kind"] == what for s in result["schedules"]]]
             digits = 1 if name == "top-1" else 3
             cells = [f"{mean.min():.{digits}f} to {mean.max():.{digits}f}"]
@@ -613,7 +613,7 @@ def shown(values: Iterable[float]) -> str:
 
 
 def figure(results: dict[str, Any]) -> go.Figure:
-    """The default's cross-entropy against the truth's, one panel per backbone."""
+    """The default's cross-entropy against the truth's, one panel per backbone; bars are the truth's standard error."""
     panels, titles = [], []
     for backbone, result in results.items():
         by_loss = {row["variant"]: row for row in result["scores"] if row["measure"] == "loss"}
@@ -627,15 +627,14 @@ def figure(results: dict[str, Any]) -> go.Figure:
         )
     drawn = make_subplots(rows=1, cols=len(panels), subplot_titles=titles, horizontal_spacing=0.1)
     for column, (result, row) in enumerate(panels, start=1):
-        truth, kinds = result["truth"]["loss"], np.array([s["kind"] for s in result["schedules"]])
-        spread = truth - truth.mean(axis=1, keepdims=True)
-        se = spread.std(axis=0, ddof=1) / np.sqrt(len(truth)) if len(truth) > 1 else np.zeros(truth.shape[1])
+        truth, kinds = np.array(result["truth"]["loss"]), np.array([s["kind"] for s in result["schedules"]])
+        se = result["reliability"]["all"]["loss"].get("se", 0.0)
         for kind, (colour, symbol, words) in LOOKS.items():
             some = kinds == kind
             drawn.add_scatter(
-                x=row["values"].mean(axis=0)[some], y=truth.mean(axis=0)[some], mode="markers", name=words,
+                x=np.mean(row["values"], axis=0)[some], y=truth.mean(axis=0)[some], mode="markers", name=words,
                 legendgroup=kind, showlegend=column == 1, marker={"color": colour, "symbol": symbol, "size": 10},
-                error_y={"array": se[some], "color": colour, "thickness": 1.2, "width": 3},
+                error_y={"array": se * np.ones(some.sum()), "color": colour, "thickness": 1.2, "width": 3},
                 text=[f"{s['gflops']:.4f} GFLOPs" for s in result["schedules"] if s["kind"] == kind],
                 hovertemplate="%{text}<br>shared %{x:.3f}, alone %{y:.3f}<extra></extra>", row=1, col=column,
             )  # fmt: skip
