@@ -638,10 +638,10 @@ def figure(results: dict[str, Any]) -> go.Figure:
                 text=[f"{s['gflops']:.4f} GFLOPs" for s in result["schedules"] if s["kind"] == kind],
                 hovertemplate="%{text}<br>shared %{x:.3f}, alone %{y:.3f}<extra></extra>", row=1, col=column,
             )  # fmt: skip
-        drawn.update_xaxes(title="cross-entropy with shared weights", row=1, col=column)
+        drawn.update_xaxes(title=f"cross-entropy with shared weights ({row['variant']})", row=1, col=column)
     drawn.update_yaxes(title="cross-entropy, trained alone", row=1, col=1)
     drawn.update_layout(
-        template="plotly_white", font={"size": 13}, margin={"t": 110, "b": 90, "l": 70, "r": 20},
+        template="plotly_white", font={"size": 13}, margin={"t": 80, "b": 90, "l": 70, "r": 20},
         legend={"orientation": "h", "x": 0.5, "xanchor": "center", "y": -0.17, "yanchor": "top"},
     )  # fmt: skip
     drawn.update_annotations(font_size=14)
