@@ -264,7 +264,10 @@ class Ranks:
     # -- the truth -------------------------------------------------------------------------------------------------
 
     def train_alone(self, seed: int) -> np.ndarray:
-        """(schedules + 1, images, classes) logits of the subnets trained from one plain net, and of that net."""
+        """(schedules + 1, images, classes) logits of the subnets trained from one plain net, and of that net.
+
+        The plain net learns as in a study's warm-up: in a family whose images grow, on small ones until its last step.
+        """
         evaluator, sizes = self.bench.evaluator, self.sizes
         data, runtime, s = evaluator.data, evaluator.runtime, evaluator.settings
         torch.manual_seed(seed)
