@@ -56,7 +56,9 @@ class WarmUp:
         if progress >= 1 or self.base_img_size >= full:
             return full
         grown = (full - self.base_img_size) * max(0.0, 2 * progress - 1)
-        return min(full, self.base_img_size + SIZE_STRIDE * int(grown / SIZE_STRIDE))
+        # To the nearest stride, so that the last of these steps see full size.
+        size = self.base_img_size + SIZE_STRIDE * int(grown / SIZE_STRIDE + 0.5)
+        return full if size + SIZE_STRIDE / 2 >= full else size
 
     @property
     def steps(self) -> int:
