@@ -63,6 +63,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.linear_model import BayesianRidge
 
 from ltmsearch.costs import within
+from ltmsearch.digits import Clutter
 from ltmsearch.drawing import write_drawing
 from ltmsearch.evaluation import Score
 from ltmsearch.files import write_atomic
@@ -84,12 +85,14 @@ METHODS = (
     "default", "independent", "surrogate", "by loss", "script", "uniform", "random", "nsga2", "no start", "gp",
 )  # fmt: skip
 CHANCE = 10.0
+CLEAN = Clutter(min_scale=0.8, max_scale=1.0, fragments=0, fragment_scale=0.4)
+"""Digits that fill the image and have nothing beside them: what a small ViT learns from scratch in a minute."""
 
 
 # -- nets ------------------------------------------------------------------------------------------------------------
 
 
-def make_bench(args: argparse.Namespace, seed: int, base_seed: int | None = None) -> Workbench:
+def make_bench(args: argparse.Namespace, seed: int) -> Workbench:
     """Everything of one seed, without an IB weight to search."""
     settings = StudySettings.make(
         "benchmark", backbone=args.backbone, budget_gflops=args.budget_gflops, img_size=args.img_size,
@@ -99,6 +102,10 @@ def make_bench(args: argparse.Namespace, seed: int, base_seed: int | None = None
         rescore_images=args.val_images + args.yardstick_images,
     )  # fmt: skip
     bench = prepare(settings, Observer())
+    if args.clean_digits:
+        for split in (bench.evaluator.data.train, bench.evaluator.data.validation):
+            split.dataset.clutter = CLEAN
+            split.kept, split.prepared = {}, {}
     changed = bench.settings.model_copy(update={"rescore_images": args.val_images})
     return replace(bench, space=replace(bench.space, ib_weights=None), settings=changed)
 
@@ -738,6 +745,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="mobilevit_xxs")
     parser.add_argument("--budget-gflops", type=float, default=0.019)
     parser.add_argument("--img-size", type=int, default=64, help="of costs and trials")
+    parser.add_argument("--clean-digits", action="store_true", help="digits without clutter")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
