@@ -532,6 +532,8 @@ def run_seed(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     runs = {}
     for method in args.methods:
         path = folder / f"{method.replace(' ', '-')}.json"
+        if not path.exists() and args.report:
+            continue
         if not path.exists():
             run = run_method(method, bench, nets, memo, args)
             write_atomic(path, json.dumps(run))
@@ -646,12 +648,13 @@ def report(results: dict[str, Any], methods: list[str]) -> None:
         of = [seed["methods"][method] for seed in seeds.values() if method in seed["methods"]]
         if not of:
             continue
+        name = method if len(of) == len(seeds) else f"{method} ({len(of)} seeds)"
         last = [run["curve"][-1] for run in of]
         cells = [shown(_at([run["curve"] for run in of], n, "hypervolume")) for n in marks]
         if method == "uniform":
             cells = [shown([p["hypervolume"] for p in last]), *cells[1:]]
         quality.add_row(
-            method, *cells, shown([p["own"] for p in last]), shown([r["rescored"] for r in of if "rescored" in r]),
+            name, *cells, shown([p["own"] for p in last]), shown([r["rescored"] for r in of if "rescored" in r]),
             shown([p["over_chance"] for p in last]), shown([p["by_loss"] for p in last], 3),
             shown([float(until_share(run["curve"])) for run in of], 0), shown([p["processor"] for p in last], 0),
             shown([p["wall"] for p in last], 0), shown([float(run["proposals"]) for run in of], 0),
@@ -732,6 +735,7 @@ def draw(results: dict[str, Any]) -> go.Figure:
         of = curves(seeds, method)
         if not of:
             continue
+        name = NAMES.get(method, method) + ("" if len(of) == len(seeds) else f" ({len(of)} seeds)")
         marks = [p["trials"] for p in of[0] if all(p["trials"] in {q["trials"] for q in curve} for curve in of)]
         at = [[next(p for p in curve if p["trials"] == n) for curve in of] for n in marks]
         if method == "uniform":
@@ -753,7 +757,7 @@ def draw(results: dict[str, Any]) -> go.Figure:
                 )  # fmt: skip
             figure.add_trace(
                 go.Scatter(
-                    x=x, y=middle, mode="lines", name=NAMES.get(method, method), showlegend=col == 1,
+                    x=x, y=middle, mode="lines", name=name, showlegend=col == 1,
                     legendgroup=method, line={"color": color, "dash": dash, "width": width},
                 ), row=1, col=col,
             )  # fmt: skip
@@ -796,6 +800,7 @@ def main() -> None:
     parser.add_argument("--val-images", type=int, default=192)
     parser.add_argument("--yardstick-steps", type=int, default=150)
     parser.add_argument("--yardstick-images", type=int, default=800)
+    parser.add_argument("--report", action="store_true", help="run nothing: of the methods, those that there are")
     parser.add_argument("--calibrate", action="store_true", help="compare starts and steps on seed 0, and end")
     parser.add_argument("--calibrate-steps", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--out", type=Path, default=RESULTS)
