@@ -3,8 +3,11 @@
     python benchmarks/search_quality.py --work /tmp/quality [--backbone mobilevit_xxs] [--seeds 5] [--methods default …]
     python benchmarks/search_quality.py --work /tmp/quality --calibrate     # how many steps `independent` needs
 
-Every seed has a base net (the plain backbone, trained briefly), from which shared weights are warmed up by the sandwich
-rule. Then each method trains the same number of trials:
+The README's figures: --one-base --backbone vit_tiny_patch16_224 --budget-gflops 0.055 --clean-digits --base-steps 700
+--base-lr 5e-4 --sandwich-steps 40 --sandwich-lr 1e-4 --yardstick-steps 100 --yardstick-images 300, on one thread.
+
+Every seed has a base net (the plain backbone, trained briefly; with --one-base the same for all), from which shared
+weights are warmed up by the sandwich rule. Then each method trains the same number of trials:
 
     default      what `ltmsearch run` does: baselines, schedules that cover the range of costs, then multivariate TPE
     gp, nsga2, random   the same with another sampler behind the same first trials
@@ -648,7 +651,7 @@ def report(results: dict[str, Any], methods: list[str]) -> None:
         of = [seed["methods"][method] for seed in seeds.values() if method in seed["methods"]]
         if not of:
             continue
-        name = method if len(of) == len(seeds) else f"{method} ({len(of)} seeds)"
+        name = method if len(of) == len(seeds) else f"{method} ({len(of)} of {len(seeds)} seeds)"
         last = [run["curve"][-1] for run in of]
         cells = [shown(_at([run["curve"] for run in of], n, "hypervolume")) for n in marks]
         if method == "uniform":
@@ -723,19 +726,16 @@ BANDS = ("default", "independent")
 
 
 def draw(results: dict[str, Any]) -> go.Figure:
-    """Hypervolume against trials and against seconds: means, and for two methods a band of one standard deviation."""
+    """Hypervolume against trials and seconds: means, for two methods a band of one sd. Methods that every seed has."""
     seeds, trials = results["seeds"], results["settings"]["trials"]
     figure = make_subplots(
         1, 2, subplot_titles=("by trained trials", "by time"), shared_yaxes=True, horizontal_spacing=0.04
     )
-    longest = max(
-        curve[-1]["processor"] for seed in seeds.values() for curve in [m["curve"] for m in seed["methods"].values()]
-    )
+    longest = max(run["curve"][-1]["processor"] for seed in seeds.values() for run in seed["methods"].values())
     for method, (color, dash, width) in STYLES.items():
         of = curves(seeds, method)
-        if not of:
+        if len(of) < len(seeds):
             continue
-        name = NAMES.get(method, method) + ("" if len(of) == len(seeds) else f" ({len(of)} seeds)")
         marks = [p["trials"] for p in of[0] if all(p["trials"] in {q["trials"] for q in curve} for curve in of)]
         at = [[next(p for p in curve if p["trials"] == n) for curve in of] for n in marks]
         if method == "uniform":
@@ -749,15 +749,15 @@ def draw(results: dict[str, Any]) -> go.Figure:
             if method in BANDS:
                 figure.add_trace(
                     go.Scatter(
-                        x=[*x, *reversed(x)], fill="toself", fillcolor=color, opacity=0.15, line={"width": 0},
-                        y=[m + s for m, s in zip(middle, spread, strict=True)]
+                        x=[*x, *reversed(x)], fill="toself", fillcolor=color, opacity=0.15, mode="lines",
+                        line={"width": 0}, y=[m + s for m, s in zip(middle, spread, strict=True)]
                         + [m - s for m, s in zip(reversed(middle), reversed(spread), strict=True)],
                         showlegend=False, hoverinfo="skip",
                     ), row=1, col=col,
                 )  # fmt: skip
             figure.add_trace(
                 go.Scatter(
-                    x=x, y=middle, mode="lines", name=name, showlegend=col == 1,
+                    x=x, y=middle, mode="lines", name=NAMES.get(method, method), showlegend=col == 1,
                     legendgroup=method, line={"color": color, "dash": dash, "width": width},
                 ), row=1, col=col,
             )  # fmt: skip
@@ -767,10 +767,11 @@ def draw(results: dict[str, Any]) -> go.Figure:
         tickvals=[n * 10**power for power in range(4) for n in (1, 2, 5)],
     )  # fmt: skip
     figure.update_yaxes(title="hypervolume (mean points of top-1)", row=1, col=1)
+    figure.update_yaxes(rangemode="tozero")
     figure.update_layout(
-        title=f"Fronts found, {results['settings']['backbone']}: mean of {len(seeds)} seeds, bands ± 1 sd",
+        title=f"Fronts found, {results['settings']['backbone']}: means of {len(seeds)} seeds, bands ± 1 sd",
         template="plotly_white", font={"size": 13}, margin={"l": 70, "r": 20, "t": 80, "b": 60},
-        legend={"orientation": "h", "y": -0.16, "x": 0.5, "xanchor": "center"},
+        legend={"orientation": "h", "y": -0.18, "x": 0.5, "xanchor": "center"},
     )  # fmt: skip
     return figure
 
@@ -787,22 +788,22 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--base-steps", type=int, default=300)
+    parser.add_argument("--base-steps", type=int, default=500)
     parser.add_argument("--base-lr", type=float, default=1e-3)
     parser.add_argument("--one-base", action="store_true", help="one base net for all seeds")
     parser.add_argument("--sandwich-steps", type=int, default=60)
     parser.add_argument("--sandwich-lr", type=float, default=3e-4)
-    parser.add_argument("--proxy-steps", type=int, default=4)
+    parser.add_argument("--proxy-steps", type=int, default=3)
     parser.add_argument("--proxy-lr", type=float, default=2e-4)
-    parser.add_argument("--independent-steps", type=int, default=24)
-    parser.add_argument("--independent-lr", type=float, default=1e-3)
-    parser.add_argument("--calibration-images", type=int, default=64)
-    parser.add_argument("--val-images", type=int, default=192)
-    parser.add_argument("--yardstick-steps", type=int, default=150)
-    parser.add_argument("--yardstick-images", type=int, default=800)
+    parser.add_argument("--independent-steps", type=int, default=12)
+    parser.add_argument("--independent-lr", type=float, default=2e-4)
+    parser.add_argument("--calibration-images", type=int, default=32)
+    parser.add_argument("--val-images", type=int, default=128)
+    parser.add_argument("--yardstick-steps", type=int, default=80)
+    parser.add_argument("--yardstick-images", type=int, default=400)
     parser.add_argument("--report", action="store_true", help="run nothing: of the methods, those that there are")
     parser.add_argument("--calibrate", action="store_true", help="compare starts and steps on seed 0, and end")
-    parser.add_argument("--calibrate-steps", type=int, nargs="+", default=[8, 16, 32])
+    parser.add_argument("--calibrate-steps", type=int, nargs="+", default=[12, 36])
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     if args.calibrate:
@@ -810,7 +811,7 @@ def main() -> None:
         return
     path = args.out / "search_quality.json"
     everything = json.loads(path.read_text()) if path.exists() else {}
-    settings = {name: deepcopy(value) for name, value in vars(args).items() if name not in ("work", "out", "calibrate")}
+    settings = {name: deepcopy(value) for name, value in vars(args).items() if name not in ("work", "out", "report")}
     results: dict[str, Any] = {
         "settings": settings, "seeds": {}, "versions": dict(library_versions()),
         "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "threads": torch.get_num_threads()},
