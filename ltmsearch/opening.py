@@ -10,9 +10,9 @@ from ltmsearch.prepare import Workbench
 from ltmsearch.records import Kind
 
 STARTUP_SHARE = 1 / 3
-"""Share of the trials that cover the range of costs before the sampler takes over."""
-UNIFORM_BASELINES = 3
-"""Uniform schedules within the budget that are tried for comparison, dearest first."""
+"""Share of the trials that cover the range of costs before the sampler takes over, but for those in their place."""
+UNIFORM_BASELINES = 2
+"""Uniform schedules of a form within the budget that are tried for comparison, the dearest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +30,10 @@ class FirstTrial:
 def first_trials(bench: Workbench, rng: np.random.Generator) -> list[FirstTrial]:
     """The plain net, uniform schedules, the front of an earlier study, and schedules that cover the range of costs.
 
-    The plain net is scored as a reference even where it is over the budget; the others keep it. Of schedules that are
-    the same net the first stands for all. What an earlier study found takes the place of as many that cover the range.
+    The plain net is scored as a reference even where it is over the budget; the others keep it. Uniform schedules come
+    in every form: which form suits a backbone is the largest difference between schedules there is. Of schedules that
+    are the same net the first stands for all. Uniform schedules of further forms and what an earlier study found take
+    the place of as many that cover the range, but of half at most; these are tried in an order that spreads over it.
 
     Args:
         bench: What the study works with.
@@ -51,14 +53,28 @@ def _in_order(bench: Workbench, rng: np.random.Generator) -> Iterator[FirstTrial
     space, budgets = bench.space, bench.budgets
     yield FirstTrial(indices=np.zeros(len(space.layers), dtype=int), kind="baseline", label="plain")
     ratios = sorted({c.keep_ratio for options in space.choices for c in options if c.keep_ratio < 1}, reverse=True)
-    uniform = [(f"uniform {ratio:g}", space.nearest(ratio)) for ratio in ratios]
-    kept = [(label, indices) for label, indices in uniform if within(budgets, indices[None])[0]]
-    for label, indices in kept[:UNIFORM_BASELINES]:
-        yield FirstTrial(indices=indices, kind="baseline", label=label)
+    first, *others = space.forms
+    by_form = {}
+    for form in space.forms:
+        uniform = [(f"uniform {ratio:g}", space.nearest(ratio, form)) for ratio in ratios]
+        by_form[form] = [one for one in uniform if within(budgets, one[1][None])[0]][:UNIFORM_BASELINES]
+    for place in range(UNIFORM_BASELINES):
+        for form, uniform in by_form.items():
+            for label, indices in uniform[place : place + 1]:
+                yield FirstTrial(indices=indices, kind="baseline", label=label if form == first else f"{label} {form}")
     earlier = bench.prior.schedules(space) if bench.prior is not None else []
     earlier = [(label, indices) for label, indices in earlier if worth_trying(budgets, indices[None])[0]]
     for label, indices in earlier:
         yield FirstTrial(indices=indices, kind="start-up", label=label)
-    covering = max(0, round(STARTUP_SHARE * bench.settings.trials) - len(earlier))
-    for indices in covering_schedules(space, budgets, number=covering, rng=rng):
-        yield FirstTrial(indices=indices, kind="start-up")
+    instead = len(earlier) + sum(len(by_form[form]) for form in others)
+    covering = STARTUP_SHARE * bench.settings.trials
+    covering = max(covering / 2, covering - instead)
+    schedules = covering_schedules(space, budgets, number=round(covering), rng=rng)
+    for place in sorted(range(len(schedules)), key=_bits_reversed):
+        yield FirstTrial(indices=schedules[place], kind="start-up")
+
+
+def _bits_reversed(number: int) -> float:
+    """The van der Corput sequence: places in this order fill a range ever more finely."""
+    digits = f"{number:b}"
+    return int(digits[::-1], 2) / 2 ** len(digits)

@@ -227,10 +227,28 @@ class SearchSpace:
             wanted[layer] = Choice(ratio, schedule.form(layer) or forms[0] if several else None)
         return np.array([options.index(wanted[n]) for n, options in zip(self.layers, self.choices, strict=True)])
 
-    def nearest(self, keep_ratio: float) -> np.ndarray:
-        """(L,) indices of the choice nearest to one keep ratio at every layer, in the first form that it has there."""
-        ratios = [np.array([choice.keep_ratio for choice in options]) for options in self.choices]
-        return np.array([int(np.argmin(np.abs(options - keep_ratio))) for options in ratios])
+    @property
+    def forms(self) -> tuple[Form | None, ...]:
+        """The forms that some choice has, in the operator's order; (None,) where it has but one."""
+        offered = {choice.form for options in self.choices for choice in options if choice.keep_ratio < 1}
+        return tuple(form for form in get_operator(self.operator).forms if form in offered) or (None,)
+
+    def nearest(self, keep_ratio: float, form: Form | None = None) -> np.ndarray:
+        """(L,) indices of the choice nearest to one keep ratio at every layer.
+
+        Args:
+            keep_ratio: Counts before the form.
+            form: Taken where the layer has that ratio in it; None: the first form that it has there.
+        """
+        return np.array(
+            [
+                min(
+                    range(len(options)),
+                    key=lambda i: (abs(options[i].keep_ratio - keep_ratio), options[i].form != form),
+                )
+                for options in self.choices
+            ]
+        )
 
     def random(self, rng: np.random.Generator, number: int) -> np.ndarray:
         """(number, L) random indices that spread from plain to the smallest ratios.

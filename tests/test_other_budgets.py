@@ -278,3 +278,19 @@ class TestResumeFrom:
 def test_the_front_of_a_range_serves_every_budget_in_it(finished: Path) -> None:
     records = Prior.open(finished, backbone="mobilevit_xxs").front
     assert list(records) == select_front(records)
+
+
+def test_uniform_schedules_come_in_every_form_and_the_range_is_spread_over_early(finished: Path) -> None:
+    bench = prepare(tiny(finished, budget_gflops=0.26, trials=24), Observer())
+    first = first_trials(bench, np.random.default_rng(0))
+    labels = ["plain", "uniform 0.5", "uniform 0.7 hard", "uniform 0.35", "uniform 0.5 hard"]
+    assert [t.label for t in first[:5]] == labels, "of each form the two dearest within the budget"
+    hard = bench.space.schedule(first[4].indices)
+    assert set(hard.keep_ratios.values()) == {0.5}
+    assert set(hard.forms.values()) == {"hard"}
+    covering = [bench.costs.gflops(bench.space.schedule(t.indices)) for t in first[5:]]
+    assert len(covering) == 24 / 3 - 2
+    width = max(covering) - min(covering)
+    assert max(covering[:2]) - min(covering[:2]) > width / 3
+    assert max(np.diff(sorted(covering[:4]))) < width / 2, "four of them leave no large gap"
+    assert len({tuple(t.indices) for t in first}) == len(first)
