@@ -12,8 +12,6 @@ weights are warmed up by the sandwich rule. Then each method trains the same num
     default      what `ltmsearch run` does: baselines, schedules that cover the range of costs, then multivariate TPE
     gp, nsga2, random   the same with another sampler behind the same first trials
     surrogate    the same first trials; then Thompson sampling of a Bayesian ridge regression of loss over schedules
-    uniform first   the uniform line in every form, then ten covering schedules, neither dearest first; then TPE
-    both         the first trials of `uniform first`, then as `surrogate`
     by loss      default, but TPE is told exp(-loss) instead of top-1
     no start     default without baselines and covering schedules: TPE from the first trial on
     script       Optuna's own TPE as a short script has it: nothing enqueued, and costs are learned by training
@@ -48,7 +46,6 @@ import os
 import platform
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -75,6 +72,7 @@ from ltmsearch.evaluation import Score
 from ltmsearch.files import write_atomic
 from ltmsearch.front import hypervolume, is_non_dominated
 from ltmsearch.observer import Observer
+from ltmsearch.opening import FirstTrial
 from ltmsearch.prepare import Workbench, prepare
 from ltmsearch.recipe import library_versions
 from ltmsearch.records import select_front
@@ -89,7 +87,6 @@ MARKS = (5, 10, 15, 20, 30, 40, 50, 60, 80, 100)
 """Numbers of trials that the front is looked at after."""
 METHODS = (
     "default", "independent", "surrogate", "by loss", "script", "uniform", "random", "nsga2", "no start", "gp",
-    "uniform first", "both",
 )  # fmt: skip
 CHANCE = 10.0
 CLEAN = Clutter(min_scale=0.8, max_scale=1.0, fragments=0, fragment_scale=0.4)
@@ -264,32 +261,8 @@ class Surrogate(Unsaved):
     def _next_trial(self, trials: list[FrozenTrial]) -> tuple[Trial, Callable[[int], BaseSampler]]:
         if all(trial.state.is_finished() for trial in self._trials()):
             rng = np.random.default_rng((self.settings.seed, len(trials)))
-            self._enqueue(propose(self.bench, self.log.rows, rng), kind="searched", label="")
+            self._enqueue(FirstTrial(indices=propose(self.bench, self.log.rows, rng), kind="searched"))
         return super()._next_trial(trials)
-
-
-class UniformFirst(Unsaved):
-    """Begins with uniform schedules in every form and fewer covering ones, in an order that spreads over the costs."""
-
-    def _first_trials(self) -> Any:
-        plain = np.zeros(len(self.bench.space.layers), dtype=int)
-        first = [plain, *spread(uniform_line(self.bench)), *spread(list(self._covering(COVERING)))]
-        return deque({"indices": i, "kind": "baseline", "label": "" if i.any() else "plain"} for i in first)
-
-
-class Both(UniformFirst, Surrogate):
-    """The first trials of the one, the proposals of the other."""
-
-
-COVERING = 10
-"""Covering schedules of `UniformFirst`."""
-
-
-def spread(ordered: list[Any]) -> list[Any]:
-    """The same in an order whose every beginning is spread over the whole: by the digits of places, turned round."""
-    width = max(1, (len(ordered) - 1).bit_length())
-    places = sorted(range(2**width), key=lambda place: int(f"{place:0{width}b}"[::-1], 2))
-    return [ordered[place] for place in places if place < len(ordered)]
 
 
 BAND = 0.15
@@ -430,7 +403,7 @@ def run_method(
         told = search(NoStart, bench, log, sampler="tpe", **own)
     else:
         kinds: dict[str, type[Unsaved]] = {
-            "surrogate": Surrogate, "no start": NoStart, "uniform first": UniformFirst, "both": Both,
+            "surrogate": Surrogate, "no start": NoStart,
         }  # fmt: skip
 
         sampler = method if method in ("gp", "nsga2", "random") else "auto"
@@ -712,14 +685,13 @@ def _at(curves_of: list[list[dict[str, Any]]], trials: int, key: str) -> list[fl
 STYLES = {
     "default": ("#0072B2", "solid", 3.5), "surrogate": ("#009E73", "solid", 2.5), "gp": ("#CC79A7", "solid", 2),
     "nsga2": ("#E69F00", "solid", 2), "by loss": ("#56B4E9", "dot", 2.5),
-    "uniform first": ("#0072B2", "dash", 2.5), "both": ("#009E73", "dash", 2.5),
     "random": ("#7F7F7F", "solid", 2), "no start": ("#56B4E9", "dash", 2.5),
     "script": ("#E69F00", "dash", 2.5), "uniform": ("#000000", "dot", 2), "independent": ("#D55E00", "solid", 3.5),
 }  # fmt: skip
 """Colour (Okabe and Ito), dash and width."""
 NAMES = {
     "default": "ltmsearch", "no start": "without first trials", "script": "Optuna script", "nsga2": "NSGA-II",
-    "by loss": "told loss", "both": "uniform first, surrogate",
+    "by loss": "told loss",
     "gp": "GP", "uniform": "uniform ratios", "independent": "independent training",
 }  # fmt: skip
 BANDS = ("default", "independent")
