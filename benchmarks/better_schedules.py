@@ -111,14 +111,14 @@ class Case:
 
 
 MOBILEVIT = Case(backbone="mobilevit_xs", data="", img_size=64, lr=1e-3)
-VIT = Case(backbone="vit_tiny_patch16_224", data="", img_size=96, amp=True)
+# After 240 steps it is hardly beyond the most frequent class: one base of its own length stands for three.
+VIT = Case(backbone="vit_tiny_patch16_224", data="", img_size=96, amp=True, base_steps=880, bases=1)
 EFFICIENTVIT = Case(backbone="efficientvit_b0", data="", img_size=96)
 SWIN = Case(backbone="swin_tiny_patch4_window7_224", data="", img_size=64, amp=True)
 CASES = (
     replace(MOBILEVIT, data="folder"), replace(MOBILEVIT, data="digits"), replace(VIT, data="folder"),
     replace(EFFICIENTVIT, data="folder"), replace(EFFICIENTVIT, data="digits"),
-    # It leaves the level of chance only after many hundred steps, too many for three bases.
-    replace(VIT, data="digits", base_steps=880, bases=1),
+    replace(VIT, data="digits"),
     replace(SWIN, data="folder"),
 )  # fmt: skip
 
