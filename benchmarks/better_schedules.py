@@ -20,11 +20,12 @@ uniform `tome` and `pool` are those that come closest to it. Search and learning
 
 Scores are of the weights after the last step, on all validation images and, once per training, on a test set that
 neither training nor search have seen: the folder's test/ where there is one, 2,000 newly drawn digits. Differences are
-between trainings of one seed. `before` is the score of the merged net with the base's weights before it is trained.
+between trainings of one seed. `before` is the score of the merged net with the base's weights before it is trained, on
+validation images.
 
-Finished parts are kept in --work, so that the benchmark can be stopped and started; after --minutes no new training
-begins. Trainings run in this process, by the steps of `ltmsearch train` on images decoded once. Prints tables and the
-verdicts, and writes JSON and a figure.
+A training takes 20 to 40 s of one thread, a base 1 to 10 minutes, a case 15 to 25. Finished parts are kept in --work,
+so that the benchmark can be stopped and started; after --minutes no new training begins. Trainings run in this process,
+by the steps of `ltmsearch train` on images decoded once. Prints tables and the verdicts; writes JSON and a figure.
 """
 
 import argparse
