@@ -9,9 +9,8 @@ For every backbone and data set the same short training, from the same trained u
     ltm matched       in a ViT: the uniform schedule in the form that suits trained ViTs best
     learned           by gradient under a FLOPs penalty, the way of DiffRate and LTMP: see learned_schedule.py
     searched          the best point, by top-1, of the front of `ltmsearch run` under the target
-    searched near     of the same search the trial of least cross-entropy (scored again, where such were) that costs at
-                      least 0.95 of the target: where top-1 cannot tell schedules apart, a front of top-1 and cost ends
-                      in a point that is much cheaper than it need be
+    searched in range the same of another search, for the budgets from 0.95 of the target on: where top-1 cannot tell
+                      schedules apart, a front of top-1 and cost ends in a point that is much cheaper than it need be
 
 Wanted is 0.7 of the plain net's GFLOPs, or where merging cannot save that much, a third of the way from the least that
 the search space reaches up to the plain net. Grids of tokens make costs jump, so the target is the cost of that uniform
@@ -65,8 +64,6 @@ from ltmsearch.finetune.parts import make_network, open_data
 from ltmsearch.observer import Observer
 from ltmsearch.ranks import Ranks
 from ltmsearch.recipe import Recipe, library_versions, load_recipe
-from ltmsearch.records import read_trials
-from ltmsearch.results import TRIALS
 from ltmsearch.runtime import Runtime, amp_runtime
 from ltmsearch.schedule import Form, MergeSchedule
 from ltmsearch.space import SearchSpace, SpaceFile
@@ -74,7 +71,7 @@ from ltmsearch.supernet import Supernet
 from ltmsearch.trained import pack_weights
 
 RESULTS = Path(__file__).parent / "results"
-NETS = ("base", "ltm", "ltm matched", "tome", "pool", "learned", "searched", "searched near")
+NETS = ("base", "ltm", "ltm matched", "tome", "pool", "learned", "searched", "searched in range")
 COMMON: dict[str, Any] = {
     "model_ema": False, "aa": None, "reprob": 0.0, "color_jitter": 0.0, "scale": (0.35, 1.0), "ib_weight": 0.0,
     "batch_size": 32, "warmup_lr": 1e-4, "min_lr": 2e-5,
@@ -84,8 +81,8 @@ TUNED: dict[str, Any] = {"epochs": 2, "warmup_epochs": 0, "lr": 3e-4}
 TUNED_STEPS = 60
 SHARE = 0.7
 """Target cost over that of the plain net, where merging reaches it."""
-NEAR = 0.95
-"""Least share of the target that `searched near` costs."""
+RANGE = 0.95
+"""Share of the target that the range of `searched in range` begins with."""
 AIMS = {"ltm": 1.0, "tome": 2.0, "base": -0.5}
 """Points of top-1 by which the searched schedule is to be ahead."""
 TEST_DIGITS, TEST_SEED = 2000, 1
@@ -227,34 +224,25 @@ class Trials:
         if net == "base":
             return MergeSchedule(keep_ratios={})
         if net == "searched":
-            return self.search()
-        if net == "searched near":
-            return self.near()
+            return self.search("search", f"{self.target / GIGA:.7f}")
+        if net == "searched in range":
+            return self.search("search-range", f"{RANGE * self.target / GIGA:.7f}-{self.target / GIGA:.7f}")
         if net == "learned":
             return self.learn()
         operator, _, form = net.partition(" ")
         return self.uniform(operator, "matched" if form else None)
 
-    def search(self) -> MergeSchedule:
-        """The best of the front that `ltmsearch run` finds under the target, from the base of seed 0."""
-        run, budget, begun = self.folder / "search", f"{self.target / GIGA:.7f}", time.perf_counter()
+    def search(self, name: str, budget: str) -> MergeSchedule:
+        """The best of the front that `ltmsearch run` finds under a budget, from the base of seed 0."""
+        run, begun = self.folder / name, time.perf_counter()
         size = str(self.case.img_size)
         command = ["run", "--backbone", self.case.backbone, "--budget-gflops", budget, "--out", str(run), *SEARCH]
         command += ["--img-size", size, "--proxy-img-size", size, "--checkpoint", str(self.base(0))]
         call([*command, *(["--data-dir", str(self.data_dir)] if self.data_dir else [])], run.with_suffix(".log"))
-        call(["export", str(run), "--under-gflops", budget], run.with_suffix(".log"))
-        self.note_seconds("search", begun)
+        call(["export", str(run), "--top", "1"], run.with_suffix(".log"))
+        self.note_seconds(name, begun)
         (exported,) = run.glob("export/*/recipe.yaml")
         return load_recipe(exported).merge_schedule
-
-    def near(self) -> MergeSchedule:
-        """The trial of least cross-entropy near the target, of the same search."""
-        self.recipe("searched")  # which searches, unless that has been done
-        trials = read_trials(self.folder / "search" / TRIALS)
-        close = [t for t in trials if t.state == "scored" and NEAR * self.target <= t.gflops * GIGA <= self.target]
-        again = {t.rescored_loss: t for t in close if t.rescored_loss is not None}
-        found = again or {t.loss: t for t in close if t.loss is not None}
-        return found[min(found)].schedule("ltm")
 
     def learn(self) -> MergeSchedule:
         """The schedule learned by gradient, from the same base."""
@@ -493,7 +481,7 @@ def verdicts(trials: Trials) -> list[str]:
     """What the searched schedule was to reach, and whether it did."""
     split = trials.splits[-1]
     lines = []
-    for net in ("searched", "searched near"):
+    for net in ("searched", "searched in range"):
         for other, aim in AIMS.items():
             ahead = trials.less(net, other, split)
             word = "reached" if mean(ahead) >= aim else "not reached"
@@ -515,7 +503,7 @@ def standard_error(values: Sequence[float]) -> float:
     return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.inf
 
 
-MARKS = (("searched", "#0072B2", 0.22), ("searched near", "#009E73", 0.0), ("learned", "#E69F00", -0.22))
+MARKS = (("searched", "#0072B2", 0.22), ("searched in range", "#009E73", 0.0), ("learned", "#E69F00", -0.22))
 """Net, colour (of Okabe and Ito), and place beside the middle of its row."""
 
 
