@@ -53,9 +53,11 @@ def told_again(trial: FrozenTrial, bench: Workbench) -> FrozenTrial:
     for name, miss in constraints.items():
         copy.set_constraint(name, miss)
     copy.system_attrs = {**copy.system_attrs, DASHBOARD_CONSTRAINTS: list(constraints.values())}
-    if copy.state == TrialState.PRUNED and max(constraints.values()) <= 0:
-        copy.state = TrialState.FAIL
-        copy.set_user_attr(UNTRIED, True)
+    if copy.state == TrialState.PRUNED or UNTRIED in copy.user_attrs:
+        untried = max(constraints.values()) <= 0
+        copy.state = TrialState.FAIL if untried else TrialState.PRUNED
+        attributes = {name: value for name, value in copy.user_attrs.items() if name != UNTRIED}
+        copy.user_attrs = attributes | ({UNTRIED: True} if untried else {})
     return copy
 
 

@@ -167,6 +167,9 @@ class TestOtherBudgets:
         assert all(known[t.trial] == (t.gflops, t.top1) for t in before[before.state == "scored"].itertuples())
         (study,) = studies(run)
         assert {study.trials[number].state for number in unknown} == {TrialState.FAIL}
+        back = run_study(tiny(run, **{**START, "trials": START["trials"] + 2}))
+        assert {r.state for r in back.records if r.trial in unknown} == {"over budget"}
+        assert unknown <= {r.trial for r in back.records}
 
     def test_cut_off_while_telling_again(self, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         number = len(studies(run)[0].trials)

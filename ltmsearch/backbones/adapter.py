@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ltmsearch.errors import InputError, unknown_name
 from ltmsearch.grid import Grid
@@ -207,16 +208,24 @@ def feature_sizes(model: nn.Module, modules: Mapping[str, nn.Module], img_size: 
     def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         return lambda _module, args: sizes.update({name: tuple(args[0].shape)})
 
-    handles = [module.register_forward_pre_hook(note(name)) for name, module in modules.items()]
+    _pass_once(
+        model,
+        blank_image(model, img_size),
+        [module.register_forward_pre_hook(note(name)) for name, module in modules.items()],
+    )
+    return sizes
+
+
+def _pass_once(model: nn.Module, image: Tensor, handles: Sequence[RemovableHandle]) -> None:
+    """Pass an image through a model in evaluation mode, and remove the hooks that looked on."""
     was_training = model.training
     try:
         with torch.no_grad():
-            model.eval()(blank_image(model, img_size))
+            model.eval()(image)
     finally:
         model.train(was_training)
         for handle in handles:
             handle.remove()
-    return sizes
 
 
 def leading_modules(model: nn.Module, layers: Sequence[str]) -> tuple[str, ...]:
@@ -228,6 +237,9 @@ def leading_modules(model: nn.Module, layers: Sequence[str]) -> tuple[str, ...]:
     Args:
         model: Left in the mode it was in.
         layers: The layers in the order of execution.
+
+    Returns:
+        Their paths in the order of execution; empty where something else than a module takes the images.
     """
     candidates, level = [], ""
     for name in layers[0].split("."):
@@ -245,15 +257,7 @@ def leading_modules(model: nn.Module, layers: Sequence[str]) -> tuple[str, ...]:
         return lambda _module, entering, leaving: passed.append((path, entering, leaving))
 
     image = blank_image(model, _a_size_for(model))
-    handles = [model.get_submodule(path).register_forward_hook(note(path)) for path in candidates]
-    was_training = model.training
-    try:
-        with torch.no_grad():
-            model.eval()(image)
-    finally:
-        model.train(was_training)
-        for handle in handles:
-            handle.remove()
+    _pass_once(model, image, [model.get_submodule(path).register_forward_hook(note(path)) for path in candidates])
     chain, coming = [], image
     for path, entering, leaving in passed:
         if len(entering) != 1 or entering[0] is not coming or not isinstance(leaving, Tensor):
