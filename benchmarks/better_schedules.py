@@ -8,7 +8,7 @@ For every backbone and data set the same short training, from the same trained u
     ltm, tome, pool   uniform: one ratio at all layers, in a ViT, where merges accumulate, at three evenly spaced ones
     ltm matched       in a ViT: the uniform schedule in the form that suits trained ViTs best
     learned           by gradient under a FLOPs penalty, the way of DiffRate and LTMP: see learned_schedule.py
-    searched          the best point, by top-1, of the front of `ltmsearch run` under the target
+    searched          the best point of the front of `ltmsearch run` under the target
     searched in range the same of another search, for the budgets from 0.95 of the target on: where top-1 cannot tell
                       schedules apart, a front of top-1 and cost ends in a point that is much cheaper than it need be
 

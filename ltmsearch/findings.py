@@ -87,7 +87,7 @@ def findings_record(findings: Findings) -> dict[str, Any]:
     front = [
         {
             "trial": record.trial, "gflops": record.gflops, "latency_ms": record.latency_ms,
-            "top1": record.rescored_top1, "top1_se": record.rescored_top1_se,
+            "top1": record.rescored_top1, "top1_se": record.rescored_top1_se, "expected_top1": record.expected_top1,
             "keep_ratios": dict(record.keep_ratios), "forms": dict(record.forms),
         }
         for record in findings.front

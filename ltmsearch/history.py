@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ltmsearch.costs import misses, within
 from ltmsearch.prepare import Workbench
 from ltmsearch.records import State, TrialRecord
+from ltmsearch.rescoring import with_expected_top1
 from ltmsearch.trial import IB_WEIGHT
 
 RESCORED = "rescored"
@@ -38,7 +39,7 @@ def trial_records(study: optuna.Study, bench: Workbench) -> list[TrialRecord]:
     measured = study.user_attrs.get(MEASURED, {})
     trials = study.get_trials(deepcopy=False)
     finished = [trial for trial in trials if trial.state.is_finished() and UNTRIED not in trial.user_attrs]
-    return [_record(trial, bench, rescored, measured) for trial in finished]
+    return with_expected_top1(_record(trial, bench, rescored, measured) for trial in finished)
 
 
 def told_again(trial: FrozenTrial, bench: Workbench) -> FrozenTrial:

@@ -24,7 +24,7 @@ class FrontPicture:
     front: tuple[TrialRecord, ...]
     """The non-dominated re-scored trials, cheapest first."""
     step: tuple[tuple[float, float], ...]
-    """Corners (cost, top-1) of the best top-1 that is known at each cost, up to the budget."""
+    """Corners (cost, top-1) of the best top-1 that is expected at each cost, up to the budget."""
     labels: tuple[tuple[TrialRecord, str, str], ...]
     """A front point or baseline, its words, and the side of the mark where they cover least."""
     x_range: Range
@@ -73,8 +73,8 @@ def front_picture(records: Iterable[TrialRecord], axis: CostAxis) -> FrontPictur
 
 def shown_top1(record: TrialRecord) -> float:
     """The top-1 a scored trial is drawn at."""
-    assert record.score is not None, record
-    return record.score.top1
+    assert record.standing is not None, record
+    return record.standing
 
 
 def _inside(value: float, limits: Range) -> bool:

@@ -25,7 +25,7 @@ class Prior:
     settings: ResolvedSettings
     """Its settings."""
     front: tuple[TrialRecord, ...]
-    """Its front, best top-1 first."""
+    """Its front, best first."""
 
     @classmethod
     def open(cls, run: Path, *, backbone: str) -> "Prior":

@@ -37,6 +37,7 @@ FRONT_COLUMNS = (
     "top1",
     "top1_se",
     "loss",
+    "expected_top1",
     "ib_weight",
     "supernet_version",
     "keep_ratios",
@@ -94,6 +95,8 @@ class TrialRecord:
     rescored_loss: float | None = None
     rescored_version: int | None = None
     """Version of the shared weights behind `rescored_top1`."""
+    expected_top1: float | None = None
+    """What the front goes by: the re-scored top-1, steadied by the loss. See `rescoring.with_expected_top1`."""
     ib_weight: float | None = None
     """Weight of the IB loss in the trial's training; 0 is none."""
     mi_x: float | None = None
@@ -128,7 +131,7 @@ class TrialRecord:
             "ib_weight",
         ):
             _check_range(name, getattr(self, name), low=0)
-        for name in ("top1", "rescored_top1"):
+        for name in ("top1", "rescored_top1", "expected_top1"):
             _check_range(name, getattr(self, name), low=0, high=100)
         for name in ("loss", "rescored_loss", "mi_x", "mi_y", "ibb"):
             _check_range(name, getattr(self, name))
@@ -137,8 +140,9 @@ class TrialRecord:
                 f"`top1` must be given when `state` is 'scored' and only then, "
                 f"but got state={self.state!r}, top1={self.top1!r}."
             )
-        if self.rescored_top1 is not None and self.state != "scored":
-            raise ValueError(f"`rescored_top1` needs `state` 'scored', but got state={self.state!r}.")
+        for name in ("rescored_top1", "expected_top1"):
+            if getattr(self, name) is not None and self.state != "scored":
+                raise ValueError(f"`{name}` needs `state` 'scored', but got state={self.state!r}.")
         # A copy: the record must not change when the caller's schedule does.
         ratios = {layer: float(ratio) for layer, ratio in self.keep_ratios.items()}
         for layer, ratio in ratios.items():
@@ -178,6 +182,13 @@ class TrialRecord:
             return ShownScore(self.rescored_top1, self.rescored_top1_se, self.rescored_loss, True)
         return None if self.top1 is None else ShownScore(self.top1, self.top1_se, self.loss, False)
 
+    @property
+    def standing(self) -> float | None:
+        """The top-1 that the trial is ranked and drawn by: the expected one, else as measured, None without a score."""
+        if self.expected_top1 is not None:
+            return self.expected_top1
+        return None if self.score is None else self.score.top1
+
     def by_stage(self) -> list[tuple[str, str]]:
         """The keep ratios in short, as `("stages.2.1.transformer", "1 .5 .5h")`.
 
@@ -205,12 +216,12 @@ TRIALS_COLUMNS = tuple(field.name for field in fields(TrialRecord))
 
 
 def select_front(records: Iterable[TrialRecord], cost: CostName = "gflops") -> list[TrialRecord]:
-    """The feasible trials whose re-scored top-1 and cost no other re-scored one beats, best top-1 first.
+    """The feasible re-scored trials whose expected top-1 and cost no other one beats, best first, so dearest first.
 
     Of trials equal in both, the one of lower re-scored loss stands for all; after that the earlier one.
     """
     candidates = [r for r in records if r.feasible and r.rescored_top1 is not None]
-    points = np.array([(r.rescored_top1, r.cost(cost)) for r in candidates])
+    points = np.array([(r.standing, r.cost(cost)) for r in candidates])
     kept = is_non_dominated(points, (True, False))
     front: dict[float, TrialRecord] = {}  # on a front, equal cost means equal top-1 as well
     for record in (r for r, keep in zip(candidates, kept, strict=True) if keep):
@@ -227,7 +238,7 @@ def select_references(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """
     baselines = [(r, r.score) for r in records if r.kind == "baseline" and r.score is not None]
     plain = [r for r, _ in baselines if set(r.keep_ratios.values()) == {1.0}]
-    rivals = [(score.rescored, score.top1, -r.trial, r) for r, score in baselines if r.feasible and r not in plain]
+    rivals = [(score.rescored, r.standing, -r.trial, r) for r, score in baselines if r.feasible and r not in plain]
     return plain[:1] + [best[-1] for best in sorted(rivals, key=lambda rival: rival[:3])[-1:]]
 
 

@@ -1,11 +1,12 @@
 """The front as a picture and as a table, from plain records: compute what is shown, then show it.
 
-How the picture reads: x is the cost that the study weighs, GFLOPs or predicted milliseconds, y is top-1. Circles are
-searched trials, squares start-up trials, diamonds baselines; filled marks carry the score with the final weights, open
-ones the score of the moment the trial ran, which compares less well. Rings with error bars and the step line are the
-front. Below the axis, ticks are proposals rejected by their cost alone and crosses are failed trials: neither has a
-score. Where the front was timed at the close, a line leads from each of its points to a bar at the measured latency,
-red where that breaks the budget.
+How the picture reads: x is the cost that the study weighs, GFLOPs or predicted milliseconds, y is the top-1 that trials
+are ranked by: the expected one where they were scored again, half measured, half told by the loss. Circles are searched
+trials, squares start-up trials, diamonds baselines; filled marks carry the score with the final weights, open ones the
+score of the moment the trial ran, which compares less well. Rings with error bars and the step line are the front.
+Below the axis, ticks are proposals rejected by their cost alone and crosses are failed trials: neither has a score.
+Where the front was timed at the close, a line leads from each of its points to a bar at the measured latency, red
+where that breaks the budget.
 """
 
 from collections.abc import Iterable, Sequence
@@ -92,7 +93,7 @@ def write_front(
 
 
 def print_front(console: Console, records: Iterable[TrialRecord], *, axis: CostAxis) -> None:
-    """Prints the front, best top-1 first, and below it the plain net and the best uniform keep ratio.
+    """Prints the front, best first, and below it the plain net and the best uniform keep ratio.
 
     Args:
         console: Where to print; 80 columns are enough.
@@ -117,6 +118,8 @@ def print_front(console: Console, records: Iterable[TrialRecord], *, axis: CostA
     captions = []
     if any(record.rescored_top1 is None for record in references):
         captions.append("* scored when the trial ran, not with the final weights")
+    if any(record.expected_top1 is not None for record in front):
+        captions.append("expected: the mean of top-1 and what the loss lets expect; the front goes by it")
     if any(breaks_budget(record, axis) for record in front):
         captions.append("! predicted within the budget, but measured over it")
     table.caption = "\n".join(captions) or None
@@ -159,6 +162,8 @@ def _hover(record: TrialRecord) -> str:
     else:
         lines.append(f"top-1 {record.score} %{'' if record.score.rescored else ' when it ran'}")
         lines += [] if record.score.loss is None else [f"loss {record.score.loss:.4f}"]
+    if record.expected_top1 is not None:
+        lines[-1] += f", so {record.expected_top1:.1f} % expected"
     lines += [] if record.ib_weight is None else [f"IB weight {record.ib_weight:.3g}"]
     if record.mi_x is not None and record.mi_y is not None and record.ibb is not None:
         lines.append(f"I(X̃;X) {record.mi_x:.3g}, I(X̃;Y) {record.mi_y:.3g}, IB bound {record.ibb:.3g} nats")
@@ -235,7 +240,7 @@ def _add_measured(figure: go.Figure, picture: FrontPicture, axis: CostAxis) -> N
 
 
 def _layout(picture: FrontPicture, title: str, axis: CostAxis) -> dict[str, Any]:
-    subtitle = "filled: re-scored with the final weights; open: scored when the trial ran"
+    subtitle = "filled: re-scored with the final weights, half by top-1, half by loss; open: top-1 when the trial ran"
     if picture.hidden:
         scored, all_hidden = sum(r.score is not None for r in picture.hidden), len(picture.hidden)
         subtitle += (
@@ -244,6 +249,7 @@ def _layout(picture: FrontPicture, title: str, axis: CostAxis) -> dict[str, Any]
     small = {"text": subtitle, "font": {"size": 13, "color": _GREY}}
     grid = {"showgrid": True, "gridcolor": "#ececec"}
     strip = {"range": [0, 1], "domain": [0, 0.08], "tickvals": [0.5], "ticktext": ["no score"], "ticks": ""}
+    heading = "expected top-1, %" if picture.front else "top-1, %"
     below = 0.1 if any(group in UNSCORED for group, _ in picture.marks) else 0  # where there is a strip
     return {
         "template": "simple_white",
@@ -253,25 +259,26 @@ def _layout(picture: FrontPicture, title: str, axis: CostAxis) -> dict[str, Any]
         "hoverlabel": {"align": "left", "bgcolor": "#ffffff", "font": {"size": 13, "color": _BLACK}},
         "margin": {"l": 75, "r": 30, "t": 105, "b": 110},
         "xaxis": {"title": axis.title, "range": picture.x_range, "anchor": "y2" if below else "y", **grid},
-        "yaxis": {"title": "top-1, %", "range": picture.y_range, "domain": [below, 1], **grid},
+        "yaxis": {"title": heading, "range": picture.y_range, "domain": [below, 1], **grid},
         "yaxis2": {"fixedrange": True, **strip},
     }
 
 
 def _headings(axis: CostAxis) -> tuple[str, ...]:
     latency = ("ms", "measured") if axis.name == "latency_ms" else ()
-    return ("trial", "GFLOPs", *latency, "top-1 %", "loss")
+    return ("trial", "GFLOPs", *latency, "top-1 %", "expected")
 
 
 def _cells(record: TrialRecord, axis: CostAxis) -> tuple[str, ...]:
     score = record.score
     assert score is not None, record
-    top1, loss = f"{score}{'' if score.rescored else '*'}", "" if score.loss is None else f"{score.loss:.4f}"
+    top1 = f"{score}{'' if score.rescored else '*'}"
     latency: tuple[str, ...] = ()
     if axis.name == "latency_ms":
         measured = "" if record.latency_measured_ms is None else _measured(record)
         latency = (f"{record.cost(axis.name):.2f}", measured + ("!" if breaks_budget(record, axis) else ""))
-    return str(record.trial), f"{record.gflops:.4f}", *latency, top1, loss
+    expected = "" if record.expected_top1 is None else f"{record.expected_top1:.1f}"
+    return str(record.trial), f"{record.gflops:.4f}", *latency, top1, expected
 
 
 def _measured(record: TrialRecord) -> str:

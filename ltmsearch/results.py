@@ -76,6 +76,7 @@ def make_recipe(record: TrialRecord, settings: ResolvedSettings, *, num_classes:
         "proxy": {
             "top1": score.top1 if score else None,
             "top1_se": score.top1_se if score else None,
+            "expected_top1": record.expected_top1,
             "mi_x": record.mi_x,
             "mi_y": record.mi_y,
             "ibb": record.ibb,

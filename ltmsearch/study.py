@@ -53,7 +53,7 @@ class StudyResult:
 
     @property
     def front(self) -> list[TrialRecord]:
-        """The trials of the front, best top-1 first."""
+        """The trials of the front, best first."""
         return select_front(self.records, self.cost)
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import random
@@ -72,6 +73,7 @@ def awkward_records() -> list[TrialRecord]:
                 mi_y=draw.random(),
                 ibb=-draw.random(),
                 rescored_top1=100 * draw.random(),
+                expected_top1=draw.choice([None, 100 * draw.random()]),
                 supernet_version=trial,
                 keep_ratios={layer: draw.random() for layer in LAYERS},
                 forms={layer: draw.choice(["soft", "hard"]) for layer in LAYERS if draw.random() < 0.5},
@@ -113,6 +115,8 @@ def test_a_record_has_its_own_schedule_and_names_itself() -> None:
         ({"top1": None}, "`top1` must be given when"),
         ({"state": "failed"}, "only then"),
         ({"state": "failed", "top1": None}, "`rescored_top1` needs"),
+        ({"state": "failed", "top1": None, "rescored_top1": None, "expected_top1": 70.0}, "`expected_top1` needs"),
+        ({"expected_top1": 100.5}, "`expected_top1` must be finite and in"),
         ({"keep_ratios": {"blocks.3": 0.0}}, r"\(0, 1\], but got 0.0 for blocks.3"),
         ({"keep_ratios": {"blocks.3": 1.5}}, "1.5 for blocks.3"),
         ({"forms": {LAYERS[1]: "firm"}}, r"1\]` must be one of soft, hard, matched, but got .*'firm'"),
@@ -159,6 +163,20 @@ def test_the_front_holds_what_is_feasible_re_scored_and_unbeaten() -> None:
     assert [r.trial for r in select_front(reversed(records))] == expected
     assert select_front(select_front(records)) == select_front(records)
     assert select_front([]) == []
+
+
+def test_the_front_goes_by_the_expected_top1() -> None:
+    records = [
+        record(1, gflops=1.2, rescored_top1=75.0, expected_top1=75.5),  # measured no better than the cheaper ones
+        record(2, gflops=1.1, rescored_top1=75.5, expected_top1=75.0),
+        record(3, gflops=1.0, rescored_top1=74.0, expected_top1=75.0),  # as good as 2, and cheaper
+    ]
+    assert [r.trial for r in select_front(records)] == [1, 3]
+    assert front_table(records).expected_top1.tolist() == [75.5, 75.0]
+    assert front_table(records).top1.tolist() == [75.0, 74.0], "what was measured is told as it is"
+    assert [record(0, rescored_top1=None).standing, records[0].standing, record(0).standing] == [70.0, 75.5, 75.0]
+    uniform = [dataclasses.replace(r, kind="baseline") for r in records]
+    assert select_references(uniform) == [uniform[0]]
 
 
 def test_the_front_of_a_latency_study_weighs_latency() -> None:
@@ -209,8 +227,8 @@ def test_front_table_has_the_published_columns_and_re_scored_values() -> None:
         ]
     )
     assert ", ".join(frame.columns) == (
-        "trial, gflops, latency_ms, latency_measured_ms, latency_measured_se_ms, top1, top1_se, loss, ib_weight, "
-        "supernet_version, keep_ratios, forms"
+        "trial, gflops, latency_ms, latency_measured_ms, latency_measured_se_ms, top1, top1_se, loss, expected_top1, "
+        "ib_weight, supernet_version, keep_ratios, forms"
     )
     assert len(frame) == 1  # trial 4 is dearer and no better
     row = frame.iloc[0]
@@ -227,7 +245,7 @@ def test_what_was_not_measured_is_empty_in_the_file(tmp_path: Path) -> None:
     ratios = (
         '"{""stages.2.1.transformer.0"": 1.0, ""stages.2.1.transformer.1"": 0.5, ""stages.3.1.transformer.0"": 0.7}"'
     )
-    assert path.read_text().splitlines() == [",".join(FRONT_COLUMNS), f"3,1.1,,,,75.0,0.7,0.8,,,{ratios},{{}}"]
+    assert path.read_text().splitlines() == [",".join(FRONT_COLUMNS), f"3,1.1,,,,75.0,0.7,0.8,,,,{ratios},{{}}"]
 
 
 def test_trials_come_back_exactly(tmp_path: Path) -> None:

@@ -186,22 +186,22 @@ def test_the_table_lists_the_front_and_then_what_to_compare_it_with() -> None:
     assert "budget 1.2 GFLOPs" in lines[0]
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
     assert rows == [
-        ["3", "1.1800", "84.0 ± 0.7", "0.8000", "1 .5 | .7"],
-        ["1", "1.1500", "81.0 ± 0.7", "0.8000", ".5 .5 | .5"],
-        ["2", "1.1000", "80.0 ± 0.7", "0.8000", "1 .5 | .7"],
-        ["9", "1.0000", "61.0 ± 0.7", "0.8000", "1 .5 | .7"],
-        ["0", "1.5467", "87.0 ± 0.7", "0.8000", "plain (over budget)"],
-        ["1", "1.1500", "81.0 ± 0.7", "0.8000", "uniform 0.5"],
+        ["3", "1.1800", "84.0 ± 0.7", "", "1 .5 | .7"],
+        ["1", "1.1500", "81.0 ± 0.7", "", ".5 .5 | .5"],
+        ["2", "1.1000", "80.0 ± 0.7", "", "1 .5 | .7"],
+        ["9", "1.0000", "61.0 ± 0.7", "", "1 .5 | .7"],
+        ["0", "1.5467", "87.0 ± 0.7", "", "plain (over budget)"],
+        ["1", "1.1500", "81.0 ± 0.7", "", "uniform 0.5"],
     ]
     assert "\x1b" not in "".join(lines)
 
 
 def test_the_table_fits_80_columns_with_many_layers() -> None:
     ratios = {f"blocks.{i}": 0.875 for i in range(24)}
-    lines = printed([trial(12345, 117.1234, 80.0, 81.0, feasible=True, rescored_loss=12.3456, keep_ratios=ratios)])
+    lines = printed([trial(12345, 117.1234, 80.0, 81.0, feasible=True, expected_top1=80.64, keep_ratios=ratios)])
     assert max(map(len, lines)) <= 80
     text = "\n".join(lines)
-    assert all(cell in text for cell in ("12345", "117.1234", "81.0 ± 0.7", "12.3456"))
+    assert all(cell in text for cell in ("12345", "117.1234", "81.0 ± 0.7", "80.6", "expected: the mean of top-1"))
     assert text.count(".875") == 24
 
 
@@ -314,12 +314,12 @@ def test_a_latency_table_has_both_latencies_and_marks_what_breaks_the_budget() -
 
 def test_a_latency_table_fits_80_columns_with_long_numbers_and_many_layers() -> None:
     ratios = {f"blocks.{i}": 0.875 for i in range(24)}
-    fields = {"feasible": True, "rescored_loss": 12.3456, "keep_ratios": ratios, "latency_measured_se_ms": 12.34}
+    fields = {"feasible": True, "expected_top1": 80.64, "keep_ratios": ratios, "latency_measured_se_ms": 12.34}
     record = trial(12345, 117.1234, 80.0, 81.0, latency_ms=1234.56, latency_measured_ms=1345.67, **fields)
     lines = printed([record], dataclasses.replace(MS, budget=1300.0))
     assert max(map(len, lines)) <= 80
     text = "\n".join(lines)
-    assert all(cell in text for cell in ("12345", "117.1234", "1234.56", "1345.67 ± 12.34!", "81.0 ± 0.7", "12.3456"))
+    assert all(cell in text for cell in ("12345", "117.1234", "1234.56", "1345.67 ± 12.34!", "81.0 ± 0.7", "80.6"))
     assert text.count(".875") == 24
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ltmsearch.records import TrialRecord
-from ltmsearch.rescoring import choose_candidates, front_ranks, same_nets, without_trend
+from ltmsearch.rescoring import choose_candidates, front_ranks, same_nets, with_expected_top1, without_trend
 
 
 def record(trial: int, gflops: float, top1: float, loss: float, **changes: object) -> TrialRecord:
@@ -79,3 +79,45 @@ def test_loss_saves_what_top1_cannot_tell_apart() -> None:
     lucky = record(1, 1.1, 70.5, 1.2)
     worse = record(2, 1.1, 69.0, 1.3)
     assert {r.trial for r in choose_candidates([better, lucky, worse], 2)} == {0, 1}
+
+
+def again(trial: int, top1: float, loss: float | None) -> TrialRecord:
+    return record(trial, 1.0, 50.0, 1.5, rescored_top1=top1, rescored_loss=loss)
+
+
+def test_the_expected_top1_is_half_measured_and_half_told_by_the_loss() -> None:
+    # Through (0, 80), (1, 70), (1, 66), (2, 60) runs the line of least squares 79 - 10 · loss.
+    scored = [again(0, 80.0, 0.0), again(1, 70.0, 1.0), again(2, 66.0, 1.0), again(3, 60.0, 2.0)]
+    unknown = [record(4, 1.0, 99.0, 0.0), again(5, 90.0, None)]
+    expected = [r.expected_top1 for r in with_expected_top1(scored + unknown)]
+    assert expected[:4] == pytest.approx([79.5, 69.5, 67.5, 59.5])
+    assert expected[4:] == [None, 90.0], "when it ran another weight scored it; without a loss there is only top-1"
+
+
+def test_a_lucky_image_does_not_beat_a_lower_loss() -> None:
+    better, lucky, *_ = with_expected_top1(
+        [again(0, 75.0, 0.80), again(1, 75.2, 0.90), again(2, 70.0, 1.0), again(3, 80.0, 0.7)]
+    )
+    assert better.standing is not None
+    assert lucky.standing is not None
+    assert better.standing > lucky.standing
+
+
+@pytest.mark.parametrize(
+    "scored",
+    [
+        [again(0, 80.0, 0.0), again(1, 70.0, 1.0), again(2, 60.0, 2.0)],
+        [again(i, 70.0 + i, 1.0) for i in range(5)],
+        [again(i, 70.0 + i, 1.0 + i) for i in range(5)],
+        [],
+    ],
+    ids=["too few", "one loss", "the wrong way round", "none"],
+)
+def test_where_the_loss_tells_nothing_top1_stands_alone(scored: list[TrialRecord]) -> None:
+    assert [r.expected_top1 for r in with_expected_top1(scored)] == [r.rescored_top1 for r in scored]
+
+
+def test_what_a_loss_lets_expect_is_a_share_of_all_images() -> None:
+    bad, *_ = with_expected_top1([again(0, 1.0, 9.0), *(again(i, 90.0 - i, 0.5 + i / 100) for i in range(1, 5))])
+    assert bad.expected_top1 is not None
+    assert 0 <= bad.expected_top1 <= 50
