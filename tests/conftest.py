@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from browser import browse, browser  # noqa: F401 (fixtures)
 from torch import nn
 
 from ltmsearch.backbones import get_adapter
