@@ -15,6 +15,7 @@ from ltmsearch.backbones.adapter import (
     known_backbones,
     leading_modules,
     operators_of,
+    pass_once,
 )
 from ltmsearch.backbones.config import write_config
 from ltmsearch.backbones.features import feature_dim, pooled_features
@@ -45,6 +46,7 @@ __all__ = [
     "leading_modules",
     "load_weights",
     "operators_of",
+    "pass_once",
     "pooled_features",
     "set_schedule",
     "write_config",

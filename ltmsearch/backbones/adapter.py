@@ -4,6 +4,7 @@ An adapter is the only code that knows the inside of a family. It contains timm'
 copies a whole forward pass, and every parameter keeps timm's name.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -49,6 +50,10 @@ class LayerShape(ABC):
     def macs_after(self, grid: Grid) -> int:
         """What the layer computes after its merge, on the grid that goes on."""
 
+    def whole(self, grid: Grid) -> Grid:
+        """Rows and columns of all of an image's tokens, which windows of `grid` tile, cut off at the edges."""
+        return grid
+
     def merge_shape(self, grid: Grid, target: Grid) -> MergeShape:
         """The sizes of the merge of one window."""
         return MergeShape(
@@ -64,6 +69,8 @@ class Chain:
     """timm path of the smallest module in which all happens that its merges change; "" is the whole net."""
     grid: Grid
     """The full grid that the first layer sees."""
+    pitch: tuple[float, float]
+    """Pixels of the image, down and to the right, from one token of the full grid to the next."""
     layers: tuple[LayerShape, ...]
     """In the order of execution."""
     unmerges: bool
@@ -143,7 +150,16 @@ class BlockAdapter(Adapter):
         blocks = modules_of(model, self.block)
         entering = feature_sizes(model, blocks, img_size)
         shapes = [self.shape(name, block, entering[name]) for name, block in blocks.items()]
-        return tuple(Chain(module=shape.name, grid=grid, layers=(shape,), unmerges=True) for grid, shape in shapes)
+        return tuple(
+            Chain(
+                module=shape.name,
+                grid=grid,
+                pitch=strides(img_size, shape.whole(grid)),
+                layers=(shape,),
+                unmerges=True,
+            )
+            for grid, shape in shapes
+        )
 
 
 FAMILIES: list[Adapter] = []
@@ -184,6 +200,19 @@ def blank_image(model: nn.Module, img_size: Grid) -> Tensor:
     return torch.zeros((1, channels, *img_size), device=parameter.device, dtype=parameter.dtype)
 
 
+def strides(img_size: Grid, cells: Grid) -> tuple[float, float]:
+    """Pixels from one cell of a feature map to the next, down and to the right.
+
+    These networks halve their feature map again and again, with padding where its size is odd.
+
+    Args:
+        img_size: (rows, columns) in pixels.
+        cells: (rows, columns) of the feature map.
+    """
+    down, right = (2.0 ** math.ceil(math.log2(n / m)) for n, m in zip(img_size, cells, strict=True))
+    return down, right
+
+
 Kind = TypeVar("Kind", bound=nn.Module)
 
 
@@ -208,7 +237,7 @@ def feature_sizes(model: nn.Module, modules: Mapping[str, nn.Module], img_size: 
     def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         return lambda _module, args: sizes.update({name: tuple(args[0].shape)})
 
-    _pass_once(
+    pass_once(
         model,
         blank_image(model, img_size),
         [module.register_forward_pre_hook(note(name)) for name, module in modules.items()],
@@ -216,7 +245,7 @@ def feature_sizes(model: nn.Module, modules: Mapping[str, nn.Module], img_size: 
     return sizes
 
 
-def _pass_once(model: nn.Module, image: Tensor, handles: Sequence[RemovableHandle]) -> None:
+def pass_once(model: nn.Module, image: Tensor, handles: Sequence[RemovableHandle]) -> None:
     """Pass an image through a model in evaluation mode, and remove the hooks that looked on."""
     was_training = model.training
     try:
@@ -257,7 +286,7 @@ def leading_modules(model: nn.Module, layers: Sequence[str]) -> tuple[str, ...]:
         return lambda _module, entering, leaving: passed.append((path, entering, leaving))
 
     image = blank_image(model, _a_size_for(model))
-    _pass_once(model, image, [model.get_submodule(path).register_forward_hook(note(path)) for path in candidates])
+    pass_once(model, image, [model.get_submodule(path).register_forward_hook(note(path)) for path in candidates])
     chain, coming = [], image
     for path, entering, leaving in passed:
         if len(entering) != 1 or entering[0] is not coming or not isinstance(leaving, Tensor):

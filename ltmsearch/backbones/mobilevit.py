@@ -12,7 +12,15 @@ from timm.models.mobilevit import MobileVitBlock
 from timm.models.vision_transformer import Block
 from torch import nn
 
-from ltmsearch.backbones.adapter import Adapter, Chain, attach_operator, feature_sizes, modules_of, register_family
+from ltmsearch.backbones.adapter import (
+    Adapter,
+    Chain,
+    attach_operator,
+    feature_sizes,
+    modules_of,
+    register_family,
+    strides,
+)
 from ltmsearch.backbones.transformer import BlockShape, MergingBlocks
 from ltmsearch.grid import Grid
 from ltmsearch.merging import MergeOperator
@@ -64,10 +72,18 @@ class MobileViT(Adapter):
         """One chain per `MobileVitBlock`; the feature sizes are read off one forward pass."""
         blocks = modules_of(model, MobileVitBlock)
         sizes = feature_sizes(model, blocks, img_size)
+
+        def pitch(path: str, block: MobileVitBlock) -> tuple[float, float]:
+            # timm stretches a feature map of odd size to whole patches.
+            cells, grid = sizes[path][-2:], _token_grid(sizes[path], block.patch_size)
+            down, right = strides(img_size, (cells[0], cells[1]))
+            return down * cells[0] / grid[0], right * cells[1] / grid[1]
+
         return tuple(
             Chain(
                 module=f"{path}.transformer",
                 grid=_token_grid(sizes[path], block.patch_size),
+                pitch=pitch(path, block),
                 layers=tuple(
                     BlockShape.of(layer, name=f"{path}.transformer.{index}", groups=block.patch_area)
                     for index, layer in enumerate(block.transformer)

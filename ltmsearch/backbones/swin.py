@@ -92,6 +92,10 @@ class SwinShape(LayerShape):
     hidden: int
     """Channels inside the MLP."""
 
+    def whole(self, grid: Grid) -> Grid:
+        """See `LayerShape.whole`."""
+        return self.size
+
     def macs_before(self, grid: Grid) -> int:
         """Norm of the feature map; projections and the products QKᵀ and AV of all windows, padding included."""
         n = tokens(self.window)
