@@ -272,8 +272,7 @@ def load_data(
         raise InputError(f"each class needs a readable training image, but there is none of {shown(absent)}")
     if not (chosen := validation.choose(held_out, seed=seed)):
         raise InputError(f"validation needs a readable image, but there are only {shown(validation.skipped())}")
-    common = {"interpolation": interpolation, "normalize": False}
-    eval_transform = create_transform(img_size, crop_pct=crop_pct, **common)
+    eval_transform = evaluation_transform(img_size, interpolation=interpolation, crop_pct=crop_pct)
     changes = train_options.get("is_training", False)
     return ImageData(
         title=f"{dataset} {shown([data_dir])}" if data_dir else dataset,
@@ -285,12 +284,20 @@ def load_data(
         validation=validation,
         calibration_keys=[(index, 0) for index in train.choose(calibration_images, seed=seed)],
         validation_keys=[(index, 0) for index in chosen],
-        train_transform=create_transform(img_size, **train_options, **common) if changes else eval_transform,
+        train_transform=create_transform(img_size, interpolation=interpolation, normalize=False, **train_options)
+        if changes
+        else eval_transform,
         eval_transform=eval_transform,
         normalize=Normalize(mean, std, inplace=True),
         erasing=augmentation.erasing() if augmentation else None,
         workers=workers if workers is not None else 0 if train.kept is not None else min(8, CPUS),
     )
+
+
+def evaluation_transform(img_size: int, *, interpolation: str, crop_pct: float) -> Transform:
+    """What evaluation makes of an image, timm's: short side at `img_size / crop_pct`, then the middle."""
+    transform: Transform = create_transform(img_size, crop_pct=crop_pct, interpolation=interpolation, normalize=False)
+    return transform
 
 
 def _load(

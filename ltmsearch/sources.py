@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from timm.data import create_dataset
 from torch import Tensor
 from torchvision.transforms import Resize
@@ -95,6 +95,23 @@ class ImageSplit:
     def skipped(self) -> tuple[str, ...]:
         """The unreadable ones met so far, by their path below `root`."""
         return tuple(os.path.relpath(self.files[index][0], self.root) for index in sorted(self.unreadable))
+
+
+def read_image(path: Path) -> Image.Image:
+    """One image file, grey or in colour, as those of a data set are read.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            image = Image.open(file)
+            return image.convert("L" if image.mode == "L" else "RGB")
+    except UnidentifiedImageError:
+        reason = "it is no image that Pillow knows"
+    except _UNREADABLE as error:
+        reason = getattr(error, "strerror", None) or str(error)
+    raise InputError(f"the image {path} cannot be read: {reason}; a whole JPEG or PNG file would do")
 
 
 def estimated_bytes(images: ImageSplit, number: int) -> int:
