@@ -18,13 +18,13 @@ FLOORS = [
     {"costs"},
     {"runtime", "digits", "sources", "programs"},
     {"data", "supernet", "checkpoint", "evaluation", "trained"},
-    {"training", "inspection", "latency", "beginning"},
+    {"training", "inspection", "latency", "beginning", "traces"},
     {"trial", "storage", "prior"},
-    {"prepare", "rescoring", "picture", "drawing", "findings"},
+    {"prepare", "rescoring", "picture", "drawing", "findings", "visuals"},
     {"report", "curves", "layers", "validation"},
     {"finetune"},
     {"results", "history", "opening"},
-    {"study", "export", "progress"},
+    {"study", "export", "progress", "visualize"},
     {"cli"},
     {"__main__"},
 ]
@@ -39,6 +39,7 @@ FENCES = {
     "timm.models": {"backbones"},
     "sklearn": {"costs", "digits", "ib_loss"},
     "scipy": {"importance"},
+    "PIL": {"data", "digits", "sources", "visuals"},
     "safetensors": {"checkpoint", "finetune", "trained"},
 }
 """Library → the only rooms that may import it."""

@@ -5,7 +5,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from ltmsearch.cli import deploy, describe, profile, search, train, validate  # noqa: F401 (they add their commands)
+from ltmsearch.cli import deploy, describe, profile, search, train, validate, visualize  # noqa: F401 (they add their commands)
 from ltmsearch.cli.app import app, say, speaks
 from ltmsearch.errors import InputError, LtmsearchError
 
