@@ -24,9 +24,10 @@ TEXT, SMALL, LARGE = 15, 13, 20
 """Sizes of letters in pixels."""
 BLACK, GREY, WHITE = (0, 0, 0), (90, 90, 90), (255, 255, 255)
 HOW = (
-    "Above: patches in one outline went",
-    "into one merged token; its colour is",
-    "the mean of the image behind it.",
+    "Above: outlined patches went into one",
+    "merged token, in the mean colour of",
+    "the image behind them. A token may",
+    "have parts in several places.",
     "Below: how much of each patch is in",
     "the token at the ring.",
 )
@@ -56,12 +57,13 @@ def draw_merges(
     height, width = panel
     across = min(COLUMNS, len(layers) + 1, max(2, round(2000 / width)))
     rows = -(-(len(layers) + 1) // across)
-    head, caption = MARGIN + LARGE + TEXT + 2 * GAP, TEXT + SMALL + 10
+    head = MARGIN + (LARGE + GAP if title else 0) + (TEXT + GAP if subtitle else 0)
+    caption = TEXT + SMALL + 10
     cell = caption + height + 6 + height + SMALL + 6 + GAP
     sheet = Image.new("RGB", (2 * MARGIN + across * (width + GAP) - GAP, head + rows * (cell + GAP)), WHITE)
     draw = ImageDraw.Draw(sheet)
     _write(draw, (MARGIN, MARGIN), title, LARGE, BLACK, sheet.width - 2 * MARGIN)
-    _write(draw, (MARGIN, MARGIN + LARGE + 8), subtitle, TEXT, GREY, sheet.width - 2 * MARGIN)
+    _write(draw, (MARGIN, MARGIN + (LARGE + 8 if title else 0)), subtitle, TEXT, GREY, sheet.width - 2 * MARGIN)
     for number in range(len(layers) + 1):
         left, top = MARGIN + number % across * (width + GAP), head + number // across * (cell + GAP)
         layer = layers[number - 1] if number else None
