@@ -14,7 +14,7 @@ from ltmsearch.errors import InputError
 def visualize(
     recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
     more: Annotated[
-        list[Path] | None, typer.Argument(metavar="[FILE]...", help="Further images, so that --image *.jpg works.")
+        list[Path] | None, typer.Argument(metavar="FILE", help="Further images, so that --image *.jpg works.")
     ] = None,
     image: Annotated[
         list[Path] | None,
