@@ -16,6 +16,8 @@ from ltmsearch.backbones import MERGING, load_weights
 from ltmsearch.errors import InputError
 from ltmsearch.recipe import Recipe
 
+WEIGHTS = "model.safetensors"
+"""File of an exported network's weights, beside its recipe."""
 KEY = "ltmsearch"
 """Entry of a weights file's header in which ltmsearch says what the weights are."""
 

@@ -18,13 +18,13 @@ from ltmsearch.checkpoint import WEIGHTS as SHARED
 from ltmsearch.data import evaluation_transform
 from ltmsearch.digits import ClutteredDigits
 from ltmsearch.errors import InputError
-from ltmsearch.export.folder import WEIGHTS as EXPORTED
 from ltmsearch.files import write_atomic
 from ltmsearch.finetune import BEST, RECIPE
 from ltmsearch.observer import Observer
 from ltmsearch.recipe import Recipe, load_recipe
 from ltmsearch.sources import read_image
 from ltmsearch.traces import LayerMerges, trace_merges
+from ltmsearch.trained import WEIGHTS as EXPORTED
 from ltmsearch.trained import load_trained
 from ltmsearch.visuals import Place, draw_merges, merges_page
 

@@ -17,9 +17,9 @@ from ltmsearch.export.subnets import Subnet
 from ltmsearch.files import write_atomic
 from ltmsearch.programs import ProgramCheck
 from ltmsearch.recipe import Recipe, load_recipe
-from ltmsearch.trained import pack_weights
+from ltmsearch.trained import WEIGHTS, pack_weights
 
-RECIPE, WEIGHTS, CONFIG = "recipe.yaml", "model.safetensors", "config.json"
+RECIPE, CONFIG = "recipe.yaml", "config.json"
 CHECK_IMAGES = 2
 """Random images on which a reopened net must give the very logits of the net in memory."""
 

@@ -7,12 +7,13 @@ from typing import Any
 
 from ltmsearch.errors import InputError
 from ltmsearch.export.choice import choose_trials
-from ltmsearch.export.folder import CONFIG, RECIPE, WEIGHTS, ExportedFile, rebuild, write_recipe, write_weights
+from ltmsearch.export.folder import CONFIG, RECIPE, ExportedFile, rebuild, write_recipe, write_weights
 from ltmsearch.export.subnets import Subnet, is_study, study_subnets, trained_subnet
 from ltmsearch.observer import Observer
 from ltmsearch.programs import export_onnx, export_program, require_onnx
 from ltmsearch.records import TRIALS, read_trials
 from ltmsearch.settings import SETTINGS, ResolvedSettings
+from ltmsearch.trained import WEIGHTS
 
 EXPORT, ONNX, PROGRAM = "export", "model.onnx", "model.pt2"
 FILES = (RECIPE, WEIGHTS, CONFIG, ONNX, PROGRAM)
