@@ -13,8 +13,14 @@ from torch import Tensor
 
 from ltmsearch.costs import WHOLE, CostModel
 from ltmsearch.errors import InputError
-from ltmsearch.latency import LatencyProfile, LatencyTarget, build_profile, find_profile, profile_path
-from ltmsearch.latency.build import _spread
+from ltmsearch.latency import (
+    LatencyProfile,
+    LatencyTarget,
+    build_profile,
+    find_profile,
+    profile_path,
+    subnets_to_time,
+)
 from ltmsearch.latency.profile import TimedSubnet
 from ltmsearch.latency.reading import Stage
 from ltmsearch.latency.stage import open_stage
@@ -211,7 +217,7 @@ def test_every_choice_of_every_layer_is_timed(number: int, layers: int, seconds:
     """A choice that no subnet takes could not be predicted."""
     options = (Choice(1.0), *(Choice(1 - (i + 1) / (number + 2), "hard") for i in range(number)))
     space = SearchSpace(layers=tuple(f"blocks.{i}" for i in range(layers)), choices=(options,) * layers)
-    schedules = _spread(space, seconds)
+    schedules = subnets_to_time(space, seconds)
     rows = np.array([space.indices(schedule) for schedule in schedules])
     assert len(np.unique(rows, axis=0)) == len(rows) <= 72
     assert rows.any(axis=1).all(), "the plain net is timed anyway"
@@ -221,12 +227,12 @@ def test_every_choice_of_every_layer_is_timed(number: int, layers: int, seconds:
         if layers > 2:  # fewer are thinned out where rows are equal
             assert np.ptp(counts) <= 2
             assert 0.2 < np.mean(column == 0) < 0.45, "about a third stay plain"
-    assert [space.indices(s).tolist() for s in _spread(space, seconds)] == rows.tolist()
+    assert [space.indices(s).tolist() for s in subnets_to_time(space, seconds)] == rows.tolist()
 
 
 def test_a_layer_without_a_choice_stays_plain() -> None:
     space = SearchSpace(layers=("a", "b"), choices=((Choice(1.0),), (Choice(1.0), Choice(0.5))))
-    assert [schedule.merging_layers for schedule in _spread(space, 40)] == [("b",)]
+    assert [schedule.merging_layers for schedule in subnets_to_time(space, 40)] == [("b",)]
 
 
 # -- real nets --------------------------------------------------------------------------------------------------------

@@ -370,8 +370,12 @@ def test_budgets_that_cannot_be_met_are_one_line(
             lambda path: path.write_text(path.read_text().replace('"img_size": 224', '"img_size": 256')),
             "far.json is a latency profile of the image size 256, but the study's is 224",
         ),
+        (
+            lambda path: path.write_text(path.read_text().replace("hard 0.5", "hard 0.6")),
+            r"far.json does not hold every choice of the search space: .* got 0.5 hard at stages",
+        ),
     ],
-    ids=["missing", "no profile", "cut", "backbone", "image size"],
+    ids=["missing", "no profile", "cut", "backbone", "image size", "a choice"],
 )
 def test_profiles_that_do_not_fit_are_refused_before_anything_is_written(
     tmp_path: Path, change: Callable[[Path], object], message: str

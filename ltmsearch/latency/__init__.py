@@ -1,8 +1,8 @@
 """Latency as users get it: subnets timed on a device, profiles kept of that, and predictions from them."""
 
-from ltmsearch.latency.build import build_profile, profile_space
+from ltmsearch.latency.build import build_profile, profile_space, subnets_to_time
 from ltmsearch.latency.command import profile_backbone, profile_recipe
-from ltmsearch.latency.profile import LatencyProfile, find_profile, profile_path
+from ltmsearch.latency.profile import LatencyProfile, TimedSubnet, find_profile, profile_path
 from ltmsearch.latency.reading import Reading
 from ltmsearch.latency.study import PROFILE, StudyLatency, measure, settings_target, study_latency
 from ltmsearch.latency.target import LatencyTarget
@@ -13,6 +13,7 @@ __all__ = [
     "LatencyTarget",
     "Reading",
     "StudyLatency",
+    "TimedSubnet",
     "build_profile",
     "find_profile",
     "measure",
@@ -22,4 +23,5 @@ __all__ = [
     "profile_space",
     "settings_target",
     "study_latency",
+    "subnets_to_time",
 ]

@@ -69,7 +69,7 @@ def build_profile(
         each = 1.7 * ROUNDS * one  # a subnet, and the plain net beside it
         if target.runtime != "torch":
             each += first  # every net is compiled or exported
-        schedules = _spread(space, int(SECONDS / each))
+        schedules = subnets_to_time(space, int(SECONDS / each))
         observer.note(f"timing {len(schedules)} subnets on {target}: about {len(schedules) * each / 60:.1f} minutes")
         observer.phase("timing subnets", len(schedules) * ROUNDS)
         for done, _ in enumerate(session.visit_all(schedules, ROUNDS), start=1):
@@ -98,10 +98,14 @@ def build_profile(
     )
 
 
-def _spread(space: SearchSpace, number: int) -> list[MergeSchedule]:
+def subnets_to_time(space: SearchSpace, number: int = FEWEST) -> list[MergeSchedule]:
     """Random schedules in which every choice of every layer comes about equally often.
 
     Of each layer about a third stay plain: merges that accumulate would leave few tokens to all but the first.
+
+    Args:
+        space: Of a profile: see `profile_space`.
+        number: How many are wanted; kept between `FEWEST` and `MOST` as far as every choice has its turn.
     """
     most_choices = max(len(options) - 1 for options in space.choices)
     number = max(min(max(number, FEWEST), MOST), math.ceil(most_choices / MERGING_SHARE))

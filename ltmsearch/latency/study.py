@@ -141,9 +141,12 @@ def study_latency(
             space=space.digest(),
             img_size=settings.img_size,
         )
-    return StudyLatency(
-        profile=profile, model=profile.model(costs), differences=tuple(differences_here(profile.target))
-    )
+    model = profile.model(costs)
+    try:
+        model.table(space.choices)
+    except ValueError as error:  # a file made by hand may leave something out
+        raise InputError(f"{path} does not hold every choice of the search space: {error}") from None
+    return StudyLatency(profile=profile, model=model, differences=tuple(differences_here(profile.target)))
 
 
 def settings_target(settings: ResolvedSettings, num_classes: int) -> LatencyTarget:
