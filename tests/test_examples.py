@@ -1,0 +1,157 @@
+"""The examples of the documentation run: Python on its pages, the tutorial from beginning to end, the notebook."""
+
+import contextlib
+import io
+import json
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from conftest import TINY, costs_of
+from nbclient import NotebookClient
+from pages import PAGES, ROOT, blocks, shell_lines
+
+from ltmsearch.backbones import FAMILIES
+from ltmsearch.cli import main
+from ltmsearch.merging import OPERATORS
+from ltmsearch.schedule import MergeSchedule
+from ltmsearch.settings import StudySettings
+from ltmsearch.study import run_study
+
+TUTORIAL = ROOT / "docs/tutorial.md"
+NOTEBOOK = ROOT / "examples/search_and_look.ipynb"
+WITH_PYTHON = [p for p in PAGES if p != TUTORIAL and any(block.language == "python" for block in blocks(p))]
+RUN = "runs/mobilevit_s-ltm-1.2gflops-224-digits"
+"""The run directory that pages speak of."""
+DEFAULTS = {n: v for n, v in TINY.items() if n.endswith(("steps", "images", "img_size", "batch_size"))}
+"""What a study takes for a setting that an example does not give."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the pages' examples run one after the other, with the study that they speak of."""
+    path = tmp_path_factory.mktemp("examples")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        patch.setattr("ltmsearch.drawing._write_png", lambda *_: None)
+        result = run_study(StudySettings.make(**{**TINY, "backbone": "mobilevit_s", "budget_gflops": 1.2, "out": RUN}))
+        recipe = next(Path(RUN, "recipes").iterdir())
+        recipe.rename(Path(RUN, "recipes/8.yaml"))  # the number that the pages give
+        assert result.front
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _small_and_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Examples have the defaults of a study that takes seconds, and what they register is forgotten."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("ltmsearch.drawing._write_png", lambda *_: None)
+    monkeypatch.setattr("ltmsearch.settings._CPU", DEFAULTS)
+    monkeypatch.setattr("ltmsearch.programs.export_onnx", lambda _net, path, **_: path.touch())
+    operators, families = dict(OPERATORS), list(FAMILIES)
+    yield
+    OPERATORS.clear()
+    OPERATORS.update(operators)
+    FAMILIES[:] = families
+
+
+def phone(times: Path) -> None:
+    """What a person writes between two examples of the page on latency: here, a phone as fast as multiply-adds say."""
+    costs = costs_of("mobilevit_xxs", 224)
+    subnets = json.loads(Path("phone/subnets.json").read_text())
+    assert len(list(Path("phone").glob("*.onnx"))) == len(subnets)
+    schedules = [MergeSchedule(keep_ratios=s["keep_ratios"], forms=s["forms"]) for s in subnets]
+    times.write_text(json.dumps({str(i): [100 * costs.gflops(s), 0.01] for i, s in enumerate(schedules)}))
+
+
+BEFORE: dict[tuple[str, int], Callable[[], Any]] = {("latency.md", 1): lambda: phone(Path("phone/times.json"))}
+"""Name of a page and number of a Python block → what its reader has done by then."""
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_on_a_page_runs_and_prints_what_stands_below_it(page: Path) -> None:
+    names: dict[str, Any] = {"__name__": "example"}
+    all_blocks = blocks(page)
+    number = 0
+    for block, next_block in zip(all_blocks, [*all_blocks[1:], None], strict=True):
+        if block.language != "python":
+            continue
+        BEFORE.get((page.name, number), lambda: None)()
+        number += 1
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            exec(compile(block.code, f"{page.name}, block {number}", "exec"), names)
+        if next_block is not None and next_block.language == "text" and _adjacent(page, block.code, next_block.code):
+            assert out.getvalue() == next_block.code
+
+
+def _adjacent(page: Path, code: str, text: str) -> bool:
+    return f"{code}```\n\n```text\n{text}" in page.read_text(encoding="utf-8")
+
+
+def test_a_study_takes_the_profile_that_the_page_on_latency_writes(folder: Path) -> None:
+    if not Path("phone.json").exists():
+        test_python_on_a_page_runs_and_prints_what_stands_below_it(ROOT / "docs/howto/latency.md")
+    settings = {**TINY, "budget_gflops": None, "budget_ms": 27.0, "latency_profile": "phone.json", "out": "runs/phone"}
+    front = run_study(StudySettings.make("test", **settings)).front
+    assert front
+    for record in front:
+        assert record.latency_ms == pytest.approx(100 * record.gflops, rel=0.02)
+        assert record.latency_ms <= 27
+        assert record.latency_measured_ms is None
+
+
+# -- slow -------------------------------------------------------------------------------------------------------------
+
+
+def ltmsearch(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["ltmsearch", *arguments])
+    with pytest.raises(SystemExit) as exit_info:
+        main()
+    assert not exit_info.value.code, arguments
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs_from_beginning_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.undo()  # here ONNX files are written
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ltmsearch.drawing._write_png", lambda *_: None)
+    monkeypatch.setattr("ltmsearch.settings._CPU", DEFAULTS)
+    draw, deploy = (block.code for block in blocks(TUTORIAL) if block.language == "python")
+    exec(draw.replace("per_class=200", "per_class=8").replace("per_class=50", "per_class=4"), {})
+    done = []
+    for line in shell_lines(TUTORIAL):
+        name, *arguments = shlex.split(line)[1:]
+        for chosen in Path("runs/shapes/export").glob("*"):  # the trial that the tutorial calls 12
+            arguments = [re.sub(r"(export/|shapes-)12\b", rf"\g<1>{chosen.name}", argument) for argument in arguments]
+            deploy = deploy.replace("shapes-12", f"shapes-{chosen.name}")
+        ltmsearch([name, *arguments, *(["--trials", "3"] if name == "run" else [])], monkeypatch)
+        done.append(name)
+    assert done == ["space", "run", "front", "export", "train", "validate", "export", "profile"]
+    capsys.readouterr()
+    exec(deploy, {})
+    assert re.fullmatch(r"\d+ of 16 right\n", capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_and_is_kept_without_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
+    for cell in notebook.cells:
+        assert not cell.get("outputs")
+        assert not cell.get("execution_count")
+        cell.source = cell.source.replace("base_steps=200", "base_steps=2").replace(
+            "sandwich_steps=20", "sandwich_steps=1"
+        )
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    where = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=500, kernel_name="python3", resources=where).execute()
+    last = notebook.cells[-1].outputs[-1]
+    assert last.text == "torch.Size([1, 10])\n"
+    assert (tmp_path / "runs/notebook/front.csv").exists()
