@@ -3,7 +3,8 @@
     python benchmarks/search_quality.py --work quality [--backbone mobilevit_xxs] [--seeds 5] [--methods default …]
     python benchmarks/search_quality.py --work quality --calibrate     # how many steps `independent` needs
 
-The figures of docs/benchmarks/search.md: --one-base --backbone vit_tiny_patch16_224 --budget-gflops 0.055 --clean-digits --base-steps 700
+The figures of docs/benchmarks/search.md:
+--one-base --backbone vit_tiny_patch16_224 --budget-gflops 0.055 --clean-digits --base-steps 700
 --base-lr 5e-4 --sandwich-steps 40 --sandwich-lr 1e-4 --yardstick-steps 100 --yardstick-images 300, on one thread.
 
 Every seed has a base net (the plain backbone, trained briefly; with --one-base the same for all), from which shared

@@ -8,7 +8,8 @@ start that trained weights call for (`content`), at the other one (`place`), ToM
 ViT, where merges accumulate, merging takes place in three blocks (at a quarter, half and three quarters of the depth),
 and with --everywhere in all of them too.
 
-The figures of docs/benchmarks/training.md: --backbones mobilevit_xs --steps 350 --batch-size 16 --lr 1e-3 --base-img-size 64;
+The figures of docs/benchmarks/training.md:
+--backbones mobilevit_xs --steps 350 --batch-size 16 --lr 1e-3 --base-img-size 64;
 --backbones efficientvit_b0; --backbones vit_tiny_patch16_224 --steps 1100 --everywhere; each on one thread.
 
 All variants see the same weights, calibration and validation images. Prints a table and writes JSON.
