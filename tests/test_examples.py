@@ -46,9 +46,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def _small_and_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Examples have the defaults of a study that takes seconds, and what they register is forgotten."""
+@pytest.fixture
+def small_and_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In that folder, examples have the defaults of a study that takes seconds, and what they register is forgotten."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr("ltmsearch.drawing._write_png", lambda *_: None)
     monkeypatch.setattr("ltmsearch.settings._CPU", DEFAULTS)
@@ -73,6 +73,7 @@ BEFORE: dict[tuple[str, int], Callable[[], Any]] = {("latency.md", 1): lambda: p
 """Name of a page and number of a Python block → what its reader has done by then."""
 
 
+@pytest.mark.usefixtures("small_and_alone")
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python_on_a_page_runs_and_prints_what_stands_below_it(page: Path) -> None:
     names: dict[str, Any] = {"__name__": "example"}
@@ -93,7 +94,8 @@ def _adjacent(page: Path, code: str, text: str) -> bool:
     return f"{code}```\n\n```text\n{text}" in page.read_text(encoding="utf-8")
 
 
-def test_a_study_takes_the_profile_that_the_page_on_latency_writes(folder: Path) -> None:
+@pytest.mark.usefixtures("small_and_alone")
+def test_a_study_takes_the_profile_that_the_page_on_latency_writes() -> None:
     if not Path("phone.json").exists():
         test_python_on_a_page_runs_and_prints_what_stands_below_it(ROOT / "docs/howto/latency.md")
     settings = {**TINY, "budget_gflops": None, "budget_ms": 27.0, "latency_profile": "phone.json", "out": "runs/phone"}
@@ -116,10 +118,10 @@ def ltmsearch(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # long on a machine that is busy with other things
 def test_the_tutorial_runs_from_beginning_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.undo()  # here ONNX files are written
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ltmsearch.drawing._write_png", lambda *_: None)
     monkeypatch.setattr("ltmsearch.settings._CPU", DEFAULTS)
@@ -140,6 +142,7 @@ def test_the_tutorial_runs_from_beginning_to_end(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # long on a machine that is busy with other things
 def test_the_notebook_runs_and_is_kept_without_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
     for cell in notebook.cells:
