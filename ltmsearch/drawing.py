@@ -9,11 +9,15 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 import plotly.io
+import plotly.offline
 
 from ltmsearch.files import write_atomic
 
 PNG_SECONDS = 60.0
 """How long the browser that draws the PNG may take, from start to end. It usually takes 5 s."""
+
+PLOT_SETTINGS = {"displaylogo": False, "modeBarButtonsToRemove": ["sendChartToCloud", "select2d", "lasso2d"]}
+"""Of a plot in a page: nothing leaves the machine at the press of a button."""
 
 WIDTH = 1000
 """Of a PNG, in points; a point has two pixels each way."""
@@ -49,7 +53,7 @@ def write_drawing(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    plot = plotly.io.to_html(figure, full_html=False, div_id=stem, config={"displaylogo": False})
+    plot = plotly.io.to_html(figure, full_html=False, div_id=stem, config=PLOT_SETTINGS)
     page = (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
         f"<style>html, body {{height: 100%; margin: 0}} body {{min-height: {height - 140}px}}</style>\n"
@@ -60,6 +64,18 @@ def write_drawing(
     if note is not None and image_path.exists():
         note += "; the one that is there is older"
     return WrittenDrawing(paths=(page_path, image_path) if png and note is None else (page_path,), note=note)
+
+
+def figure_json(figure: go.Figure) -> str:
+    """A figure as plotly's JavaScript takes it, with nothing in it that could end a script element of a page."""
+    text: str = figure.to_json()
+    return text.replace("</", "<\\/")
+
+
+def plotly_script() -> str:
+    """Plotly's JavaScript, some 5 MB, for a page that needs no network."""
+    script: str = plotly.offline.get_plotlyjs()
+    return script
 
 
 # Without MathJax, which kaleido would fetch from the network. Exit code 3: no browser.

@@ -22,6 +22,7 @@ from ltmsearch.runtime import choose_runtime, find_device, step_seconds
 from ltmsearch.settings import ResolvedSettings, StudySettings
 from ltmsearch.space import SearchSpace, SpaceFile, indistinct_choices
 from ltmsearch.supernet import Supernet
+from ltmsearch.times import PROFILING, Clock
 from ltmsearch.training import WarmUp, warm_up
 from ltmsearch.trial import SCORING_BATCH, Evaluator
 
@@ -81,10 +82,16 @@ class Workbench:
             runtime=self.evaluator.runtime,
         )
 
+    @property
+    def device(self) -> str:
+        """Where everything runs, in which number format, with how many threads."""
+        runtime = self.evaluator.runtime
+        threads = torch.get_num_threads()
+        return f"{runtime}, {threads} thread{'s' * (threads > 1)}" if runtime.device.type == "cpu" else str(runtime)
+
     def describe(self) -> list[str]:
         """Lines for a person: what is searched, on what, how, and how long it will take."""
         s, (low, high) = self.settings, self.costs.table(self.space.choices).reachable()
-        threads = f", {torch.get_num_threads()} threads" if self.evaluator.runtime.device.type == "cpu" else ""
         growth = f"{s.proxy_img_size} px"
         if s.base_img_size < s.proxy_img_size:
             growth = f"{s.base_img_size} px growing to {s.proxy_img_size}"
@@ -94,7 +101,7 @@ class Workbench:
             f"(plain net {self.costs.base_macs / GIGA:.3f}; multiply-adds per image)" + self._budget_in_gflops(),
             *self._latency_lines(),
             f"data: {self.evaluator.data.description}",
-            f"device: {self.evaluator.runtime}{threads}",
+            f"device: {self.device}",
             f"warm-up: {s.base_steps} steps of the plain net at {growth}, {s.sandwich_steps} sandwich steps "
             f"at {s.proxy_img_size}, batch {s.batch_size}, learning rate {s.warmup_lr:g}",
             f"trials: {s.trials}, each {s.proxy_steps} steps at {s.proxy_img_size} px, learning rate {s.proxy_lr:g}, "
@@ -148,12 +155,13 @@ class Workbench:
         return base + sandwich + s.trials * trial + rescore
 
 
-def prepare(settings: StudySettings, observer: Observer) -> Workbench:
+def prepare(settings: StudySettings, observer: Observer, clock: Clock | None = None) -> Workbench:
     """Build the supernet, count costs, read the space and the data, choose the number format, know the latencies.
 
     Args:
         settings: What the user asked for.
         observer: Hears of images that are decoded, and of subnets that are timed.
+        clock: Counts the time that a latency profile takes on its own.
 
     Raises:
         InputError: If some setting cannot be followed: the first that is found, cheap checks first.
@@ -179,7 +187,8 @@ def prepare(settings: StudySettings, observer: Observer) -> Workbench:
     latency = None
     limited: list[ChainedCosts] = [costs] if resolved.budget_gflops is not None else []
     if resolved.budget_ms is not None:
-        latency = study_latency(resolved, space_file, costs, evaluator.data.num_classes, observer)
+        with (clock or Clock()).part(PROFILING):
+            latency = study_latency(resolved, space_file, costs, evaluator.data.num_classes, observer)
         limited.append(latency.model)
     space = SearchSpace.build(
         space_file,

@@ -25,7 +25,7 @@ from ltmsearch.records import TrialRecord, form_key, select_front, select_refere
 
 _BLACK, _GREY = "#000000", "#6b6b6b"
 # Colours of Okabe and Ito, told apart by colour-blind readers; the symbols do the same in black and white.
-_STYLES: dict[Group, tuple[str, str, int]] = {
+STYLES: dict[Group, tuple[str, str, int]] = {
     "searched": ("circle", "#0072B2", 10),
     "start-up": ("square", "#E69F00", 10),
     "baseline": ("diamond", "#D55E00", 13),
@@ -61,7 +61,7 @@ def front_figure(records: Iterable[TrialRecord], *, title: str, axis: CostAxis) 
         foot = {"x": axis.lowest, "y": 0, "yref": "y domain", "xanchor": "left", "align": "left"}
         figure.add_annotation(text=f"lowest budget<br>{axis.lowest:g} {axis.unit}", **foot, **words)
     for record in picture.beyond:
-        figure.add_hline(y=shown_top1(record), line={"color": _STYLES["baseline"][1], "width": 1.5, "dash": "dot"})
+        figure.add_hline(y=shown_top1(record), line={"color": STYLES["baseline"][1], "width": 1.5, "dash": "dot"})
         edge = {"x": 1, "xref": "paper", "y": shown_top1(record), "xanchor": "right", "align": "right", "yshift": 6}
         text = f"{record.name}: {shown_top1(record):.1f} %<br>{axis.text(record.cost(axis.name))} →"
         figure.add_annotation(text=text, **edge, **words)
@@ -173,7 +173,7 @@ def _hover(record: TrialRecord) -> str:
 
 
 def _trace(group: Group, rescored: bool, members: Sequence[TrialRecord], axis: CostAxis, in_legend: bool) -> go.Scatter:
-    symbol, colour, size = _STYLES[group]
+    symbol, colour, size = STYLES[group]
     scored = group not in UNSCORED
     filled = {"symbol": symbol, "size": size, "color": colour, "line": {"color": "#ffffff", "width": 1}}
     hollow = {"symbol": f"{symbol}-open", "size": size - 1, "color": colour, "line": {"width": 1.5}}

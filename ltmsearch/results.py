@@ -6,26 +6,28 @@ from typing import Any
 from ltmsearch.findings import find, write_findings
 from ltmsearch.layers import write_layers
 from ltmsearch.observer import Observer
+from ltmsearch.page import write_page
 from ltmsearch.prepare import Workbench
 from ltmsearch.recipe import Recipe, library_versions
 from ltmsearch.records import FRONT, TRIALS, TrialRecord, front_table, select_front, trials_table, write_csv
 from ltmsearch.report import write_front
 from ltmsearch.settings import ResolvedSettings
+from ltmsearch.times import Clock, Times
 
 FINDINGS, RECIPES = "findings.json", "recipes"
 
 
-def write_results(folder: Path, bench: Workbench, records: list[TrialRecord], observer: Observer) -> None:
-    """Write `trials.csv`, `front.csv`, `findings.json`, two plots and one recipe per trial of the front.
+def write_results(folder: Path, bench: Workbench, records: list[TrialRecord], observer: Observer, clock: Clock) -> None:
+    """Write one recipe per trial of the front, `trials.csv`, `front.csv`, `findings.json`, two plots and the report.
 
     Args:
         folder: The run directory.
         bench: What the study worked with.
         records: Every trial, re-scored.
         observer: Hears of a picture that could not be drawn.
+        clock: Of this call; what it has counted is saved before the report tells of it.
     """
     observer.phase("writing", 0)
-    write_tables_and_plots(folder, bench.settings, records, observer)
     recipes = folder / RECIPES
     recipes.mkdir(exist_ok=True)
     wanted = {}
@@ -36,12 +38,21 @@ def write_results(folder: Path, bench: Workbench, records: list[TrialRecord], ob
         recipe.save(path)
     for stale in set(recipes.glob("*.yaml")) - set(wanted):
         stale.unlink()
+    write_tables_and_plots(folder, bench.settings, records, observer, clock)
 
 
 def write_tables_and_plots(
-    folder: Path, settings: ResolvedSettings, records: list[TrialRecord], observer: Observer
+    folder: Path, settings: ResolvedSettings, records: list[TrialRecord], observer: Observer, clock: Clock | None = None
 ) -> None:
-    """Write everything that follows from the records alone."""
+    """Write everything that follows from the records and the times alone.
+
+    Args:
+        folder: The run directory.
+        settings: Of the study.
+        records: Every trial.
+        observer: Hears of a picture that could not be drawn.
+        clock: Of a call that goes on; None: `times.json` holds all there is.
+    """
     write_csv(trials_table(records), folder / TRIALS)
     write_csv(front_table(records, settings.axis.name), folder / FRONT)
     findings = find(records, settings.axis.name)
@@ -53,6 +64,9 @@ def write_tables_and_plots(
     for note in (written.note, also.note):
         if note:
             observer.note(note)
+    if clock is not None:
+        clock.save()
+    write_page(records, settings, findings, Times.load(folder), folder)  # last, to tell of the time all else took
 
 
 def recipe_path(folder: Path, record: TrialRecord) -> Path:

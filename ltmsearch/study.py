@@ -24,16 +24,18 @@ from ltmsearch.costs import covering_schedules, misses
 from ltmsearch.errors import InputError, TrialDiverged
 from ltmsearch.files import write_atomic
 from ltmsearch.history import DASHBOARD_CONSTRAINTS, MEASURED, RESCORED, UNTRIED, told_again, trial_records
-from ltmsearch.latency import PROFILE
+from ltmsearch.latency import PROFILE, hardware_name
 from ltmsearch.observer import Observer
 from ltmsearch.opening import FirstTrial, first_trials
 from ltmsearch.prepare import Workbench, prepare, warm_up_plan
+from ltmsearch.recipe import library_versions
 from ltmsearch.records import TRIALS, TrialRecord, select_front, trials_table, write_csv
 from ltmsearch.report import prediction_lines
 from ltmsearch.rescoring import choose_candidates, same_nets
 from ltmsearch.results import write_results
 from ltmsearch.settings import SETTINGS, ResolvedSettings, StudySettings
 from ltmsearch.storage import make_sampler, open_study, under_limits
+from ltmsearch.times import OVERHEAD, RESCORING, SCORING, SET_UP, TIMING, TRAINING, WARM_UP, WRITING, Clock
 from ltmsearch.trial import IB_WEIGHT, load_parameters, moved, parameters, suggest
 
 PATIENCE = 12
@@ -71,14 +73,15 @@ def run_study(settings: StudySettings, observer: Observer | None = None) -> Stud
         InputError: If the settings cannot be followed, or do not continue the study in the run directory.
     """
     observer = observer or Observer()
-    start = time.monotonic()
+    start, clock = time.monotonic(), Clock()
     try:
         stored = _stored_settings(settings.run_dir)
         if stored is not None:
             settings.refuse_other_costs(stored, settings.run_dir)  # before anything is timed
         if stored is not None and settings.study is None:  # the name is made of the budget, which may be another now
             settings = settings.model_copy(update={"study": stored.study, "out": str(settings.run_dir)})
-        bench = prepare(settings, observer)
+        with clock.part(SET_UP):
+            bench = prepare(settings, observer, clock)
         if stored is not None:
             bench.settings.refuse_unless_continues(stored, settings.run_dir)
         loaded = load_checkpoint(settings.run_dir, space=bench.space.digest())
@@ -86,21 +89,29 @@ def run_study(settings: StudySettings, observer: Observer | None = None) -> Stud
             raise InputError(f"{settings.run_dir} has trials but no shared weights; begin anew with --out DIR")
         for line in bench.describe():
             observer.note(line)
-        driver = Driver(bench, _open_run_dir(bench), observer)
+        folder = _open_run_dir(bench)
+        hardware = hardware_name(bench.evaluator.runtime.device)
+        clock.keep(folder, device=f"{hardware}; {bench.device}", versions=library_versions())
+        driver = Driver(bench, folder, observer, clock)
         try:
-            driver.warm_up(loaded)
-            driver.keep_budgets()
-            driver.search(until=None if settings.timeout is None else start + settings.timeout)
-            driver.rescore()
+            with clock.part(WARM_UP):
+                driver.warm_up(loaded)
+            with clock.part(OVERHEAD):
+                driver.keep_budgets()
+                driver.search(until=None if settings.timeout is None else start + settings.timeout)
+            with clock.part(RESCORING):
+                driver.rescore()
             driver.measure()
         except KeyboardInterrupt:
             if driver.records():  # so that `ltmsearch front` shows how far it came
                 write_csv(trials_table(driver.records()), driver.folder / TRIALS)
             raise
-        records = driver.records()
-        write_results(driver.folder, bench, records, observer)
+        with clock.part(WRITING):
+            records = driver.records()
+            write_results(driver.folder, bench, records, observer, clock)
         return StudyResult(folder=driver.folder, records=records, cost=bench.settings.axis.name)
     finally:
+        clock.save()
         observer.close()
 
 
@@ -124,12 +135,13 @@ def _open_run_dir(bench: Workbench) -> Path:
 class Driver:
     """One study in one run directory: the shared weights, the Optuna study, and what is written of both."""
 
-    def __init__(self, bench: Workbench, folder: Path, observer: Observer) -> None:
+    def __init__(self, bench: Workbench, folder: Path, observer: Observer, clock: Clock | None = None) -> None:
         self.bench = bench
         self.settings = bench.settings
         self.budgets = bench.budgets
         self.folder = folder
         self.observer = observer
+        self.clock = clock or Clock()
         self.study = open_study(folder, self.settings.study, cost=self.settings.axis.name)
         self.weights: dict[str, Tensor] = {}
         self.state = CheckpointState(
@@ -233,13 +245,15 @@ class Driver:
             self.study.tell(trial, state=TrialState.PRUNED)
             return
         try:
-            result = self.bench.evaluator.evaluate(
-                self.weights,
-                self.bench.space.schedule(indices),
-                ib_weight=ib_weight,
-                seed=_seed(self.settings.seed, trial.number + 1),
-                steps=0 if reference else None,
-            )
+            with self.clock.part(TRAINING):
+                result = self.bench.evaluator.evaluate(
+                    self.weights,
+                    self.bench.space.schedule(indices),
+                    ib_weight=ib_weight,
+                    seed=_seed(self.settings.seed, trial.number + 1),
+                    steps=0 if reference else None,
+                )
+                self.clock.move(result.scoring_seconds, SCORING)
         except TrialDiverged as error:
             trial.set_user_attr("failure", str(error))
             self.study.tell(trial, state=TrialState.FAIL)
@@ -266,6 +280,7 @@ class Driver:
         )  # fmt: skip
         self._save()
         self._tell(trial, outcome)
+        self.clock.save()
 
     def _tell_constraints(self, trial: Trial, indices: np.ndarray) -> list[float]:
         """Tell Optuna how far a schedule is outside each budget."""
@@ -343,7 +358,8 @@ class Driver:
         missing = [r for r in front + plain if str(r.trial) not in known]
         if missing:
             schedules = {r.trial: r.schedule(self.settings.operator) for r in missing}
-            readings = latency.measure(list(schedules.values()), self.observer)
+            with self.clock.part(TIMING):
+                readings = latency.measure(list(schedules.values()), self.observer)
             seen = {str(t): [readings[s].ms, readings[s].ms * readings[s].error] for t, s in schedules.items()}
             self.study.set_user_attr(MEASURED, known | seen)
         for line in prediction_lines(select_front(self.records(), self.settings.axis.name), self.settings.axis):

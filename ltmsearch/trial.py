@@ -61,6 +61,8 @@ class TrialResult:
     """On the validation images, with the information terms."""
     seconds: float
     """Wall time."""
+    scoring_seconds: float = 0.0
+    """How much of it recalibrating and scoring took."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +118,14 @@ class Evaluator:
                 proxy_train(
                     self.supernet, schedule, batches, lr=settings.proxy_lr, runtime=self.runtime, ib=ib, ib_from=half
                 )
+            trained = time.perf_counter()
             result = self.score(schedule, images=settings.val_images, information=True)
+            scored = time.perf_counter()
         return TrialResult(
             weights=parameters(self.supernet) if steps else {},
             score=result,
             seconds=time.perf_counter() - start,
+            scoring_seconds=scored - trained,
         )
 
     def score(self, schedule: MergeSchedule, *, images: int, information: bool = False) -> Score:

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ltmsearch"
 FLOORS = [
     {"errors", "files", "grid", "observer", "shipped", "front"},
     {"schedule", "yamlfile", "tables", "ranks", "axis"},
-    {"settings", "recipe", "records", "epochs"},
+    {"settings", "recipe", "records", "epochs", "times"},
     {"merging", "ib_loss", "importance"},
     {"space"},
     {"backbones"},
@@ -20,9 +20,9 @@ FLOORS = [
     {"data", "supernet", "checkpoint", "evaluation", "trained"},
     {"training", "inspection", "latency", "beginning", "traces"},
     {"trial", "storage", "prior"},
-    {"prepare", "rescoring", "picture", "drawing", "findings", "visuals"},
+    {"prepare", "rescoring", "picture", "drawing", "findings", "visuals", "course"},
     {"report", "curves", "layers", "validation"},
-    {"finetune"},
+    {"finetune", "page"},
     {"results", "history", "opening"},
     {"study", "export", "progress", "visualize"},
     {"cli"},
@@ -33,13 +33,14 @@ FLOORS = [
 FENCES = {
     "optuna": {"history", "trial", "study", "storage"},
     "optuna_dashboard": {"storage"},
-    "plotly": {"report", "curves", "layers", "drawing"},
+    "plotly": {"report", "curves", "layers", "drawing", "page"},
     "typer": {"cli"},
     "fvcore": {"costs"},
+    "jinja2": {"page"},
     "timm.models": {"backbones"},
     "sklearn": {"costs", "digits", "ib_loss"},
     "scipy": {"importance"},
-    "PIL": {"data", "digits", "sources", "visuals"},
+    "PIL": {"data", "digits", "sources", "visuals", "course"},
     "safetensors": {"checkpoint", "finetune", "trained"},
 }
 """Library → the only rooms that may import it."""

@@ -164,6 +164,7 @@ def run(
     settings = _settings(given, config)
     console = Console()
     from ltmsearch.findings import find
+    from ltmsearch.page import PAGE
     from ltmsearch.progress import ProgressBars
     from ltmsearch.report import print_findings, print_front
     from ltmsearch.study import run_study
@@ -176,7 +177,7 @@ def run(
     if not quiet:
         print_front(console, result.records, axis=settings.axis)
         print_findings(console, find(result.records, settings.axis.name))
-        say(console, f"plots, tables and recipes: {result.folder}")
+        say(console, f"plots, tables and recipes: {result.folder}, all on one page in {result.folder / PAGE}")
 
 
 def _settings(given: dict[str, Any], config: str | None) -> Any:
@@ -197,7 +198,7 @@ def _settings(given: dict[str, Any], config: str | None) -> Any:
 
 @app.command()
 def front(run: Run, as_json: AsJson = False) -> None:
-    """Print a study's front and what was learned of its layers, and write its tables and plots again.
+    """Print a study's front and what was learned of its layers, and write its tables, plots and report again.
 
     Example: ltmsearch front runs/mobilevit_s-ltm-1.2gflops-224-digits
     """

@@ -5,7 +5,7 @@ from ltmsearch.latency.command import profile_backbone, profile_recipe
 from ltmsearch.latency.profile import LatencyProfile, TimedSubnet, find_profile, profile_path
 from ltmsearch.latency.reading import Reading
 from ltmsearch.latency.study import PROFILE, StudyLatency, measure, settings_target, study_latency
-from ltmsearch.latency.target import LatencyTarget
+from ltmsearch.latency.target import LatencyTarget, hardware_name
 
 __all__ = [
     "PROFILE",
@@ -16,6 +16,7 @@ __all__ = [
     "TimedSubnet",
     "build_profile",
     "find_profile",
+    "hardware_name",
     "measure",
     "profile_backbone",
     "profile_path",
