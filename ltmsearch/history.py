@@ -1,5 +1,6 @@
 """What Optuna keeps of a study's trials: as plain records, and told again when budgets change."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -40,6 +41,14 @@ def trial_records(study: optuna.Study, bench: Workbench) -> list[TrialRecord]:
     trials = study.get_trials(deepcopy=False)
     finished = [trial for trial in trials if trial.state.is_finished() and UNTRIED not in trial.user_attrs]
     return with_expected_top1(_record(trial, bench, rescored, measured) for trial in finished)
+
+
+def trained(trials: Sequence[FrozenTrial]) -> int:
+    """How many count: trained, whether they came to a score or failed."""
+    counted = (TrialState.COMPLETE, TrialState.FAIL)
+    return sum(
+        t.state in counted and t.user_attrs.get("label") != "plain" and UNTRIED not in t.user_attrs for t in trials
+    )
 
 
 def told_again(trial: FrozenTrial, bench: Workbench) -> FrozenTrial:

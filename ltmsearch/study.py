@@ -23,7 +23,7 @@ from ltmsearch.checkpoint import CheckpointState, load_checkpoint, save_checkpoi
 from ltmsearch.costs import covering_schedules, misses
 from ltmsearch.errors import InputError, TrialDiverged
 from ltmsearch.files import write_atomic
-from ltmsearch.history import DASHBOARD_CONSTRAINTS, MEASURED, RESCORED, UNTRIED, told_again, trial_records
+from ltmsearch.history import DASHBOARD_CONSTRAINTS, MEASURED, RESCORED, told_again, trained, trial_records
 from ltmsearch.latency import PROFILE, hardware_name
 from ltmsearch.observer import Observer
 from ltmsearch.opening import FirstTrial, first_trials
@@ -185,7 +185,7 @@ class Driver:
                 if trial.state == TrialState.RUNNING and trial.number == self.state.trial:
                     self._tell(Trial(self.study, trial._trial_id), self.state.outcome)
         limits = {b.constraint: [b.least / b.per_unit, b.limit / b.per_unit] for b in self.budgets}
-        before, done = self.study, _trained(self._trials())
+        before, done = self.study, trained(self._trials())
         self.study = under_limits(before, limits, lambda trial: told_again(trial, self.bench), keep=(MEASURED,))
         if self.study is not before:
             known = f"{done} trials are known from other budgets"
@@ -202,7 +202,7 @@ class Driver:
         """
         first = self._first_trials()
         self.observer.phase("searching", self.settings.trials)
-        while (done := _trained(trials := self._trials())) < self.settings.trials:
+        while (done := trained(trials := self._trials())) < self.settings.trials:
             self.observer.advance(done, _standing(trials))
             if until is not None and time.monotonic() > until:
                 self.observer.note(f"time is up after {done} of {self.settings.trials} trials")
@@ -328,7 +328,7 @@ class Driver:
     def rescore(self) -> None:
         """Score the candidates for the front again, all with the final shared weights and on more images."""
         known = self.study.user_attrs.get(RESCORED, {})
-        if known.get("version") == self.state.version and known.get("trials") == _trained(self._trials()):
+        if known.get("version") == self.state.version and known.get("trials") == trained(self._trials()):
             return
         load_parameters(self.bench.evaluator.supernet, self.weights)
         alike = same_nets(self.records(), self._proxy_net)
@@ -344,7 +344,7 @@ class Driver:
                 scores[str(same.trial)] = [score.top1, score.top1_se, score.loss]
         self.observer.advance(len(candidates))
         self.study.set_user_attr(
-            RESCORED, {"version": self.state.version, "trials": _trained(self._trials()), "scores": scores}
+            RESCORED, {"version": self.state.version, "trials": trained(self._trials()), "scores": scores}
         )
 
     def measure(self) -> None:
@@ -375,14 +375,6 @@ class Driver:
 
     def _trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
-
-
-def _trained(trials: list[FrozenTrial]) -> int:
-    """Trials that count: trained, whether they came to a score or failed."""
-    counted = (TrialState.COMPLETE, TrialState.FAIL)
-    return sum(
-        t.state in counted and t.user_attrs.get("label") != "plain" and UNTRIED not in t.user_attrs for t in trials
-    )
 
 
 def _standing(trials: list[FrozenTrial]) -> str:
