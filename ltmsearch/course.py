@@ -27,7 +27,7 @@ class Agreement:
 
     def __str__(self) -> str:
         if self.tau is None:
-            return f"no Kendall tau of {self.pairs} trial{'s' * (self.pairs != 1)}"
+            return f"no Kendall tau, for want of an order among {self.pairs} trial{'s' * (self.pairs != 1)}"
         return f"Kendall tau {self.tau:z.2f} over {self.pairs} trials".replace("-", "−")
 
 

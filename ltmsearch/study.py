@@ -280,7 +280,7 @@ class Driver:
         )  # fmt: skip
         self._save()
         self._tell(trial, outcome)
-        self.clock.save()
+        self.clock.tick()
 
     def _tell_constraints(self, trial: Trial, indices: np.ndarray) -> list[float]:
         """Tell Optuna how far a schedule is outside each budget."""

@@ -1,8 +1,9 @@
 """Where the time of a study went: seconds of its parts, added up over every call that continued it.
 
 `times.json` in the run directory holds one entry for each call of `ltmsearch run`: when, on what, with which versions,
-and the seconds of each part. It is written again after every trial and at the end of the call, also after Ctrl-C. What
-a call did before it had a run directory counts too; what it took to import libraries does not.
+and the seconds of each part. It is written again every few seconds between trials and at the end of the call, also
+after Ctrl-C; a call that is killed loses what it counted since. What a call did before it had a run directory counts
+too; what it took to import libraries does not.
 """
 
 import json
@@ -24,6 +25,8 @@ TIMES = "times.json"
 SET_UP, PROFILING, WARM_UP, TRAINING = "setting up", "profiling latency", "warm-up", "training trials"
 SCORING, OVERHEAD, RESCORING, TIMING = "scoring trials", "sampler, storage, checkpoints", "scoring again", "timing nets"
 WRITING = "writing results"
+SAVE_SECONDS = 5.0
+"""Between two times that a search saves what it counted, so that this takes no time to speak of."""
 PARTS = (SET_UP, PROFILING, WARM_UP, TRAINING, SCORING, OVERHEAD, RESCORING, TIMING, WRITING)
 """In the order in which they begin."""
 
@@ -102,7 +105,7 @@ class Clock:
         self.started = datetime.now().astimezone().replace(microsecond=0)
         self.seconds: dict[str, float] = {}
         self._running: list[str] = []
-        self._since = time.perf_counter()
+        self._since = self._saved = time.perf_counter()
         self._kept: tuple[Path, Times, str, Mapping[str, str]] | None = None
 
     @contextmanager
@@ -138,11 +141,17 @@ class Clock:
         """
         self._kept = folder / TIMES, Times.load(folder), device, versions
 
+    def tick(self) -> None:
+        """Save, unless that was less than `SAVE_SECONDS` ago."""
+        if time.perf_counter() - self._saved >= SAVE_SECONDS:
+            self.save()
+
     def save(self) -> None:
         """Write what is counted so far, if `keep` said where."""
+        self._count()
+        self._saved = self._since
         if self._kept is None:
             return
-        self._count()
         path, earlier, device, versions = self._kept
         seconds = {name: round(value, 3) for name, value in self.seconds.items()}
         stint = Stint(started=self.started, device=device, versions=dict(versions), seconds=seconds)

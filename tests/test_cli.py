@@ -172,6 +172,7 @@ def test_image_folders(
     got, out, err = call("run", *arguments, monkeypatch=monkeypatch, capsys=capsys)
     assert got == code, err
     assert message in out + err
+    assert (f"all on one page in {tmp_path / 'run/report.html'}\n" in out) == (code == 0)
     assert (tmp_path / "run").exists() == (code == 0)
 
 

@@ -77,7 +77,7 @@ def test_tau_by_hand() -> None:
 def test_where_there_is_no_order_there_is_no_tau(points: tuple[tuple[float, float], ...]) -> None:
     found = agreement(pairs(*points))
     assert found.tau is None
-    assert str(found).startswith("no Kendall tau of ")
+    assert str(found).startswith("no Kendall tau, for want of an order among ")
 
 
 def test_pairs_hold_the_trials_that_have_both_measures() -> None:

@@ -157,7 +157,8 @@ def test_captions_tell_the_numbers_of_their_figures() -> None:
     assert "1.2000 GFLOPs, and 77.0 %, the lowest top-1 within the budget" in chapters["growth"].paragraphs[0]
     # First scores 86, 79, 78, 82 and final ones 87, 81, 80, 84 are in one order.
     assert "Kendall tau 1.00 over 4 trials" in chapters["scores"].paragraphs[0]
-    assert "no Kendall tau of 5 trials" in chapters["information"].paragraphs[1]  # all have one I(X̃;Y)
+    # All have one I(X̃;Y).
+    assert "no Kendall tau, for want of an order among 5 trials" in chapters["information"].paragraphs[1]
     assert [table.caption for table in chapters["times"].tables] == ["Parts", "Calls"]
     assert chapters["times"].tables[0].groups[0] == (
         ("warm-up", "1 min 30 s", "75.0%"), ("training trials", "30.0 s", "25.0%"),

@@ -69,7 +69,7 @@ class TestFinishedStudy:
         names = {path.name for path in run.iterdir()}
         assert {
             "settings.yaml", "study.db", "supernet.safetensors", "supernet.json", "trials.csv", "front.csv",
-            "front.html", "layers.html", "findings.json", "recipes",
+            "front.html", "layers.html", "findings.json", "recipes", "report.html", "times.json",
         } <= names  # fmt: skip
         assert not [path for path in run.rglob("*") if path.name.startswith(".")]
 

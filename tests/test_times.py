@@ -78,6 +78,18 @@ def test_times_add_up_over_the_calls_of_a_study(watch: Watch, tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == [TIMES]
 
 
+def test_saving_between_trials_is_not_done_all_the_time(watch: Watch, tmp_path: Path) -> None:
+    clock = Clock()
+    clock.keep(tmp_path, device="a machine", versions={})
+    with clock.part(TRAINING):
+        for seconds in (4, 2, 4):
+            watch.now += seconds
+            clock.tick()
+    assert Times.load(tmp_path).seconds == {TRAINING: 6.0}
+    clock.save()
+    assert Times.load(tmp_path).seconds == {TRAINING: 10.0}
+
+
 def test_a_clock_that_keeps_nothing_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Clock().save()

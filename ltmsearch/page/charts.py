@@ -21,7 +21,7 @@ _BLACK, _GREY, _PALE, _BLUE = "#000000", "#6b6b6b", "#ececec", "#0072B2"
 def growth_figure(growth: Growth, axis: CostAxis) -> go.Figure:
     """Draws the hypervolume after each trial as steps, with a mark where a trial raised it."""
     places = list(range(1, len(growth.trials) + 1))
-    figure = go.Figure(layout=_layout("trained trials", f"hypervolume, {axis.unit} × points of top-1"))
+    figure = go.Figure(layout=_layout("trials, without rejected ones", f"hypervolume, {axis.unit} × points of top-1"))
     line = {"color": _BLACK, "width": 1.5, "shape": "hv"}
     steps: dict[str, Any] = {"mode": "lines", "line": line, "showlegend": False, "hoverinfo": "skip"}
     figure.add_scatter(x=places, y=growth.values, **steps)
