@@ -6,6 +6,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 import plotly.io
@@ -16,7 +17,10 @@ from ltmsearch.files import write_atomic
 PNG_SECONDS = 60.0
 """How long the browser that draws the PNG may take, from start to end. It usually takes 5 s."""
 
-PLOT_SETTINGS = {"displaylogo": False, "modeBarButtonsToRemove": ["sendChartToCloud", "select2d", "lasso2d"]}
+PLOT_SETTINGS: dict[str, Any] = {
+    "displaylogo": False,
+    "modeBarButtonsToRemove": ["sendChartToCloud", "select2d", "lasso2d"],
+}
 """Of a plot in a page: nothing leaves the machine at the press of a button."""
 
 WIDTH = 1000

@@ -149,3 +149,23 @@ def test_tables_hold_what_the_plots_show(browse: Browse, report: Path, study: St
     found = page.locator("section").first.locator("tbody").first.locator("tr")
     assert found.count() == len(study.front)
     assert found.first.locator("th").inner_text() == str(study.front[0].trial)
+
+
+@pytest.mark.parametrize("name", [PAGE, "front.html", "layers.html"])
+def test_no_button_sends_anything_anywhere(browse: Browse, study: StudyResult, name: str) -> None:
+    page = browse(study.folder / name).page
+    page.wait_for_selector(".modebar-btn", state="attached")
+    found = page.evaluate("[...document.querySelectorAll('.modebar-btn')].map(b => b.dataset.title ?? b.ariaLabel)")
+    assert "Download plot as a PNG" in found
+    assert not [words for words in found if "loud" in words or "hare" in words], found
+    if name == PAGE:  # the keyboard stops at each
+        assert set(found) == {"Download plot as a PNG", "Reset axes"}
+
+
+def test_drawings_are_told_in_words_and_not_read_out_number_by_number(browse: Browse, report: Path) -> None:
+    page = browse(report).page
+    page.wait_for_function("document.querySelectorAll('.plot .main-svg').length >= 8 * 2")
+    assert page.evaluate("document.querySelectorAll('svg.main-svg:not([aria-hidden=true])').length") == 0
+    labels = page.evaluate("[...document.querySelectorAll('.plot')].map(p => p.ariaLabel)")
+    assert labels[0].startswith("Top-1 against GFLOPs per image at 224 px")
+    assert all(labels)

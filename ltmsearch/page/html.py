@@ -19,6 +19,9 @@ from ltmsearch.times import Times
 PAGE = "report.html"
 """Name of the file in a run directory."""
 
+# The keyboard stops at every button: of eight plots each keeps those for a picture and for the first view.
+_BUTTONS = ("zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "autoScale2d")
+
 
 def write_page(
     records: Sequence[TrialRecord], settings: ResolvedSettings, findings: Findings, times: Times, folder: Path
@@ -70,6 +73,6 @@ def page_text(records: Sequence[TrialRecord], settings: ResolvedSettings, findin
         head=make_head(records, settings, findings, times),
         chapters=told,
         plots=[plot for chapter in told for plot in chapter.plots],
-        plot_settings=PLOT_SETTINGS,
+        plot_settings=PLOT_SETTINGS | {"modeBarButtonsToRemove": [*PLOT_SETTINGS["modeBarButtonsToRemove"], *_BUTTONS]},
         plotly_script=plotly_script(),
     )

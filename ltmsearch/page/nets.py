@@ -67,11 +67,11 @@ def latency_chapter(records: Sequence[TrialRecord], axis: CostAxis, front: set[i
     rows = [
         (
             p.record.trial, called(p.record), f"{p.y:.2f}", with_error(p.x, p.record.latency_measured_se_ms, 2),
-            f"{p.y / p.x - 1:+.1%}".replace("-", "−"), "over budget" if breaks_budget(p.record, axis) else "",
+            f"{p.y / p.x - 1:+.1%}".replace("-", "−"), "yes" if breaks_budget(p.record, axis) else "",
         )
         for p in pairs
     ]  # fmt: skip
-    headings = ("trial", "kind", "predicted, ms", "measured, ms", "difference", "measured")
+    headings = ("trial", "kind", "predicted, ms", "measured, ms", "difference", "over budget")
     plot = Plot(
         anchor="plot-latency", figure=figure_json(latency_figure(pairs, axis, front)), height=520, most_width=600,
         alternative=f"Predicted against measured milliseconds of {counted(len(pairs), 'net')}: {off}.",

@@ -10,7 +10,10 @@ for (const box of boxes) {
     config.displayModeBar = false;
   }
   if (narrow.matches && !box.style.minWidth) fitToNarrow(data, layout);
-  Plotly.newPlot(box, data, layout, config);
+  Plotly.newPlot(box, data, layout, config).then(() => {
+    // The label of the box and the table below tell it in words: numbers along axes, read out, would not.
+    for (const drawing of box.querySelectorAll("svg.main-svg")) drawing.setAttribute("aria-hidden", "true");
+  });
 }
 
 function fitToNarrow(data, layout) {
@@ -23,6 +26,7 @@ function fitToNarrow(data, layout) {
   }
   for (const words of layout.annotations ?? []) {
     words.font = { ...words.font, size: 11 };
+    words.bgcolor = "rgba(255, 255, 255, 0.5)";  // there is less room beside the marks
     if ((words.xref ?? "x") === "x" && words.xanchor === "left") Object.assign(words, { xanchor: "right", align: "right" });
   }
   for (const name of Object.keys(layout).filter((name) => /^[xy]axis/.test(name))) {
