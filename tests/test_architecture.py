@@ -20,7 +20,7 @@ FLOORS = [
     {"data", "supernet", "checkpoint", "evaluation", "trained"},
     {"training", "inspection", "latency", "beginning", "traces"},
     {"trial", "storage", "prior"},
-    {"prepare", "rescoring", "picture", "drawing", "findings", "visuals", "course"},
+    {"prepare", "rescoring", "picture", "drawing", "findings", "course", "visuals"},
     {"report", "curves", "layers", "validation"},
     {"finetune", "page"},
     {"results", "history", "opening"},
@@ -39,8 +39,8 @@ FENCES = {
     "jinja2": {"page"},
     "timm.models": {"backbones"},
     "sklearn": {"costs", "digits", "ib_loss"},
-    "scipy": {"importance"},
-    "PIL": {"data", "digits", "sources", "visuals", "course"},
+    "scipy": {"importance", "course"},
+    "PIL": {"data", "digits", "sources", "visuals"},
     "safetensors": {"checkpoint", "finetune", "trained"},
 }
 """Library → the only rooms that may import it."""

@@ -337,12 +337,14 @@ def test_front_writes_again_what_was_lost(
     (finished / "front.html").unlink()
     (finished / "layers.html").unlink()
     (finished / "findings.json").unlink()
+    (finished / "report.html").unlink()
     code, out, _ = call("front", str(finished), monkeypatch=monkeypatch, capsys=capsys)
     assert code == 0
     assert "GFLOPs" in out
     assert (finished / "front.csv").read_text() == wanted
     assert (finished / "front.html").exists()
     assert (finished / "layers.html").exists()
+    assert (finished / "report.html").exists()
     told = json.loads((finished / "findings.json").read_text(encoding="utf-8"))["sentences"]
     assert " ".join(" ".join(told).split()) in " ".join(out.split())
     code, out, _ = call("front", str(finished), "--json", monkeypatch=monkeypatch, capsys=capsys)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -128,7 +129,7 @@ def test_names_that_look_like_html_are_shown_as_they_are(tmp_path: Path) -> None
 def test_the_head_tells_the_front_and_what_it_is_compared_with() -> None:
     head = make_head(RECORDS, settings(), find(RECORDS), TIMES)
     assert head.title == "mobilevit_s with ltm merging"
-    assert head.front.caption == "The front, 3 trials, best top-1 first"
+    assert head.front.caption == "The front, 3 trials, best first"
     assert head.front.headings == (
         "trial", "GFLOPs", "top-1, %", "loss", "IB weight", "stages.2.1.transformer", "stages.3.1.transformer",
     )  # fmt: skip
@@ -142,6 +143,16 @@ def test_the_head_tells_the_front_and_what_it_is_compared_with() -> None:
     assert facts["When"] == "2026-11-26 18:00 +0000, continued 1 time, last 2026-11-26 18:00 +0000"
     assert facts["Budget"] == "1.2 GFLOPs per image (one multiply-add = one FLOP)"
     assert "hard form" in head.notes[0]
+
+
+def test_the_top1_that_the_front_goes_by_is_told_beside_the_measured_one() -> None:
+    records = [replace(record, expected_top1=(record.rescored_top1 or 0) - 0.55) for record in (PLAIN, UNIFORM, BEST)]
+    head = make_head(records, settings(), find(records), Times())
+    assert head.front.headings[2:5] == ("top-1, %", "loss", "expected top-1, %")
+    assert head.front.groups[0][0][2:5] == ("84.0 ± 0.7", "0.8000", "83.5")
+    assert head.front.groups[1][0][4] == "86.5"
+    assert any(note.startswith("expected: the mean") for note in head.notes)
+    assert "to 83.5 % at 1.1800 GFLOPs" in told(records, settings())["front"].plots[0].alternative
 
 
 def test_a_reference_that_was_not_scored_again_is_marked() -> None:

@@ -106,7 +106,7 @@ def _front(records: Sequence[TrialRecord], settings: ResolvedSettings, findings:
         line[0] = f"{record.trial}, {record.name}" + ("" if record.feasible else " (over budget)")
         if record.score is not None and not record.score.rescored:
             line[names.index("top1")] += " *"
-    caption = f"The front, {counted(len(front), 'trial')}, best top-1 first" if front else "No front yet"
+    caption = f"The front, {counted(len(front), 'trial')}, best first" if front else "No front yet"
     return plain_table(caption, headings, front, others)
 
 
@@ -126,6 +126,8 @@ def _notes(records: Sequence[TrialRecord], settings: ResolvedSettings, findings:
         f"schedule. Top-1 is a proxy, after minutes of training on small images: it ranks schedules, and is not what a "
         f"net reaches when it is trained by its recipe."
     ]
+    if any(record.expected_top1 is not None for record in findings.front):
+        notes.append("expected: the mean of top-1 and what the loss lets expect; the front goes by it")
     if any(record.rescored_top1 is None for record in references):
         notes.append("* scored when the trial ran, not with the final weights")
     if any(breaks_budget(record, settings.axis) for record in findings.front):
@@ -143,7 +145,8 @@ def _fixed(digits: int, error: str | None = None) -> Callable[[Mapping[str, Any]
 
 
 _HEADINGS = {
-    "gflops": "GFLOPs", "latency_measured_ms": "ms, measured", "top1": "top-1, %", "ib_weight": "IB weight",
+    "gflops": "GFLOPs", "latency_measured_ms": "ms, measured", "top1": "top-1, %",
+    "expected_top1": "expected top-1, %", "ib_weight": "IB weight",
 }  # fmt: skip
 _CELLS: dict[str, Callable[[Mapping[str, Any], str], str]] = {
     "gflops": _fixed(4),
@@ -151,5 +154,6 @@ _CELLS: dict[str, Callable[[Mapping[str, Any], str], str]] = {
     "latency_measured_ms": _fixed(2, "latency_measured_se_ms"),
     "top1": _fixed(1, "top1_se"),
     "loss": _fixed(4),
+    "expected_top1": _fixed(1),
     "ib_weight": lambda row, name: "" if row[name] is None else f"{row[name]:.3g}",
 }

@@ -21,10 +21,11 @@ def front_chapter(records: Sequence[TrialRecord], findings: Findings, axis: Cost
     hidden = front_picture(records, axis).hidden
     words = (
         "Each mark is a trial: further right costs more, higher scores better. Circles are searched, squares start-up "
-        "trials, diamonds baselines; filled marks are scored with the final weights, open ones when their trial ran. "
-        "Rings with bars of one standard error, joined by steps, are the front. Under the plot stand those without a "
-        "score: ticks are proposals rejected by their cost alone, crosses are failed trials. Point at a mark for all "
-        "that is known of it."
+        "trials, diamonds baselines. Filled marks are scored with the final weights, and stand at the top-1 that they "
+        "are ranked by, half measured, half told by their loss; open ones at the top-1 of when their trial ran. Rings "
+        "with bars of one standard error, joined by steps, are the front. Under the plot stand those without a score: "
+        "ticks are proposals rejected by their cost alone, crosses are failed trials. Point at a mark for all that is "
+        "known of it."
     )
     if axis.budget is not None:
         words += f" The dashed line is the budget, {axis.budget:g} {axis.unit}."
@@ -100,7 +101,8 @@ def scores_chapter(records: Sequence[TrialRecord], front: set[int]) -> Chapter:
     words = (
         "The candidates for the front are scored twice: when their trial ran, and at the end, all with the same final "
         "weights and on more images. Above the dashed line a score rose. The order matters more than the height, and "
-        f"where the two disagree the front goes by the second: {found} (1: the same order, 0: no relation)."
+        f"where the two disagree the front goes by the second and its loss: {found} (1: the same order, 0: no "
+        "relation)."
     )
     rows = [
         (r.trial, called(r), with_error(pair.x, r.top1_se), with_error(pair.y, r.rescored_top1_se))
@@ -167,4 +169,4 @@ def _setting(value: Any) -> str:
 
 
 def _point(record: TrialRecord, axis: CostAxis) -> str:
-    return f"{record.rescored_top1:.1f} % at {axis.text(record.cost(axis.name))}"
+    return f"{record.standing:.1f} % at {axis.text(record.cost(axis.name))}"
