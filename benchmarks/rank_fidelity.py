@@ -6,8 +6,9 @@ Draws schedules from the family's search space, half spread over all costs, half
 truth: per seed a plain net is trained, then from it every schedule's own subnet, on the same images in the same order,
 and all are scored on the same validation images; a schedule's truth is the mean over seeds. The prediction: a supernet
 of another seed, warmed up on other images, scores every schedule on other validation images (with --data-dir on the
-same ones), as it is set up today and with one thing changed at a time, by top-1, by cross-entropy, and by how far its
-probabilities are from the plain net's (KL divergence). Beside them predictors that need no training.
+same ones), as it is set up today and with one thing changed at a time, by top-1, by cross-entropy, by the mean of
+top-1 and what cross-entropy lets expect (what a front goes by), and by how far its probabilities are from the plain
+net's (KL divergence). Beside them predictors that need no training.
 
 τ is Kendall's τ-b. Its interval comes from 1,000 bootstraps over schedules and seeds (and supernets), p from
 scipy's test. The truth is noisy too, and limits what any predictor can reach: "ceiling" is the mean τ of a perfect
@@ -49,6 +50,7 @@ from ltmsearch.files import write_atomic
 from ltmsearch.observer import Observer
 from ltmsearch.prepare import Workbench, prepare
 from ltmsearch.recipe import library_versions
+from ltmsearch.rescoring import expected_top1
 from ltmsearch.runtime import Runtime
 from ltmsearch.schedule import MergeSchedule
 from ltmsearch.settings import StudySettings
@@ -73,7 +75,7 @@ FIRST_SUPERNET = 100
 BOOTSTRAPS = 1000
 SHARED_IMAGES = 512
 """Validation images that score a variant; the first two are scored on 256 and on all of them too."""
-MEASURES = ("top-1", "loss", "KL")
+MEASURES = ("top-1", "loss", "expected", "KL")
 SUBSETS = ("all", "comparable")
 LOOKS = {
     "spread": ("#0072B2", "circle", "spread over all costs"),
@@ -477,12 +479,12 @@ def labels_of(data: ImageData) -> np.ndarray:
 
 
 def measured(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(3, nets) `MEASURES` of (nets, images, classes) logits, the plain net's last."""
+    """(4, nets) `MEASURES` of (nets, images, classes) logits, the plain net's last."""
     log_p = torch.from_numpy(logits).double().log_softmax(dim=-1).numpy()
     top1 = 100 * (logits.argmax(axis=-1) == labels).mean(axis=1)
     loss = -log_p[:, np.arange(len(labels)), labels].mean(axis=1)
     divergence = (np.exp(log_p[-1]) * (log_p[-1] - log_p)).sum(axis=-1).mean(axis=1)
-    return np.stack([top1, loss, divergence])
+    return np.stack([top1, loss, expected_top1(top1.tolist(), loss.tolist()), divergence])
 
 
 def better(name: str, values: np.ndarray) -> np.ndarray:
@@ -567,7 +569,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
     supernets = [row["top1"] for row in shared if row["variant"] == shared[0]["variant"]]
     console.print(
         f"{result['backbone']} at {px} px ({result['plain_gflops']:.4f} GFLOPs), {len(result['schedules'])} schedules; "
-        f"plain nets alone {shown([top1 for top1, _, _ in result['plain_alone']])} % top-1, in supernets "
+        f"plain nets alone {shown([top1 for top1, *_ in result['plain_alone']])} % top-1, in supernets "
         f"{shown(supernets)} %"
     )
     table = Table(title="the truth", box=None, padding=(0, 1, 0, 0))

@@ -10,7 +10,7 @@ from ltmsearch.front import is_non_dominated
 from ltmsearch.records import TrialRecord
 
 LEAST = 4
-"""Re-scored trials that a line of top-1 over loss is drawn through at least."""
+"""Nets that a line of top-1 over loss is drawn through at least."""
 
 
 def choose_candidates(records: Iterable[TrialRecord], number: int, cost: CostName = "gflops") -> list[TrialRecord]:
@@ -48,29 +48,37 @@ def choose_candidates(records: Iterable[TrialRecord], number: int, cost: CostNam
 
 
 def with_expected_top1(records: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """The records with the top-1 that the front goes by: the mean of the measured one and of what the loss lets expect.
-
-    Of a few hundred images top-1 tells nets apart by whole images, the loss by how sure each answer is; the loss is the
-    steadier of the two, top-1 the one that counts. What a loss lets expect is read off the straight line of top-1 over
-    loss through all re-scored trials. Where the two do not go together (fewer than `LEAST` trials, or no lower top-1 at
-    a higher loss), the measured top-1 stands alone.
+    """The records with the top-1 that the front goes by: see `expected_top1`; where no loss is known, the measured one.
 
     Args:
         records: All trials.
     """
     records = list(records)
-    known = [(r.rescored_loss, r.rescored_top1) for r in records if r.rescored_loss is not None]
-    losses, top1 = np.array(known, dtype=float).reshape(-1, 2).T
-    slope, start = 0.0, 0.0
-    if len(known) >= LEAST and np.ptp(losses) > 0:
-        slope, start = (float(value) for value in np.polyfit(losses, top1, deg=1))
+    known = [r for r in records if r.rescored_top1 is not None and r.rescored_loss is not None]
+    values = expected_top1([_known(r.rescored_top1) for r in known], [_known(r.rescored_loss) for r in known])
+    expected = dict(zip((r.trial for r in known), values, strict=True))
+    return [replace(record, expected_top1=expected.get(record.trial, record.rescored_top1)) for record in records]
 
-    def expected(record: TrialRecord) -> float | None:
-        if record.rescored_top1 is None or record.rescored_loss is None or slope >= 0:
-            return record.rescored_top1
-        return (record.rescored_top1 + min(max(start + slope * record.rescored_loss, 0.0), 100.0)) / 2
 
-    return [replace(record, expected_top1=expected(record)) for record in records]
+def expected_top1(top1: Sequence[float], losses: Sequence[float]) -> list[float]:
+    """The mean of the measured top-1 and of what the loss lets expect, net by net.
+
+    Of a few hundred images top-1 tells nets apart by whole images, the loss by how sure each answer is; the loss is the
+    steadier of the two, top-1 the one that counts. What a loss lets expect is read off the straight line of top-1 over
+    loss through all nets. Where the two do not go together (fewer than `LEAST` nets, or no lower top-1 at a higher
+    loss), the measured top-1 stands alone.
+
+    Args:
+        top1: In percent, of nets scored with the same weights on the same images.
+        losses: Of the same nets, in nats.
+    """
+    if len(top1) < LEAST or np.ptp(losses) == 0:
+        return list(top1)
+    slope, start = np.polyfit(losses, top1, deg=1)
+    if slope >= 0:
+        return list(top1)
+    told = np.clip(start + slope * np.asarray(losses), 0, 100)
+    return [float(value) for value in (np.asarray(top1) + told) / 2]
 
 
 def same_nets(records: Iterable[TrialRecord], net: Callable[[TrialRecord], Hashable]) -> list[tuple[TrialRecord, ...]]:
