@@ -9,11 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from ltmsearch.backbones import create_subnet, get_adapter
+from ltmsearch.columns import print_in_parts
 from ltmsearch.costs import GIGA, CostModel, backbone_costs, traced_macs
 from ltmsearch.grid import tokens
 from ltmsearch.merging import check_form, get_operator
 from ltmsearch.schedule import Choice, MergeSchedule
 from ltmsearch.space import SearchSpace, SpaceFile, possible_choices
+
+COUNTING_RULE = "One multiply-add counts as one FLOP; attention products and masks are counted."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,13 +180,12 @@ def _balance(costs: CostModel, layer: str, choice: Choice, *, offered: bool) -> 
 
 
 def print_cost(console: Console, record: ScheduleCost) -> None:
-    """One line of totals, and tokens by layer."""
-    console.print(
+    """A sentence of totals, and tokens by layer."""
+    _print_words(
+        console,
         f"{record.backbone} at {record.img_size} px, {record.operator}: {record.gflops:.4f} GFLOPs "
         f"({record.gflops / record.base_gflops:.0%} of the plain net's {record.base_gflops:.4f}; "
         f"traced {record.gflops_traced:.4f})",
-        highlight=False,
-        soft_wrap=True,
     )
     table = Table("layer", "keep ratio", "tokens before", "tokens after", box=None)
     for name, (before, after) in record.tokens.items():
@@ -192,23 +194,35 @@ def print_cost(console: Console, record: ScheduleCost) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     console.print(table)
-    _print_rule(console)
+    _print_words(console, COUNTING_RULE)
 
 
 def print_space(console: Console, record: SpaceCost) -> None:
     """Totals, and per layer what merging there alone costs and saves."""
-    console.print(
+    _print_words(
+        console,
         f"{record.backbone} at {record.img_size} px, {record.operator}: plain {record.base_gflops:.4f} GFLOPs; "
         f"{record.schedules:,} schedules reach {record.lowest_gflops:.4f} to {record.highest_gflops:.4f}",
-        highlight=False,
-        soft_wrap=True,
     )
     ratios = sorted({merge.keep_ratio for layer in record.layers for merge in layer.merges}, reverse=True)
+    print_in_parts(console, ratios, lambda some: _balance_table(record.layers, some))
+    console.print(
+        "Under a keep ratio, in MFLOPs: what the rest of the net saves when only this layer merges, and what mask, "
+        "merge and unmerge cost in each form. [red]Red!:[/red] costs more than it saves, not offered. A dash: the "
+        "same tokens as another ratio.",
+        highlight=False,
+    )
+    _print_words(console, COUNTING_RULE)
+
+
+def _balance_table(layers: Sequence[LayerBalance], ratios: Sequence[float]) -> Table:
+    """What merging at each layer costs and saves, for some of the keep ratios."""
     table = Table("layer", "tokens", "share", "", *(f"{ratio:g}" for ratio in ratios), box=None)
-    table.columns[0].no_wrap = True
+    for column in table.columns:
+        column.no_wrap = True
     for column in (*table.columns[1:3], *table.columns[4:]):
         column.justify = "right"
-    for alike in _alike(record.layers):
+    for alike in _alike(layers):
         layer = alike[0]
         name = layer.name if len(alike) == 1 else f"{layer.name} … {alike[-1].name.rpartition('.')[2]}"
         share = f"{layer.share:.1%}" if len(alike) == 1 else f"{len(alike)}×{layer.share:.1%}"
@@ -217,14 +231,7 @@ def print_space(console: Console, record: SpaceCost) -> None:
         for form in dict.fromkeys(merge.form for merge in layer.merges):
             costs = {merge.keep_ratio: _cost(merge) for merge in layer.merges if merge.form == form}
             table.add_row("", "", "", form, *(costs.get(ratio, "-") for ratio in ratios))
-    console.print(table)
-    console.print(
-        "Under a keep ratio, in MFLOPs: what the rest of the net saves when only this layer merges, and what mask, "
-        "merge and unmerge cost in each form. [red]Red!:[/red] costs more than it saves, not offered. A dash: the "
-        "same tokens as another ratio.",
-        highlight=False,
-    )
-    _print_rule(console)
+    return table
 
 
 def _alike(layers: Sequence[LayerBalance]) -> list[list[LayerBalance]]:
@@ -244,5 +251,5 @@ def _cost(merge: MergeBalance) -> str:
     return text if merge.offered else f"[red]{text}![/red]"
 
 
-def _print_rule(console: Console) -> None:
-    console.print("One multiply-add counts as one FLOP; attention products and masks are counted.", highlight=False)
+def _print_words(console: Console, words: str) -> None:
+    console.print(words, markup=False, highlight=False)

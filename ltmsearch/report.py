@@ -18,10 +18,15 @@ from rich.console import Console
 from rich.table import Table
 
 from ltmsearch.axis import CostAxis
+from ltmsearch.columns import width_of
 from ltmsearch.drawing import WrittenDrawing, write_drawing
 from ltmsearch.findings import Findings, sentences
 from ltmsearch.picture import UNSCORED, FrontPicture, Group, front_picture, shown_top1
 from ltmsearch.records import TrialRecord, form_key, select_front, select_references
+
+RATIOS = "keep ratios"
+ROOM_FOR_RATIOS = 30
+"""Columns of the terminal that keep ratios need beside the numbers of a front."""
 
 _BLACK, _GREY = "#000000", "#6b6b6b"
 # Colours of Okabe and Ito, told apart by colour-blind readers; the symbols do the same in black and white.
@@ -95,6 +100,8 @@ def write_front(
 def print_front(console: Console, records: Iterable[TrialRecord], *, axis: CostAxis) -> None:
     """Prints the front, best first, and below it the plain net and the best uniform keep ratio.
 
+    Where keep ratios find too little room beside the numbers, they follow in a table of their own.
+
     Args:
         console: Where to print; 80 columns are enough.
         records: All trials of a study.
@@ -102,28 +109,54 @@ def print_front(console: Console, records: Iterable[TrialRecord], *, axis: CostA
     """
     records = list(records)
     front, references = select_front(records, axis.name), select_references(records)
+    shown = [*front, *references]
+    nets = [" | ".join(ratios for _, ratios in record.by_stage()) for record in front]
+    nets += [record.name + ("" if record.feasible else " (over budget)") for record in references]
+    numbers = [_cells(record, axis) for record in shown]
+    side_by_side = [(*cells, net) for cells, net in zip(numbers, nets, strict=True)]
+    tables = [_table((*_headings(axis), RATIOS), side_by_side, len(front))]
+    apart = _table(_headings(axis), numbers, len(front))
+    if console.width < min(width_of(console, tables[0]), width_of(console, apart) + ROOM_FOR_RATIOS):
+        by_trial = [(str(record.trial), net) for record, net in zip(shown, nets, strict=True)]
+        tables = [apart, _table(("trial", RATIOS), by_trial, len(front))]
+    tables[0].title = _title(front, records, axis)
+    for table in tables:
+        console.print(table)
+    for line in _captions(front, references, axis):
+        console.print(line, markup=False, highlight=False, style="dim")
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], before: int) -> Table:
+    """A table with a line after so many rows. Words wrap, numbers do not."""
+    table = Table()
+    for heading in headings:
+        words = heading == RATIOS
+        table.add_column(heading, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+    for place, row in enumerate(rows):
+        table.add_row(*row, end_section=place == before - 1)
+    return table
+
+
+def _title(front: Sequence[TrialRecord], records: Sequence[TrialRecord], axis: CostAxis) -> str:
     budget = "" if axis.budget is None else f", budget {axis.budget:g} {axis.unit}"
     if axis.lowest is not None:
         budget = f", budgets {axis.lowest:g} to {axis.budget:g} {axis.unit}"
-    title = f"Front: {len(front)} of {len(records)} trials" if front else "No front yet: nothing re-scored"
-    table = Table(title=title + budget)
-    for heading in _headings(axis):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column(f"keep ratios{form_key(front)}, | between stages", overflow="fold")
-    for record in front:
-        table.add_row(*_cells(record, axis), " | ".join(ratios for _, ratios in record.by_stage()))
-    table.add_section()
-    for record in references:
-        table.add_row(*_cells(record, axis), record.name + ("" if record.feasible else " (over budget)"))
-    captions = []
+    return (f"Front: {len(front)} of {len(records)} trials" if front else "No front yet: nothing re-scored") + budget
+
+
+def _captions(front: Sequence[TrialRecord], references: Sequence[TrialRecord], axis: CostAxis) -> list[str]:
+    """What signs in the table mean, those that are in it."""
+    lines = []
+    if front:
+        stages = ", | between stages" if len(front[0].by_stage()) > 1 else ""
+        lines.append(f"keep ratio of each layer{form_key(front)}, 1 = plain{stages}")
     if any(record.rescored_top1 is None for record in references):
-        captions.append("* scored when the trial ran, not with the final weights")
+        lines.append("* scored when the trial ran, not with the final weights")
     if any(record.expected_top1 is not None for record in front):
-        captions.append("expected: the mean of top-1 and what the loss lets expect; the front goes by it")
-    if any(breaks_budget(record, axis) for record in front):
-        captions.append("! predicted within the budget, but measured over it")
-    table.caption = "\n".join(captions) or None
-    console.print(table)
+        lines.append("expected: the mean of top-1 and what the loss lets expect; the front goes by it")
+    if any(breaks_budget(record, axis) for record in (*front, *references)):
+        lines.append("! predicted within the budget, but measured over it")
+    return lines
 
 
 def print_findings(console: Console, findings: Findings) -> None:

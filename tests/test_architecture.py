@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "ltmsearch"
 
 FLOORS = [
-    {"errors", "files", "grid", "observer", "shipped", "front"},
+    {"errors", "files", "grid", "observer", "shipped", "front", "columns"},
     {"schedule", "yamlfile", "tables", "ranks", "axis"},
     {"settings", "recipe", "records", "epochs", "times"},
     {"merging", "ib_loss", "importance"},

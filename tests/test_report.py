@@ -205,6 +205,20 @@ def test_the_table_fits_80_columns_with_many_layers() -> None:
     assert text.count(".875") == 24
 
 
+def test_beside_latencies_keep_ratios_have_a_table_of_their_own() -> None:
+    """Twelve layers with forms, and milliseconds in the thousands: the widest that a search leaves."""
+    ratios = {f"blocks.{i}": 0.85 for i in range(12)}
+    forms = dict.fromkeys(ratios, "matched")
+    wide = timed(10734, 199.51, 80.0, 2440.52, feasible=True, keep_ratios=ratios, forms=forms)
+    lines = printed([wide, timed(0, 198.34, 81.0, kind="baseline", label="plain", feasible=False)], MS)
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+    numbers, nets = [row for row in rows if len(row) == 6], [row for row in rows if len(row) == 2]
+    assert [row[2:4] for row in numbers] == [["199.51", "2440.52 ± 0.40!"], ["198.34", ""]]
+    assert nets == [["10734", " ".join([".85m"] * 12)], ["0", "plain (over budget)"]]
+
+
 def test_the_table_says_when_scores_are_not_final() -> None:
     lines = printed([trial(1, 1.15, 79.0, kind="baseline", label="uniform 0.5"), OPEN])
     assert "No front yet" in lines[0]
@@ -220,7 +234,7 @@ def test_drawing_needs_neither_torch_nor_optuna() -> None:
 
 
 def test_letters_of_forms_are_explained_where_they_stand() -> None:
-    plain = "keep ratios, | between"
+    plain = "keep ratio of each layer, 1 = plain, | between stages"
     assert plain in " ".join(printed([UNIFORM]))
     merged = dataclasses.replace(UNIFORM, kind="searched", label="", forms={LAYERS[0]: "hard", LAYERS[1]: "matched"})
     lines = " ".join(printed([merged]))
@@ -298,7 +312,7 @@ def test_a_latency_table_has_both_latencies_and_marks_what_breaks_the_budget() -
     lines = printed(LATENCIES, MS)
     assert "Front: 3 of 6 trials, budget 20 ms" in lines[0]
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
-    assert [row[:5] for row in rows if row[0]] == [
+    assert [row[:5] for row in rows if len(row) > 2] == [
         ["1", "1.8100", "19.00", "21.50 ± 0.40!", "80.0 ± 0.7"],
         ["2", "1.8500", "15.00", "14.00 ± 0.40", "70.0 ± 0.7"],
         ["3", "1.8800", "12.00", "", "60.0 ± 0.7"],

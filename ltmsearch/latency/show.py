@@ -1,11 +1,13 @@
 """Latency for people: what `ltmsearch profile` prints."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from ltmsearch.columns import print_in_parts
 from ltmsearch.costs import CostModel
 from ltmsearch.latency.profile import Check, LatencyProfile
 from ltmsearch.latency.reading import Reading
@@ -62,9 +64,9 @@ def _uniform(space: SearchSpace) -> dict[tuple[float, str], MergeSchedule]:
 def print_profile(console: Console, record: Mapping[str, Any], target: LatencyTarget) -> None:
     """Totals, uniform keep ratios, and per layer what merging there alone saves."""
     plain = Reading.model_validate(record["plain"])
-    _line(console, f"{record['backbone']}, {record['operator']}; {target}")
-    _line(console, f"plain net {_reading(plain)}; {record['load']:.1f} was the machine's greatest load meanwhile")
-    _line(
+    _words(console, f"{record['backbone']}, {record['operator']}; {target}")
+    _words(console, f"plain net {_reading(plain)} ms; {record['load']:.1f} was the machine's greatest load meanwhile")
+    _words(
         console,
         f"predicted from {record['subnets']} subnets, timed in {record['seconds']:.0f} s, "
         f"{Check.model_validate(record['check'])}; schedules reach {record['lowest_ms']:.2f} to "
@@ -77,32 +79,38 @@ def print_profile(console: Console, record: Mapping[str, Any], target: LatencyTa
     _right(table)
     console.print(table)
     choices = list(dict.fromkeys(choice for saved in record["saved_ms"].values() for choice in saved))
-    forms = list(dict.fromkeys(choice.partition(" ")[2] for choice in choices))
     ratios = sorted({choice.partition(" ")[0] for choice in choices}, key=float, reverse=True)
-    table = Table("layer", "", *ratios, box=None)
-    for layer, saved in record["saved_ms"].items():
-        for form in forms:
-            cells = [_saved(saved.get(f"{ratio} {form}".strip())) for ratio in ratios]
-            table.add_row(layer if form == forms[0] else "", form, *cells)
-    _right(table)
-    console.print(table)
+    forms = list(dict.fromkeys(choice.partition(" ")[2] for choice in choices))
+    print_in_parts(console, ratios, lambda some: _saved_table(record["saved_ms"], some, forms))
     console.print(
         "Under a keep ratio, in ms: what merging at this layer alone saves; [red]red![/red] costs time. A dash: the "
         "same tokens as another ratio.",
         highlight=False,
     )
-    _line(console, f"kept in {record['file']}")
+    _path(console, "kept in", record["file"])
+
+
+def _saved_table(saved_ms: Mapping[str, Mapping[str, float]], ratios: Sequence[str], forms: Sequence[str]) -> Table:
+    """What merging at each layer alone saves, for some of the keep ratios."""
+    table = Table("layer", "", *ratios, box=None)
+    for layer, saved in saved_ms.items():
+        for form in forms:
+            cells = [_saved(saved.get(f"{ratio} {form}".strip())) for ratio in ratios]
+            table.add_row(layer if form == forms[0] else "", form, *cells)
+    _right(table)
+    table.columns[1].justify = "left"
+    return table
 
 
 def print_nets(console: Console, target: LatencyTarget, rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Nets that were timed beside each other, the first of them the plain one."""
-    _line(console, str(target))
+    _words(console, str(target))
     table = Table("net", "ms", "× plain", "GFLOPs", "× plain", "visits", box=None)
     plain = next(iter(rows.values()))
     for name, row in rows.items():
         reading = Reading.model_validate(row["reading"])
         table.add_row(
-            name,
+            Text(name),
             _reading(reading),
             f"{reading.ms / plain['reading']['ms']:.3f}",
             f"{row['gflops']:.4f}",
@@ -110,13 +118,14 @@ def print_nets(console: Console, target: LatencyTarget, rows: Mapping[str, Mappi
             str(reading.visits),
         )
     _right(table)
+    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"  # a file may have any name
     console.print(table)
     if not all(row["reading"]["stable"] for row in rows.values()):
-        _line(console, "? unstable: the readings scatter, also after further visits; a quieter machine would help")
+        _words(console, "? unstable: the readings scatter, also after further visits; a quieter machine would help")
 
 
 def _reading(reading: Reading) -> str:
-    return f"{reading.ms:.2f} ± {reading.ms * reading.error:.2f} ms" + ("" if reading.stable else "?")
+    return f"{reading.ms:.2f} ± {reading.ms * reading.error:.2f}" + ("" if reading.stable else "?")
 
 
 def _saved(ms: float | None) -> str:
@@ -126,10 +135,16 @@ def _saved(ms: float | None) -> str:
 
 
 def _right(table: Table) -> None:
+    for column in table.columns:
+        column.no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
-    table.columns[0].no_wrap = True
 
 
-def _line(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+def _words(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False)
+
+
+def _path(console: Console, words: str, path: str) -> None:
+    """On one line, however long: it is to be copied."""
+    console.print(f"{words} {path}", markup=False, highlight=False, soft_wrap=True)
