@@ -47,7 +47,7 @@ class StudySettings(BaseModel):
         InputError: Through `make`, for a name or value that does not fit.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     schema_version: Literal[1] = 1
     """Version of this format."""

@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "ltmsearch"
 
 FLOORS = [
-    {"errors", "files", "grid", "observer", "shipped", "front", "columns"},
+    {"errors", "files", "grid", "observer", "shipped", "front", "columns", "families"},
     {"schedule", "yamlfile", "tables", "ranks", "axis"},
     {"settings", "recipe", "records", "epochs", "times"},
     {"merging", "ib_loss", "importance"},
@@ -21,7 +21,7 @@ FLOORS = [
     {"training", "inspection", "latency", "beginning", "traces"},
     {"trial", "storage", "prior"},
     {"prepare", "rescoring", "picture", "drawing", "findings", "course", "visuals"},
-    {"report", "curves", "layers", "validation"},
+    {"report", "curves", "layers", "validation", "summary"},
     {"finetune", "page"},
     {"results", "history", "opening"},
     {"study", "export", "progress", "visualize"},

@@ -13,6 +13,7 @@ from timm.models.efficientvit_mit import EfficientVitBlock, LiteMLA, MBConv
 from torch import Tensor, nn
 
 from ltmsearch.backbones.adapter import MERGING, BlockAdapter, LayerShape, register_family, watched
+from ltmsearch.families import BACKBONES
 from ltmsearch.grid import Grid, target_grid, tokens
 from ltmsearch.merging import MergeOperator
 from ltmsearch.settings import Learning
@@ -89,10 +90,7 @@ class EfficientViT(BlockAdapter):
     """EfficientViT with linear attention (Cai et al., 2023)."""
 
     family = "efficientvit"
-    backbones = (
-        "efficientvit_b0", "efficientvit_b1", "efficientvit_b2", "efficientvit_b3",
-        "efficientvit_l1", "efficientvit_l2", "efficientvit_l3",
-    )  # fmt: skip
+    backbones = BACKBONES[family]
     strangers: ClassVar = {
         "efficientvit_m*": "it is Microsoft's EfficientViT (Liu et al., 2023), another network of the same name; "
         "efficientvit_b0 to efficientvit_b3, MIT's, can"

@@ -22,6 +22,7 @@ from ltmsearch.backbones.adapter import (
     strides,
 )
 from ltmsearch.backbones.transformer import BlockShape, MergingBlocks
+from ltmsearch.families import BACKBONES
 from ltmsearch.grid import Grid
 from ltmsearch.merging import MergeOperator
 
@@ -42,7 +43,7 @@ class MobileViT(Adapter):
     """`mobilevit_xxs`, `mobilevit_xs`, `mobilevit_s` (Mehta & Rastegari, 2022)."""
 
     family = "mobilevit"
-    backbones = ("mobilevit_xxs", "mobilevit_xs", "mobilevit_s")
+    backbones = BACKBONES[family]
     strangers: ClassVar = {
         "mobilevitv2_*": "MobileViT v2 has another attention; mobilevit_xxs, mobilevit_xs and mobilevit_s can"
     }

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ltmsearch.backbones.adapter import MERGING, BlockAdapter, LayerShape, register_family, watched
 from ltmsearch.backbones.transformer import NORM_MACS
+from ltmsearch.families import BACKBONES
 from ltmsearch.grid import Grid, target_grid, tokens
 from ltmsearch.merging import MergeOperator
 from ltmsearch.settings import Learning
@@ -113,11 +114,7 @@ class Swin(BlockAdapter):
     """Swin transformers (Liu et al., 2021)."""
 
     family = "swin"
-    backbones = (
-        "swin_tiny_patch4_window7_224", "swin_small_patch4_window7_224", "swin_base_patch4_window7_224",
-        "swin_base_patch4_window12_384", "swin_large_patch4_window7_224", "swin_large_patch4_window12_384",
-        "swin_s3_tiny_224", "swin_s3_small_224", "swin_s3_base_224",
-    )  # fmt: skip
+    backbones = BACKBONES[family]
     strangers: ClassVar = {
         "swinv2_*": "Swin v2 normalises behind attention and MLP; swin_tiny_patch4_window7_224 and its siblings can"
     }

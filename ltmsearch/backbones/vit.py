@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ltmsearch.backbones.adapter import Adapter, Chain, attach_operator, blank_image, register_family
 from ltmsearch.backbones.transformer import NORM_MACS, BlockShape, MergingBlocks
+from ltmsearch.families import BACKBONES
 from ltmsearch.grid import Grid, tokens
 from ltmsearch.merging import MergeOperator
 from ltmsearch.settings import Learning
@@ -104,21 +105,7 @@ class ViT(Adapter):
     """Plain vision transformers with patches of 16 pixels (Dosovitskiy et al., 2021; Touvron et al., 2021, 2022)."""
 
     family = "vit"
-    backbones = (
-        "vit_tiny_patch16_224", "vit_tiny_patch16_384",
-        "vit_small_patch16_224", "vit_small_patch16_384", "vit_small_patch16_36x1_224",
-        "vit_base_patch16_224", "vit_base_patch16_384", "vit_base_patch16_224_miil",
-        "vit_base_patch16_plus_240", "vit_base_patch16_gap_224", "vit_base_patch16_reg4_gap_256",
-        "vit_base_patch16_clip_224", "vit_base_patch16_clip_384", "vit_base_patch16_clip_quickgelu_224",
-        "vit_base_patch16_plus_clip_240", "vit_base_patch16_siglip_224", "vit_base_patch16_siglip_256",
-        "vit_base_patch16_siglip_384", "vit_base_patch16_siglip_512", "vit_base_patch16_siglip_gap_224",
-        "vit_base_patch16_siglip_gap_256", "vit_base_patch16_siglip_gap_384", "vit_base_patch16_siglip_gap_512",
-        "deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224", "deit_base_patch16_384",
-        "deit_tiny_distilled_patch16_224", "deit_small_distilled_patch16_224", "deit_base_distilled_patch16_224",
-        "deit_base_distilled_patch16_384",
-        "deit3_small_patch16_224", "deit3_small_patch16_384", "deit3_medium_patch16_224", "deit3_base_patch16_224",
-        "deit3_base_patch16_384", "deit3_large_patch16_224", "deit3_large_patch16_384",
-    )  # fmt: skip
+    backbones = BACKBONES[family]
     strangers: ClassVar = {
         "vit_*_rope*": "its rotary positions belong to the full grid",
         "vit_*dinov3*": "its rotary positions belong to the full grid",

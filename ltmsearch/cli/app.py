@@ -2,27 +2,79 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
+
+from ltmsearch.cli import names
+from ltmsearch.errors import unknown_name
+
+ORDER = ("run", "front", "dashboard", "train", "validate", "export", "space", "cost", "profile")
+"""The commands as they are listed: as they are used one after the other, and behind them those that tell of a backbone.
+"""
+
+
+class InOrder(TyperGroup):
+    """The commands in their order; for a name that is none of theirs, the nearest one."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of all commands."""
+        return sorted(self.commands, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the arguments name."""
+        if args and args[0] not in self.commands and not ctx.resilient_parsing:
+            raise unknown_name("command", args[0], self.commands)
+        return super().resolve_command(ctx, args)
+
 
 app = typer.Typer(
     name="ltmsearch",
-    help="Find which layers of a vision transformer should merge tokens, and how much, under a compute budget.",
+    cls=InOrder,
+    help="Find which layers of a vision transformer should merge tokens, and how much, under a compute budget.\n\n"
+    "Example: ltmsearch run --backbone mobilevit_s --budget-gflops 1.2",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Run = Annotated[Path, typer.Argument(help="Run directory of a study.")]
+OUTPUT, DATA = "Output", "Data"
+"""Panels of the help."""
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory of a study.")]
 DataDir = Annotated[
-    Path | None, typer.Option(help="Image folder with train/ and validation/ (or val/), one folder per class.")
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Image folder with train/ and validation/ (or val/), one folder per class.",
+        rich_help_panel=DATA,
+    ),
 ]
 Dataset = Annotated[
-    str | None, typer.Option(help="digits (built in), folder, or a timm data set name. (default: digits)")
+    str | None,
+    names.such_as(names.DATASETS, "digits (built in), folder, or a timm data set name. (default: digits)", panel=DATA),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def flag(*names_and_help: str, panel: str | None = None) -> Any:
+    """An option without a value.
+
+    Args:
+        names_and_help: Its names, and last what it does.
+        panel: Of the help.
+    """
+    *options, help = names_and_help
+    return typer.Option(*options, metavar="", help=help, rich_help_panel=panel)  # else the help says <bool>
+
+
+AsJson = Annotated[bool, flag("--json", "Print one JSON document and nothing else on standard output.", panel=OUTPUT)]
+Quiet = Annotated[bool, flag("--quiet", "-q", "No progress, no table.", panel=OUTPUT)]
+QuietProgress = Annotated[bool, flag("--quiet", "-q", "No progress.", panel=OUTPUT)]
+Verbose = Annotated[
+    bool, flag("--verbose", "-v", "Log to standard error what is decided, timed and written.", panel=OUTPUT)
+]
 
 
 def speaks() -> bool:
@@ -46,7 +98,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", metavar="", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     pass

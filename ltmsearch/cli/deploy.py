@@ -1,37 +1,40 @@
 """Commands that take a subnet out of a study or a training and into use: `export`."""
 
-import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from ltmsearch.cli.app import AsJson, app, say
+from ltmsearch.cli.app import AsJson, Quiet, Verbose, app, flag, say
+from ltmsearch.cli.terminal import print_json, results, watched
 
 RunOrTraining = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory of a study, or a training's folder.")]
+
+_of_study = partial(typer.Option, rich_help_panel="Of a study")
 
 
 @app.command()
 def export(
     run: RunOrTraining,
-    trial: Annotated[int | None, typer.Option(help="Of a study: this trial.")] = None,
-    top: Annotated[int | None, typer.Option(help="Of a study: the best K of the front. (default: 1)", min=1)] = None,
-    under_gflops: Annotated[
-        float | None, typer.Option(help="Of a study: the best of the front up to this cost.")
-    ] = None,
+    trial: Annotated[int | None, _of_study(help="This trial.")] = None,
+    top: Annotated[int | None, _of_study(help="The best K of the front. (default: 1)", metavar="K", min=1)] = None,
+    under_gflops: Annotated[float | None, _of_study(help="The best of the front up to this cost.")] = None,
     under_ms: Annotated[
-        float | None, typer.Option(help="Of a study with a latency budget: the best of the front up to this latency.")
+        float | None, _of_study(help="The best of the front up to this latency, where it had a latency budget.")
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Of a training: these weights. (default: RUN/best.safetensors)")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="These weights. (default: RUN/best.safetensors)", rich_help_panel="Of a training"
+        ),
     ] = None,
-    weights: Annotated[
-        bool, typer.Option("--weights", help="Also the weights, as a folder that timm opens (safetensors).")
-    ] = False,
-    onnx: Annotated[bool, typer.Option("--onnx", help="Also an ONNX file, compared in onnxruntime.")] = False,
-    program: Annotated[bool, typer.Option("--program", help="Also a program of torch.export (.pt2).")] = False,
+    weights: Annotated[bool, flag("--weights", "Also the weights, as a folder that timm opens (safetensors).")] = False,
+    onnx: Annotated[bool, flag("--onnx", "Also an ONNX file, compared in onnxruntime.")] = False,
+    program: Annotated[bool, flag("--program", "Also a program of torch.export (.pt2).")] = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Write recipes, on request weights and programs, into RUN/export/<trial>/, of a training into RUN/export/.
 
@@ -39,11 +42,10 @@ def export(
 
     Example: ltmsearch export runs/my-study --under-gflops 1.15 --weights --onnx
     """
-    from ltmsearch.export import export_run
-    from ltmsearch.progress import ProgressBars
+    stopped = "files that are whole stay, the same command writes all again"
+    with watched(quiet=quiet, verbose=verbose, stopped=lambda: stopped) as observer:
+        from ltmsearch.export import export_run
 
-    observer = ProgressBars(Console(stderr=True))
-    try:
         files = export_run(
             run,
             trial=trial,
@@ -56,13 +58,11 @@ def export(
             program=program,
             observer=observer,
         )
-    finally:
-        observer.close()
     if as_json:
-        typer.echo(json.dumps([file.as_dict() for file in files], indent=2, ensure_ascii=False))
-        return
-    for file in files:
-        say(Console(), f"{file.file}  {_size(file.bytes)}  {file.check}")
+        print_json([file.as_dict() for file in files])
+    elif not quiet:
+        for file in files:
+            say(results(), f"{file.file}  {_size(file.bytes)}  {file.check}")
 
 
 def _size(count: int) -> str:

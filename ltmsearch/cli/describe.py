@@ -1,17 +1,17 @@
 """Commands that describe a backbone without training anything: `space` and `cost`."""
 
-import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from ltmsearch.cli import names
 from ltmsearch.cli.app import AsJson, app
+from ltmsearch.cli.terminal import print_json, results
 from ltmsearch.errors import InputError
 
-Backbone = Annotated[str, typer.Argument(help="timm name, e.g. mobilevit_s.")]
+Backbone = Annotated[str, names.backbone_argument("timm name, e.g. mobilevit_s.")]
 ImgSize = Annotated[int, typer.Option(help="Side in pixels of the images that costs are counted for.", min=32)]
-Operator = Annotated[str, typer.Option(help="Merging operator: ltm, pool or tome.")]
+Operator = Annotated[str, names.one_of(names.OPERATORS, "Merging operator")]
 
 
 @app.command()
@@ -19,7 +19,9 @@ def space(
     backbone: Backbone,
     img_size: ImgSize = 224,
     operator: Operator = "ltm",
-    space: Annotated[str | None, typer.Option(help="Search-space file.")] = None,
+    space: Annotated[
+        str | None, names.shipped_option("search_spaces", "Search-space file. (default: that of the family)")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a backbone's layers, tokens, shares of the cost, what merging saves, and the reachable range.
@@ -30,9 +32,9 @@ def space(
 
     record = describe_space(backbone, img_size=img_size, operator=operator, space=space)
     if as_json:
-        typer.echo(json.dumps(record.as_dict(), indent=2))
+        print_json(record.as_dict())
     else:
-        print_space(Console(), record)
+        print_space(results(), record)
 
 
 @app.command()
@@ -44,7 +46,7 @@ def cost(
     img_size: ImgSize = 224,
     operator: Operator = "ltm",
     form: Annotated[
-        str | None, typer.Option(help="soft, hard or matched, for the operator ltm. (default: soft)")
+        str | None, names.one_of(names.FORMS, "Of the merges, for the operator ltm", default="soft")
     ] = None,
     num_classes: Annotated[int, typer.Option(help="Width of the classifier.", min=1)] = 1000,
     as_json: AsJson = False,
@@ -59,9 +61,9 @@ def cost(
         backbone, keep=_ratios(keep), img_size=img_size, operator=operator, form=form, num_classes=num_classes
     )
     if as_json:
-        typer.echo(json.dumps(record.as_dict(), indent=2))
+        print_json(record.as_dict())
     else:
-        print_cost(Console(), record)
+        print_cost(results(), record)
 
 
 def _ratios(text: str | None) -> list[float]:

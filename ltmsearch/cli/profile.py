@@ -1,24 +1,27 @@
 """The command that times nets: `profile`."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from ltmsearch.cli.app import AsJson, app
+from ltmsearch.cli import names
+from ltmsearch.cli.app import OUTPUT, AsJson, Verbose, app, flag
+from ltmsearch.cli.terminal import print_json, results, watched
 from ltmsearch.errors import InputError
+
+BACKBONE = "Of a backbone"
+"""Panel of the help."""
 
 
 @app.command()
 def profile(
-    net: Annotated[str, typer.Argument(metavar="RECIPE|BACKBONE", help="Recipe file (YAML), or a timm name.")],
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    net: Annotated[str, names.backbone_argument("Recipe file (YAML), or a timm name.", metavar="RECIPE|BACKBONE")],
+    device: Annotated[str, names.such_as(names.DEVICES, "auto, cpu, cuda, cuda:1, …")] = "auto",
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.", min=1)] = 1,
-    runtime: Annotated[str, typer.Option(help="torch, compile or onnxruntime.")] = "torch",
-    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
-    memory_format: Annotated[str, typer.Option(help="channels_last or contiguous.")] = "channels_last",
+    runtime: Annotated[str, names.one_of(names.RUNTIMES, "What runs the net")] = "torch",
+    dtype: Annotated[str, names.one_of(names.DTYPES, "Number format")] = "fp32",
+    memory_format: Annotated[str, names.one_of(names.MEMORY_FORMATS, "Of images")] = "channels_last",
     threads: Annotated[int | None, typer.Option(help="On a CPU. (default: 1, the steadiest)")] = None,
     img_size: Annotated[
         int | None, typer.Option(help="Side of the images in pixels. (default: 224, of a recipe its own)")
@@ -26,13 +29,27 @@ def profile(
     num_classes: Annotated[
         int | None, typer.Option(help="Width of the classifier. (default: 1000, of a recipe its own)")
     ] = None,
-    operator: Annotated[str | None, typer.Option(help="Of a backbone: ltm, pool or tome. (default: ltm)")] = None,
-    space: Annotated[str | None, typer.Option(help="Of a backbone: search-space file. (default: its family's)")] = None,
-    again: Annotated[bool, typer.Option("--again", help="Of a backbone: time it anew, also if it was before.")] = False,
+    operator: Annotated[
+        str | None, names.one_of(names.OPERATORS, "Merging operator", default="ltm", panel=BACKBONE)
+    ] = None,
+    space: Annotated[
+        str | None, names.shipped_option("search_spaces", "Search-space file. (default: its family's)", panel=BACKBONE)
+    ] = None,
+    again: Annotated[bool, flag("--again", "Time it anew, also if it was before.", panel=BACKBONE)] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Of a backbone: write the profile here as well, for --latency-profile.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the profile here as well, for --latency-profile.",
+            rich_help_panel=BACKBONE,
+        ),
     ] = None,
     as_json: AsJson = False,
+    quiet: Annotated[
+        bool,
+        flag("--quiet", "-q", "No progress; of a backbone, whose profile is kept, no table either.", panel=OUTPUT),
+    ] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Time nets on a device: a recipe's beside the plain one, or so many of a backbone's that others can be predicted.
 
@@ -40,30 +57,28 @@ def profile(
 
     Example: ltmsearch profile mobilevit_s --device cpu --batch-size 1
     """
-    from ltmsearch.latency import profile_backbone, profile_recipe
-    from ltmsearch.latency.show import print_nets, print_profile
-    from ltmsearch.progress import ProgressBars
-
     asked: dict[str, Any] = {
         "device": device, "batch_size": batch_size, "runtime": runtime, "dtype": dtype,
         "memory_format": memory_format, "threads": threads, "img_size": img_size, "num_classes": num_classes,
     }  # fmt: skip
     given = {name: value for name, value in asked.items() if value is not None}
-    observer = ProgressBars(Console(stderr=True))
-    try:
-        if net.endswith((".yaml", ".yml")):
-            if operator or space or again or out:
-                raise InputError("--operator, --space, --again and --out go with a backbone, not with a recipe")
+    of_recipe = net.endswith((".yaml", ".yml"))
+    if of_recipe and (operator or space or again or out):
+        raise InputError("--operator, --space, --again and --out go with a backbone, not with a recipe")
+    stopped = "nothing is kept of what was timed, the same command begins again"
+    with watched(quiet=quiet, verbose=verbose, stopped=lambda: stopped) as observer:
+        from ltmsearch.latency import profile_backbone, profile_recipe
+        from ltmsearch.latency.show import print_nets, print_profile
+
+        if of_recipe:
             target, record = profile_recipe(Path(net), given, observer)
         else:
             target, record = profile_backbone(
                 net, operator or "ltm", space, given, again=again, out=out, observer=observer
             )
-    finally:
-        observer.close()
     if as_json:
-        typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
-    elif "nets" in record:
-        print_nets(Console(), target, record["nets"])
-    else:
-        print_profile(Console(), record, target)
+        print_json(record)
+    elif of_recipe:
+        print_nets(results(), target, record["nets"])
+    elif not quiet:
+        print_profile(results(), record, target)

@@ -1,42 +1,43 @@
 """The command that scores trained weights: `validate`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from ltmsearch.cli.app import AsJson, DataDir, Dataset, app
+from ltmsearch.cli import names
+from ltmsearch.cli.app import AsJson, DataDir, Dataset, QuietProgress, Verbose, app
+from ltmsearch.cli.terminal import print_json, results, watched
 
-Recipe = Annotated[Path, typer.Argument(help="Recipe file (YAML).")]
+Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")]
 
 
 @app.command()
 def validate(
     recipe: Recipe,
-    checkpoint: Annotated[Path, typer.Option(help="Weights of the recipe's network.")],
+    checkpoint: Annotated[Path, typer.Option(metavar="FILE", help="Weights of the recipe's network.")],
     data_dir: DataDir = None,
     dataset: Dataset = None,
     img_size: Annotated[int | None, typer.Option(help="Side of the images in pixels. (default: the recipe's)")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 64,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto (measured), fp32 or bf16.")] = "auto",
+    device: Annotated[str, names.such_as(names.DEVICES, "auto, cpu, cuda, cuda:1, …")] = "auto",
+    precision: Annotated[str, names.one_of(names.PRECISIONS, "Number format")] = "auto",
     val_images: Annotated[
         int | None, typer.Option(help="Score so many images. (default: all; of the built-in digits 1000)")
     ] = None,
     as_json: AsJson = False,
+    quiet: QuietProgress = False,
+    verbose: Verbose = False,
 ) -> None:
     """Score trained weights: top-1, top-5, loss, information terms, cost, parameters, speed.
 
     Example: ltmsearch validate recipe.yaml --checkpoint best.safetensors --data-dir photos
     """
-    from ltmsearch.progress import ProgressBars
-    from ltmsearch.recipe import load_recipe
-    from ltmsearch.validation import print_validation, validate_recipe
+    stopped = "nothing is written by this command, it can be run again"
+    with watched(quiet=quiet, verbose=verbose, stopped=lambda: stopped) as observer:
+        from ltmsearch.recipe import load_recipe
+        from ltmsearch.validation import print_validation, validate_recipe
 
-    observer = ProgressBars(Console(stderr=True))
-    try:
         record = validate_recipe(
             load_recipe(recipe),
             checkpoint=checkpoint,
@@ -49,9 +50,7 @@ def validate(
             val_images=val_images,
             observer=observer,
         )
-    finally:
-        observer.close()
     if as_json:
-        typer.echo(json.dumps(record.as_dict(), indent=2, ensure_ascii=False))
+        print_json(record.as_dict())
     else:
-        print_validation(Console(), record)
+        print_validation(results(), record)

@@ -1,0 +1,71 @@
+"""What a command puts where: its result on standard output; progress, notes, logs and errors on standard error."""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+
+from ltmsearch.cli.app import say, speaks
+from ltmsearch.cli.log import logged
+from ltmsearch.errors import InputError
+
+if TYPE_CHECKING:
+    from ltmsearch.observer import Observer
+
+_log = logging.getLogger(__name__)
+
+
+def results() -> Console:
+    """Where a command's result is printed: coloured on a terminal, plain in a file or a pipe."""
+    return Console()
+
+
+def print_json(document: Any) -> None:
+    """Print a result as one JSON document. What is not finite is null: JSON has no other word for it."""
+    typer.echo(json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(held) for name, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(held) for held in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextmanager
+def watched(*, quiet: bool, verbose: bool, stopped: Callable[[], str]) -> Iterator["Observer"]:
+    """The long part of a command: whoever tells of its progress, until it is over or interrupted.
+
+    Args:
+        quiet: Tell nothing.
+        verbose: Log to standard error as well.
+        stopped: After Ctrl-C: how to go on, what is there already.
+
+    Raises:
+        InputError: If both are asked for.
+    """
+    if quiet and verbose:
+        raise InputError("--quiet and --verbose cannot both be given")
+    from ltmsearch.observer import Observer
+    from ltmsearch.progress import ProgressBars
+
+    console = Console(stderr=True, quiet=not speaks())
+    observer = Observer() if quiet else ProgressBars(console)
+    with logged(console, verbose=verbose):
+        try:
+            yield observer
+        except KeyboardInterrupt:
+            observer.close()
+            say(console, f"stopped; {stopped()}")
+            raise typer.Exit(1) from None
+        except OSError:
+            _log.debug("raised here:", exc_info=True)  # the error's line alone would not say
+            raise
+        finally:
+            observer.close()
