@@ -284,7 +284,7 @@ def load_data(
         validation=validation,
         calibration_keys=[(index, 0) for index in train.choose(calibration_images, seed=seed)],
         validation_keys=[(index, 0) for index in chosen],
-        train_transform=create_transform(img_size, interpolation=interpolation, normalize=False, **train_options)
+        train_transform=_changing(img_size, {"interpolation": interpolation, "normalize": False, **train_options})
         if changes
         else eval_transform,
         eval_transform=eval_transform,
@@ -297,6 +297,23 @@ def load_data(
 def evaluation_transform(img_size: int, *, interpolation: str, crop_pct: float) -> Transform:
     """What evaluation makes of an image, timm's: short side at `img_size / crop_pct`, then the middle."""
     transform: Transform = create_transform(img_size, crop_pct=crop_pct, interpolation=interpolation, normalize=False)
+    return transform
+
+
+def _changing(img_size: int, options: dict[str, Any]) -> Transform:
+    """timm's transform of a training.
+
+    Raises:
+        InputError: If timm does not know the policy of augmentation, for which it has no error of its own.
+    """
+    policy = options.get("auto_augment")
+    try:
+        transform: Transform = create_transform(img_size, **options)
+    except (AssertionError, LookupError, ValueError, TypeError) as error:
+        if not policy:
+            raise
+        known = "rand-m9-mstd0.5, augmix-m3, original or 3a"
+        raise InputError(f"aa must be a policy of timm's, such as {known}, but got {policy!r}") from error
     return transform
 
 

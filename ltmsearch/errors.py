@@ -7,7 +7,7 @@ LtmsearchError
 └── ExportError       a network cannot be exported, or what was written does not hold it
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -29,6 +29,23 @@ class TrainingDiverged(LtmsearchError):
 
 class ExportError(LtmsearchError):
     """A network cannot be exported, or what was written does not hold it. The file is not left."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question at the end of a message that lists what is known: the nearest of it, empty where none is near."""
+    close = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f": did you mean {close[0]}?" if close else ""
+
+
+def not_among(what: str, name: str, known: Sequence[str]) -> InputError:
+    """An `InputError` for a name that is none of a few, with all of them and the nearest.
+
+    Args:
+        what: What the name is, at the beginning of the message.
+        name: What was received.
+        known: What would do.
+    """
+    return InputError(f"{what} must be {', '.join(known)}, but got {name!r}{did_you_mean(name, known)}")
 
 
 MANY = 40

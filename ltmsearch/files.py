@@ -5,6 +5,26 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+from ltmsearch.errors import InputError
+
+
+def refuse_unwritable(folder: Path, what: str) -> None:
+    """Raise unless a folder can be made or written into: before hours of work, not after.
+
+    Args:
+        folder: It need not exist.
+        what: What it is, for the message.
+
+    Raises:
+        InputError: With the reason.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    reason = "Permission denied" if not os.access(there, os.W_OK | os.X_OK) else None
+    if not there.is_dir():
+        reason = "it is a file" if there == folder else f"Not a directory: {there}"
+    if reason:
+        raise InputError(f"{what} {folder} cannot be written: {reason}")
+
 
 def write_atomic(path: str | Path, content: str | bytes | Callable[[Path], object]) -> Path:
     """Writes a file under a temporary name in the same folder, flushes it to disk and renames it.

@@ -96,7 +96,9 @@ def find_device(name: str) -> torch.device:
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError(f"{device.type} has not been tried")  # e.g. mps, which lacks the float64 of scores
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].partition(". ")[0].partition(" (")[0]
+        if reason.startswith("Expected one of"):  # and then torch lists twenty
+            reason = "torch knows no such device"
         raise InputError(f"--device {name!r} cannot be used ({reason}); auto, cpu or cuda would do") from error
     return device
 

@@ -22,7 +22,7 @@ from ltmsearch.axis import CostName
 from ltmsearch.checkpoint import CheckpointState, load_checkpoint, save_checkpoint
 from ltmsearch.costs import covering_schedules, misses
 from ltmsearch.errors import InputError, TrialDiverged
-from ltmsearch.files import write_atomic
+from ltmsearch.files import refuse_unwritable, write_atomic
 from ltmsearch.history import DASHBOARD_CONSTRAINTS, MEASURED, RESCORED, told_again, trained, trial_records
 from ltmsearch.latency import PROFILE, hardware_name
 from ltmsearch.observer import Observer
@@ -75,6 +75,7 @@ def run_study(settings: StudySettings, observer: Observer | None = None) -> Stud
     observer = observer or Observer()
     start, clock = time.monotonic(), Clock()
     try:
+        refuse_unwritable(settings.run_dir, "the run directory")
         stored = _stored_settings(settings.run_dir)
         if stored is not None:
             settings.refuse_other_costs(stored, settings.run_dir)  # before anything is timed

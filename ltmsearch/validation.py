@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ltmsearch.backbones import feature_dim, input_config
 from ltmsearch.costs import GIGA, backbone_costs
 from ltmsearch.data import ImageData, load_data
-from ltmsearch.errors import InputError
+from ltmsearch.errors import InputError, not_among
 from ltmsearch.evaluation import Batches, Score, fit_ib, recalibrate, score
 from ltmsearch.ib_loss import IBLoss, IBTerms
 from ltmsearch.observer import Observer
@@ -215,11 +215,13 @@ def _check_options(img_size: int, batch_size: int, precision: str, val_images: i
     ):
         if value is not None and value < least:
             raise InputError(f"--{name} must be {least} or more, but got {value}")
+    if img_size > 2048:
+        raise InputError(f"--img-size must be 2048 or less, but got {img_size}")
     choices: tuple[Precision, ...] = get_args(Precision)
     for choice in choices:
         if precision == choice:
             return choice
-    raise InputError(f"--precision must be {', '.join(choices)}, but got {precision!r}")
+    raise not_among("--precision", precision, choices)
 
 
 def _score(

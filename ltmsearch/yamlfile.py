@@ -1,5 +1,6 @@
 """YAML files at the border: read safely, checked by a pydantic model, refused in one line that says where."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from types import UnionType
@@ -7,10 +8,11 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 from yaml.constructor import ConstructorError
 from yaml.reader import ReaderError
 
-from ltmsearch.errors import InputError, unknown_name
+from ltmsearch.errors import InputError, did_you_mean, unknown_name
 
 Model = TypeVar("Model", bound=BaseModel)
 Place = tuple[int | str, ...]
@@ -155,7 +157,13 @@ def _mistake(error: ValidationError, model: type[BaseModel], where: str, tree: y
     rule = first["msg"].removeprefix("Value error, ")
     if not place:  # about several settings at once
         return InputError(f"{where}: {rule}")
-    return InputError(f"{where}: {_dotted(place)}: {rule}, but got {_shown(first['input'])}")
+    near = did_you_mean(str(first["input"]), _choices(first)) if first["type"] == "literal_error" else ""
+    return InputError(f"{where}: {_dotted(place)}: {rule}, but got {_shown(first['input'])}{near}")
+
+
+def _choices(error: ErrorDetails) -> list[str]:
+    """The values that would do, where pydantic says that a value is none of them."""
+    return re.findall(r"'([^']*)'", error["ctx"]["expected"])
 
 
 def _find(tree: yaml.Node, place: Place) -> tuple[yaml.Node | None, yaml.Node | None]:

@@ -10,7 +10,9 @@ from ltmsearch.cli.terminal import print_json, results
 from ltmsearch.errors import InputError
 
 Backbone = Annotated[str, names.backbone_argument("timm name, e.g. mobilevit_s.")]
-ImgSize = Annotated[int, typer.Option(help="Side in pixels of the images that costs are counted for.", min=32)]
+ImgSize = Annotated[
+    int, typer.Option(help="Side in pixels of the images that costs are counted for.", min=32, max=2048)
+]
 Operator = Annotated[str, names.one_of(names.OPERATORS, "Merging operator")]
 
 

@@ -15,6 +15,7 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """What typer raises for arguments that it cannot parse; it has no public name."""
 INTERRUPTED = 130
 """What typer answers after Ctrl-C."""
+MEMORY = "failed: the memory of the device is full: a smaller --batch-size or --img-size would do"
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +39,11 @@ def _run() -> int:
     except OSError as error:  # a full disk, no rights: a traceback would tell nothing more
         return _failed(1, f"failed: {error}")
     except _out_of_memory():
-        return _failed(1, "failed: the memory of the device is full: a smaller --batch-size or --img-size would do")
+        return _failed(1, MEMORY)
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # torch has no class of its own for this on a CPU
+            raise
+        return _failed(1, MEMORY)
     except typer.Abort:
         code = INTERRUPTED
     if code == INTERRUPTED:

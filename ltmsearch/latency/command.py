@@ -6,6 +6,8 @@ from typing import Any
 
 from ltmsearch.backbones import get_adapter
 from ltmsearch.costs import GIGA, backbone_costs
+from ltmsearch.errors import InputError
+from ltmsearch.files import refuse_unwritable
 from ltmsearch.latency.build import build_profile, profile_space
 from ltmsearch.latency.profile import find_profile, profile_path
 from ltmsearch.latency.show import profile_record
@@ -46,6 +48,10 @@ def profile_backbone(
         InputError: If a name is unknown, or this machine cannot do what is asked.
     """
     observer = observer or Observer()
+    if out is not None:
+        refuse_unwritable(out.parent, "the folder")
+        if out.is_dir():
+            raise InputError(f"--out must be a file, but {out} is a folder")
     file = SpaceFile.load(space, family=get_adapter(backbone).family)
     get_operator(operator)
     here = LatencyTarget.here(**target)

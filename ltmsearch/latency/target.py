@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, get_args
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from ltmsearch.errors import InputError
+from ltmsearch.errors import InputError, not_among
 from ltmsearch.programs import require_onnx
 from ltmsearch.runtime import find_device, has_bf16
 from ltmsearch.yamlfile import check
@@ -39,7 +39,7 @@ class LatencyTarget(BaseModel):
     """How images and convolution weights lie in memory."""
     batch_size: int = Field(ge=1)
     """Images per forward pass."""
-    img_size: int = Field(ge=32)
+    img_size: int = Field(ge=32, le=2048)
     """Side of the images, in pixels."""
     num_classes: int = Field(ge=1)
     """Width of the classifier."""
@@ -80,7 +80,7 @@ class LatencyTarget(BaseModel):
             ("memory format", memory_format, get_args(MemoryFormat)),
         ):
             if value not in known:
-                raise InputError(f"the {name} of a latency must be {', '.join(known)}, but got {value!r}")
+                raise not_among(f"the {name} of a latency", value, known)
         found = find_device(device)
         on_cpu = found.type == "cpu"
         if threads is not None and not (on_cpu and 1 <= threads <= (os.cpu_count() or 1)):

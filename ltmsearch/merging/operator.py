@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from ltmsearch.errors import InputError, unknown_name
+from ltmsearch.errors import not_among, unknown_name
 from ltmsearch.grid import Grid, tokens
 from ltmsearch.merging.assignment import Assignment
 from ltmsearch.schedule import Form
@@ -172,5 +172,4 @@ def check_form(operator: str, form: str) -> Form:
     for known in get_operator(operator).forms:
         if form == known:
             return known
-    forms = ", ".join(get_operator(operator).forms)
-    raise InputError(f"the form of a merge by {operator!r} must be {forms}, but got {form!r}")
+    raise not_among(f"the form of a merge by {operator!r}", form, get_operator(operator).forms)
