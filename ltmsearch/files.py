@@ -1,11 +1,15 @@
 """Files that are either the old version or the whole new one, never half of it."""
 
+import logging
 import os
 import secrets
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from ltmsearch.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 
 def refuse_unwritable(folder: Path, what: str) -> None:
@@ -44,7 +48,7 @@ def write_atomic(path: str | Path, content: str | bytes | Callable[[Path], objec
     Raises:
         OSError: The folder is missing, not writable, or the disk is full.
     """
-    target = Path(os.path.realpath(path))
+    target, start = Path(os.path.realpath(path)), time.perf_counter()
     # Not `tempfile`: its files are readable by the owner only, and the renamed file would stay so.
     temporary = target.with_name(f".{target.stem}-{secrets.token_hex(4)}{target.suffix}")
     try:
@@ -56,6 +60,7 @@ def write_atomic(path: str | Path, content: str | bytes | Callable[[Path], objec
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, target)
+        _log.debug("wrote %s: %d bytes in %.1f ms", path, target.stat().st_size, 1e3 * (time.perf_counter() - start))
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -1,5 +1,7 @@
 """From settings to everything a study works with. Bad input is refused here, before anything is written."""
 
+import logging
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,8 @@ from ltmsearch.supernet import Supernet
 from ltmsearch.times import PROFILING, Clock
 from ltmsearch.training import WarmUp, warm_up
 from ltmsearch.trial import SCORING_BATCH, Evaluator
+
+_log = logging.getLogger(__name__)
 
 BELOW_RANGE = 0.1
 """How far below a range of budgets schedules are still tried, as a share of its width: the lowest budget is to have
@@ -201,6 +205,7 @@ def prepare(settings: StudySettings, observer: Observer, clock: Clock | None = N
     images = next(evaluator.data.train_batches(batch_size=resolved.batch_size, steps=1, seed=resolved.seed))[0]
     many = images.repeat(-(-SCORING_BATCH // len(images)), 1, 1, 1)[:SCORING_BATCH]
     seconds = _measure(evaluator, images, many)
+    _log.info("milliseconds per image: training %.2f, in a trial %.2f, scoring %.2f", *(1e3 * each for each in seconds))
     return Workbench(
         settings=resolved,
         costs=costs,
@@ -237,7 +242,10 @@ def prepare_evaluator(settings: ResolvedSettings, observer: Observer) -> Evaluat
         InputError: If the data or the weights cannot be had.
     """
     torch.manual_seed(settings.seed)
+    start = time.perf_counter()
     data = _load_data(settings, observer)
+    _log.info("data read in %.1f s: %s", time.perf_counter() - start, data.description)
+    start = time.perf_counter()
     supernet = Supernet(
         settings.backbone,
         operator=settings.operator,
@@ -249,6 +257,7 @@ def prepare_evaluator(settings: ResolvedSettings, observer: Observer) -> Evaluat
     images = next(data.train_batches(batch_size=settings.batch_size, steps=1, seed=settings.seed))[0]
     runtime = choose_runtime(find_device(settings.device), settings.precision, supernet, images)
     runtime.prepare(supernet)
+    _log.info("supernet on %s after %.1f s", runtime, time.perf_counter() - start)
     return Evaluator(supernet=supernet, data=data, runtime=runtime, settings=settings)
 
 

@@ -1,11 +1,14 @@
 """A run's progress on the terminal: a bar per phase with the time left, and lines between them."""
 
+import logging
 import time
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ltmsearch.observer import Observer
+
+_log = logging.getLogger(__name__)
 
 LINE_EVERY_SECONDS = 30.0
 """Where no bar can be drawn, a line tells how it stands this often."""
@@ -43,7 +46,8 @@ class ProgressBars(Notes):
     def phase(self, name: str, total: int) -> None:
         """See `Observer`."""
         self._name, self._total, self._last_line = name, total, 0.0
-        if not self.console.is_terminal:
+        _log.info("%s%s", name, f": {total} parts" if total else "")
+        if not self._can_draw():
             return
         if self._task is None:
             self._progress.start()
@@ -58,6 +62,10 @@ class ProgressBars(Notes):
         elif time.monotonic() - self._last_line > LINE_EVERY_SECONDS or done == self._total:
             self._last_line = time.monotonic()
             self.note(f"{self._name}: {done} of {self._total} {status}".rstrip())
+
+    def _can_draw(self) -> bool:
+        """Whether a bar can be drawn over itself: asked for colours, rich calls a file a terminal too."""
+        return self.console.is_terminal and not self.console.is_dumb_terminal and self.console.file.isatty()
 
     def close(self) -> None:
         """See `Observer`."""

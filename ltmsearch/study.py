@@ -5,11 +5,12 @@ saves them, and tells the outcome. What a trial does depends on the settings and
 often the run was interrupted in between.
 """
 
+import json
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,12 @@ from ltmsearch.report import prediction_lines
 from ltmsearch.rescoring import choose_candidates, same_nets
 from ltmsearch.results import write_results
 from ltmsearch.settings import SETTINGS, ResolvedSettings, StudySettings
+from ltmsearch.standing import TrialLog, at_a_loss, standing
 from ltmsearch.storage import make_sampler, open_study, under_limits
 from ltmsearch.times import OVERHEAD, RESCORING, SCORING, SET_UP, TIMING, TRAINING, WARM_UP, WRITING, Clock
 from ltmsearch.trial import IB_WEIGHT, load_parameters, moved, parameters, suggest
 
-PATIENCE = 12
-"""Proposals over budget in a row before a schedule within the budget is drawn instead."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,7 @@ def run_study(settings: StudySettings, observer: Observer | None = None) -> Stud
             raise InputError(f"{settings.run_dir} has trials but no shared weights; begin anew with --out DIR")
         for line in bench.describe():
             observer.note(line)
+        _log.info("settings: %s", json.dumps(bench.settings.model_dump(), ensure_ascii=False))
         folder = _open_run_dir(bench)
         hardware = hardware_name(bench.evaluator.runtime.device)
         clock.keep(folder, device=f"{hardware}; {bench.device}", versions=library_versions())
@@ -145,6 +147,7 @@ class Driver:
         self.clock = clock or Clock()
         self.study = open_study(folder, self.settings.study, cost=self.settings.axis.name)
         self.weights: dict[str, Tensor] = {}
+        self._asked_at = 0.0
         self.state = CheckpointState(
             class_names=list(bench.evaluator.data.class_names),
             version=0,
@@ -171,6 +174,7 @@ class Driver:
         self.observer.phase("warming up", warm_up_plan(self.settings).steps)
         for step, loss in enumerate(self.bench.warm_up()):
             self.observer.advance(step + 1, f"loss {loss:.2f}")
+            _log.debug("warm-up step %d: loss %.4f", step + 1, loss)
         self.weights = parameters(supernet)
         self._save()
 
@@ -204,7 +208,7 @@ class Driver:
         first = self._first_trials()
         self.observer.phase("searching", self.settings.trials)
         while (done := trained(trials := self._trials())) < self.settings.trials:
-            self.observer.advance(done, _standing(trials))
+            self.observer.advance(done, standing(trials))
             if until is not None and time.monotonic() > until:
                 self.observer.note(f"time is up after {done} of {self.settings.trials} trials")
                 return
@@ -212,10 +216,10 @@ class Driver:
                 # One at a time: the storage reads every unfinished trial again whenever it is asked for trials.
                 if first:
                     self._enqueue(first.popleft())
-                elif _at_a_loss(trials):
+                elif at_a_loss(trials):
                     self._enqueue(self._drawn_within_budget(len(trials)))
             self._one_trial(*self._next_trial(trials))
-        self.observer.advance(self.settings.trials, _standing(trials))
+        self.observer.advance(self.settings.trials, standing(trials))
 
     def _next_trial(self, trials: list[FrozenTrial]) -> tuple[Trial, Callable[[int], BaseSampler]]:
         """The trial that an earlier run left unfinished, else a new one; and the sampler of its i-th parameter.
@@ -223,6 +227,7 @@ class Driver:
         Samplers are made afresh for every trial from the number of trials before it, so that an interrupted study
         makes the same proposals as one that was not.
         """
+        self._asked_at = time.perf_counter()
         before = sum(trial.state.is_finished() for trial in trials)
 
         def sampler(place: int) -> BaseSampler:
@@ -239,11 +244,13 @@ class Driver:
             self._tell(trial, self.state.outcome)  # it was evaluated before a crash; only the telling is missing
             return
         indices, ib_weight = suggest(trial, self.bench.space, sampler)
+        log = TrialLog(trial, self.bench.space.schedule(indices), sampling=time.perf_counter() - self._asked_at)
         trial.set_user_attr("ib_weight", ib_weight)
         cost, told = float(self.budgets[0].costs(indices[None])[0]), self._tell_constraints(trial, indices)
         reference = not indices.any()  # the plain net is scored as a reference even if it is over the budget
         if max(told) > 0 and not reference:
             self.study.tell(trial, state=TrialState.PRUNED)
+            log.rejected()
             return
         try:
             with self.clock.part(TRAINING):
@@ -258,6 +265,7 @@ class Driver:
         except TrialDiverged as error:
             trial.set_user_attr("failure", str(error))
             self.study.tell(trial, state=TrialState.FAIL)
+            log.failed(error)
             self.observer.note(f"trial {trial.number} failed alone: {error}")
             return
         outcome = {
@@ -279,7 +287,9 @@ class Driver:
             class_names=self.state.class_names, version=version, space=self.state.space,
             trial=trial.number, outcome=outcome,
         )  # fmt: skip
+        start = time.perf_counter()
         self._save()
+        log.scored(outcome, ib_weight=ib_weight, version=version, saving=time.perf_counter() - start)
         self._tell(trial, outcome)
         self.clock.tick()
 
@@ -341,6 +351,9 @@ class Driver:
             self.observer.advance(done, record.name)
             schedule = record.schedule(self.settings.operator)
             score = self.bench.evaluator.score(schedule, images=self.settings.rescore_images)
+            _log.info(
+                "%s scored again: top-1 %.2f ± %.2f %%, loss %.4f", record.name, score.top1, score.top1_se, score.loss
+            )
             for same in next(group for group in alike if group[0] is record):
                 scores[str(same.trial)] = [score.top1, score.top1_se, score.loss]
         self.observer.advance(len(candidates))
@@ -376,20 +389,6 @@ class Driver:
 
     def _trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
-
-
-def _standing(trials: list[FrozenTrial]) -> str:
-    scored = [t for t in trials if t.state == TrialState.COMPLETE]
-    feasible = [t for t in scored if max(t.constraints.values()) <= 0]
-    over = sum(t.state == TrialState.PRUNED for t in trials)
-    best = f", best {max(t.values[0] for t in feasible):.1f} %" if feasible else ""
-    return f"{len(feasible)} within budget{best}, {over} proposals over it"
-
-
-def _at_a_loss(trials: list[FrozenTrial]) -> bool:
-    """Whether the last `PATIENCE` proposals, or a multiple of it, were over budget."""
-    rejected = len(list(takewhile(lambda trial: trial.state == TrialState.PRUNED, reversed(trials))))
-    return rejected > 0 and rejected % PATIENCE == 0
 
 
 def _seed(seed: int, *path: int) -> int:

@@ -23,8 +23,9 @@ from ltmsearch.checkpoint import load_checkpoint
 from ltmsearch.costs import traced_macs
 from ltmsearch.errors import InputError, TrialDiverged
 from ltmsearch.shipped import find_file
+from ltmsearch.standing import PATIENCE
 from ltmsearch.storage import make_sampler
-from ltmsearch.study import PATIENCE, Driver
+from ltmsearch.study import Driver
 from ltmsearch.trial import Evaluator, TrialResult
 
 

@@ -1,5 +1,7 @@
 """The export of a study's trials or of a training: which files, where to, in which order."""
 
+import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,8 @@ from ltmsearch.programs import export_onnx, export_program, require_onnx
 from ltmsearch.records import TRIALS, read_trials
 from ltmsearch.settings import SETTINGS, ResolvedSettings
 from ltmsearch.trained import WEIGHTS
+
+_log = logging.getLogger(__name__)
 
 EXPORT, ONNX, PROGRAM = "export", "model.onnx", "model.pt2"
 FILES = (RECIPE, WEIGHTS, CONFIG, ONNX, PROGRAM)
@@ -99,8 +103,12 @@ def _export(subnet: Subnet, folder: Path, kinds: list[str], begin: Callable[[str
     }
     for kind in kinds:
         begin(kind, subnet)
+        start = time.perf_counter()
         with _writing(folder):
-            written += ways[kind]()
+            files = ways[kind]()
+        for file in files:
+            _log.info("%s: %d bytes, %s; %.1f s", file.file, file.bytes, file.check, time.perf_counter() - start)
+        written += files
     return written
 
 

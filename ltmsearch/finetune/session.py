@@ -4,6 +4,7 @@ What is written: after every epoch first `best.safetensors`, `last.safetensors` 
 A training that dies in between repeats the epoch from the state before, with the same outcome.
 """
 
+import logging
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -29,6 +30,8 @@ from ltmsearch.ranks import Ranks, joined
 from ltmsearch.recipe import Recipe, library_versions
 from ltmsearch.runtime import amp_runtime, find_device, step_seconds
 from ltmsearch.trained import pack_weights
+
+_log = logging.getLogger(__name__)
 
 SCORING_BATCH = 64
 """Images per forward pass of validation."""
@@ -126,13 +129,16 @@ class _Session:
         """Train the epochs that are left."""
         recipe, learner = self.recipe, self.learner
         self._describe()
+        _log.info("recipe: %s; options: %s", _plain(self.recipe), self.options.decisive())
         if self.ranks.is_main:
             self._open_folder()
         self.observer.phase("training", recipe.epochs * learner.steps_per_epoch)
         for epoch in range(learner.epochs_done, recipe.epochs):
             self.records.append(self._epoch(epoch))
             if self.ranks.is_main:
+                start = time.perf_counter()
                 self._save()
+                _log.info("epoch %d saved in %.2f s", epoch + 1, time.perf_counter() - start)
             self.ranks.wait()
         self.observer.advance(learner.steps, self._standing())
         if self.ranks.is_main:
@@ -168,7 +174,7 @@ class _Session:
         scores = self._validate()
         trained, ema = scores["trained"], scores.get("EMA")
         terms = trained.ib
-        return EpochRecord(
+        record = EpochRecord(
             epoch=epoch + 1,
             lr=learner.lr,
             train_loss=float(total),
@@ -187,6 +193,9 @@ class _Session:
             images_per_second=learner.steps_per_epoch * self.recipe.batch_size / seconds,
             seconds=time.perf_counter() - start,
         )
+        told = {name: value for name, value in asdict(record).items() if value is not None}
+        _log.info("%s", ", ".join(f"{name} {value:.5g}" for name, value in told.items()))
+        return record
 
     def _validate(self) -> dict[str, Score]:
         """Scores of the weights as trained and of their average, and the information terms of the former."""

@@ -1,5 +1,6 @@
 """What `ltmsearch profile` does, for a backbone and for a recipe."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from ltmsearch.observer import Observer
 from ltmsearch.recipe import load_recipe
 from ltmsearch.schedule import MergeSchedule
 from ltmsearch.space import SpaceFile
+
+_log = logging.getLogger(__name__)
 
 
 def profile_backbone(
@@ -59,6 +62,7 @@ def profile_backbone(
     choices = profile_space(file, costs)
     path = profile_path(backbone, operator, choices, here)
     profile = None if again else find_profile(path)
+    _log.info("profile %s: %s", path, "to be made" if profile is None else "found")
     if profile is None:
         profile = build_profile(backbone, operator, file, here, observer)
         profile.save(path)

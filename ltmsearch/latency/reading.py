@@ -9,6 +9,7 @@ On one thread of a CPU the clock is that thread's processor time. Where nothing 
 where something does, the turns of others are not counted as the net's.
 """
 
+import logging
 import math
 import os
 import time
@@ -22,6 +23,8 @@ from pydantic import BaseModel, ConfigDict
 from torch.utils.benchmark import Timer
 
 from ltmsearch.schedule import MergeSchedule
+
+_log = logging.getLogger(__name__)
 
 MIN_RUNS = 3
 """Runs of a visit that count, however long one takes."""
@@ -153,6 +156,7 @@ class Session:
         # The runs before, which warmed up, have passed the segments too.
         visits.segments.append({n: float(np.mean(ms[-self._number :])) for n, ms in self._stage.segments().items()})
         visits.runs += self._number
+        _log.debug("visit %d: %.3f ms, mean of %d runs; %s", self._place, visits.ms[-1], self._number, schedule)
         visits.places.append(self._place)
         self._place += 1
         self._number = max(MIN_RUNS, round(VISIT_SECONDS / seen.mean))

@@ -1,5 +1,6 @@
 """What a study knows of latency: a profile, the model in it, and whether nets can be timed here to check it."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from ltmsearch.observer import Observer
 from ltmsearch.schedule import MergeSchedule
 from ltmsearch.settings import ResolvedSettings
 from ltmsearch.space import SpaceFile
+
+_log = logging.getLogger(__name__)
 
 PROFILE = "latency.json"
 """Name of the profile in a run directory: a study goes on with the one that it began with."""
@@ -141,6 +144,7 @@ def study_latency(
             space=space.digest(),
             img_size=settings.img_size,
         )
+    _log.info("latency profile %s: plain net %.3f ms, %s", path, profile.plain.ms, profile.check)
     model = profile.model(costs)
     try:
         model.table(space.choices)
