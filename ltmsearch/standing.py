@@ -21,7 +21,7 @@ def standing(trials: list[FrozenTrial]) -> str:
     feasible = [t for t in scored if max(t.constraints.values()) <= 0]
     over = sum(t.state == TrialState.PRUNED for t in trials)
     best = f", best {max(t.values[0] for t in feasible):.1f} %" if feasible else ""
-    return f"{len(feasible)} within budget{best}, {over} proposals over it"
+    return f"{len(feasible)} within budget{best}, {over} over it"
 
 
 def at_a_loss(trials: list[FrozenTrial]) -> bool:

@@ -1,0 +1,46 @@
+"""`ltmsearch` as a person calls it, in this process."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY
+from PIL import Image
+
+from ltmsearch.cli import main
+from ltmsearch.settings import StudySettings
+from ltmsearch.study import run_study
+
+
+def call(*arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error of `ltmsearch ARGUMENTS`."""
+    monkeypatch.setattr(sys, "argv", ["ltmsearch", *arguments])
+    with pytest.raises(SystemExit) as exit_info:
+        main()
+    output = capsys.readouterr()
+    return int(exit_info.value.code or 0), output.out, output.err
+
+
+def image_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), per_class: int = 6) -> Path:
+    rng = np.random.default_rng(0)
+    for split in ("train", "validation"):
+        for name in classes:
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(per_class):
+                Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(folder / f"{i}.jpg")
+    return root
+
+
+def tiny_study(folder: Path) -> Path:
+    """The run directory of a finished study."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ltmsearch.drawing._write_png", lambda *_: None)
+        run_study(StudySettings.make("test", **{**TINY, "out": str(folder / "run")}))
+    return folder / "run"
+
+
+def tiny_options(**changed: object) -> list[str]:
+    """The options of a study that takes seconds."""
+    return [f"--{name.replace('_', '-')}={value}" for name, value in {**TINY, **changed}.items()]
