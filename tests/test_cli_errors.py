@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from command_line import call, image_folder, tiny_options
 
+from ltmsearch.recipe import Recipe
+
 
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,3 +197,35 @@ def test_one_class_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     code, _, err = call(*RUN, "--data-dir", str(root), monkeypatch=monkeypatch, capsys=capsys)
     assert code == 2
     assert "two classes or more, but there is only 'cat'" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--aa", "nonsense"), "aa must be a policy of timm's, such as rand-m9-mstd0.5"),
+        (("--sched", "cosin"), "but got 'cosin': did you mean cosine?"),
+        (("--lr", "nan"), "lr: Input should be a finite number, but got nan"),
+        (("--init", "nowhere"), "the checkpoint must be a file, but nowhere does not exist"),
+        (("--out", "17.yaml"), "the folder 17.yaml cannot be written: it is a file"),
+        (("--data-dir", "17.yaml"), "must be an existing image folder, but got '17.yaml'"),
+    ],
+)
+def test_wrong_keys_of_a_training_are_refused_before_it_begins(
+    options: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    schedule = {"stages.2.1.transformer.0": 0.5}
+    recipe = Recipe(
+        model="ltm_mobilevit_xxs", operator="ltm", schedule=schedule, img_size=64, num_classes=10, provenance={}
+    )
+    recipe.save(tmp_path / "17.yaml")
+    code, out, err = call("train", "17.yaml", "--device", "cpu", *options, monkeypatch=monkeypatch, capsys=capsys)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["17.yaml"]

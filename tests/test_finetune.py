@@ -7,14 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_origin
 
 import pytest
 import torch
+from command_line import call, image_folder
 from conftest import randomise
 from safetensors import safe_open
 from safetensors.torch import load_file
-from test_cli import call, image_folder
 from test_learner import VIT, recipe
 from torch import nn
 
@@ -212,13 +212,31 @@ class TestCommand:
             "train", "r.yaml", "--data-dir", str(images), "--epochs", "2", "--no-amp", "--aa", "none", "--scale", "0.3",
             "1", "--lr", "0.01", monkeypatch=monkeypatch, capsys=capsys,
         )  # fmt: skip
-        assert (code, err) == (0, "")
-        assert "2 epochs of 3 steps of 4 images, adamw, learning rate 0.01" in out
-        assert "expected to take about" in out
+        assert code == 0, err
+        assert "2 epochs of 3 steps of 4 images, adamw, learning rate 0.01" in err
+        assert "expected to take about" in err
+        assert "expected to take about" not in out, "notes are no results"
         assert "trainings/r (best.safetensors, last.safetensors)" in out
         written = load_recipe(tmp_path / "trainings" / "r" / RECIPE)
         assert (written.epochs, written.amp, written.aa) == (2, False, None)
         assert (written.scale, written.lr) == ((0.3, 1.0), 0.01)
+
+    def test_it_tells_the_best_and_the_last_epoch_as_json(
+        self, tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        recipe().save(tmp_path / "r.yaml")
+        arguments = ("train", str(tmp_path / "r.yaml"), "--data-dir", str(images), "--epochs", "2", "--no-amp")
+        folder = tmp_path / "t"
+        where = ("--out", str(folder), "--json", "--quiet")
+        code, out, err = call(*arguments, *where, monkeypatch=monkeypatch, capsys=capsys)
+        assert (code, err) == (0, "")
+        record = json.loads(out, parse_constant=pytest.fail)
+        epochs = read_log(folder / LOG)
+        best = select_best(epochs)
+        assert (record["folder"], record["model"], record["epochs"]) == (str(folder), "ltm_mobilevit_xxs", 2)
+        assert (record["best"]["epoch"], record["best"]["weights"]) == (best.epoch, best.weights)
+        assert (record["last"]["epoch"], record["last"]["top1"]) == (2, epochs[-1].top1)
+        assert all(Path(file).is_file() for file in record["files"].values())
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -246,7 +264,12 @@ class TestCommand:
         options = {p.name: p for p in get_command(app).commands["train"].params}  # type: ignore[attr-defined]
         for name, field in Recipe.model_fields.items():
             if name not in NET:
-                assert options[name].help == field.description
+                words = str(field.description)
+                if get_origin(field.annotation) is Literal:
+                    words = f"{words.removesuffix('.')}: "  # and the values follow
+                    assert options[name].help.startswith(words)
+                else:
+                    assert options[name].help == words
 
     def test_schedules_as_objects(self) -> None:
         assert recipe().merge_schedule == MergeSchedule(keep_ratios={"stages.2.1.transformer.0": 0.5})

@@ -44,7 +44,9 @@ def train(
     ] = None,
     batch_size: Annotated[
         int | None,
-        _net(help="Images per optimizer step, over all devices and accumulated parts (4 × 64 as published)."),
+        _net(
+            help="Images per optimizer step, over all devices and accumulated parts (4 × 64 in the published training)."
+        ),
     ] = None,
     grad_accum_steps: Annotated[
         int | None, _net(help="Parts that a batch is computed in, one after another, to save memory.")
@@ -63,12 +65,14 @@ def train(
         str | None,
         names.one_of(
             names.CLIP_MODES,
-            "What clip_grad limits, whole norm, values, or each unit's norm relative to its weights'",
+            "What clip_grad limits: the whole norm, each value, or each unit's norm relative to its weights'",
             panel=OPTIMIZER,
         ),
     ] = None,
     lr: Annotated[float | None, _rate(help="Peak learning rate.")] = None,
-    sched: Annotated[str | None, names.one_of(names.SCHEDS, "timm's learning-rate schedule", panel=RATE)] = None,
+    sched: Annotated[
+        str | None, names.one_of(names.SCHEDS, "timm's name of the learning-rate schedule", panel=RATE)
+    ] = None,
     min_lr: Annotated[float | None, _rate(help="Learning rate at the end.")] = None,
     warmup_epochs: Annotated[int | None, _rate(help="Epochs in which the learning rate rises to its peak.")] = None,
     warmup_lr: Annotated[float | None, _rate(help="Where it rises from.")] = None,
@@ -83,15 +87,19 @@ def train(
     ] = None,
     ratio: Annotated[
         tuple[float, float] | None,
-        _images(metavar="LOW HIGH", help="Least and greatest aspect ratio of a crop."),
+        _images(metavar="LOW HIGH", help="Least and greatest aspect ratio of a random crop."),
     ] = None,
     hflip: Annotated[float | None, _images(help="Probability of mirroring.")] = None,
     color_jitter: Annotated[
         float | None,
-        _images(help="Strength of random brightness, contrast and saturation; aa goes before it."),
+        _images(
+            help="Strength of random brightness, contrast and saturation; aa takes its place where both are given."
+        ),
     ] = None,
     reprob: Annotated[float | None, _images(help="Probability of random erasing.")] = None,
-    remode: Annotated[str | None, names.one_of(names.REMODES, "What takes the place of it", panel=IMAGES)] = None,
+    remode: Annotated[
+        str | None, names.one_of(names.REMODES, "What is put in the place of what is erased", panel=IMAGES)
+    ] = None,
     recount: Annotated[int | None, _images(help="Patches erased.")] = None,
     mixup: Annotated[float | None, _images(help="Alpha of mixup; 0 is off.")] = None,
     cutmix: Annotated[float | None, _images(help="Alpha of cutmix; 0 is off.")] = None,
@@ -99,13 +107,17 @@ def train(
     mixup_switch_prob: Annotated[float | None, _images(help="Probability of cutmix where both are on.")] = None,
     mixup_mode: Annotated[
         str | None,
-        names.one_of(names.MIXUP_MODES, "What is mixed in a way of its own, each batch, pair or image", panel=IMAGES),
+        names.one_of(
+            names.MIXUP_MODES,
+            "Whether batches, pairs of images or images are mixed each in their own way",
+            panel=IMAGES,
+        ),
     ] = None,
     mixup_off_epoch: Annotated[int | None, _images(help="Epoch from which on nothing is mixed; 0: none.")] = None,
     drop_path: Annotated[float | None, _images(help="Stochastic depth; without it the network's own.")] = None,
     model_ema_decay: Annotated[float | None, _format(help="Share of the average that each step keeps.")] = None,
     amp_dtype: Annotated[
-        str | None, names.one_of(names.AMP_DTYPES, "Its number format, of which float16 scales the loss", panel=FORMAT)
+        str | None, names.one_of(names.AMP_DTYPES, "Its number format; float16 scales the loss", panel=FORMAT)
     ] = None,
     ib_weight: Annotated[float | None, _loss(help="Weight of the information-bottleneck loss; 0 is off.")] = None,
     ib_warmup_ratio: Annotated[float | None, _loss(help="Share of the epochs before it sets in.")] = None,
@@ -121,12 +133,14 @@ def train(
         bool | None,
         _switch(
             metavar="",
-            help="Average the weights over the steps; it is deployed where it scores better.",
+            help="Average the weights over the steps; the average is what is deployed where it scores better.",
         ),
     ] = None,
     model_ema_warmup: Annotated[
         bool | None,
-        _switch(metavar="", help="Keep less in the first steps: a short training would end with its start."),
+        _switch(
+            metavar="", help="Keep less in the first steps, or a short training would end with an average of its start."
+        ),
     ] = None,
     amp: Annotated[bool | None, _switch(metavar="", help="Mixed precision, where the device has it.")] = None,
     sync_bn: Annotated[
