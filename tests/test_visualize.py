@@ -1,5 +1,6 @@
 """`ltmsearch visualize`: which network looks at which pixels, what is written, and input that does not go together."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,11 @@ def test_a_picture_and_a_page_for_each_image(
     page = (folder / "photo.html").read_text(encoding="utf-8")
     assert "<h1>photo.jpg</h1>" in page
     assert f'"name":"{LAYER}","words":"16 to 9 tokens, ltm hard"' in page
+    code, out, _ = call(*arguments, "--json", monkeypatch=monkeypatch, capsys=capsys)
+    files = [str(folder / name) for name in names]
+    assert json.loads(out) == {"weights": f"{saved.parent.name}/w.safetensors", "notes": [], "files": files}
+    code, out, _ = call(*arguments, "--quiet", monkeypatch=monkeypatch, capsys=capsys)
+    assert (code, out) == (0, "")
 
 
 def test_an_image_is_seen_as_in_validation(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 from ltmsearch.cli import names
 from ltmsearch.errors import unknown_name
 
-ORDER = ("run", "front", "dashboard", "train", "validate", "export", "space", "cost", "profile")
+ORDER = ("run", "front", "dashboard", "train", "validate", "export", "visualize", "space", "cost", "profile")
 """The commands as they are listed: as they are used one after the other, and behind them those that tell of a backbone.
 """
 

@@ -4,15 +4,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from ltmsearch.cli.app import app, say
+from ltmsearch.cli.app import AsJson, Quiet, Verbose, app, say
+from ltmsearch.cli.terminal import print_json, results, watched
 from ltmsearch.errors import InputError
 
 
 @app.command()
 def visualize(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")],
     more: Annotated[
         list[Path] | None, typer.Argument(metavar="FILE", help="Further images, so that --image *.jpg works.")
     ] = None,
@@ -22,10 +22,14 @@ def visualize(
     ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="Weights of the recipe's network. (default: those beside the recipe, or else fresh ones)"),
+        typer.Option(
+            metavar="FILE",
+            help="Weights of the recipe's network. (default: those beside the recipe, or else fresh ones)",
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write to. (default: <recipe>-merges beside the recipe)")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder to write to. (default: <recipe>-merges beside the recipe)"),
     ] = None,
     img_size: Annotated[int | None, typer.Option(help="Side of the images in pixels. (default: the recipe's)")] = None,
     at: Annotated[
@@ -36,17 +40,19 @@ def visualize(
             "(default: a large one)",
         ),
     ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Draw which patches of an image merge: a picture of all layers, and a page with a slider that needs no network.
 
     Example: ltmsearch visualize runs/my-study/recipes/4.yaml --image cat.jpg
     """
-    from ltmsearch.progress import ProgressBars
-    from ltmsearch.visualize import visualize_recipe
-
     place = None if at is None else _place(at)
-    observer = ProgressBars(Console(stderr=True))
-    try:
+    stopped = "pictures that are whole stay, the same command draws all again"
+    with watched(quiet=quiet, verbose=verbose, stopped=lambda: stopped) as observer:
+        from ltmsearch.visualize import visualize_recipe
+
         drawn = visualize_recipe(
             recipe,
             [*(image or []), *(more or [])],
@@ -56,14 +62,12 @@ def visualize(
             place=place,
             observer=observer,
         )
-    finally:
-        observer.close()
-    console = Console()
-    say(console, f"weights: {drawn.weights}")
-    for note in drawn.notes:
-        say(console, f"note: {note}")
-    for file in drawn.files:
-        say(console, str(file))
+    if as_json:
+        print_json({"weights": drawn.weights, "notes": drawn.notes, "files": [str(file) for file in drawn.files]})
+    elif not quiet:
+        console = results()
+        for line in (f"weights: {drawn.weights}", *(f"note: {note}" for note in drawn.notes), *map(str, drawn.files)):
+            say(console, line)
 
 
 def _place(text: str) -> tuple[float, float]:
