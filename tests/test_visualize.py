@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import timm
 import torch
+from command_line import call, image_folder
 from conftest import randomise
 from PIL import Image
 from safetensors.torch import save_file
-from test_cli import call, image_folder
 from torch import nn
 
 from ltmsearch import visualize
