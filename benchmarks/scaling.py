@@ -97,8 +97,8 @@ def measure_costs(depth: int) -> dict[str, Any]:
 
     from ltmsearch.backbones import create_subnet, get_adapter
     from ltmsearch.costs import cost_model
+    from ltmsearch.samplers import make_sampler
     from ltmsearch.space import SearchSpace, SpaceFile
-    from ltmsearch.storage import make_sampler
     from ltmsearch.trial import suggest
 
     net = create_subnet("vit_tiny_patch16_224", depth=depth)

@@ -9,34 +9,46 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from optuna.samplers import BaseSampler
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 from torch import Tensor
 
 from ltmsearch.axis import CostName
-from ltmsearch.checkpoint import CheckpointState, load_checkpoint, save_checkpoint
-from ltmsearch.costs import covering_schedules, misses
+from ltmsearch.checkpoint import WEIGHTS, CheckpointState, load_checkpoint, save_checkpoint
+from ltmsearch.dashboard.pages import Pages
 from ltmsearch.errors import InputError, TrialDiverged
 from ltmsearch.files import write_atomic
-from ltmsearch.history import DASHBOARD_CONSTRAINTS, MEASURED, RESCORED, told_again, trained, trial_records
+from ltmsearch.history import (
+    MEASURED,
+    RESCORED,
+    as_told,
+    rejected_in_a_row,
+    standing,
+    tell_constraints,
+    told_again,
+    trained,
+    trial_record,
+    trial_records,
+)
 from ltmsearch.latency import PROFILE, hardware_name
 from ltmsearch.observer import Observer
-from ltmsearch.opening import FirstTrial, first_trials
+from ltmsearch.opening import FirstTrial, drawn_within_budget, first_trials, queued_params, seed_at
 from ltmsearch.prepare import Workbench, prepare, warm_up_plan
 from ltmsearch.recipe import library_versions
 from ltmsearch.records import TRIALS, TrialRecord, select_front, trials_table, write_csv
 from ltmsearch.report import prediction_lines
 from ltmsearch.rescoring import choose_candidates, same_nets
 from ltmsearch.results import write_results
+from ltmsearch.samplers import make_sampler
 from ltmsearch.settings import SETTINGS, ResolvedSettings, StudySettings
-from ltmsearch.storage import make_sampler, open_study, under_limits
+from ltmsearch.storage import open_storage, open_study, reach_storage, under_limits
 from ltmsearch.times import OVERHEAD, RESCORING, SCORING, SET_UP, TIMING, TRAINING, WARM_UP, WRITING, Clock
-from ltmsearch.trial import IB_WEIGHT, load_parameters, moved, parameters, suggest
+from ltmsearch.trial import load_parameters, moved, parameters, suggest
 
 PATIENCE = 12
 """Proposals over budget in a row before a schedule within the budget is drawn instead."""
@@ -80,6 +92,7 @@ def run_study(settings: StudySettings, observer: Observer | None = None) -> Stud
             settings.refuse_other_costs(stored, settings.run_dir)  # before anything is timed
         if stored is not None and settings.study is None:  # the name is made of the budget, which may be another now
             settings = settings.model_copy(update={"study": stored.study, "out": str(settings.run_dir)})
+        storage = reach_storage(settings, stored, begun=(settings.run_dir / WEIGHTS).exists())
         with clock.part(SET_UP):
             bench = prepare(settings, observer, clock)
         if stored is not None:
@@ -92,7 +105,7 @@ def run_study(settings: StudySettings, observer: Observer | None = None) -> Stud
         folder = _open_run_dir(bench)
         hardware = hardware_name(bench.evaluator.runtime.device)
         clock.keep(folder, device=f"{hardware}; {bench.device}", versions=library_versions())
-        driver = Driver(bench, folder, observer, clock)
+        driver = Driver(bench, folder, observer, clock, storage)
         try:
             with clock.part(WARM_UP):
                 driver.warm_up(loaded)
@@ -109,6 +122,7 @@ def run_study(settings: StudySettings, observer: Observer | None = None) -> Stud
         with clock.part(WRITING):
             records = driver.records()
             write_results(driver.folder, bench, records, observer, clock)
+            driver.pages.renew(records)
         return StudyResult(folder=driver.folder, records=records, cost=bench.settings.axis.name)
     finally:
         clock.save()
@@ -135,14 +149,22 @@ def _open_run_dir(bench: Workbench) -> Path:
 class Driver:
     """One study in one run directory: the shared weights, the Optuna study, and what is written of both."""
 
-    def __init__(self, bench: Workbench, folder: Path, observer: Observer, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        bench: Workbench,
+        folder: Path,
+        observer: Observer,
+        clock: Clock | None = None,
+        storage: RDBStorage | None = None,
+    ) -> None:
         self.bench = bench
         self.settings = bench.settings
         self.budgets = bench.budgets
         self.folder = folder
         self.observer = observer
         self.clock = clock or Clock()
-        self.study = open_study(folder, self.settings.study, cost=self.settings.axis.name)
+        storage = storage or open_storage(self.settings, folder)
+        self.study = open_study(storage, self.settings.study, cost=self.settings.axis.name)
         self.weights: dict[str, Tensor] = {}
         self.state = CheckpointState(
             class_names=list(bench.evaluator.data.class_names),
@@ -187,6 +209,7 @@ class Driver:
         limits = {b.constraint: [b.least / b.per_unit, b.limit / b.per_unit] for b in self.budgets}
         before, done = self.study, trained(self._trials())
         self.study = under_limits(before, limits, lambda trial: told_again(trial, self.bench), keep=(MEASURED,))
+        self.pages.renew(self.records())
         if self.study is not before:
             known = f"{done} trials are known from other budgets"
             more = "" if done < self.settings.trials else f"; --trials {done + done // 2} would search under these too"
@@ -203,7 +226,7 @@ class Driver:
         first = self._first_trials()
         self.observer.phase("searching", self.settings.trials)
         while (done := trained(trials := self._trials())) < self.settings.trials:
-            self.observer.advance(done, _standing(trials))
+            self.observer.advance(done, standing(trials))
             if until is not None and time.monotonic() > until:
                 self.observer.note(f"time is up after {done} of {self.settings.trials} trials")
                 return
@@ -211,10 +234,10 @@ class Driver:
                 # One at a time: the storage reads every unfinished trial again whenever it is asked for trials.
                 if first:
                     self._enqueue(first.popleft())
-                elif _at_a_loss(trials):
-                    self._enqueue(self._drawn_within_budget(len(trials)))
+                elif (rejected := rejected_in_a_row(trials)) and rejected % PATIENCE == 0:
+                    self._enqueue(drawn_within_budget(self.bench, len(trials)))
             self._one_trial(*self._next_trial(trials))
-        self.observer.advance(self.settings.trials, _standing(trials))
+        self.observer.advance(self.settings.trials, standing(trials))
 
     def _next_trial(self, trials: list[FrozenTrial]) -> tuple[Trial, Callable[[int], BaseSampler]]:
         """The trial that an earlier run left unfinished, else a new one; and the sampler of its i-th parameter.
@@ -225,7 +248,7 @@ class Driver:
         before = sum(trial.state.is_finished() for trial in trials)
 
         def sampler(place: int) -> BaseSampler:
-            return make_sampler(self.settings.sampler, seed=_seed(self.settings.seed, before, place))
+            return make_sampler(self.settings.sampler, seed=seed_at(self.settings.seed, before, place))
 
         self.study.sampler = sampler(0)
         running = [trial for trial in trials if trial.state == TrialState.RUNNING]
@@ -239,24 +262,26 @@ class Driver:
             return
         indices, ib_weight = suggest(trial, self.bench.space, sampler)
         trial.set_user_attr("ib_weight", ib_weight)
-        cost, told = float(self.budgets[0].costs(indices[None])[0]), self._tell_constraints(trial, indices)
+        schedule = self.bench.space.schedule(indices)
+        self.pages.describe(trial, schedule)
+        cost, told = float(self.budgets[0].costs(indices[None])[0]), tell_constraints(trial, self.budgets, indices)
         reference = not indices.any()  # the plain net is scored as a reference even if it is over the budget
         if max(told) > 0 and not reference:
-            self.study.tell(trial, state=TrialState.PRUNED)
+            self._end(trial, state=TrialState.PRUNED)
             return
         try:
             with self.clock.part(TRAINING):
                 result = self.bench.evaluator.evaluate(
                     self.weights,
-                    self.bench.space.schedule(indices),
+                    schedule,
                     ib_weight=ib_weight,
-                    seed=_seed(self.settings.seed, trial.number + 1),
+                    seed=seed_at(self.settings.seed, trial.number + 1),
                     steps=0 if reference else None,
                 )
                 self.clock.move(result.scoring_seconds, SCORING)
         except TrialDiverged as error:
             trial.set_user_attr("failure", str(error))
-            self.study.tell(trial, state=TrialState.FAIL)
+            self._end(trial, state=TrialState.FAIL)
             self.observer.note(f"trial {trial.number} failed alone: {error}")
             return
         outcome = {
@@ -270,6 +295,7 @@ class Driver:
                 f"the plain net has learned next to nothing ({result.score.top1:.1f} %): scores cannot tell schedules "
                 "apart; more --base-steps, --pretrained or --checkpoint FILE would help"
             )
+        self.pages.attach(trial, trial_record(as_told(trial, outcome), self.bench))
         version = self.state.version
         if result.weights:
             self.weights = moved(self.weights, result.weights, self.settings.update_share)
@@ -282,46 +308,26 @@ class Driver:
         self._tell(trial, outcome)
         self.clock.tick()
 
-    def _tell_constraints(self, trial: Trial, indices: np.ndarray) -> list[float]:
-        """Tell Optuna how far a schedule is outside each budget."""
-        told = misses(self.budgets, indices)
-        for name, miss in told.items():
-            if name not in trial.constraints:  # an interrupted trial has it already, and Optuna keeps the first
-                trial.set_constraint(name, miss)
-        # optuna-dashboard 0.21 knows only Optuna 4's form of constraints: without it, infeasible trials look feasible.
-        self.study._storage.set_trial_system_attr(trial._trial_id, DASHBOARD_CONSTRAINTS, list(told.values()))
-        return list(told.values())
-
     def _tell(self, trial: Trial, outcome: dict[str, Any]) -> None:
         for name, value in outcome.items():
             if name not in ("top1", "cost"):
                 trial.set_user_attr(name, value)
-        self.study.tell(trial, [outcome["top1"], outcome["cost"]])
+        self._end(trial, values=[outcome["top1"], outcome["cost"]])
+
+    def _end(self, trial: Trial, *, values: list[float] | None = None, state: TrialState | None = None) -> None:
+        told = self.study.tell(trial, values, state)
+        self.pages.note(told, trial_record(told, self.bench))
 
     def _first_trials(self) -> deque[FirstTrial]:
         """The first trials, but those that the study has already."""
         queued = [trial.system_attrs.get("fixed_params", trial.params) for trial in self._trials()]
         held = {tuple(sorted(params.items())) for params in queued}
-        first = first_trials(self.bench, np.random.default_rng(_seed(self.settings.seed)))
-        return deque(t for t in first if tuple(sorted(self._params(t).items())) not in held)
-
-    def _drawn_within_budget(self, *place: int) -> FirstTrial:
-        rng = np.random.default_rng(_seed(self.settings.seed, *place))
-        (indices,) = covering_schedules(self.bench.space, self.budgets, number=1, rng=rng)
-        return FirstTrial(indices=indices, kind="start-up", label="drawn within budget")
+        first = first_trials(self.bench, np.random.default_rng(seed_at(self.settings.seed)))
+        return deque(t for t in first if tuple(sorted(queued_params(self.bench, t).items())) not in held)
 
     def _enqueue(self, trial: FirstTrial) -> None:
-        self.study.enqueue_trial(self._params(trial), user_attrs={"kind": trial.kind, "label": trial.label})
-
-    def _params(self, trial: FirstTrial) -> dict[str, float]:
-        """What a trial is queued with."""
-        indices: list[int] = trial.indices.tolist()
-        params: dict[str, float] = dict(zip(self.bench.space.layers, indices, strict=True))
-        if (weights := self.bench.space.ib_weights) is not None:
-            # By the schedule and not by its place, so that what is queued again is known again.
-            rng = np.random.default_rng(_seed(self.settings.seed, *indices))
-            params[IB_WEIGHT] = weights.zero if trial.kind == "baseline" else weights.draw(rng)
-        return params
+        params = queued_params(self.bench, trial)
+        self.study.enqueue_trial(params, user_attrs={"kind": trial.kind, "label": trial.label})
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -369,28 +375,14 @@ class Driver:
         """What tells the trial's net from others at the size of proxy training."""
         return self.bench.proxy_costs.net(record.schedule(self.settings.operator))
 
+    @property
+    def pages(self) -> Pages:
+        """What the dashboard shows of the study."""
+        return Pages(self.study, self.bench, self.folder)
+
     def records(self) -> list[TrialRecord]:
         """Every finished trial as plain data."""
         return trial_records(self.study, self.bench)
 
     def _trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
-
-
-def _standing(trials: list[FrozenTrial]) -> str:
-    scored = [t for t in trials if t.state == TrialState.COMPLETE]
-    feasible = [t for t in scored if max(t.constraints.values()) <= 0]
-    over = sum(t.state == TrialState.PRUNED for t in trials)
-    best = f", best {max(t.values[0] for t in feasible):.1f} %" if feasible else ""
-    return f"{len(feasible)} within budget{best}, {over} proposals over it"
-
-
-def _at_a_loss(trials: list[FrozenTrial]) -> bool:
-    """Whether the last `PATIENCE` proposals, or a multiple of it, were over budget."""
-    rejected = len(list(takewhile(lambda trial: trial.state == TrialState.PRUNED, reversed(trials))))
-    return rejected > 0 and rejected % PATIENCE == 0
-
-
-def _seed(seed: int, *path: int) -> int:
-    """A seed of its own for each place in a study."""
-    return int(np.random.SeedSequence((seed, *path)).generate_state(1)[0])

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ltmsearch"
 
 FLOORS = [
     {"errors", "files", "grid", "observer", "shipped", "front"},
-    {"schedule", "yamlfile", "tables", "ranks", "axis"},
+    {"schedule", "yamlfile", "tables", "ranks", "axis", "address"},
     {"settings", "recipe", "records", "epochs", "times"},
     {"merging", "ib_loss", "importance"},
     {"space"},
@@ -19,11 +19,12 @@ FLOORS = [
     {"runtime", "digits", "sources", "programs"},
     {"data", "supernet", "checkpoint", "evaluation", "trained"},
     {"training", "inspection", "latency", "beginning", "traces"},
-    {"trial", "storage", "prior"},
+    {"trial", "storage", "samplers", "prior"},
     {"prepare", "rescoring", "picture", "drawing", "findings", "course", "visuals"},
     {"report", "curves", "layers", "validation"},
     {"finetune", "page"},
     {"results", "history", "opening"},
+    {"dashboard"},
     {"study", "export", "progress", "visualize"},
     {"cli"},
     {"__main__"},
@@ -31,8 +32,9 @@ FLOORS = [
 """From the ground up: a room may import from its own floor's rooms and from those below, never from above."""
 
 FENCES = {
-    "optuna": {"history", "trial", "study", "storage"},
-    "optuna_dashboard": {"storage"},
+    "optuna": {"history", "trial", "study", "storage", "samplers", "dashboard"},
+    "optuna_dashboard": {"dashboard"},
+    "sqlalchemy": {"address", "storage"},
     "plotly": {"report", "curves", "layers", "drawing", "page"},
     "typer": {"cli"},
     "fvcore": {"costs"},
@@ -40,7 +42,7 @@ FENCES = {
     "timm.models": {"backbones"},
     "sklearn": {"costs", "digits", "ib_loss"},
     "scipy": {"importance", "course"},
-    "PIL": {"data", "digits", "sources", "visuals"},
+    "PIL": {"data", "digits", "sources", "visuals", "dashboard"},
     "safetensors": {"checkpoint", "finetune", "trained"},
 }
 """Library → the only rooms that may import it."""

@@ -22,8 +22,8 @@ from ltmsearch import StudySettings, load_recipe, run_study
 from ltmsearch.checkpoint import load_checkpoint
 from ltmsearch.costs import traced_macs
 from ltmsearch.errors import InputError, TrialDiverged
+from ltmsearch.samplers import make_sampler
 from ltmsearch.shipped import find_file
-from ltmsearch.storage import make_sampler
 from ltmsearch.study import PATIENCE, Driver
 from ltmsearch.trial import Evaluator, TrialResult
 

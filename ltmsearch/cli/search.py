@@ -49,6 +49,14 @@ def run(
         str | None, typer.Option(help="Name of the study. (default: from backbone, budget and data)")
     ] = None,
     out: Annotated[str | None, typer.Option(help="Run directory. (default: runs/<study>)")] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Database for the study, e.g. postgresql://USER@HOST/DATABASE; its password is better given as "
+            "PGPASSWORD. (default: study.db in the run directory)",
+        ),
+    ] = None,
     config: Annotated[
         str | None, typer.Option(help="YAML file of settings, or a shipped study; options here win.")
     ] = None,
@@ -225,13 +233,15 @@ def front(run: Run, as_json: AsJson = False) -> None:
 def dashboard(
     run: Run,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8080,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: a free one.", min=0, max=65535)] = 8080,
 ) -> None:
     """Open optuna-dashboard on a study, also while it runs.
 
     Example: ltmsearch dashboard runs/my-study --port 8080
     """
-    from ltmsearch.storage import serve_dashboard
+    from ltmsearch.dashboard.server import serve_dashboard
 
-    say(Console(), f"dashboard of {run} on http://{host}:{port}/ (Ctrl-C ends it)")
-    serve_dashboard(run, host=host, port=port)
+    def tell(address: str) -> None:
+        say(Console(), f"dashboard of {run} on {address} (Ctrl-C ends it)")
+
+    serve_dashboard(run, host=host, port=port, on_start=tell)
