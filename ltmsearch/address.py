@@ -45,7 +45,8 @@ def read_address(given: str) -> Address:
         )
     if not url.database:
         raise InputError(f"--storage must name the database, as in {FORMS}, but ends behind the host")
-    bare = url.set(drivername=f"postgresql+{driver or 'psycopg'}", password=None)
+    name = f"postgresql+{driver or 'psycopg'}"
+    bare = URL.create(name, url.username, host=url.host, port=url.port, database=url.database, query=url.query)
     return Address(bare.render_as_string(hide_password=False), url.password)
 
 

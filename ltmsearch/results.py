@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from ltmsearch.findings import find, write_findings
-from ltmsearch.layers import layers_figure, write_layers
+from ltmsearch.layers import write_layers
 from ltmsearch.observer import Observer
 from ltmsearch.page import write_page
 from ltmsearch.prepare import Workbench
 from ltmsearch.recipe import Recipe, library_versions
 from ltmsearch.records import FRONT, TRIALS, TrialRecord, front_table, select_front, trials_table, write_csv
-from ltmsearch.report import front_figure, write_front
+from ltmsearch.report import write_front
 from ltmsearch.settings import ResolvedSettings
 from ltmsearch.times import Clock, Times
 
@@ -57,7 +57,7 @@ def write_tables_and_plots(
     write_csv(front_table(records, settings.axis.name), folder / FRONT)
     findings = find(records, settings.axis.name)
     write_findings(findings, folder / FINDINGS)
-    title = _title(settings)
+    title = f"{settings.backbone}, {settings.operator} merging, {settings.dataset}"
     written = write_front(records, folder, title=title, axis=settings.axis)
     # A browser that is missing or hangs is waited for, and told of, once.
     also = write_layers(findings, folder, title=title, axis=settings.axis, png=written.note is None)
@@ -67,19 +67,6 @@ def write_tables_and_plots(
     if clock is not None:
         clock.save()
     write_page(records, settings, findings, Times.load(folder), folder)  # last, to tell of the time all else took
-
-
-def figures(settings: ResolvedSettings, records: list[TrialRecord]) -> dict[str, Any]:
-    """The plots of a study by their names, as plotly's figures."""
-    title, axis = _title(settings), settings.axis
-    return {
-        "front": front_figure(records, title=title, axis=axis),
-        "layers": layers_figure(find(records, axis.name), title=title, axis=axis),
-    }
-
-
-def _title(settings: ResolvedSettings) -> str:
-    return f"{settings.backbone}, {settings.operator} merging, {settings.dataset}"
 
 
 def recipe_path(folder: Path, record: TrialRecord) -> Path:

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def open_storage(settings: StudySettings, folder: Path, *, existing: bool = Fals
             {"connect_args": options, "pool_pre_ping": file is None},
             skip_table_creation=existing,
         )
+        weakref.finalize(storage, storage.engine.dispose)  # connections are closed with it, however a command ends
         if file is not None:
             _write_ahead(storage)
         optuna.get_all_study_names(storage)

@@ -75,13 +75,13 @@ def trial_note(
         on_front: Whether the re-scored front holds it.
     """
     lines = [f"**{record.label or record.kind}**: {_standing(record, on_front)}", ""]
-    lines += _table(("", ""), _facts(record, layers, axis, base_gflops))
+    lines += _table(("cost and score", ""), _facts(record, layers, axis, base_gflops))
     windows = " (of each window)" if any(layer.windows > 1 for layer in layers) else ""
     rows = [
         (layer.layer, f"{layer.keep_ratio:g}", layer.form or "plain", f"{layer.before} → {layer.after}")
         for layer in layers
     ]
-    lines += ["", *_table(("layer", "keep ratio", "form", f"tokens{windows}"), rows)]
+    lines += ["", "**Schedule**", "", *_table(("layer", "keep ratio", "form", f"tokens{windows}"), rows)]
     return _ended(lines)
 
 
@@ -136,14 +136,14 @@ def study_note(
     """
     records, axis = list(records), settings.axis
     front = select_front(records, axis.name)
-    lines = [f"# {settings.backbone} with {settings.operator} merging", ""]
+    lines = [f"## {settings.backbone} with {settings.operator} merging", ""]
     if front:
         lines += _front(records, front, axis, link)
         lines += ["", " ".join(sentences(find(records, axis.name)))]
     else:
         lines.append("The front stands here once the candidates for it are scored again, at the end of the search.")
-    lines += ["", "## Settings", "", *_table(("", ""), _settings(settings, base_gflops))]
-    lines += ["", "## How this page reads", "", *_reading(axis)]
+    lines += ["", "### Settings", "", *_table(("setting", ""), _settings(settings, base_gflops))]
+    lines += ["", "### How this page reads", "", *_reading(axis)]
     return _ended(lines)
 
 
@@ -153,7 +153,7 @@ def _front(
     latency = axis.name == "latency_ms"
     headings = ("trial", "GFLOPs", *(("ms, predicted", "measured") if latency else ()), "top-1 %", "loss")
     rows = []
-    for record in [*front, *select_references(records)]:
+    for record in [*front, *(r for r in select_references(records) if r not in front)]:
         score = record.score
         assert score is not None, record
         times: tuple[str, ...] = ()
@@ -162,11 +162,11 @@ def _front(
             times = (f"{record.cost(axis.name):.2f}", measured + ("!" if breaks_budget(record, axis) else ""))
         stages = " \\| ".join(ratios for _, ratios in record.by_stage())
         name = f"[{record.trial}]({link(record.trial)})"
-        words = "" if record in front else f"{record.name}{'' if record.feasible else ' (over budget)'}: "
+        words = f"{record.label}{'' if record.feasible else ' (over budget)'}: " if record.label else ""
         loss = "" if score.loss is None else f"{score.loss:.4f}"
         top1 = f"{score}{'' if score.rescored else '*'}"
         rows.append((name, f"{record.gflops:.4f}", *times, top1, loss, words + stages))
-    lines = [f"## Front: {len(front)} of {len(records)} trials", ""]
+    lines = [f"### Front: {len(front)} of {len(records)} trials", ""]
     lines += _table((*headings, f"keep ratios{form_key(front)}, \\| between stages"), rows)
     if any("*" in row[-3] for row in rows):
         lines += ["", "\\* scored when the trial ran, not with the final weights"]
@@ -208,7 +208,9 @@ def _reading(axis: CostAxis) -> list[str]:
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows)]
+    """The lines of a table. The dashboard leaves no room between cells, so that each ends with a wide space."""
+    spaced = [[f"{cell}\u2003" for cell in cells] for cells in (headings, *rows)]
+    return [f"| {' | '.join(cells)} |" for cells in (spaced[0], [":---"] * len(headings), *spaced[1:])]
 
 
 def _ended(lines: Sequence[str]) -> str:

@@ -16,9 +16,10 @@ from optuna_dashboard._note import get_note_from_system_attrs, note_str_key_pref
 
 from ltmsearch.costs import GIGA
 from ltmsearch.dashboard.notes import LayerTokens, kept, layer_tokens, renewed, study_note, trial_note
+from ltmsearch.dashboard.plots import plots
 from ltmsearch.prepare import Workbench
 from ltmsearch.records import TrialRecord, select_front
-from ltmsearch.results import figures, make_recipe
+from ltmsearch.results import make_recipe
 from ltmsearch.schedule import MergeSchedule
 from ltmsearch.storage import ARTIFACTS
 
@@ -72,8 +73,8 @@ class Pages:
         number, layers = record.trial, self._layers(self._schedule(record))
         recipe = make_recipe(record, self.bench.settings, num_classes=self.bench.evaluator.data.num_classes)
         own = [
-            Attachment(f"trial-{number}-schedule.csv", _schedule_table(layers)),
-            Attachment(f"trial-{number}-recipe.yaml", recipe.to_yaml().encode()),
+            Attachment(f"schedule-{number}.csv", _schedule_table(layers)),
+            Attachment(f"recipe-{number}.yaml", recipe.to_yaml().encode()),
         ]
         with tempfile.TemporaryDirectory() as scratch:
             for file in [*own, *files]:
@@ -107,7 +108,7 @@ class Pages:
                 older = sum(name.startswith(note_str_key_prefix(trial_id)) for name in held)
                 self._write_note(trial_id, new, version=present["version"] + 1, older=older)
         if front:
-            for name, figure in figures(self.bench.settings, records).items():
+            for name, figure in plots(records, self.bench.settings.axis).items():
                 save_plotly_graph_object(self.study, figure, graph_object_id=name)
 
     def _link(self, number: int) -> str:

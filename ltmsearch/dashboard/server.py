@@ -61,4 +61,3 @@ def serve_dashboard(run: Path, *, host: str, port: int, on_start: Callable[[str]
         on_start(f"http://{named}:{server.server_port}/dashboard/studies/{study._study_id}")
         with suppress(KeyboardInterrupt):
             server.serve_forever()
-    storage.engine.dispose()
