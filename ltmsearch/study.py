@@ -295,7 +295,7 @@ class Driver:
                 f"the plain net has learned next to nothing ({result.score.top1:.1f} %): scores cannot tell schedules "
                 "apart; more --base-steps, --pretrained or --checkpoint FILE would help"
             )
-        self.pages.attach(trial, trial_record(as_told(trial, outcome), self.bench))
+        self.pages.attach(trial, trial_record(as_told(trial, outcome), self.bench), result.merges)
         version = self.state.version
         if result.weights:
             self.weights = moved(self.weights, result.weights, self.settings.update_share)

@@ -16,12 +16,14 @@ from optuna_dashboard._note import get_note_from_system_attrs, note_str_key_pref
 
 from ltmsearch.costs import GIGA
 from ltmsearch.dashboard.notes import LayerTokens, kept, layer_tokens, renewed, study_note, trial_note
+from ltmsearch.dashboard.pictures import merges_picture
 from ltmsearch.dashboard.plots import plots
 from ltmsearch.prepare import Workbench
 from ltmsearch.records import TrialRecord, select_front
 from ltmsearch.results import make_recipe
 from ltmsearch.schedule import MergeSchedule
 from ltmsearch.storage import ARTIFACTS
+from ltmsearch.trial import ExampleMerges
 
 SCHEDULE_COLUMNS = ("layer", "keep_ratio", "form", "tokens_before", "tokens_after", "windows")
 
@@ -58,13 +60,13 @@ class Pages:
             if name not in known:
                 trial.set_user_attr(name, value)
 
-    def attach(self, trial: Trial, record: TrialRecord, files: Sequence[Attachment] = ()) -> None:
-        """Give a trial that runs its files: the schedule, the recipe, and others. Optuna takes none once it is told.
+    def attach(self, trial: Trial, record: TrialRecord, merges: ExampleMerges | None) -> None:
+        """Give a trial that runs its files: the schedule, the recipe and a picture. Optuna takes none once it is told.
 
         Args:
             trial: Running.
             record: As it will be told.
-            files: What else is to be shown.
+            merges: What is to be drawn, if anything.
         """
         folder = self.folder / ARTIFACTS
         folder.mkdir(exist_ok=True)
@@ -72,12 +74,14 @@ class Pages:
         known = {file.filename: file.artifact_id for file in get_all_artifact_meta(trial, storage=trial.storage)}
         number, layers = record.trial, self._layers(self._schedule(record))
         recipe = make_recipe(record, self.bench.settings, num_classes=self.bench.evaluator.data.num_classes)
-        own = [
+        files = [
             Attachment(f"schedule-{number}.csv", _schedule_table(layers)),
             Attachment(f"recipe-{number}.yaml", recipe.to_yaml().encode()),
         ]
+        if merges is not None and any(merges.layers):
+            files.append(Attachment(f"merges-{number}.png", merges_picture(merges, self.bench.settings)))
         with tempfile.TemporaryDirectory() as scratch:
-            for file in [*own, *files]:
+            for file in files:
                 if file.name in known:  # an interrupted trial has it, perhaps half of it
                     store.write(known[file.name], io.BytesIO(file.content))
                     continue
