@@ -3,7 +3,8 @@
 import re
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ltmsearch.address import database_file, file_address
 from ltmsearch.axis import UNITS, CostName
-from ltmsearch.errors import InputError
+from ltmsearch.errors import InputError, StorageLost
 from ltmsearch.settings import StudySettings
 
 DATABASE, ARTIFACTS = "study.db", "artifacts"
@@ -86,6 +87,21 @@ def _write_ahead(storage: RDBStorage) -> None:
         connection.execute("PRAGMA synchronous=NORMAL")
 
     storage.engine.dispose()  # connections made before the listener
+
+
+@contextmanager
+def told_when_lost(settings: StudySettings) -> Iterator[None]:
+    """Tell in one line that the database of a study failed while the study used it.
+
+    Raises:
+        StorageLost: With what the database said.
+    """
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        where = settings.storage or f"{settings.run_dir / DATABASE}"
+        said = _reason(error, settings.storage_password)
+        raise StorageLost(f"the storage {where} was lost: {said}; the same command continues") from error
 
 
 def open_study(storage: RDBStorage, name: str, *, cost: CostName = "gflops") -> optuna.Study:

@@ -46,7 +46,7 @@ from ltmsearch.rescoring import choose_candidates, same_nets
 from ltmsearch.results import write_results
 from ltmsearch.samplers import make_sampler
 from ltmsearch.settings import SETTINGS, ResolvedSettings, StudySettings
-from ltmsearch.storage import open_storage, open_study, reach_storage, under_limits
+from ltmsearch.storage import open_storage, open_study, reach_storage, told_when_lost, under_limits
 from ltmsearch.times import OVERHEAD, RESCORING, SCORING, SET_UP, TIMING, TRAINING, WARM_UP, WRITING, Clock
 from ltmsearch.trial import load_parameters, moved, parameters, suggest
 
@@ -83,6 +83,7 @@ def run_study(settings: StudySettings, observer: Observer | None = None) -> Stud
 
     Raises:
         InputError: If the settings cannot be followed, or do not continue the study in the run directory.
+        StorageLost: If the study's database fails later.
     """
     observer = observer or Observer()
     start, clock = time.monotonic(), Clock()
@@ -105,24 +106,25 @@ def run_study(settings: StudySettings, observer: Observer | None = None) -> Stud
         folder = _open_run_dir(bench)
         hardware = hardware_name(bench.evaluator.runtime.device)
         clock.keep(folder, device=f"{hardware}; {bench.device}", versions=library_versions())
-        driver = Driver(bench, folder, observer, clock, storage)
-        try:
-            with clock.part(WARM_UP):
-                driver.warm_up(loaded)
-            with clock.part(OVERHEAD):
-                driver.keep_budgets()
-                driver.search(until=None if settings.timeout is None else start + settings.timeout)
-            with clock.part(RESCORING):
-                driver.rescore()
-            driver.measure()
-        except KeyboardInterrupt:
-            if driver.records():  # so that `ltmsearch front` shows how far it came
-                write_csv(trials_table(driver.records()), driver.folder / TRIALS)
-            raise
-        with clock.part(WRITING):
-            records = driver.records()
-            write_results(driver.folder, bench, records, observer, clock)
-            driver.pages.renew(records)
+        with told_when_lost(bench.settings):
+            driver = Driver(bench, folder, observer, clock, storage)
+            try:
+                with clock.part(WARM_UP):
+                    driver.warm_up(loaded)
+                with clock.part(OVERHEAD):
+                    driver.keep_budgets()
+                    driver.search(until=None if settings.timeout is None else start + settings.timeout)
+                with clock.part(RESCORING):
+                    driver.rescore()
+                driver.measure()
+            except KeyboardInterrupt:
+                if driver.records():  # so that `ltmsearch front` shows how far it came
+                    write_csv(trials_table(driver.records()), driver.folder / TRIALS)
+                raise
+            with clock.part(WRITING):
+                records = driver.records()
+                write_results(driver.folder, bench, records, observer, clock)
+                driver.pages.renew(records)
         return StudyResult(folder=driver.folder, records=records, cost=bench.settings.axis.name)
     finally:
         clock.save()

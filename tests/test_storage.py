@@ -1,21 +1,26 @@
 """Where studies are kept: addresses, passwords that nobody keeps, and a real PostgreSQL."""
 
 import json
+import signal
+import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pandas as pd
+import psycopg
 import pytest
 from conftest import TINY, Interrupt
 from postgres import Postgres
 
 from ltmsearch import StudySettings, run_study
 from ltmsearch.address import Address, read_address
-from ltmsearch.errors import InputError
+from ltmsearch.errors import InputError, StorageLost
 from ltmsearch.settings import ResolvedSettings
 from ltmsearch.storage import find_study, open_storage
+from ltmsearch.trial import Evaluator
 
 SECRET = "pa/ss#w0rd"
 
@@ -24,6 +29,11 @@ SECRET = "pa/ss#w0rd"
 def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """A PNG starts a browser; its own tests do that."""
     monkeypatch.setattr("ltmsearch.drawing._write_png", lambda *_: None)
+
+
+def call(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "ltmsearch", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 def tiny(run: Path, **changes: Any) -> StudySettings:
@@ -132,6 +142,61 @@ class TestPostgres:
         tighter = run_study(tiny(tmp_path / "run", study="same", storage=postgres.url(), budget_gflops=0.25))
         assert all(record.gflops <= 0.25 for record in tighter.front)
         assert optuna.get_all_study_names(storage) == ["same #2"]
+
+    def test_its_pages_are_served_and_front_and_export_need_no_database(
+        self, postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("PGPASSWORD", raising=False)
+        run_study(tiny(tmp_path / "run", study="served", storage=postgres.url(password=True)))
+        for command in (("front", "--json"), ("export",)):
+            done = call(command[0], str(tmp_path / "run"), *command[1:])
+            assert done.returncode == 0, done.stderr
+        assert (tmp_path / "run/export").is_dir()
+        refused = call("dashboard", str(tmp_path / "run"), "--port", "0")
+        assert refused.returncode == 2
+        assert refused.stderr.startswith("error: the storage postgresql+psycopg://searcher@127.0.0.1:")
+        assert refused.stderr.count("\n") == 1
+        monkeypatch.setenv("PGPASSWORD", postgres.password)
+        command = [sys.executable, "-m", "ltmsearch", "dashboard", str(tmp_path / "run"), "--port", "0"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            address = process.stdout.readline().split()[4]
+            root, _, number = address.partition("/dashboard/studies/")
+            with urllib.request.urlopen(f"{root}/api/studies/{number}", timeout=30) as answer:
+                told = json.load(answer)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=30) == 0
+        assert told["name"] == "served"
+        assert [trial["number"] for trial in told["trials"]] == [0, 1, 2, 3]
+        assert all(trial["note"]["body"] and trial["artifacts"] for trial in told["trials"])
+
+    def test_a_server_that_goes_away_is_told_in_one_line(
+        self, postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings = tiny(tmp_path / "run", study="lost", storage=postgres.url(password=True))
+        original, calls = Evaluator.evaluate, [0]
+
+        def administrate(password: str, *commands: str) -> None:
+            address = f"host=127.0.0.1 port={postgres.port} user=searcher dbname=postgres password={password}"
+            with psycopg.connect(address, autocommit=True) as connection:
+                for command in commands:
+                    connection.execute(command)  # type: ignore[call-overload]
+
+        def cut_off(*args: Any, **kwargs: Any) -> Any:
+            calls[0] += 1
+            if calls[0] == 2:  # what a server does to its clients when it stops, and it lets none in again
+                others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+                administrate(postgres.password, "ALTER ROLE searcher PASSWORD 'another'", others)
+            return original(*args, **kwargs)
+
+        message = "the storage .* was lost: .*; the same command continues"
+        with monkeypatch.context() as patch, pytest.raises(StorageLost, match=message) as caught:
+            patch.setattr(Evaluator, "evaluate", cut_off)
+            run_study(settings)
+        administrate("another", f"ALTER ROLE searcher PASSWORD '{postgres.password}'")
+        assert postgres.password not in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert len(run_study(settings).records) >= 4
 
     def test_a_wrong_password_and_a_database_without_a_study(self, postgres: Postgres, tmp_path: Path) -> None:
         wrong = tiny(

@@ -242,6 +242,11 @@ def dashboard(
     from ltmsearch.dashboard.server import serve_dashboard
 
     def tell(address: str) -> None:
+        if host not in ("127.0.0.1", "::1", "localhost"):
+            say(
+                Console(stderr=True),
+                "the dashboard asks for no password: all who reach it can change and delete studies",
+            )
         say(Console(), f"dashboard of {run} on {address} (Ctrl-C ends it)")
 
     serve_dashboard(run, host=host, port=port, on_start=tell)

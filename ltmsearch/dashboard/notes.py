@@ -108,6 +108,7 @@ def _facts(
     facts.append(("tokens", f"{kept(layers):.0%} kept on average, {layers[-1].after} behind the last layer"))
     if record.rescored_top1 is not None:
         top1 = _score(record.rescored_top1, record.rescored_top1_se, record.rescored_loss)
+        top1 += "" if record.expected_top1 is None else f", so {record.expected_top1:.1f} % expected"
         facts.append((f"score with the final weights (version {record.rescored_version})", top1))
     if record.top1 is not None:
         then = f"score when it ran (weights version {record.supernet_version})"
@@ -151,7 +152,7 @@ def _front(
     records: list[TrialRecord], front: Sequence[TrialRecord], axis: CostAxis, link: Callable[[int], str]
 ) -> list[str]:
     latency = axis.name == "latency_ms"
-    headings = ("trial", "GFLOPs", *(("ms, predicted", "measured") if latency else ()), "top-1 %", "loss")
+    headings = ("trial", "GFLOPs", *(("ms, predicted", "measured") if latency else ()), "top-1 %", "loss", "expected")
     rows = []
     for record in [*front, *(r for r in select_references(records) if r not in front)]:
         score = record.score
@@ -165,10 +166,13 @@ def _front(
         words = f"{record.label}{'' if record.feasible else ' (over budget)'}: " if record.label else ""
         loss = "" if score.loss is None else f"{score.loss:.4f}"
         top1 = f"{score}{'' if score.rescored else '*'}"
-        rows.append((name, f"{record.gflops:.4f}", *times, top1, loss, words + stages))
+        expected = "" if record.expected_top1 is None else f"{record.expected_top1:.1f}"
+        rows.append((name, f"{record.gflops:.4f}", *times, top1, loss, expected, words + stages))
     lines = [f"### Front: {len(front)} of {len(records)} trials", ""]
     lines += _table((*headings, f"keep ratios{form_key(front)}, \\| between stages"), rows)
-    if any("*" in row[-3] for row in rows):
+    if any(record.expected_top1 is not None for record in front):
+        lines += ["", "expected: the mean of top-1 and what the loss lets expect; the front goes by it"]
+    if any("*" in row[-4] for row in rows):
         lines += ["", "\\* scored when the trial ran, not with the final weights"]
     if any(breaks_budget(record, axis) for record in front):
         lines += ["", "! predicted within the budget, but measured over it"]
@@ -198,7 +202,7 @@ def _reading(axis: CostAxis) -> list[str]:
         "keep ratio and form they stand for, and its files are the schedule and the recipe for `ltmsearch train`.",
         f"* **Its values** are top-1 when it ran, with the shared weights of that moment, and {axis.title}. Early "
         "trials saw younger weights, so the candidates are scored again at the end: the front is the one above and "
-        "in the plot `front`, not what this page calls best trials. Notes hold both scores.",
+        "in the plot *Front with the final weights*, not what this page calls best trials. Notes hold both scores.",
         "* **Infeasible** trials (grey) are over a budget. **Pruned** ones were rejected by their cost before any "
         "training. The plain net is scored for comparison, whatever it costs.",
         "* **Attributes** of a trial: `gflops`, `latency_ms` (predicted), `tokens_kept` (share of the plain net's "

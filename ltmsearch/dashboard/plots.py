@@ -26,11 +26,16 @@ def plots(records: Sequence[TrialRecord], axis: CostAxis) -> dict[str, Any]:
 
 def _front(records: Sequence[TrialRecord], axis: CostAxis) -> Any:
     figure = front_figure(records, title="Front with the final weights", axis=axis)
+    reads = figure.layout.title.subtitle.text
     figure.update_layout(
         height=HEIGHT,
         font_size=11,
-        margin={"l": 50, "r": 15, "t": 60, "b": 95},
-        title={**_TITLE, "font": {"size": 15}, "subtitle": {"font": {"size": 11}}},
+        margin={"l": 50, "r": 15, "t": 72, "b": 95},
+        title={
+            **_TITLE,
+            "font": {"size": 15},
+            "subtitle": {"text": reads.replace("; ", ";<br>"), "font": {"size": 11}},
+        },
         legend={"font": {"size": 11}, "x": 0, "xref": "container"},
         xaxis_title_text=axis.title.partition(" (")[0],
     )
