@@ -97,8 +97,8 @@ def measure_costs(depth: int) -> dict[str, Any]:
 
     from ltmsearch.backbones import create_subnet, get_adapter
     from ltmsearch.costs import cost_model
+    from ltmsearch.samplers import make_sampler
     from ltmsearch.space import SearchSpace, SpaceFile
-    from ltmsearch.storage import make_sampler
     from ltmsearch.trial import suggest
 
     net = create_subnet("vit_tiny_patch16_224", depth=depth)
@@ -138,10 +138,10 @@ def measure_trials(sampler: str, trials: int, time_limit: float) -> dict[str, An
     import numpy as np
 
     from ltmsearch import StudySettings
+    from ltmsearch.driver import Driver
     from ltmsearch.evaluation import Score
     from ltmsearch.observer import Observer
     from ltmsearch.prepare import prepare
-    from ltmsearch.study import Driver
     from ltmsearch.trial import Evaluator, TrialResult, parameters
 
     begun: list[float] = []

@@ -69,6 +69,7 @@ from sklearn.linear_model import BayesianRidge
 from ltmsearch.costs import within
 from ltmsearch.digits import Clutter
 from ltmsearch.drawing import write_drawing
+from ltmsearch.driver import Driver
 from ltmsearch.evaluation import Score
 from ltmsearch.files import write_atomic
 from ltmsearch.front import hypervolume, is_non_dominated
@@ -79,7 +80,6 @@ from ltmsearch.recipe import library_versions
 from ltmsearch.records import select_front
 from ltmsearch.schedule import MergeSchedule
 from ltmsearch.settings import StudySettings
-from ltmsearch.study import Driver
 from ltmsearch.training import WarmUp, warm_up
 from ltmsearch.trial import Evaluator, TrialResult, moved, parameters
 

@@ -26,12 +26,12 @@ from typing import Any
 SETTING_UP, IMAGES, WARM_UP, TRAINING = "setting up", "images", "warm-up training", "proxy training"
 SCORING, RECALIBRATION, IB, RESCORING = "validation scoring", "BatchNorm recalibration", "IB statistics", "re-scoring"
 SAMPLER, STORAGE, CHECKPOINTS, WEIGHTS = "sampler", "storage", "checkpoints", "copying weights"
-RESULTS, REST = "writing results", "rest"
+PAGES, RESULTS, REST = "the dashboard's pages", "writing results", "rest"
 PARTS = (
-    SETTING_UP, IMAGES, WARM_UP, TRAINING, SCORING, RECALIBRATION, IB, SAMPLER, STORAGE, CHECKPOINTS, WEIGHTS,
+    SETTING_UP, IMAGES, WARM_UP, TRAINING, SCORING, RECALIBRATION, IB, SAMPLER, STORAGE, CHECKPOINTS, PAGES, WEIGHTS,
     RESCORING, RESULTS, REST,
 )  # fmt: skip
-OVERHEADS = (SAMPLER, STORAGE, CHECKPOINTS, RECALIBRATION, IMAGES)
+OVERHEADS = (SAMPLER, STORAGE, CHECKPOINTS, PAGES, RECALIBRATION, IMAGES)
 """What is to take 5 % of the wall time at most, together."""
 
 
@@ -92,6 +92,7 @@ def put_clocks(clocks: Clocks) -> None:
     from optuna.study import Study
 
     from ltmsearch import prepare, study, trial
+    from ltmsearch.dashboard.pages import Pages
     from ltmsearch.data import ImageData
     from ltmsearch.ib_loss import IBLoss, IBMeter
 
@@ -110,7 +111,9 @@ def put_clocks(clocks: Clocks) -> None:
         (Study, "enqueue_trial", STORAGE), (study, "save_checkpoint", CHECKPOINTS),
         (study, "load_checkpoint", CHECKPOINTS), (study, "load_parameters", WEIGHTS), (study, "parameters", WEIGHTS),
         (study, "moved", WEIGHTS), (trial, "load_parameters", WEIGHTS), (trial, "parameters", WEIGHTS),
-        (study.Driver, "rescore", RESCORING), (study, "write_results", RESULTS),
+        (Pages, "describe", PAGES), (Pages, "attach", PAGES), (Pages, "note", PAGES), (Pages, "renew", PAGES),
+        (trial.Evaluator, "_example_merges", PAGES), (study.Driver, "rescore", RESCORING),
+        (study, "write_results", RESULTS),
     ):  # fmt: skip
         clocks.wrap(owner, name, part)
 

@@ -4,6 +4,7 @@ LtmsearchError
 ├── InputError        the user's input is wrong: one line, exit code 2
 ├── TrialDiverged     one trial's loss is not finite: that trial fails alone
 ├── TrainingDiverged  a full training's loss is not finite: it ends
+├── StorageLost       the database of a study fails while it is searched; the same command continues
 └── ExportError       a network cannot be exported, or what was written does not hold it
 """
 
@@ -25,6 +26,10 @@ class TrialDiverged(LtmsearchError):
 
 class TrainingDiverged(LtmsearchError):
     """The loss of a full training became infinite or NaN."""
+
+
+class StorageLost(LtmsearchError):
+    """The database of a study fails while it is searched. What was told is kept, and the same command continues."""
 
 
 class ExportError(LtmsearchError):

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from ltmsearch.costs import misses, within
+from ltmsearch.costs import Budget, misses, within
 from ltmsearch.prepare import Workbench
 from ltmsearch.records import State, TrialRecord
 from ltmsearch.rescoring import with_expected_top1
@@ -36,11 +36,46 @@ def trial_records(study: optuna.Study, bench: Workbench) -> list[TrialRecord]:
         study: The Optuna study.
         bench: What it works with.
     """
-    rescored = study.user_attrs.get(RESCORED, {"version": None, "scores": {}})
-    measured = study.user_attrs.get(MEASURED, {})
+    attributes = study.user_attrs
+    rescored, measured = attributes.get(RESCORED), attributes.get(MEASURED)
     trials = study.get_trials(deepcopy=False)
     finished = [trial for trial in trials if trial.state.is_finished() and UNTRIED not in trial.user_attrs]
-    return with_expected_top1(_record(trial, bench, rescored, measured) for trial in finished)
+    return with_expected_top1(trial_record(trial, bench, rescored, measured) for trial in finished)
+
+
+def as_told(trial: Trial, outcome: dict[str, Any]) -> FrozenTrial:
+    """A trial that runs, as it will be once its outcome is told.
+
+    Args:
+        trial: Running, with all its parameters.
+        outcome: What its evaluation came to.
+    """
+    told = create_trial(
+        state=TrialState.COMPLETE,
+        values=[outcome["top1"], outcome["cost"]],
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs=trial.user_attrs | outcome,
+    )
+    told.number = trial.number
+    return told
+
+
+def tell_constraints(trial: Trial, budgets: Sequence[Budget], indices: np.ndarray) -> list[float]:
+    """Tell Optuna how far a schedule is outside each budget.
+
+    Args:
+        trial: Running.
+        budgets: What it is held against.
+        indices: (L,) its choices.
+    """
+    told = misses(budgets, indices)
+    for name, miss in told.items():
+        if name not in trial.constraints:  # an interrupted trial has it already, and Optuna keeps the first
+            trial.set_constraint(name, miss)
+    # optuna-dashboard 0.21 knows only Optuna 4's form of constraints: without it, infeasible trials look feasible.
+    trial.storage.set_trial_system_attr(trial._trial_id, DASHBOARD_CONSTRAINTS, list(told.values()))
+    return list(told.values())
 
 
 def trained(trials: Sequence[FrozenTrial]) -> int:
@@ -71,11 +106,23 @@ def told_again(trial: FrozenTrial, bench: Workbench) -> FrozenTrial:
     return copy
 
 
-def _record(
-    trial: FrozenTrial, bench: Workbench, rescored: dict[str, Any], measured: dict[str, list[float]]
+def trial_record(
+    trial: FrozenTrial,
+    bench: Workbench,
+    rescored: dict[str, Any] | None = None,
+    measured: dict[str, list[float]] | None = None,
 ) -> TrialRecord:
+    """A finished trial as plain data.
+
+    Args:
+        trial: Of the study.
+        bench: What the study works with.
+        rescored: Its attribute `RESCORED`.
+        measured: Its attribute `MEASURED`.
+    """
+    rescored = rescored or {"version": None, "scores": {}}
     again = rescored["scores"].get(str(trial.number))
-    timed_ms, timed_se_ms = measured.get(str(trial.number), (None, None))
+    timed_ms, timed_se_ms = (measured or {}).get(str(trial.number), (None, None))
     indices = np.array([trial.params[layer] for layer in bench.space.layers])
     schedule, weights = bench.space.schedule(indices), bench.space.ib_weights
     state, attrs, feasible = _STATES[trial.state], trial.user_attrs, bool(within(bench.budgets, indices[None])[0])

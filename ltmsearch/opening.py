@@ -8,6 +8,7 @@ import numpy as np
 from ltmsearch.costs import covering_schedules, within, worth_trying
 from ltmsearch.prepare import Workbench
 from ltmsearch.records import Kind
+from ltmsearch.trial import IB_WEIGHT
 
 STARTUP_SHARE = 1 / 3
 """Share of the trials that cover the range of costs before the sampler takes over, but for those in their place."""
@@ -47,6 +48,34 @@ def first_trials(bench: Workbench, rng: np.random.Generator) -> list[FirstTrial]
             first.append(trial)
         known.add(net)
     return first
+
+
+def drawn_within_budget(bench: Workbench, *place: int) -> FirstTrial:
+    """A schedule for a study whose sampler proposes none within the budget.
+
+    Args:
+        bench: What the study works with.
+        place: Where it is drawn; it is the same there, however often the study is interrupted.
+    """
+    rng = np.random.default_rng(seed_at(bench.settings.seed, *place))
+    (indices,) = covering_schedules(bench.space, bench.budgets, number=1, rng=rng)
+    return FirstTrial(indices=indices, kind="start-up", label="drawn within budget")
+
+
+def queued_params(bench: Workbench, trial: FirstTrial) -> dict[str, float]:
+    """The parameters that a trial is queued with in Optuna, the IB weight's among them."""
+    indices: list[int] = trial.indices.tolist()
+    params: dict[str, float] = dict(zip(bench.space.layers, indices, strict=True))
+    if (weights := bench.space.ib_weights) is not None:
+        # By the schedule and not by its place, so that what is queued again is known again.
+        rng = np.random.default_rng(seed_at(bench.settings.seed, *indices))
+        params[IB_WEIGHT] = weights.zero if trial.kind == "baseline" else weights.draw(rng)
+    return params
+
+
+def seed_at(seed: int, *path: int) -> int:
+    """A seed of its own for each place in a study."""
+    return int(np.random.SeedSequence((seed, *path)).generate_state(1)[0])
 
 
 def _in_order(bench: Workbench, rng: np.random.Generator) -> Iterator[FirstTrial]:

@@ -205,9 +205,13 @@ class Recipe(BaseModel):
         """
         return check(Recipe, {**self.model_dump(), **keys}, "recipe")
 
+    def to_yaml(self) -> str:
+        """The text of a recipe's file."""
+        return to_yaml(self.model_dump(), HEADER)
+
     def save(self, path: Path) -> Path:
         """Write as YAML, atomically."""
-        return write_atomic(path, to_yaml(self.model_dump(), HEADER))
+        return write_atomic(path, self.to_yaml())
 
 
 def load_recipe(path: str | Path) -> Recipe:

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
+from ltmsearch.address import read_address
 from ltmsearch.axis import CostAxis
 from ltmsearch.errors import InputError
 from ltmsearch.yamlfile import check, load, to_yaml
@@ -14,7 +15,7 @@ SETTINGS = "settings.yaml"
 """Name of the file in a run directory, which makes it one of a study."""
 BUDGETS = ("budget_gflops", "lowest_gflops", "budget_ms")
 """The settings that limit costs. A study may go on with other limits, but not with another kind of cost."""
-MAY_CHANGE = frozenset({"trials", "timeout", "out", *BUDGETS})
+MAY_CHANGE = frozenset({"trials", "timeout", "out", "storage_password", *BUDGETS})
 """Settings that a study may be continued with at another value."""
 
 HEADER = """Settings of one ltmsearch study, every default filled in. The study continues only with these;
@@ -152,6 +153,10 @@ class StudySettings(BaseModel):
     """Name of the study; None: made of backbone, operator, budget and data."""
     out: str | None = None
     """Run directory; None: `runs/<study>`."""
+    storage: str | None = None
+    """URL of the database that holds the Optuna study, without a password; None: `study.db` in the run directory."""
+    storage_password: SecretStr | None = None
+    """Of that database, where one stood in the URL that was given; written nowhere."""
 
     @field_validator("trials", "batch_size", "seed", "img_size", "proxy_img_size", mode="before")
     @classmethod
@@ -172,6 +177,16 @@ class StudySettings(BaseModel):
         except ValueError:
             low, dash, high = (part.strip() for part in given.partition("-"))
         return {**values, "lowest_gflops": low, "budget_gflops": high} if low and dash and high else values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _password_apart(cls, values: Any) -> Any:
+        """Take it out of the URL, so that whatever prints or writes settings cannot tell it."""
+        given = values.get("storage") if isinstance(values, dict) else None
+        if not isinstance(given, str):
+            return values
+        url, password = read_address(given)
+        return {**values, "storage": url} | ({} if password is None else {"storage_password": password})
 
     @model_validator(mode="after")
     def _goes_together(self) -> "StudySettings":
@@ -224,7 +239,11 @@ class StudySettings(BaseModel):
 
     def to_yaml(self) -> str:
         """The text of `settings.yaml`."""
-        return to_yaml(self.model_dump(), HEADER)
+        return to_yaml(self.public(), HEADER)
+
+    def public(self) -> dict[str, Any]:
+        """All that may be written or told: every setting but the password of the storage."""
+        return self.model_dump(mode="json", exclude={"storage_password"})
 
     @property
     def study_name(self) -> str:

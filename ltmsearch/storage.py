@@ -1,44 +1,164 @@
-"""The Optuna study on disk, the samplers that propose to it, and the dashboard that shows it."""
+"""The Optuna study in its database: a file in the run directory, or whatever address a user gives."""
 
 import re
 import warnings
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
+from pydantic import SecretStr
 from sqlalchemy import event
+from sqlalchemy.exc import SQLAlchemyError
 
+from ltmsearch.address import database_file, file_address
 from ltmsearch.axis import UNITS, CostName
-from ltmsearch.errors import InputError
+from ltmsearch.errors import InputError, StorageLost
+from ltmsearch.settings import StudySettings
 
-DATABASE = "study.db"
+DATABASE, ARTIFACTS = "study.db", "artifacts"
+"""Names in a run directory: of the database, and of the folder with the files of trials that the dashboard shows."""
 LIMITS = "limits"
 """The study's attribute for the limits that its trials were told under."""
+DASHBOARD = ("dashboard", "artifacts")
+"""First parts of the names of the study's system attributes that optuna-dashboard shows: notes, plots, files."""
+CONNECT_SECONDS = 10
+"""How long a server may take to answer."""
+NO_PASSWORD = " (no password was given: it may stand in --storage of `run`, in PGPASSWORD or in ~/.pgpass)"
 
 
-def open_study(folder: Path, name: str, *, cost: CostName = "gflops") -> optuna.Study:
-    """The Optuna study in `study.db`, created where there is none: top-1 up, the cost down.
+def open_storage(settings: StudySettings, folder: Path, *, existing: bool = False) -> RDBStorage:
+    """The database of a study, with Optuna's tables in it.
 
     Args:
-        folder: The run directory.
-        name: Of the study; those that took its place under other limits have a number behind it.
-        cost: The second objective.
+        settings: Of the study.
+        folder: The run directory, which holds the database unless the settings name another.
+        existing: Whether it must be there already: nothing is created then.
+
+    Raises:
+        InputError: If it cannot be reached or used.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{(folder / DATABASE).resolve()}")
-    _write_ahead(storage)
-    successors = {int(n): f"{name} #{n}" for n in _numbers_behind(name, optuna.get_all_study_names(storage))}
-    for successor in list(successors.values()):
+    url = settings.storage or file_address(folder / DATABASE)
+    file, password = database_file(url), settings.storage_password
+    options: dict[str, Any] = {}
+    if file is None:
+        options = {"connect_timeout": CONNECT_SECONDS}
+        options |= {} if password is None else {"password": password.get_secret_value()}
+    elif existing and not file.is_file():
+        raise InputError(f"{folder} must be the run directory of a study that began, but there is no {file}")
+    try:
+        storage = RDBStorage(
+            url,
+            # The password goes past the URL, which Optuna keeps as text. A server may close what was idle for a trial.
+            {"connect_args": options, "pool_pre_ping": file is None},
+            skip_table_creation=existing,
+        )
+        weakref.finalize(storage, storage.engine.dispose)  # connections are closed with it, however a command ends
+        if file is not None:
+            _write_ahead(storage)
+        optuna.get_all_study_names(storage)
+    except ImportError:
+        raise InputError(f"{url} needs its driver: pip install 'ltmsearch[postgres]'") from None
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
+        advice = "" if file is not None or password is not None else NO_PASSWORD
+        raise InputError(f"the storage {url} cannot be used: {_reason(error, password)}{advice}") from None
+    return storage
+
+
+def _reason(error: Exception, password: SecretStr | None) -> str:
+    """What a database said, in one line."""
+    cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+    said = (str(getattr(cause, "orig", None) or cause).strip().splitlines() or [type(error).__name__])[0].strip()
+    return said.replace(password.get_secret_value(), "***") if password is not None else said
+
+
+def _write_ahead(storage: RDBStorage) -> None:
+    """SQLite's write-ahead log: several times fewer waits for the disk, and readers never block the writer."""
+
+    @event.listens_for(storage.engine, "connect")
+    def _(connection: Any, _record: Any) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    storage.engine.dispose()  # connections made before the listener
+
+
+@contextmanager
+def told_when_lost(settings: StudySettings) -> Iterator[None]:
+    """Tell in one line that the database of a study failed while the study used it.
+
+    Raises:
+        StorageLost: With what the database said.
+    """
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        where = settings.storage or f"{settings.run_dir / DATABASE}"
+        said = _reason(error, settings.storage_password)
+        raise StorageLost(f"the storage {where} was lost: {said}; the same command continues") from error
+
+
+def open_study(storage: RDBStorage, name: str, *, cost: CostName = "gflops") -> optuna.Study:
+    """The Optuna study of that name, created where there is none: top-1 up, the cost down.
+
+    Args:
+        storage: What `open_storage` gave; studies of other names in it are left alone.
+        name: Of the study; those that took its place under other limits have a number behind it.
+        cost: The second objective.
+    """
+    successors = _successors(storage, name)
+    for number, successor in list(successors.items()):
         if LIMITS not in optuna.load_study(study_name=successor, storage=storage).user_attrs:  # cut off half way
             optuna.delete_study(study_name=successor, storage=storage)
-            successors = {n: other for n, other in successors.items() if other != successor}
+            del successors[number]
     study = _create(storage, successors[max(successors)] if successors else name)
     study.set_metric_names(["top-1 (%)", UNITS[cost]])
     return study
+
+
+def find_study(storage: RDBStorage, name: str) -> optuna.Study | None:
+    """The Optuna study of that name as it stands, None where there is none. Nothing is written."""
+    known, successors = optuna.get_all_study_names(storage), _successors(storage, name)
+    for each in [*(successors[number] for number in sorted(successors, reverse=True)), name]:
+        study = optuna.load_study(study_name=each, storage=storage) if each in known else None
+        if study is not None and (each == name or LIMITS in study.user_attrs):
+            return study
+    return None
+
+
+def reach_storage(settings: StudySettings, stored: StudySettings | None, *, begun: bool) -> RDBStorage | None:
+    """The database that the settings of a search name, before anything is timed; None where it is the run directory's.
+
+    Args:
+        settings: Of the search.
+        stored: What the run directory holds, if anything.
+        begun: Whether it holds shared weights.
+
+    Raises:
+        InputError: If it cannot be used, is another than the study began with, or holds another run directory's study
+            of the same name.
+    """
+    folder = settings.run_dir
+    if stored is not None and stored.storage != settings.storage:
+        held = f"the storage {stored.storage}" if stored.storage else f"its own {DATABASE}"
+        given = f"--storage {settings.storage}" if settings.storage else "no --storage"
+        raise InputError(f"{folder} holds a study that is kept in {held}, but got {given}: continue it where it is")
+    if settings.storage is None:
+        return None
+    storage = open_storage(settings, folder)
+    study = find_study(storage, settings.study_name)
+    if study is not None and study.get_trials(deepcopy=False) and not begun:
+        raise InputError(
+            f"the storage holds a study {settings.study_name} with trials already, but {folder} has no shared weights "
+            "of it: begin another with --study NAME, or continue that one in its own run directory with --out DIR"
+        )
+    return storage
 
 
 def under_limits(
@@ -51,7 +171,7 @@ def under_limits(
     """The study, if its trials were told under these limits; else one that holds them told again, in its place.
 
     Optuna keeps what a trial was told for ever, constraints too. The new study counts once it is whole, and the old one
-    is removed then: whatever happens in between, one of them is there.
+    is removed then: whatever happens in between, one of them is there. Notes and artifacts come along.
 
     Args:
         study: What `open_study` gave.
@@ -68,6 +188,7 @@ def under_limits(
     for trial in study.get_trials():
         if trial.state.is_finished():
             new.add_trial(told_again(trial))
+    _copy_notes(study, new)
     for attribute in keep:
         if attribute in study.user_attrs:
             new.set_user_attr(attribute, study.user_attrs[attribute])
@@ -76,65 +197,29 @@ def under_limits(
     return new
 
 
-def _numbers_behind(name: str, studies: list[str]) -> list[str]:
-    found = (re.fullmatch(re.escape(name) + r" #(\d+)", study) for study in studies)
-    return [match[1] for match in found if match]
+def _copy_notes(study: optuna.Study, new: optuna.Study) -> None:
+    """What optuna-dashboard keeps of a study and, by their ids, of its trials; artifacts of trials lie with these."""
+    finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    ids = {
+        str(old._trial_id): str(copy._trial_id)
+        for old, copy in zip(finished, new.get_trials(deepcopy=False), strict=True)
+    }
+    for name, value in study._storage.get_study_system_attrs(study._study_id).items():
+        kind, _, rest = name.partition(":")
+        trial, colon, what = rest.partition(":")
+        if trial.isdigit():  # of a trial that had not ended it is left out, as the trial is
+            name = f"{kind}:{ids[trial]}{colon}{what}" if trial in ids else ""
+        if name and kind in DASHBOARD:
+            new._storage.set_study_system_attr(new._study_id, name, value)
+
+
+def _successors(storage: RDBStorage, name: str) -> dict[int, str]:
+    """Studies that took the place of one, by their numbers."""
+    found = (re.fullmatch(re.escape(name) + r" #(\d+)", study) for study in optuna.get_all_study_names(storage))
+    return {int(match[1]): match[0] for match in found if match}
 
 
 def _create(storage: optuna.storages.BaseStorage, name: str) -> optuna.Study:
     return optuna.create_study(
         storage=storage, study_name=name, directions=["maximize", "minimize"], load_if_exists=True
     )
-
-
-def serve_dashboard(folder: Path, *, host: str, port: int) -> None:
-    """Run optuna-dashboard on the study of a run directory until it is interrupted.
-
-    Raises:
-        InputError: If there is no study, or the address cannot be listened on.
-    """
-    path = folder / DATABASE
-    if not path.is_file():
-        raise InputError(f"{folder} must be the run directory of a study, but it holds no {DATABASE}")
-    from optuna_dashboard import run_server
-
-    try:
-        run_server(f"sqlite:///{path.resolve()}", host=host, port=port)
-    except OSError as error:
-        raise InputError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-
-
-def _write_ahead(storage: optuna.storages.RDBStorage) -> None:
-    """SQLite's write-ahead log: several times fewer waits for the disk, and readers never block the writer."""
-
-    @event.listens_for(storage.engine, "connect")
-    def _(connection: Any, _record: Any) -> None:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-
-    storage.engine.dispose()  # connections made before the listener
-
-
-def make_sampler(name: str, seed: int) -> BaseSampler:
-    """The Optuna sampler of that name; `auto` is multivariate TPE.
-
-    Raises:
-        InputError: If the name is unknown.
-    """
-    if name not in _SAMPLERS:
-        raise InputError(f"unknown sampler {name!r}: known are auto, {', '.join(_SAMPLERS)}")
-    return _SAMPLERS[name](seed)
-
-
-def _tpe(seed: int) -> BaseSampler:
-    return TPESampler(multivariate=True, n_startup_trials=8, seed=seed)
-
-
-# GP takes seconds a proposal and does not learn from rejected ones, so TPE is what `auto` means.
-_SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
-    "auto": _tpe,
-    "tpe": _tpe,
-    "gp": lambda seed: GPSampler(n_startup_trials=8, seed=seed),
-    "nsga2": lambda seed: NSGAIISampler(population_size=20, seed=seed),
-    "random": lambda seed: RandomSampler(seed=seed),
-}

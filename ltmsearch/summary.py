@@ -26,7 +26,7 @@ def study_document(folder: Path, settings: ResolvedSettings, records: Sequence[T
     cost = settings.axis.name
     return {
         "folder": str(folder),
-        "settings": settings.model_dump(),
+        "settings": settings.public(),
         "trials": dict(Counter(record.state for record in records)),
         "front": front_rows(records, cost),
         "baselines": [_baseline(record) for record in records if record.kind == "baseline" and record.score],

@@ -7,7 +7,7 @@ Shapes: B images, W windows per image (Swin's; otherwise 1), N patches per windo
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ltmsearch.backbones import get_adapter, operators_of, pass_once
+from ltmsearch.backbones import Chain, get_adapter, operators_of, pass_once
 from ltmsearch.grid import Grid
 from ltmsearch.merging import Merge, MergeOperator
 from ltmsearch.schedule import Form
@@ -107,7 +107,9 @@ class LayerMerges:
         return out
 
 
-def trace_merges(backbone: str, model: nn.Module, images: Tensor) -> list[tuple[LayerMerges, ...]]:
+def trace_merges(
+    backbone: str, model: nn.Module, images: Tensor, chains: Sequence[Chain] | None = None
+) -> list[tuple[LayerMerges, ...]]:
     """Pass images through a network once, looking on at its merges.
 
     For a supernet: `with supernet.active(schedule): trace_merges(supernet.backbone, supernet.model, images)`.
@@ -116,12 +118,13 @@ def trace_merges(backbone: str, model: nn.Module, images: Tensor) -> list[tuple[
         backbone: timm name of the plain net.
         model: With merging operators and a schedule set; left in the mode it was in.
         images: (B, 3, height, width), normalised as the network wants them.
+        chains: Of the network for images of this size, where they are known; None: found by another pass.
 
     Returns:
         For each image the layers that merge, in the order of execution; none for a plain net.
     """
     size = int(images.shape[2]), int(images.shape[3])
-    chains = get_adapter(backbone).chains(model, size)
+    chains = get_adapter(backbone).chains(model, size) if chains is None else chains
     seen: dict[str, tuple[MergeOperator, Tensor]] = {}
 
     def note(layer: str) -> Callable[[nn.Module, tuple[Any, ...], Merge], None]:

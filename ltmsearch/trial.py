@@ -1,7 +1,8 @@
 """One trial: Optuna suggests a schedule and an IB weight, the supernet answers with a short proxy training."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +12,7 @@ import torch
 from optuna.samplers import BaseSampler
 from torch import Tensor, nn
 
-from ltmsearch.backbones import feature_dim
+from ltmsearch.backbones import Chain, feature_dim, get_adapter
 from ltmsearch.beginning import Beginning
 from ltmsearch.data import ImageData
 from ltmsearch.evaluation import Batches, Score, batchnorm_kept, recalibrate, recalibrate_and_fit, score
@@ -21,10 +22,13 @@ from ltmsearch.schedule import MergeSchedule
 from ltmsearch.settings import ResolvedSettings
 from ltmsearch.space import SearchSpace
 from ltmsearch.supernet import Supernet
+from ltmsearch.traces import LayerMerges, trace_merges
 from ltmsearch.training import proxy_train
 
 SCORING_BATCH = 32
 """Images per forward pass when nothing is trained."""
+EXAMPLES = 2
+"""Validation images whose merges are looked at in every trial, the first."""
 IB_WEIGHT = "ib_weight"
 """Name of the parameter for the IB weight, beside one per layer."""
 
@@ -52,6 +56,16 @@ def suggest(trial: optuna.Trial, space: SearchSpace, sampler: Callable[[int], Ba
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExampleMerges:
+    """What a subnet merges in a few images."""
+
+    images: np.ndarray
+    """(B, 3, height, width), as the network takes them."""
+    layers: list[tuple[LayerMerges, ...]]
+    """For each image the layers that merge."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialResult:
     """What one trial gives back."""
 
@@ -63,6 +77,8 @@ class TrialResult:
     """Wall time."""
     scoring_seconds: float = 0.0
     """How much of it recalibrating and scoring took."""
+    merges: ExampleMerges | None = None
+    """As it was scored; None where nobody looked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,13 +135,15 @@ class Evaluator:
                     self.supernet, schedule, batches, lr=settings.proxy_lr, runtime=self.runtime, ib=ib, ib_from=half
                 )
             trained = time.perf_counter()
-            result = self.score(schedule, images=settings.val_images, information=True)
+            with self._as_scored(schedule, information=True) as fitted:
+                result, merges = self._validated(settings.val_images, fitted), self._example_merges()
             scored = time.perf_counter()
         return TrialResult(
             weights=parameters(self.supernet) if steps else {},
             score=result,
             seconds=time.perf_counter() - start,
             scoring_seconds=scored - trained,
+            merges=merges,
         )
 
     def score(self, schedule: MergeSchedule, *, images: int, information: bool = False) -> Score:
@@ -136,16 +154,36 @@ class Evaluator:
             images: How many of the fixed validation images.
             information: Whether to measure the information terms as well, by statistics of the calibration images.
         """
-        validation = self.data.validation_batches(batch_size=SCORING_BATCH, limit=images)
+        with self._as_scored(schedule, information=information) as ib:
+            return self._validated(images, ib)
+
+    @contextmanager
+    def _as_scored(self, schedule: MergeSchedule, *, information: bool) -> Iterator[IBLoss | None]:
+        """The supernet under a schedule, with BatchNorm statistics of its own; gives the IB loss if it is wanted."""
         with self.supernet.active(schedule), batchnorm_kept(self.supernet):
-            batches, ib = self.data.calibration_batches(batch_size=SCORING_BATCH), None
+            batches = self.data.calibration_batches(batch_size=SCORING_BATCH)
             if information:
-                ib = self._recalibrated(schedule, batches)
-            else:
-                with self.beginning.replayed("calibration"):
-                    recalibrate(self.supernet, batches, self.runtime)
-            with self.beginning.replayed("validation", images):
-                return score(self.supernet.model, validation, self.runtime, ib=ib)
+                yield self._recalibrated(schedule, batches)
+                return
+            with self.beginning.replayed("calibration"):
+                recalibrate(self.supernet, batches, self.runtime)
+            yield None
+
+    def _validated(self, images: int, ib: IBLoss | None) -> Score:
+        validation = self.data.validation_batches(batch_size=SCORING_BATCH, limit=images)
+        with self.beginning.replayed("validation", images):
+            return score(self.supernet.model, validation, self.runtime, ib=ib)
+
+    @cached_property
+    def _chains(self) -> tuple[Chain, ...]:
+        """Of the images that trials see."""
+        size = self.settings.proxy_img_size
+        return get_adapter(self.settings.backbone).chains(self.supernet.model, (size, size))
+
+    def _example_merges(self) -> ExampleMerges:
+        images = next(iter(self.data.validation_batches(batch_size=EXAMPLES, limit=EXAMPLES)))[0]
+        layers = trace_merges(self.settings.backbone, self.supernet.model, images, self._chains)
+        return ExampleMerges(images=images.numpy(), layers=layers)
 
     def _recalibrated(self, schedule: MergeSchedule, batches: Batches) -> IBLoss:
         """An IB loss fitted to a subnet, on the pass that gives it BatchNorm statistics of its own."""

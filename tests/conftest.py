@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from browser import browse, browser  # noqa: F401 (fixtures)
+from postgres import postgres  # noqa: F401 (a fixture)
 from torch import nn
 
 from ltmsearch.backbones import get_adapter

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ltmsearch"
 
 FLOORS = [
     {"errors", "files", "grid", "observer", "shipped", "front", "columns", "families"},
-    {"schedule", "yamlfile", "tables", "ranks", "axis"},
+    {"schedule", "yamlfile", "tables", "ranks", "axis", "address"},
     {"settings", "recipe", "records", "epochs", "times"},
     {"merging", "ib_loss", "importance"},
     {"space"},
@@ -19,20 +19,23 @@ FLOORS = [
     {"runtime", "digits", "sources", "programs"},
     {"data", "supernet", "checkpoint", "evaluation", "trained"},
     {"training", "inspection", "latency", "beginning", "traces"},
-    {"trial", "storage", "prior"},
+    {"trial", "storage", "samplers", "prior"},
     {"prepare", "rescoring", "picture", "drawing", "findings", "course", "visuals"},
     {"report", "curves", "layers", "validation", "summary"},
     {"finetune", "page"},
     {"results", "history", "opening", "standing"},
-    {"study", "export", "progress", "visualize"},
+    {"dashboard"},
+    {"driver", "export", "progress", "visualize"},
+    {"study"},
     {"cli"},
     {"__main__"},
 ]
 """From the ground up: a room may import from its own floor's rooms and from those below, never from above."""
 
 FENCES = {
-    "optuna": {"history", "standing", "trial", "study", "storage"},
-    "optuna_dashboard": {"storage"},
+    "optuna": {"history", "standing", "trial", "driver", "storage", "samplers", "dashboard"},
+    "optuna_dashboard": {"dashboard"},
+    "sqlalchemy": {"address", "storage"},
     "plotly": {"report", "curves", "layers", "drawing", "page"},
     "typer": {"cli"},
     "fvcore": {"costs"},
@@ -40,7 +43,7 @@ FENCES = {
     "timm.models": {"backbones"},
     "sklearn": {"costs", "digits", "ib_loss"},
     "scipy": {"importance", "course"},
-    "PIL": {"data", "digits", "sources", "visuals"},
+    "PIL": {"data", "digits", "sources", "visuals", "dashboard"},
     "safetensors": {"checkpoint", "finetune", "trained"},
 }
 """Library → the only rooms that may import it."""

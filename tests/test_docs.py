@@ -29,7 +29,7 @@ def test_every_command_and_option_that_a_page_names_exists(page: Path) -> None:
     known = {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
     text = page.read_text(encoding="utf-8")
     ours = re.sub(r"torchrun .*? -m ltmsearch|python benchmarks/[^`]*|mkdocs build.*|pip install.*?&&", "", text)
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", ours)) - {"--help", "--version"}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", ours)) - {"--help", "--version", "--install-completion"}
     assert named <= known, named - known
     assert set(re.findall(r"`ltmsearch ([a-z]+)", text)) <= set(COMMANDS)
 
@@ -66,8 +66,8 @@ def test_every_setting_is_an_option_of_run() -> None:
     from ltmsearch.settings import StudySettings
 
     options = {parameter.name for parameter in COMMANDS["run"].params}
-    # A range of --budget-gflops gives `lowest_gflops` as well.
-    assert set(StudySettings.model_fields) - {"schema_version", "lowest_gflops"} <= options
+    # A range of --budget-gflops gives `lowest_gflops` as well, the URL of --storage its password.
+    assert set(StudySettings.model_fields) - {"schema_version", "lowest_gflops", "storage_password"} <= options
 
 
 def test_every_column_and_key_of_a_runs_files_is_described() -> None:

@@ -21,11 +21,11 @@ from optuna.trial import TrialState
 from ltmsearch import StudySettings, load_recipe, run_study
 from ltmsearch.checkpoint import load_checkpoint
 from ltmsearch.costs import traced_macs
+from ltmsearch.driver import Driver
 from ltmsearch.errors import InputError, TrialDiverged
+from ltmsearch.samplers import make_sampler
 from ltmsearch.shipped import find_file
 from ltmsearch.standing import PATIENCE
-from ltmsearch.storage import make_sampler
-from ltmsearch.study import Driver
 from ltmsearch.trial import Evaluator, TrialResult
 
 
@@ -301,7 +301,7 @@ class Stubborn(optuna.samplers.RandomSampler):
 
 
 def test_stubborn_samplers_do_not_stall_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ltmsearch.study.make_sampler", lambda *_, **__: Stubborn())
+    monkeypatch.setattr("ltmsearch.driver.make_sampler", lambda *_, **__: Stubborn())
     result = run_study(tiny(tmp_path / "a", trials=6))
     assert sum(record.state == "scored" and record.label != "plain" for record in result.records) == 6
     assert any(record.label == "drawn within budget" for record in result.records)

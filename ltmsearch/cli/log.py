@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import re
 import shlex
 import sys
 import time
@@ -52,7 +53,7 @@ def logged(console: Console, *, verbose: bool) -> Iterator[None]:
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
-    _log.info("%s", shlex.join(["ltmsearch", *sys.argv[1:]]))
+    _log.info("%s", without_passwords(shlex.join(["ltmsearch", *sys.argv[1:]])))
     _log.info("in %s; %s, %s CPUs, process %s", os.getcwd(), platform.platform(), os.cpu_count(), os.getpid())
     _log.info("Python %s, %s", platform.python_version(), ", ".join(_versions()))
     try:
@@ -61,6 +62,11 @@ def logged(console: Console, *, verbose: bool) -> Iterator[None]:
         _log.info("over after %.1f s", time.monotonic() - start)
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+def without_passwords(line: str) -> str:
+    """A command line in which no URL shows its password."""
+    return re.sub(r"(://[^:/@\s]*):[^\s]*@", r"\1:***@", line)
 
 
 @contextmanager

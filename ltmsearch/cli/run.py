@@ -129,6 +129,14 @@ def run(
         str | None, _output(metavar="NAME", help="Name of the study. (default: from backbone, budget and data)")
     ] = None,
     out: Annotated[str | None, _output(metavar="DIR", help="Run directory. (default: runs/<study>)")] = None,
+    storage: Annotated[
+        str | None,
+        _output(
+            metavar="URL",
+            help="Database for the study, e.g. postgresql://USER@HOST/DATABASE; its password is better given as "
+            "PGPASSWORD. (default: study.db in the run directory)",
+        ),
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,

@@ -39,13 +39,18 @@ def front(run: Run, as_json: AsJson = False, quiet: Quiet = False) -> None:
 def dashboard(
     run: Run,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8080,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: a free one.", min=0, max=65535)] = 8080,
 ) -> None:
     """Open optuna-dashboard on a study, also while it runs.
 
     Example: ltmsearch dashboard runs/my-study --port 8080
     """
-    from ltmsearch.storage import serve_dashboard
+    from ltmsearch.dashboard.server import serve_dashboard
 
-    say(Console(), f"dashboard of {run} on http://{host}:{port}/ (Ctrl-C ends it)")
-    serve_dashboard(run, host=host, port=port)
+    def tell(address: str) -> None:
+        if host not in ("127.0.0.1", "::1", "localhost"):
+            warning = "the dashboard asks for no password: all who reach it can change and delete studies"
+            say(Console(stderr=True), warning)
+        say(results(), f"dashboard of {run} on {address} (Ctrl-C ends it)")
+
+    serve_dashboard(run, host=host, port=port, on_start=tell)

@@ -150,7 +150,7 @@ def times_chapter(records: Sequence[TrialRecord], times: Times) -> Chapter:
 
 def settings_chapter(settings: ResolvedSettings, times: Times) -> Chapter:
     """Every setting; versions and device as they were when the run was made."""
-    rows = [(name, _setting(value)) for name, value in settings.model_dump().items()]
+    rows = [(name, _setting(value)) for name, value in settings.public().items()]
     tables = [plain_table("Settings, every default filled in", ("setting", "value"), rows)]
     words = "Device and versions of this run are not known: it was made before they were kept. Recipes hold versions."
     if times.stints:

@@ -1,0 +1,4 @@
+"""A study in optuna-dashboard: notes, attributes, files and plots, and the server that shows them.
+
+Nothing is imported here: the server starts without torch.
+"""
