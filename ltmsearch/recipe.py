@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -232,6 +233,7 @@ def load_recipe(path: str | Path) -> Recipe:
     return recipe
 
 
+@cache
 def library_versions() -> Mapping[str, str]:
     """Versions of Python and of the libraries that a result depends on."""
     names = ("ltmsearch", "torch", "timm", "optuna", "fvcore", "numpy")

@@ -41,6 +41,8 @@ FAST = (*XXS, "--budget-ms", "5", "--device", "cpu")
         ((*RUN, "--checkpoint", "none.pth"), "the checkpoint must be a file, but none.pth does not exist"),
         ((*RUN, "--pretrained", "--checkpoint", "none.pth"), "pretrained and checkpoint cannot both be given"),
         ((*RUN, "--study", "../up"), "study: String should match pattern"),
+        ((*RUN, "--storage", "mysql://me:secret@host/all"), "begins with mysql: which is not supported"),
+        ((*RUN, "--storage", "sqlite:///no/such/folder/all.db"), "all.db cannot be used: unable to open database file"),
         (("cost", "mobilevit_xxs", "--keep", "0.5,x"), "--keep must be numbers"),
         (("cost", "mobilevit_xxs", "--keep", "0.5,0.5"), "but got 2 for 9 layers"),
         (("cost", "mobilevit_xxs", "--keep", "1.5"), r"must be in (0, 1]"),
