@@ -195,22 +195,21 @@ def measure_trials(sampler: str, trials: int, time_limit: float) -> dict[str, An
 # -- tables and the figure -------------------------------------------------------------------------------------------
 
 
+def follow(sampler: str, args: argparse.Namespace) -> dict[str, Any]:
+    """A study of many trials with one sampler, printed at its marks."""
+    trials = min(args.max_trials, GP_TRIALS) if sampler == "gp" else args.max_trials
+    run = point("trials", sampler=sampler, trials=trials, time_limit=args.time_limit)
+    for mark, m in run["marks"].items():
+        print(
+            f"{sampler:>8}{mark:>8}{m['proposals']:>11.0f}{m['seconds']:>11.3f}{m['processor_seconds']:>11.3f}"
+            f"{m['total_seconds']:>11.1f}{m['peak_mib']:>11.0f}",
+            flush=True,
+        )
+    return run
+
+
 def measure_part(part: str, args: argparse.Namespace) -> Any:
-    """All points of one part, printed as they come."""
-    if part == "trials":
-        columns = ("s a trial", "processor", "s in all", "peak MiB")
-        print(f"{'sampler':>8}{'trials':>8}{'proposals':>11}" + "".join(f"{column:>11}" for column in columns))
-        runs = {}
-        for sampler in args.samplers:
-            trials = min(args.max_trials, GP_TRIALS) if sampler == "gp" else args.max_trials
-            runs[sampler] = run = point("trials", sampler=sampler, trials=trials, time_limit=args.time_limit)
-            for mark, m in run["marks"].items():
-                print(
-                    f"{sampler:>8}{mark:>8}{m['proposals']:>11.0f}{m['seconds']:>11.3f}{m['processor_seconds']:>11.3f}"
-                    f"{m['total_seconds']:>11.1f}{m['peak_mib']:>11.0f}",
-                    flush=True,
-                )
-        return runs
+    """All points of one of the first three parts, printed as they come."""
     print(f"{part:10}{'backbone':34}{'layers':>8}{'s a trial':>11}{'processor':>11}{'peak MiB':>10}")
     points = []
     for settings in _points(part, args):
@@ -281,7 +280,7 @@ def draw(results: dict[str, Any]) -> go.Figure:
         )  # fmt: skip
         memory = {"second": True, "mode": "markers", "showlegend": False}
         line([p["layers"] for p in nets], [p["peak_mib"] for p in nets], "peak memory", 2, 1, GREY, **memory)
-        figure.update_xaxes(type="log", tickvals=DEPTHS, range=[0.7, 1.8], row=2, col=1)
+        figure.update_xaxes(type="log", tickvals=DEPTHS, range=[0.5, 1.8], row=2, col=1)
     for (sampler, run), color in zip(results.get("trials", {}).items(), (BLUE, ORANGE, GREEN, RED), strict=False):
         marks = sorted((int(mark), m) for mark, m in run["marks"].items())
         line(
@@ -301,7 +300,7 @@ def draw(results: dict[str, Any]) -> go.Figure:
         figure.update_yaxes(range=[math.log10(low / 1.3), math.log10(high * 1.3)], row=1, col=col)
     figure.update_yaxes(range=[-2.2, 2], tickvals=[0.01, 0.1, 1, 10, 100], row=2, col=1)
     figure.update_yaxes(range=[-2, 0.5], row=2, col=2)
-    memory = {"title": "MiB", "type": "linear", "showgrid": False, "range": [0, 4000], "dtick": 1000, "tickvals": None}
+    memory = {"title": "MiB", "type": "linear", "showgrid": False, "range": [0, 5000], "dtick": 1000, "tickvals": None}
     figure.update_yaxes(secondary_y=True, tickmode="linear", **memory)
     for axis, title in (("xaxis", "pixels"), ("xaxis2", "images a step"), ("xaxis3", "layers"), ("xaxis4", "trials")):
         figure.update_layout({axis: {"title": title}})
@@ -344,10 +343,19 @@ def main() -> None:
     path = args.out / "scaling.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    for part in args.parts:
-        results[part] = measure_part(part, args)
+
+    def keep(part: str, measured: Any) -> None:
+        results[part] = measured
         results["machine"] = {"cores": os.cpu_count(), "processor": platform.machine(), "load": os.getloadavg()[0]}
         path.write_text(json.dumps(results, indent=2) + "\n")
+
+    for part in (part for part in args.parts if part != "trials"):
+        keep(part, measure_part(part, args))
+    if "trials" in args.parts:
+        columns = ("s a trial", "processor", "s in all", "peak MiB")
+        print(f"{'sampler':>8}{'trials':>8}{'proposals':>11}" + "".join(f"{column:>11}" for column in columns))
+        for sampler in args.samplers:
+            keep("trials", {**results.get("trials", {}), sampler: follow(sampler, args)})
     written = write_drawing(draw(results), args.out, "scaling", title="How ltmsearch scales", height=900)
     print(f"written: {path}, {', '.join(str(each) for each in written.paths)}", written.note or "")
 

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,11 +34,16 @@ def image_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), per_clas
     return root
 
 
-def tiny_study(folder: Path) -> Path:
+def tiny(run: Path, **changes: Any) -> StudySettings:
+    """Settings of a study that takes seconds."""
+    return StudySettings.make("test", **{**TINY, "out": str(run), **changes})
+
+
+def tiny_study(folder: Path, **changes: Any) -> Path:
     """The run directory of a finished study."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ltmsearch.drawing._write_png", lambda *_: None)
-        run_study(StudySettings.make("test", **{**TINY, "out": str(folder / "run")}))
+        run_study(tiny(folder / "run", **changes))
     return folder / "run"
 
 

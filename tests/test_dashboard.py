@@ -15,14 +15,15 @@ from typing import Any
 import optuna
 import pytest
 import yaml
-from conftest import TINY, Interrupt
+from command_line import tiny, tiny_study
+from conftest import Interrupt
 from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
 from optuna.trial import FrozenTrial, Trial, TrialState
 from optuna_dashboard import save_note
 from optuna_dashboard._note import get_note, get_note_from_system_attrs
 from PIL import Image
 
-from ltmsearch import StudySettings, run_study
+from ltmsearch import run_study
 from ltmsearch.dashboard.notes import OWN_WORDS, renewed
 from ltmsearch.dashboard.pages import Pages
 from ltmsearch.dashboard.server import serve_dashboard
@@ -42,18 +43,10 @@ def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ltmsearch.drawing._write_png", lambda *_: None)
 
 
-def tiny(run: Path, **changes: Any) -> StudySettings:
-    return StudySettings.make("test", **{**TINY, "out": str(run), **changes})
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of a finished study with rejected proposals, not to be changed."""
-    run = tmp_path_factory.mktemp("finished") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ltmsearch.drawing._write_png", lambda *_: None)
-        run_study(tiny(run, **START))
-    return run
+    return tiny_study(tmp_path_factory.mktemp("finished"), **START)
 
 
 def study_of(run: Path) -> optuna.Study:

@@ -9,7 +9,7 @@ import optuna
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY
+from command_line import tiny, tiny_study
 from optuna.trial import TrialState
 from PIL import Image
 
@@ -35,18 +35,10 @@ def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ltmsearch.drawing._write_png", lambda *_: None)
 
 
-def tiny(run: Path, **changes: Any) -> StudySettings:
-    return StudySettings.make("test", **{**TINY, "out": str(run), **changes})
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of a finished study with rejected proposals, not to be changed."""
-    run = tmp_path_factory.mktemp("finished") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ltmsearch.drawing._write_png", lambda *_: None)
-        run_study(tiny(run, **START))
-    return run
+    return tiny_study(tmp_path_factory.mktemp("finished"), **START)
 
 
 @pytest.fixture

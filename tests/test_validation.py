@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from command_line import call
 from conftest import randomise
 from PIL import Image
 from rich.console import Console
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from ltmsearch import validation
 from ltmsearch.backbones import get_adapter, input_config, pooled_features
-from ltmsearch.cli import main
 from ltmsearch.costs import traced_macs
 from ltmsearch.data import load_data
 from ltmsearch.errors import InputError
@@ -320,14 +319,6 @@ KEYS = [
     "ib", "ibb", "gflops", "base_gflops", "params", "images_per_second", "batch_size", "device", "threads", "precision",
     "versions", "notes",
 ]  # fmt: skip
-
-
-def call(*arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["ltmsearch", *arguments])
-    with pytest.raises(SystemExit) as exit_info:
-        main()
-    output = capsys.readouterr()
-    return int(exit_info.value.code or 0), output.out, output.err
 
 
 def test_the_command_prints_json_with_exactly_these_keys(
