@@ -212,7 +212,14 @@ def test_under_other_budgets_notes_files_and_attributes_come_along(finished: Pat
     assert {name.split(":")[1] for name in attrs if name.split(":")[1].isdigit()} == ids
 
 
-@pytest.mark.parametrize("moment", ["while files are written", "before the weights are saved", "before it is told"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "before the weights are saved",
+        pytest.param("while files are written", marks=pytest.mark.slow),
+        pytest.param("before it is told", marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_trial_has_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     target, name = {
         "while files are written": (FileSystemArtifactStore, "write"),

@@ -260,6 +260,7 @@ def test_a_studys_trials_leave_with_their_weights(
 # -- a training -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_training_leaves_in_every_form(
     training: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

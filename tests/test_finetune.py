@@ -93,6 +93,7 @@ class TestTraining:
         assert (tmp_path / "parts" / LAST).read_bytes() == (tmp_path / "whole" / LAST).read_bytes()
         assert len(again.records) == 3
 
+    @pytest.mark.slow
     def test_killed_it_ends_the_same(self, tmp_path: Path, images: Path) -> None:
         of = recipe(ib_weight=0.1, epochs=4)
         of.save(tmp_path / "r.yaml")

@@ -149,6 +149,7 @@ class TestPostgres:
         assert all(record.gflops <= 0.25 for record in tighter.front)
         assert optuna.get_all_study_names(storage) == ["same #2"]
 
+    @pytest.mark.slow
     def test_its_pages_are_served_and_front_and_export_need_no_database(
         self, postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
