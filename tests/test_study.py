@@ -219,14 +219,14 @@ def test_killed_again_and_again(finished: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     killed = 0
-    for _ in range(8):
+    for _ in range(4):
         process = subprocess.Popen(command, env=environment)
         time.sleep(8 + 7 * rng.random())
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             killed += 1
         process.wait()
-    assert killed >= 3
+    assert killed >= 2
     assert subprocess.run(command, env=environment, check=False).returncode == 0
     assert_same(finished, tmp_path)
 
