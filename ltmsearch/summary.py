@@ -55,6 +55,7 @@ def _baseline(record: TrialRecord) -> dict[str, Any]:
         "top1": score.top1,
         "top1_se": score.top1_se,
         "loss": score.loss,
+        "expected_top1": record.expected_top1,
         "rescored": score.rescored,
         "keep_ratios": dict(record.keep_ratios),
         "forms": dict(record.forms),

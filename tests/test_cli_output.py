@@ -47,6 +47,7 @@ def test_a_run_tells_its_front_as_one_json_document(
     assert document["front"][0]["keep_ratios"] == recipe.schedule
     assert document["baselines"][0]["label"] == "plain"
     assert not document["baselines"][0]["feasible"]
+    assert document["baselines"][0]["expected_top1"] is not None, "what the front goes by"
     assert document["findings"] == json.loads((finished / "findings.json").read_text(encoding="utf-8"))["sentences"]
     assert "mobilevit_xxs with ltm merging" in err, "notes are told, but not between the JSON"
 

@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ from typing import Any
 import optuna
 import pandas as pd
 import pytest
+from command_line import call, tiny_options
 from conftest import FAR, TINY, Interrupt, costs_of, hand_made_profile, reading
 from rich.console import Console
 
 from ltmsearch import StudySettings, load_recipe, run_study
-from ltmsearch.cli import main
 from ltmsearch.costs import LatencyModel
 from ltmsearch.errors import InputError
 from ltmsearch.latency import LatencyProfile, LatencyTarget, Reading
@@ -289,13 +288,7 @@ def test_what_was_timed_is_not_timed_again(here: tuple[Path, LatencyTarget], mon
 # -- budgets and profiles that are refused ----------------------------------------------------------------------------
 
 
-def call(*arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """Exit code and standard error of `ltmsearch run` with a tiny study's settings and more arguments."""
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items() if name != "budget_gflops"]
-    monkeypatch.setattr(sys, "argv", ["ltmsearch", "run", *options, *arguments])
-    with pytest.raises(SystemExit) as exit_info:
-        main()
-    return int(exit_info.value.code or 0), capsys.readouterr().err
+OPTIONS = [option for option in tiny_options() if not option.startswith("--budget-gflops")]
 
 
 def saves_most_at(ratio: float) -> Callable[[str], float]:
@@ -316,7 +309,7 @@ def test_where_no_merge_saves_time_there_is_nothing_to_search(
     truth = {"hard 0.7": 3.0, "soft 0.7": 3.0}
     profile = hand_made_profile(lambda name: truth.get(name, 0.0), base_ms=BASE_MS).save(tmp_path / "slow.json")
     given = ("--budget-ms", "100", "--latency-profile", str(profile), "--out", str(tmp_path / "run"))
-    code, err = call(*given, monkeypatch=monkeypatch, capsys=capsys)
+    code, _, err = call("run", *OPTIONS, *given, monkeypatch=monkeypatch, capsys=capsys)
     assert code == 2
     assert err.startswith(
         "error: --budget-ms 100 leaves nothing to search: no merge that the space offers saves ms, and "
@@ -348,7 +341,7 @@ def test_budgets_that_cannot_be_met_are_one_line(
     space.write_text(CONFLICT)
     profile = hand_made_profile(saves_most_at(0.7), base_ms=BASE_MS, space=str(space)).save(tmp_path / "p.json")
     given = ("--latency-profile", str(profile), "--space", str(space), "--out", str(tmp_path / "run"))
-    code, err = call(*arguments, *given, monkeypatch=monkeypatch, capsys=capsys)
+    code, _, err = call("run", *OPTIONS, *arguments, *given, monkeypatch=monkeypatch, capsys=capsys)
     assert code == 2
     assert err.startswith("error: ")
     assert err.count("\n") == 1
@@ -405,11 +398,9 @@ def test_the_front_command_and_its_json_are_of_latency(
     shutil.copytree(finished[0] / "run", tmp_path / "run")
     wanted = (tmp_path / "run/front.csv").read_text()
     (tmp_path / "run/front.csv").unlink()
-    monkeypatch.setattr(sys, "argv", ["ltmsearch", "front", str(tmp_path / "run"), "--json"])
-    with pytest.raises(SystemExit) as exit_info:
-        main()
-    rows = json.loads(capsys.readouterr().out)
-    assert not exit_info.value.code
+    code, out, _ = call("front", str(tmp_path / "run"), "--json", monkeypatch=monkeypatch, capsys=capsys)
+    rows = json.loads(out)
+    assert code == 0
     assert (tmp_path / "run/front.csv").read_text() == wanted
     assert [row["trial"] for row in rows] == [int(line.split(",")[0]) for line in wanted.splitlines()[1:]]
     assert all(row["latency_ms"] <= BUDGET_MS for row in rows)
