@@ -1,14 +1,15 @@
 """The driver of a study: Optuna proposes schedules, the shared weights answer.
 
-It is the only writer: it asks Optuna, hands trials to the evaluator, moves the shared weights, saves them, and tells
-the outcome. What a trial does depends on the settings and on what was told before, never on how often the run was
-interrupted in between.
+It is the only writer: it asks Optuna, hands trials to the workers, moves the shared weights, saves them, and tells
+the outcome. With one worker, what a trial does depends on the settings and on what was told before, never on how often
+the run was interrupted in between; with several it depends on their order too.
 """
 
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,9 @@ import numpy as np
 from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
-from torch import Tensor
 
-from ltmsearch.checkpoint import CheckpointState, save_checkpoint
+from ltmsearch.checkpoint import Checkpoint, CheckpointState
 from ltmsearch.dashboard.pages import Pages
-from ltmsearch.errors import TrialDiverged
 from ltmsearch.history import (
     MEASURED,
     RESCORED,
@@ -38,16 +37,43 @@ from ltmsearch.records import TrialRecord, select_front
 from ltmsearch.report import prediction_lines
 from ltmsearch.rescoring import choose_candidates, same_nets
 from ltmsearch.samplers import make_sampler
+from ltmsearch.schedule import MergeSchedule
+from ltmsearch.shared import SharedWeights, choose, waits
 from ltmsearch.standing import TrialLog, at_a_loss, standing
 from ltmsearch.storage import open_storage, open_study, under_limits
-from ltmsearch.times import SCORING, TIMING, TRAINING, Clock
-from ltmsearch.trial import load_parameters, moved, parameters, suggest
+from ltmsearch.times import ELSEWHERE, SCORING, TIMING, TRAINING, Clock
+from ltmsearch.trial import load_parameters, suggest
+from ltmsearch.workers import Answer, Task, ThisProcess, Workers
 
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flight:
+    """A trial that a worker has."""
+
+    trial: Trial
+    schedule: MergeSchedule
+    ib_weight: float
+    cost: float
+    version: int
+    """Of the shared weights that it started from."""
+    counts: bool
+    """Whether it is one of `--trials`: the plain net, scored for comparison, is not."""
+    log: TrialLog
+
+
 class Driver:
-    """One study in one run directory: the shared weights, the Optuna study, and what is written of both."""
+    """One study in one run directory: the shared weights, the Optuna study, and what is written of both.
+
+    Args:
+        bench: What the study works with.
+        folder: The run directory.
+        observer: Hears of progress.
+        clock: Counts the time.
+        storage: Of the study; None: as the settings say.
+        workers: Who evaluates trials; None: this process.
+    """
 
     def __init__(
         self,
@@ -56,6 +82,7 @@ class Driver:
         observer: Observer,
         clock: Clock | None = None,
         storage: RDBStorage | None = None,
+        workers: Workers | None = None,
     ) -> None:
         self.bench = bench
         self.settings = bench.settings
@@ -63,51 +90,53 @@ class Driver:
         self.folder = folder
         self.observer = observer
         self.clock = clock or Clock()
+        self.workers = workers or ThisProcess(bench.evaluator)
         storage = storage or open_storage(self.settings, folder)
         self.study = open_study(storage, self.settings.study, cost=self.settings.axis.name)
-        self.weights: dict[str, Tensor] = {}
+        self.flying: dict[int, Flight] = {}
         self._asked_at = 0.0
-        self.state = CheckpointState(
-            class_names=list(bench.evaluator.data.class_names),
-            version=0,
-            space=bench.space.digest(),
-            trial=None,
-            outcome=None,
+        self.shared = SharedWeights(
+            bench.evaluator.supernet,
+            folder,
+            CheckpointState(
+                class_names=list(bench.evaluator.data.class_names),
+                version=0,
+                scored=0,
+                space=bench.space.digest(),
+                trial=None,
+                outcome=None,
+            ),
+            share=self.settings.update_share,
+            staleness_power=self.settings.staleness_power,
         )
 
     # -- shared weights ------------------------------------------------------------------------------------------
 
-    def warm_up(self, loaded: tuple[dict[str, Tensor], CheckpointState] | None) -> None:
-        """Train the shared weights, or take those that the study has already.
+    def warm_up(self, found: Sequence[Checkpoint]) -> None:
+        """Train the shared weights, or take those that go with the study.
 
         Args:
-            loaded: What `load_checkpoint` found.
+            found: The last two that were saved, newest first; fewer if there are not so many.
         """
-        supernet = self.bench.evaluator.supernet
-        if loaded is not None:
-            weights, self.state = loaded
-            supernet.load_state_dict(weights)
-            self.weights = parameters(supernet)
-            self.observer.note(f"continuing with shared weights of version {self.state.version}")
+        if found:
+            checkpoint, line = choose(found, self._trials())
+            self.shared.resume(checkpoint)
+            if line is not None:
+                self.observer.note(line)
+            self.observer.note(f"continuing with shared weights of version {self.shared.version}")
             return
         self.observer.phase("warming up", warm_up_plan(self.settings).steps)
         for step, loss in enumerate(self.bench.warm_up()):
             self.observer.advance(step + 1, f"loss {loss:.2f}")
             _log.debug("warm-up step %d: loss %.4f", step + 1, loss)
-        self.weights = parameters(supernet)
-        self._save()
+        self.shared.take_trained()
 
-    def _save(self) -> None:
-        supernet = self.bench.evaluator.supernet
-        load_parameters(supernet, self.weights)
-        save_checkpoint(self.folder, supernet.state_dict(), self.state)
-
-    def keep_budgets(self) -> None:
-        """Tell the trials of an earlier run again, if it had other budgets."""
-        if self.state.outcome is not None:
-            for trial in self._trials():
-                if trial.state == TrialState.RUNNING and trial.number == self.state.trial:
-                    self._tell(Trial(self.study, trial._trial_id), self.state.outcome)
+    def settle(self) -> None:
+        """Bring the study up to the weights and the budgets: tell a trial that a crash kept from being told, and tell
+        the trials of an earlier run again, if it had other budgets."""
+        untold = waits(self.shared.state, self._trials())
+        if untold is not None and self.shared.state.outcome is not None:
+            self._tell(Trial(self.study, untold._trial_id), self.shared.state.outcome)
         limits = {b.constraint: [b.least / b.per_unit, b.limit / b.per_unit] for b in self.budgets}
         before, done = self.study, trained(self._trials())
         self.study = under_limits(before, limits, lambda trial: told_again(trial, self.bench), keep=(MEASURED,))
@@ -124,45 +153,55 @@ class Driver:
 
         Args:
             until: No new trial begins after this `time.monotonic()`.
+
+        Raises:
+            WorkersLost: If no worker is left.
         """
         first = self._first_trials()
         self.observer.phase("searching", self.settings.trials)
-        while (done := trained(trials := self._trials())) < self.settings.trials:
-            self.observer.advance(done, standing(trials))
-            if until is not None and time.monotonic() > until:
-                self.observer.note(f"time is up after {done} of {self.settings.trials} trials")
-                return
-            if all(trial.state.is_finished() for trial in trials):
-                # One at a time: the storage reads every unfinished trial again whenever it is asked for trials.
-                if first:
-                    self._enqueue(first.popleft())
-                elif at_a_loss(trials):
-                    self._enqueue(drawn_within_budget(self.bench, len(trials)))
-            self._one_trial(*self._next_trial(trials))
-        self.observer.advance(self.settings.trials, standing(trials))
+        while True:
+            done = trained(trials := self._trials())
+            self.observer.advance(done, standing(trials, running=len(self.flying) if self.workers.elsewhere else 0))
+            begun = done + sum(flight.counts for flight in self.flying.values())
+            time_is_up = until is not None and time.monotonic() > until
+            if begun < self.settings.trials and not time_is_up and self.workers.free():
+                self._begin(*self._next_trial(trials, first))
+            elif (begun < self.settings.trials and not time_is_up) or self.flying:
+                for answer in self._answers():
+                    self._finish(self.flying.pop(answer.trial), answer)
+            else:
+                break
+        if done < self.settings.trials:
+            self.observer.note(f"time is up after {done} of {self.settings.trials} trials")
 
-    def _next_trial(self, trials: list[FrozenTrial]) -> tuple[Trial, Callable[[int], BaseSampler]]:
+    def _next_trial(
+        self, trials: list[FrozenTrial], first: deque[FirstTrial]
+    ) -> tuple[Trial, Callable[[int], BaseSampler]]:
         """The trial that an earlier run left unfinished, else a new one; and the sampler of its i-th parameter.
 
-        Samplers are made afresh for every trial from the number of trials before it, so that an interrupted study
-        makes the same proposals as one that was not.
+        Samplers are made afresh for every trial from its number, so that an interrupted study makes the same proposals
+        as one that was not.
         """
         self._asked_at = time.perf_counter()
-        before = sum(trial.state.is_finished() for trial in trials)
+        left = [t for t in trials if t.state == TrialState.RUNNING and t.number not in self.flying]
+        waiting = [t for t in trials if t.state == TrialState.WAITING]
+        if not left and not waiting:
+            # One at a time: the storage reads every unfinished trial again whenever it is asked for trials.
+            if first:
+                self._enqueue(first.popleft())
+            elif at_a_loss(trials):
+                self._enqueue(drawn_within_budget(self.bench, len(trials)))
+        number = left[0].number if left else waiting[0].number if waiting else len(trials)
 
         def sampler(place: int) -> BaseSampler:
-            return make_sampler(self.settings.sampler, seed=seed_at(self.settings.seed, before, place))
+            return make_sampler(self.settings.sampler, seed=seed_at(self.settings.seed, number, place))
 
         self.study.sampler = sampler(0)
-        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
-        trial = Trial(self.study, running[0]._trial_id) if running else self.study.ask()
+        trial = Trial(self.study, left[0]._trial_id) if left else self.study.ask()
         return trial, lambda place: sampler(1 + place)
 
-    def _one_trial(self, trial: Trial, sampler: Callable[[int], BaseSampler]) -> None:
-        """Suggest, evaluate, move the shared weights, tell."""
-        if self.state.trial == trial.number and self.state.outcome is not None:
-            self._tell(trial, self.state.outcome)  # it was evaluated before a crash; only the telling is missing
-            return
+    def _begin(self, trial: Trial, sampler: Callable[[int], BaseSampler]) -> None:
+        """Suggest, tell at once if it is over budget, else hand it out."""
         indices, ib_weight = suggest(trial, self.bench.space, sampler)
         schedule = self.bench.space.schedule(indices)
         log = TrialLog(trial, schedule, sampling=time.perf_counter() - self._asked_at)
@@ -174,45 +213,56 @@ class Driver:
             self._end(trial, state=TrialState.PRUNED)
             log.rejected()
             return
-        try:
-            with self.clock.part(TRAINING):
-                result = self.bench.evaluator.evaluate(
-                    self.weights,
-                    schedule,
-                    ib_weight=ib_weight,
-                    seed=seed_at(self.settings.seed, trial.number + 1),
-                    steps=0 if reference else None,
-                )
-                self.clock.move(result.scoring_seconds, SCORING)
-        except TrialDiverged as error:
-            trial.set_user_attr("failure", str(error))
+        seed, steps = seed_at(self.settings.seed, trial.number + 1), 0 if reference else None
+        version, weights = self.shared.lend()
+        task = Task(
+            trial=trial.number, schedule=schedule, ib_weight=ib_weight, seed=seed, steps=steps,
+            limit=self.bench.trial_limit(),
+        )  # fmt: skip
+        self.workers.start(task, version, weights)
+        self.flying[trial.number] = Flight(
+            trial=trial, schedule=schedule, ib_weight=ib_weight, cost=cost, version=version,
+            counts=trial.user_attrs.get("label") != "plain", log=log,
+        )  # fmt: skip
+
+    def _answers(self) -> list[Answer]:
+        with self.clock.part(ELSEWHERE if self.workers.elsewhere else TRAINING):
+            answers = self.workers.answers()
+            for answer in answers:
+                if answer.result is not None and not self.workers.elsewhere:
+                    self.clock.move(answer.result.scoring_seconds, SCORING)
+        return answers
+
+    def _finish(self, flight: Flight, answer: Answer) -> None:
+        """Move the shared weights by what a trial came to, and tell it."""
+        trial, result, start = flight.trial, answer.result, self.shared.take_back(flight.version)
+        if result is None:
+            trial.set_user_attr("failure", answer.failure)
             self._end(trial, state=TrialState.FAIL)
-            log.failed(error)
-            self.observer.note(f"trial {trial.number} failed alone: {error}")
+            flight.log.failed(answer.failure)
+            self.observer.note(f"trial {trial.number} failed alone: {answer.failure}")
             return
+        age = self.shared.version - flight.version
         outcome = {
-            "top1": result.score.top1, "top1_se": result.score.top1_se, "loss": result.score.loss,
-            "cost": cost, "seconds": round(result.seconds, 3), "supernet_version": self.state.version,
+            "top1": result.score.top1, "top1_se": result.score.top1_se, "loss": result.score.loss, "cost": flight.cost,
+            "seconds": round(result.seconds, 3), "supernet_version": flight.version, "age": age,
         }  # fmt: skip
         if (terms := result.score.ib) is not None:
             outcome |= {"mi_x": terms.mi_x, "mi_y": terms.mi_y, "ibb": terms.ibb}
-        if reference and result.score.is_chance(len(self.state.class_names)):
+        if result.batch_size is not None:
+            outcome["batch_size"] = result.batch_size
+            self.observer.note(f"trial {trial.number} trained on {result.batch_size} images a step: memory was full")
+        if not flight.schedule.merging_layers and result.score.is_chance(len(self.shared.state.class_names)):
             self.observer.note(
                 f"the plain net has learned next to nothing ({result.score.top1:.1f} %): scores cannot tell schedules "
                 "apart; more --base-steps, --pretrained or --checkpoint FILE would help"
             )
         self.pages.attach(trial, trial_record(as_told(trial, outcome), self.bench), result.merges)
-        version = self.state.version
-        if result.weights:
-            self.weights = moved(self.weights, result.weights, self.settings.update_share)
-            version += 1
-        self.state = CheckpointState(
-            class_names=self.state.class_names, version=version, space=self.state.space,
-            trial=trial.number, outcome=outcome,
-        )  # fmt: skip
-        start = time.perf_counter()
-        self._save()
-        log.scored(outcome, ib_weight=ib_weight, version=version, saving=time.perf_counter() - start)
+        self.shared.move(result.weights, start, age=age)
+        saving = time.perf_counter()
+        self.shared.keep(trial.number, outcome)
+        saving = time.perf_counter() - saving
+        flight.log.scored(outcome, ib_weight=flight.ib_weight, version=self.shared.version, saving=saving)
         self._tell(trial, outcome)
         self.clock.tick()
 
@@ -242,9 +292,9 @@ class Driver:
     def rescore(self) -> None:
         """Score the candidates for the front again, all with the final shared weights and on more images."""
         known = self.study.user_attrs.get(RESCORED, {})
-        if known.get("version") == self.state.version and known.get("trials") == trained(self._trials()):
+        if known.get("version") == self.shared.version and known.get("trials") == trained(self._trials()):
             return
-        load_parameters(self.bench.evaluator.supernet, self.weights)
+        load_parameters(self.bench.evaluator.supernet, self.shared.weights)
         alike = same_nets(self.records(), self._proxy_net)
         chosen, cost = [group[0] for group in alike], self.settings.axis.name
         candidates = choose_candidates(chosen, self.settings.rescore_candidates, cost)
@@ -261,7 +311,7 @@ class Driver:
                 scores[str(same.trial)] = [score.top1, score.top1_se, score.loss]
         self.observer.advance(len(candidates))
         self.study.set_user_attr(
-            RESCORED, {"version": self.state.version, "trials": trained(self._trials()), "scores": scores}
+            RESCORED, {"version": self.shared.version, "trials": trained(self._trials()), "scores": scores}
         )
 
     def measure(self) -> None:

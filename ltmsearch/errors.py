@@ -2,7 +2,11 @@
 
 LtmsearchError
 ├── InputError        the user's input is wrong: one line, exit code 2
-├── TrialDiverged     one trial's loss is not finite: that trial fails alone
+├── TrialFailed       one trial comes to no score: it fails alone
+│   ├── TrialDiverged     its loss is not finite
+│   ├── TrialTooLong      it takes longer than a trial may
+│   └── TrialOutOfMemory  the memory of its device is full, with half the images a step too
+├── WorkersLost       no worker is left that could evaluate trials; the same command continues
 ├── TrainingDiverged  a full training's loss is not finite: it ends
 ├── StorageLost       the database of a study fails while it is searched; the same command continues
 └── ExportError       a network cannot be exported, or what was written does not hold it
@@ -20,8 +24,24 @@ class InputError(LtmsearchError):
     """The user's input breaks a rule. The message is one line: the rule, the value received, what would do."""
 
 
-class TrialDiverged(LtmsearchError):
+class TrialFailed(LtmsearchError):
+    """A trial comes to no score. It fails alone, and the shared weights stay as they were."""
+
+
+class TrialDiverged(TrialFailed):
     """The loss of a trial became infinite or NaN."""
+
+
+class TrialTooLong(TrialFailed):
+    """A trial takes longer than a trial may."""
+
+
+class TrialOutOfMemory(TrialFailed):
+    """The memory of a trial's device is full, with half the images of a step too."""
+
+
+class WorkersLost(LtmsearchError):
+    """No worker is left that could evaluate trials. What was told is kept, and the same command continues."""
 
 
 class TrainingDiverged(LtmsearchError):
@@ -34,6 +54,16 @@ class StorageLost(LtmsearchError):
 
 class ExportError(LtmsearchError):
     """A network cannot be exported, or what was written does not hold it. The file is not left."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that the memory of a device or of the machine is full.
+
+    torch has a class for it on GPUs, which is known by its name here so that torch need not be imported; on a CPU it
+    raises a `RuntimeError` as for everything else.
+    """
+    of_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and of_torch)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -30,7 +30,9 @@ def refuse_unwritable(folder: Path, what: str) -> None:
         raise InputError(f"{what} {folder} cannot be written: {reason}")
 
 
-def write_atomic(path: str | Path, content: str | bytes | Callable[[Path], object]) -> Path:
+def write_atomic(
+    path: str | Path, content: str | bytes | Callable[[Path], object], *, before: Path | None = None
+) -> Path:
     """Writes a file under a temporary name in the same folder, flushes it to disk and renames it.
 
     Whoever opens `path` meanwhile, or after a crash, finds the previous file or the new one. If writing
@@ -41,6 +43,8 @@ def write_atomic(path: str | Path, content: str | bytes | Callable[[Path], objec
         path: The file to create or replace. Its folder must exist.
         content: Text (stored as UTF-8, line ends as given), bytes, or a function that writes the file at the
             temporary path it receives, which ends like `path` for writers that look at the ending.
+        before: Where the previous file is kept, if there is one, in the same folder. Only where a file system has no
+            links is there a moment in which it is there alone.
 
     Returns:
         `path`, as a `Path`.
@@ -59,9 +63,37 @@ def write_atomic(path: str | Path, content: str | bytes | Callable[[Path], objec
         # Without this a power loss after the rename can leave an empty file under the final name.
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
+        if before is not None and target.exists():
+            _keep(target, before)
         os.replace(temporary, target)
+        _flush_names(target.parent)
         _log.debug("wrote %s: %d bytes in %.1f ms", path, target.stat().st_size, 1e3 * (time.perf_counter() - start))
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     return Path(path)
+
+
+def _keep(target: Path, before: Path) -> None:
+    """Give a file a second name, which replaces another one."""
+    link = before.with_name(f".{before.stem}-{secrets.token_hex(4)}{before.suffix}")
+    try:
+        os.link(target, link)
+    except OSError:
+        os.replace(target, before)
+        return
+    os.replace(link, before)
+
+
+def _flush_names(folder: Path) -> None:
+    """Have a folder's names on the disk, so that a power loss does not undo a rename; where the system offers it."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)

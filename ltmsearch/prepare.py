@@ -1,6 +1,7 @@
 """From settings to everything a study works with. Bad input is refused here, before anything is written."""
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,10 @@ _log = logging.getLogger(__name__)
 BELOW_RANGE = 0.1
 """How far below a range of budgets schedules are still tried, as a share of its width: the lowest budget is to have
 points on both sides."""
+
+
+LEAST_LIMIT, PATIENCE = 300.0, 20
+"""Without --trial-timeout a trial may take so many seconds, or so many times what is expected, whichever is more."""
 
 
 class ImageSeconds(NamedTuple):
@@ -147,6 +152,15 @@ class Workbench:
             return "IB loss: none in this search space"
         return f"IB loss: weights 0 and {weights.low:g} to {weights.high:g}, β {self.settings.ib_beta:g}"
 
+    def trial_seconds(self) -> float:
+        """Expected wall time of one trial."""
+        s, (_, step, score) = self.settings, self.seconds_per_image
+        return s.proxy_steps * s.batch_size * step + (s.calibration_images + s.val_images) * score
+
+    def trial_limit(self) -> float:
+        """Seconds that a trial may take before it is given up."""
+        return self.settings.trial_timeout or max(LEAST_LIMIT, PATIENCE * self.trial_seconds())
+
     def estimated_seconds(self) -> float:
         """Expected wall time of the whole study, from the measured seconds per image."""
         s, (train, step, score) = self.settings, self.seconds_per_image
@@ -154,9 +168,8 @@ class Workbench:
         pixels = sum(plan.img_size(step, full=s.proxy_img_size) ** 2 for step in range(s.base_steps))
         base = pixels / s.proxy_img_size**2 * s.batch_size * train
         sandwich = s.sandwich_steps * s.batch_size * (train + step * (1 + s.sandwich_subnets))
-        trial = s.proxy_steps * s.batch_size * step + (s.calibration_images + s.val_images) * score
         rescore = (s.rescore_candidates + 2) * (s.calibration_images + s.rescore_images) * score
-        return base + sandwich + s.trials * trial + rescore
+        return base + sandwich + math.ceil(s.trials / s.workers) * self.trial_seconds() + rescore
 
 
 def prepare(settings: StudySettings, observer: Observer, clock: Clock | None = None) -> Workbench:

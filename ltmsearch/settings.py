@@ -1,6 +1,5 @@
 """What a study is told: every choice in one place, checked, written to `settings.yaml` and compared on the way back."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -8,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, m
 
 from ltmsearch.address import read_address
 from ltmsearch.axis import CostAxis
+from ltmsearch.defaults import ACCELERATOR, CPU, TRAINED, UNTRAINED, Learning
 from ltmsearch.errors import InputError
 from ltmsearch.yamlfile import check, load, to_yaml
 
@@ -15,7 +15,9 @@ SETTINGS = "settings.yaml"
 """Name of the file in a run directory, which makes it one of a study."""
 BUDGETS = ("budget_gflops", "lowest_gflops", "budget_ms")
 """The settings that limit costs. A study may go on with other limits, but not with another kind of cost."""
-MAY_CHANGE = frozenset({"trials", "timeout", "out", "storage_password", *BUDGETS})
+WORKERS = ("workers", "ray_address", "gpus_per_worker", "trial_timeout")
+"""The settings of who evaluates trials, which a study need not keep."""
+MAY_CHANGE = frozenset({"trials", "timeout", "out", "storage_password", *BUDGETS, *WORKERS})
 """Settings that a study may be continued with at another value."""
 
 HEADER = """Settings of one ltmsearch study, every default filled in. The study continues only with these;
@@ -23,22 +25,6 @@ budgets, `trials` and `timeout` may change. Sizes in pixels, costs in 1e9 multip
 
 Sampler = Literal["auto", "tpe", "gp", "nsga2", "random"]
 Precision = Literal["auto", "fp32", "bf16"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Learning:
-    """What a brief training of a plain net needs, beside what the device can do."""
-
-    lr: float = 1e-3
-    """Peak learning rate (AdamW)."""
-    grows: bool = True
-    """Whether it may begin on smaller images: convolutions carry over to larger ones, patch embeddings do not."""
-    patience: int = 1
-    """Factor on the images of a step and on the steps: how late it leaves the level of chance."""
-
-
-TRAINED = Learning(lr=1e-4, grows=False)
-"""For a net that starts from trained weights."""
 
 
 class StudySettings(BaseModel):
@@ -111,6 +97,16 @@ class StudySettings(BaseModel):
     precision: Precision = "auto"
     """`auto` takes bf16 where the hardware has it and it is measured to be faster."""
 
+    # Who evaluates trials
+    workers: int = Field(default=1, ge=1, le=4096)
+    """How many trials run at once: one in this process, several on Ray."""
+    ray_address: str | None = None
+    """Of a Ray cluster, `auto` or HOST:PORT; None: with several workers this machine alone."""
+    gpus_per_worker: float | None = Field(default=None, ge=0)
+    """GPUs of each worker on Ray, fractions too; None: on CUDA an equal part of all, one at most, else none."""
+    trial_timeout: float | None = Field(default=None, gt=0)
+    """Seconds after which a trial is given up; None: 20 times what is expected, five minutes at least."""
+
     # Warm-up of the shared weights
     batch_size: int | None = Field(default=None, ge=2)
     """Images per training step."""
@@ -137,6 +133,8 @@ class StudySettings(BaseModel):
     update_share: float = Field(default=0.25, ge=0, le=1)
     """How much of a trial's change the shared weights keep: W ← W + share · (W' − W). A larger share learns faster, but
     then scores say more about when a trial ran than about its schedule."""
+    staleness_power: float = Field(default=0.5, ge=0)
+    """How quickly that share falls with age, where several workers move the weights: share / (1 + age)^power."""
     calibration_images: int | None = Field(default=None, ge=8)
     """Training images that BatchNorm statistics are taken from before a subnet is scored."""
     val_images: int | None = Field(default=None, ge=8)
@@ -197,6 +195,12 @@ class StudySettings(BaseModel):
             raise ValueError(
                 "a range of budgets must be LOW-HIGH with LOW < HIGH, such as 1.1-1.4, but got "
                 f"{self.lowest_gflops:g}-{self.budget_gflops or 0:g}"
+            )
+        if self.gpus_per_worker is not None and self.workers == 1 and self.ray_address is None:
+            raise ValueError("gpus_per_worker needs workers on Ray: give workers or ray_address too")
+        if (self.gpus_per_worker or 0) > 1 and self.gpus_per_worker != int(self.gpus_per_worker or 0):
+            raise ValueError(
+                f"gpus_per_worker must be a fraction below 1 or a whole number, but got {self.gpus_per_worker:g}"
             )
         if self.dataset == "folder" and self.data_dir is None:
             raise ValueError("dataset 'folder' needs data_dir")
@@ -280,7 +284,7 @@ class StudySettings(BaseModel):
         return CostAxis(name="latency_ms", title=title, budget=self.budget_ms)
 
     def resolved(
-        self, device: str, learning: Learning = Learning(), earlier: "StudySettings | None" = None
+        self, device: str, learning: Learning = UNTRAINED, earlier: "StudySettings | None" = None
     ) -> "ResolvedSettings":
         """The same settings with every None filled in.
 
@@ -292,7 +296,7 @@ class StudySettings(BaseModel):
         """
         if self.pretrained or self.checkpoint or self.resume_from:
             learning = TRAINED
-        defaults: dict[str, Any] = _CPU if device == "cpu" else _ACCELERATOR | {"proxy_img_size": self.img_size}
+        defaults: dict[str, Any] = CPU if device == "cpu" else ACCELERATOR | {"proxy_img_size": self.img_size}
         proxy = self.proxy_img_size or defaults["proxy_img_size"]
         small = defaults.get("base_img_size", proxy) if learning.grows else proxy
         defaults = defaults | {
@@ -358,27 +362,3 @@ class ResolvedSettings(StudySettings):
     rescore_images: int = Field(ge=8)
     study: str
     out: str
-
-
-# With mobilevit_s on two CPU cores without bf16 a trial of these takes about 5 s, the warm-up about 160 s.
-_CPU: dict[str, int] = {
-    "batch_size": 16,
-    "base_steps": 300,
-    "base_img_size": 64,
-    "sandwich_steps": 60,
-    "proxy_img_size": 112,
-    "proxy_steps": 4,
-    "calibration_images": 32,
-    "val_images": 256,
-    "rescore_images": 384,
-}
-
-_ACCELERATOR: dict[str, int] = {
-    "batch_size": 64,
-    "base_steps": 2000,
-    "sandwich_steps": 1000,
-    "proxy_steps": 30,
-    "calibration_images": 1024,
-    "val_images": 2000,
-    "rescore_images": 5000,
-}

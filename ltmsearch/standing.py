@@ -15,18 +15,25 @@ PATIENCE = 12
 """Proposals over budget in a row before a schedule within the budget is drawn instead."""
 
 
-def standing(trials: list[FrozenTrial]) -> str:
-    """What has come of the trials so far, in a few words."""
+def standing(trials: list[FrozenTrial], *, running: int = 0) -> str:
+    """What has come of the trials so far, in a few words.
+
+    Args:
+        trials: Of the study.
+        running: How many workers have one; 0: that is not told.
+    """
     scored = [t for t in trials if t.state == TrialState.COMPLETE]
     feasible = [t for t in scored if max(t.constraints.values()) <= 0]
     over = sum(t.state == TrialState.PRUNED for t in trials)
     best = f", best {max(t.values[0] for t in feasible):.1f} %" if feasible else ""
-    return f"{len(feasible)} within budget{best}, {over} over it"
+    at_work = f", {running} running" if running else ""
+    return f"{len(feasible)} within budget{best}, {over} over it{at_work}"
 
 
 def at_a_loss(trials: list[FrozenTrial]) -> bool:
-    """Whether the last `PATIENCE` proposals, or a multiple of it, were over budget."""
-    rejected = len(list(takewhile(lambda trial: trial.state == TrialState.PRUNED, reversed(trials))))
+    """Whether the last `PATIENCE` proposals that ended, or a multiple of it, were over budget."""
+    ended = [trial for trial in trials if trial.state.is_finished()]
+    rejected = len(list(takewhile(lambda trial: trial.state == TrialState.PRUNED, reversed(ended))))
     return rejected > 0 and rejected % PATIENCE == 0
 
 
@@ -54,9 +61,9 @@ class TrialLog:
         missed = ", ".join(f"{name}: {miss:.4f}" for name, miss in self._trial.constraints.items() if miss > 0)
         _log.info("%s rejected, %s; %s; keep ratios %s", self._name, missed, self._sampling, self._ratios)
 
-    def failed(self, error: Exception) -> None:
-        """It diverged."""
-        _log.info("%s failed, %s; %s; keep ratios %s", self._name, error, self._sampling, self._ratios)
+    def failed(self, reason: str) -> None:
+        """It came to no score."""
+        _log.info("%s failed, %s; %s; keep ratios %s", self._name, reason, self._sampling, self._ratios)
 
     def scored(self, outcome: Mapping[str, Any], *, ib_weight: float, version: int, saving: float) -> None:
         """It has a score.

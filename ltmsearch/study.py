@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ltmsearch.axis import CostName
-from ltmsearch.checkpoint import WEIGHTS, load_checkpoint
+from ltmsearch.checkpoint import WEIGHTS, Checkpoint, load_checkpoint, load_previous
 from ltmsearch.driver import Driver
 from ltmsearch.errors import InputError
 from ltmsearch.files import refuse_unwritable, write_atomic
@@ -69,8 +69,8 @@ def run_study(settings: StudySettings, observer: Observer | None = None) -> Stud
             bench = prepare(settings, observer, clock)
         if stored is not None:
             bench.settings.refuse_unless_continues(stored, settings.run_dir)
-        loaded = load_checkpoint(settings.run_dir, space=bench.space.digest())
-        if loaded is None and (settings.run_dir / TRIALS).exists():
+        found = _last_weights(settings.run_dir, bench.space.digest())
+        if not found and (settings.run_dir / TRIALS).exists():
             raise InputError(f"{settings.run_dir} has trials but no shared weights; begin anew with --out DIR")
         for line in bench.describe():
             observer.note(line)
@@ -82,9 +82,9 @@ def run_study(settings: StudySettings, observer: Observer | None = None) -> Stud
             driver = Driver(bench, folder, observer, clock, storage)
             try:
                 with clock.part(WARM_UP):
-                    driver.warm_up(loaded)
+                    driver.warm_up(found)
                 with clock.part(OVERHEAD):
-                    driver.keep_budgets()
+                    driver.settle()
                     driver.search(until=None if settings.timeout is None else start + settings.timeout)
                 with clock.part(RESCORING):
                     driver.rescore()
@@ -106,6 +106,15 @@ def run_study(settings: StudySettings, observer: Observer | None = None) -> Stud
 def _stored_settings(folder: Path) -> ResolvedSettings | None:
     path = folder / SETTINGS
     return ResolvedSettings.load(path) if path.exists() else None
+
+
+def _last_weights(folder: Path, space: str) -> list[Checkpoint]:
+    """The last two shared weights, newest first, as many as there are."""
+    newest = load_checkpoint(folder, space=space)
+    if newest is None:
+        return []
+    before = load_previous(folder, space=space) if (folder / WEIGHTS).exists() else None
+    return [newest] if before is None else [newest, before]
 
 
 def _open_run_dir(bench: Workbench) -> Path:

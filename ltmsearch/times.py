@@ -24,10 +24,10 @@ TIMES = "times.json"
 
 SET_UP, PROFILING, WARM_UP, TRAINING = "setting up", "profiling latency", "warm-up", "training trials"
 SCORING, OVERHEAD, RESCORING, TIMING = "scoring trials", "sampler, storage, checkpoints", "scoring again", "timing nets"
-WRITING = "writing results"
+WRITING, ELSEWHERE = "writing results", "waiting for workers"
 SAVE_SECONDS = 5.0
 """Between two times that a search saves what it counted, so that this takes no time to speak of."""
-PARTS = (SET_UP, PROFILING, WARM_UP, TRAINING, SCORING, OVERHEAD, RESCORING, TIMING, WRITING)
+PARTS = (SET_UP, PROFILING, WARM_UP, TRAINING, SCORING, ELSEWHERE, OVERHEAD, RESCORING, TIMING, WRITING)
 """In the order in which they begin."""
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]

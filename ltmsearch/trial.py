@@ -1,9 +1,10 @@
 """One trial: Optuna suggests a schedule and an IB weight, the supernet answers with a short proxy training."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 from ltmsearch.backbones import Chain, feature_dim, get_adapter
 from ltmsearch.beginning import Beginning
 from ltmsearch.data import ImageData
+from ltmsearch.errors import TrialOutOfMemory, TrialTooLong, is_out_of_memory
 from ltmsearch.evaluation import Batches, Score, batchnorm_kept, recalibrate, recalibrate_and_fit, score
 from ltmsearch.ib_loss import IBLoss
-from ltmsearch.runtime import Runtime
+from ltmsearch.runtime import Runtime, free_memory
 from ltmsearch.schedule import MergeSchedule
 from ltmsearch.settings import ResolvedSettings
 from ltmsearch.space import SearchSpace
@@ -79,6 +81,31 @@ class TrialResult:
     """How much of it recalibrating and scoring took."""
     merges: ExampleMerges | None = None
     """As it was scored; None where nobody looked."""
+    batch_size: int | None = None
+    """Images of a training step where they had to be fewer than the settings say; else None."""
+
+
+class Deadline:
+    """The time by which a trial must have ended.
+
+    Args:
+        limit: Seconds from now.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self._end = time.monotonic() + limit
+
+    def watched(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same batches.
+
+        Raises:
+            TrialTooLong: Once the time is up.
+        """
+        for batch in batches:
+            if time.monotonic() > self._end:
+                raise TrialTooLong(f"it took longer than the {self.limit:g} s that a trial may (--trial-timeout)")
+            yield batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,38 +132,66 @@ class Evaluator:
         ib_weight: float = 0.0,
         seed: int,
         steps: int | None = None,
+        limit: float = math.inf,
     ) -> TrialResult:
         """Start from shared weights, train the subnet for a few steps, recalibrate, score.
 
-        BatchNorm statistics come back as they were: only the result carries anything away.
+        BatchNorm statistics come back as they were: only the result carries anything away. Where the memory of the
+        device is full, it is tried once more with half the images a step.
 
         Args:
             weights: The shared parameters W, by name.
             schedule: The subnet.
             ib_weight: Weight of the IB loss beside cross entropy. It sets in after the first half of the steps, whose
                 images give its statistics; where there is but one step, the calibration images do.
-            seed: Of the training images.
+            seed: Of the training images, and of whatever a net draws while it trains.
             steps: Training steps; None: `settings.proxy_steps`.
+            limit: Seconds that it may take, looked at between batches.
 
         Raises:
             TrialDiverged: If the loss or a feature is not finite.
+            TrialTooLong: If it takes longer.
+            TrialOutOfMemory: If the memory is full the second time too.
         """
-        start = time.perf_counter()
-        settings = self.settings
-        steps = settings.proxy_steps if steps is None else steps
+        steps = self.settings.proxy_steps if steps is None else steps
+        ends = Deadline(limit)
+        whole = self.settings.batch_size
+        for batch_size in (whole, max(2, whole // 2)):
+            try:
+                result = self._evaluated(weights, schedule, ib_weight, seed, steps, batch_size, ends)
+                return result if batch_size == whole else replace(result, batch_size=batch_size)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            free_memory(self.runtime.device)  # outside of `except`, whose traceback holds the tensors
+        raise TrialOutOfMemory(f"memory is full with {whole} and with {batch_size} images a step")
+
+    def _evaluated(
+        self,
+        weights: Mapping[str, Tensor],
+        schedule: MergeSchedule,
+        ib_weight: float,
+        seed: int,
+        steps: int,
+        batch_size: int,
+        ends: Deadline,
+    ) -> TrialResult:
+        start, settings = time.perf_counter(), self.settings
+        torch.manual_seed(seed)
         load_parameters(self.supernet, weights)
         with batchnorm_kept(self.supernet):
             if steps:
-                batches = self.data.train_batches(batch_size=settings.batch_size, steps=steps, seed=seed)
+                batches = self.data.train_batches(batch_size=batch_size, steps=steps, seed=seed)
                 half, ib = steps // 2, None
                 if ib_weight:
                     ib = (ib_weight, self._new_ib() if half else self._fitted_by_calibration(schedule))
                 proxy_train(
-                    self.supernet, schedule, batches, lr=settings.proxy_lr, runtime=self.runtime, ib=ib, ib_from=half
-                )
+                    self.supernet, schedule, ends.watched(batches), lr=settings.proxy_lr, runtime=self.runtime, ib=ib,
+                    ib_from=half,
+                )  # fmt: skip
             trained = time.perf_counter()
             with self._as_scored(schedule, information=True) as fitted:
-                result, merges = self._validated(settings.val_images, fitted), self._example_merges()
+                result, merges = self._validated(settings.val_images, fitted, ends), self._example_merges()
             scored = time.perf_counter()
         return TrialResult(
             weights=parameters(self.supernet) if steps else {},
@@ -169,8 +224,10 @@ class Evaluator:
                 recalibrate(self.supernet, batches, self.runtime)
             yield None
 
-    def _validated(self, images: int, ib: IBLoss | None) -> Score:
-        validation = self.data.validation_batches(batch_size=SCORING_BATCH, limit=images)
+    def _validated(self, images: int, ib: IBLoss | None, ends: Deadline | None = None) -> Score:
+        validation: Batches = self.data.validation_batches(batch_size=SCORING_BATCH, limit=images)
+        if ends is not None:
+            validation = ends.watched(validation)
         with self.beginning.replayed("validation", images):
             return score(self.supernet.model, validation, self.runtime, ib=ib)
 
@@ -216,8 +273,3 @@ def load_parameters(supernet: Supernet, weights: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in supernet.named_parameters():
             parameter.copy_(weights[name])
-
-
-def moved(weights: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """W + share · (W' − W): the shared parameters after a trial that trained them to W'."""
-    return {name: torch.lerp(value, trained[name], share) for name, value in weights.items()}

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ltmsearch"
 
 FLOORS = [
     {"errors", "files", "grid", "observer", "shipped", "front", "columns", "families"},
-    {"schedule", "yamlfile", "tables", "ranks", "axis", "address"},
+    {"schedule", "yamlfile", "tables", "ranks", "axis", "address", "defaults"},
     {"settings", "recipe", "records", "epochs", "times"},
     {"merging", "ib_loss", "importance"},
     {"space"},
@@ -23,7 +23,7 @@ FLOORS = [
     {"prepare", "rescoring", "picture", "drawing", "findings", "course", "visuals"},
     {"report", "curves", "layers", "validation", "summary"},
     {"finetune", "page"},
-    {"results", "history", "opening", "standing"},
+    {"results", "history", "opening", "standing", "shared", "workers"},
     {"dashboard"},
     {"driver", "export", "progress", "visualize"},
     {"study"},
@@ -33,7 +33,7 @@ FLOORS = [
 """From the ground up: a room may import from its own floor's rooms and from those below, never from above."""
 
 FENCES = {
-    "optuna": {"history", "standing", "trial", "driver", "storage", "samplers", "dashboard"},
+    "optuna": {"history", "standing", "shared", "trial", "driver", "storage", "samplers", "dashboard"},
     "optuna_dashboard": {"dashboard"},
     "sqlalchemy": {"address", "storage"},
     "plotly": {"report", "curves", "layers", "drawing", "page"},

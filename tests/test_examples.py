@@ -51,7 +51,7 @@ def small_and_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     """In that folder, examples have the defaults of a study that takes seconds, and what they register is forgotten."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr("ltmsearch.drawing._write_png", lambda *_: None)
-    monkeypatch.setattr("ltmsearch.settings._CPU", DEFAULTS)
+    monkeypatch.setattr("ltmsearch.settings.CPU", DEFAULTS)
     monkeypatch.setattr("ltmsearch.programs.export_onnx", lambda _net, path, **_: path.touch())
     operators, families = dict(OPERATORS), list(FAMILIES)
     yield
@@ -124,7 +124,7 @@ def test_the_tutorial_runs_from_beginning_to_end(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ltmsearch.drawing._write_png", lambda *_: None)
-    monkeypatch.setattr("ltmsearch.settings._CPU", DEFAULTS)
+    monkeypatch.setattr("ltmsearch.settings.CPU", DEFAULTS)
     draw, deploy = (block.code for block in blocks(TUTORIAL) if block.language == "python")
     exec(draw.replace("per_class=200", "per_class=8").replace("per_class=50", "per_class=4"), {})
     done = []

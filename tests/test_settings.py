@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from ltmsearch.defaults import Learning
 from ltmsearch.errors import InputError
-from ltmsearch.settings import Learning, ResolvedSettings, StudySettings
+from ltmsearch.settings import ResolvedSettings, StudySettings
 
 
 def settings(**changes: object) -> StudySettings:

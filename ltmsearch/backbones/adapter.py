@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ltmsearch.defaults import Learning
 from ltmsearch.errors import InputError, unknown_name
 from ltmsearch.grid import Grid
 from ltmsearch.merging import MergeOperator, MergeShape
-from ltmsearch.settings import Learning
 
 MERGING = "merging"
 """Name of the child module that holds a layer's merging operator: `<layer>.merging`."""

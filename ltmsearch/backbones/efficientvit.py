@@ -13,10 +13,10 @@ from timm.models.efficientvit_mit import EfficientVitBlock, LiteMLA, MBConv
 from torch import Tensor, nn
 
 from ltmsearch.backbones.adapter import MERGING, BlockAdapter, LayerShape, register_family, watched
+from ltmsearch.defaults import Learning
 from ltmsearch.families import BACKBONES
 from ltmsearch.grid import Grid, target_grid, tokens
 from ltmsearch.merging import MergeOperator
-from ltmsearch.settings import Learning
 
 BATCHNORM_MACS = 2
 """What fvcore counts per element of a batch norm in evaluation mode."""

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from ltmsearch.backbones.adapter import MERGING, BlockAdapter, LayerShape, register_family, watched
 from ltmsearch.backbones.transformer import NORM_MACS
+from ltmsearch.defaults import Learning
 from ltmsearch.families import BACKBONES
 from ltmsearch.grid import Grid, target_grid, tokens
 from ltmsearch.merging import MergeOperator
-from ltmsearch.settings import Learning
 
 PADDING_SIZE = 1e-4
 """Size of a padding token, beside 1 for a token of the image."""

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from ltmsearch.backbones.adapter import Adapter, Chain, attach_operator, blank_image, register_family
 from ltmsearch.backbones.transformer import NORM_MACS, BlockShape, MergingBlocks
+from ltmsearch.defaults import Learning
 from ltmsearch.families import BACKBONES
 from ltmsearch.grid import Grid, tokens
 from ltmsearch.merging import MergeOperator
-from ltmsearch.settings import Learning
 
 AVERAGED = ("avg", "avgmax")
 """timm's poolings that take a mean over tokens."""

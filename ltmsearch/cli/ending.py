@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ltmsearch.cli.app import ORDER, app, say, speaks
 from ltmsearch.cli.log import without_torchs_remark
-from ltmsearch.errors import InputError, LtmsearchError
+from ltmsearch.errors import InputError, LtmsearchError, is_out_of_memory
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """What typer raises for arguments that it cannot parse; it has no public name."""
@@ -38,10 +38,8 @@ def _run() -> int:
         return _failed(2, _in_one_line(error))
     except OSError as error:  # a full disk, no rights: a traceback would tell nothing more
         return _failed(1, f"failed: {error}")
-    except _out_of_memory():
-        return _failed(1, MEMORY)
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # torch has no class of its own for this on a CPU
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         return _failed(1, MEMORY)
     except typer.Abort:
@@ -49,11 +47,6 @@ def _run() -> int:
     if code == INTERRUPTED:
         return _failed(1, "stopped")
     return code if isinstance(code, int) else 0
-
-
-def _out_of_memory() -> tuple[type[BaseException], ...]:
-    torch = sys.modules.get("torch")  # not imported for this
-    return (MemoryError,) if torch is None else (MemoryError, torch.OutOfMemoryError)
 
 
 def _failed(code: int, line: str) -> int:

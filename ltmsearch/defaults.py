@@ -1,0 +1,44 @@
+"""What a study is told where the user leaves it open: by the device, and by how a backbone learns."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """What a brief training of a plain net needs, beside what the device can do."""
+
+    lr: float = 1e-3
+    """Peak learning rate (AdamW)."""
+    grows: bool = True
+    """Whether it may begin on smaller images: convolutions carry over to larger ones, patch embeddings do not."""
+    patience: int = 1
+    """Factor on the images of a step and on the steps: how late it leaves the level of chance."""
+
+
+UNTRAINED = Learning()
+"""For a net of a family that says nothing else."""
+TRAINED = Learning(lr=1e-4, grows=False)
+"""For a net that starts from trained weights."""
+
+# With mobilevit_s on two CPU cores without bf16 a trial of these takes about 5 s, the warm-up about 160 s.
+CPU: dict[str, int] = {
+    "batch_size": 16,
+    "base_steps": 300,
+    "base_img_size": 64,
+    "sandwich_steps": 60,
+    "proxy_img_size": 112,
+    "proxy_steps": 4,
+    "calibration_images": 32,
+    "val_images": 256,
+    "rescore_images": 384,
+}
+
+ACCELERATOR: dict[str, int] = {
+    "batch_size": 64,
+    "base_steps": 2000,
+    "sandwich_steps": 1000,
+    "proxy_steps": 30,
+    "calibration_images": 1024,
+    "val_images": 2000,
+    "rescore_images": 5000,
+}
