@@ -148,6 +148,10 @@ class Driver:
 
     # -- trials --------------------------------------------------------------------------------------------------
 
+    def wants_trials(self) -> bool:
+        """Whether the study has fewer trials than it is to have."""
+        return trained(self._trials()) < self.settings.trials
+
     def search(self, *, until: float | None) -> None:
         """Run trials until their number is reached or the time is up.
 

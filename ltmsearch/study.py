@@ -20,6 +20,8 @@ from ltmsearch.results import write_results
 from ltmsearch.settings import SETTINGS, ResolvedSettings, StudySettings
 from ltmsearch.storage import reach_storage, told_when_lost
 from ltmsearch.times import OVERHEAD, RESCORING, SET_UP, WARM_UP, WRITING, Clock
+from ltmsearch.workers.cluster import RayWorkers
+from ltmsearch.workers.connection import connect, wanted
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ def run_study(settings: StudySettings, observer: Observer | None = None) -> Stud
         StorageLost: If the study's database fails later.
     """
     observer = observer or Observer()
-    start, clock = time.monotonic(), Clock()
+    start, clock, connection = time.monotonic(), Clock(), None
     try:
         refuse_unwritable(settings.run_dir, "the run directory")
         stored = _stored_settings(settings.run_dir)
@@ -66,6 +68,8 @@ def run_study(settings: StudySettings, observer: Observer | None = None) -> Stud
             settings = settings.model_copy(update={"study": stored.study, "out": str(settings.run_dir)})
         storage = reach_storage(settings, stored, begun=(settings.run_dir / WEIGHTS).exists())
         with clock.part(SET_UP):
+            if wanted(settings):
+                connection = connect(settings)
             bench = prepare(settings, observer, clock)
         if stored is not None:
             bench.settings.refuse_unless_continues(stored, settings.run_dir)
@@ -85,7 +89,10 @@ def run_study(settings: StudySettings, observer: Observer | None = None) -> Stud
                     driver.warm_up(found)
                 with clock.part(OVERHEAD):
                     driver.settle()
+                    if connection is not None and driver.wants_trials():
+                        driver.workers = RayWorkers(connection, bench, observer)
                     driver.search(until=None if settings.timeout is None else start + settings.timeout)
+                driver.workers.close()
                 with clock.part(RESCORING):
                     driver.rescore()
                 driver.measure()
@@ -99,6 +106,8 @@ def run_study(settings: StudySettings, observer: Observer | None = None) -> Stud
                 driver.pages.renew(records)
         return StudyResult(folder=driver.folder, records=records, cost=bench.settings.axis.name)
     finally:
+        if connection is not None:
+            connection.close()
         clock.save()
         observer.close()
 

@@ -42,6 +42,7 @@ FENCES = {
     "jinja2": {"page"},
     "timm.models": {"backbones"},
     "sklearn": {"costs", "digits", "ib_loss"},
+    "ray": {"workers"},
     "scipy": {"importance", "course"},
     "PIL": {"data", "digits", "sources", "visuals", "dashboard"},
     "safetensors": {"checkpoint", "finetune", "trained"},

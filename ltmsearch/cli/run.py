@@ -11,10 +11,10 @@ from ltmsearch.cli.app import OUTPUT, AsJson, DataDir, Dataset, Quiet, Verbose, 
 from ltmsearch.cli.terminal import print_json, results, watched
 from ltmsearch.errors import InputError
 
-START, SEARCH, PROXY, LATENCY = "Start", "Search", "Proxy", "Latency"
+START, SEARCH, PROXY, WORKERS, LATENCY = "Start", "Search", "Proxy", "Workers", "Latency"
 """Panels of the help; what stands in none comes first."""
-_start, _search, _proxy, _latency, _output = (
-    partial(typer.Option, rich_help_panel=panel) for panel in (START, SEARCH, PROXY, LATENCY, OUTPUT)
+_start, _search, _proxy, _workers, _latency, _output = (
+    partial(typer.Option, rich_help_panel=panel) for panel in (START, SEARCH, PROXY, WORKERS, LATENCY, OUTPUT)
 )
 OF_RUN = ("config", "quiet", "as_json", "verbose")
 """The options that are no settings of a study."""
@@ -103,6 +103,24 @@ def run(
     ] = None,
     rescore_candidates: Annotated[int | None, _proxy(help="Trials scored again at the end. (default: 8)")] = None,
     rescore_images: Annotated[int | None, _proxy(help="Validation images of that. (default: 384 on a CPU)")] = None,
+    staleness_power: Annotated[
+        float | None,
+        _proxy(help="How quickly that share falls with age, where several workers move the weights. (default: 0.5)"),
+    ] = None,
+    workers: Annotated[
+        int | None, _workers(help="Trials at once: one in this process, several on Ray. (default: 1)")
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        _workers(metavar="ADDRESS", help="Of a Ray cluster, auto or HOST:PORT. (default: this machine alone)"),
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None, _workers(help="GPUs of each worker on Ray, fractions too. (default: an equal part of all)")
+    ] = None,
+    trial_timeout: Annotated[
+        float | None,
+        _workers(help="Give a trial up after this many seconds. (default: 20 times what is expected, 300 at least)"),
+    ] = None,
     latency_device: Annotated[
         str | None,
         names.such_as(names.DEVICES[1:], "cpu, cuda, cuda:1, … (default: that of --device)", panel=LATENCY),

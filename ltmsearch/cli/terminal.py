@@ -3,6 +3,8 @@
 import json
 import logging
 import math
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from ltmsearch.observer import Observer
 
 _log = logging.getLogger(__name__)
+
+TERMINATED = 128 + signal.SIGTERM
+"""Exit code after SIGTERM, by the shells' convention."""
 
 
 def results() -> Console:
@@ -38,6 +43,28 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came, as machines send it that are about to be taken away: the command ends as after Ctrl-C."""
+
+
+@contextmanager
+def _termination_raised() -> Iterator[None]:
+    """Have the first SIGTERM raise `Terminated` inside the `with` block, and those that follow do nothing."""
+
+    def terminate(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be caught
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @contextmanager
 def watched(*, quiet: bool, verbose: bool, stopped: Callable[[], str]) -> Iterator["Observer"]:
     """The long part of a command: whoever tells of its progress, until it is over or interrupted.
@@ -45,7 +72,7 @@ def watched(*, quiet: bool, verbose: bool, stopped: Callable[[], str]) -> Iterat
     Args:
         quiet: Tell nothing.
         verbose: Log to standard error as well.
-        stopped: After Ctrl-C: how to go on, what is there already.
+        stopped: After Ctrl-C or SIGTERM: how to go on, what is there already.
 
     Raises:
         InputError: If both are asked for.
@@ -59,11 +86,13 @@ def watched(*, quiet: bool, verbose: bool, stopped: Callable[[], str]) -> Iterat
     observer = Observer() if quiet else ProgressBars(console)
     with logged(console, verbose=verbose):
         try:
-            yield observer
-        except KeyboardInterrupt:
+            with _termination_raised():
+                yield observer
+        except KeyboardInterrupt as interrupt:
             observer.close()
-            say(console, f"stopped; {stopped()}")
-            raise typer.Exit(1) from None
+            terminated = isinstance(interrupt, Terminated)
+            say(console, f"{'terminated' if terminated else 'stopped'}; {stopped()}")
+            raise typer.Exit(TERMINATED if terminated else 1) from None
         except OSError:
             _log.debug("raised here:", exc_info=True)  # the error's line alone would not say
             raise
