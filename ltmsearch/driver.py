@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from optuna.samplers import BaseSampler
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 from torch import Tensor
 
@@ -55,7 +55,8 @@ class Driver:
         folder: Path,
         observer: Observer,
         clock: Clock | None = None,
-        storage: RDBStorage | None = None,
+        storage: BaseStorage | None = None,
+        confirm: Callable[[], None] = lambda: None,
     ) -> None:
         self.bench = bench
         self.settings = bench.settings
@@ -63,6 +64,7 @@ class Driver:
         self.folder = folder
         self.observer = observer
         self.clock = clock or Clock()
+        self.confirm = confirm  # raises once another driver took the study over; before what two must not write
         storage = storage or open_storage(self.settings, folder)
         self.study = open_study(storage, self.settings.study, cost=self.settings.axis.name)
         self.weights: dict[str, Tensor] = {}
@@ -98,6 +100,7 @@ class Driver:
         self._save()
 
     def _save(self) -> None:
+        self.confirm()
         supernet = self.bench.evaluator.supernet
         load_parameters(supernet, self.weights)
         save_checkpoint(self.folder, supernet.state_dict(), self.state)
@@ -201,6 +204,7 @@ class Driver:
                 f"the plain net has learned next to nothing ({result.score.top1:.1f} %): scores cannot tell schedules "
                 "apart; more --base-steps, --pretrained or --checkpoint FILE would help"
             )
+        self.confirm()
         self.pages.attach(trial, trial_record(as_told(trial, outcome), self.bench), result.merges)
         version = self.state.version
         if result.weights:
@@ -223,6 +227,7 @@ class Driver:
         self._end(trial, values=[outcome["top1"], outcome["cost"]])
 
     def _end(self, trial: Trial, *, values: list[float] | None = None, state: TrialState | None = None) -> None:
+        self.confirm()
         told = self.study.tell(trial, values, state)
         self.pages.note(told, trial_record(told, self.bench))
 
@@ -260,6 +265,7 @@ class Driver:
             for same in next(group for group in alike if group[0] is record):
                 scores[str(same.trial)] = [score.top1, score.top1_se, score.loss]
         self.observer.advance(len(candidates))
+        self.confirm()
         self.study.set_user_attr(
             RESCORED, {"version": self.state.version, "trials": trained(self._trials()), "scores": scores}
         )
@@ -277,6 +283,7 @@ class Driver:
             schedules = {r.trial: r.schedule(self.settings.operator) for r in missing}
             with self.clock.part(TIMING):
                 readings = latency.measure(list(schedules.values()), self.observer)
+            self.confirm()
             seen = {str(t): [readings[s].ms, readings[s].ms * readings[s].error] for t, s in schedules.items()}
             self.study.set_user_attr(MEASURED, known | seen)
         for line in prediction_lines(select_front(self.records(), self.settings.axis.name), self.settings.axis):
