@@ -112,7 +112,7 @@ def _drive(settings: StudySettings, observer: Observer, lease: Lease) -> StudyRe
             with clock.part(OVERHEAD):
                 driver.settle()
                 if connection is not None and driver.wants_trials():
-                    driver.workers = RayWorkers(connection, bench, observer)
+                    driver.workers = RayWorkers.of_study(connection, bench, observer)
                 driver.search(until=None if settings.timeout is None else start + settings.timeout)
             driver.workers.close()
             with clock.part(RESCORING):
