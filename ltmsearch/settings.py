@@ -183,7 +183,10 @@ class StudySettings(BaseModel):
         given = values.get("storage") if isinstance(values, dict) else None
         if not isinstance(given, str):
             return values
-        url, password = read_address(given)
+        try:
+            url, password = read_address(given)
+        except InputError as error:  # which pydantic would let pass without the file and its line
+            raise ValueError(str(error)) from None
         return {**values, "storage": url} | ({} if password is None else {"storage_password": password})
 
     @model_validator(mode="after")
