@@ -94,5 +94,7 @@ def _text(path: str | Path) -> str:
         return read_whole(Path(path), most=MOST_BYTES).decode("utf-8-sig")
     except (FileNotFoundError, IsADirectoryError):
         raise InputError(f"{path} must be a CSV file, but there is none") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} must be a whole CSV file in UTF-8, but reading it gives: {error}") from None

@@ -81,7 +81,7 @@ def check(model: type[Model], content: dict[str, Any], where: str) -> Model:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with limits. It refuses a name given twice, and tells the line of a value it cannot build."""
+    """PyYAML's safe loader with limits. It refuses names given twice and tells the line of what it cannot build."""
 
     def __init__(self, text: str, path: Path) -> None:
         super().__init__(text)
@@ -137,7 +137,7 @@ class _Loader(yaml.SafeLoader):
             return super().construct_object(node, deep)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             # PyYAML's own, e.g. for 2026-02-30 or `!!bool x`
-            held = _shown(node.value) if isinstance(node, yaml.ScalarNode) else f"a {node.id}"
+            held = _shown(node.value) if isinstance(node, yaml.ScalarNode) else type(node).__name__
             problem = f"{held} is no {node.tag.rpartition(':')[2]}"
             raise ConstructorError(None, None, problem, node.start_mark) from error
 

@@ -18,7 +18,7 @@ from timm.models import adapt_input_conv, load_state_dict, resolve_pretrained_cf
 from torch import Tensor, nn
 
 from ltmsearch.backbones.adapter import MERGING, get_adapter
-from ltmsearch.errors import InputError
+from ltmsearch.errors import InputError, shortened
 
 SUPERNET = "model."
 """What the names of a study's shared weights begin with."""
@@ -239,4 +239,4 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]
+    return shortened((str(error) or type(error).__name__).strip().splitlines()[0], 200)
