@@ -18,8 +18,9 @@ from ltmsearch.recipe import library_versions
 from ltmsearch.records import TRIALS, TrialRecord, select_front, trials_table, write_csv
 from ltmsearch.results import write_results
 from ltmsearch.settings import SETTINGS, ResolvedSettings, StudySettings
+from ltmsearch.soundness import refuse_damaged_study
 from ltmsearch.storage import reach_storage, told_when_lost
-from ltmsearch.times import OVERHEAD, RESCORING, SET_UP, WARM_UP, WRITING, Clock
+from ltmsearch.times import OVERHEAD, RESCORING, SET_UP, WARM_UP, WRITING, Clock, Times
 from ltmsearch.workers.cluster import RayWorkers
 from ltmsearch.workers.connection import connect, wanted
 
@@ -61,6 +62,7 @@ def run_study(settings: StudySettings, observer: Observer | None = None) -> Stud
     start, clock, connection = time.monotonic(), Clock(), None
     try:
         refuse_unwritable(settings.run_dir, "the run directory")
+        Times.load(settings.run_dir)  # refused where it is damaged before anything is written
         stored = _stored_settings(settings.run_dir)
         if stored is not None:
             settings.refuse_other_costs(stored, settings.run_dir)  # before anything is timed
@@ -76,6 +78,7 @@ def run_study(settings: StudySettings, observer: Observer | None = None) -> Stud
         found = _last_weights(settings.run_dir, bench.space.digest())
         if not found and (settings.run_dir / TRIALS).exists():
             raise InputError(f"{settings.run_dir} has trials but no shared weights; begin anew with --out DIR")
+        refuse_damaged_study(bench.settings, settings.run_dir, scored=found[0].state.scored if found else 0)
         for line in bench.describe():
             observer.note(line)
         _log.info("settings: %s", json.dumps(bench.settings.public(), ensure_ascii=False))

@@ -20,7 +20,7 @@ FLOORS = [
     {"data", "supernet", "checkpoint", "evaluation", "trained"},
     {"training", "inspection", "latency", "beginning", "traces"},
     {"trial", "storage", "samplers", "prior"},
-    {"prepare", "rescoring", "picture", "drawing", "findings", "course", "visuals"},
+    {"prepare", "soundness", "rescoring", "picture", "drawing", "findings", "course", "visuals"},
     {"report", "curves", "layers", "validation", "summary"},
     {"finetune", "page"},
     {"results", "history", "opening", "standing", "shared", "workers"},
@@ -33,7 +33,7 @@ FLOORS = [
 """From the ground up: a room may import from its own floor's rooms and from those below, never from above."""
 
 FENCES = {
-    "optuna": {"history", "standing", "shared", "trial", "driver", "storage", "samplers", "dashboard"},
+    "optuna": {"soundness", "history", "standing", "shared", "trial", "driver", "storage", "samplers", "dashboard"},
     "optuna_dashboard": {"dashboard"},
     "sqlalchemy": {"address", "storage"},
     "plotly": {"report", "curves", "layers", "drawing", "page"},

@@ -1,16 +1,27 @@
 """Damaged and foreign files of runs and trainings, through the commands: one line, and nothing is overwritten."""
 
 import hashlib
+import json
 import random
 import shutil
 import sqlite3
+from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from command_line import call, image_folder, tiny_options, tiny_study
-from fuzzing import at_most
+from fuzzing import at_most, outcome
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from ltmsearch.checkpoint import digest
+from ltmsearch.settings import ResolvedSettings
+from ltmsearch.soundness import refuse_damaged_study
+from ltmsearch.storage import find_study, open_storage
+from ltmsearch.supernet import Supernet
 
 SECONDS = 60
 """That a command may take: it takes few, and none may wait for ever."""
@@ -153,3 +164,97 @@ def test_a_damaged_file_is_refused_and_nothing_changes(
     assert "Traceback" not in told.error
     assert told.changed == set()
     assert {path.name for path in run.parent.iterdir()} == {"run"}, "nor is anything else written"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The study's database
+
+
+def study_db(path: Path) -> str:
+    """All that a study's database tells of its trials."""
+    settings = ResolvedSettings.load(path.parent / "settings.yaml")
+    refuse_damaged_study(settings, path.parent)
+    study = find_study(open_storage(settings, path.parent, existing=True), settings.study)
+    assert study is not None
+    return repr([(t.number, t.state, t.values, t.params, t.user_attrs, t.system_attrs) for t in study.get_trials()])
+
+
+def flips(run: Path, number: int) -> Counter[str]:
+    """What comes of one flipped bit in the database, at as many places."""
+    path, came = run / "study.db", Counter[str]()
+    content = path.read_bytes()
+    for seed in range(number):
+        damaged, rng = bytearray(content), random.Random(seed)
+        damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        came[outcome(study_db, path)] += 1
+        for beside in run.glob("study.db-*"):
+            beside.unlink()
+    path.write_bytes(content)
+    return came
+
+
+def test_a_flipped_bit_in_the_database_is_refused_or_does_no_harm(run: Path) -> None:
+    assert set(flips(run, 25)) == {"loaded", "refused"}
+
+
+@pytest.mark.slow
+def test_flipped_bits_all_over_the_database(run: Path, record_property: Callable[[str, object], None]) -> None:
+    came = flips(run, 300)
+    record_property("told", f"one bit flipped in study.db: {came.total()} cases, {dict(came)}")
+    assert set(came) == {"loaded", "refused"}
+
+
+@pytest.mark.parametrize("what", ["run", "dashboard"])
+@pytest.mark.parametrize("foreign", ["of another program", "of another study"])
+def test_another_database_is_refused(run: Path, images: Path, command: Command, what: str, foreign: str) -> None:
+    path = run / "study.db"
+    if foreign == "of another program":
+        path.unlink()
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("CREATE TABLE songs (title TEXT)")
+            connection.commit()
+    else:
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("UPDATE studies SET study_name = 'another'")
+            connection.commit()
+    told = command(*arguments(what, run, images))
+    assert (told.code, told.changed) == (2, set())
+    assert str(path) in told.error.splitlines()[-1] or "holds no mobilevit_xxs" in told.error
+
+
+def test_a_database_that_is_gone_does_not_begin_a_new_search(run: Path, images: Path, command: Command) -> None:
+    (run / "study.db").unlink()
+    told = command(*arguments("run", run, images))
+    assert (told.code, told.changed) == (2, set())
+    assert told.error.endswith("put a copy of it back, or begin another study with --study NAME or --out DIR")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The shared weights
+
+
+@pytest.mark.parametrize("what", ["run", "export"])
+def test_a_flipped_bit_in_the_shared_weights_is_noticed(run: Path, images: Path, command: Command, what: str) -> None:
+    path = run / "supernet.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) * 2 // 3] ^= 4  # far behind the header: safetensors itself has no checksum
+    path.write_bytes(content)
+    told = command(*arguments(what, run, images))
+    assert (told.code, told.changed) == (2, set())
+    assert "its weights are not those that were written" in told.error
+
+
+def test_weights_of_another_study_are_refused(run: Path, images: Path, command: Command, tmp_path: Path) -> None:
+    """With a header that is right for this one, so that only the tensors tell."""
+    other = Supernet("mobilevit_xxs", num_classes=3).state_dict()
+    with safe_open(run / "supernet.safetensors", framework="pt") as file:
+        described = json.loads(file.metadata()["ltmsearch"])
+    tensors = {name: value.contiguous() for name, value in other.items()}
+    described["sha256"] = digest(tensors)
+    save_file(tensors, run / "supernet.safetensors", metadata={"ltmsearch": json.dumps(described)})
+    for asked in (("export", run, "--weights"), arguments("run", run, images)):
+        told = command(*asked)
+        assert told.code == 2, told
+        assert "Traceback" not in told.error
+        assert not {name for name in told.changed if not name.startswith("export/")}
