@@ -12,6 +12,7 @@ LtmsearchError
 └── ExportError       a network cannot be exported, or what was written does not hold it
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
@@ -20,7 +21,7 @@ class LtmsearchError(Exception):
     """Root of everything ltmsearch raises on purpose. Its message is one line that any terminal can print."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+        super().__init__(printable(without_passwords(message)))
 
 
 class InputError(LtmsearchError):
@@ -67,6 +68,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     of_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and of_torch)
+
+
+def without_passwords(text: str) -> str:
+    """A text in which no URL shows its password."""
+    return re.sub(r"(://[^:/@\s]*):[^\s]*@", r"\1:***@", text)
 
 
 def printable(text: str) -> str:

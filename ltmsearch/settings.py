@@ -363,5 +363,5 @@ class ResolvedSettings(StudySettings):
     calibration_images: int = Field(ge=8)
     val_images: int = Field(ge=8)
     rescore_images: int = Field(ge=8)
-    study: str
+    study: str = Field(pattern=r"^[^\p{C}\p{Z}./\\][^\p{C}\p{Z}/\\]*$")  # names made of a folder's may have any letters
     out: str

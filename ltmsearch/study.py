@@ -10,7 +10,7 @@ from ltmsearch.axis import CostName
 from ltmsearch.checkpoint import WEIGHTS, Checkpoint, load_checkpoint, load_previous
 from ltmsearch.driver import Driver
 from ltmsearch.errors import InputError
-from ltmsearch.files import refuse_unwritable, write_atomic
+from ltmsearch.files import refuse_links_outward, refuse_unwritable, write_atomic
 from ltmsearch.latency import PROFILE, hardware_name
 from ltmsearch.observer import Observer
 from ltmsearch.prepare import Workbench, prepare
@@ -62,6 +62,7 @@ def run_study(settings: StudySettings, observer: Observer | None = None) -> Stud
     start, clock, connection = time.monotonic(), Clock(), None
     try:
         refuse_unwritable(settings.run_dir, "the run directory")
+        refuse_links_outward(settings.run_dir)
         Times.load(settings.run_dir)  # refused where it is damaged before anything is written
         stored = _stored_settings(settings.run_dir)
         if stored is not None:
@@ -78,6 +79,8 @@ def run_study(settings: StudySettings, observer: Observer | None = None) -> Stud
         found = _last_weights(settings.run_dir, bench.space.digest())
         if not found and (settings.run_dir / TRIALS).exists():
             raise InputError(f"{settings.run_dir} has trials but no shared weights; begin anew with --out DIR")
+        for checkpoint in found:
+            bench.evaluator.supernet.refuse_unfitting(checkpoint.weights, settings.run_dir / WEIGHTS)
         refuse_damaged_study(bench.settings, settings.run_dir, scored=found[0].state.scored if found else 0)
         for line in bench.describe():
             observer.note(line)

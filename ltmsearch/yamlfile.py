@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from yaml.constructor import ConstructorError
 from yaml.reader import ReaderError
 
-from ltmsearch.errors import InputError, did_you_mean, shortened, unknown_name
+from ltmsearch.errors import InputError, did_you_mean, shortened, unknown_name, without_passwords
 from ltmsearch.files import MEGA, read_whole
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -257,7 +257,7 @@ def _dotted(place: Iterable[int | str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    return shortened(repr(value))
+    return shortened(without_passwords(repr(value)))
 
 
 def to_yaml(content: dict[str, Any], header: str) -> str:

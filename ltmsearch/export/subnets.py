@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from ltmsearch.checkpoint import WEIGHTS, load_checkpoint
-from ltmsearch.errors import InputError, shortened
+from ltmsearch.errors import InputError
 from ltmsearch.finetune import BEST, RECIPE
 from ltmsearch.observer import Observer
 from ltmsearch.prepare import prepare_evaluator
@@ -77,11 +77,8 @@ def study_subnets(
             observer.note("reading the study's data: each subnet gets BatchNorm statistics of its own")
             images = max(CALIBRATION_IMAGES, settings.calibration_images)
             evaluator = prepare_evaluator(settings.model_copy(update={"calibration_images": images}), observer)
-            try:
-                evaluator.supernet.load_state_dict(shared)
-            except RuntimeError as error:  # torch names every tensor that does not fit, in a line each
-                fits = shortened(" ".join(str(error).split()), 200)
-                raise InputError(f"{run / WEIGHTS} must be the shared weights of this study, but {fits}") from error
+            evaluator.supernet.refuse_unfitting(shared, run / WEIGHTS)
+            evaluator.supernet.load_state_dict(shared)
             evaluators.append(evaluator)
         return evaluators[0].recalibrated_subnet(record.schedule(settings.operator))
 
