@@ -72,7 +72,8 @@ class Supernet(nn.Module):
             InputError: Naming the first tensor that does not fit.
         """
         mine, given = (
-            {n: "×".join(map(str, t.shape)) for n, t in all_.items()} for all_ in (self.state_dict(), weights)
+            {name: "×".join(map(str, tensor.shape)) or "a number" for name, tensor in tensors.items()}
+            for tensors in (self.state_dict(), weights)
         )
         for name in (*mine, *given):
             if mine.get(name) != given.get(name):

@@ -207,7 +207,8 @@ def _mistake(error: ValidationError, model: type[BaseModel], where: str, tree: y
     if not place:  # about several settings at once
         return InputError(f"{where}: {rule}")
     near = did_you_mean(str(first["input"]), _choices(first)) if first["type"] == "literal_error" else ""
-    return InputError(f"{where}: {_dotted(place)}: {rule}, but got {_shown(first['input'])}{near}")
+    secret = any("password" in str(part) for part in place)
+    return InputError(f"{where}: {_dotted(place)}: {rule}, but got {'***' if secret else _shown(first['input'])}{near}")
 
 
 def _choices(error: ErrorDetails) -> list[str]:

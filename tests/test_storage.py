@@ -17,7 +17,8 @@ from postgres import Postgres
 
 from ltmsearch import StudySettings, run_study
 from ltmsearch.address import Address, read_address
-from ltmsearch.errors import InputError, StorageLost, without_passwords
+from ltmsearch.cli.log import without_passwords
+from ltmsearch.errors import InputError, StorageLost
 from ltmsearch.settings import ResolvedSettings
 from ltmsearch.storage import find_study, open_storage
 from ltmsearch.trial import Evaluator
