@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ltmsearch"
 
 FLOORS = [
     {"errors", "files", "grid", "observer", "shipped", "front", "columns", "families"},
-    {"schedule", "yamlfile", "tables", "ranks", "axis", "address", "lease", "defaults"},
+    {"schedule", "yamlfile", "jsonfile", "tables", "ranks", "axis", "address", "lease", "defaults"},
     {"settings", "recipe", "records", "epochs", "times"},
     {"merging", "ib_loss", "importance"},
     {"space"},
@@ -20,20 +20,32 @@ FLOORS = [
     {"data", "supernet", "checkpoint", "evaluation", "trained"},
     {"training", "inspection", "latency", "beginning", "traces"},
     {"trial", "storage", "samplers", "prior"},
-    {"prepare", "rescoring", "picture", "drawing", "findings", "course", "visuals"},
+    {"prepare", "soundness", "rescoring", "picture", "drawing", "findings", "course", "visuals"},
     {"report", "curves", "layers", "validation", "summary"},
     {"finetune", "page"},
     {"results", "history", "opening", "standing", "shared", "workers"},
     {"dashboard"},
     {"driver", "export", "progress", "visualize"},
+    {"entry"},
     {"study"},
     {"cli"},
     {"__main__"},
 ]
 """From the ground up: a room may import from its own floor's rooms and from those below, never from above."""
 
-FENCES = {
-    "optuna": {"history", "standing", "shared", "trial", "driver", "storage", "samplers", "dashboard"},
+FENCES: dict[str, set[str]] = {
+    "optuna": {
+        "soundness",
+        "entry",
+        "history",
+        "standing",
+        "shared",
+        "trial",
+        "driver",
+        "storage",
+        "samplers",
+        "dashboard",
+    },
     "optuna_dashboard": {"dashboard"},
     "sqlalchemy": {"address", "storage"},
     "plotly": {"report", "curves", "layers", "drawing", "page"},
