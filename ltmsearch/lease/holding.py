@@ -54,8 +54,9 @@ class Lease:
         self._over.set()
         self._thread.join(timeout=self._beat_seconds)
         for board in self._boards:
-            with suppress(Exception):  # what stays there names a process that has ended
+            with suppress(Exception):  # what stays there names a lease that has ended
                 board.remove(self.owner)
+        self.owner.end()
 
     def hold(self, board: Board) -> None:
         """Put this process up on a board, unless it hangs there already.

@@ -75,5 +75,6 @@ def may_pass(error: Exception) -> bool:
 
 
 def _cause(error: Exception) -> BaseException:
-    wrapped = isinstance(error, StorageInternalError) and error.__cause__ is not None
-    return error.__cause__ if wrapped and error.__cause__ is not None else error
+    if isinstance(error, StorageInternalError) and not isinstance(error, JournalFailed):
+        return error.__cause__ or error
+    return error
