@@ -78,8 +78,7 @@ def _drive(settings: StudySettings, observer: Observer, lease: Lease) -> StudyRe
         if stored is not None and settings.study is None:  # the name is made of the budget, which may be another now
             settings = settings.model_copy(update={"study": stored.study, "out": str(settings.run_dir)})
         begun = (settings.run_dir / WEIGHTS).exists()
-        reached = reach_storage(settings, stored, begun=begun, tell=observer.note)
-        storage = None if reached is None else patient(reached, settings, observer.note)
+        storage = reach_storage(settings, stored, begun=begun, tell=observer.note)
         board = None if storage is None or settings.storage is None else StudyBoard(storage, settings)
         if board is not None and board.is_there():
             lease.hold(board)

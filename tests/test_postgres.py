@@ -165,7 +165,7 @@ def test_a_server_that_is_killed_is_waited_for(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", [20, 150, 333, 512])
+@pytest.mark.parametrize("moment", [80, 250, 420, 640])
 def test_it_may_be_killed_at_any_moment(
     moment: int, postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
