@@ -14,7 +14,7 @@ from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 from pydantic import SecretStr
-from sqlalchemy.exc import DatabaseError, OperationalError, ProgrammingError
+from sqlalchemy.exc import DatabaseError, OperationalError, PendingRollbackError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from ltmsearch import run_study
@@ -130,6 +130,16 @@ class TestWhatMayPass:
     )
     def test_a_journal(self, number: int, passes: bool) -> None:
         assert may_pass(JournalFailed.of(OSError(number, "told by the system", "studies.log"))) == passes
+
+    @pytest.mark.parametrize(("code", "passes"), [(sqlite3.SQLITE_BUSY, True), (sqlite3.SQLITE_FULL, False)])
+    def test_what_follows_from_another_error_goes_by_that(self, code: int, passes: bool) -> None:
+        with pytest.raises(PendingRollbackError) as caught:
+            try:
+                raise locked(code)
+            except OperationalError:
+                raise PendingRollbackError("Can't reconnect until …")  # noqa: B904 (as Optuna comes to it)
+        assert may_pass(wrapped(caught.value)) == passes
+        assert reason(wrapped(caught.value), None) == "told by SQLite"
 
     def test_the_reason_is_one_line_without_the_password(self) -> None:
         error = wrapped(OperationalError("SELECT 'pw'", {"x": "pw"}, psycopg.OperationalError("no pw\nfor you pw\n")))
