@@ -68,8 +68,7 @@ def open_run(settings: StudySettings, observer: Observer, clock: Clock, lease: L
     if stored is not None and settings.study is None:  # the name is made of the budget, which may be another now
         settings = settings.model_copy(update={"study": stored.study, "out": str(folder)})
     refuse_damaged_study(settings, folder, scored=scored_trials(folder))
-    reached = reach_storage(settings, stored, begun=(folder / WEIGHTS).exists(), tell=observer.note)
-    storage = None if reached is None else patient(reached, settings, observer.note)
+    storage = reach_storage(settings, stored, begun=(folder / WEIGHTS).exists(), tell=observer.note)
     board = None if storage is None or settings.storage is None else StudyBoard(storage, settings)
     if board is not None and board.is_there():
         lease.hold(board)

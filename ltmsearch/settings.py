@@ -152,7 +152,8 @@ class StudySettings(BaseModel):
     out: str | None = None
     """Run directory; None: `runs/<study>`."""
     storage: str | None = None
-    """URL of the database that holds the Optuna study, without a password; None: `study.db` in the run directory."""
+    """URL of the database or journal that holds the Optuna study, without a password; None: `study.db` in the run
+    directory."""
     storage_password: SecretStr | None = None
     """Of that database, where one stood in the URL that was given; written nowhere."""
 
