@@ -19,6 +19,8 @@ from ltmsearch.study import run_study
 CONTEXT = multiprocessing.get_context("forkserver")
 """Its server imports this module once; every process it starts has all that is needed already."""
 CONTEXT.set_forkserver_preload([__name__])
+# The server looks for it where every Python does, whatever this process has on its path.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
 
 
 def _search(folder: Path, told: Path, changes: dict[str, Any]) -> None:

@@ -17,13 +17,13 @@ FLOORS = [
     {"backbones"},
     {"costs"},
     {"runtime", "digits", "sources", "programs"},
-    {"data", "supernet", "checkpoint", "evaluation", "trained"},
+    {"data", "supernet", "checkpoint", "evaluation", "trained", "state"},
     {"training", "inspection", "latency", "beginning", "traces"},
     {"trial", "storage", "samplers", "prior"},
     {"prepare", "soundness", "rescoring", "picture", "drawing", "findings", "course", "visuals"},
     {"report", "curves", "layers", "validation", "summary"},
     {"finetune", "page"},
-    {"results", "history", "opening", "standing", "shared", "workers"},
+    {"results", "history", "opening", "standing", "shared", "warming", "workers"},
     {"dashboard"},
     {"driver", "export", "progress", "visualize"},
     {"entry"},
@@ -57,7 +57,7 @@ FENCES: dict[str, set[str]] = {
     "ray": {"workers"},
     "scipy": {"importance", "course"},
     "PIL": {"data", "digits", "sources", "visuals", "dashboard"},
-    "safetensors": {"checkpoint", "finetune", "trained"},
+    "safetensors": {"checkpoint", "state", "trained"},
 }
 """Library → the only rooms that may import it."""
 

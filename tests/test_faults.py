@@ -8,7 +8,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,50 +75,60 @@ def assert_kept(before: Told, after: Told) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_drivers_are_killed(
-    undisturbed: Undisturbed, tmp_path: Path, seed: int, record_property: pytest.RecordProperty
+    undisturbed: Undisturbed, tmp_path: Path, seed: int, record_property: Callable[[str, object], None]
 ) -> None:
+    """Also while one goes over a study that has ended, and writes its results again."""
     chance, run, kept, kills = random.Random(seed), tmp_path / "run", Told(), 0
-    while True:
+    while kills < KILLS:
         process = searching(run)
-        process.join(chance.uniform(0.05, 0.9) * undisturbed.seconds if kills < KILLS else None)
-        if process.exitcode is not None:
+        process.join(chance.uniform(0.05, 0.6) * undisturbed.seconds)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            kills += 1
+        else:
             assert process.exitcode == 0, run.with_suffix(".told").read_text()
-            break
-        process.kill()
-        process.join()
-        kills += 1
         now = told(run)
         assert_kept(kept, now)
         assert_weights_are_whole(run, now)
         kept = now
+    process = searching(run)
+    process.join()
+    assert process.exitcode == 0, run.with_suffix(".told").read_text()
     assert_kept(kept, told(run))
     undisturbed.assert_same(run)
-    record_property("told", f"faults: drivers killed {kills} times in one study, which is as if undisturbed")
-    assert kills >= 2
+    record_property("told", f"faults: a driver was killed {kills} times, and the study is as if undisturbed")
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_databases_are_killed(
-    undisturbed: Undisturbed, postgres: Postgres, tmp_path: Path, seed: int, record_property: pytest.RecordProperty
+    undisturbed: Undisturbed,
+    postgres: Postgres,
+    tmp_path: Path,
+    seed: int,
+    record_property: Callable[[str, object], None],
 ) -> None:
     chance, run, kills = random.Random(seed), tmp_path / "run", 0
-    process = searching(run, study=f"killed-{seed}", storage=postgres.url(password=True))
-    while process.exitcode is None and kills < KILLS:
+    options = {"study": f"killed-{seed}", "storage": postgres.url(password=True)}
+    process = searching(run, **options)
+    while kills < KILLS:
         process.join(chance.uniform(0.1, 0.5) * undisturbed.seconds)
-        if process.exitcode is not None:
-            break
         postgres.kill()
         kills += 1
         time.sleep(chance.uniform(0, 1.5))
         postgres.start()
-    process.join(180)
+        if process.exitcode is not None:  # what it reached first is not waited for: then it says so and ends
+            process = searching(run, **options)
+    process.join(240)
+    if process.exitcode != 0:
+        process = searching(run, **options)
+        process.join(240)
     assert process.exitcode == 0, run.with_suffix(".told").read_text()
     undisturbed.assert_same(run)
-    record_property("told", f"faults: PostgreSQL killed {kills} times in one study, which is as if undisturbed")
-    assert kills >= 2
+    record_property("told", f"faults: PostgreSQL was killed {kills} times, and the study is as if undisturbed")
 
 
-def test_workers_are_killed(tmp_path: Path, record_property: pytest.RecordProperty) -> None:
+def test_workers_are_killed(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """With two workers the order of trials is left to chance, so there is no study to compare with."""
     chance, killed, over = random.Random(0), [], threading.Event()
 

@@ -23,7 +23,6 @@ from ltmsearch.cli.run import _settings as settings_of_config
 from ltmsearch.epochs import EpochRecord, read_log, write_log
 from ltmsearch.errors import InputError
 from ltmsearch.findings import find
-from ltmsearch.finetune.state import load_state, save_state
 from ltmsearch.latency import LatencyProfile
 from ltmsearch.recipe import Recipe, load_recipe
 from ltmsearch.records import TrialRecord, front_table, read_front, read_trials, trials_table, write_csv
@@ -31,6 +30,7 @@ from ltmsearch.schedule import MergeSchedule
 from ltmsearch.settings import ResolvedSettings, StudySettings
 from ltmsearch.shipped import shipped_folder
 from ltmsearch.space import SearchSpace, SpaceFile
+from ltmsearch.state import load_state, save_state
 from ltmsearch.times import TIMES, Times
 
 QUICK, MANY = 2_400, 40_000

@@ -24,11 +24,11 @@ from ltmsearch.files import refuse_links_outward, refuse_unwritable, write_atomi
 from ltmsearch.finetune.learner import Learner, ib_start
 from ltmsearch.finetune.options import BEST, LAST, LOG, RECIPE, STATE, TrainingOptions
 from ltmsearch.finetune.parts import make_network, make_teacher, open_data
-from ltmsearch.finetune.state import load_state, save_state
 from ltmsearch.observer import Observer
 from ltmsearch.ranks import Ranks, joined
 from ltmsearch.recipe import Recipe, library_versions
 from ltmsearch.runtime import amp_runtime, find_device, step_seconds
+from ltmsearch.state import load_state, save_state
 from ltmsearch.trained import pack_weights
 
 _log = logging.getLogger(__name__)
