@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -42,6 +43,9 @@ class CheckpointState:
     """Number of the trial that came to a score last."""
     outcome: dict[str, Any] | None
     """What that trial reported, so that it can be told to the study again after a crash in between."""
+
+
+_STATE = TypeAdapter(CheckpointState)
 
 
 class Checkpoint(NamedTuple):
@@ -116,10 +120,10 @@ def _read(path: Path, space: str | None) -> Checkpoint:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         described = parse_json(metadata[_KEY])
         written = described.pop("sha256")
-        state = CheckpointState(**described)
+        state = _STATE.validate_python(vars(CheckpointState(**described)))
         if digest(weights) != written:
             raise ValueError("its weights are not those that were written")
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} must be the shared weights of an ltmsearch study, but cannot be read "
             f"({type(error).__name__}: {shortened(str(error), 200)}); {_remedy(path)}"

@@ -1,7 +1,6 @@
 """Damaged files of every kind that is read: each is loaded, or refused in one line, and soon."""
 
 import io
-import json
 import os
 import socket
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from safetensors.torch import save
 
 from ltmsearch.backbones import load_weights
 from ltmsearch.checkpoint import WEIGHTS as SHARED
-from ltmsearch.checkpoint import load_checkpoint
+from ltmsearch.checkpoint import CheckpointState, load_checkpoint, save_checkpoint
 from ltmsearch.cli.run import _settings as settings_of_config
 from ltmsearch.epochs import EpochRecord, read_log, write_log
 from ltmsearch.errors import InputError
@@ -163,10 +162,9 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> list[Target]:
     folder = tmp_path_factory.mktemp("originals")
     study = StudySettings.make("test", backbone="mobilevit_xxs", budget_gflops=0.27).resolved("cpu").to_yaml()
     recipe = Recipe(model="ltm_vit", operator="pool", schedule={}, num_classes=2, img_size=64).to_yaml()
-    shared = ["cat", "dog"], 3, "0123456789abcdef", 4, {"top1": 3.5}
-    names = ("class_names", "version", "space", "trial", "outcome")
-    header = {"ltmsearch": json.dumps(dict(zip(names, shared, strict=True)))}
+    shared = CheckpointState(class_names=["a", "b"], version=3, scored=4, space="0123", trial=4, outcome={"top1": 3.5})
     tensors = {"a": torch.zeros(3), "b": torch.ones(2, 2)}
+    save_checkpoint(folder, tensors, shared)
     state = {"recipe": {"lr": 0.1}, "records": [{"epoch": 1}], "learner": {"m": tensors}}
     save_state(folder / "state.safetensors", state)
     stint = {"started": "2026-11-26T21:00:00+00:00", "device": "cpu", "versions": {"torch": "2"}, "seconds": {"a": 1.5}}
@@ -201,7 +199,7 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> list[Target]:
         target("log", "csv", "log.csv", read_log, log),
         target("times", "json", TIMES, times_file, Times.model_validate({"stints": [stint, stint]}).model_dump_json()),
         target("profile", "json", "latency.json", profile_file, profile.model_dump_json(indent=1)),
-        target("shared weights", "safetensors", SHARED, shared_weights, save(tensors, metadata=header)),
+        target("shared weights", "safetensors", SHARED, shared_weights, folder / SHARED),
         target("training state", "safetensors", "state.safetensors", load_state, folder / "state.safetensors"),
         target("weights", "safetensors", "weights.safetensors", weights_file, save(small_net().state_dict())),
         target("torch weights", "safetensors", "weights.pt", weights_file, torch_file.getvalue()),
