@@ -127,8 +127,10 @@ def write_atomic(
         os.replace(temporary, target)
         _flush_names(target.parent)
         _log.debug("wrote %s: %d bytes in %.1f ms", path, target.stat().st_size, 1e3 * (time.perf_counter() - start))
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error  # which file, writing itself does not say
         raise
     return Path(path)
 

@@ -23,8 +23,17 @@ from ltmsearch.study import run_study
 
 pytestmark = pytest.mark.slow
 
-SEEDS = range(9)
-"""Of the moments; each gives a study of its own."""
+
+def seeds(number: int, *, slow: int) -> list[Any]:
+    """Of the moments; each gives a study of its own. Only the first are run with the slow tests.
+
+    Args:
+        number: How many.
+        slow: How many of them are not left to `pytest -m thorough`.
+    """
+    return [pytest.param(seed, marks=[] if seed < slow else pytest.mark.thorough) for seed in range(number)]
+
+
 KILLS = 5
 """Per study, at most: one that ends sooner ends."""
 
@@ -73,7 +82,7 @@ def assert_kept(before: Told, after: Told) -> None:
     assert {number: after.get(number) for number in before} == before
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", seeds(9, slow=2))
 def test_drivers_are_killed(
     undisturbed: Undisturbed, tmp_path: Path, seed: int, record_property: Callable[[str, object], None]
 ) -> None:
@@ -100,7 +109,7 @@ def test_drivers_are_killed(
     record_property("told", f"faults: a driver was killed {kills} times, and the study is as if undisturbed")
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", seeds(2, slow=1))
 def test_databases_are_killed(
     undisturbed: Undisturbed,
     postgres: Postgres,
@@ -128,6 +137,7 @@ def test_databases_are_killed(
     record_property("told", f"faults: PostgreSQL was killed {kills} times, and the study is as if undisturbed")
 
 
+@pytest.mark.thorough
 def test_workers_are_killed(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """With two workers the order of trials is left to chance, so there is no study to compare with."""
     chance, killed, over = random.Random(0), [], threading.Event()
