@@ -1,5 +1,6 @@
 """Addresses of databases that keep studies, with the password apart: it is used and never written."""
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,9 +9,10 @@ from sqlalchemy.exc import ArgumentError
 
 from ltmsearch.errors import InputError
 
-FORMS = "postgresql://USER@HOST/DATABASE or sqlite:///FILE"
+FORMS = "postgresql://USER@HOST/DATABASE, sqlite:///FILE or journal:///PATH/FILE"
 _POSTGRES = ("postgres", "postgresql")
 """Names that stand for PostgreSQL without saying by which driver."""
+_JOURNAL = "journal://"
 
 
 class Address(NamedTuple):
@@ -28,6 +30,8 @@ def read_address(given: str) -> Address:
     Raises:
         InputError: If it is none. The message never holds what was given: a password may stand anywhere in it.
     """
+    if given.startswith(_JOURNAL):
+        return Address(_journal(given.removeprefix(_JOURNAL)), None)
     try:
         url = make_url(given)
     except (ArgumentError, ValueError):
@@ -55,8 +59,15 @@ def file_address(path: Path) -> str:
     return URL.create("sqlite", database=str(path.resolve())).render_as_string()
 
 
+def journal_file(url: str) -> Path | None:
+    """The file of a journal, None for a database."""
+    return Path(url.removeprefix(_JOURNAL)) if url.startswith(_JOURNAL) else None
+
+
 def database_file(url: str) -> Path | None:
-    """The file of an SQLite database, None where a server keeps it."""
+    """The file of an SQLite database, None where something else keeps the study."""
+    if url.startswith(_JOURNAL):
+        return None
     address = make_url(url)
     return Path(address.database) if address.drivername.startswith("sqlite") and address.database else None
 
@@ -65,3 +76,13 @@ def _sqlite(url: URL) -> str:
     if not url.database or url.database == ":memory:" or url.query:
         raise InputError("--storage must be the address of a file where it begins with sqlite:, as in sqlite:///FILE")
     return file_address(Path(url.database))
+
+
+def _journal(path: str) -> str:
+    """Its links are left as they are: machines that share a disk may reach it by different ones."""
+    if not path.startswith("/") or not path.strip("/"):
+        raise InputError(
+            "--storage must hold the whole path of a file where it begins with journal:, as in "
+            "journal:///shared/studies.log"
+        )
+    return f"{_JOURNAL}/{os.path.normpath(path).lstrip('/')}"

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from optuna.samplers import BaseSampler
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ltmsearch.checkpoint import Checkpoint, CheckpointState
@@ -73,6 +73,7 @@ class Driver:
         clock: Counts the time.
         storage: Of the study; None: as the settings say.
         workers: Who evaluates trials; None: this process.
+        confirm: Raises once another driver took the study over; called before whatever two must not write.
     """
 
     def __init__(
@@ -81,8 +82,9 @@ class Driver:
         folder: Path,
         observer: Observer,
         clock: Clock | None = None,
-        storage: RDBStorage | None = None,
+        storage: BaseStorage | None = None,
         workers: Workers | None = None,
+        confirm: Callable[[], None] = lambda: None,
     ) -> None:
         self.bench = bench
         self.settings = bench.settings
@@ -91,6 +93,7 @@ class Driver:
         self.observer = observer
         self.clock = clock or Clock()
         self.workers = workers or ThisProcess(bench.evaluator)
+        self.confirm = confirm
         storage = storage or open_storage(self.settings, folder)
         self.study = open_study(storage, self.settings.study, cost=self.settings.axis.name)
         self.flying: dict[int, Flight] = {}
@@ -108,6 +111,7 @@ class Driver:
             ),
             share=self.settings.update_share,
             staleness_power=self.settings.staleness_power,
+            confirm=confirm,
         )
 
     # -- shared weights ------------------------------------------------------------------------------------------
@@ -261,6 +265,7 @@ class Driver:
                 f"the plain net has learned next to nothing ({result.score.top1:.1f} %): scores cannot tell schedules "
                 "apart; more --base-steps, --pretrained or --checkpoint FILE would help"
             )
+        self.confirm()
         self.pages.attach(trial, trial_record(as_told(trial, outcome), self.bench), result.merges)
         self.shared.move(result.weights, start, age=age)
         saving = time.perf_counter()
@@ -277,6 +282,7 @@ class Driver:
         self._end(trial, values=[outcome["top1"], outcome["cost"]])
 
     def _end(self, trial: Trial, *, values: list[float] | None = None, state: TrialState | None = None) -> None:
+        self.confirm()
         told = self.study.tell(trial, values, state)
         self.pages.note(told, trial_record(told, self.bench))
 
@@ -314,6 +320,7 @@ class Driver:
             for same in next(group for group in alike if group[0] is record):
                 scores[str(same.trial)] = [score.top1, score.top1_se, score.loss]
         self.observer.advance(len(candidates))
+        self.confirm()
         self.study.set_user_attr(
             RESCORED, {"version": self.shared.version, "trials": trained(self._trials()), "scores": scores}
         )
@@ -331,6 +338,7 @@ class Driver:
             schedules = {r.trial: r.schedule(self.settings.operator) for r in missing}
             with self.clock.part(TIMING):
                 readings = latency.measure(list(schedules.values()), self.observer)
+            self.confirm()
             seen = {str(t): [readings[s].ms, readings[s].ms * readings[s].error] for t, s in schedules.items()}
             self.study.set_user_attr(MEASURED, known | seen)
         for line in prediction_lines(select_front(self.records(), self.settings.axis.name), self.settings.axis):

@@ -9,6 +9,7 @@ LtmsearchError
 ├── WorkersLost       no worker is left that could evaluate trials; the same command continues
 ├── TrainingDiverged  a full training's loss is not finite: it ends
 ├── StorageLost       the database of a study fails while it is searched; the same command continues
+├── LeaseLost         another driver took a study over: this one ends and writes nothing more
 └── ExportError       a network cannot be exported, or what was written does not hold it
 """
 
@@ -50,6 +51,10 @@ class TrainingDiverged(LtmsearchError):
 
 class StorageLost(LtmsearchError):
     """The database of a study fails while it is searched. What was told is kept, and the same command continues."""
+
+
+class LeaseLost(LtmsearchError):
+    """Another driver took the study over, or may have."""
 
 
 class ExportError(LtmsearchError):

@@ -1,7 +1,7 @@
 """The shared weights of a search: lent to trials, moved by what comes back, on disk after every move."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,25 @@ class SharedWeights:
         state: What its weights stand for.
         share: How much of a trial's change they keep.
         staleness_power: How quickly that falls with the age of what the trial started from; see `kept_share`.
+        confirm: Raises where they must not be saved any more.
     """
 
     def __init__(
-        self, supernet: Supernet, folder: Path, state: CheckpointState, *, share: float, staleness_power: float
+        self,
+        supernet: Supernet,
+        folder: Path,
+        state: CheckpointState,
+        *,
+        share: float,
+        staleness_power: float,
+        confirm: Callable[[], None] = lambda: None,
     ) -> None:
         self.supernet = supernet
         self.folder = folder
         self.state = state
         self.share = share
         self.staleness_power = staleness_power
+        self.confirm = confirm
         self.weights = parameters(supernet)
         self._lent: Counter[int] = Counter()
         self._versions: dict[int, Weights] = {}
@@ -96,6 +105,7 @@ class SharedWeights:
 
     def save(self) -> None:
         """Write them to the run directory."""
+        self.confirm()
         load_parameters(self.supernet, self.weights)
         save_checkpoint(self.folder, self.supernet.state_dict(), self.state)
 

@@ -158,6 +158,10 @@ class Clock:
         times = Times(stints=(*earlier.stints, stint))
         write_atomic(path, times.model_dump_json(indent=1) + "\n")
 
+    def leave(self) -> None:
+        """Save nothing any more: another driver writes the run directory now."""
+        self._kept = None
+
     def _count(self) -> None:
         now = time.perf_counter()
         if self._running:

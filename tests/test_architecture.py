@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ltmsearch"
 
 FLOORS = [
     {"errors", "files", "grid", "observer", "shipped", "front", "columns", "families"},
-    {"schedule", "yamlfile", "tables", "ranks", "axis", "address", "defaults"},
+    {"schedule", "yamlfile", "tables", "ranks", "axis", "address", "lease", "defaults"},
     {"settings", "recipe", "records", "epochs", "times"},
     {"merging", "ib_loss", "importance"},
     {"space"},

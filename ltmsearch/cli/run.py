@@ -16,7 +16,7 @@ START, SEARCH, PROXY, WORKERS, LATENCY = "Start", "Search", "Proxy", "Workers", 
 _start, _search, _proxy, _workers, _latency, _output = (
     partial(typer.Option, rich_help_panel=panel) for panel in (START, SEARCH, PROXY, WORKERS, LATENCY, OUTPUT)
 )
-OF_RUN = ("config", "quiet", "as_json", "verbose")
+OF_RUN = ("config", "takeover", "quiet", "as_json", "verbose")
 """The options that are no settings of a study."""
 
 
@@ -151,10 +151,13 @@ def run(
         str | None,
         _output(
             metavar="URL",
-            help="Database for the study, e.g. postgresql://USER@HOST/DATABASE; its password is better given as "
-            "PGPASSWORD. (default: study.db in the run directory)",
+            help="Database for the study, e.g. postgresql://USER@HOST/DATABASE (its password is better given as "
+            "PGPASSWORD), or journal:///PATH/FILE on a shared disk. (default: study.db in the run directory)",
         ),
     ] = None,
+    takeover: Annotated[
+        bool, flag("--takeover", "Continue a study that another driver is at work on; that one ends.", panel=OUTPUT)
+    ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -171,7 +174,7 @@ def run(
         from ltmsearch.settings import SETTINGS, ResolvedSettings
         from ltmsearch.study import run_study
 
-        result = run_study(settings, observer)
+        result = run_study(settings, observer, takeover=takeover)
         resolved = ResolvedSettings.load(result.folder / SETTINGS)
     if as_json:
         from ltmsearch.summary import study_document

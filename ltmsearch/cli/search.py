@@ -13,9 +13,12 @@ from ltmsearch.cli.terminal import print_json, results
 def front(run: Run, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Print a study's front and what was learned of its layers, and write its tables, plots and report again.
 
+    While a driver is at work on the study nothing is written.
+
     Example: ltmsearch front runs/mobilevit_s-ltm-1.2gflops-224-digits
     """
     from ltmsearch.findings import find
+    from ltmsearch.lease import who_drives
     from ltmsearch.observer import Observer
     from ltmsearch.progress import Notes
     from ltmsearch.records import TRIALS, read_trials
@@ -26,7 +29,11 @@ def front(run: Run, as_json: AsJson = False, quiet: Quiet = False) -> None:
 
     settings = ResolvedSettings.load(run / SETTINGS)
     records = read_trials(run / TRIALS)
-    write_tables_and_plots(run, settings, records, Observer() if quiet else Notes(Console(stderr=True)))
+    observer = Observer() if quiet else Notes(Console(stderr=True))
+    if driver := who_drives(run):  # it writes the same files, with more trials
+        observer.note(f"{run} is driven by {driver}: nothing is written, its files are that driver's")
+    else:
+        write_tables_and_plots(run, settings, records, observer)
     if as_json:
         print_json(front_rows(records, settings.axis.name))
     elif not quiet:
