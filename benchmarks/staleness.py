@@ -90,8 +90,8 @@ def search(bench: Workbench, nets: Nets, yard: Yardstick, workers: int, power: f
     front = select_front(records)
     return {
         "front": [
-            {"indices": bench.space.indices(r.schedule(made.operator)).tolist(), "gflops": r.gflops, "own": r.score}
-            for r in front
+            {"indices": bench.space.indices(r.schedule(made.operator)).tolist(), "gflops": r.gflops, "own": r.score.top1}
+            for r in front if r.score is not None
         ],
         "weights_loss": mean(losses), "age": mean(ages), "max_age": max(ages), "trials": len(ages),
         "version": driver.shared.version, "virtual_seconds": virtual.now, "seconds": time.process_time() - before,
@@ -185,7 +185,7 @@ COLORS = {0.0: "#E69F00", 0.5: "#0072B2", 1.0: "#009E73"}
 
 
 def draw(seeds: dict[str, Any]) -> go.Figure:
-    """Paired differences to one worker: of the front, and of the final weights; every seed, and means with intervals."""
+    """Paired differences to one worker, of the front and of the final weights: every seed, means with intervals."""
     titles = ("The front: schedules by the reference", "The final shared weights")
     figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.12)
     places = {case: place for place, case in enumerate(case for case in CASES if case[0] > 1)}
@@ -241,7 +241,9 @@ def main() -> None:
         write_atomic(args.out / "staleness.json", json.dumps(results, indent=1) + "\n")
     report(seeds)
     written = write_drawing(draw(seeds), args.out, "staleness", title="Several workers and the front", height=520)
-    print(f"written: {args.out / 'staleness.json'}, {', '.join(str(each) for each in written.paths)}", written.note or "")
+    print(
+        f"written: {args.out / 'staleness.json'}, {', '.join(str(each) for each in written.paths)}", written.note or ""
+    )
 
 
 if __name__ == "__main__":
