@@ -70,8 +70,8 @@ from ltmsearch.trial import ExampleMerges, TrialResult, parameters
 from ltmsearch.workers import Answer, Task
 
 RESULTS = Path("benchmarks/results")
-WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-TPE_WORKERS = (1, 16, 64, 256)
+WORKERS = (256, 1, 16, 64, 4, 128, 32, 8, 2)
+TPE_WORKERS = (256, 1, 16, 64)
 CHECKED = (1, 256)
 """Numbers of workers at which doing and charging are compared."""
 SHORT = 150
@@ -377,8 +377,13 @@ def report(results: dict[str, Any]) -> None:
         slow = constants["without_cache"]
         console.print(f"{slow['workers']} workers, running trials read again: {slow['driver_each']:.3f} s a trial")
     for sampler in ("random", "tpe"):
-        if runs := results.get(sampler):
-            console.print(table(sampler, list(runs.values())))
+        if sampler in results:
+            console.print(table(sampler, by_workers(results, sampler)))
+
+
+def by_workers(results: dict[str, Any], sampler: str) -> list[dict[str, Any]]:
+    """The runs with a sampler, fewest workers first."""
+    return sorted(results[sampler].values(), key=lambda run: run["workers"])
 
 
 def table(sampler: str, runs: list[dict[str, Any]]) -> Table:
@@ -416,17 +421,17 @@ def draw(results: dict[str, Any]) -> go.Figure:
             ), row=row, col=col,
         )  # fmt: skip
 
-    random = list(results["random"].values())
+    random = by_workers(results, "random")
     workers = [run["workers"] for run in random]
     line(workers, [random[0]["trials_an_hour"] * n for n in workers], 1, 1, GREY, "linear", "dot")
     for sampler, color in (("random", BLUE), ("tpe", ORANGE)):
-        runs = list(results[sampler].values())
+        runs = by_workers(results, sampler)
         n = [run["workers"] for run in runs]
         title = f"{SAMPLERS[sampler]}, {runs[0]['trials']:,} trials"
         line(n, [run["trials_an_hour"] for run in runs], 1, 1, color, title)
         line(n, [100 * run["load"] for run in runs], 1, 2, color, "")
         line(n, [100 * run["busy"] for run in runs], 1, 2, color, "", "dash")
-    for run in results["tpe"].values():
+    for run in by_workers(results, "tpe"):
         color = SHADES[run["workers"]]
         for col, key in ((1, "trials"), (2, "hours")):
             name = f"TPE, {run['workers']} worker{'s' * (run['workers'] > 1)}" if col == 1 else ""
