@@ -142,7 +142,8 @@ def measure_trials(sampler: str, trials: int, time_limit: float) -> dict[str, An
     from ltmsearch.evaluation import Score
     from ltmsearch.observer import Observer
     from ltmsearch.prepare import prepare
-    from ltmsearch.trial import Evaluator, TrialResult, parameters
+    from ltmsearch.shared import SharedWeights
+    from ltmsearch.trial import Evaluator, TrialResult
 
     begun: list[float] = []
     processor: list[float] = []
@@ -172,8 +173,8 @@ def measure_trials(sampler: str, trials: int, time_limit: float) -> dict[str, An
             score = Score(top1=top1, top1_se=2.0, loss=5 - top1 / 20, images=256)
             return TrialResult(weights={}, score=score, seconds=0.0)
 
-    class Unsaved(Driver):
-        def _save(self) -> None:
+    class Unsaved(SharedWeights):
+        def save(self) -> None:
             """Checkpoints take the same in every trial; see `search_time.py`."""
 
     with tempfile.TemporaryDirectory() as folder:
@@ -182,8 +183,9 @@ def measure_trials(sampler: str, trials: int, time_limit: float) -> dict[str, An
         bench = prepare(made, Observer())
         real = bench.evaluator
         made_up = MadeUp(supernet=real.supernet, data=real.data, runtime=real.runtime, settings=real.settings)
-        driver = Unsaved(replace(bench, evaluator=made_up), Path(folder), Observer())
-        driver.weights = parameters(real.supernet)
+        driver = Driver(replace(bench, evaluator=made_up), Path(folder), Observer())
+        state, share = driver.shared.state, made.update_share
+        driver.shared = Unsaved(real.supernet, Path(folder), state, share=share, staleness_power=0)
         start = time.perf_counter()
         with suppress(TimeoutError):
             driver.search(until=None)

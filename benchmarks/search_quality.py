@@ -47,7 +47,8 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -65,6 +66,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import BayesianRidge
+from torch import Tensor
 
 from ltmsearch.costs import within
 from ltmsearch.digits import Clutter
@@ -80,8 +82,9 @@ from ltmsearch.recipe import library_versions
 from ltmsearch.records import select_front
 from ltmsearch.schedule import MergeSchedule
 from ltmsearch.settings import StudySettings
+from ltmsearch.shared import SharedWeights
 from ltmsearch.training import WarmUp, warm_up
-from ltmsearch.trial import Evaluator, TrialResult, moved, parameters
+from ltmsearch.trial import Evaluator, TrialResult, parameters
 
 RESULTS = Path("benchmarks/results")
 MARKS = (5, 10, 15, 20, 30, 40, 50, 60, 80, 100)
@@ -240,13 +243,22 @@ class Watched(Evaluator):
         return result
 
 
+class UnsavedWeights(SharedWeights):
+    """Shared weights without checkpoints, which take the same in every trial."""
+
+    def save(self) -> None:
+        """Keep them in memory alone."""
+
+
 class Unsaved(Driver):
-    """The driver without checkpoints, which take the same in every trial."""
+    """The driver without checkpoints; its shared weights begin with those of the supernet."""
 
-    log: Log
-
-    def _save(self) -> None:
-        pass
+    def __init__(self, *parts: Any, **more: Any) -> None:
+        super().__init__(*parts, **more)
+        made, own = self.settings, self.shared
+        self.shared = UnsavedWeights(
+            own.supernet, own.folder, own.state, share=made.update_share, staleness_power=made.staleness_power
+        )
 
 
 class NoStart(Unsaved):
@@ -259,11 +271,15 @@ class NoStart(Unsaved):
 class Surrogate(Unsaved):
     """Behind the first trials, proposes by a regression over schedules instead of a sampler."""
 
-    def _next_trial(self, trials: list[FrozenTrial]) -> tuple[Trial, Callable[[int], BaseSampler]]:
-        if all(trial.state.is_finished() for trial in self._trials()):
+    log: Log
+
+    def _next_trial(
+        self, trials: list[FrozenTrial], first: deque[FirstTrial]
+    ) -> tuple[Trial, Callable[[int], BaseSampler]]:
+        if not first and all(trial.state.is_finished() for trial in trials):
             rng = np.random.default_rng((self.settings.seed, len(trials)))
             self._enqueue(FirstTrial(indices=propose(self.bench, self.log.rows, rng), kind="searched"))
-        return super()._next_trial(trials)
+        return super()._next_trial(self._trials(), first)
 
 
 BAND = 0.15
@@ -328,7 +344,8 @@ def search(driver_class: type[Unsaved], bench: Workbench, log: Log, **settings: 
             kept=0 if settings.get("update_share") == 0 else 4 + made.trials // 3,
         )  # fmt: skip
         driver = driver_class(replace(bench, evaluator=watched, settings=made), Path(folder), Observer())
-        driver.log, driver.weights = log, parameters(plain.supernet)
+        if isinstance(driver, Surrogate):
+            driver.log = log
         driver.search(until=None)
         proposals = len(driver.study.get_trials(deepcopy=False))
         if settings.get("update_share") == 0:
@@ -336,6 +353,11 @@ def search(driver_class: type[Unsaved], bench: Workbench, log: Log, **settings: 
         driver.rescore()
         front = [bench.space.indices(r.schedule(made.operator)).tolist() for r in select_front(driver.records())]
         return {"proposals": proposals, "rescored_front": front, "rescored_at": log.seconds()}
+
+
+def moved(weights: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """A share of the way from some weights to those that were trained from them."""
+    return {name: torch.lerp(value, trained[name], share) for name, value in weights.items()}
 
 
 def script(bench: Workbench, log: Log) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from ltmsearch.rescoring import choose_candidates, same_nets
 from ltmsearch.samplers import make_sampler
 from ltmsearch.schedule import MergeSchedule
 from ltmsearch.shared import SharedWeights, choose, waits
-from ltmsearch.standing import TrialLog, at_a_loss, standing
+from ltmsearch.standing import Tally, TrialLog, at_a_loss
 from ltmsearch.storage import open_storage, open_study, under_limits
 from ltmsearch.times import ELSEWHERE, SCORING, TIMING, TRAINING, Clock
 from ltmsearch.trial import load_parameters, suggest
@@ -175,9 +175,11 @@ class Driver:
         """
         first = self._first_trials()
         self.observer.phase("searching", self.settings.trials)
+        tally = Tally()
         while True:
-            done = trained(trials := self._trials())
-            self.observer.advance(done, standing(trials, running=len(self.flying) if self.workers.elsewhere else 0))
+            tally.update(trials := self._trials())
+            done = tally.trained
+            self.observer.advance(done, tally.words(running=len(self.flying) if self.workers.elsewhere else 0))
             begun = done + sum(flight.counts for flight in self.flying.values())
             time_is_up = until is not None and time.monotonic() > until
             if begun < self.settings.trials and not time_is_up and self.workers.free():
@@ -202,7 +204,7 @@ class Driver:
         left = [t for t in trials if t.state == TrialState.RUNNING and t.number not in self.flying]
         waiting = [t for t in trials if t.state == TrialState.WAITING]
         if not left and not waiting:
-            # One at a time: the storage reads every unfinished trial again whenever it is asked for trials.
+            # One at a time, as whether the sampler is at a loss shows only trial by trial.
             if first:
                 self._enqueue(first.popleft())
             elif at_a_loss(trials):

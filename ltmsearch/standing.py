@@ -1,12 +1,13 @@
 """How a study stands: Optuna's trials in counts and words, for the progress and the log."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from ltmsearch.history import trained
 from ltmsearch.schedule import MergeSchedule
 
 _log = logging.getLogger(__name__)
@@ -15,25 +16,56 @@ PATIENCE = 12
 """Proposals over budget in a row before a schedule within the budget is drawn instead."""
 
 
-def standing(trials: list[FrozenTrial], *, running: int = 0) -> str:
-    """What has come of the trials so far, in a few words.
+class Tally:
+    """What has come of a study's trials so far. Each is looked at once it has ended, and then no more: going through
+    all of them at every step of a search would take the longer the more there are."""
 
-    Args:
-        trials: Of the study.
-        running: How many workers have one; 0: that is not told.
-    """
-    scored = [t for t in trials if t.state == TrialState.COMPLETE]
-    feasible = [t for t in scored if max(t.constraints.values()) <= 0]
-    over = sum(t.state == TrialState.PRUNED for t in trials)
-    best = f", best {max(t.values[0] for t in feasible):.1f} %" if feasible else ""
-    at_work = f", {running} running" if running else ""
-    return f"{len(feasible)} within budget{best}, {over} over it{at_work}"
+    def __init__(self) -> None:
+        self.trained = 0
+        """Trials that count, as `history.trained` has it."""
+        self.feasible = 0
+        """Scored within the budget."""
+        self.over = 0
+        """Proposals over a budget."""
+        self.best: float | None = None
+        """Highest top-1 within the budget."""
+        self._seen = 0
+        self._open: list[int] = []
+
+    def update(self, trials: Sequence[FrozenTrial]) -> None:
+        """Count what has ended since.
+
+        Args:
+            trials: All of the study, in their order.
+        """
+        looked_at = [*self._open, *range(self._seen, len(trials))]
+        self._seen = len(trials)
+        self._open = [number for number in looked_at if not trials[number].state.is_finished()]
+        for trial in (trials[number] for number in looked_at):
+            if trial.state.is_finished():
+                self._count(trial)
+
+    def _count(self, trial: FrozenTrial) -> None:
+        self.trained += trained([trial])
+        self.over += trial.state == TrialState.PRUNED
+        if trial.state == TrialState.COMPLETE and max(trial.constraints.values()) <= 0:
+            self.feasible += 1
+            self.best = trial.values[0] if self.best is None else max(self.best, trial.values[0])
+
+    def words(self, *, running: int = 0) -> str:
+        """All that in a few words.
+
+        Args:
+            running: How many workers have a trial; 0: that is not told.
+        """
+        best = f", best {self.best:.1f} %" if self.best is not None else ""
+        at_work = f", {running} running" if running else ""
+        return f"{self.feasible} within budget{best}, {self.over} over it{at_work}"
 
 
 def at_a_loss(trials: list[FrozenTrial]) -> bool:
-    """Whether the last `PATIENCE` proposals that ended, or a multiple of it, were over budget."""
-    ended = [trial for trial in trials if trial.state.is_finished()]
-    rejected = len(list(takewhile(lambda trial: trial.state == TrialState.PRUNED, reversed(ended))))
+    """Whether the last `PATIENCE` proposals, or a multiple of it, were over budget; one that a worker has was not."""
+    rejected = len(list(takewhile(lambda trial: trial.state == TrialState.PRUNED, reversed(trials))))
     return rejected > 0 and rejected % PATIENCE == 0
 
 

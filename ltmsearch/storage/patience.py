@@ -7,12 +7,13 @@ from functools import partial
 from typing import Any
 
 from optuna.exceptions import DuplicatedStudyError
-from optuna.storages import BaseStorage, get_storage
+from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from ltmsearch.settings import StudySettings
 from ltmsearch.storage.failures import FAILURES, may_pass, reason
+from ltmsearch.storage.known import cached
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, *[30.0] * 9)
 """Seconds between two tries, about five minutes in all."""
@@ -74,7 +75,7 @@ class PatientStorage(BaseStorage):
         pauses: Sequence[float] | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.storage = get_storage(storage)  # with Optuna's cache of finished trials, as studies have it
+        self.storage = cached(storage)
         self.where = where
         self.pauses = tuple(PAUSES if pauses is None else pauses)
         self._tell, self._reason, self._sleep = tell, reason, sleep
