@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY
 from PIL import Image
+from sizes import TINY
 
 from ltmsearch.cli import main
 from ltmsearch.observer import Observer

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from browser import browse, browser  # noqa: F401 (fixtures)
+from finished import images, run, whole  # noqa: F401 (fixtures)
 from postgres import postgres  # noqa: F401 (a fixture)
 from torch import nn
 
@@ -18,14 +19,6 @@ from ltmsearch.grid import target_grid
 from ltmsearch.latency import LatencyProfile, LatencyTarget, Reading, profile_space
 from ltmsearch.observer import Observer
 from ltmsearch.space import SearchSpace, SpaceFile
-
-TINY: dict[str, Any] = {
-    "backbone": "mobilevit_xxs", "budget_gflops": 0.27, "trials": 6, "batch_size": 4, "base_steps": 2,
-    "base_img_size": 48, "sandwich_steps": 1, "proxy_img_size": 64, "proxy_steps": 1, "calibration_images": 8,
-    "val_images": 16, "rescore_images": 24, "rescore_candidates": 3, "device": "cpu", "precision": "fp32",
-}  # fmt: skip
-"""Settings of a study that takes seconds."""
-
 
 SMALL: dict[str, dict[str, Any]] = {
     "mobilevit_xxs": {},

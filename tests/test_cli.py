@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from command_line import call, tiny_study
-from conftest import TINY, costs_of, whole_space
+from conftest import costs_of, whole_space
+from sizes import TINY
 
 from ltmsearch.settings import StudySettings
 from ltmsearch.shipped import shipped_folder

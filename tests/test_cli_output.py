@@ -114,7 +114,7 @@ def test_the_log_tells_settings_trials_files_and_versions(
 def test_rejected_proposals_are_logged_with_the_reason(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from conftest import TINY
+    from sizes import TINY
 
     from ltmsearch.settings import StudySettings
     from ltmsearch.study import run_study

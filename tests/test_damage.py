@@ -3,7 +3,6 @@
 import hashlib
 import json
 import random
-import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from command_line import call, image_folder, tiny_options, tiny_study
+from command_line import call, tiny_options
 from fuzzing import at_most, outcome
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -42,23 +41,6 @@ def _no_picture() -> object:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ltmsearch.drawing._write_png", lambda *_: None)
         yield
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return image_folder(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished study, not to be changed."""
-    return tiny_study(tmp_path_factory.mktemp("whole"))
-
-
-@pytest.fixture
-def run(whole: Path, tmp_path: Path) -> Path:
-    shutil.copytree(whole, tmp_path / "run")
-    return tmp_path / "run"
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from browser import Browse
-from conftest import TINY
 from playwright.sync_api import Page, expect
+from sizes import TINY
 
 from ltmsearch import StudySettings, run_study
 from ltmsearch.records import read_trials, select_front

@@ -12,9 +12,10 @@ from typing import Any
 
 import nbformat
 import pytest
-from conftest import TINY, costs_of
+from conftest import costs_of
 from nbclient import NotebookClient
 from pages import PAGES, ROOT, blocks, shell_lines
+from sizes import TINY
 
 from ltmsearch.backbones import FAMILIES
 from ltmsearch.cli import main

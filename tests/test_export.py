@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import TINY, randomise
+from conftest import randomise
 from safetensors import safe_open
 from safetensors.torch import save_file
+from sizes import TINY
 from torch import nn
 
 from ltmsearch.cli import main

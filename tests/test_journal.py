@@ -1,12 +1,7 @@
 """Studies in a journal on a shared disk: the same trials as in a file, half lines, damage, and foreign files."""
 
 import errno
-import json
 import os
-import signal
-import subprocess
-import sys
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +11,7 @@ import pytest
 from command_line import Notes
 from command_line import tiny as whole
 from conftest import Interrupt
+from finished import assert_pages_are_served
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
@@ -110,18 +106,7 @@ class TestStudies:
         run_study(tiny(tmp_path / "run", study="served"))
         append(tmp_path / "studies.log", HALF)
         size = (tmp_path / "studies.log").stat().st_size
-        command = [sys.executable, "-m", "ltmsearch", "dashboard", str(tmp_path / "run"), "--port", "0"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            address = process.stdout.readline().split()[4]
-            root, _, number = address.partition("/dashboard/studies/")
-            with urllib.request.urlopen(f"{root}/api/studies/{number}", timeout=30) as answer:
-                told = json.load(answer)
-            process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=30) == 0
-        assert told["name"] == "served"
-        assert [trial["number"] for trial in told["trials"]] == [0, 1, 2, 3]
-        assert all(trial["note"]["body"] and trial["artifacts"] for trial in told["trials"])
+        assert_pages_are_served(tmp_path / "run", name="served", trials=4)
         assert (tmp_path / "studies.log").stat().st_size == size, "whoever looks mends nothing"
 
 

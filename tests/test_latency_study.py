@@ -11,8 +11,9 @@ import optuna
 import pandas as pd
 import pytest
 from command_line import call, tiny_options
-from conftest import FAR, TINY, Interrupt, costs_of, hand_made_profile, reading
+from conftest import FAR, Interrupt, costs_of, hand_made_profile, reading
 from rich.console import Console
+from sizes import TINY
 
 from ltmsearch import StudySettings, load_recipe, run_study
 from ltmsearch.costs import LatencyModel

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 from browser import Browse
-from conftest import TINY
 from playwright.sync_api import Page
+from sizes import TINY
 
 from ltmsearch import StudySettings, run_study
 from ltmsearch.page import PAGE

@@ -1,11 +1,9 @@
 """Studies in a real PostgreSQL: the same trials as in a file, no password anywhere, and a server that is killed."""
 
 import json
-import signal
 import subprocess
 import sys
 import threading
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import pytest
 from command_line import Notes
 from command_line import tiny as whole
 from conftest import Interrupt
+from finished import assert_pages_are_served
 from postgres import Postgres
 from sqlalchemy import Engine, event
 
@@ -85,18 +84,7 @@ def test_its_pages_are_served_and_front_and_export_need_no_database(
     assert refused.stderr.startswith("error: the storage postgresql+psycopg://searcher@127.0.0.1:")
     assert refused.stderr.count("\n") == 1
     monkeypatch.setenv("PGPASSWORD", postgres.password)
-    command = [sys.executable, "-m", "ltmsearch", "dashboard", str(tmp_path / "run"), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        address = process.stdout.readline().split()[4]
-        root, _, number = address.partition("/dashboard/studies/")
-        with urllib.request.urlopen(f"{root}/api/studies/{number}", timeout=30) as answer:
-            told = json.load(answer)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 0
-    assert told["name"] == "served"
-    assert [trial["number"] for trial in told["trials"]] == [0, 1, 2, 3]
-    assert all(trial["note"]["body"] and trial["artifacts"] for trial in told["trials"])
+    assert_pages_are_served(tmp_path / "run", name="served", trials=4)
 
 
 def test_a_server_that_goes_away_is_told_in_one_line(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from command_line import call, image_folder, tiny_options, tiny_study
+from command_line import call, tiny_options
 from fuzzing import at_most
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -47,22 +47,6 @@ def _no_picture() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ltmsearch.drawing._write_png", lambda *_: None)
         yield
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return image_folder(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_study(tmp_path_factory.mktemp("whole"))
-
-
-@pytest.fixture
-def run(whole: Path, tmp_path: Path) -> Path:
-    shutil.copytree(whole, tmp_path / "run")
-    return tmp_path / "run"
 
 
 @pytest.fixture

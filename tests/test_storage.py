@@ -8,7 +8,7 @@ from typing import Any
 
 import optuna
 import pytest
-from conftest import TINY
+from sizes import TINY
 
 from ltmsearch import StudySettings, run_study
 from ltmsearch.address import Address, read_address

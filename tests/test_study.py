@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from conftest import TINY, Interrupt
+from conftest import Interrupt
 from optuna.trial import TrialState
+from sizes import TINY
 
 from ltmsearch import StudySettings, load_recipe, run_study
 from ltmsearch.checkpoint import load_checkpoint

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import TINY, Interrupt
+from conftest import Interrupt
+from sizes import TINY
 
 from ltmsearch import StudySettings, run_study
 from ltmsearch.errors import InputError

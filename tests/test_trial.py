@@ -5,8 +5,8 @@ from typing import Any
 import optuna
 import pytest
 import torch
-from conftest import TINY
 from optuna.samplers import GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from sizes import TINY
 from torch import Tensor
 
 from ltmsearch.errors import TrialDiverged

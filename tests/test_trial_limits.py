@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from command_line import tiny
-from conftest import TINY
+from sizes import TINY
 from torch import Tensor
 
 from ltmsearch import run_study
