@@ -31,6 +31,7 @@ from ltmsearch.driver import Driver
 from ltmsearch.errors import InputError, TrialDiverged
 from ltmsearch.recipe import Recipe
 from ltmsearch.records import read_trials, select_front
+from ltmsearch.shared import SharedWeights
 from ltmsearch.trial import Evaluator
 
 START: dict[str, Any] = {"sampler": "random", "budget_gflops": 0.24, "trials": 8}
@@ -223,7 +224,7 @@ def test_under_other_budgets_notes_files_and_attributes_come_along(finished: Pat
 def test_an_interrupted_trial_has_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     target, name = {
         "while files are written": (FileSystemArtifactStore, "write"),
-        "before the weights are saved": (Driver, "_save"),
+        "before the weights are saved": (SharedWeights, "save"),
         "before it is told": (Driver, "_tell"),
     }[moment]
     original, left = getattr(target, name), [5]

@@ -60,8 +60,7 @@ def serve_dashboard(run: Path, *, host: str, port: int, on_start: Callable[[str]
         server = make_server(host, port, app, server_class, _Quiet)
     except OSError as error:
         raise InputError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-    with server:
-        named = f"[{host}]" if ":" in host else host
+    named = f"[{host}]" if ":" in host else host
+    with server, suppress(KeyboardInterrupt):
         on_start(f"http://{named}:{server.server_port}/dashboard/studies/{study._study_id}")
-        with suppress(KeyboardInterrupt):
-            server.serve_forever()
+        server.serve_forever()
