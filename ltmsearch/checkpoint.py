@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ltmsearch.errors import InputError
-from ltmsearch.files import write_atomic
+from ltmsearch.errors import InputError, shortened
+from ltmsearch.files import refuse_special, write_atomic
+from ltmsearch.jsonfile import parse_json
 
 WEIGHTS, PREVIOUS = "supernet.safetensors", "supernet.previous.safetensors"
 """Names in a run directory: of the shared weights, and of those before them."""
@@ -41,6 +43,9 @@ class CheckpointState:
     """Number of the trial that came to a score last."""
     outcome: dict[str, Any] | None
     """What that trial reported, so that it can be told to the study again after a crash in between."""
+
+
+_STATE = TypeAdapter(CheckpointState)
 
 
 class Checkpoint(NamedTuple):
@@ -97,20 +102,31 @@ def load_previous(folder: Path, *, space: str | None = None) -> Checkpoint | Non
     return _read(path, space) if path.exists() else None
 
 
+def scored_trials(folder: Path) -> int:
+    """How many scored trials the shared weights in a run directory know of; 0 where there are none, or none to read."""
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            known = json.loads((file.metadata() or {})[_KEY])["scored"]
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        return 0
+    return known if isinstance(known, int) else 0
+
+
 def _read(path: Path, space: str | None) -> Checkpoint:
+    refuse_special(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        described = json.loads(metadata[_KEY])
+        described = parse_json(metadata[_KEY])
         written = described.pop("sha256")
-        state = CheckpointState(**described)
+        state = _STATE.validate_python(vars(CheckpointState(**described)))
         if digest(weights) != written:
             raise ValueError("its weights are not those that were written")
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} must be the shared weights of an ltmsearch study, but cannot be read "
-            f"({type(error).__name__}: {error}); {_remedy(path)}"
+            f"({type(error).__name__}: {shortened(str(error), 200)}); {_remedy(path)}"
         ) from error
     if space is not None and state.space != space:
         raise InputError(f"{path} belongs to another search space ({state.space}, this one is {space})")

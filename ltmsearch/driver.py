@@ -32,7 +32,7 @@ from ltmsearch.history import (
 )
 from ltmsearch.observer import Observer
 from ltmsearch.opening import FirstTrial, drawn_within_budget, first_trials, queued_params, seed_at
-from ltmsearch.prepare import Workbench, warm_up_plan
+from ltmsearch.prepare import Workbench
 from ltmsearch.records import TrialRecord, select_front
 from ltmsearch.report import prediction_lines
 from ltmsearch.rescoring import choose_candidates, same_nets
@@ -43,6 +43,7 @@ from ltmsearch.standing import Tally, TrialLog, at_a_loss
 from ltmsearch.storage import open_storage, open_study, under_limits
 from ltmsearch.times import ELSEWHERE, SCORING, TIMING, TRAINING, Clock
 from ltmsearch.trial import load_parameters, suggest
+from ltmsearch.warming import Warming
 from ltmsearch.workers import Answer, Task, ThisProcess, Workers
 
 _log = logging.getLogger(__name__)
@@ -129,11 +130,18 @@ class Driver:
                 self.observer.note(line)
             self.observer.note(f"continuing with shared weights of version {self.shared.version}")
             return
-        self.observer.phase("warming up", warm_up_plan(self.settings).steps)
-        for step, loss in enumerate(self.bench.warm_up()):
-            self.observer.advance(step + 1, f"loss {loss:.2f}")
-            _log.debug("warm-up step %d: loss %.4f", step + 1, loss)
+        warming = Warming(self.bench, self.folder)
+        if begun := warming.resume():
+            self.observer.note(f"continuing the warm-up behind step {begun} of {warming.plan.steps}")
+        self.observer.phase("warming up", warming.plan.steps)
+        for loss in warming.steps():
+            self.observer.advance(warming.done, f"loss {loss:.2f}")
+            _log.debug("warm-up step %d: loss %.4f", warming.done, loss)
+            if warming.is_due():
+                self.confirm()
+                warming.save()
         self.shared.take_trained()
+        warming.remove()
 
     def settle(self) -> None:
         """Bring the study up to the weights and the budgets: tell a trial that a crash kept from being told, and tell

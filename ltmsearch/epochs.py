@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ltmsearch.errors import InputError
-from ltmsearch.tables import Converter, optional, read_rows, write_rows
+from ltmsearch.tables import Converter, optional, read_rows, whole, write_rows
 
 Weights = Literal["trained", "EMA"]
 
@@ -78,7 +78,7 @@ class EpochRecord:
 LOG_COLUMNS = tuple(field.name for field in fields(EpochRecord))
 
 _CONVERTERS: dict[str, Converter] = {
-    field.name: int if field.type is int else optional(float) if "None" in str(field.type) else float
+    field.name: whole if field.type is int else optional(float) if "None" in str(field.type) else float
     for field in fields(EpochRecord)
 }
 

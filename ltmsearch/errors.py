@@ -13,12 +13,16 @@ LtmsearchError
 └── ExportError       a network cannot be exported, or what was written does not hold it
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
 class LtmsearchError(Exception):
-    """Root of everything ltmsearch raises on purpose."""
+    """Root of everything ltmsearch raises on purpose. Its message is one line that any terminal can print."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(without_passwords(message)))
 
 
 class InputError(LtmsearchError):
@@ -71,6 +75,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and of_torch)
 
 
+def without_passwords(text: str) -> str:
+    """A text in which no URL shows its password."""
+    return re.sub(r"(://[^:/@\s]*):[^\s]*@", r"\1:***@", text)
+
+
+def printable(text: str) -> str:
+    """A text in one line: what would break it, colour it or turn it round is written as Python escapes it.
+
+    Names of files, layers and classes come from files, and stand in messages as they are.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def shortened(text: str, length: int = 60) -> str:
+    """A text of at most that many characters, the last of them an ellipsis where something was cut off."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A question at the end of a message that lists what is known: the nearest of it, empty where none is near."""
     close = get_close_matches(name, list(known), n=1, cutoff=0.5)
@@ -100,7 +122,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
         name: What was received.
         known: What would do.
     """
-    names = sorted(known)
+    names, name = sorted(known), shortened(name, 200)
     begun = sorted((other for other in names if other.startswith(name)), key=len)
     close = begun or get_close_matches(name, names, n=1, cutoff=0.5)
     parts = [f"did you mean {close[0]}?"] if close else []

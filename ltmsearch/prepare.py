@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ltmsearch.backbones import get_adapter, input_config
 from ltmsearch.beginning import Beginning
@@ -74,8 +75,12 @@ class Workbench:
     prior: Prior | None = None
     """The study that this one starts from."""
 
-    def warm_up(self) -> Iterator[float]:
+    def warm_up(self, optimizer: Optimizer | None = None, begin: int = 0) -> Iterator[float]:
         """Train the shared weights from where they are; yields the plain net's loss after every step.
+
+        Args:
+            optimizer: Of the steps before, if there were any.
+            begin: The first step.
 
         Raises:
             TrialDiverged: If the loss is not finite.
@@ -84,11 +89,15 @@ class Workbench:
         return warm_up(
             self.evaluator.supernet,
             plan,
-            batches=self.evaluator.data.train_batches(batch_size=s.batch_size, steps=plan.steps, seed=s.seed),
+            batches=self.evaluator.data.train_batches(
+                batch_size=s.batch_size, steps=plan.steps, seed=s.seed, begin=begin
+            ),
             cheapest=space.schedule(space.cheapest),
             draw=lambda rng: space.schedule(space.random(rng, 1)[0]),
             seed=s.seed,
             runtime=self.evaluator.runtime,
+            optimizer=optimizer,
+            begin=begin,
         )
 
     @property

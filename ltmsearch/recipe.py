@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ltmsearch.errors import InputError
+from ltmsearch.errors import InputError, shortened
 from ltmsearch.files import write_atomic
 from ltmsearch.schedule import Form, MergeSchedule
 from ltmsearch.yamlfile import check, load, read_yaml, to_yaml
@@ -224,7 +224,9 @@ def load_recipe(path: str | Path) -> Recipe:
     path = Path(path)
     version = read_yaml(path).get("schema_version")
     if version != SCHEMA:  # told before anything that another version may well hold
-        raise InputError(f"{path}: schema_version must be {SCHEMA} for this ltmsearch, but got {version!r}")
+        raise InputError(
+            f"{path}: schema_version must be {SCHEMA} for this ltmsearch, but got {shortened(repr(version))}"
+        )
     recipe = load(Recipe, path)
     try:
         MergeSchedule(keep_ratios=recipe.schedule, operator=recipe.operator)  # the ratios' range

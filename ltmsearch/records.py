@@ -19,8 +19,9 @@ from ltmsearch.axis import CostName
 from ltmsearch.errors import InputError
 from ltmsearch.files import write_atomic
 from ltmsearch.front import is_non_dominated
+from ltmsearch.jsonfile import parse_json
 from ltmsearch.schedule import Form, MergeSchedule
-from ltmsearch.tables import Converter, optional, read_rows
+from ltmsearch.tables import Converter, optional, read_rows, whole
 
 TRIALS, FRONT = "trials.csv", "front.csv"
 """Names of the two tables in a run directory."""
@@ -287,7 +288,14 @@ def read_trials(path: str | Path) -> list[TrialRecord]:
     Raises:
         InputError: The file is missing, damaged, or not a table of trials.
     """
-    return [_record(place, row) for place, row in _read(path, TRIALS_COLUMNS)]
+    records: list[TrialRecord] = []
+    for place, row in _read(path, TRIALS_COLUMNS):
+        record = _record(place, row)
+        first = records[0] if records else record
+        if list(record.keep_ratios) != list(first.keep_ratios):
+            raise InputError(f"{place}: `keep_ratios` must name the layers of the first row, but names others")
+        records.append(record)
+    return records
 
 
 def _read(path: str | Path, columns: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
@@ -347,28 +355,28 @@ def _flag(text: str) -> bool:
 
 
 def _ratios(text: str) -> dict[str, float]:
-    ratios = json.loads(text)
+    ratios = parse_json(text)
     if not isinstance(ratios, dict) or not all(type(ratio) in (int, float) for ratio in ratios.values()):
         raise ValueError(f"must be a JSON object of keep ratios by layer, but got {text!r}")
     return ratios
 
 
 def _forms(text: str) -> dict[str, Form]:
-    forms = json.loads(text)
+    forms = parse_json(text)
     if not isinstance(forms, dict) or not all(form in get_args(Form) for form in forms.values()):
         raise ValueError(f"must be a JSON object of {', '.join(get_args(Form))} by layer, but got {text!r}")
     return forms
 
 
 _CONVERTERS: dict[str, Converter] = {
-    "trial": int,
+    "trial": whole,
     "kind": str,
     "label": str,
     "state": str,
     "feasible": _flag,
     "gflops": float,
-    "supernet_version": optional(int),
-    "rescored_version": optional(int),
+    "supernet_version": optional(whole),
+    "rescored_version": optional(whole),
     "keep_ratios": _ratios,
     "forms": _forms,
 }

@@ -152,7 +152,8 @@ class StudySettings(BaseModel):
     out: str | None = None
     """Run directory; None: `runs/<study>`."""
     storage: str | None = None
-    """URL of the database that holds the Optuna study, without a password; None: `study.db` in the run directory."""
+    """URL of the database or journal that holds the Optuna study, without a password; None: `study.db` in the run
+    directory."""
     storage_password: SecretStr | None = None
     """Of that database, where one stood in the URL that was given; written nowhere."""
 
@@ -183,7 +184,10 @@ class StudySettings(BaseModel):
         given = values.get("storage") if isinstance(values, dict) else None
         if not isinstance(given, str):
             return values
-        url, password = read_address(given)
+        try:
+            url, password = read_address(given)
+        except InputError as error:  # which pydantic would let pass without the file and its line
+            raise ValueError(str(error)) from None
         return {**values, "storage": url} | ({} if password is None else {"storage_password": password})
 
     @model_validator(mode="after")
@@ -360,5 +364,5 @@ class ResolvedSettings(StudySettings):
     calibration_images: int = Field(ge=8)
     val_images: int = Field(ge=8)
     rescore_images: int = Field(ge=8)
-    study: str
+    study: str = Field(pattern=r"^[^\p{C}\p{Z}./\\][^\p{C}\p{Z}/\\]*$")  # names made of a folder's may have any letters
     out: str

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator
 
-from ltmsearch.errors import InputError
+from ltmsearch.errors import InputError, shortened
 from ltmsearch.grid import Grid, target_grid, tokens
 from ltmsearch.merging import get_operator
 from ltmsearch.schedule import Choice, Form, MergeSchedule
@@ -94,7 +94,9 @@ class SpaceFile(BaseModel):
         path = find_file("search_spaces", name or family)
         file = load(cls, path)
         if file.family != family:
-            raise InputError(f"{path}: family must be that of the backbone, {family}, but got {file.family!r}")
+            raise InputError(
+                f"{path}: family must be that of the backbone, {family}, but got {shortened(repr(file.family))}"
+            )
         return file
 
     def choices_of(self, layer: str) -> tuple[tuple[float, ...], tuple[Form, ...]]:

@@ -1,6 +1,6 @@
 """The supernet: a backbone with a merging operator at every layer, whose weights all subnets share."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from itertools import takewhile
@@ -16,7 +16,7 @@ from ltmsearch.backbones import (
     get_adapter,
     set_schedule,
 )
-from ltmsearch.errors import InputError
+from ltmsearch.errors import InputError, shortened
 from ltmsearch.merging import MaskStart, check_form, get_operator
 from ltmsearch.schedule import MergeSchedule
 
@@ -60,6 +60,27 @@ class Supernet(nn.Module):
         attach_operators(backbone, self.model, operator=operator, layers=self.layers, start=start)
         self._plain = MergeSchedule.uniform(self.layers, 1.0, operator)
         self._schedule = self._plain
+
+    def refuse_unfitting(self, weights: Mapping[str, Tensor], where: Path) -> None:
+        """Raise unless these are all of the supernet's tensors: those of another study may be whole, and still not fit.
+
+        Args:
+            weights: As `state_dict` has them.
+            where: The file that they come from.
+
+        Raises:
+            InputError: Naming the first tensor that does not fit.
+        """
+        mine, given = (
+            {name: "×".join(map(str, tensor.shape)) or "a number" for name, tensor in tensors.items()}
+            for tensors in (self.state_dict(), weights)
+        )
+        for name in (*mine, *given):
+            if mine.get(name) != given.get(name):
+                raise InputError(
+                    f"{where} must hold the shared weights of this study, but {shortened(name, 100)} is "
+                    f"{given.get(name, 'not there')} in it and {mine.get(name, 'not there')} in the network"
+                )
 
     @property
     def schedule(self) -> MergeSchedule:

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ltmsearch.errors import InputError
-from ltmsearch.files import write_atomic
+from ltmsearch.errors import InputError, shortened
+from ltmsearch.files import MEGA, read_whole, write_atomic
 
 Converter = Callable[[str], Any]
 """Makes a value of a field's text; raises `ValueError` where it cannot."""
+MOST_BYTES = 256 * MEGA
+"""Of a table; a row of `trials.csv` has about 2,000, and a study rarely more than some thousand rows."""
 
 
 def write_rows(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
@@ -36,27 +38,38 @@ def read_rows(path: str | Path, converters: Mapping[str, Converter], *, key: str
     Raises:
         InputError: The file is missing, damaged, or another table.
     """
-    header, rows, whole = _read(path)
-    if header != list(converters):
-        raise InputError(f"{path} must have the columns {','.join(converters)}, but has {','.join(header)[:200]!r}")
-    converted = []
+    text = _text(path)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    converted: list[tuple[str, dict[str, Any]]] = []
     seen: set[Any] = set()
-    for place, row in rows:
-        if len(row) != len(converters):
-            raise InputError(f"{place}: a row must have {len(converters)} fields, but has {len(row)}")
-        values = {}
-        for (name, converter), text in zip(converters.items(), row, strict=True):
-            try:
-                values[name] = converter(text)
-            except ValueError as error:
-                raise InputError(f"{place}, {name}: {error}") from None
-        if values[key] in seen:
-            raise InputError(f"{place}: each {key} must stand once, but {values[key]} is there again")
-        seen.add(values[key])
-        converted.append((place, values))
-    if rows and not whole:  # 12.3 would pass for 12.34
+    try:
+        header = next(reader, [])
+        if header != list(converters):
+            raise InputError(f"{path} must have the columns {','.join(converters)}, but has {','.join(header)[:200]!r}")
+        for row in reader:
+            place = f"{path}, line {reader.line_num}"
+            values = _converted(place, row, converters)
+            if values[key] in seen:
+                raise InputError(f"{place}: each {key} must stand once, but {values[key]} is there again")
+            seen.add(values[key])
+            converted.append((place, values))
+    except csv.Error as error:
+        raise InputError(f"{path} must be a whole CSV file in UTF-8, but reading it gives: {error}") from None
+    if converted and not text.endswith("\n"):  # 12.3 would pass for 12.34
         raise InputError(f"{path} must be a whole CSV file, but its last line has no end")
     return converted
+
+
+def _converted(place: str, row: list[str], converters: Mapping[str, Converter]) -> dict[str, Any]:
+    if len(row) != len(converters):
+        raise InputError(f"{place}: a row must have {len(converters)} fields, but has {len(row)}")
+    values = {}
+    for (name, converter), text in zip(converters.items(), row, strict=True):
+        try:
+            values[name] = converter(text)
+        except (OverflowError, ValueError) as error:
+            raise InputError(f"{place}, {name}: {shortened(str(error), 200)}") from None
+    return values
 
 
 def optional(converter: Converter) -> Converter:
@@ -64,15 +77,24 @@ def optional(converter: Converter) -> Converter:
     return lambda text: converter(text) if text else None
 
 
-def _read(path: str | Path) -> tuple[list[str], list[tuple[str, list[str]]], bool]:
-    """The header, each row with its place, and whether the last line has an end."""
+def whole(text: str) -> int:
+    """A whole number that fits into 64 bits, as those of a data frame must.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    number = int(text)
+    if abs(number) >= 2**63:
+        raise ValueError(f"must fit into 64 bits, but got {text[:20]}…")
+    return number
+
+
+def _text(path: str | Path) -> str:
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-        header = next(reader, [])
-        rows = [(f"{path}, line {reader.line_num}", row) for row in reader]
+        return read_whole(Path(path), most=MOST_BYTES).decode("utf-8-sig")
     except (FileNotFoundError, IsADirectoryError):
         raise InputError(f"{path} must be a CSV file, but there is none") from None
-    except (csv.Error, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
         raise InputError(f"{path} must be a whole CSV file in UTF-8, but reading it gives: {error}") from None
-    return header, rows, text.endswith("\n")

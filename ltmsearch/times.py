@@ -6,7 +6,6 @@ after Ctrl-C; a call that is killed loses what it counted since. What a call did
 too; what it took to import libraries does not.
 """
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from ltmsearch.errors import InputError
 from ltmsearch.files import write_atomic
+from ltmsearch.jsonfile import read_json
 
 TIMES = "times.json"
 """Name of the file in a run directory."""
@@ -88,7 +88,7 @@ class Times(BaseModel):
         """
         path = folder / TIMES
         try:
-            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+            return cls.model_validate(read_json(path))
         except FileNotFoundError:
             return cls()
         except (OSError, ValueError, ValidationError):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ltmsearch.backbones import MERGING, load_weights
 from ltmsearch.errors import InputError
+from ltmsearch.jsonfile import parse_json
 from ltmsearch.recipe import Recipe
 
 WEIGHTS = "model.safetensors"
@@ -100,7 +101,7 @@ def _facts(checkpoint: Path) -> dict[str, Any]:
     """What the header of a file that ltmsearch wrote says of the weights; empty for other files."""
     try:
         with safe_open(checkpoint, framework="pt") as file:
-            facts = json.loads((file.metadata() or {}).get(KEY, "{}"))
+            facts = parse_json((file.metadata() or {}).get(KEY, "{}"))
     except (SafetensorError, OSError, ValueError):
         return {}
     return facts if isinstance(facts, dict) else {}

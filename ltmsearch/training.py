@@ -88,6 +88,8 @@ def warm_up(
     draw: Callable[[np.random.Generator], MergeSchedule],
     seed: int,
     runtime: Runtime,
+    optimizer: Optimizer | None = None,
+    begin: int = 0,
 ) -> Iterator[float]:
     """Train the shared weights; yields the plain net's loss after every step, on a GPU the one that was read last.
 
@@ -98,11 +100,13 @@ def warm_up(
     Args:
         supernet: Trained in place.
         plan: Numbers of steps and the learning rate.
-        batches: One per step.
+        batches: One per step, from `begin` on.
         cheapest: The schedule of least cost.
         draw: Draws a random schedule.
         seed: Of the schedules.
         runtime: Device and number format.
+        optimizer: As `make_optimizer` gives it; None: a new one.
+        begin: The first step; those before were taken by the same weights and optimizer.
 
     Raises:
         TrialDiverged: If the loss is not finite.
@@ -110,7 +114,11 @@ def warm_up(
     if not plan.steps:
         return
     rng = np.random.default_rng(seed)
-    optimizer = make_optimizer(supernet, plan.lr)
+    for _ in range(max(0, begin - plan.base_steps) * plan.subnets):
+        draw(rng)
+    optimizer = optimizer or make_optimizer(supernet, plan.lr)
+    for group in optimizer.param_groups:
+        group["lr"] = plan.lr  # the schedule takes it for the peak
     lr = CosineLRScheduler(
         optimizer,
         t_initial=plan.steps,
@@ -122,7 +130,7 @@ def warm_up(
     watch = LossWatch("the warm-up", every=reads(runtime.device))
     copy_no_inputs(supernet)
     supernet.train()
-    for step, (images, labels) in enumerate(batches):
+    for step, (images, labels) in enumerate(batches, start=begin):
         sandwich = step >= plan.base_steps
         images = shrunk(images, plan.img_size(step, full=images.shape[-1]))
         images, labels = runtime.images(images), labels.to(runtime.device, non_blocking=True)

@@ -12,7 +12,8 @@ from pydantic_core import ErrorDetails
 from yaml.constructor import ConstructorError
 from yaml.reader import ReaderError
 
-from ltmsearch.errors import InputError, did_you_mean, unknown_name
+from ltmsearch.errors import InputError, did_you_mean, shortened, unknown_name, without_passwords
+from ltmsearch.files import MEGA, read_whole
 
 Model = TypeVar("Model", bound=BaseModel)
 Place = tuple[int | str, ...]
@@ -21,6 +22,18 @@ Place = tuple[int | str, ...]
 # libyaml where PyYAML was built with it, which is ten times faster.
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 TEXT_TAG = "tag:yaml.org,2002:str"
+
+MOST_BYTES = MEGA // 4
+"""Of a YAML file; the largest that ltmsearch writes, a recipe, has about 5,000."""
+MOST_VALUES = 10_000
+"""Names and values in it, each alias counted as all that it stands for: a few lines may mean billions."""
+MOST_LEVELS = 50
+"""Lists and mappings inside one another."""
+MOST_DIGITS = 100
+"""Characters of a number."""
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_FOREIGN = ("binary", "omap", "pairs")
+"""Types of YAML that no setting has, and that most programs do not know."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -68,11 +81,45 @@ def check(model: type[Model], content: dict[str, Any], where: str) -> Model:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which also refuses a name given twice and tells the line of a value it cannot build."""
+    """PyYAML's safe loader with limits. It refuses names given twice and tells the line of what it cannot build."""
 
     def __init__(self, text: str, path: Path) -> None:
         super().__init__(text)
         self.path = path
+        self._values = self._levels = 0
+        self._stands_for: dict[yaml.Node, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        before, alias = self._values, self.check_event(yaml.AliasEvent)
+        self._levels += 1
+        if self._levels > MOST_LEVELS:
+            raise InputError(f"{self.path} must be YAML of at most {MOST_LEVELS} levels, but is nested too deeply")
+        node = super().compose_node(parent, index)
+        self._levels -= 1
+        if node is None:
+            return None
+        if node.tag.rpartition(":")[2] in _FOREIGN:
+            raise self._refused(node, "values must be text, numbers, true or false, null, lists or mappings")
+        if alias and node not in self._stands_for:
+            raise InputError(f"{self.path}:{_line(node)}: an alias must not stand inside what it stands for")
+        self._values += self._stands_for[node] if alias else 1
+        if self._values > MOST_VALUES:
+            raise InputError(f"{self.path} must hold at most {MOST_VALUES:,} values, aliases counted, but holds more")
+        if not alias:
+            self._stands_for[node] = self._values - before
+        return node
+
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        node = super().compose_scalar_node(anchor)
+        if node.tag in _NUMBERS and len(node.value) > MOST_DIGITS:
+            raise self._refused(node, f"numbers must have at most {MOST_DIGITS} characters")
+        if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in node.value):
+            raise self._refused(node, "text must be of whole characters, none of them null")
+        return node
+
+    def _refused(self, node: yaml.Node, rule: str) -> InputError:
+        held = _shown(node.value) if isinstance(node, yaml.ScalarNode) else node.tag.rpartition(":")[2]
+        return InputError(f"{self.path}:{_line(node)}: {rule}, but got {held}")
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -88,15 +135,17 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (AttributeError, LookupError, ValueError) as error:  # PyYAML's own, e.g. for 2026-02-30 or `!!bool x`
-            problem = f"{_shown(node.value)} is no {node.tag.rpartition(':')[2]}"
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # PyYAML's own, e.g. for 2026-02-30 or `!!bool x`
+            held = _shown(node.value) if isinstance(node, yaml.ScalarNode) else type(node).__name__
+            problem = f"{held} is no {node.tag.rpartition(':')[2]}"
             raise ConstructorError(None, None, problem, node.start_mark) from error
 
 
 def _read(path: Path) -> tuple[dict[str, Any], yaml.MappingNode]:
     """The mapping in a YAML file, and the nodes it was built from: they know their lines."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_whole(path, most=MOST_BYTES).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except UnicodeDecodeError as error:
@@ -113,8 +162,6 @@ def _read(path: Path) -> tuple[dict[str, Any], yaml.MappingNode]:
         raise InputError(f"{path}:{line}: must be YAML: character {error.character:#04x} is not allowed") from None
     except yaml.MarkedYAMLError as error:
         raise InputError(f"{path}{_syntax(error)}") from None
-    except RecursionError:
-        raise InputError(f"{path} must be YAML, but is nested too deeply") from None
     if not isinstance(tree, yaml.MappingNode) or not isinstance(content, dict):
         held = "is empty" if content is None else f"holds {_shown(content)}"
         raise InputError(f"{path} must hold a mapping of names to values, but {held}")
@@ -160,7 +207,8 @@ def _mistake(error: ValidationError, model: type[BaseModel], where: str, tree: y
     if not place:  # about several settings at once
         return InputError(f"{where}: {rule}")
     near = did_you_mean(str(first["input"]), _choices(first)) if first["type"] == "literal_error" else ""
-    return InputError(f"{where}: {_dotted(place)}: {rule}, but got {_shown(first['input'])}{near}")
+    secret = any("password" in str(part) for part in place)
+    return InputError(f"{where}: {_dotted(place)}: {rule}, but got {'***' if secret else _shown(first['input'])}{near}")
 
 
 def _choices(error: ErrorDetails) -> list[str]:
@@ -206,12 +254,11 @@ def _line(node: yaml.Node) -> int:
 
 
 def _dotted(place: Iterable[int | str]) -> str:
-    return ".".join(str(part) for part in place)
+    return ".".join(shortened(str(part)) for part in place)
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"
+    return shortened(without_passwords(repr(value)))
 
 
 def to_yaml(content: dict[str, Any], header: str) -> str:

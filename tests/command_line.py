@@ -10,8 +10,19 @@ from conftest import TINY
 from PIL import Image
 
 from ltmsearch.cli import main
+from ltmsearch.observer import Observer
 from ltmsearch.settings import StudySettings
 from ltmsearch.study import run_study
+
+
+class Notes(Observer):
+    """Keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, line: str) -> None:
+        self.lines.append(line)
 
 
 def call(*arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:

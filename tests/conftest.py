@@ -41,6 +41,15 @@ SMALL: dict[str, dict[str, Any]] = {
 """One backbone per family, made small by timm's own arguments: the others differ in widths and depths only."""
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests told by `record_property("told", …)`, such as how many cases they went through."""
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, [])]
+    for report in reports:
+        for name, told in getattr(report, "user_properties", ()):
+            if name == "told" and report.when == "call":
+                terminalreporter.write_line(told)
+
+
 # Here and not in a fixture: the last digits of a sum depend on the number of threads, also in module-wide fixtures.
 torch.set_num_threads(1)
 

@@ -13,23 +13,66 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 
-@dataclass(frozen=True)
 class Postgres:
-    """A server that runs."""
+    """A server that runs, until it is killed, and again once it is started.
 
-    port: int
-    password: str
+    Args:
+        folder: Of its data, already made.
+        programs: The folder of its programs.
+        password: Of its user.
+        options: What `subprocess` needs to run it as another user.
+    """
+
+    def __init__(self, folder: Path, programs: Path, password: str, options: dict[str, Any]) -> None:
+        self.password = password
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self._command = [str(programs / "postgres"), "-D", str(folder / "data"), "-p", str(self.port)]
+        self._command += ["-h", "127.0.0.1", "-k", str(folder), "-c", "fsync=off"]
+        self._options = options
+        self._process: subprocess.Popen[bytes] | None = None
 
     def url(self, *, password: bool = False) -> str:
         """The address of its database, as a user gives it."""
         told = f":{self.password}" if password else ""
         return f"postgresql://searcher{told}@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        deadline = time.monotonic() + 60
+        while True:
+            # What a killed server started may hold its memory for a moment yet, and a new one ends at once then.
+            if self._process is None or self._process.poll() is not None:
+                self._process = subprocess.Popen(self._command, stderr=subprocess.DEVNULL, **self._options)
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+            else:
+                return
+
+    def kill(self) -> None:
+        """End it as a crash does."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """End it; SIGTERM would wait for clients to leave."""
+        self._end(signal.SIGINT)
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait(timeout=60)
+            self._process = None
 
 
 def programs() -> Path | None:
@@ -63,35 +106,16 @@ def postgres() -> Iterator[Postgres]:
         for path in (folder, folder / "password"):
             if user is not None:
                 os.chown(path, user.pw_uid, user.pw_gid)
-        data = folder / "data"
-        init = [str(folder_of_programs / "initdb"), "--pgdata", str(data), "--username", "searcher", "--no-sync"]
-        init += ["--auth", "scram-sha-256", "--pwfile", str(folder / "password"), "--encoding", "UTF8"]
+        init = [str(folder_of_programs / "initdb"), "--pgdata", str(folder / "data"), "--username", "searcher"]
+        init += ["--auth", "scram-sha-256", "--pwfile", str(folder / "password"), "--encoding", "UTF8", "--no-sync"]
         environment = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
-        quiet = {"env": environment, "cwd": folder, "stdout": subprocess.DEVNULL, **as_user}
-        subprocess.run(init, check=True, timeout=120, **quiet)  # type: ignore[call-overload]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        serve = [str(folder_of_programs / "postgres"), "-D", str(data), "-p", str(port), "-h", "127.0.0.1"]
-        serve += ["-k", str(folder), "-c", "fsync=off"]
-        with subprocess.Popen(serve, stderr=subprocess.DEVNULL, **quiet) as server:  # type: ignore[call-overload]
-            try:
-                _wait_for(port)
-                yield Postgres(port=port, password=password)
-            finally:
-                server.send_signal(signal.SIGINT)  # SIGTERM would wait for clients to leave
+        quiet: dict[str, Any] = {"env": environment, "cwd": folder, "stdout": subprocess.DEVNULL, **as_user}
+        subprocess.run(init, check=True, timeout=120, **quiet)
+        server = Postgres(folder, folder_of_programs, password, quiet)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _wait_for(port: int) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-        else:
-            return

@@ -10,30 +10,42 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ltmsearch"
 
 FLOORS = [
     {"errors", "files", "grid", "observer", "shipped", "front", "columns", "families"},
-    {"schedule", "yamlfile", "tables", "ranks", "axis", "address", "lease", "defaults"},
+    {"schedule", "yamlfile", "jsonfile", "tables", "ranks", "axis", "address", "lease", "defaults"},
     {"settings", "recipe", "records", "epochs", "times"},
     {"merging", "ib_loss", "importance"},
     {"space"},
     {"backbones"},
     {"costs"},
     {"runtime", "digits", "sources", "programs"},
-    {"data", "supernet", "checkpoint", "evaluation", "trained"},
+    {"data", "supernet", "checkpoint", "evaluation", "trained", "state"},
     {"training", "inspection", "latency", "beginning", "traces"},
     {"trial", "storage", "samplers", "prior"},
-    {"prepare", "rescoring", "picture", "drawing", "findings", "course", "visuals"},
+    {"prepare", "soundness", "rescoring", "picture", "drawing", "findings", "course", "visuals"},
     {"report", "curves", "layers", "validation", "summary"},
     {"finetune", "page"},
-    {"results", "history", "opening", "standing", "shared", "workers"},
+    {"results", "history", "opening", "standing", "shared", "warming", "workers"},
     {"dashboard"},
     {"driver", "export", "progress", "visualize"},
+    {"entry"},
     {"study"},
     {"cli"},
     {"__main__"},
 ]
 """From the ground up: a room may import from its own floor's rooms and from those below, never from above."""
 
-FENCES = {
-    "optuna": {"history", "standing", "shared", "trial", "driver", "storage", "samplers", "dashboard"},
+FENCES: dict[str, set[str]] = {
+    "optuna": {
+        "soundness",
+        "entry",
+        "history",
+        "standing",
+        "shared",
+        "trial",
+        "driver",
+        "storage",
+        "samplers",
+        "dashboard",
+    },
     "optuna_dashboard": {"dashboard"},
     "sqlalchemy": {"address", "storage"},
     "plotly": {"report", "curves", "layers", "drawing", "page"},
@@ -45,7 +57,7 @@ FENCES = {
     "ray": {"workers"},
     "scipy": {"importance", "course"},
     "PIL": {"data", "digits", "sources", "visuals", "dashboard"},
-    "safetensors": {"checkpoint", "finetune", "trained"},
+    "safetensors": {"checkpoint", "state", "trained"},
 }
 """Library → the only rooms that may import it."""
 

@@ -95,7 +95,7 @@ def test_run_has_its_options_in_panels(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setenv("COLUMNS", "80")
     _, out, _ = call("run", "--help", monkeypatch=monkeypatch, capsys=capsys)
     panels = [line.split()[1] for line in out.splitlines() if line.startswith("╭─")]
-    assert panels == ["Options", "Data", "Start", "Search", "Proxy", "Latency", "Output"]
+    assert panels == ["Options", "Data", "Start", "Search", "Proxy", "Workers", "Latency", "Output"]
 
 
 def test_the_names_that_are_offered_are_those_that_the_library_takes() -> None:

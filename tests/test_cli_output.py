@@ -1,7 +1,10 @@
 """What goes where: results on standard output, everything else on standard error; JSON, quiet, verbose, Ctrl-C."""
 
+import errno
 import json
 import logging
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -213,3 +216,25 @@ def test_torchs_remark_on_cuda_is_left_to_the_log(caplog: pytest.LogCaptureFixtu
         assert len(caplog.records) == 2
     speaker.warning(*remark)
     assert len(caplog.records) == 3, "as it was for others"
+
+
+def test_a_full_disk_is_told_with_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    original, calls = os.fsync, [0]
+
+    def full_in_the_end(handle: int) -> None:
+        calls[0] += 1
+        if calls[0] > 12:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full_in_the_end)
+        code, _, told = call("run", *tiny_options(out="r", trials=3), monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 1
+    assert re.search(r"\nfailed: No space left on device: r/\S+; the same command continues, r holds what is", told)
+    assert not [path for path in Path("r").rglob(".*") if path.is_file()], "nothing is left half written"
+    code, _, told = call("run", *tiny_options(out="r", trials=3), "--quiet", monkeypatch=monkeypatch, capsys=capsys)
+    assert (code, told) == (0, "")

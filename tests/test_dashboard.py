@@ -349,4 +349,4 @@ class TestServer:
         assert f"but there is no {tmp_path}/study.db" in refused(tmp_path)
         assert not (tmp_path / "study.db").exists()
         (tmp_path / "study.db").write_text("no database")
-        assert "cannot be used: file is not a database" in refused(tmp_path)
+        assert "is damaged or another file (file is not a database)" in refused(tmp_path)

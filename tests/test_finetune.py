@@ -24,10 +24,10 @@ from ltmsearch.epochs import read_log, select_best
 from ltmsearch.errors import InputError, TrainingDiverged
 from ltmsearch.finetune import BEST, LAST, LOG, RECIPE, STATE, TrainingOptions, default_folder, train_recipe
 from ltmsearch.finetune.parts import make_network
-from ltmsearch.finetune.state import load_state
 from ltmsearch.observer import Observer
 from ltmsearch.recipe import NET, Recipe, load_recipe
 from ltmsearch.schedule import MergeSchedule
+from ltmsearch.state import load_state
 from ltmsearch.supernet import Supernet
 
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from ltmsearch.backbones import create_subnet
 from ltmsearch.errors import InputError
 from ltmsearch.finetune.learner import Learner, distillation, ib_start
-from ltmsearch.finetune.state import load_state, save_state
 from ltmsearch.ranks import Ranks
 from ltmsearch.recipe import Recipe
 from ltmsearch.runtime import Runtime
+from ltmsearch.state import load_state, save_state
 
 RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32, channels_last=True, reason="test")
 VIT = "vit_tiny_patch16_224"

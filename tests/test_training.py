@@ -13,7 +13,7 @@ from ltmsearch.runtime import Runtime
 from ltmsearch.schedule import MergeSchedule
 from ltmsearch.supernet import Supernet
 from ltmsearch.training import LossWatch, WarmUp, make_optimizer, proxy_train, shrunk, warm_up
-from ltmsearch.trial import load_parameters, moved, parameters
+from ltmsearch.trial import parameters
 
 RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32, channels_last=True, reason="test")
 
@@ -214,18 +214,6 @@ def test_a_step_that_is_not_finite_is_not_taken() -> None:
     after = parameters(supernet)
     assert all(torch.equal(before[name], value) for name, value in after.items())
     assert all(torch.isfinite(buffer).all() for buffer in supernet.buffers())
-
-
-def test_weights_move_by_their_share() -> None:
-    supernet = fresh()
-    start = parameters(supernet)
-    trained = {name: value + 2 for name, value in start.items()}
-    half = moved(start, trained, 0.25)
-    for name, value in start.items():
-        torch.testing.assert_close(half[name], value + 0.5)
-        assert torch.equal(moved(start, trained, 0.0)[name], value)
-    load_parameters(supernet, half)
-    assert all(torch.equal(p, half[name]) for name, p in supernet.named_parameters())
 
 
 def test_optimizer_decays_weights_but_not_importance() -> None:

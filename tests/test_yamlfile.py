@@ -249,7 +249,7 @@ def test_a_name_given_twice_is_refused(tmp_path: Path, text: str, message: str) 
         ("family: m\nfree:\n  day: 2026-02-30\n", "f.yaml:3: must be YAML: '2026-02-30' is no timestamp"),
         ("family: m\nfree: !!bool x\n", "f.yaml:2: must be YAML: 'x' is no bool"),
         ("family: m\nfree: \0\n", "f.yaml:2: must be YAML: character 0x00 is not allowed"),
-        ("[" * 5000, "f.yaml must be YAML, but is nested too deeply"),
+        ("[" * 5000, "f.yaml must be YAML of at most 50 levels, but is nested too deeply"),
         (b"family: m\n\x89PNG\r\n", "f.yaml must be UTF-8 text, but byte 10 is 0x89"),
         ("", "f.yaml must hold a mapping of names to values, but is empty"),
         ("# only a comment\n", "f.yaml must hold a mapping of names to values, but is empty"),

@@ -18,7 +18,7 @@ from timm.models import adapt_input_conv, load_state_dict, resolve_pretrained_cf
 from torch import Tensor, nn
 
 from ltmsearch.backbones.adapter import MERGING, get_adapter
-from ltmsearch.errors import InputError
+from ltmsearch.errors import InputError, printable, shortened
 
 SUPERNET = "model."
 """What the names of a study's shared weights begin with."""
@@ -235,8 +235,8 @@ def _shapes(given: Tensor, wanted: Tensor) -> str:
 def _some(names: Iterable[str]) -> str:
     listed = list(names)
     more = f" (and {len(listed) - NAMES_SHOWN} more)" if len(listed) > NAMES_SHOWN else ""
-    return ", ".join(listed[:NAMES_SHOWN]) + more
+    return ", ".join(printable(shortened(name, 100)) for name in listed[:NAMES_SHOWN]) + more
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]
+    return shortened((str(error) or type(error).__name__).strip().splitlines()[0], 200)

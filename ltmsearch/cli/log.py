@@ -3,7 +3,6 @@
 import logging
 import os
 import platform
-import re
 import shlex
 import sys
 import time
@@ -11,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+
+from ltmsearch.errors import without_passwords
 
 ROOT = "ltmsearch"
 """The logger above those of all modules."""
@@ -62,11 +63,6 @@ def logged(console: Console, *, verbose: bool) -> Iterator[None]:
         _log.info("over after %.1f s", time.monotonic() - start)
         logger.removeHandler(handler)
         logger.setLevel(level)
-
-
-def without_passwords(line: str) -> str:
-    """A command line in which no URL shows its password."""
-    return re.sub(r"(://[^:/@\s]*):[^\s]*@", r"\1:***@", line)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ def front(run: Run, as_json: AsJson = False, quiet: Quiet = False) -> None:
 
     Example: ltmsearch front runs/mobilevit_s-ltm-1.2gflops-224-digits
     """
+    from ltmsearch.files import refuse_links_outward
     from ltmsearch.findings import find
     from ltmsearch.lease import who_drives
     from ltmsearch.observer import Observer
@@ -27,6 +28,7 @@ def front(run: Run, as_json: AsJson = False, quiet: Quiet = False) -> None:
     from ltmsearch.settings import SETTINGS, ResolvedSettings
     from ltmsearch.summary import front_rows
 
+    refuse_links_outward(run)
     settings = ResolvedSettings.load(run / SETTINGS)
     records = read_trials(run / TRIALS)
     observer = Observer() if quiet else Notes(Console(stderr=True))

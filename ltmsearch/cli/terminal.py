@@ -1,5 +1,6 @@
 """What a command puts where: its result on standard output; progress, notes, logs and errors on standard error."""
 
+import errno
 import json
 import logging
 import math
@@ -14,13 +15,15 @@ from rich.console import Console
 
 from ltmsearch.cli.app import say, speaks
 from ltmsearch.cli.log import logged
-from ltmsearch.errors import InputError
+from ltmsearch.errors import InputError, LtmsearchError
 
 if TYPE_CHECKING:
     from ltmsearch.observer import Observer
 
 _log = logging.getLogger(__name__)
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where no more can be written."""
 TERMINATED = 128 + signal.SIGTERM
 """Exit code after SIGTERM, by the shells' convention."""
 
@@ -93,8 +96,10 @@ def watched(*, quiet: bool, verbose: bool, stopped: Callable[[], str]) -> Iterat
             terminated = isinstance(interrupt, Terminated)
             say(console, f"{'terminated' if terminated else 'stopped'}; {stopped()}")
             raise typer.Exit(TERMINATED if terminated else 1) from None
-        except OSError:
+        except OSError as error:
             _log.debug("raised here:", exc_info=True)  # the error's line alone would not say
+            if error.errno in FULL:
+                raise LtmsearchError(f"{error.strerror}: {error.filename}; {stopped()}") from error
             raise
         finally:
             observer.close()

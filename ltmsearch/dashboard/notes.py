@@ -1,10 +1,12 @@
 """Notes of a study and of its trials, as Markdown made of plain records."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ltmsearch.axis import CostAxis
 from ltmsearch.costs import CostModel
+from ltmsearch.errors import printable
 from ltmsearch.findings import find, sentences
 from ltmsearch.grid import tokens
 from ltmsearch.records import TrialRecord, form_key, select_front, select_references
@@ -74,7 +76,7 @@ def trial_note(
         base_gflops: Of the plain net.
         on_front: Whether the re-scored front holds it.
     """
-    lines = [f"**{record.label or record.kind}**: {_standing(record, on_front)}", ""]
+    lines = [f"**{_as_it_is(record.label or record.kind)}**: {_standing(record, on_front)}", ""]
     lines += _table(("cost and score", ""), _facts(record, layers, axis, base_gflops))
     windows = " (of each window)" if any(layer.windows > 1 for layer in layers) else ""
     rows = [
@@ -163,7 +165,7 @@ def _front(
             times = (f"{record.cost(axis.name):.2f}", measured + ("!" if breaks_budget(record, axis) else ""))
         stages = " \\| ".join(ratios for _, ratios in record.by_stage())
         name = f"[{record.trial}]({link(record.trial)})"
-        words = f"{record.label}{'' if record.feasible else ' (over budget)'}: " if record.label else ""
+        words = f"{_as_it_is(record.label)}{'' if record.feasible else ' (over budget)'}: " if record.label else ""
         loss = "" if score.loss is None else f"{score.loss:.4f}"
         top1 = f"{score}{'' if score.rescored else '*'}"
         expected = "" if record.expected_top1 is None else f"{record.expected_top1:.1f}"
@@ -180,7 +182,7 @@ def _front(
 
 
 def _settings(settings: ResolvedSettings, base_gflops: float) -> list[tuple[str, str]]:
-    rows = [("data", f"`{settings.data_dir}`" if settings.dataset == "folder" else settings.dataset)]
+    rows = [("data", _as_it_is(str(settings.data_dir if settings.dataset == "folder" else settings.dataset)))]
     if settings.budget_gflops is not None:
         lowest = "" if settings.lowest_gflops is None else f"{settings.lowest_gflops:g} to "
         plain = f"the plain net has {base_gflops:.4f}"
@@ -209,6 +211,11 @@ def _reading(axis: CostAxis) -> list[str]:
         "tokens, the average over layers), `tokens_last` (behind the last layer), `ib_weight`, `supernet_version` "
         "(how often the shared weights had moved), `top1_se` and `loss` when it ran, `kind` and `label`.",
     ]
+
+
+def _as_it_is(text: str) -> str:
+    """A name that comes from elsewhere, so that nothing in it is Markdown or HTML; the dashboard renders both."""
+    return re.sub(r"([\\`*_\[\]<>|&~#])", r"\\\1", printable(text))
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

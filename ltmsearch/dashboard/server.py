@@ -12,7 +12,9 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna_dashboard import wsgi
 
 from ltmsearch.errors import InputError
+from ltmsearch.files import refuse_links_outward
 from ltmsearch.settings import SETTINGS, ResolvedSettings
+from ltmsearch.soundness import refuse_damaged_study
 from ltmsearch.storage import ARTIFACTS, find_study, open_storage
 
 
@@ -46,6 +48,8 @@ def serve_dashboard(run: Path, *, host: str, port: int, on_start: Callable[[str]
     if not (run / SETTINGS).is_file():
         raise InputError(f"{run} must be the run directory of a study, but it holds no {SETTINGS}")
     settings = ResolvedSettings.load(run / SETTINGS)
+    refuse_damaged_study(settings, run)
+    refuse_links_outward(run)
     storage = open_storage(settings, run, existing=True)
     study = find_study(storage, settings.study)
     if study is None:

@@ -11,6 +11,7 @@ from ltmsearch.errors import InputError
 from ltmsearch.export.choice import choose_trials
 from ltmsearch.export.folder import CONFIG, RECIPE, ExportedFile, rebuild, write_recipe, write_weights
 from ltmsearch.export.subnets import Subnet, is_study, study_subnets, trained_subnet
+from ltmsearch.files import refuse_links_outward
 from ltmsearch.observer import Observer
 from ltmsearch.programs import export_onnx, export_program, require_onnx
 from ltmsearch.records import TRIALS, read_trials
@@ -64,6 +65,7 @@ def export_run(
     observer = observer or Observer()
     if onnx:
         require_onnx()
+    refuse_links_outward(run)
     choice = {"trial": trial, "top": top, "under_gflops": under_gflops, "under_ms": under_ms}
     subnets = _subnets(run, choice, checkpoint, observer)
     kinds = [kind for kind, wanted in (("weights", weights), ("ONNX", onnx), ("torch.export", program)) if wanted]

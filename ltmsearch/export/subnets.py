@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ltmsearch.checkpoint import load_checkpoint
+from ltmsearch.checkpoint import WEIGHTS, load_checkpoint
 from ltmsearch.errors import InputError
 from ltmsearch.finetune import BEST, RECIPE
 from ltmsearch.observer import Observer
@@ -77,6 +77,7 @@ def study_subnets(
             observer.note("reading the study's data: each subnet gets BatchNorm statistics of its own")
             images = max(CALIBRATION_IMAGES, settings.calibration_images)
             evaluator = prepare_evaluator(settings.model_copy(update={"calibration_images": images}), observer)
+            evaluator.supernet.refuse_unfitting(shared, run / WEIGHTS)
             evaluator.supernet.load_state_dict(shared)
             evaluators.append(evaluator)
         return evaluators[0].recalibrated_subnet(record.schedule(settings.operator))

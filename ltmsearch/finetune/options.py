@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ltmsearch.errors import shortened
 from ltmsearch.recipe import Recipe
 
 STATE, RECIPE, LOG = "state.safetensors", "recipe.yaml", "log.csv"
@@ -39,4 +40,5 @@ def default_folder(recipe: Recipe, path: Path) -> Path:
     """`trainings/<study>-<trial>`, or with the recipe's file name where its origin is unknown."""
     origin = [str(recipe.provenance[name]) for name in ("study", "trial") if name in recipe.provenance]
     name = "-".join(origin) if len(origin) == 2 else path.stem
-    return Path("trainings") / "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
+    plain = "".join(c if c.isalnum() or c in "._-" else "-" for c in shortened(name, 100))
+    return Path("trainings") / (plain.lstrip(".") or "recipe")  # no `..`, and nothing that is hidden

@@ -20,15 +20,15 @@ from ltmsearch.curves import write_curves
 from ltmsearch.epochs import EpochRecord, select_best, write_log
 from ltmsearch.errors import InputError, TrainingDiverged
 from ltmsearch.evaluation import Score, score
-from ltmsearch.files import refuse_unwritable, write_atomic
+from ltmsearch.files import refuse_links_outward, refuse_unwritable, write_atomic
 from ltmsearch.finetune.learner import Learner, ib_start
 from ltmsearch.finetune.options import BEST, LAST, LOG, RECIPE, STATE, TrainingOptions
 from ltmsearch.finetune.parts import make_network, make_teacher, open_data
-from ltmsearch.finetune.state import load_state, save_state
 from ltmsearch.observer import Observer
 from ltmsearch.ranks import Ranks, joined
 from ltmsearch.recipe import Recipe, library_versions
 from ltmsearch.runtime import amp_runtime, find_device, step_seconds
+from ltmsearch.state import load_state, save_state
 from ltmsearch.trained import pack_weights
 
 _log = logging.getLogger(__name__)
@@ -87,6 +87,7 @@ class _Session:
         self.recipe, self.options, self.ranks, self.observer = recipe, options, ranks, observer
         self.folder = options.out
         refuse_unwritable(self.folder, "the folder")
+        refuse_links_outward(self.folder)
         stored = self._stored()
         self.runtime = amp_runtime(find_device(device), amp=recipe.amp, dtype=recipe.amp_dtype)
         if recipe.batch_size % (ranks.world * recipe.grad_accum_steps):

@@ -10,8 +10,9 @@ import platformdirs
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ltmsearch.costs import CostModel, LatencyModel, Timing, fit_latency
-from ltmsearch.errors import InputError
+from ltmsearch.errors import InputError, shortened
 from ltmsearch.files import write_atomic
+from ltmsearch.jsonfile import read_json
 from ltmsearch.latency.reading import Reading
 from ltmsearch.latency.target import LatencyTarget, target_file_name
 from ltmsearch.schedule import Form, MergeSchedule
@@ -109,11 +110,11 @@ class LatencyProfile(BaseModel):
             InputError: If the file is missing or is no profile.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             if content.get("schema_version") != SCHEMA:
                 raise InputError(
                     f"{path}: schema_version must be {SCHEMA} for this ltmsearch, but got "
-                    f"{content.get('schema_version')!r}; ltmsearch profile makes it anew"
+                    f"{shortened(repr(content.get('schema_version')))}; ltmsearch profile makes it anew"
                 )
             return cls.model_validate(content)
         except OSError as error:

@@ -41,6 +41,7 @@ class Lease:
         self._tell = tell
         self._beat_seconds = BEAT_SECONDS if beat_seconds is None else beat_seconds
         self._boards: list[Board] = []
+        self._taken_from: list[Owner | None] = []
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._give_signs_of_life, name="lease", daemon=True)
 
@@ -54,8 +55,9 @@ class Lease:
         self._over.set()
         self._thread.join(timeout=self._beat_seconds)
         for board in self._boards:
-            with suppress(Exception):  # what stays there names a process that has ended
+            with suppress(Exception):  # what stays there names a lease that has ended
                 board.remove(self.owner)
+        self.owner.end()
 
     def hold(self, board: Board) -> None:
         """Put this process up on a board, unless it hangs there already.
@@ -96,7 +98,9 @@ class Lease:
         if ended:
             _log.info("%s was driven by %s, which has ended", board.what, there.owner)
         elif self._takeover:
-            self._tell(f"taking {board.what} over from {_named(there)}, which ends as soon as it notices")
+            if there.owner is None or there.owner not in self._taken_from:  # it hangs on two boards
+                self._tell(f"taking {board.what} over from {_named(there)}, which ends as soon as it notices")
+            self._taken_from.append(there.owner)
         elif ended is None:
             self._watch(board, there)
         else:

@@ -13,6 +13,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 _PROC = Path("/proc")
 _ENDED = "ZXx"
 """States in `/proc` of a process that has ended and waits for its parent to notice."""
+_at_work: set[str] = set()
+"""Tokens of this process's leases that it holds. What it could not take down names it for as long as it lives."""
 
 
 class Owner(BaseModel):
@@ -40,9 +42,10 @@ class Owner(BaseModel):
     @classmethod
     def this_process(cls) -> Self:
         """A new lease's owner."""
-        pid = os.getpid()
+        pid, token = os.getpid(), secrets.token_hex(8)
+        _at_work.add(token)
         return cls(
-            token=secrets.token_hex(8),
+            token=token,
             user=_user(),
             host=socket.gethostname(),
             place=_place(),
@@ -51,8 +54,12 @@ class Owner(BaseModel):
             started=datetime.now().astimezone().replace(microsecond=0),
         )
 
+    def end(self) -> None:
+        """Let the lease go, though the process lives on, as in a notebook."""
+        _at_work.discard(self.token)
+
     def has_ended(self) -> bool | None:
-        """Whether the process is over; None where that cannot be seen from here."""
+        """Whether it is over; None where that cannot be seen from here."""
         if self.place != _place():
             return None
         try:
@@ -61,12 +68,13 @@ class Owner(BaseModel):
             return True
         except PermissionError:
             pass  # another user's: there
-        if self.born is None:
-            return False
-        try:
-            return _born(self.pid) != self.born
-        except OSError:
-            return None
+        if self.born is not None:
+            try:
+                if _born(self.pid) != self.born:
+                    return True
+            except OSError:
+                return None
+        return self.pid == os.getpid() and self.token not in _at_work
 
     def __str__(self) -> str:
         since = self.started.astimezone().strftime("%Y-%m-%d %H:%M:%S")

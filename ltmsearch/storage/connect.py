@@ -16,12 +16,16 @@ from ltmsearch.errors import InputError, StorageLost
 from ltmsearch.settings import StudySettings
 from ltmsearch.storage.failures import FAILURES, reason
 from ltmsearch.storage.journal import open_journal
+from ltmsearch.storage.patience import PatientStorage, patient
 from ltmsearch.storage.studies import find_study
 
 DATABASE, ARTIFACTS = "study.db", "artifacts"
 """Names in a run directory: of the database, and of the folder with the files of trials that the dashboard shows."""
-CONNECT_SECONDS = 10
-"""How long a server may take to answer."""
+_SERVER = {
+    "connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}  # fmt: skip
+"""How long a server may take to answer, and be silent where a network was cut: seconds, the last one milliseconds."""
 NO_PASSWORD = " (no password was given: it may stand in --storage of `run`, in PGPASSWORD or in ~/.pgpass)"
 
 
@@ -69,8 +73,7 @@ def _open_database(url: str, settings: StudySettings, *, existing: bool) -> RDBS
     file, password = database_file(url), settings.storage_password
     options: dict[str, Any] = {}
     if file is None:
-        options = {"connect_timeout": CONNECT_SECONDS}
-        options |= {} if password is None else {"password": password.get_secret_value()}
+        options = _SERVER | ({} if password is None else {"password": password.get_secret_value()})
     storage = RDBStorage(
         url,
         # The password goes past the URL, which Optuna keeps as text. A server may close what was idle for a trial.
@@ -111,14 +114,14 @@ def told_when_lost(settings: StudySettings) -> Iterator[None]:
 
 def reach_storage(
     settings: StudySettings, stored: StudySettings | None, *, begun: bool, tell: Callable[[str], None] = _unheard
-) -> BaseStorage | None:
+) -> PatientStorage | None:
     """The storage of a search, before anything is timed; None where it is the run directory's and not there yet.
 
     Args:
         settings: Of the search.
         stored: What the run directory holds, if anything.
         begun: Whether it holds shared weights.
-        tell: Hears in one line of what was mended.
+        tell: Hears in one line of what was mended, and of each wait.
 
     Raises:
         InputError: If it cannot be used, is another than the study began with, or holds another run directory's study
@@ -130,8 +133,8 @@ def reach_storage(
         given = f"--storage {settings.storage}" if settings.storage else "no --storage"
         raise InputError(f"{folder} holds a study that is kept in {held}, but got {given}: continue it where it is")
     if settings.storage is None:
-        return open_storage(settings, folder) if (folder / DATABASE).exists() else None
-    storage = open_storage(settings, folder, tell=tell)
+        return patient(open_storage(settings, folder), settings, tell) if (folder / DATABASE).exists() else None
+    storage = patient(open_storage(settings, folder, tell=tell), settings, tell)
     study = find_study(storage, settings.study_name)
     if study is not None and study.get_trials(deepcopy=False) and not begun:
         raise InputError(

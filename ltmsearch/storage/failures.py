@@ -5,7 +5,7 @@ import sqlite3
 
 from optuna.exceptions import StorageInternalError
 from pydantic import SecretStr
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 FAILURES = (SQLAlchemyError, StorageInternalError)
@@ -74,6 +74,11 @@ def may_pass(error: Exception) -> bool:
     return isinstance(cause, OperationalError | InterfaceError) and not refused
 
 
-def _cause(error: Exception) -> BaseException:
-    wrapped = isinstance(error, StorageInternalError) and error.__cause__ is not None
-    return error.__cause__ if wrapped and error.__cause__ is not None else error
+def _cause(error: BaseException) -> BaseException:
+    """What the database itself said."""
+    if isinstance(error, StorageInternalError) and not isinstance(error, JournalFailed) and error.__cause__:
+        return _cause(error.__cause__)
+    # Optuna reads trials once more after an error, on a connection that the error has made useless.
+    if isinstance(error, PendingRollbackError) and isinstance(error.__context__, DBAPIError):
+        return error.__context__
+    return error

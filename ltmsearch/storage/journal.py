@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,14 +128,22 @@ def open_journal(path: Path, *, existing: bool, tell: Callable[[str], None]) -> 
     try:
         journal = Journal(path, tell)
         if not existing:
-            if Path(f"{path}.lock").exists():
-                tell(f"waiting for {path}.lock: half a minute, if a process that was killed left it")
+            _tell_of_a_lock(Path(f"{path}.lock"), tell)
             journal.mend()
         return JournalStorage(journal)
     except OSError as error:
         raise JournalFailed.of(error) from error
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         raise JournalFailed(f"{path} is damaged: its records contradict each other") from error
+
+
+def _tell_of_a_lock(lock: Path, tell: Callable[[str], None]) -> None:
+    """Say why it takes half a minute, where a process left its lock. Others hold it for milliseconds."""
+    for _ in range(10):
+        if not lock.exists():
+            return
+        time.sleep(0.1)
+    tell(f"waiting for {lock}, which goes after half a minute if a process that was killed left it")
 
 
 def _refuse_damaged(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Workers on Ray: each an actor that holds a supernet; weights travel once per version through the object store."""
 
 import logging
+import re
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -58,41 +59,63 @@ class RayWorkers:
 
     Args:
         connection: Ray, connected.
-        bench: What the study works with.
+        number: How many.
+        gpus: Of each, fractions too.
+        arguments: Of `worker`.
+        state: State dict of the driver's supernet.
         observer: Hears of workers that come and go.
+        worker: Class of the actors.
     """
 
     elsewhere = True
 
-    def __init__(self, connection: Connection, bench: Workbench, observer: Observer) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        number: int,
+        gpus: float,
+        arguments: tuple[Any, ...],
+        state: Mapping[str, Tensor],
+        observer: Observer,
+        worker: type = TrialWorker,
+    ) -> None:
         self.ray = connection.ray
         self.connection = connection
         self.observer = observer
-        settings, evaluator = bench.settings, bench.evaluator
-        runtime = evaluator.runtime
-        gpus = gpu_share(settings, device=runtime.device.type, gpus=connection.gpus)
-        # The number format is the driver's, whatever a worker would measure; its weights are the shared ones.
-        told: dict[str, Any] = {
-            "precision": runtime.precision,
-            "pretrained": False,
-            "checkpoint": None,
-            "resume_from": None,
-        }
-        told["device"] = "cuda" if gpus else "cpu"
-        per_machine = -(-settings.workers // max(1, connection.machines))
-        self._arguments = settings.public() | told, max(1, torch.get_num_threads() // per_machine)
+        self._arguments = arguments
         options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": 0, "max_concurrency": 1}
-        self._actor_class = self.ray.remote(**options)(TrialWorker)
-        self._state = self.ray.put(to_arrays(evaluator.supernet.state_dict()))
+        self._actor_class = self.ray.remote(**options)(worker)
+        self._state = self.ray.put(to_arrays(state))
         self._weights: dict[int, Any] = {}
         self._again: deque[Handed] = deque()
         self._failed_starts = 0
         self._someone_since = time.monotonic()
         self._told_ready = False
-        self._seats = [self._seat() for _ in range(settings.workers)]
-        observer.note(
-            f"{settings.workers} workers start on {connection.where}" + (f", {gpus:g} GPUs each" if gpus else "")
-        )
+        self._seats = [self._seat() for _ in range(number)]
+        start, with_gpus = "workers start" if number > 1 else "worker starts", f", {gpus:g} GPUs each" * (gpus > 0)
+        observer.note(f"{number} {start} on {connection.where}{with_gpus}")
+
+    @classmethod
+    def of_study(cls, connection: Connection, bench: Workbench, observer: Observer) -> "RayWorkers":
+        """The workers that a study asks for.
+
+        Args:
+            connection: Ray, connected.
+            bench: What the study works with.
+            observer: Hears of workers that come and go.
+        """
+        settings, runtime = bench.settings, bench.evaluator.runtime
+        gpus = gpu_share(settings, device=runtime.device.type, gpus=connection.gpus)
+        # The number format is the driver's, whatever a worker would measure; its weights are the shared ones.
+        told: dict[str, Any] = {"precision": runtime.precision, "device": "cuda" if gpus else "cpu"}
+        told |= {"pretrained": False, "checkpoint": None, "resume_from": None}
+        per_machine = -(-settings.workers // max(1, connection.machines))
+        threads = max(1, torch.get_num_threads() // per_machine)
+        return cls(
+            connection, number=settings.workers, gpus=gpus, arguments=(settings.public() | told, threads),
+            state=bench.evaluator.supernet.state_dict(), observer=observer,
+        )  # fmt: skip
 
     def _seat(self) -> Seat:
         actor = self._actor_class.remote(*self._arguments)
@@ -213,19 +236,23 @@ class RayWorkers:
         self._told_ready = True
         hosts, device = {each.host for each in ready}, ready[0].device
         threads = f", {ready[0].threads} thread{'s' * (ready[0].threads > 1)} each" if device == "cpu" else ""
+        are = "workers are" if len(ready) > 1 else "worker is"
         self.observer.note(
-            f"{len(ready)} workers are ready on {', '.join(sorted(hosts))}: {device}{threads}, "
+            f"{len(ready)} {are} ready on {', '.join(sorted(hosts))}: {device}{threads}, "
             f"{max(each.memory_gib for each in ready):.1f} GiB of memory each"
         )
 
 
 def _reason(error: Exception) -> str:
     """What Ray says of a worker that died, in a few words."""
-    said = " ".join(str(error).split())
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines() or [type(error).__name__]
+    if "creation task" in lines[0]:  # then the last line is that of the traceback
+        return lines[-1].strip()
+    said = " ".join(" ".join(lines).split())
     for sign, words in _SIGNS.items():
         if sign in said:
             return words
-    return said[:160] or type(error).__name__
+    return said[:160]
 
 
 _SIGNS = {

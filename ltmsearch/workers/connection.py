@@ -4,10 +4,12 @@ import logging
 import math
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ltmsearch.errors import InputError
@@ -26,6 +28,10 @@ _ALONE = {
     "RAY_AUTH_MODE": "token",  # who connects must know what stands in ~/.ray/auth_token, which Ray makes
 }
 """What Ray reads when it is imported, unless the user has told it otherwise; the second for this machine alone."""
+
+
+CONNECT_SECONDS = 10
+"""How long a cluster may take to answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +71,10 @@ def connect(settings: StudySettings) -> Connection:
         InputError: If Ray is missing, the cluster does not answer, or it lacks CPUs or GPUs for the workers, for which
             Ray would wait for ever.
     """
-    for name, value in _ENVIRONMENT.items() | (_ALONE.items() if settings.ray_address is None else set()):
+    environment = _ENVIRONMENT | (_ALONE if settings.ray_address is None else {})
+    if settings.ray_address is not None and _token_known():
+        environment["RAY_AUTH_MODE"] = "token"  # a cluster that asks for none takes no offence
+    for name, value in environment.items():
         os.environ.setdefault(name, value)
     try:
         import ray
@@ -115,15 +124,30 @@ def _signals_kept() -> Iterator[None]:
 
 
 def _join(ray: Any, address: str) -> None:
+    rule = "--ray-address must be a Ray cluster that runs, auto or HOST:PORT, but"
+    host, colon, port = address.rpartition(":")
+    if address != "auto":
+        if not colon or not port.isdigit() or "/" in host:
+            raise InputError(f"{rule} got {address!r}; `ray start --head` prints it")
+        try:  # Ray itself would try for minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise InputError(
+                f"{rule} {address} cannot be reached ({getattr(error, 'strerror', None) or error})"
+            ) from None
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # it says in ten lines what the error says in one
     try:
         ray.init(address=address, log_to_driver=False, configure_logging=False)
     except (ConnectionError, RuntimeError, ValueError, AssertionError, OSError) as error:
-        reason = str(error).strip().splitlines()[0].partition(". ")[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"--ray-address must be a Ray cluster that runs, auto or HOST:PORT, but {address} cannot be reached "
-            f"({reason})"
-        ) from None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
+        token = "" if _token_known() else "; if it asks for a token, put it into ~/.ray/auth_token (ray get-auth-token)"
+        raise InputError(f"{rule} {address} cannot be used ({reason}{token})") from None
+
+
+def _token_known() -> bool:
+    """Whether Ray finds the token here that a cluster may ask for."""
+    named = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    return named or Path("~/.ray/auth_token").expanduser().is_file()
 
 
 def refuse_what_it_lacks(settings: StudySettings, *, cpus: float, gpus: float, where: str) -> None:

@@ -11,8 +11,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ltmsearch.errors import InputError
-from ltmsearch.files import write_atomic
+from ltmsearch.errors import InputError, shortened
+from ltmsearch.files import refuse_special, write_atomic
+from ltmsearch.jsonfile import parse_json
 
 KEY = "ltmsearch"
 """Name of the entry of the file's header."""
@@ -39,14 +40,15 @@ def load_state(path: Path) -> dict[str, Any]:
     Raises:
         InputError: If the file is damaged or foreign.
     """
+    refuse_special(path)
     try:
         with safe_open(path, framework="pt") as file:
-            described = json.loads((file.metadata() or {})[KEY])
+            described = parse_json((file.metadata() or {})[KEY])
             state = _restore(described, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path} must be the state of an ltmsearch training, but cannot be read ({type(error).__name__}: {error}); "
-            "move it away to begin anew"
+            f"{path} must be the state of an ltmsearch training, but cannot be read ({type(error).__name__}: "
+            f"{shortened(str(error), 200)}); move it away to begin anew"
         ) from error
     if not isinstance(state, dict):
         raise InputError(f"{path} must be the state of an ltmsearch training, but holds {type(state).__name__}")
