@@ -36,7 +36,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -119,15 +119,6 @@ class CountedWeights(SharedWeights):
 
     def save(self) -> None:
         pass
-
-
-class Memory(InMemoryStorage):
-    """Trials in memory, given in order as Optuna's cache of a database gives them, and at the same expense."""
-
-    def get_all_trials(
-        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
-    ) -> list[FrozenTrial]:
-        return sorted(super().get_all_trials(study_id, deepcopy, states), key=lambda trial: trial.number)
 
 
 class NoPages:
@@ -307,7 +298,7 @@ def simulate(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bench = changed(bench, out=name)
-        storage: BaseStorage = Memory() if charges else open_storage(bench.settings, folder)
+        storage: BaseStorage = InMemoryStorage() if charges else open_storage(bench.settings, folder)
         if not charges and known:
             storage = patient(storage, bench.settings, print)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -500,6 +491,8 @@ def main() -> None:
                     print(f"{sampler}, {n} workers: {seconds:.0f} s of a processor", file=sys.stderr, flush=True)
                     keep(sampler, runs)
     report(results)
+    if not {"random", "tpe"} <= results.keys():
+        return
     written = write_drawing(draw(results), args.out, "cluster", title="A simulated cluster", height=900)
     print(f"written: {path}, {', '.join(str(each) for each in written.paths)}", written.note or "")
 

@@ -274,12 +274,14 @@ class Surrogate(Unsaved):
     log: Log
 
     def _next_trial(
-        self, trials: list[FrozenTrial], first: deque[FirstTrial]
+        self, trials: list[FrozenTrial], unfinished: list[FrozenTrial], first: deque[FirstTrial]
     ) -> tuple[Trial, Callable[[int], BaseSampler]]:
-        if not first and all(trial.state.is_finished() for trial in trials):
+        if not first and not unfinished:
             rng = np.random.default_rng((self.settings.seed, len(trials)))
             self._enqueue(FirstTrial(indices=propose(self.bench, self.log.rows, rng), kind="searched"))
-        return super()._next_trial(self._trials(), first)
+            trials = self._trials()
+            unfinished = trials[-1:]
+        return super()._next_trial(trials, unfinished, first)
 
 
 BAND = 0.15

@@ -183,7 +183,7 @@ class Driver:
             begun = done + sum(flight.counts for flight in self.flying.values())
             time_is_up = until is not None and time.monotonic() > until
             if begun < self.settings.trials and not time_is_up and self.workers.free():
-                self._begin(*self._next_trial(trials, first))
+                self._begin(*self._next_trial(trials, tally.unfinished, first))
             elif (begun < self.settings.trials and not time_is_up) or self.flying:
                 for answer in self._answers():
                     self._finish(self.flying.pop(answer.trial), answer)
@@ -193,7 +193,7 @@ class Driver:
             self.observer.note(f"time is up after {done} of {self.settings.trials} trials")
 
     def _next_trial(
-        self, trials: list[FrozenTrial], first: deque[FirstTrial]
+        self, trials: list[FrozenTrial], unfinished: list[FrozenTrial], first: deque[FirstTrial]
     ) -> tuple[Trial, Callable[[int], BaseSampler]]:
         """The trial that an earlier run left unfinished, else a new one; and the sampler of its i-th parameter.
 
@@ -201,8 +201,8 @@ class Driver:
         as one that was not.
         """
         self._asked_at = time.perf_counter()
-        left = [t for t in trials if t.state == TrialState.RUNNING and t.number not in self.flying]
-        waiting = [t for t in trials if t.state == TrialState.WAITING]
+        left = [t for t in unfinished if t.state == TrialState.RUNNING and t.number not in self.flying]
+        waiting = [t for t in unfinished if t.state == TrialState.WAITING]
         if not left and not waiting:
             # One at a time, as whether the sampler is at a loss shows only trial by trial.
             if first:

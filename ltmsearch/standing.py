@@ -29,8 +29,9 @@ class Tally:
         """Proposals over a budget."""
         self.best: float | None = None
         """Highest top-1 within the budget."""
+        self.unfinished: list[FrozenTrial] = []
+        """Trials that wait or run, in their order."""
         self._seen = 0
-        self._open: list[int] = []
 
     def update(self, trials: Sequence[FrozenTrial]) -> None:
         """Count what has ended since.
@@ -38,12 +39,12 @@ class Tally:
         Args:
             trials: All of the study, in their order.
         """
-        looked_at = [*self._open, *range(self._seen, len(trials))]
+        numbers = [*(trial.number for trial in self.unfinished), *range(self._seen, len(trials))]
         self._seen = len(trials)
-        self._open = [number for number in looked_at if not trials[number].state.is_finished()]
-        for trial in (trials[number] for number in looked_at):
-            if trial.state.is_finished():
-                self._count(trial)
+        self.unfinished = [trials[number] for number in numbers if not trials[number].state.is_finished()]
+        for number in numbers:
+            if trials[number].state.is_finished():
+                self._count(trials[number])
 
     def _count(self, trial: FrozenTrial) -> None:
         self.trained += trained([trial])

@@ -63,6 +63,16 @@ def test_trials_that_others_add_are_found(url: str) -> None:
     assert study.ask().suggest_int("a", 0, 5) == 4
 
 
+def test_they_are_in_order_though_others_add_some_meanwhile(url: str) -> None:
+    study = begin(url)
+    study.ask()
+    study.get_trials()
+    optuna.load_study(study_name="s", storage=RDBStorage(url)).ask()
+    study.ask()
+    assert [trial.number for trial in study.get_trials()] == [0, 1, 2]
+    assert study.get_trials() == stored(url)
+
+
 def test_a_write_that_failed_is_looked_up(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may have been written, and only the answer lost."""
     study = begin(url)

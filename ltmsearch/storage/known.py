@@ -1,12 +1,13 @@
 """Optuna's cache of a study's trials, for whoever alone writes them."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Container, Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.storages._cached_storage import _CachedStorage, _StudyInfo
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 
 def cached(storage: BaseStorage) -> BaseStorage:
@@ -44,6 +45,24 @@ class KnownTrials(_CachedStorage):
                 self._add_trials_to_cache(study_id, trials)
                 self._written -= {trial._trial_id for trial in trials}
                 self._newest[study_id] = max(self._newest.get(study_id, -1), trials[-1]._trial_id)
+
+    def _add_trials_to_cache(self, study_id: int, trials: list[FrozenTrial]) -> None:
+        known = self._studies[study_id].trials
+        last = next(reversed(known), -1)
+        late = any(trial.number < last and trial.number not in known for trial in trials)
+        super()._add_trials_to_cache(study_id, trials)
+        if late:  # others added it while one was added here
+            self._studies[study_id].trials = dict(sorted(known.items()))
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """See `BaseStorage`. The cache is in order: sorting it every time would be most of what a large study takes."""
+        self._read_trials_from_remote_storage(study_id)
+        with self._lock:
+            trials = list(self._studies[study_id].trials.values())
+        trials = trials if states is None else [trial for trial in trials if trial.state in states]
+        return copy.deepcopy(trials) if deepcopy else trials
 
     # Noted before it is written: a try that fails may have been written all the same.
 
