@@ -18,7 +18,7 @@ from ltmsearch.prepare import Workbench, prepare
 from ltmsearch.records import TRIALS
 from ltmsearch.settings import SETTINGS, ResolvedSettings, StudySettings
 from ltmsearch.soundness import refuse_damaged_study
-from ltmsearch.storage import StudyBoard, open_storage, open_study, patient, reach_storage
+from ltmsearch.storage import StudyBoard, open_storage, open_study, patient, reach_storage, refuse_another_storage
 from ltmsearch.times import SET_UP, Clock, Times
 from ltmsearch.workers.connection import Connection, connect, wanted
 
@@ -67,8 +67,9 @@ def open_run(settings: StudySettings, observer: Observer, clock: Clock, lease: L
         settings.refuse_other_costs(stored, folder)  # before anything is timed
     if stored is not None and settings.study is None:  # the name is made of the budget, which may be another now
         settings = settings.model_copy(update={"study": stored.study, "out": str(folder)})
+    refuse_another_storage(settings, stored)
     refuse_damaged_study(settings, folder, scored=scored_trials(folder))
-    storage = reach_storage(settings, stored, begun=(folder / WEIGHTS).exists(), tell=observer.note)
+    storage = reach_storage(settings, begun=(folder / WEIGHTS).exists(), tell=observer.note)
     board = None if storage is None or settings.storage is None else StudyBoard(storage, settings)
     if board is not None and board.is_there():
         lease.hold(board)

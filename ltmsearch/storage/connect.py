@@ -112,26 +112,38 @@ def told_when_lost(settings: StudySettings) -> Iterator[None]:
         raise StorageLost(f"the storage {where} was lost: {said}; the same command continues") from error
 
 
+def refuse_another_storage(settings: StudySettings, stored: StudySettings | None) -> None:
+    """Raise if a study would go on in another storage than it began with.
+
+    Args:
+        settings: Of the search.
+        stored: What the run directory holds, if anything.
+
+    Raises:
+        InputError: Naming both.
+    """
+    if stored is not None and stored.storage != settings.storage:
+        held = f"the storage {stored.storage}" if stored.storage else f"its own {DATABASE}"
+        given = f"--storage {settings.storage}" if settings.storage else "no --storage"
+        raise InputError(
+            f"{settings.run_dir} holds a study that is kept in {held}, but got {given}: continue it where it is"
+        )
+
+
 def reach_storage(
-    settings: StudySettings, stored: StudySettings | None, *, begun: bool, tell: Callable[[str], None] = _unheard
+    settings: StudySettings, *, begun: bool, tell: Callable[[str], None] = _unheard
 ) -> PatientStorage | None:
     """The storage of a search, before anything is timed; None where it is the run directory's and not there yet.
 
     Args:
         settings: Of the search.
-        stored: What the run directory holds, if anything.
         begun: Whether it holds shared weights.
         tell: Hears in one line of what was mended, and of each wait.
 
     Raises:
-        InputError: If it cannot be used, is another than the study began with, or holds another run directory's study
-            of the same name.
+        InputError: If it cannot be used, or holds another run directory's study of the same name.
     """
     folder = settings.run_dir
-    if stored is not None and stored.storage != settings.storage:
-        held = f"the storage {stored.storage}" if stored.storage else f"its own {DATABASE}"
-        given = f"--storage {settings.storage}" if settings.storage else "no --storage"
-        raise InputError(f"{folder} holds a study that is kept in {held}, but got {given}: continue it where it is")
     if settings.storage is None:
         return patient(open_storage(settings, folder), settings, tell) if (folder / DATABASE).exists() else None
     storage = patient(open_storage(settings, folder, tell=tell), settings, tell)
