@@ -42,12 +42,15 @@ def assert_pages_are_served(run: Path, *, name: str, trials: int) -> None:
     """
     command = [sys.executable, "-m", "ltmsearch", "dashboard", str(run), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        root, _, number = process.stdout.readline().split()[4].partition("/dashboard/studies/")
-        with urllib.request.urlopen(f"{root}/api/studies/{number}", timeout=30) as answer:
-            told: dict[str, Any] = json.load(answer)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 0
+        try:
+            assert process.stdout is not None
+            root, _, number = process.stdout.readline().split()[4].partition("/dashboard/studies/")
+            with urllib.request.urlopen(f"{root}/api/studies/{number}", timeout=30) as answer:
+                told: dict[str, Any] = json.load(answer)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=30) == 0
+        finally:
+            process.kill()  # else a failure would wait for it for ever
     assert told["name"] == name
     assert [trial["number"] for trial in told["trials"]] == list(range(trials))
     assert all(trial["note"]["body"] and trial["artifacts"] for trial in told["trials"])
