@@ -158,13 +158,23 @@ class Evaluator:
         whole = self.settings.batch_size
         for batch_size in (whole, max(2, whole // 2)):
             try:
-                result = self._evaluated(weights, schedule, ib_weight, seed, steps, batch_size, ends)
+                with self._seeded(seed):
+                    result = self._evaluated(weights, schedule, ib_weight, seed, steps, batch_size, ends)
                 return result if batch_size == whole else replace(result, batch_size=batch_size)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
             free_memory(self.runtime.device)  # outside of `except`, whose traceback holds the tensors
         raise TrialOutOfMemory(f"memory is full with {whole} and with {batch_size} images a step")
+
+    @contextmanager
+    def _seeded(self, seed: int) -> Iterator[None]:
+        """What nets draw while they train, such as paths to drop, is drawn from a seed; generators come back as they
+        were."""
+        device = self.runtime.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
 
     def _evaluated(
         self,
@@ -177,7 +187,6 @@ class Evaluator:
         ends: Deadline,
     ) -> TrialResult:
         start, settings = time.perf_counter(), self.settings
-        torch.manual_seed(seed)
         load_parameters(self.supernet, weights)
         with batchnorm_kept(self.supernet):
             if steps:
