@@ -65,7 +65,7 @@ from ltmsearch.training import (
     proxy_train,
     warm_up,
 )
-from ltmsearch.trial import SCORING_BATCH, load_parameters, moved, parameters
+from ltmsearch.trial import SCORING_BATCH, load_parameters, parameters
 
 RESULTS = Path(__file__).parent / "results"
 NEAR = 0.02
@@ -352,7 +352,8 @@ class Ranks:
         for number in np.random.default_rng(seed).permutation(len(self.schedules)).tolist():
             logits = self.trial(bench, variant, weights, self.schedules[number], seed=trial_seed(seed, number))
             when_run[number] = logits
-            weights = moved(weights, parameters(supernet), variant.share or 0.0)
+            trained = parameters(supernet)
+            weights = {name: torch.lerp(w, trained[name], variant.share or 0.0) for name, w in weights.items()}
         again = [self.trial(bench, variant, weights, schedule, steps=0) for schedule in (*self.schedules, None)]
         load_parameters(supernet, first)
         return np.stack([np.stack([*(when_run[n] for n in sorted(when_run)), plain]), np.stack(again)])

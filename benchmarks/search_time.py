@@ -91,7 +91,7 @@ def put_clocks(clocks: Clocks) -> None:
     from optuna.storages._cached_storage import _CachedStorage
     from optuna.study import Study
 
-    from ltmsearch import prepare, study, trial
+    from ltmsearch import driver, entry, prepare, shared, study, trial
     from ltmsearch.dashboard.pages import Pages
     from ltmsearch.data import ImageData
     from ltmsearch.ib_loss import IBLoss, IBMeter
@@ -102,17 +102,17 @@ def put_clocks(clocks: Clocks) -> None:
     for name in (name for name in vars(_CachedStorage) if not name.startswith("_")):
         clocks.wrap(_CachedStorage, name, STORAGE)
     for owner, name, part in (
-        (study, "prepare", SETTING_UP), (prepare, "load_data", IMAGES), (ImageData, "_batches", IMAGES),
+        (entry, "prepare", SETTING_UP), (prepare, "load_data", IMAGES), (ImageData, "_batches", IMAGES),
         (prepare.Workbench, "warm_up", WARM_UP), (trial, "proxy_train", TRAINING), (trial, "score", scoring),
         (trial, "recalibrate", RECALIBRATION), (trial, "recalibrate_and_fit", RECALIBRATION),
         (IBLoss, "fit", IB), (IBMeter, "add", IB), (IBMeter, "terms", IB),
-        (study, "suggest", SAMPLER), (study, "make_sampler", SAMPLER), (Study, "ask", SAMPLER),
-        (study, "open_study", STORAGE), (Study, "tell", STORAGE), (Study, "get_trials", STORAGE),
-        (Study, "enqueue_trial", STORAGE), (study, "save_checkpoint", CHECKPOINTS),
-        (study, "load_checkpoint", CHECKPOINTS), (study, "load_parameters", WEIGHTS), (study, "parameters", WEIGHTS),
-        (study, "moved", WEIGHTS), (trial, "load_parameters", WEIGHTS), (trial, "parameters", WEIGHTS),
+        (driver, "suggest", SAMPLER), (driver, "make_sampler", SAMPLER), (Study, "ask", SAMPLER),
+        (entry, "open_study", STORAGE), (driver, "open_study", STORAGE), (Study, "tell", STORAGE),
+        (Study, "get_trials", STORAGE), (Study, "enqueue_trial", STORAGE), (shared, "save_checkpoint", CHECKPOINTS),
+        (entry, "load_checkpoint", CHECKPOINTS), (shared, "load_parameters", WEIGHTS), (shared, "parameters", WEIGHTS),
+        (shared.SharedWeights, "move", WEIGHTS), (trial, "load_parameters", WEIGHTS), (trial, "parameters", WEIGHTS),
         (Pages, "describe", PAGES), (Pages, "attach", PAGES), (Pages, "note", PAGES), (Pages, "renew", PAGES),
-        (trial.Evaluator, "_example_merges", PAGES), (study.Driver, "rescore", RESCORING),
+        (trial.Evaluator, "_example_merges", PAGES), (driver.Driver, "rescore", RESCORING),
         (study, "write_results", RESULTS),
     ):  # fmt: skip
         clocks.wrap(owner, name, part)

@@ -152,7 +152,7 @@ def test_it_starts_from_a_studys_shared_weights(tmp_path: Path) -> None:
     of = recipe()
     supernet = Supernet(of.backbone, num_classes=2)
     randomise(supernet)
-    state = CheckpointState(class_names=["a", "b"], version=0, space="s", trial=None, outcome=None)
+    state = CheckpointState(class_names=["a", "b"], version=0, scored=0, space="s", trial=None, outcome=None)
     save_checkpoint(tmp_path, supernet.state_dict(), state)
     net = make_network(of, TrainingOptions(out=tmp_path, init=tmp_path), "cpu", Observer()).eval()
     x = torch.rand(2, 3, 64, 64)
