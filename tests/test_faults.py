@@ -82,7 +82,7 @@ def assert_kept(before: Told, after: Told) -> None:
     assert {number: after.get(number) for number in before} == before
 
 
-@pytest.mark.parametrize("seed", seeds(9, slow=2))
+@pytest.mark.parametrize("seed", seeds(9, slow=1))
 def test_drivers_are_killed(
     undisturbed: Undisturbed, tmp_path: Path, seed: int, record_property: Callable[[str, object], None]
 ) -> None:

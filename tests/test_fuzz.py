@@ -220,7 +220,7 @@ def test_damaged_files_are_loaded_or_refused_in_one_line(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", [SEEDS[0], *(pytest.param(s, marks=pytest.mark.thorough) for s in SEEDS[1:])])
 def test_many_more_of_them(targets: list[Target], tmp_path: Path, record_property: Told, seed: int) -> None:
     tally = fuzz(targets, MANY // len(SEEDS), seed=seed, folder=tmp_path)
     record_property("told", f"fuzz, seed {seed}: {tally}")

@@ -153,7 +153,7 @@ def test_a_server_that_is_killed_is_waited_for(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", [80, 250, 420, 640])
+@pytest.mark.parametrize("moment", [*(pytest.param(m, marks=pytest.mark.thorough) for m in (80, 250, 420)), 640])
 def test_it_may_be_killed_at_any_moment(
     moment: int, postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

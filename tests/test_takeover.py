@@ -119,7 +119,7 @@ def test_the_exit_code_of_a_driver_that_was_taken_over(
         assert err == told
 
 
-@pytest.mark.parametrize("how", ["journal", pytest.param("sqlite", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", ["journal", pytest.param("sqlite", marks=pytest.mark.thorough)])
 class TestSharedStorages:
     @pytest.fixture(autouse=True)
     def _at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
