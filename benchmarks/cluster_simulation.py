@@ -417,6 +417,8 @@ def draw(results: dict[str, Any]) -> go.Figure:
     line(workers, [random[0]["trials_an_hour"] * n for n in workers], 1, 1, GREY, "linear", "dot")
     for sampler, color in (("random", BLUE), ("tpe", ORANGE)):
         runs = by_workers(results, sampler)
+        if len(runs) < 2:
+            continue
         n = [run["workers"] for run in runs]
         title = f"{SAMPLERS[sampler]}, {runs[0]['trials']:,} trials"
         line(n, [run["trials_an_hour"] for run in runs], 1, 1, color, title)
@@ -430,7 +432,7 @@ def draw(results: dict[str, Any]) -> go.Figure:
     for run in random:
         if run["workers"] in (1, 256):
             for col, key in ((1, "trials"), (2, "hours")):
-                name = f"random, {run['workers']}" if col == 1 else ""
+                name = f"random, {run['workers']} worker{'s' * (run['workers'] > 1)}" if col == 1 else ""
                 color = SHADES[run["workers"]]
                 line([p[key] for p in run["curve"]], [p["value"] for p in run["curve"]], 2, col, color, name, "dot")
     for col in (1, 2):

@@ -134,7 +134,8 @@ def run_seed(seed: int, args: argparse.Namespace, quality: Namespace) -> dict[st
 
 def differences(seeds: dict[str, Any], name: str, key: str, base: str = "1") -> list[float]:
     """Of the seeds that have both, what a case has more than another."""
-    return [runs[name][key] - runs[base][key] for runs in seeds.values() if name in runs and base in runs]
+    both = [(runs.get(name, {}), runs.get(base, {})) for runs in seeds.values()]
+    return [one[key] - other[key] for one, other in both if key in one and key in other]
 
 
 def shown(values: list[float], digits: int) -> str:
@@ -147,8 +148,12 @@ def paired(values: list[float], digits: int) -> str:
     """Mean difference, with the half width of its 95 % interval."""
     if len(values) < 2:
         return shown(values, digits)
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-    return f"{mean(values):+.{digits}f} ± {half:.{digits}f}"
+    return f"{mean(values):+.{digits}f} ± {half_width(values):.{digits}f}"
+
+
+def half_width(values: list[float]) -> float:
+    """Of the 95 % interval of a mean."""
+    return float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
 
 
 def report(seeds: dict[str, Any]) -> None:
@@ -166,7 +171,7 @@ def report(seeds: dict[str, Any]) -> None:
         cells = []
         for key, digits in keys:
             gaps = differences(seeds, name, key)
-            cells += [shown([run[key] for run in runs], digits), "" if name == "1" else paired(gaps, digits)]
+            cells += [shown([r[key] for r in runs if key in r], digits), "" if name == "1" else paired(gaps, digits)]
         ages = f"{mean(r['age'] for r in runs):.1f}", f"{max(r['max_age'] for r in runs)}"
         table.add_row(
             name, *cells, *ages, f"{mean(r['virtual_seconds'] for r in runs) / 3600:.2f}", str(len(runs))
@@ -195,7 +200,7 @@ def draw(seeds: dict[str, Any]) -> go.Figure:
         for power, color in COLORS.items():
             cases = [case for case in places if case[1] == power and differences(seeds, case_name(*case), key)]
             gaps = [differences(seeds, case_name(*case), key) for case in cases]
-            half = [float(stats.t.ppf(0.975, len(g) - 1)) * stdev(g) / len(g) ** 0.5 if len(g) > 1 else 0 for g in gaps]
+            half = [half_width(each) if len(each) > 2 else 0.0 for each in gaps]  # two seeds tell next to nothing
             figure.add_trace(
                 go.Scatter(
                     x=[places[case] for case in cases], y=[mean(each) for each in gaps], mode="markers",
@@ -211,12 +216,12 @@ def draw(seeds: dict[str, Any]) -> go.Figure:
                 ), row=1, col=col,
             )  # fmt: skip
         figure.update_xaxes(
-            tickvals=list(places.values()), ticktext=[f"{case[0]}" for case in places], title="workers", row=1, col=col
+            tickvals=list(places.values()), ticktext=[str(case[0]) for case in places], title="workers", row=1, col=col
         )
     figure.update_yaxes(title="points of mean top-1 less one worker's", row=1, col=1)
     figure.update_yaxes(title="nats more than one worker's (lower is better)", row=1, col=2)
     figure.update_layout(
-        title=f"60 trials on several workers, less the same on one: {len(seeds)} seeds, means with 95 % intervals",
+        title=f"60 trials on several workers, less the same on one: up to {len(seeds)} seeds, 95 % intervals",
         template="plotly_white", font={"size": 13}, margin={"l": 70, "r": 20, "t": 90, "b": 60},
         legend={"orientation": "h", "y": -0.18, "x": 0.5, "xanchor": "center"},
     )  # fmt: skip
