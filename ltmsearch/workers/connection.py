@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +22,11 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # it would tell its makers
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what it will do anyway, without a warning
 }
+_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Ray's switch for systems whose firewall asks: where it is 0, its services listen on loopback alone. Otherwise they do
+on all interfaces, whatever address they are given."""
 _ALONE = {
-    # Ray's switch for systems whose firewall asks: its services then listen on loopback alone. Otherwise on all
-    # interfaces, whatever address it is given.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    _LOOPBACK: "0",
     "RAY_AUTH_MODE": "token",  # who connects must know what stands in ~/.ray/auth_token, which Ray makes
 }
 """What Ray reads when it is imported, unless the user has told it otherwise; the second for this machine alone."""
@@ -54,6 +56,9 @@ class Connection:
     def close(self) -> None:
         """Let go of Ray; what was started for this run ends."""
         self.ray.shutdown()
+        if self.local and os.environ.get(_LOOPBACK) == "0":  # else a cluster could not be joined from this process
+            del os.environ[_LOOPBACK]
+            self.ray._private.ray_constants.ENABLE_RAY_CLUSTER = sys.platform.startswith("linux")
 
 
 def wanted(settings: StudySettings) -> bool:
@@ -83,6 +88,9 @@ def connect(settings: StudySettings) -> Connection:
         raise InputError(f"{option} needs Ray: pip install 'ltmsearch[ray]'") from None
     # Ray prints what it says of workers that died to standard output, where results stand; we say it ourselves.
     ray._private.worker._worker_logs_enabled = False
+    if settings.ray_address is None:
+        # Ray reads the switch when it is imported, which another run in this process may have done for a cluster.
+        ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     with _signals_kept():
         if settings.ray_address is None:
             ray.init(
