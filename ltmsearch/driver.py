@@ -254,6 +254,8 @@ class Driver:
     def _finish(self, flight: Flight, answer: Answer) -> None:
         """Move the shared weights by what a trial came to, and tell it."""
         trial, result, start = flight.trial, answer.result, self.shared.take_back(flight.version)
+        if answer.worker:
+            trial.set_user_attr("worker", answer.worker)  # one machine of many may be the sick one
         if result is None:
             trial.set_user_attr("failure", answer.failure)
             self._end(trial, state=TrialState.FAIL)

@@ -8,7 +8,7 @@ from pathlib import Path
 from ltmsearch.axis import CostName
 from ltmsearch.driver import Driver
 from ltmsearch.entry import OpenRun, open_run
-from ltmsearch.errors import LeaseLost
+from ltmsearch.errors import LeaseLost, WorkersLost
 from ltmsearch.latency import hardware_name
 from ltmsearch.lease import Lease
 from ltmsearch.observer import Observer
@@ -102,7 +102,7 @@ def _search(driver: Driver, run: OpenRun, until: float | None) -> None:
         with clock.part(RESCORING):
             driver.rescore()
         driver.measure()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, WorkersLost):
         driver.confirm()
         if driver.records():  # so that `ltmsearch front` shows how far it came
             write_csv(trials_table(driver.records()), driver.folder / TRIALS)

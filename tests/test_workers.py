@@ -18,8 +18,10 @@ from ltmsearch.driver import Driver
 from ltmsearch.errors import InputError, WorkersLost
 from ltmsearch.observer import Observer
 from ltmsearch.prepare import Workbench, prepare
+from ltmsearch.settings import ResolvedSettings
 from ltmsearch.shared import kept_share
 from ltmsearch.workers import Answer, Task, ThisProcess
+from ltmsearch.workers.cluster import settings_of_workers
 from ltmsearch.workers.connection import gpu_share, refuse_what_it_lacks, wanted
 from ltmsearch.workers.here import evaluated
 
@@ -141,6 +143,18 @@ class TestAtOnce:
 
 def settings(**changes: Any) -> StudySettings:
     return StudySettings.make("test", backbone="mobilevit_xxs", budget_gflops=0.27, **changes)
+
+
+def test_workers_are_told_what_they_need_and_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    resolved = settings(
+        workers=2, data_dir="images", checkpoint="net.pth", storage="postgresql://me:secret@host/db"
+    ).resolved("cpu")
+    told = settings_of_workers(resolved, precision="bf16", on_gpus=True)
+    assert told["data_dir"] == f"{tmp_path}/images", "workers are started in other folders"
+    assert (told["precision"], told["device"], told["checkpoint"]) == ("bf16", "cuda", None)
+    assert "secret" not in str(told)
+    ResolvedSettings(**told)
 
 
 class TestWhatIsAskedOfRay:

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from ltmsearch.errors import InputError, WorkersLost
 from ltmsearch.observer import Observer
 from ltmsearch.prepare import Workbench
+from ltmsearch.settings import ResolvedSettings
 from ltmsearch.workers.actor import Ready, Refused, TrialWorker, to_arrays, to_tensors
 from ltmsearch.workers.connection import Connection, gpu_share
 from ltmsearch.workers.tasks import Answer, Task
@@ -107,13 +109,11 @@ class RayWorkers:
         """
         settings, runtime = bench.settings, bench.evaluator.runtime
         gpus = gpu_share(settings, device=runtime.device.type, gpus=connection.gpus)
-        # The number format is the driver's, whatever a worker would measure; its weights are the shared ones.
-        told: dict[str, Any] = {"precision": runtime.precision, "device": "cuda" if gpus else "cpu"}
-        told |= {"pretrained": False, "checkpoint": None, "resume_from": None}
+        told = settings_of_workers(settings, precision=runtime.precision, on_gpus=gpus > 0)
         per_machine = -(-settings.workers // max(1, connection.machines))
         threads = max(1, torch.get_num_threads() // per_machine)
         return cls(
-            connection, number=settings.workers, gpus=gpus, arguments=(settings.public() | told, threads),
+            connection, number=settings.workers, gpus=gpus, arguments=(told, threads),
             state=bench.evaluator.supernet.state_dict(), observer=observer,
         )  # fmt: skip
 
@@ -241,6 +241,21 @@ class RayWorkers:
             f"{len(ready)} {are} ready on {', '.join(sorted(hosts))}: {device}{threads}, "
             f"{max(each.memory_gib for each in ready):.1f} GiB of memory each"
         )
+
+
+def settings_of_workers(settings: ResolvedSettings, *, precision: str, on_gpus: bool) -> dict[str, Any]:
+    """What workers are told of a study: its settings, less what they get from the driver.
+
+    Args:
+        settings: Of the study.
+        precision: The driver's number format, whatever a worker would measure.
+        on_gpus: Whether workers have GPUs.
+    """
+    given: dict[str, Any] = {"precision": precision, "device": "cuda" if on_gpus else "cpu"}
+    given |= {"pretrained": False, "checkpoint": None, "resume_from": None}  # their weights are the shared ones
+    if settings.data_dir is not None:
+        given["data_dir"] = str(Path(settings.data_dir).absolute())  # they were started in other folders
+    return settings.public() | given
 
 
 def _reason(error: Exception) -> str:

@@ -30,8 +30,6 @@ _ALONE = {
     "RAY_AUTH_MODE": "token",  # who connects must know what stands in ~/.ray/auth_token, which Ray makes
 }
 """What Ray reads when it is imported, unless the user has told it otherwise; the second for this machine alone."""
-
-
 CONNECT_SECONDS = 10
 """How long a cluster may take to answer."""
 
@@ -44,8 +42,6 @@ class Connection:
     """The module."""
     where: str
     """`this machine`, or the cluster's address."""
-    cpus: float
-    """Of all machines."""
     gpus: float
     """Of all machines."""
     machines: int
@@ -103,14 +99,13 @@ def connect(settings: StudySettings) -> Connection:
     connection = Connection(
         ray=ray,
         where="this machine" if settings.ray_address is None else f"the cluster at {settings.ray_address}",
-        cpus=resources.get("CPU", 0),
         gpus=resources.get("GPU", 0),
         machines=sum(node["Alive"] for node in ray.nodes()),
         local=settings.ray_address is None,
     )
     _log.info("Ray on %s: %s", connection.where, resources)
     try:
-        refuse_what_it_lacks(settings, cpus=connection.cpus, gpus=connection.gpus, where=connection.where)
+        refuse_what_it_lacks(settings, cpus=resources.get("CPU", 0), gpus=connection.gpus, where=connection.where)
     except InputError:
         connection.close()
         raise
