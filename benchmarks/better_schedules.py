@@ -51,24 +51,24 @@ from rich.table import Table
 from torch import nn
 from training import shown
 
-from ltmsearch.backbones import get_adapter, input_config
+from ltmsearch.callbacks import Observer
+from ltmsearch.config.recipe import Recipe, library_versions, load_recipe
 from ltmsearch.costs import GIGA, CostTable, backbone_costs
-from ltmsearch.data import ImageData, load_data
-from ltmsearch.drawing import write_drawing
+from ltmsearch.data.loading import ImageData, load_data
+from ltmsearch.engine.distributed import Ranks
+from ltmsearch.engine.evaluation import Score, batchnorm_kept, recalibrate, score
+from ltmsearch.engine.runtime import Runtime, amp_runtime
 from ltmsearch.errors import TrainingDiverged
-from ltmsearch.evaluation import Score, batchnorm_kept, recalibrate, score
-from ltmsearch.files import write_atomic
-from ltmsearch.finetune.learner import Learner
-from ltmsearch.finetune.options import TrainingOptions
-from ltmsearch.finetune.parts import make_network, open_data
-from ltmsearch.observer import Observer
-from ltmsearch.ranks import Ranks
-from ltmsearch.recipe import Recipe, library_versions, load_recipe
-from ltmsearch.runtime import Runtime, amp_runtime
-from ltmsearch.schedule import Form, MergeSchedule
-from ltmsearch.space import SearchSpace, SpaceFile
-from ltmsearch.supernet import Supernet
-from ltmsearch.trained import pack_weights
+from ltmsearch.io.figures import write_drawing
+from ltmsearch.io.files import write_atomic
+from ltmsearch.models import get_adapter, input_config
+from ltmsearch.models.checkpoints import pack_weights
+from ltmsearch.models.supernet import Supernet
+from ltmsearch.schedules.schedule import Form, MergeSchedule
+from ltmsearch.schedules.space import SearchSpace, SpaceFile
+from ltmsearch.training.builders import make_network, open_data
+from ltmsearch.training.learner import Learner
+from ltmsearch.training.options import TrainingOptions
 
 RESULTS = Path(__file__).parent / "results"
 NETS = ("base", "ltm", "ltm matched", "tome", "pool", "learned", "searched", "searched in range")

@@ -34,13 +34,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ltmsearch.files import write_atomic
-from ltmsearch.observer import Observer
-from ltmsearch.prepare import prepare_evaluator
-from ltmsearch.runtime import step_seconds
-from ltmsearch.settings import StudySettings
-from ltmsearch.supernet import Supernet
-from ltmsearch.trial import parameters
+from ltmsearch.callbacks import Observer
+from ltmsearch.config.settings import StudySettings
+from ltmsearch.engine.runtime import step_seconds
+from ltmsearch.io.files import write_atomic
+from ltmsearch.models.supernet import Supernet
+from ltmsearch.search.setup import prepare_evaluator
+from ltmsearch.search.trial import parameters
 
 RESULTS = Path("benchmarks/results")
 RTX_3090 = {

@@ -53,21 +53,21 @@ from rich.console import Console
 from rich.table import Table
 from virtual_cluster import Durations, VirtualWorkers
 
+from ltmsearch.callbacks import Observer
+from ltmsearch.config.recipe import library_versions
+from ltmsearch.config.settings import StudySettings
 from ltmsearch.costs import within
-from ltmsearch.drawing import write_drawing
-from ltmsearch.driver import Driver
-from ltmsearch.evaluation import Score
-from ltmsearch.files import write_atomic
-from ltmsearch.front import hypervolume
-from ltmsearch.observer import Observer
-from ltmsearch.prepare import Workbench, prepare
-from ltmsearch.recipe import library_versions
-from ltmsearch.schedule import MergeSchedule
-from ltmsearch.settings import StudySettings
-from ltmsearch.shared import SharedWeights
-from ltmsearch.storage import open_storage, patient
-from ltmsearch.trial import ExampleMerges, TrialResult, parameters
-from ltmsearch.workers import Answer, Task
+from ltmsearch.engine.evaluation import Score
+from ltmsearch.io.figures import write_drawing
+from ltmsearch.io.files import write_atomic
+from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.search.driver import Driver
+from ltmsearch.search.pareto import hypervolume
+from ltmsearch.search.setup import Workbench, prepare
+from ltmsearch.search.shared_weights import SharedWeights
+from ltmsearch.search.storage import open_storage, patient
+from ltmsearch.search.trial import ExampleMerges, TrialResult, parameters
+from ltmsearch.search.workers import Answer, Task
 
 RESULTS = Path("benchmarks/results")
 WORKERS = (256, 1, 16, 64, 4, 128, 32, 8, 2)
@@ -226,8 +226,8 @@ def weights_seconds(bench: Workbench) -> dict[str, Any]:
 
 def ray_seconds(bench: Workbench) -> dict[str, Any]:
     """What Ray takes of the driver for one trial: weights put, a call, its end awaited, weights got."""
-    from ltmsearch.workers.actor import to_arrays
-    from ltmsearch.workers.connection import connect
+    from ltmsearch.search.workers.actor import to_arrays
+    from ltmsearch.search.workers.ray_connection import connect
 
     connection = connect(changed(bench, workers=2).settings)
     try:

@@ -16,9 +16,9 @@ import numpy as np
 import timm
 import torch
 
-from ltmsearch.backbones import create_subnet, get_adapter
 from ltmsearch.costs import cost_model, traced_macs
-from ltmsearch.space import SearchSpace, SpaceFile
+from ltmsearch.models import create_subnet, get_adapter
+from ltmsearch.schedules.space import SearchSpace, SpaceFile
 
 
 def rate(count: Callable[[int], int], seconds: float, repeats: int = 5) -> list[float]:

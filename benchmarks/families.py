@@ -11,12 +11,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ltmsearch.backbones import create_subnet, get_adapter
 from ltmsearch.costs import GIGA, CostModel, cost_model
 from ltmsearch.costs.macs import merge_macs
 from ltmsearch.merging import get_operator
-from ltmsearch.schedule import Choice, Form, MergeSchedule
-from ltmsearch.space import SearchSpace, SpaceFile
+from ltmsearch.models import create_subnet, get_adapter
+from ltmsearch.schedules.schedule import Choice, Form, MergeSchedule
+from ltmsearch.schedules.space import SearchSpace, SpaceFile
 
 BACKBONES = ("mobilevit_xs", "mobilevit_s", "efficientvit_b1", "vit_small_patch16_224", "swin_tiny_patch4_window7_224")
 FORMS: tuple[Form, ...] = ("soft", "hard")

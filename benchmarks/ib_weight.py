@@ -15,13 +15,13 @@ from statistics import mean, stdev
 from rich.console import Console
 from rich.table import Table
 
-from ltmsearch.files import write_atomic
-from ltmsearch.observer import Observer
-from ltmsearch.prepare import prepare
-from ltmsearch.recipe import library_versions
-from ltmsearch.schedule import MergeSchedule
-from ltmsearch.settings import StudySettings
-from ltmsearch.trial import Evaluator, parameters
+from ltmsearch.callbacks import Observer
+from ltmsearch.config.recipe import library_versions
+from ltmsearch.config.settings import StudySettings
+from ltmsearch.io.files import write_atomic
+from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.search.setup import prepare
+from ltmsearch.search.trial import Evaluator, parameters
 
 RESULTS = Path(__file__).parent / "results" / "ib_weight.json"
 WEIGHTS = (0.0, 0.01, 0.1, 1.0, 10.0)

@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ltmsearch.backbones import get_adapter
+from ltmsearch.callbacks import Observer
 from ltmsearch.latency.build import build_profile, profile_space, target_costs
-from ltmsearch.latency.reading import Session
-from ltmsearch.latency.stage import open_stage
+from ltmsearch.latency.measure import Session
+from ltmsearch.latency.runtimes import open_stage
 from ltmsearch.latency.target import LatencyTarget
-from ltmsearch.observer import Observer
-from ltmsearch.schedule import MergeSchedule
-from ltmsearch.space import SpaceFile
+from ltmsearch.models import get_adapter
+from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.schedules.space import SpaceFile
 
 BACKBONES = ("mobilevit_s", "efficientvit_b1", "vit_small_patch16_224", "swin_tiny_patch4_window7_224")
 

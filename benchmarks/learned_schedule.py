@@ -39,11 +39,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltmsearch.costs import CostTable
-from ltmsearch.evaluation import batchnorm_kept
-from ltmsearch.runtime import Runtime
-from ltmsearch.schedule import MergeSchedule
-from ltmsearch.space import SearchSpace
-from ltmsearch.supernet import Supernet
+from ltmsearch.engine.evaluation import batchnorm_kept
+from ltmsearch.engine.runtime import Runtime
+from ltmsearch.models.supernet import Supernet
+from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.schedules.space import SearchSpace
 
 PENALTY = 50.0
 """λ, nats: at 2 % off the target it weighs 0.02."""

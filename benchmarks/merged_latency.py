@@ -34,12 +34,12 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from ltmsearch.backbones import MERGING, create_subnet, operators_of
 from ltmsearch.costs import CostModel, cost_model, traced_macs_by_module
-from ltmsearch.grid import Grid, tokens
+from ltmsearch.engine.runtime import keep_freed_memory
 from ltmsearch.merging import Merge, MergeOperator
-from ltmsearch.runtime import keep_freed_memory
-from ltmsearch.schedule import Form, MergeSchedule
+from ltmsearch.models import MERGING, create_subnet, operators_of
+from ltmsearch.schedules.grid import Grid, tokens
+from ltmsearch.schedules.schedule import Form, MergeSchedule
 
 BACKBONES = ("mobilevit_xs", "mobilevit_s", "efficientvit_b1", "vit_small_patch16_224", "swin_tiny_patch4_window7_224")
 SIZE = (224, 224)

@@ -26,12 +26,12 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.benchmark import Timer
 
-from ltmsearch.backbones import create_subnet
 from ltmsearch.costs import GIGA, backbone_costs
-from ltmsearch.files import write_atomic
+from ltmsearch.io.files import write_atomic
+from ltmsearch.models import create_subnet
 from ltmsearch.programs import export_onnx
-from ltmsearch.programs.onnx_file import open_onnx
-from ltmsearch.schedule import Form, MergeSchedule
+from ltmsearch.programs.onnx import open_onnx
+from ltmsearch.schedules.schedule import Form, MergeSchedule
 
 SIZE = 224
 BACKBONES: dict[str, tuple[Form, ...]] = {

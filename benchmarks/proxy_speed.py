@@ -25,12 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltmsearch.evaluation import batchnorm_kept
-from ltmsearch.runtime import Runtime, choose_runtime
-from ltmsearch.schedule import MergeSchedule
-from ltmsearch.settings import StudySettings
-from ltmsearch.supernet import Supernet
-from ltmsearch.training import LABEL_SMOOTHING, WEIGHT_DECAY, proxy_train
+from ltmsearch.config.settings import StudySettings
+from ltmsearch.engine.evaluation import batchnorm_kept
+from ltmsearch.engine.runtime import Runtime, choose_runtime
+from ltmsearch.engine.steps import LABEL_SMOOTHING, WEIGHT_DECAY, proxy_train
+from ltmsearch.models.supernet import Supernet
+from ltmsearch.schedules.schedule import MergeSchedule
 
 BACKBONES = ("mobilevit_s", "vit_tiny_patch16_224", "efficientvit_b0", "swin_tiny_patch4_window7_224")
 CLASSES, LR = 10, 2e-4

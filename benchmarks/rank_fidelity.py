@@ -42,20 +42,14 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
+from ltmsearch.callbacks import Observer
+from ltmsearch.config.recipe import library_versions
+from ltmsearch.config.settings import StudySettings
 from ltmsearch.costs import GIGA, backbone_costs, covering_schedules
-from ltmsearch.data import ImageData
-from ltmsearch.drawing import write_drawing
-from ltmsearch.evaluation import batchnorm_kept, recalibrate
-from ltmsearch.files import write_atomic
-from ltmsearch.observer import Observer
-from ltmsearch.prepare import Workbench, prepare
-from ltmsearch.recipe import library_versions
-from ltmsearch.rescoring import expected_top1
-from ltmsearch.runtime import Runtime
-from ltmsearch.schedule import MergeSchedule
-from ltmsearch.settings import StudySettings
-from ltmsearch.supernet import Supernet
-from ltmsearch.training import (
+from ltmsearch.data.loading import ImageData
+from ltmsearch.engine.evaluation import batchnorm_kept, recalibrate
+from ltmsearch.engine.runtime import Runtime
+from ltmsearch.engine.steps import (
     CLIP_NORM,
     LABEL_SMOOTHING,
     LR_FLOOR,
@@ -65,7 +59,13 @@ from ltmsearch.training import (
     proxy_train,
     warm_up,
 )
-from ltmsearch.trial import SCORING_BATCH, load_parameters, parameters
+from ltmsearch.io.figures import write_drawing
+from ltmsearch.io.files import write_atomic
+from ltmsearch.models.supernet import Supernet
+from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.search.rescoring import expected_top1
+from ltmsearch.search.setup import Workbench, prepare
+from ltmsearch.search.trial import SCORING_BATCH, load_parameters, parameters
 
 RESULTS = Path(__file__).parent / "results"
 NEAR = 0.02

@@ -29,7 +29,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ltmsearch.drawing import write_drawing
+from ltmsearch.io.figures import write_drawing
 
 RESULTS = Path("benchmarks/results")
 PARTS = ("images", "batch", "layers", "trials")
@@ -67,9 +67,9 @@ def point(kind: str, **options: Any) -> dict[str, Any]:
 def measure_trial(backbone: str, repeats: int, **settings: Any) -> dict[str, Any]:
     """Least seconds of some trials after one that warms up, by the wall and of processors, and the peak memory."""
     from ltmsearch import StudySettings
-    from ltmsearch.observer import Observer
-    from ltmsearch.prepare import prepare
-    from ltmsearch.trial import parameters
+    from ltmsearch.callbacks import Observer
+    from ltmsearch.search.setup import prepare
+    from ltmsearch.search.trial import parameters
 
     bench = prepare(StudySettings.make(backbone=backbone, budget_gflops=BUDGETS[backbone], **settings), Observer())
     weights = parameters(bench.evaluator.supernet)
@@ -95,11 +95,11 @@ def measure_costs(depth: int) -> dict[str, Any]:
     import numpy as np
     import optuna
 
-    from ltmsearch.backbones import create_subnet, get_adapter
     from ltmsearch.costs import cost_model
-    from ltmsearch.samplers import make_sampler
-    from ltmsearch.space import SearchSpace, SpaceFile
-    from ltmsearch.trial import suggest
+    from ltmsearch.models import create_subnet, get_adapter
+    from ltmsearch.schedules.space import SearchSpace, SpaceFile
+    from ltmsearch.search.samplers import make_sampler
+    from ltmsearch.search.trial import suggest
 
     net = create_subnet("vit_tiny_patch16_224", depth=depth)
     start = time.perf_counter()
@@ -138,12 +138,12 @@ def measure_trials(sampler: str, trials: int, time_limit: float) -> dict[str, An
     import numpy as np
 
     from ltmsearch import StudySettings
-    from ltmsearch.driver import Driver
-    from ltmsearch.evaluation import Score
-    from ltmsearch.observer import Observer
-    from ltmsearch.prepare import prepare
-    from ltmsearch.shared import SharedWeights
-    from ltmsearch.trial import Evaluator, TrialResult
+    from ltmsearch.callbacks import Observer
+    from ltmsearch.engine.evaluation import Score
+    from ltmsearch.search.driver import Driver
+    from ltmsearch.search.setup import prepare
+    from ltmsearch.search.shared_weights import SharedWeights
+    from ltmsearch.search.trial import Evaluator, TrialResult
 
     begun: list[float] = []
     processor: list[float] = []

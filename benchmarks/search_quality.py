@@ -68,23 +68,23 @@ from safetensors.torch import load_file, save_file
 from sklearn.linear_model import BayesianRidge
 from torch import Tensor
 
+from ltmsearch.callbacks import Observer
+from ltmsearch.config.recipe import library_versions
+from ltmsearch.config.settings import StudySettings
 from ltmsearch.costs import within
-from ltmsearch.digits import Clutter
-from ltmsearch.drawing import write_drawing
-from ltmsearch.driver import Driver
-from ltmsearch.evaluation import Score
-from ltmsearch.files import write_atomic
-from ltmsearch.front import hypervolume, is_non_dominated
-from ltmsearch.observer import Observer
-from ltmsearch.opening import FirstTrial
-from ltmsearch.prepare import Workbench, prepare
-from ltmsearch.recipe import library_versions
-from ltmsearch.records import select_front
-from ltmsearch.schedule import MergeSchedule
-from ltmsearch.settings import StudySettings
-from ltmsearch.shared import SharedWeights
-from ltmsearch.training import WarmUp, warm_up
-from ltmsearch.trial import Evaluator, TrialResult, parameters
+from ltmsearch.data.digits import Clutter
+from ltmsearch.engine.evaluation import Score
+from ltmsearch.engine.steps import WarmUp, warm_up
+from ltmsearch.io.figures import write_drawing
+from ltmsearch.io.files import write_atomic
+from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.search.driver import Driver
+from ltmsearch.search.initial_trials import FirstTrial
+from ltmsearch.search.pareto import hypervolume, is_non_dominated
+from ltmsearch.search.records import select_front
+from ltmsearch.search.setup import Workbench, prepare
+from ltmsearch.search.shared_weights import SharedWeights
+from ltmsearch.search.trial import Evaluator, TrialResult, parameters
 
 RESULTS = Path("benchmarks/results")
 MARKS = (5, 10, 15, 20, 30, 40, 50, 60, 80, 100)

@@ -91,10 +91,12 @@ def put_clocks(clocks: Clocks) -> None:
     from optuna.storages._cached_storage import _CachedStorage
     from optuna.study import Study
 
-    from ltmsearch import driver, entry, prepare, shared, study, trial
-    from ltmsearch.dashboard.pages import Pages
-    from ltmsearch.data import ImageData
-    from ltmsearch.ib_loss import IBLoss, IBMeter
+    from ltmsearch import study
+    from ltmsearch.data.loading import ImageData
+    from ltmsearch.engine.ib_loss import IBLoss, IBMeter
+    from ltmsearch.reporting.dashboard.pages import Pages
+    from ltmsearch.search import driver, resume, setup, trial
+    from ltmsearch.search import shared_weights as shared
 
     def scoring() -> str:
         return RESCORING if RESCORING in clocks.running else SCORING
@@ -102,14 +104,14 @@ def put_clocks(clocks: Clocks) -> None:
     for name in (name for name in vars(_CachedStorage) if not name.startswith("_")):
         clocks.wrap(_CachedStorage, name, STORAGE)
     for owner, name, part in (
-        (entry, "prepare", SETTING_UP), (prepare, "load_data", IMAGES), (ImageData, "_batches", IMAGES),
-        (prepare.Workbench, "warm_up", WARM_UP), (trial, "proxy_train", TRAINING), (trial, "score", scoring),
+        (resume, "prepare", SETTING_UP), (setup, "load_data", IMAGES), (ImageData, "_batches", IMAGES),
+        (setup.Workbench, "warm_up", WARM_UP), (trial, "proxy_train", TRAINING), (trial, "score", scoring),
         (trial, "recalibrate", RECALIBRATION), (trial, "recalibrate_and_fit", RECALIBRATION),
         (IBLoss, "fit", IB), (IBMeter, "add", IB), (IBMeter, "terms", IB),
         (driver, "suggest", SAMPLER), (driver, "make_sampler", SAMPLER), (Study, "ask", SAMPLER),
-        (entry, "open_study", STORAGE), (driver, "open_study", STORAGE), (Study, "tell", STORAGE),
+        (resume, "open_study", STORAGE), (driver, "open_study", STORAGE), (Study, "tell", STORAGE),
         (Study, "get_trials", STORAGE), (Study, "enqueue_trial", STORAGE), (shared, "save_checkpoint", CHECKPOINTS),
-        (entry, "load_checkpoint", CHECKPOINTS), (shared, "load_parameters", WEIGHTS), (shared, "parameters", WEIGHTS),
+        (resume, "load_checkpoint", CHECKPOINTS), (shared, "load_parameters", WEIGHTS), (shared, "parameters", WEIGHTS),
         (shared.SharedWeights, "move", WEIGHTS), (trial, "load_parameters", WEIGHTS), (trial, "parameters", WEIGHTS),
         (Pages, "describe", PAGES), (Pages, "attach", PAGES), (Pages, "note", PAGES), (Pages, "renew", PAGES),
         (trial.Evaluator, "_example_merges", PAGES), (driver.Driver, "rescore", RESCORING),
@@ -134,7 +136,7 @@ def main() -> None:
         import torch
 
         from ltmsearch import StudySettings, run_study
-        from ltmsearch.observer import Observer
+        from ltmsearch.callbacks import Observer
 
         put_clocks(clocks)
 

@@ -41,14 +41,14 @@ from scipy import stats
 from search_quality import Nets, Unsaved, Yardstick, make_bench, mean_gain, uniform_line
 from virtual_cluster import Durations, VirtualWorkers
 
-from ltmsearch.drawing import write_drawing
-from ltmsearch.files import write_atomic
-from ltmsearch.observer import Observer
-from ltmsearch.prepare import Workbench
-from ltmsearch.recipe import library_versions
-from ltmsearch.records import select_front
-from ltmsearch.trial import load_parameters
-from ltmsearch.workers.here import evaluated
+from ltmsearch.callbacks import Observer
+from ltmsearch.config.recipe import library_versions
+from ltmsearch.io.figures import write_drawing
+from ltmsearch.io.files import write_atomic
+from ltmsearch.search.records import select_front
+from ltmsearch.search.setup import Workbench
+from ltmsearch.search.trial import load_parameters
+from ltmsearch.search.workers.local import evaluated
 
 RESULTS = Path("benchmarks/results")
 CASES = ((1, 0.5), (16, 0.5), (4, 0.5), (2, 0.5), (16, 0.0), (16, 1.0), (4, 0.0), (4, 1.0))

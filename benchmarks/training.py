@@ -25,10 +25,10 @@ from statistics import mean, stdev
 from rich.console import Console
 from rich.table import Table
 
+from ltmsearch.config.recipe import Recipe, library_versions, load_recipe
 from ltmsearch.costs import GIGA, backbone_costs
-from ltmsearch.epochs import read_log
-from ltmsearch.files import write_atomic
-from ltmsearch.recipe import Recipe, library_versions, load_recipe
+from ltmsearch.io.files import write_atomic
+from ltmsearch.training.epoch_records import read_log
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
 NETS = ("base", "ltm", "tome", "pool", "searched")

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from torch import Tensor
 
-from ltmsearch.workers import Answer, Task
-from ltmsearch.workers.cluster import SECOND_CHANCES
+from ltmsearch.search.workers import Answer, Task
+from ltmsearch.search.workers.ray import SECOND_CHANCES
 
 Evaluate = Callable[[Task, Mapping[str, Tensor]], Answer]
 """What a trial comes to, from its task and the weights that it started with."""
@@ -72,7 +72,7 @@ class Event:
 
 
 class VirtualWorkers:
-    """A cluster in virtual time; satisfies `ltmsearch.workers.Workers`, with the rules of its workers on Ray.
+    """A cluster in virtual time; satisfies `ltmsearch.search.workers.Workers`, with the rules of its workers on Ray.
 
     What the driver does between two calls takes processor time, measured for real, and virtual time passes by as much:
     a worker that is done idles until the driver has time for it. Evaluating takes the virtual time that was drawn,

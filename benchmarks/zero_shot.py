@@ -23,14 +23,14 @@ from typing import Any
 
 import torch
 
-from ltmsearch.backbones import get_adapter, input_config
-from ltmsearch.data import ImageData, load_data
-from ltmsearch.evaluation import Score, batchnorm_kept, recalibrate, score
+from ltmsearch.data.loading import ImageData, load_data
+from ltmsearch.engine.evaluation import Score, batchnorm_kept, recalibrate, score
+from ltmsearch.engine.runtime import Runtime, choose_runtime, find_device
+from ltmsearch.engine.steps import WarmUp, warm_up
 from ltmsearch.merging import MaskStart
-from ltmsearch.runtime import Runtime, choose_runtime, find_device
-from ltmsearch.schedule import Form, MergeSchedule
-from ltmsearch.supernet import Supernet
-from ltmsearch.training import WarmUp, warm_up
+from ltmsearch.models import get_adapter, input_config
+from ltmsearch.models.supernet import Supernet
+from ltmsearch.schedules.schedule import Form, MergeSchedule
 
 BACKBONES = ("mobilevit_xs", "efficientvit_b0", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224")
 NARROWER: dict[str, dict[str, Any]] = {

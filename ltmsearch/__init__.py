@@ -12,31 +12,31 @@ import wrapt
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ltmsearch.recipe import load_recipe
-    from ltmsearch.schedule import MergeSchedule
-    from ltmsearch.settings import StudySettings
-    from ltmsearch.space import SearchSpace
+    from ltmsearch.config.recipe import load_recipe
+    from ltmsearch.config.settings import StudySettings
+    from ltmsearch.models.supernet import Supernet
+    from ltmsearch.schedules.schedule import MergeSchedule
+    from ltmsearch.schedules.space import SearchSpace
     from ltmsearch.study import run_study
-    from ltmsearch.supernet import Supernet
 
 __all__ = ["MergeSchedule", "SearchSpace", "StudySettings", "Supernet", "load_recipe", "run_study"]
 
-_ROOMS = {
-    "MergeSchedule": "schedule",
-    "SearchSpace": "space",
-    "StudySettings": "settings",
-    "Supernet": "supernet",
-    "load_recipe": "recipe",
+_MODULES = {
+    "MergeSchedule": "schedules.schedule",
+    "SearchSpace": "schedules.space",
+    "StudySettings": "config.settings",
+    "Supernet": "models.supernet",
+    "load_recipe": "config.recipe",
     "run_study": "study",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return getattr(import_module(f"ltmsearch.{_ROOMS[name]}"), name)
+    if name in _MODULES:
+        return getattr(import_module(f"ltmsearch.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'ltmsearch' has no attribute {name!r}")
 
 
 @wrapt.when_imported("timm")
 def _register(_timm: object) -> None:
-    import_module("ltmsearch.backbones")  # registers when it is imported, which may be going on right now
+    import_module("ltmsearch.models")  # registers when it is imported, which may be going on right now

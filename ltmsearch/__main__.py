@@ -1,6 +1,6 @@
 """`python -m ltmsearch`, which is also what `torchrun` starts."""
 
-from ltmsearch.cli import main
+from ltmsearch.cli.main import main
 
 if __name__ == "__main__":
     main()

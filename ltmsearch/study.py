@@ -5,20 +5,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from ltmsearch.axis import CostName
-from ltmsearch.driver import Driver
-from ltmsearch.entry import OpenRun, open_run
+from ltmsearch.callbacks import Observer
+from ltmsearch.config.objective import CostName
+from ltmsearch.config.recipe import library_versions
+from ltmsearch.config.settings import StudySettings
 from ltmsearch.errors import LeaseLost, WorkersLost
 from ltmsearch.latency import hardware_name
-from ltmsearch.lease import Lease
-from ltmsearch.observer import Observer
-from ltmsearch.recipe import library_versions
-from ltmsearch.records import TRIALS, TrialRecord, select_front, trials_table, write_csv
-from ltmsearch.results import write_results
-from ltmsearch.settings import StudySettings
-from ltmsearch.storage import told_when_lost
-from ltmsearch.times import OVERHEAD, RESCORING, WARM_UP, WRITING, Clock
-from ltmsearch.workers.cluster import RayWorkers
+from ltmsearch.reporting.write import write_results
+from ltmsearch.search.driver import Driver
+from ltmsearch.search.lease import Lease
+from ltmsearch.search.records import TRIALS, TrialRecord, select_front, trials_table, write_csv
+from ltmsearch.search.resume import OpenRun, open_run
+from ltmsearch.search.storage import told_when_lost
+from ltmsearch.search.timing import OVERHEAD, RESCORING, WARM_UP, WRITING, Clock
+from ltmsearch.search.workers.ray import RayWorkers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,72 +1,43 @@
-"""The layout: imports point one way, and each library stays behind its fence."""
+"""The layout: imports point one way, and each library is used by few packages."""
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "ltmsearch"
 
-FLOORS = [
-    {"errors", "files", "grid", "observer", "shipped", "front", "columns", "families"},
-    {"schedule", "yamlfile", "jsonfile", "tables", "ranks", "axis", "address", "lease", "defaults"},
-    {"settings", "recipe", "records", "epochs", "times"},
-    {"merging", "ib_loss", "importance"},
-    {"space"},
-    {"backbones"},
-    {"costs"},
-    {"runtime", "digits", "sources", "programs"},
-    {"data", "supernet", "checkpoint", "evaluation", "trained", "state"},
-    {"training", "inspection", "latency", "beginning", "traces"},
-    {"trial", "storage", "samplers", "prior"},
-    {"prepare", "soundness", "rescoring", "picture", "drawing", "findings", "course", "visuals"},
-    {"report", "curves", "layers", "validation", "summary"},
-    {"finetune", "page"},
-    {"results", "history", "opening", "standing", "shared", "warming", "workers"},
-    {"dashboard"},
-    {"driver", "export", "progress", "visualize"},
-    {"entry"},
-    {"study"},
-    {"cli"},
-    {"__main__"},
-]
-"""From the ground up: a room may import from its own floor's rooms and from those below, never from above."""
+LAYERS = [
+    "errors", "callbacks", "io", "data", "schedules", "config", "programs", "merging", "models", "costs", "engine",
+    "latency", "search", "training", "reporting", "export", "study", "cli", "__main__",
+]  # fmt: skip
+"""Packages and modules from the lowest layer to the highest; each imports only from those before it."""
 
-FENCES: dict[str, set[str]] = {
-    "optuna": {
-        "soundness",
-        "entry",
-        "history",
-        "standing",
-        "shared",
-        "trial",
-        "driver",
-        "storage",
-        "samplers",
-        "dashboard",
-    },
-    "optuna_dashboard": {"dashboard"},
-    "sqlalchemy": {"address", "storage"},
-    "plotly": {"report", "curves", "layers", "drawing", "page"},
+ALLOWED: dict[str, set[str]] = {
+    "optuna": {"search", "reporting"},
+    "optuna_dashboard": {"reporting"},
+    "sqlalchemy": {"config", "search"},
+    "plotly": {"io", "training", "reporting"},
     "typer": {"cli"},
     "fvcore": {"costs"},
-    "jinja2": {"page"},
-    "timm.models": {"backbones"},
-    "sklearn": {"costs", "digits", "ib_loss"},
-    "ray": {"workers"},
-    "scipy": {"importance", "course"},
-    "PIL": {"data", "digits", "sources", "visuals", "dashboard"},
-    "safetensors": {"checkpoint", "state", "trained"},
+    "jinja2": {"reporting"},
+    "timm.models": {"models"},
+    "sklearn": {"costs", "data", "engine"},
+    "ray": {"search"},
+    "scipy": {"reporting"},
+    "PIL": {"data", "reporting"},
+    "safetensors": {"io", "models", "search"},
 }
-"""Library → the only rooms that may import it."""
+"""Library → the only packages that may import it."""
 
 
 def modules() -> list[Path]:
     return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
-def room(path: Path) -> str:
+def package(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -80,40 +51,36 @@ def imported(path: Path) -> Iterator[str]:
             yield node.module or ""
 
 
-def test_every_room_has_a_floor() -> None:
-    rooms = {room(path) for path in modules()}
-    assert rooms == set().union(*FLOORS)
+def test_every_package_has_a_layer() -> None:
+    assert {package(path) for path in modules()} == set(LAYERS)
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_downwards(path: Path) -> None:
-    floor_of = {name: floor for floor, names in enumerate(FLOORS) for name in names}
     for name in imported(path):
         parts = name.split(".")
-        if parts[0] != "ltmsearch" or len(parts) < 2:
-            continue
-        assert floor_of[parts[1]] <= floor_of[room(path)], f"{path.name} imports {name} from above"
-        if parts[1] != room(path):
-            same = floor_of[parts[1]] == floor_of[room(path)]
-            assert not same or not _imports_back(parts[1], room(path)), f"{path.name} and {name} import each other"
+        if parts[0] == "ltmsearch" and len(parts) > 1:
+            assert LAYERS.index(parts[1]) <= LAYERS.index(package(path)), f"{path.name} imports {name} from above"
 
 
-def _imports_back(source: str, target: str) -> bool:
-    return any(f"ltmsearch.{target}" == name for path in modules() if room(path) == source for name in imported(path))
+def test_modules_never_import_each_other_in_a_circle() -> None:
+    dotted = {".".join(("ltmsearch", *p.relative_to(PACKAGE).with_suffix("").parts)): p for p in modules()}
+    graph = {name: {n for n in imported(path) if n in dotted} for name, path in dotted.items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError
 
 
-@pytest.mark.parametrize("library", sorted(FENCES))
-def test_libraries_stay_behind_their_fence(library: str) -> None:
-    users = {room(p) for p in modules() if any(n == library or n.startswith(f"{library}.") for n in imported(p))}
-    assert users <= FENCES[library], f"{library} is used in {sorted(users - FENCES[library])}"
-    assert users, f"nothing uses {library}: the fence is out of date"
+@pytest.mark.parametrize("library", sorted(ALLOWED))
+def test_libraries_stay_in_their_packages(library: str) -> None:
+    users = {package(p) for p in modules() if any(n == library or n.startswith(f"{library}.") for n in imported(p))}
+    assert users <= ALLOWED[library], f"{library} is used in {sorted(users - ALLOWED[library])}"
+    assert users, f"nothing uses {library}: ALLOWED is out of date"
 
 
-def test_no_room_for_odds_and_ends() -> None:
+def test_no_module_is_named_utils() -> None:
     assert not {path.stem for path in modules()} & {"utils", "common", "base", "helpers", "misc"}
 
 
-def test_no_file_outgrows_its_walls() -> None:
+def test_no_file_exceeds_400_lines() -> None:
     long = {str(p.relative_to(PACKAGE)): n for p in modules() if (n := len(p.read_text().splitlines())) > 400}
     assert long == {}
 

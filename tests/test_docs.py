@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from pages import PAGES, README, ROOT, blocks, shell_lines, without_code
+from support.pages import PAGES, README, ROOT, blocks, shell_lines, without_code
 from typer.main import get_command
 
 import ltmsearch
@@ -68,7 +68,7 @@ def test_every_command_and_option_is_in_the_commands_reference() -> None:
 
 
 def test_every_setting_is_an_option_of_run() -> None:
-    from ltmsearch.settings import StudySettings
+    from ltmsearch.config.settings import StudySettings
 
     options = {parameter.name for parameter in COMMANDS["run"].params}
     # A range of --budget-gflops gives `lowest_gflops` as well, the URL of --storage its password.
@@ -76,9 +76,9 @@ def test_every_setting_is_an_option_of_run() -> None:
 
 
 def test_every_column_and_key_of_a_runs_files_is_described() -> None:
+    from ltmsearch.config.recipe import NET
     from ltmsearch.latency import LatencyProfile
-    from ltmsearch.recipe import NET
-    from ltmsearch.records import FRONT_COLUMNS, TRIALS_COLUMNS
+    from ltmsearch.search.records import FRONT_COLUMNS, TRIALS_COLUMNS
 
     files = (ROOT / "docs/reference/files.md").read_text(encoding="utf-8")
     named = set(re.findall(r"[a-z_0-9]+", " ".join(re.findall(r"`([^`]*)`", files))))

@@ -12,16 +12,16 @@ from typing import Any
 
 import nbformat
 import pytest
-from conftest import costs_of
 from nbclient import NotebookClient
-from pages import PAGES, ROOT, blocks, shell_lines
-from sizes import TINY
+from support.pages import PAGES, ROOT, blocks, shell_lines
+from support.profiles import costs_of
+from support.sizes import TINY
 
-from ltmsearch.backbones import FAMILIES
-from ltmsearch.cli import main
+from ltmsearch.cli.main import main
+from ltmsearch.config.settings import StudySettings
 from ltmsearch.merging import OPERATORS
-from ltmsearch.schedule import MergeSchedule
-from ltmsearch.settings import StudySettings
+from ltmsearch.models import FAMILIES
+from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.study import run_study
 
 TUTORIAL = ROOT / "docs/tutorial.md"
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("examples")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
-        patch.setattr("ltmsearch.drawing._write_png", lambda *_: None)
+        patch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
         result = run_study(StudySettings.make(**{**TINY, "backbone": "mobilevit_s", "budget_gflops": 1.2, "out": RUN}))
         recipe = next(Path(RUN, "recipes").iterdir())
         recipe.rename(Path(RUN, "recipes/8.yaml"))  # the number that the pages give
@@ -51,8 +51,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_and_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """In that folder, examples have the defaults of a study that takes seconds, and what they register is forgotten."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("ltmsearch.drawing._write_png", lambda *_: None)
-    monkeypatch.setattr("ltmsearch.settings.CPU", DEFAULTS)
+    monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
+    monkeypatch.setattr("ltmsearch.config.settings.CPU", DEFAULTS)
     monkeypatch.setattr("ltmsearch.programs.export_onnx", lambda _net, path, **_: path.touch())
     operators, families = dict(OPERATORS), list(FAMILIES)
     yield
@@ -124,8 +124,8 @@ def test_the_tutorial_runs_from_beginning_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ltmsearch.drawing._write_png", lambda *_: None)
-    monkeypatch.setattr("ltmsearch.settings.CPU", DEFAULTS)
+    monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
+    monkeypatch.setattr("ltmsearch.config.settings.CPU", DEFAULTS)
     draw, deploy = (block.code for block in blocks(TUTORIAL) if block.language == "python")
     exec(draw.replace("per_class=200", "per_class=8").replace("per_class=50", "per_class=4"), {})
     done = []

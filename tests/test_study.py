@@ -10,26 +10,26 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from conftest import Interrupt
 from optuna.trial import TrialState
-from sizes import TINY
+from support.command_line import Interrupt
+from support.sizes import TINY
 
 from ltmsearch import StudySettings, load_recipe, run_study
-from ltmsearch.checkpoint import load_checkpoint
 from ltmsearch.costs import traced_macs
-from ltmsearch.driver import Driver
 from ltmsearch.errors import InputError, TrialDiverged
-from ltmsearch.samplers import make_sampler
-from ltmsearch.shared import SharedWeights
-from ltmsearch.shipped import find_file
-from ltmsearch.standing import PATIENCE
-from ltmsearch.trial import Evaluator, TrialResult
+from ltmsearch.io.presets import find_file
+from ltmsearch.search.checkpoint import load_checkpoint
+from ltmsearch.search.driver import Driver
+from ltmsearch.search.samplers import make_sampler
+from ltmsearch.search.shared_weights import SharedWeights
+from ltmsearch.search.tally import PATIENCE
+from ltmsearch.search.trial import Evaluator, TrialResult
 
 
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """A PNG starts a browser; its own tests do that."""
-    monkeypatch.setattr("ltmsearch.drawing._write_png", lambda *_: None)
+    monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
 
 
 def tiny(folder: Path, **changes: Any) -> StudySettings:
@@ -46,7 +46,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one finished study, not to be changed."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ltmsearch.drawing._write_png", lambda *_: None)
+        patch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
         run_study(tiny(folder))
     return folder
 
@@ -278,7 +278,7 @@ class Stubborn(optuna.samplers.RandomSampler):
 
 
 def test_stubborn_samplers_do_not_stall_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ltmsearch.driver.make_sampler", lambda *_, **__: Stubborn())
+    monkeypatch.setattr("ltmsearch.search.driver.make_sampler", lambda *_, **__: Stubborn())
     result = run_study(tiny(tmp_path / "a", trials=6))
     assert sum(record.state == "scored" and record.label != "plain" for record in result.records) == 6
     assert any(record.label == "drawn within budget" for record in result.records)

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from ltmsearch.cli import names
+from ltmsearch.cli import options
 from ltmsearch.errors import unknown_name
 
 ORDER = ("run", "front", "dashboard", "train", "validate", "export", "visualize", "space", "cost", "profile")
@@ -54,7 +54,9 @@ DataDir = Annotated[
 ]
 Dataset = Annotated[
     str | None,
-    names.such_as(names.DATASETS, "digits (built in), folder, or a timm data set name. (default: digits)", panel=DATA),
+    options.such_as(
+        options.DATASETS, "digits (built in), folder, or a timm data set name. (default: digits)", panel=DATA
+    ),
 ]
 
 

@@ -4,16 +4,16 @@ from typing import Annotated
 
 import typer
 
-from ltmsearch.cli import names
+from ltmsearch.cli import options
 from ltmsearch.cli.app import AsJson, app
 from ltmsearch.cli.terminal import print_json, results
 from ltmsearch.errors import InputError
 
-Backbone = Annotated[str, names.backbone_argument("timm name, e.g. mobilevit_s.")]
+Backbone = Annotated[str, options.backbone_argument("timm name, e.g. mobilevit_s.")]
 ImgSize = Annotated[
     int, typer.Option(help="Side in pixels of the images that costs are counted for.", min=32, max=2048)
 ]
-Operator = Annotated[str, names.one_of(names.OPERATORS, "Merging operator")]
+Operator = Annotated[str, options.one_of(options.OPERATORS, "Merging operator")]
 
 
 @app.command()
@@ -22,7 +22,7 @@ def space(
     img_size: ImgSize = 224,
     operator: Operator = "ltm",
     space: Annotated[
-        str | None, names.shipped_option("search_spaces", "Search-space file. (default: that of the family)")
+        str | None, options.shipped_option("search_spaces", "Search-space file. (default: that of the family)")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -30,7 +30,7 @@ def space(
 
     Example: ltmsearch space mobilevit_s
     """
-    from ltmsearch.inspection import describe_space, print_space
+    from ltmsearch.costs.describe import describe_space, print_space
 
     record = describe_space(backbone, img_size=img_size, operator=operator, space=space)
     if as_json:
@@ -48,7 +48,7 @@ def cost(
     img_size: ImgSize = 224,
     operator: Operator = "ltm",
     form: Annotated[
-        str | None, names.one_of(names.FORMS, "Of the merges, for the operator ltm", default="soft")
+        str | None, options.one_of(options.FORMS, "Of the merges, for the operator ltm", default="soft")
     ] = None,
     num_classes: Annotated[int, typer.Option(help="Width of the classifier.", min=1)] = 1000,
     as_json: AsJson = False,
@@ -57,7 +57,7 @@ def cost(
 
     Example: ltmsearch cost mobilevit_s --keep 0.5 --json
     """
-    from ltmsearch.inspection import describe_cost, print_cost
+    from ltmsearch.costs.describe import describe_cost, print_cost
 
     record = describe_cost(
         backbone, keep=_ratios(keep), img_size=img_size, operator=operator, form=form, num_classes=num_classes

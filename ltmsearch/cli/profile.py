@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ltmsearch.cli import names
+from ltmsearch.cli import options
 from ltmsearch.cli.app import OUTPUT, AsJson, Verbose, app, flag
 from ltmsearch.cli.terminal import print_json, results, watched
 from ltmsearch.errors import InputError
@@ -16,12 +16,12 @@ BACKBONE = "Of a backbone"
 
 @app.command()
 def profile(
-    net: Annotated[str, names.backbone_argument("Recipe file (YAML), or a timm name.", metavar="RECIPE|BACKBONE")],
-    device: Annotated[str, names.such_as(names.DEVICES, "auto, cpu, cuda, cuda:1, …")] = "auto",
+    net: Annotated[str, options.backbone_argument("Recipe file (YAML), or a timm name.", metavar="RECIPE|BACKBONE")],
+    device: Annotated[str, options.such_as(options.DEVICES, "auto, cpu, cuda, cuda:1, …")] = "auto",
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.", min=1)] = 1,
-    runtime: Annotated[str, names.one_of(names.RUNTIMES, "What runs the net")] = "torch",
-    dtype: Annotated[str, names.one_of(names.DTYPES, "Number format")] = "fp32",
-    memory_format: Annotated[str, names.one_of(names.MEMORY_FORMATS, "Of images")] = "channels_last",
+    runtime: Annotated[str, options.one_of(options.RUNTIMES, "What runs the net")] = "torch",
+    dtype: Annotated[str, options.one_of(options.DTYPES, "Number format")] = "fp32",
+    memory_format: Annotated[str, options.one_of(options.MEMORY_FORMATS, "Of images")] = "channels_last",
     threads: Annotated[int | None, typer.Option(help="On a CPU. (default: 1, the steadiest)")] = None,
     img_size: Annotated[
         int | None, typer.Option(help="Side of the images in pixels. (default: 224, of a recipe its own)")
@@ -30,10 +30,11 @@ def profile(
         int | None, typer.Option(help="Width of the classifier. (default: 1000, of a recipe its own)")
     ] = None,
     operator: Annotated[
-        str | None, names.one_of(names.OPERATORS, "Merging operator", default="ltm", panel=BACKBONE)
+        str | None, options.one_of(options.OPERATORS, "Merging operator", default="ltm", panel=BACKBONE)
     ] = None,
     space: Annotated[
-        str | None, names.shipped_option("search_spaces", "Search-space file. (default: its family's)", panel=BACKBONE)
+        str | None,
+        options.shipped_option("search_spaces", "Search-space file. (default: its family's)", panel=BACKBONE),
     ] = None,
     again: Annotated[bool, flag("--again", "Time it anew, also if it was before.", panel=BACKBONE)] = False,
     out: Annotated[
@@ -68,7 +69,7 @@ def profile(
     stopped = "nothing is kept of what was timed, the same command begins again"
     with watched(quiet=quiet, verbose=verbose, stopped=lambda: stopped) as observer:
         from ltmsearch.latency import profile_backbone, profile_recipe
-        from ltmsearch.latency.show import print_nets, print_profile
+        from ltmsearch.latency.console import print_nets, print_profile
 
         if of_recipe:
             target, record = profile_recipe(Path(net), given, observer)

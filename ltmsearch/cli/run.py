@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ltmsearch.cli import names
+from ltmsearch.cli import options
 from ltmsearch.cli.app import OUTPUT, AsJson, DataDir, Dataset, Quiet, Verbose, app, flag, say
 from ltmsearch.cli.terminal import print_json, results, watched
 from ltmsearch.errors import InputError
@@ -22,7 +22,7 @@ OF_RUN = ("config", "takeover", "quiet", "as_json", "verbose")
 
 @app.command()
 def run(
-    backbone: Annotated[str | None, names.backbone_option("timm name, e.g. mobilevit_s.")] = None,
+    backbone: Annotated[str | None, options.backbone_option("timm name, e.g. mobilevit_s.")] = None,
     budget_gflops: Annotated[
         str | None,
         typer.Option(
@@ -37,7 +37,7 @@ def run(
         int | None, typer.Option(help="Side in pixels that costs are counted for. (default: 224)")
     ] = None,
     config: Annotated[
-        str | None, names.shipped_option("studies", "YAML file of settings, or a shipped study; options here win.")
+        str | None, options.shipped_option("studies", "YAML file of settings, or a shipped study; options here win.")
     ] = None,
     data_dir: DataDir = None,
     dataset: Dataset = None,
@@ -53,20 +53,22 @@ def run(
     ] = None,
     trials: Annotated[int | None, _search(help="Trained trials, baselines included. (default: 24)")] = None,
     timeout: Annotated[float | None, _search(help="Begin no new trial after this many seconds.")] = None,
-    sampler: Annotated[str | None, names.one_of(names.SAMPLERS, "Of Optuna", default="auto: tpe", panel=SEARCH)] = None,
+    sampler: Annotated[
+        str | None, options.one_of(options.SAMPLERS, "Of Optuna", default="auto: tpe", panel=SEARCH)
+    ] = None,
     operator: Annotated[
-        str | None, names.one_of(names.OPERATORS, "Merging operator", default="ltm", panel=SEARCH)
+        str | None, options.one_of(options.OPERATORS, "Merging operator", default="ltm", panel=SEARCH)
     ] = None,
     space: Annotated[
         str | None,
-        names.shipped_option("search_spaces", "Search-space file. (default: its family's)", panel=SEARCH),
+        options.shipped_option("search_spaces", "Search-space file. (default: its family's)", panel=SEARCH),
     ] = None,
     seed: Annotated[int | None, _search(help="Of everything random. (default: 0)")] = None,
     device: Annotated[
-        str | None, names.such_as(names.DEVICES, "auto, cpu, cuda, cuda:1, … (default: auto)", panel=SEARCH)
+        str | None, options.such_as(options.DEVICES, "auto, cpu, cuda, cuda:1, … (default: auto)", panel=SEARCH)
     ] = None,
     precision: Annotated[
-        str | None, names.one_of(names.PRECISIONS, "Number format", default="auto: measured", panel=SEARCH)
+        str | None, options.one_of(options.PRECISIONS, "Number format", default="auto: measured", panel=SEARCH)
     ] = None,
     batch_size: Annotated[int | None, _proxy(help="Images per training step. (default: 16 or 32 on a CPU)")] = None,
     base_steps: Annotated[
@@ -123,17 +125,17 @@ def run(
     ] = None,
     latency_device: Annotated[
         str | None,
-        names.such_as(names.DEVICES[1:], "cpu, cuda, cuda:1, … (default: that of --device)", panel=LATENCY),
+        options.such_as(options.DEVICES[1:], "cpu, cuda, cuda:1, … (default: that of --device)", panel=LATENCY),
     ] = None,
     latency_batch: Annotated[int | None, _latency(help="Images per forward pass. (default: 1)")] = None,
     latency_runtime: Annotated[
-        str | None, names.one_of(names.RUNTIMES, "What runs the net", default="torch", panel=LATENCY)
+        str | None, options.one_of(options.RUNTIMES, "What runs the net", default="torch", panel=LATENCY)
     ] = None,
     latency_dtype: Annotated[
-        str | None, names.one_of(names.DTYPES, "Number format", default="fp32", panel=LATENCY)
+        str | None, options.one_of(options.DTYPES, "Number format", default="fp32", panel=LATENCY)
     ] = None,
     latency_memory_format: Annotated[
-        str | None, names.one_of(names.MEMORY_FORMATS, "Of images", default="channels_last", panel=LATENCY)
+        str | None, options.one_of(options.MEMORY_FORMATS, "Of images", default="channels_last", panel=LATENCY)
     ] = None,
     latency_threads: Annotated[int | None, _latency(help="On a CPU. (default: 1)")] = None,
     latency_profile: Annotated[
@@ -171,19 +173,19 @@ def run(
         given["data_dir"] = str(data_dir)
     settings = _settings(given, config)
     with watched(quiet=quiet, verbose=verbose, stopped=lambda: _how_to_go_on(settings.run_dir)) as observer:
-        from ltmsearch.settings import SETTINGS, ResolvedSettings
+        from ltmsearch.config.settings import SETTINGS, ResolvedSettings
         from ltmsearch.study import run_study
 
         result = run_study(settings, observer, takeover=takeover)
         resolved = ResolvedSettings.load(result.folder / SETTINGS)
     if as_json:
-        from ltmsearch.summary import study_document
+        from ltmsearch.reporting.json_summary import study_document
 
         print_json(study_document(result.folder, resolved, result.records))
     elif not quiet:
-        from ltmsearch.findings import find
-        from ltmsearch.page import PAGE
-        from ltmsearch.report import print_findings, print_front
+        from ltmsearch.reporting.findings import find
+        from ltmsearch.reporting.html import PAGE
+        from ltmsearch.reporting.pareto_plot import print_findings, print_front
 
         console = results()
         print_front(console, result.records, axis=resolved.axis)
@@ -192,7 +194,7 @@ def run(
 
 
 def _settings(given: dict[str, Any], config: str | None) -> Any:
-    from ltmsearch.settings import StudySettings
+    from ltmsearch.config.settings import StudySettings
 
     if config is None:
         for alternatives in (("backbone",), ("budget_gflops", "budget_ms")):
@@ -200,8 +202,8 @@ def _settings(given: dict[str, Any], config: str | None) -> Any:
                 options = " or ".join(f"--{name.replace('_', '-')}" for name in alternatives)
                 raise InputError(f"{options} must be given, or --config FILE that holds it")
         return StudySettings.make("run", **given)
-    from ltmsearch.shipped import find_file
-    from ltmsearch.yamlfile import load
+    from ltmsearch.io.presets import find_file
+    from ltmsearch.io.yaml_models import load
 
     held = load(StudySettings, find_file("studies", config)).model_dump(exclude_unset=True)
     return StudySettings.make("run", **{**held, **given})

@@ -18,7 +18,7 @@ from ltmsearch.cli.log import logged
 from ltmsearch.errors import InputError, LtmsearchError
 
 if TYPE_CHECKING:
-    from ltmsearch.observer import Observer
+    from ltmsearch.callbacks import Observer
 
 _log = logging.getLogger(__name__)
 
@@ -82,8 +82,8 @@ def watched(*, quiet: bool, verbose: bool, stopped: Callable[[], str]) -> Iterat
     """
     if quiet and verbose:
         raise InputError("--quiet and --verbose cannot both be given")
-    from ltmsearch.observer import Observer
-    from ltmsearch.progress import ProgressBars
+    from ltmsearch.callbacks import Observer
+    from ltmsearch.cli.progress import ProgressBars
 
     console = Console(stderr=True, quiet=not speaks())
     observer = Observer() if quiet else ProgressBars(console)

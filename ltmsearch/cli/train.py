@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ltmsearch.cli import names
+from ltmsearch.cli import options
 from ltmsearch.cli.app import OUTPUT, AsJson, DataDir, Dataset, Quiet, Verbose, app, flag, speaks
 from ltmsearch.cli.terminal import print_json, results, watched
 
@@ -34,7 +34,7 @@ def train(
         Path | None,
         typer.Option(metavar="FILE", help="Checkpoint of the unmerged net, to learn from. (default: that of --init)"),
     ] = None,
-    device: Annotated[str, names.such_as(names.DEVICES, "auto, cpu, cuda, cuda:1, …")] = "auto",
+    device: Annotated[str, options.such_as(options.DEVICES, "auto, cpu, cuda, cuda:1, …")] = "auto",
     resume: Annotated[bool, flag("--resume", "Go on with the training in that folder.")] = False,
     num_classes: Annotated[int | None, _net(help="Width of the classifier.")] = None,
     img_size: Annotated[int | None, _net(help="Side of the images, in pixels.")] = None,
@@ -63,15 +63,15 @@ def train(
     clip_grad: Annotated[float | None, _opt(help="Limit on the gradient, in the sense of clip_mode.")] = None,
     clip_mode: Annotated[
         str | None,
-        names.one_of(
-            names.CLIP_MODES,
+        options.one_of(
+            options.CLIP_MODES,
             "What clip_grad limits: the whole norm, each value, or each unit's norm relative to its weights'",
             panel=OPTIMIZER,
         ),
     ] = None,
     lr: Annotated[float | None, _rate(help="Peak learning rate.")] = None,
     sched: Annotated[
-        str | None, names.one_of(names.SCHEDS, "timm's name of the learning-rate schedule", panel=RATE)
+        str | None, options.one_of(options.SCHEDS, "timm's name of the learning-rate schedule", panel=RATE)
     ] = None,
     min_lr: Annotated[float | None, _rate(help="Learning rate at the end.")] = None,
     warmup_epochs: Annotated[int | None, _rate(help="Epochs in which the learning rate rises to its peak.")] = None,
@@ -98,7 +98,7 @@ def train(
     ] = None,
     reprob: Annotated[float | None, _images(help="Probability of random erasing.")] = None,
     remode: Annotated[
-        str | None, names.one_of(names.REMODES, "What is put in the place of what is erased", panel=IMAGES)
+        str | None, options.one_of(options.REMODES, "What is put in the place of what is erased", panel=IMAGES)
     ] = None,
     recount: Annotated[int | None, _images(help="Patches erased.")] = None,
     mixup: Annotated[float | None, _images(help="Alpha of mixup; 0 is off.")] = None,
@@ -107,8 +107,8 @@ def train(
     mixup_switch_prob: Annotated[float | None, _images(help="Probability of cutmix where both are on.")] = None,
     mixup_mode: Annotated[
         str | None,
-        names.one_of(
-            names.MIXUP_MODES,
+        options.one_of(
+            options.MIXUP_MODES,
             "Whether batches, pairs of images or images are mixed each in their own way",
             panel=IMAGES,
         ),
@@ -117,7 +117,7 @@ def train(
     drop_path: Annotated[float | None, _images(help="Stochastic depth; without it the network's own.")] = None,
     model_ema_decay: Annotated[float | None, _format(help="Share of the average that each step keeps.")] = None,
     amp_dtype: Annotated[
-        str | None, names.one_of(names.AMP_DTYPES, "Its number format; float16 scales the loss", panel=FORMAT)
+        str | None, options.one_of(options.AMP_DTYPES, "Its number format; float16 scales the loss", panel=FORMAT)
     ] = None,
     ib_weight: Annotated[float | None, _loss(help="Weight of the information-bottleneck loss; 0 is off.")] = None,
     ib_warmup_ratio: Annotated[float | None, _loss(help="Share of the epochs before it sets in.")] = None,
@@ -165,15 +165,16 @@ def train(
     Several GPUs: torchrun --nproc-per-node 4 -m ltmsearch train …
     """
     given = {name: value for name, value in locals().items() if value is not None}
-    from ltmsearch.recipe import NET, Recipe, load_recipe
+    from ltmsearch.config.recipe import NET, Recipe, load_recipe
 
     loaded = load_recipe(recipe)
     keys = {name: value for name, value in given.items() if name in Recipe.model_fields and name not in NET}
     changed = loaded.changed({name: None if value == "none" else value for name, value in keys.items()})
     folder = out
     with watched(quiet=quiet, verbose=verbose, stopped=lambda: _how_to_go_on(folder)) as observer:
-        from ltmsearch.finetune import TrainingOptions, default_folder, train_recipe
-        from ltmsearch.finetune.table import print_training, training_record
+        from ltmsearch.training.options import TrainingOptions, default_folder
+        from ltmsearch.training.summary import print_training, training_record
+        from ltmsearch.training.trainer import train_recipe
 
         folder = out or default_folder(loaded, recipe)
         options = TrainingOptions(

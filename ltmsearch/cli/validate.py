@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ltmsearch.cli import names
+from ltmsearch.cli import options
 from ltmsearch.cli.app import AsJson, DataDir, Dataset, QuietProgress, Verbose, app
 from ltmsearch.cli.terminal import print_json, results, watched
 
@@ -20,8 +20,8 @@ def validate(
     dataset: Dataset = None,
     img_size: Annotated[int | None, typer.Option(help="Side of the images in pixels. (default: the recipe's)")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 64,
-    device: Annotated[str, names.such_as(names.DEVICES, "auto, cpu, cuda, cuda:1, …")] = "auto",
-    precision: Annotated[str, names.one_of(names.PRECISIONS, "Number format")] = "auto",
+    device: Annotated[str, options.such_as(options.DEVICES, "auto, cpu, cuda, cuda:1, …")] = "auto",
+    precision: Annotated[str, options.one_of(options.PRECISIONS, "Number format")] = "auto",
     val_images: Annotated[
         int | None, typer.Option(help="Score so many images. (default: all; of the built-in digits 1000)")
     ] = None,
@@ -35,8 +35,8 @@ def validate(
     """
     stopped = "nothing is written by this command, it can be run again"
     with watched(quiet=quiet, verbose=verbose, stopped=lambda: stopped) as observer:
-        from ltmsearch.recipe import load_recipe
-        from ltmsearch.validation import print_validation, validate_recipe
+        from ltmsearch.config.recipe import load_recipe
+        from ltmsearch.training.validation import print_validation, validate_recipe
 
         record = validate_recipe(
             load_recipe(recipe),

@@ -51,7 +51,7 @@ def visualize(
     place = None if at is None else _place(at)
     stopped = "pictures that are whole stay, the same command draws all again"
     with watched(quiet=quiet, verbose=verbose, stopped=lambda: stopped) as observer:
-        from ltmsearch.visualize import visualize_recipe
+        from ltmsearch.reporting.merges.visualize import visualize_recipe
 
         drawn = visualize_recipe(
             recipe,

@@ -1,10 +1,10 @@
 """Costs: exact multiply-adds by formula, fvcore's traced count as the ground truth, and latency from measured nets."""
 
 from ltmsearch.costs.budget import Budget, misses, within, worth_trying
-from ltmsearch.costs.chained import ChainedCosts, CostTable
-from ltmsearch.costs.cover import covering_schedules
 from ltmsearch.costs.latency import WHOLE, LatencyModel, Timing, fit_latency
 from ltmsearch.costs.macs import GIGA, CostModel, backbone_costs, cost_model
+from ltmsearch.costs.sampling import covering_schedules
+from ltmsearch.costs.tables import ChainedCosts, CostTable
 from ltmsearch.costs.traced import traced_macs, traced_macs_by_module
 
 __all__ = [

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ltmsearch.axis import UNITS, CostName
-from ltmsearch.costs.chained import CostTable
+from ltmsearch.config.objective import UNITS, CostName
+from ltmsearch.costs.tables import CostTable
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,12 +15,12 @@ from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ltmsearch.backbones import Chain, LayerShape
-from ltmsearch.costs.chained import ChainedCosts
 from ltmsearch.costs.macs import CostModel, merge_macs
-from ltmsearch.grid import Grid, target_grid, tokens
+from ltmsearch.costs.tables import ChainedCosts
 from ltmsearch.merging import get_operator
-from ltmsearch.schedule import Choice, MergeSchedule
+from ltmsearch.models import Chain, LayerShape
+from ltmsearch.schedules.grid import Grid, target_grid, tokens
+from ltmsearch.schedules.schedule import Choice, MergeSchedule
 
 WHOLE = ""
 """Name of the segment that is the whole net."""

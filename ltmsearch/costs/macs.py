@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import nn
 
-from ltmsearch.backbones import Chain, LayerShape, create_backbone, get_adapter, operators_of
-from ltmsearch.costs.chained import ChainedCosts
+from ltmsearch.costs.tables import ChainedCosts
 from ltmsearch.costs.traced import traced_macs
-from ltmsearch.grid import Grid, target_grid
 from ltmsearch.merging import MergeOperator, get_operator
-from ltmsearch.schedule import Choice, MergeSchedule
+from ltmsearch.models import Chain, LayerShape, create_backbone, get_adapter, operators_of
+from ltmsearch.schedules.grid import Grid, target_grid
+from ltmsearch.schedules.schedule import Choice, MergeSchedule
 
 GIGA = 1e9
 

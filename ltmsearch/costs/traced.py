@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ltmsearch.backbones import blank_image
-from ltmsearch.grid import Grid
+from ltmsearch.models import blank_image
+from ltmsearch.schedules.grid import Grid
 
 with warnings.catch_warnings():  # fvcore scripts a loss when it is imported, which torch has deprecated
     warnings.simplefilter("ignore", FutureWarning)

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from ltmsearch.axis import CostName
+from ltmsearch.config.objective import CostName
 from ltmsearch.errors import InputError
-from ltmsearch.records import TrialRecord, select_front
+from ltmsearch.search.records import TrialRecord, select_front
 
 
 def choose_trials(

@@ -11,13 +11,13 @@ import timm
 import torch
 from torch import nn
 
-from ltmsearch.backbones import input_config, write_config
+from ltmsearch.config.recipe import Recipe, load_recipe
 from ltmsearch.errors import ExportError
 from ltmsearch.export.subnets import Subnet
-from ltmsearch.files import write_atomic
+from ltmsearch.io.files import write_atomic
+from ltmsearch.models import input_config, write_config
+from ltmsearch.models.checkpoints import WEIGHTS, pack_weights
 from ltmsearch.programs import ProgramCheck
-from ltmsearch.recipe import Recipe, load_recipe
-from ltmsearch.trained import WEIGHTS, pack_weights
 
 RECIPE, CONFIG = "recipe.yaml", "config.json"
 CHECK_IMAGES = 2

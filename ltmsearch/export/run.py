@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ltmsearch.callbacks import Observer
+from ltmsearch.config.settings import SETTINGS, ResolvedSettings
 from ltmsearch.errors import InputError
 from ltmsearch.export.choice import choose_trials
 from ltmsearch.export.folder import CONFIG, RECIPE, ExportedFile, rebuild, write_recipe, write_weights
 from ltmsearch.export.subnets import Subnet, is_study, study_subnets, trained_subnet
-from ltmsearch.files import refuse_links_outward
-from ltmsearch.observer import Observer
+from ltmsearch.io.files import refuse_links_outward
+from ltmsearch.models.checkpoints import WEIGHTS
 from ltmsearch.programs import export_onnx, export_program, require_onnx
-from ltmsearch.records import TRIALS, read_trials
-from ltmsearch.settings import SETTINGS, ResolvedSettings
-from ltmsearch.trained import WEIGHTS
+from ltmsearch.search.records import TRIALS, read_trials
 
 _log = logging.getLogger(__name__)
 

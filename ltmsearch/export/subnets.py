@@ -7,17 +7,17 @@ from pathlib import Path
 
 from torch import nn
 
-from ltmsearch.checkpoint import WEIGHTS, load_checkpoint
+from ltmsearch.callbacks import Observer
+from ltmsearch.config.recipe import Recipe, load_recipe
+from ltmsearch.config.settings import SETTINGS, ResolvedSettings
 from ltmsearch.errors import InputError
-from ltmsearch.finetune import BEST, RECIPE
-from ltmsearch.observer import Observer
-from ltmsearch.prepare import prepare_evaluator
-from ltmsearch.recipe import Recipe, load_recipe
-from ltmsearch.records import TrialRecord
-from ltmsearch.results import make_recipe
-from ltmsearch.settings import SETTINGS, ResolvedSettings
-from ltmsearch.trained import load_trained
-from ltmsearch.trial import Evaluator
+from ltmsearch.models.checkpoints import load_trained
+from ltmsearch.reporting.write import make_recipe
+from ltmsearch.search.checkpoint import WEIGHTS, load_checkpoint
+from ltmsearch.search.records import TrialRecord
+from ltmsearch.search.setup import prepare_evaluator
+from ltmsearch.search.trial import Evaluator
+from ltmsearch.training.options import BEST, RECIPE
 
 CALIBRATION_IMAGES = 256
 """Training images that an exported subnet's BatchNorm statistics come from, unless the study used more: what a search

@@ -6,15 +6,15 @@ import time
 import numpy as np
 import torch
 
+from ltmsearch.callbacks import Observer
 from ltmsearch.costs import WHOLE, CostModel, cost_model
+from ltmsearch.latency.measure import Session
 from ltmsearch.latency.profile import LatencyProfile, TimedSubnet
-from ltmsearch.latency.reading import Session
-from ltmsearch.latency.stage import open_stage
+from ltmsearch.latency.runtimes import open_stage
 from ltmsearch.latency.target import LatencyTarget
-from ltmsearch.observer import Observer
-from ltmsearch.schedule import MergeSchedule
-from ltmsearch.space import SearchSpace, SpaceFile
-from ltmsearch.supernet import Supernet
+from ltmsearch.models.supernet import Supernet
+from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.schedules.space import SearchSpace, SpaceFile
 
 SECONDS = 100.0
 """Aim for the timing of a profile, as far as `FEWEST` subnets allow it."""

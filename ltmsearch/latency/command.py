@@ -5,20 +5,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ltmsearch.backbones import get_adapter
+from ltmsearch.callbacks import Observer
+from ltmsearch.config.recipe import load_recipe
 from ltmsearch.costs import GIGA, backbone_costs
 from ltmsearch.errors import InputError
-from ltmsearch.files import refuse_unwritable
+from ltmsearch.io.files import refuse_unwritable
 from ltmsearch.latency.build import build_profile, profile_space
+from ltmsearch.latency.console import profile_record
 from ltmsearch.latency.profile import find_profile, profile_path
-from ltmsearch.latency.show import profile_record
 from ltmsearch.latency.study import measure
 from ltmsearch.latency.target import LatencyTarget
 from ltmsearch.merging import get_operator
-from ltmsearch.observer import Observer
-from ltmsearch.recipe import load_recipe
-from ltmsearch.schedule import MergeSchedule
-from ltmsearch.space import SpaceFile
+from ltmsearch.models import get_adapter
+from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.schedules.space import SpaceFile
 
 _log = logging.getLogger(__name__)
 

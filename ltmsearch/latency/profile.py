@@ -11,12 +11,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ltmsearch.costs import CostModel, LatencyModel, Timing, fit_latency
 from ltmsearch.errors import InputError, shortened
-from ltmsearch.files import write_atomic
-from ltmsearch.jsonfile import read_json
-from ltmsearch.latency.reading import Reading
+from ltmsearch.io.files import write_atomic
+from ltmsearch.io.json_text import read_json
+from ltmsearch.latency.measure import Reading
 from ltmsearch.latency.target import LatencyTarget, target_file_name
-from ltmsearch.schedule import Form, MergeSchedule
-from ltmsearch.space import SearchSpace
+from ltmsearch.schedules.schedule import Form, MergeSchedule
+from ltmsearch.schedules.space import SearchSpace
 
 SCHEMA = 1
 FOLDS = 5

@@ -5,17 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ltmsearch.callbacks import Observer
+from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.costs import CostModel, LatencyModel
 from ltmsearch.errors import InputError
 from ltmsearch.latency.build import build_profile, profile_space, target_costs
+from ltmsearch.latency.measure import Reading, Session
 from ltmsearch.latency.profile import LatencyProfile, find_profile, profile_path
-from ltmsearch.latency.reading import Reading, Session
-from ltmsearch.latency.stage import open_stage
+from ltmsearch.latency.runtimes import open_stage
 from ltmsearch.latency.target import LatencyTarget
-from ltmsearch.observer import Observer
-from ltmsearch.schedule import MergeSchedule
-from ltmsearch.settings import ResolvedSettings
-from ltmsearch.space import SpaceFile
+from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.schedules.space import SpaceFile
 
 _log = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from typing import Any, Literal, Self, get_args
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from ltmsearch.engine.runtime import find_device, has_bf16
 from ltmsearch.errors import InputError, not_among
+from ltmsearch.io.yaml_models import check
 from ltmsearch.programs import require_onnx
-from ltmsearch.runtime import find_device, has_bf16
-from ltmsearch.yamlfile import check
 
 Engine = Literal["torch", "compile", "onnxruntime"]
 """What runs the net: torch as it is, `torch.compile`, or onnxruntime."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ltmsearch.merging.tables import row_starts
+from ltmsearch.merging.constants import row_starts
 
 
 class Assignment(Protocol):

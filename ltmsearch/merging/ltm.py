@@ -22,14 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltmsearch.grid import Grid
-from ltmsearch.grid import tokens as token_count
 from ltmsearch.merging.assignment import Assignment, HardAssignment, SoftAssignment
+from ltmsearch.merging.constants import tensors
 from ltmsearch.merging.matching import average, match, matching_macs, unit
 from ltmsearch.merging.operator import MaskStart, Merge, MergeOperator, MergeShape, register_operator
 from ltmsearch.merging.prior import area_overlap, log_overlap, mean_sides, near_cells, seed_sides
-from ltmsearch.merging.tables import tensors
-from ltmsearch.schedule import Form
+from ltmsearch.schedules.grid import Grid
+from ltmsearch.schedules.grid import tokens as token_count
+from ltmsearch.schedules.schedule import Form
 
 RANK = 16
 """d: width of the space in which tokens are compared with the seeds of the merged tokens."""

@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from ltmsearch.errors import not_among, unknown_name
-from ltmsearch.grid import Grid, tokens
 from ltmsearch.merging.assignment import Assignment
-from ltmsearch.schedule import Form
+from ltmsearch.schedules.grid import Grid, tokens
+from ltmsearch.schedules.schedule import Form
 
 MaskStart = Literal["auto", "content", "place"]
 """How a fresh mask merges. `content`: tokens that look alike, right when LTM is put into trained weights. `place`:

@@ -2,13 +2,13 @@
 
 from torch import Tensor
 
-from ltmsearch.grid import Grid
 from ltmsearch.merging.assignment import SoftAssignment
+from ltmsearch.merging.constants import tensors
 from ltmsearch.merging.matching import average
 from ltmsearch.merging.operator import Merge, MergeOperator, MergeShape, register_operator
 from ltmsearch.merging.prior import area_overlap
-from ltmsearch.merging.tables import tensors
-from ltmsearch.schedule import Form
+from ltmsearch.schedules.grid import Grid
+from ltmsearch.schedules.schedule import Form
 
 
 @register_operator

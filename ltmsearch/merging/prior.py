@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ltmsearch.grid import Grid
+from ltmsearch.schedules.grid import Grid
 
 SPREAD = 0.02
 """δ: the share of a token's mass that the prior spreads over the 3×3 target cells around it, so that content can

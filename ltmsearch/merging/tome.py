@@ -5,12 +5,12 @@ The grid is used for its number of tokens only. Shapes: B images, N tokens in, P
 
 from torch import Tensor
 
-from ltmsearch.grid import Grid
-from ltmsearch.grid import tokens as token_count
 from ltmsearch.merging.assignment import HardAssignment
 from ltmsearch.merging.matching import average, match, matching_macs
 from ltmsearch.merging.operator import Merge, MergeOperator, MergeShape, register_operator
-from ltmsearch.schedule import Form
+from ltmsearch.schedules.grid import Grid
+from ltmsearch.schedules.grid import tokens as token_count
+from ltmsearch.schedules.schedule import Form
 
 
 @register_operator

@@ -6,8 +6,8 @@ reduction, which other runtimes lack or run in no fixed order: merges by index a
 matrix (see `merging.assignment`).
 """
 
-from ltmsearch.programs.agreement import ProgramCheck
-from ltmsearch.programs.onnx_file import export_onnx, open_onnx, require_onnx
-from ltmsearch.programs.torch_program import export_program
+from ltmsearch.programs.onnx import export_onnx, open_onnx, require_onnx
+from ltmsearch.programs.torch_export import export_program
+from ltmsearch.programs.verify import ProgramCheck
 
 __all__ = ["ProgramCheck", "export_onnx", "export_program", "open_onnx", "require_onnx"]

@@ -1,0 +1,73 @@
+"""A run's progress on the terminal: a bar per phase with the time left, and lines between them."""
+
+import logging
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from ltmsearch.callbacks import Observer
+
+_log = logging.getLogger(__name__)
+
+LINE_EVERY_SECONDS = 30.0
+"""Where no bar can be drawn, a line tells how it stands this often."""
+
+
+class Notes(Observer):
+    """Prints notes, draws nothing."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def note(self, line: str) -> None:
+        """See `Observer`."""
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class ProgressBars(Notes):
+    """Bars on a terminal; elsewhere, as in a log file, a line now and then."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[status]}"),
+            console=console,
+        )
+        self._task: TaskID | None = None
+        self._name = ""
+        self._total = 0
+        self._last_line = 0.0
+
+    def phase(self, name: str, total: int) -> None:
+        """See `Observer`."""
+        self._name, self._total, self._last_line = name, total, 0.0
+        _log.info("%s%s", name, f": {total} parts" if total else "")
+        if not self._can_draw():
+            return
+        if self._task is None:
+            self._progress.start()
+        elif self._progress.tasks[-1].total is None or not self._progress.tasks[-1].finished:
+            self._progress.stop_task(self._task)
+        self._task = self._progress.add_task(name, total=total or None, status="")
+
+    def advance(self, done: int, status: str = "") -> None:
+        """See `Observer`."""
+        if self._task is not None:
+            self._progress.update(self._task, completed=done, status=status)
+        elif time.monotonic() - self._last_line > LINE_EVERY_SECONDS or done == self._total:
+            self._last_line = time.monotonic()
+            self.note(f"{self._name}: {done} of {self._total} {status}".rstrip())
+
+    def _can_draw(self) -> bool:
+        """Whether a bar can be drawn over itself: asked for colours, rich calls a file a terminal too."""
+        return self.console.is_terminal and not self.console.is_dumb_terminal and self.console.file.isatty()
+
+    def close(self) -> None:
+        """See `Observer`."""
+        if self._task is not None:
+            self._progress.stop()

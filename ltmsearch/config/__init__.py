@@ -1,0 +1,1 @@
+"""Configuration: study settings, their defaults, and training recipes."""

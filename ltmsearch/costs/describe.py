@@ -1,0 +1,255 @@
+"""What a backbone costs, layer by layer: records and tables of `ltmsearch space` and `ltmsearch cost`."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ltmsearch.costs import GIGA, CostModel, backbone_costs, traced_macs
+from ltmsearch.io.console_tables import print_in_parts
+from ltmsearch.merging import check_form, get_operator
+from ltmsearch.models import create_subnet, get_adapter
+from ltmsearch.schedules.grid import tokens
+from ltmsearch.schedules.schedule import Choice, MergeSchedule
+from ltmsearch.schedules.space import SearchSpace, SpaceFile, possible_choices
+
+COUNTING_RULE = "One multiply-add counts as one FLOP; attention products and masks are counted."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleCost:
+    """The cost of one schedule."""
+
+    backbone: str
+    img_size: int
+    operator: str
+    keep_ratios: dict[str, float]
+    forms: dict[str, str]
+    """Layer name → form, where it is not the operator's first."""
+    gflops: float
+    """By formula."""
+    gflops_traced: float
+    """fvcore's count of the built subnet."""
+    base_gflops: float
+    """Of the plain net."""
+    tokens: dict[str, tuple[int, int]]
+    """Layer name → tokens before and after its merge."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeBalance:
+    """What merging at one layer alone costs and saves."""
+
+    keep_ratio: float
+    form: str
+    """`soft`, `hard` or `matched`."""
+    mask_gflops: float
+    """Of mask, merge and unmerge."""
+    saved_gflops: float
+    """What the rest of the net computes less."""
+    offered: bool
+    """Whether the space holds it: it must save more than it costs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerBalance:
+    """What one layer costs, and what merging there alone costs and saves."""
+
+    name: str
+    tokens: int
+    """Before the merge, of one window."""
+    gflops: float
+    """Of the plain layer."""
+    share: float
+    """Of the plain net's cost."""
+    merges: list[MergeBalance]
+    """Every keep ratio of the search-space file in every form."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceCost:
+    """A search space and its costs."""
+
+    backbone: str
+    img_size: int
+    operator: str
+    base_gflops: float
+    lowest_gflops: float
+    highest_gflops: float
+    schedules: int
+    layers: list[LayerBalance]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def describe_cost(
+    backbone: str, *, keep: Sequence[float], img_size: int, operator: str, form: str | None, num_classes: int
+) -> ScheduleCost:
+    """Count one schedule by formula and by tracing.
+
+    Args:
+        backbone: timm name.
+        keep: One keep ratio for all layers, or one per layer.
+        img_size: Side of the images, in pixels.
+        operator: Merging operator.
+        form: `soft`, `hard` or `matched`, for all layers; None: the operator's first.
+        num_classes: Width of the classifier.
+
+    Raises:
+        InputError: For an unknown name, or keep ratios that do not fit.
+    """
+    checked = None if form is None else check_form(operator, form)
+    costs = backbone_costs(backbone, img_size, operator, num_classes=num_classes)
+    schedule = MergeSchedule.from_list(costs.layers, keep, operator, checked)
+    subnet = create_subnet(
+        backbone,
+        keep_ratios=schedule.keep_ratios,
+        operator=operator,
+        forms=schedule.forms,
+        num_classes=num_classes,
+        img_size=img_size,
+        **get_adapter(backbone).any_size,
+    )
+    return ScheduleCost(
+        backbone=backbone,
+        img_size=img_size,
+        operator=operator,
+        keep_ratios=dict(schedule.keep_ratios),
+        forms=dict(schedule.forms),
+        gflops=costs.gflops(schedule),
+        gflops_traced=traced_macs(subnet, (img_size, img_size)) / GIGA,
+        base_gflops=costs.base_macs / GIGA,
+        tokens=costs.tokens(schedule),
+    )
+
+
+def describe_space(backbone: str, *, img_size: int, operator: str, space: str | None) -> SpaceCost:
+    """A backbone's layers, what merging at each costs and saves, and the range of costs.
+
+    Raises:
+        InputError: For an unknown name, or a search-space file that does not fit.
+    """
+    file = SpaceFile.load(space, family=get_adapter(backbone).family)
+    costs = backbone_costs(backbone, img_size, operator)
+    built = SearchSpace.build(file, costs.layer_grids, operator, pays=costs.pays)
+    low, high = costs.table(built.choices).reachable()
+    plain = costs.plain_layer_macs()
+    layers = []
+    for name, offered in zip(built.layers, built.choices, strict=True):
+        grid = costs.layer_grids[name]
+        possible = possible_choices(*file.choices_of(name), grid, operator)
+        layers.append(
+            LayerBalance(
+                name=name,
+                tokens=tokens(grid),
+                gflops=plain[name] / GIGA,
+                share=plain[name] / costs.base_macs,
+                merges=[_balance(costs, name, choice, offered=choice in offered) for choice in possible[1:]],
+            )
+        )
+    return SpaceCost(
+        backbone=backbone,
+        img_size=img_size,
+        operator=operator,
+        base_gflops=costs.base_macs / GIGA,
+        lowest_gflops=low / GIGA,
+        highest_gflops=high / GIGA,
+        schedules=built.size,
+        layers=layers,
+    )
+
+
+def _balance(costs: CostModel, layer: str, choice: Choice, *, offered: bool) -> MergeBalance:
+    overhead, saved = costs.merge_balance(layer, choice)
+    return MergeBalance(
+        keep_ratio=choice.keep_ratio,
+        form=choice.form or get_operator(costs.operator).forms[0],
+        mask_gflops=overhead / GIGA,
+        saved_gflops=saved / GIGA,
+        offered=offered,
+    )
+
+
+def print_cost(console: Console, record: ScheduleCost) -> None:
+    """A sentence of totals, and tokens by layer."""
+    _print_words(
+        console,
+        f"{record.backbone} at {record.img_size} px, {record.operator}: {record.gflops:.4f} GFLOPs "
+        f"({record.gflops / record.base_gflops:.0%} of the plain net's {record.base_gflops:.4f}; "
+        f"traced {record.gflops_traced:.4f})",
+    )
+    table = Table("layer", "keep ratio", "tokens before", "tokens after", box=None)
+    for name, (before, after) in record.tokens.items():
+        ratio, form = record.keep_ratios[name], record.forms.get(name, "")
+        table.add_row(name, f"{ratio:g} {form}".strip(), str(before), str(after))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    console.print(table)
+    _print_words(console, COUNTING_RULE)
+
+
+def print_space(console: Console, record: SpaceCost) -> None:
+    """Totals, and per layer what merging there alone costs and saves."""
+    _print_words(
+        console,
+        f"{record.backbone} at {record.img_size} px, {record.operator}: plain {record.base_gflops:.4f} GFLOPs; "
+        f"{record.schedules:,} schedules reach {record.lowest_gflops:.4f} to {record.highest_gflops:.4f}",
+    )
+    ratios = sorted({merge.keep_ratio for layer in record.layers for merge in layer.merges}, reverse=True)
+    print_in_parts(console, ratios, lambda some: _balance_table(record.layers, some))
+    console.print(
+        "Under a keep ratio, in MFLOPs: what the rest of the net saves when only this layer merges, and what mask, "
+        "merge and unmerge cost in each form. [red]Red!:[/red] costs more than it saves, not offered. A dash: the "
+        "same tokens as another ratio.",
+        highlight=False,
+    )
+    _print_words(console, COUNTING_RULE)
+
+
+def _balance_table(layers: Sequence[LayerBalance], ratios: Sequence[float]) -> Table:
+    """What merging at each layer costs and saves, for some of the keep ratios."""
+    table = Table("layer", "tokens", "share", "", *(f"{ratio:g}" for ratio in ratios), box=None)
+    for column in table.columns:
+        column.no_wrap = True
+    for column in (*table.columns[1:3], *table.columns[4:]):
+        column.justify = "right"
+    for alike in _alike(layers):
+        layer = alike[0]
+        name = layer.name if len(alike) == 1 else f"{layer.name} … {alike[-1].name.rpartition('.')[2]}"
+        share = f"{layer.share:.1%}" if len(alike) == 1 else f"{len(alike)}×{layer.share:.1%}"
+        saved = {merge.keep_ratio: _mflops(merge.saved_gflops) for merge in layer.merges}
+        table.add_row(name, str(layer.tokens), share, "saves", *(saved.get(ratio, "-") for ratio in ratios))
+        for form in dict.fromkeys(merge.form for merge in layer.merges):
+            costs = {merge.keep_ratio: _cost(merge) for merge in layer.merges if merge.form == form}
+            table.add_row("", "", "", form, *(costs.get(ratio, "-") for ratio in ratios))
+    return table
+
+
+def _alike(layers: Sequence[LayerBalance]) -> list[list[LayerBalance]]:
+    """Runs of neighbouring layers of one stage that are alike but for their names."""
+    return [
+        list(run)
+        for _, run in groupby(layers, key=lambda layer: (layer.name.rpartition(".")[0], replace(layer, name="")))
+    ]
+
+
+def _mflops(gflops: float) -> str:
+    return f"{1000 * gflops:.1f}"
+
+
+def _cost(merge: MergeBalance) -> str:
+    text = _mflops(merge.mask_gflops)
+    return text if merge.offered else f"[red]{text}![/red]"
+
+
+def _print_words(console: Console, words: str) -> None:
+    console.print(words, markup=False, highlight=False)

@@ -1,0 +1,1 @@
+"""Image data sets: folders, timm data sets, and the built-in digits."""

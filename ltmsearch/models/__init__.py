@@ -1,0 +1,55 @@
+"""Backbones: one adapter per family; the only code that imports timm's models.
+
+Importing it registers every family here, and `ltm_<backbone>` with timm.
+"""
+
+from ltmsearch.models import efficientvit, mobilevit, swin, vit  # noqa: F401  (each registers its family)
+from ltmsearch.models.adapter import (
+    FAMILIES,
+    MERGING,
+    Adapter,
+    Chain,
+    LayerShape,
+    blank_image,
+    get_adapter,
+    known_backbones,
+    leading_modules,
+    operators_of,
+    pass_once,
+)
+from ltmsearch.models.features import feature_dim, pooled_features
+from ltmsearch.models.registry import (
+    attach_operators,
+    create_subnet,
+    input_config,
+    register_with_timm,
+    set_schedule,
+)
+from ltmsearch.models.timm_config import write_config
+from ltmsearch.models.weights import LoadReport, create_backbone, load_weights
+
+__all__ = [
+    "FAMILIES",
+    "MERGING",
+    "Adapter",
+    "Chain",
+    "LayerShape",
+    "LoadReport",
+    "attach_operators",
+    "blank_image",
+    "create_backbone",
+    "create_subnet",
+    "feature_dim",
+    "get_adapter",
+    "input_config",
+    "known_backbones",
+    "leading_modules",
+    "load_weights",
+    "operators_of",
+    "pass_once",
+    "pooled_features",
+    "set_schedule",
+    "write_config",
+]
+
+register_with_timm()

@@ -1,0 +1,164 @@
+"""Which patches of an image went into which merged token, layer by layer: seen in a forward pass, as plain arrays.
+
+Where merges accumulate (ViT with depth, MobileViT inside a block) assignments are composed, so that every merged token
+is told by the original patches behind it. Class and register tokens are no patches and never merge.
+
+Shapes: B images, W windows per image (Swin's; otherwise 1), N patches per window, P merged tokens per window.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ltmsearch.merging import Merge, MergeOperator
+from ltmsearch.models import Chain, get_adapter, operators_of, pass_once
+from ltmsearch.schedules.grid import Grid
+from ltmsearch.schedules.schedule import Form
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerMerges:
+    """What stands behind the merged tokens of one layer for one image.
+
+    Merged tokens are numbered through all windows: token t is number t mod P of window t div P.
+    """
+
+    layer: str
+    """Layer name (timm module path)."""
+    operator: str
+    """Merging operator."""
+    form: Form
+    """How it merged."""
+    before: int
+    """Tokens of a window that came into this merge: fewer than N where layers ahead of it merged too."""
+    whole: Grid
+    """(rows, columns) of all patches of the image at this layer."""
+    window: Grid
+    """(rows, columns) of the patches of one window; equal to `whole` but for Swin."""
+    pitch: tuple[float, float]
+    """Pixels of the image, down and to the right, from one patch to the next."""
+    shares: np.ndarray
+    """(W, N, P) float32: how much of each patch is in each merged token; rows sum to 1."""
+
+    @property
+    def windows(self) -> int:
+        """W."""
+        return int(self.shares.shape[0])
+
+    @property
+    def after(self) -> int:
+        """P."""
+        return int(self.shares.shape[2])
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """(rows, columns) int64: the merged token that each patch is in most."""
+        first = np.arange(self.windows)[:, None] * self.after
+        return self._on_image(self.shares.argmax(axis=2) + first)
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """(W·P,) how many patches of the image stand behind each merged token; they sum to all of them."""
+        padding = np.ones(self.shares.shape[:2], dtype=bool)
+        padding.flat[self._places] = False
+        out: np.ndarray = np.where(padding[..., None], 0, self.shares).sum(axis=1).ravel()
+        return out
+
+    @cached_property
+    def by_patch(self) -> np.ndarray:
+        """(rows·columns, P) the shares of the image's patches, row by row, in the tokens of their own window."""
+        out: np.ndarray = self.shares.reshape(-1, self.after)[self._places.ravel()]
+        return out
+
+    def weights(self, token: int) -> np.ndarray:
+        """(rows, columns): how much of each patch is in one merged token."""
+        window, place = divmod(token, self.after)
+        values = np.zeros(self.shares.shape[:2], dtype=self.shares.dtype)
+        values[window] = self.shares[window, :, place]
+        return self._on_image(values)
+
+    def token_at(self, x: float, y: float) -> int:
+        """The merged token that the patch under a pixel of the image is in most."""
+        row, column = self.patch_at(x, y)
+        return int(self.labels[row, column])
+
+    def patch_at(self, x: float, y: float) -> Grid:
+        """(row, column) of the patch under a pixel, or the nearest one."""
+        row, column = int(y // self.pitch[0]), int(x // self.pitch[1])
+        return min(max(row, 0), self.whole[0] - 1), min(max(column, 0), self.whole[1] - 1)
+
+    @cached_property
+    def _places(self) -> np.ndarray:
+        """(rows, columns) where each patch of the image stands among the W·N of all windows, padding included."""
+        (rows, columns), (height, width) = self.whole, self.window
+        tiles = math.ceil(rows / height), math.ceil(columns / width)
+        places = np.arange(self.windows * height * width).reshape(*tiles, height, width).swapaxes(1, 2)
+        return places.reshape(tiles[0] * height, tiles[1] * width)[:rows, :columns]
+
+    def _on_image(self, values: np.ndarray) -> np.ndarray:
+        """(W, N) to (rows, columns), without padding."""
+        out: np.ndarray = values.ravel()[self._places]
+        return out
+
+
+def trace_merges(
+    backbone: str, model: nn.Module, images: Tensor, chains: Sequence[Chain] | None = None
+) -> list[tuple[LayerMerges, ...]]:
+    """Pass images through a network once, looking on at its merges.
+
+    For a supernet: `with supernet.active(schedule): trace_merges(supernet.backbone, supernet.model, images)`.
+
+    Args:
+        backbone: timm name of the plain net.
+        model: With merging operators and a schedule set; left in the mode it was in.
+        images: (B, 3, height, width), normalised as the network wants them.
+        chains: Of the network for images of this size, where they are known; None: found by another pass.
+
+    Returns:
+        For each image the layers that merge, in the order of execution; none for a plain net.
+    """
+    size = int(images.shape[2]), int(images.shape[3])
+    chains = get_adapter(backbone).chains(model, size) if chains is None else chains
+    seen: dict[str, tuple[MergeOperator, Tensor]] = {}
+
+    def note(layer: str) -> Callable[[nn.Module, tuple[Any, ...], Merge], None]:
+        def look(operator: nn.Module, _args: tuple[Any, ...], merge: Merge) -> None:
+            assert isinstance(operator, MergeOperator)
+            batch, count = merge.sizes.shape
+            every = torch.eye(count, device=merge.sizes.device).expand(batch, 1, -1, -1)
+            seen[layer] = operator, merge.assignment.spread(every)[:, 0].cpu()
+
+        return look
+
+    names = [shape.name for chain in chains for shape in chain.layers]
+    parameter = next(model.parameters())
+    images = images.to(parameter.device, parameter.dtype)
+    handles = [op.register_forward_hook(note(layer)) for layer, op in operators_of(model, names).items()]
+    pass_once(model, images, handles)
+
+    traces: list[list[LayerMerges]] = [[] for _ in images]
+    for chain in chains:
+        composed: Tensor | None = None
+        for shape in (shape for shape in chain.layers if shape.name in seen):
+            operator, shares = seen[shape.name]
+            composed = shares if composed is None else composed @ shares
+            for trace, own in zip(traces, composed.unflatten(0, (len(images), -1)).numpy(), strict=True):
+                trace.append(
+                    LayerMerges(
+                        layer=shape.name,
+                        operator=operator.name,
+                        form=operator.form,
+                        before=shares.shape[1],
+                        whole=shape.whole(chain.grid),
+                        window=chain.grid,
+                        pitch=chain.pitch,
+                        shares=own,
+                    )
+                )
+    return [tuple(trace) for trace in traces]

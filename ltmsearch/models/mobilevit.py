@@ -1,0 +1,95 @@
+"""MobileViT: merges between attention and MLP, shared by the pixel positions of a patch, undone before the fold.
+
+timm's `MobileVitBlock` unfolds its feature map into patches of 2×2 pixels, runs a transformer on each of the 4 pixel
+positions separately, and folds the tokens back, assuming that their number did not change. So merges accumulate inside
+one `MobileVitBlock` and are unwound at the end of its transformer.
+"""
+
+import math
+from typing import Any, ClassVar, cast
+
+from timm.models.mobilevit import MobileVitBlock
+from timm.models.vision_transformer import Block
+from torch import nn
+
+from ltmsearch.config.backbone_names import BACKBONES
+from ltmsearch.merging import MergeOperator
+from ltmsearch.models.adapter import (
+    Adapter,
+    Chain,
+    attach_operator,
+    feature_sizes,
+    modules_of,
+    register_family,
+    strides,
+)
+from ltmsearch.models.transformer import BlockShape, MergingBlocks
+from ltmsearch.schedules.grid import Grid
+
+
+def note_grid(block: MobileVitBlock, args: tuple[Any, ...]) -> None:
+    """Forward pre-hook of a `MobileVitBlock`: tell its transformer on which grid the tokens of this input stand."""
+    block.transformer.grid = _token_grid(args[0].shape, block.patch_size)
+
+
+def _token_grid(shape: tuple[int, ...], patch_size: tuple[int, int]) -> Grid:
+    """The grid of patches of a feature map of (B, C, height, width)."""
+    rows, columns = (math.ceil(n / p) for n, p in zip(shape[-2:], patch_size, strict=True))
+    return rows, columns
+
+
+@register_family
+class MobileViT(Adapter):
+    """`mobilevit_xxs`, `mobilevit_xs`, `mobilevit_s` (Mehta & Rastegari, 2022)."""
+
+    family = "mobilevit"
+    backbones = BACKBONES[family]
+    strangers: ClassVar = {
+        "mobilevitv2_*": "MobileViT v2 has another attention; mobilevit_xxs, mobilevit_xs and mobilevit_s can"
+    }
+
+    def layers(self, model: nn.Module) -> tuple[str, ...]:
+        """Every transformer block of every `MobileVitBlock`."""
+        return tuple(
+            f"{path}.transformer.{index}"
+            for path, block in modules_of(model, MobileVitBlock).items()
+            for index in range(len(block.transformer))
+        )
+
+    def attach(self, model: nn.Module, operators: dict[str, MergeOperator]) -> None:
+        """See `Adapter.attach`."""
+        for block in modules_of(model, MobileVitBlock).values():
+            if not isinstance(block.transformer, MergingBlocks):
+                block.transformer = MergingBlocks(block.transformer, groups=block.patch_area, unmerges=True)
+                block.register_forward_pre_hook(note_grid)
+        for layer, operator in operators.items():
+            attach_operator(model.get_submodule(layer), operator)
+
+    def dim(self, model: nn.Module, layer: str) -> int:
+        """See `Adapter.dim`."""
+        return cast(Block, model.get_submodule(layer)).attn.attn_dim
+
+    def chains(self, model: nn.Module, img_size: Grid) -> tuple[Chain, ...]:
+        """One chain per `MobileVitBlock`; the feature sizes are read off one forward pass."""
+        blocks = modules_of(model, MobileVitBlock)
+        sizes = feature_sizes(model, blocks, img_size)
+
+        def pitch(path: str, block: MobileVitBlock) -> tuple[float, float]:
+            # timm stretches a feature map of odd size to whole patches.
+            cells, grid = sizes[path][-2:], _token_grid(sizes[path], block.patch_size)
+            down, right = strides(img_size, (cells[0], cells[1]))
+            return down * cells[0] / grid[0], right * cells[1] / grid[1]
+
+        return tuple(
+            Chain(
+                module=f"{path}.transformer",
+                grid=_token_grid(sizes[path], block.patch_size),
+                pitch=pitch(path, block),
+                layers=tuple(
+                    BlockShape.of(layer, name=f"{path}.transformer.{index}", groups=block.patch_area)
+                    for index, layer in enumerate(block.transformer)
+                ),
+                unmerges=True,
+            )
+            for path, block in blocks.items()
+        )

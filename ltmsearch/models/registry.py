@@ -1,0 +1,110 @@
+"""Building backbones with merging operators, and their registration with timm as `ltm_<backbone>`."""
+
+import sys
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from timm.data import resolve_data_config
+from timm.models import get_pretrained_cfg, is_model, register_model
+from torch import nn
+
+from ltmsearch.merging import MaskStart, check_form, get_operator
+from ltmsearch.models.adapter import MERGING, get_adapter, known_backbones, operators_of
+from ltmsearch.models.timm_config import is_subnets, load_subnets
+from ltmsearch.models.weights import create_backbone
+from ltmsearch.schedules.schedule import Form, MergeSchedule
+
+
+def attach_operators(
+    backbone: str, model: nn.Module, *, operator: str, layers: Iterable[str], start: MaskStart
+) -> None:
+    """Give layers of a plain timm model fresh merging operators, in place; they start inactive (keep ratio 1.0)."""
+    adapter = get_adapter(backbone)
+    make = get_operator(operator)
+    device = next(model.parameters()).device
+    operators = {layer: make(adapter.dim(model, layer), start).to(device) for layer in layers}
+    adapter.attach(model, operators)
+    # On the net itself, under timm's name for it, so that every training script that asks the net respects it.
+    timms: set[str] = getattr(model, "no_weight_decay", set)()
+    own = {f"{layer}.{MERGING}.{name}" for layer, operator in operators.items() for name in operator.no_weight_decay()}
+    model.no_weight_decay = partial(set, timms | own)  # type: ignore[assignment]
+
+
+def set_schedule(backbone: str, model: nn.Module, schedule: MergeSchedule) -> None:
+    """Set the keep ratio and the form of every attached operator.
+
+    Raises:
+        ValueError: If the schedule merges at a layer that has no operator.
+        InputError: If it wants a form that its operator does not have.
+    """
+    operators = operators_of(model, get_adapter(backbone).layers(model))
+    missing = [layer for layer in schedule.merging_layers if layer not in operators]
+    if missing:
+        raise ValueError(f"`schedule` merges at layers without an operator: {', '.join(missing)}.")
+    for layer, operator in operators.items():
+        operator.keep_ratio = schedule.keep_ratio(layer)
+        operator.form = check_form(operator.name, schedule.form(layer) or operator.forms[0])
+
+
+def create_subnet(
+    backbone: str,
+    *,
+    keep_ratios: Mapping[str, float] | None = None,
+    operator: str = "ltm",
+    forms: Mapping[str, Form] | Form | None = None,
+    mask_start: MaskStart = "auto",
+    pretrained: bool = False,
+    **timm_kwargs: Any,
+) -> nn.Module:
+    """A backbone that merges tokens by a fixed schedule.
+
+    Args:
+        backbone: timm name.
+        keep_ratios: Layer name or shell pattern → keep ratio in (0, 1]; all other layers stay plain.
+        operator: Name of the merging operator.
+        forms: Layer name or shell pattern → `soft`, `hard` or `matched`, or one for all; None: the operator's first.
+        mask_start: See `MaskStart`.
+        pretrained: Load timm's weights; the operators' own start from their prior. From a folder
+            that `ltmsearch export` wrote, as timm's `local-dir:`, everything is loaded.
+        timm_kwargs: Passed to `timm.create_model`.
+
+    Raises:
+        InputError: For an unknown backbone, operator, layer or form, a keep ratio out of range, or weights that
+            cannot be had.
+    """
+    own = pretrained and is_subnets(timm_kwargs.get("pretrained_model_args"))
+    model = create_backbone(backbone, pretrained=pretrained and not own, **timm_kwargs)
+    layers = get_adapter(backbone).layers(model)
+    by_layer = dict.fromkeys(layers, forms) if isinstance(forms, str) else forms
+    schedule = MergeSchedule.from_mapping(layers, keep_ratios or {}, operator, by_layer)
+    start = "content" if mask_start == "auto" and pretrained else mask_start
+    attach_operators(backbone, model, operator=operator, layers=schedule.merging_layers, start=start)
+    set_schedule(backbone, model, schedule)
+    if own:
+        load_subnets(model, timm_kwargs.get("cache_dir"))
+    return model
+
+
+def input_config(backbone: str) -> dict[str, Any]:
+    """How timm prepares images for a backbone: `mean`, `std`, `interpolation`, `crop_pct`."""
+    get_adapter(backbone)
+    config: dict[str, Any] = resolve_data_config({}, pretrained_cfg=get_pretrained_cfg(backbone).to_dict())
+    return {name: config[name] for name in ("mean", "std", "interpolation", "crop_pct")}
+
+
+def register_with_timm() -> None:
+    """Make `ltm_<backbone>` known to `timm.create_model` for every backbone that an adapter serves."""
+    module = sys.modules[__name__]
+    for backbone in known_backbones():
+        name = f"ltm_{backbone}"
+        if is_model(name):
+            continue
+
+        def entrypoint(pretrained: bool = False, *, _backbone: str = backbone, **kwargs: Any) -> nn.Module:
+            return create_subnet(_backbone, pretrained=pretrained, **kwargs)
+
+        entrypoint.__name__ = entrypoint.__qualname__ = name
+        entrypoint.__doc__ = f"timm's {backbone} with merging layers: see `create_subnet`."
+        setattr(module, name, entrypoint)
+        register_model(entrypoint)

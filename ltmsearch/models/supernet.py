@@ -1,0 +1,164 @@
+"""The supernet: a backbone with a merging operator at every layer, whose weights all subnets share."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ltmsearch.errors import InputError, shortened
+from ltmsearch.merging import MaskStart, check_form, get_operator
+from ltmsearch.models import (
+    attach_operators,
+    create_backbone,
+    create_subnet,
+    get_adapter,
+    set_schedule,
+)
+from ltmsearch.schedules.schedule import MergeSchedule
+
+
+class Supernet(nn.Module):
+    """timm's backbone with shared weights for every merge schedule.
+
+    Outside of `active` it is the plain backbone: every layer keeps all its tokens. It takes images of any size.
+
+    Args:
+        backbone: timm name, e.g. `mobilevit_s`.
+        operator: Name of the merging operator at every layer.
+        mask_start: How fresh masks merge; `auto` is `content` when trained weights are loaded and `place` otherwise.
+        pretrained: Load timm's published weights.
+        checkpoint: Load weights from a file instead, as timm does (safetensors, or torch files with weights only).
+        timm_kwargs: Passed to `timm.create_model`, e.g. `num_classes`.
+
+    Raises:
+        InputError: For an unknown backbone or operator, or weights that cannot be had or do not fit.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        *,
+        operator: str = "ltm",
+        mask_start: MaskStart = "auto",
+        pretrained: bool = False,
+        checkpoint: Path | None = None,
+        **timm_kwargs: Any,
+    ) -> None:
+        super().__init__()
+        adapter = get_adapter(backbone)
+        self.backbone = backbone
+        self.operator = operator
+        self._timm_kwargs = {**adapter.any_size, **timm_kwargs}
+        self.model = create_backbone(backbone, pretrained=pretrained, checkpoint=checkpoint, **self._timm_kwargs)
+        self.layers = adapter.layers(self.model)
+        trained = pretrained or checkpoint is not None
+        start = "content" if mask_start == "auto" and trained else mask_start
+        attach_operators(backbone, self.model, operator=operator, layers=self.layers, start=start)
+        self._plain = MergeSchedule.uniform(self.layers, 1.0, operator)
+        self._schedule = self._plain
+
+    def refuse_unfitting(self, weights: Mapping[str, Tensor], where: Path) -> None:
+        """Raise unless these are all of the supernet's tensors: those of another study may be whole, and still not fit.
+
+        Args:
+            weights: As `state_dict` has them.
+            where: The file that they come from.
+
+        Raises:
+            InputError: Naming the first tensor that does not fit.
+        """
+        mine, given = (
+            {name: "×".join(map(str, tensor.shape)) or "a number" for name, tensor in tensors.items()}
+            for tensors in (self.state_dict(), weights)
+        )
+        for name in (*mine, *given):
+            if mine.get(name) != given.get(name):
+                raise InputError(
+                    f"{where} must hold the shared weights of this study, but {shortened(name, 100)} is "
+                    f"{given.get(name, 'not there')} in it and {mine.get(name, 'not there')} in the network"
+                )
+
+    @property
+    def schedule(self) -> MergeSchedule:
+        """The schedule that is active now."""
+        return self._schedule
+
+    @contextmanager
+    def active(self, schedule: MergeSchedule) -> Iterator["Supernet"]:
+        """Run as the subnet of a schedule inside the `with` block; restored on exit, also on error.
+
+        Raises:
+            InputError: If the schedule is for another operator, or names an unknown layer or form.
+        """
+        previous = self._schedule
+        self._set(self.normalised(schedule))
+        try:
+            yield self
+        finally:
+            self._set(previous)
+
+    def normalised(self, schedule: MergeSchedule) -> MergeSchedule:
+        """The schedule over exactly this backbone's layers, without forms that the operator takes anyway."""
+        if schedule.operator != self.operator:
+            raise InputError(
+                f"the schedule's operator must be the supernet's {self.operator!r}, but got {schedule.operator!r}"
+            )
+        first = get_operator(self.operator).forms[0]
+        forms = {n: f for n, f in schedule.forms.items() if check_form(self.operator, f) != first}
+        return MergeSchedule.from_mapping(self.layers, schedule.keep_ratios, self.operator, forms)
+
+    @contextmanager
+    def beginning_held(self) -> Iterator["Supernet"]:
+        """Keep the parameters ahead of the first layer out of training inside the `with` block.
+
+        No schedule changes what they compute, and without their gradients a step is much shorter: in a MobileViT
+        the convolutions there are half of it.
+        """
+        held = [p for p in self.beginning() if p.requires_grad]
+        for parameter in held:
+            parameter.requires_grad_(False)
+        try:
+            yield self
+        finally:
+            for parameter in held:
+                parameter.requires_grad_(True)
+
+    def beginning(self) -> list[nn.Parameter]:
+        """The parameters ahead of the first layer: timm registers them in the order of execution up to there."""
+        first = f"{self.layers[0]}."
+        return [p for _, p in takewhile(lambda named: not named[0].startswith(first), self.model.named_parameters())]
+
+    def _set(self, schedule: MergeSchedule) -> None:
+        set_schedule(self.backbone, self.model, schedule)
+        self._schedule = schedule
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, height, width) images to (B, classes) logits, under the active schedule."""
+        return self.model(images)
+
+    def extract(self, schedule: MergeSchedule) -> nn.Module:
+        """The stand-alone subnet of a schedule: same outputs, own weights, no operator at plain layers.
+
+        It is what `timm.create_model("ltm_<backbone>", keep_ratios=…)` builds, on this supernet's device.
+        """
+        schedule = self.normalised(schedule)
+        subnet = create_subnet(
+            self.backbone,
+            keep_ratios=schedule.keep_ratios,
+            operator=self.operator,
+            forms=schedule.forms,
+            **self._timm_kwargs,
+        )
+        wanted = subnet.state_dict()
+        weights = {name: value for name, value in self.model.state_dict().items() if name in wanted}
+        subnet.load_state_dict(deepcopy(weights))
+        return subnet.to(next(self.parameters()).device).train(self.training)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay must leave alone (timm's convention)."""
+        names: set[str] = self.model.no_weight_decay()  # type: ignore[operator]
+        return {f"model.{name}" for name in names}

@@ -1,0 +1,146 @@
+"""Swin transformers: merges inside each window between attention and MLP, undone at the block's end.
+
+The windows are those of the block's attention, but never shifted: a shifted window that wraps around joins tokens from
+opposite sides of the image, which attention can mask and a merge cannot. Where timm pads the feature map to whole
+windows, so do we, and padding weighs next to nothing in a merge.
+
+Shapes: B images, W windows per image, N tokens per window, P merged tokens per window, D channels.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, cast
+
+import torch
+from timm.layers import PatchEmbed
+from timm.models.swin_transformer import SwinTransformerBlock, window_partition, window_reverse
+from torch import Tensor, nn
+
+from ltmsearch.config.backbone_names import BACKBONES
+from ltmsearch.config.defaults import Learning
+from ltmsearch.merging import MergeOperator
+from ltmsearch.models.adapter import MERGING, BlockAdapter, LayerShape, register_family, watched
+from ltmsearch.models.transformer import NORM_MACS
+from ltmsearch.schedules.grid import Grid, target_grid, tokens
+
+PADDING_SIZE = 1e-4
+"""Size of a padding token, beside 1 for a token of the image."""
+
+
+class MergingSwinBlock(SwinTransformerBlock):
+    """timm's block, in which each window may merge its tokens before the MLP."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, height, width, D) to the same."""
+        operator: MergeOperator | None = getattr(self, MERGING, None)
+        window: Grid = self.window_size
+        target = window if operator is None else target_grid(window, operator.keep_ratio)
+        if operator is None or target == window:
+            return super().forward(x)
+        batch, rows, columns, dim = x.shape
+        with watched(self.attn.qkv, wanted=operator.needs_keys) as qkv:
+            x = x + self.drop_path1(self._attn(self.norm1(x)))
+        keys = self._in_windows(self._unshifted_keys(qkv[0], rows, columns)) if qkv else None
+        before = self._in_windows(x)[:, None]  # (B·W, 1, N, D)
+        merge = operator(before, self._sizes(x), window, target, keys)
+        merged = merge.tokens.reshape(batch, -1, dim)  # (B, W·P, D): paths are dropped by image
+        change = self.drop_path2(self.mlp(self.norm2(merged)))
+        after = merge.hand_back(before, change.view(merge.tokens.shape)).view(-1, *window, dim)
+        padded = self._padded(rows, columns)
+        after = window_reverse(after, window, *padded)
+        return after if padded == (rows, columns) else after[:, :rows, :columns].contiguous()
+
+    def _padded(self, rows: int, columns: int) -> Grid:
+        """The size of the feature map in whole windows."""
+        height, width = self.window_size
+        return math.ceil(rows / height) * height, math.ceil(columns / width) * width
+
+    def _in_windows(self, x: Tensor) -> Tensor:
+        """(B, height, width, C) to (B·W, N, C), padded with zeros."""
+        rows, columns = self._padded(*x.shape[1:3])
+        if (rows, columns) != x.shape[1:3]:  # padding by nothing would be a copy
+            x = nn.functional.pad(x, (0, 0, 0, columns - x.shape[2], 0, rows - x.shape[1]))
+        return window_partition(x, self.window_size).flatten(1, 2)
+
+    def _sizes(self, x: Tensor) -> Tensor:
+        """(B·W, N) float32: 1 for tokens of the image, next to nothing for padding."""
+        batch, rows, columns, _ = x.shape
+        if self._padded(rows, columns) == (rows, columns):
+            n = tokens(self.window_size)
+            return x.new_ones(batch * rows * columns // n, n, dtype=torch.float32)
+        inside = self._in_windows(x.new_ones(1, rows, columns, 1, dtype=torch.float32)).squeeze(-1)
+        return inside.clamp_min(PADDING_SIZE).repeat(batch, 1)
+
+    def _unshifted_keys(self, qkv: Tensor, rows: int, columns: int) -> Tensor:
+        """(B·W, N, 3·heads·C) projections of shifted windows to the (B, height, width, C) mean key of the heads."""
+        keys = qkv.unflatten(-1, (3, self.attn.num_heads, -1))[:, :, 1].mean(dim=2)
+        keys = keys.reshape(-1, *self.window_size, keys.shape[-1])
+        keys = window_reverse(keys, self.window_size, *self._padded(rows, columns))[:, :rows, :columns]
+        return torch.roll(keys, shifts=tuple(self.shift_size), dims=(1, 2)) if any(self.shift_size) else keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwinShape(LayerShape):
+    """A block with attention inside windows. The MLP sees the feature map, or what merging left of each window."""
+
+    size: Grid
+    """(rows, columns) of the feature map."""
+    window: Grid
+    """(rows, columns) of one window."""
+    attn_dim: int
+    """Channels of queries, keys and values."""
+    hidden: int
+    """Channels inside the MLP."""
+
+    def whole(self, grid: Grid) -> Grid:
+        """See `LayerShape.whole`."""
+        return self.size
+
+    def macs_before(self, grid: Grid) -> int:
+        """Norm of the feature map; projections and the products QKᵀ and AV of all windows, padding included."""
+        n = tokens(self.window)
+        attention = n * 4 * self.dim * self.attn_dim + 2 * n * n * self.attn_dim
+        return NORM_MACS * tokens(self.size) * self.dim + self.windows * attention
+
+    def macs_after(self, grid: Grid) -> int:
+        """Norm and the two projections of the MLP."""
+        n = tokens(self.size) if grid == self.window else self.windows * tokens(grid)
+        return NORM_MACS * n * self.dim + 2 * n * self.dim * self.hidden
+
+
+@register_family
+class Swin(BlockAdapter):
+    """Swin transformers (Liu et al., 2021)."""
+
+    family = "swin"
+    backbones = BACKBONES[family]
+    strangers: ClassVar = {
+        "swinv2_*": "Swin v2 normalises behind attention and MLP; swin_tiny_patch4_window7_224 and its siblings can"
+    }
+    one_size = True
+    # timm has no argument that pads images to whole patches, but it takes the layer that does.
+    any_size: ClassVar = {"strict_img_size": False, "embed_layer": partial(PatchEmbed, dynamic_img_pad=True)}
+    learning = Learning(lr=5e-4, grows=False, patience=2)
+    block = SwinTransformerBlock
+    merging_block = MergingSwinBlock
+
+    def dim(self, model: nn.Module, layer: str) -> int:
+        """See `Adapter.dim`."""
+        return cast(SwinTransformerBlock, model.get_submodule(layer)).dim
+
+    def shape(self, name: str, block: SwinTransformerBlock, entering: tuple[int, ...]) -> tuple[Grid, SwinShape]:
+        """See `BlockAdapter.shape`; (B, height, width, D) comes in, and each window merges."""
+        size, window = (entering[1], entering[2]), (block.window_size[0], block.window_size[1])
+        attn_dim = block.attn.qkv.out_features // 3
+        shape = SwinShape(
+            name=name,
+            dim=block.dim,
+            key_dim=attn_dim // block.attn.num_heads,
+            windows=math.prod(math.ceil(length / side) for length, side in zip(size, window, strict=True)),
+            size=size,
+            window=window,
+            attn_dim=attn_dim,
+            hidden=block.mlp.fc1.out_features,
+        )
+        return window, shape

@@ -1,0 +1,64 @@
+"""Subnets as timm's `config.json` describes them.
+
+With it beside the weights, `timm.create_model("local-dir:<folder>", pretrained=True)` opens a subnet, and so does
+`hf-hub:` where the folder was pushed to the model hub.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from timm.models import load_pretrained
+from timm.models._hub import save_config_for_hf
+from torch import nn
+
+from ltmsearch.models.weights import convert
+
+
+def write_config(
+    path: Path,
+    model: nn.Module,
+    *,
+    name: str,
+    img_size: int,
+    inputs: Mapping[str, Any],
+    class_names: Sequence[str] | None,
+) -> None:
+    """Write the `config.json` of a subnet.
+
+    Args:
+        path: The file.
+        model: As `timm.create_model` built it, from whose arguments it is to be built again.
+        name: Its timm name, `ltm_<backbone>`.
+        img_size: Side of the images, in pixels.
+        inputs: How images are prepared: `mean`, `std`, `interpolation`, `crop_pct`.
+        class_names: Classes in the order of the outputs; None: not known.
+    """
+    about: dict[str, Any] = {"pretrained_cfg": {"architecture": name}}
+    if class_names is not None:
+        about["label_names"] = list(class_names)
+    prepared = {key: inputs[key] for key in ("mean", "std", "interpolation", "crop_pct")}
+    save_config_for_hf(
+        model, path, model_config=about, data_config={**prepared, "input_size": (model.in_chans, img_size, img_size)}
+    )
+
+
+def is_subnets(source_args: Mapping[str, Any] | None) -> bool:
+    """Whether weights are a subnet's, merging operators included, not a plain backbone's.
+
+    Args:
+        source_args: `model_args` of the `config.json` beside the weights, which timm hands on as
+            `pretrained_model_args`; None where there is no such file.
+    """
+    return source_args is not None and "keep_ratios" in source_args
+
+
+def load_subnets(model: nn.Module, cache_dir: str | Path | None) -> None:
+    """Load the weights that `model.pretrained_cfg` points to, as timm does for its own networks."""
+    load_pretrained(
+        model,
+        num_classes=model.num_classes,
+        in_chans=model.in_chans,
+        filter_fn=lambda state, net: convert(net, state),
+        cache_dir=cache_dir,
+    )

@@ -1,0 +1,166 @@
+"""Vision transformers (ViT, DeiT): merges between attention and MLP, which accumulate with depth and are not undone.
+
+Class, distillation and register tokens never merge. Where the network averages its tokens at the end, each counts as
+often as input tokens stand behind it.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from timm.layers import AttentionPoolLatent
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from ltmsearch.config.backbone_names import BACKBONES
+from ltmsearch.config.defaults import Learning
+from ltmsearch.merging import MergeOperator
+from ltmsearch.models.adapter import Adapter, Chain, attach_operator, blank_image, register_family
+from ltmsearch.models.transformer import NORM_MACS, BlockShape, MergingBlocks
+from ltmsearch.schedules.grid import Grid, tokens
+
+AVERAGED = ("avg", "avgmax")
+"""timm's poolings that take a mean over tokens."""
+
+
+class MergingVisionTransformer(VisionTransformer):
+    """timm's `VisionTransformer` whose blocks may merge."""
+
+    blocks: MergingBlocks
+
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        # The first to see the patches: (B, h, w, D) where timm takes images of any size, else (B, N, D).
+        self.blocks.grid = (int(x.shape[1]), int(x.shape[2])) if x.dim() == 4 else self.patch_embed.grid_size
+        return super()._pos_embed(x)
+
+    def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
+        """timm's pooling of (B, K + P, D) tokens, in which merged tokens count by their sizes."""
+        kind = self.global_pool if pool_type is None else pool_type
+        pooled_by_attention = isinstance(self.attn_pool, AttentionPoolLatent)
+        if self.blocks.sizes is None or not (pooled_by_attention or kind in AVERAGED):
+            return super().pool(x, pool_type)
+        sizes = nn.functional.pad(self.blocks.sizes, (self.blocks.prefix, 0), value=1.0)
+        if not self.pool_include_prefix:
+            x, sizes = x[:, self.blocks.prefix :], sizes[:, self.blocks.prefix :]
+        if pooled_by_attention:
+            return self.attn_pool(x, attn_mask=sizes.log()[:, None, None, :])
+        weights = (sizes / sizes.sum(dim=1, keepdim=True)).to(x.dtype)
+        mean = (x * weights[..., None]).sum(dim=1)
+        return mean if kind == "avg" else 0.5 * (x.amax(dim=1) + mean)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """timm's; the sizes of this pass are of no use behind it."""
+        try:
+            return super().forward_head(x, pre_logits)
+        finally:
+            self.blocks.sizes = None
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass; timm's own way would go around the merges."""
+        self.blocks.checkpoints = enable
+
+    def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """timm's, which runs the blocks one by one.
+
+        Raises:
+            ValueError: If some block merges: merged tokens stand on no grid of features.
+        """
+        if self.blocks.merges:
+            raise ValueError("`forward_intermediates` must be called without merging: merged tokens stand on no grid.")
+        return super().forward_intermediates(x, *args, **kwargs)
+
+
+class MergingVisionTransformerDistilled(MergingVisionTransformer, VisionTransformerDistilled):
+    """timm's `VisionTransformerDistilled` whose blocks may merge."""
+
+
+MERGING_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
+    VisionTransformer: MergingVisionTransformer,
+    VisionTransformerDistilled: MergingVisionTransformerDistilled,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTChain(Chain):
+    """All blocks of one vision transformer, with the norm and the pooling over whatever tokens they leave."""
+
+    prefix: int
+    """K, tokens that never merge."""
+    norm_dim: int
+    """Channels of the norm over all tokens, 0 where it comes behind the pooling."""
+    pool_dim: int
+    """Channels of pooling by attention, 0 where there is none."""
+    pool_prefix: int
+    """Tokens that never merge and are pooled."""
+
+    def macs_behind(self, grid: Grid) -> int:
+        """Norm; keys, values and the products of one latent query with them."""
+        left, pooled = self.prefix + tokens(grid), self.pool_prefix + tokens(grid)
+        return NORM_MACS * left * self.norm_dim + 2 * pooled * self.pool_dim * (self.pool_dim + 1)
+
+
+@register_family
+class ViT(Adapter):
+    """Plain vision transformers with patches of 16 pixels (Dosovitskiy et al., 2021; Touvron et al., 2021, 2022)."""
+
+    family = "vit"
+    backbones = BACKBONES[family]
+    strangers: ClassVar = {
+        "vit_*_rope*": "its rotary positions belong to the full grid",
+        "vit_*dinov3*": "its rotary positions belong to the full grid",
+        "vit_*_rpn_*": "its blocks normalise behind attention and MLP",
+        "vit_*_xp_*": "its attention and MLP run side by side, with nothing between them",
+        "vit_*_18x2_*": "its blocks hold two attentions side by side",
+        "vit_*": "no adapter knows its blocks; vit_tiny, vit_small and vit_base with _patch16_224 can",
+    }
+    one_size = True
+    any_size: ClassVar = {"dynamic_img_size": True, "dynamic_img_pad": True}
+
+    learning = Learning(lr=5e-4, grows=False, patience=2)
+
+    def layers(self, model: nn.Module) -> tuple[str, ...]:
+        """Every block."""
+        return tuple(f"blocks.{index}" for index in range(len(_vit(model).blocks)))
+
+    def attach(self, model: nn.Module, operators: dict[str, MergeOperator]) -> None:
+        """See `Adapter.attach`."""
+        vit = _vit(model)
+        if not isinstance(vit.blocks, MergingBlocks):
+            vit.blocks = MergingBlocks(vit.blocks, prefix=vit.num_prefix_tokens, unmerges=False)
+            # Not a wrapper: parameters keep timm's names, and the model stays an instance of timm's class.
+            vit.__class__ = MERGING_CLASSES[type(vit)]
+        for layer, operator in operators.items():
+            attach_operator(vit.get_submodule(layer), operator)
+
+    def dim(self, model: nn.Module, layer: str) -> int:
+        """See `Adapter.dim`."""
+        return _vit(model).embed_dim
+
+    def chains(self, model: nn.Module, img_size: Grid) -> tuple[Chain, ...]:
+        """One chain of all blocks; the grid is read off one forward pass through the patch embedding."""
+        vit = _vit(model)
+        with torch.no_grad():
+            patches = vit.patch_embed(blank_image(model, img_size))
+        rows, columns = patches.shape[1:3] if patches.dim() == 4 else vit.patch_embed.grid_size
+        prefix = vit.num_prefix_tokens
+        return (
+            ViTChain(
+                module="",
+                grid=(int(rows), int(columns)),
+                pitch=cast(tuple[float, float], vit.patch_embed.patch_size),
+                layers=tuple(
+                    BlockShape.of(cast(Block, block), name=f"blocks.{index}", prefix=prefix)
+                    for index, block in enumerate(vit.blocks)
+                ),
+                unmerges=False,
+                prefix=prefix,
+                norm_dim=0 if isinstance(vit.norm, nn.Identity) else vit.embed_dim,
+                pool_dim=vit.embed_dim if isinstance(vit.attn_pool, AttentionPoolLatent) else 0,
+                pool_prefix=prefix if vit.pool_include_prefix else 0,
+            ),
+        )
+
+
+def _vit(model: nn.Module) -> VisionTransformer:
+    return cast(VisionTransformer, model)

@@ -1,0 +1,66 @@
+"""The server of the pages: optuna-dashboard on a study's database, with the files of its trials."""
+
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from optuna.artifacts import FileSystemArtifactStore
+from optuna_dashboard import wsgi
+
+from ltmsearch.config.settings import SETTINGS, ResolvedSettings
+from ltmsearch.errors import InputError
+from ltmsearch.io.files import refuse_links_outward
+from ltmsearch.search.soundness import refuse_damaged_study
+from ltmsearch.search.storage import ARTIFACTS, find_study, open_storage
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """Answers each request in a thread of its own: a browser that keeps its connection open holds up no other."""
+
+    daemon_threads = True
+
+
+class _IPv6Server(_Server):
+    address_family = socket.AF_INET6
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_request(self, *_: Any) -> None:
+        """The page asks every few seconds; errors are still told."""
+
+
+def serve_dashboard(run: Path, *, host: str, port: int, on_start: Callable[[str], None]) -> None:
+    """Serve the pages of a run directory's study, also while it runs, until Ctrl-C.
+
+    Args:
+        run: The run directory.
+        host: Address to listen on.
+        port: Port; 0: a free one.
+        on_start: Hears the address of the study's page once it can be opened.
+
+    Raises:
+        InputError: If there is no study, its database cannot be reached, or the address cannot be listened on.
+    """
+    if not (run / SETTINGS).is_file():
+        raise InputError(f"{run} must be the run directory of a study, but it holds no {SETTINGS}")
+    settings = ResolvedSettings.load(run / SETTINGS)
+    refuse_damaged_study(settings, run)
+    refuse_links_outward(run)
+    storage = open_storage(settings, run, existing=True)
+    study = find_study(storage, settings.study)
+    if study is None:
+        raise InputError(f"{run} must be the run directory of a study, but its database holds no {settings.study}")
+    app = wsgi(storage, artifact_store=FileSystemArtifactStore(run / ARTIFACTS))
+    server_class = _IPv6Server if ":" in host else _Server
+    try:
+        server = make_server(host, port, app, server_class, _Quiet)
+    except OSError as error:
+        raise InputError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+    named = f"[{host}]" if ":" in host else host
+    with server, suppress(KeyboardInterrupt):
+        on_start(f"http://{named}:{server.server_port}/dashboard/studies/{study._study_id}")
+        server.serve_forever()

@@ -1,0 +1,143 @@
+"""What the plot of a front shows, decided from plain records without drawing anything."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, get_args
+
+import numpy as np
+
+from ltmsearch.config.objective import CostAxis
+from ltmsearch.search.records import TrialRecord, select_front
+
+Group = Literal["searched", "start-up", "baseline", "over budget", "below range", "failed"]
+Range = tuple[float, float]
+UNSCORED = ("over budget", "below range", "failed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontPicture:
+    """Everything that `front_figure` draws, as plain data."""
+
+    marks: dict[tuple[Group, bool], tuple[TrialRecord, ...]]
+    """All records by how they are drawn: their group, and whether they are re-scored. No entry is empty."""
+    front: tuple[TrialRecord, ...]
+    """The non-dominated re-scored trials, cheapest first."""
+    step: tuple[tuple[float, float], ...]
+    """Corners (cost, top-1) of the best top-1 that is expected at each cost, up to the budget."""
+    labels: tuple[tuple[TrialRecord, str, str], ...]
+    """A front point or baseline, its words, and the side of the mark where they cover least."""
+    x_range: Range
+    """Costs in view: the region of the front and a little beyond the budget."""
+    y_range: Range
+    """Top-1 in view."""
+    beyond: tuple[TrialRecord, ...]
+    """Scored baselines too dear for the view, which are told in words at its right edge."""
+    hidden: tuple[TrialRecord, ...]
+    """What else lies outside the view."""
+
+
+def front_picture(records: Iterable[TrialRecord], axis: CostAxis) -> FrontPicture:
+    """Decides what the plot shows, without drawing it.
+
+    Args:
+        records: All trials of a study.
+        axis: What the costs are; its budget is where the step line ends and how far the view reaches.
+    """
+    records = sorted(records, key=lambda r: r.trial)
+    scored = [r for r in records if r.score]
+    front = tuple(reversed(select_front(records, axis.name)))
+    corners = [(r.cost(axis.name), shown_top1(r)) for r in front]
+    step = [corner for a, b in pairwise(corners) for corner in (a, (b[0], a[1]))] + corners[-1:]
+    if corners and axis.budget is not None and axis.budget > corners[-1][0]:
+        step.append((axis.budget, corners[-1][1]))
+    usual = _usual(scored)
+    x_range = _x_range(usual or records, axis, front)
+    beyond = tuple(r for r in scored if r.kind == "baseline" and r.cost(axis.name) > x_range[1])
+    y_range = _y_range([r for r in usual if r in beyond or _inside(r.cost(axis.name), x_range)], front)
+    seen = [
+        r for r in records if _inside(r.cost(axis.name), x_range) and (not r.score or _inside(shown_top1(r), y_range))
+    ]
+    looks = [(group, rescored) for group in get_args(Group) for rescored in (True, False)]
+    return FrontPicture(
+        marks={look: same for look in looks if (same := tuple(r for r in records if _look(r) == look))},
+        front=front,
+        step=tuple(step),
+        labels=_labels([r for r in scored if r not in beyond], front, axis, x_range, y_range),
+        x_range=x_range,
+        y_range=y_range,
+        beyond=beyond,
+        hidden=tuple(r for r in records if r not in seen and r not in beyond),
+    )
+
+
+def shown_top1(record: TrialRecord) -> float:
+    """The top-1 a scored trial is drawn at."""
+    assert record.standing is not None, record
+    return record.standing
+
+
+def _inside(value: float, limits: Range) -> bool:
+    return limits[0] <= value <= limits[1]
+
+
+def _look(record: TrialRecord) -> tuple[Group, bool]:
+    return record.kind if record.state == "scored" else record.state, record.rescored_top1 is not None
+
+
+def _usual(scored: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """All but those so far below the others that to show them would flatten the rest."""
+    if not scored:
+        return []
+    quarter, most = np.quantile([shown_top1(r) for r in scored], [0.25, 0.75])
+    return [r for r in scored if shown_top1(r) >= quarter - max(3 * (most - quarter), 5.0)]
+
+
+def _x_range(shown: Sequence[TrialRecord], axis: CostAxis, front: Sequence[TrialRecord]) -> Range:
+    """From the cheapest feasible trial to a little beyond the budget; a dearer score only if it is near."""
+    useful = [r.cost(axis.name) for r in shown if r.feasible] or [r.cost(axis.name) for r in shown]
+    useful += [] if axis.budget is None else [axis.budget]
+    if axis.name == "latency_ms":
+        useful += [r.latency_measured_ms for r in front if r.latency_measured_ms is not None]
+    if not useful:
+        return 0.0, 1.0
+    low, high = min(useful), max(useful)
+    span = max(high - low, 0.02 * high)
+    costs = [r.cost(axis.name) for r in shown if r.score]
+    near = [cost + 0.08 * span for cost in costs if cost <= high + 0.4 * span]
+    # The strip beyond the budget has room for the words at its right edge.
+    return low - 0.08 * span, max([high + 0.25 * span, *near])
+
+
+def _y_range(shown: Sequence[TrialRecord], front: Sequence[TrialRecord]) -> Range:
+    """All scores to be shown, with the error bars of those on the front."""
+    if not shown:
+        return 0.0, 100.0
+    ends = [shown_top1(r) + sign * (r.rescored_top1_se or 0) * (r in front) for r in shown for sign in (-1, 1)]
+    low, height = min(ends), max(ends) - min(ends) + 1
+    return max(low - 0.08 * height, -1.0), min(max(ends) + 0.13 * height, 104.0)
+
+
+def _labels(
+    scored: Sequence[TrialRecord], front: Sequence[TrialRecord], axis: CostAxis, x_range: Range, y_range: Range
+) -> tuple[tuple[TrialRecord, str, str], ...]:
+    """Words for the front and the baselines, each on the side where it covers fewest marks and earlier words."""
+    corner, size = np.array([x_range[0], y_range[0]]), np.array([np.ptp(x_range), np.ptp(y_range)])
+    at = {r.trial: (np.array([r.cost(axis.name), shown_top1(r)]) - corner) / size for r in scored}
+    taken = list(at.values())
+    below = {"bottom center": (0, -1), "bottom right": (1, -1), "bottom left": (-1, -1)}
+    above = {"top left": (-1, 1), "top right": (1, 1), "top center": (0, 1)}
+    labels = []
+    for record in [*front, *(r for r in scored if r.kind == "baseline" and r not in front)]:
+        words = record.label or str(record.trial)
+        # Ties go to the first side: above left of a front point runs neither the step line nor an error bar.
+        sides = above | below if record in front else below | above
+        # Half the size of the words, in shares of a plot of 880 × 430 pixels, and room for the mark.
+        half = np.array([len(words) * 7.5 / 2 / 880, 8 / 430])
+        middles = {side: at[record.trial] + way * (half + np.array([0.01, 0.03])) for side, way in sides.items()}
+        covers = {s: (np.abs(np.array(taken) - m) < half + 0.008).all(axis=1).sum() for s, m in middles.items()}
+        cut = {s: abs(m[0] - 0.5) > 0.5 - half[0] for s, m in middles.items()}
+        side = min(sides, key=lambda side: (cut[side], covers[side]))
+        labels.append((record, words, side))
+        taken += [middles[side] + half * (end, 0) for end in np.linspace(-1, 1, len(words) + 1)]
+    return tuple(labels)

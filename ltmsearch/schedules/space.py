@@ -1,0 +1,319 @@
+"""The search space: which keep ratios and forms each layer may take, and which weights the IB loss.
+
+Read from `search_spaces/<family>.yaml`.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator
+
+from ltmsearch.errors import InputError, shortened
+from ltmsearch.io.presets import find_file
+from ltmsearch.io.yaml_models import load
+from ltmsearch.merging import get_operator
+from ltmsearch.schedules.grid import Grid, target_grid, tokens
+from ltmsearch.schedules.schedule import Choice, Form, MergeSchedule
+
+SCHEMA = 1
+ZERO_SHARE = 1 / 5
+"""Share of an IB weight's range, on a log scale, that means zero: as often a log-uniform draw is zero."""
+
+
+def _in_range(ratio: float) -> float:
+    if not 0 < ratio <= 1:
+        raise ValueError("keep ratios must be numbers in (0, 1]")
+    return ratio
+
+
+def _some(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not values:
+        raise ValueError("must name at least one")
+    return values
+
+
+def _low_and_high(weights: tuple[float, ...]) -> tuple[float, ...]:
+    if len(weights) != 2 or not 1e-6 <= weights[0] < weights[1] <= 1e6:
+        raise ValueError("must be [low, high] with 1e-6 <= low < high <= 1e6")
+    return weights
+
+
+KeepRatios = Annotated[tuple[Annotated[float, AfterValidator(_in_range)], ...], AfterValidator(_some)]
+Forms = Annotated[tuple[Form, ...], AfterValidator(_some)]
+
+
+class LayerRule(BaseModel):
+    """Keep ratios, and where given forms, of the layers that a pattern matches."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    pattern: str
+    """Layer name or shell pattern, e.g. `stages.2.*`."""
+    keep_ratios: KeepRatios
+    """Choices; 1.0 (plain) is always one."""
+    forms: Forms | None = None
+    """Forms of the mask; None: those of the file."""
+
+
+class SpaceFile(BaseModel):
+    """What a search-space file holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    schema_version: int
+    """Version of the format, `SCHEMA`."""
+    family: str
+    """The family of backbones the file is for."""
+    keep_ratios: KeepRatios
+    """Choices of every layer that no rule matches."""
+    forms: Forms = ("soft", "hard")
+    """Forms of the mask that may be used, for operators that have more than one."""
+    ib_weight: Annotated[tuple[float, ...], AfterValidator(_low_and_high)] | None = None
+    """Lowest and highest weight of the IB loss; zero is tried too. None: no IB loss."""
+    layers: tuple[LayerRule, ...] = ()
+    """Exceptions; the first that matches a layer holds."""
+
+    @field_validator("schema_version")
+    @classmethod
+    def _known(cls, version: int) -> int:
+        if version != SCHEMA:
+            raise ValueError(f"this ltmsearch reads version {SCHEMA}")
+        return version
+
+    @classmethod
+    def load(cls, name: str | None, *, family: str) -> "SpaceFile":
+        """Read a file, or a shipped one by its name; None: the family's own.
+
+        Raises:
+            InputError: If it is missing, breaks a rule, or is for another family.
+        """
+        path = find_file("search_spaces", name or family)
+        file = load(cls, path)
+        if file.family != family:
+            raise InputError(
+                f"{path}: family must be that of the backbone, {family}, but got {shortened(repr(file.family))}"
+            )
+        return file
+
+    def choices_of(self, layer: str) -> tuple[tuple[float, ...], tuple[Form, ...]]:
+        """Keep ratios and forms of one layer, as written."""
+        for rule in self.layers:
+            if layer == rule.pattern or fnmatchcase(layer, rule.pattern):
+                return rule.keep_ratios, self.forms if rule.forms is None else rule.forms
+        return self.keep_ratios, self.forms
+
+
+@dataclass(frozen=True, kw_only=True)
+class IBWeights:
+    """The weights that the IB loss may take: log-uniform between two ends, and zero.
+
+    Samplers know no mixture of a range and a point. So one number on one range stands for both: what is below `low`
+    means zero.
+    """
+
+    low: float
+    """Lowest weight beside zero."""
+    high: float
+    """Highest weight."""
+
+    @property
+    def floor(self) -> float:
+        """Where the numbers that mean zero begin."""
+        return self.low * (self.low / self.high) ** (ZERO_SHARE / (1 - ZERO_SHARE))
+
+    @property
+    def zero(self) -> float:
+        """The number in the middle of those that mean zero."""
+        return math.sqrt(self.floor * self.low)
+
+    def weight(self, number: float) -> float:
+        """The weight that a number between `floor` and `high` stands for."""
+        return number if number >= self.low else 0.0
+
+    def draw(self, rng: np.random.Generator) -> float:
+        """A number, log-uniform."""
+        return min(self.high, self.floor * (self.high / self.floor) ** rng.random())
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSpace:
+    """Layers of one backbone and what each may be. A point is one choice index per layer, and an IB weight."""
+
+    layers: tuple[str, ...]
+    """Layer names in the order of execution."""
+    choices: tuple[tuple[Choice, ...], ...]
+    """Per layer what it may be, from plain (index 0) to the smallest keep ratio; of one ratio, the soft form first."""
+    operator: str = "ltm"
+    """Name of the merging operator."""
+    ib_weights: IBWeights | None = None
+    """Weights of the IB loss; None: there is none."""
+
+    @classmethod
+    def build(
+        cls,
+        file: SpaceFile,
+        layer_grids: Mapping[str, Grid],
+        operator: str = "ltm",
+        *,
+        pays: Callable[[str, Choice], bool],
+    ) -> "SearchSpace":
+        """The space of a file on a backbone at one image size.
+
+        Keep ratios that give the same grid of tokens at a layer are one: the nearest to it stays. Choices that cost
+        more than they save are left out.
+
+        Args:
+            file: The choices.
+            layer_grids: Layer name → the full grid it sees, in the order of execution.
+            operator: Name of the merging operator.
+            pays: Whether a merge at a layer saves more than it costs.
+
+        Raises:
+            InputError: If a rule of the file matches no layer.
+        """
+        for rule in file.layers:
+            if not any(fnmatchcase(layer, rule.pattern) for layer in layer_grids):
+                raise InputError(
+                    f"the search space's pattern {rule.pattern!r} matches no layer of the backbone; "
+                    f"its layers are {', '.join(layer_grids)}"
+                )
+        return cls(
+            layers=tuple(layer_grids),
+            choices=tuple(
+                tuple(
+                    choice
+                    for choice in possible_choices(*file.choices_of(layer), grid, operator)
+                    if choice.keep_ratio == 1 or pays(layer, choice)
+                )
+                for layer, grid in layer_grids.items()
+            ),
+            operator=operator,
+            ib_weights=IBWeights(low=file.ib_weight[0], high=file.ib_weight[1]) if file.ib_weight else None,
+        )
+
+    @property
+    def size(self) -> int:
+        """Number of schedules."""
+        return int(np.prod([len(options) for options in self.choices], dtype=object))
+
+    @property
+    def cheapest(self) -> np.ndarray:
+        """(L,) indices of the smallest keep ratio at every layer."""
+        return np.array([len(options) - 1 for options in self.choices])
+
+    def schedule(self, indices: Sequence[int] | np.ndarray) -> MergeSchedule:
+        """The schedule of one choice index per layer."""
+        taken = {n: options[int(i)] for n, options, i in zip(self.layers, self.choices, indices, strict=True)}
+        first = get_operator(self.operator).forms[0]
+        return MergeSchedule(
+            keep_ratios={layer: choice.keep_ratio for layer, choice in taken.items()},
+            operator=self.operator,
+            forms={layer: choice.form for layer, choice in taken.items() if choice.form not in (None, first)},
+        )
+
+    def indices(self, schedule: MergeSchedule) -> np.ndarray:
+        """(L,) choice indices of a schedule that the space holds.
+
+        Raises:
+            ValueError: If what it wants of a layer is not among that layer's choices.
+        """
+        forms = get_operator(self.operator).forms
+        wanted = {}
+        for layer in self.layers:
+            ratio = schedule.keep_ratio(layer)
+            several = ratio < 1 and len(forms) > 1
+            wanted[layer] = Choice(ratio, schedule.form(layer) or forms[0] if several else None)
+        return np.array([options.index(wanted[n]) for n, options in zip(self.layers, self.choices, strict=True)])
+
+    @property
+    def forms(self) -> tuple[Form | None, ...]:
+        """The forms that some choice has, in the operator's order; (None,) where it has but one."""
+        offered = {choice.form for options in self.choices for choice in options if choice.keep_ratio < 1}
+        return tuple(form for form in get_operator(self.operator).forms if form in offered) or (None,)
+
+    def nearest(self, keep_ratio: float, form: Form | None = None) -> np.ndarray:
+        """(L,) indices of the choice nearest to one keep ratio at every layer.
+
+        Args:
+            keep_ratio: Counts before the form.
+            form: Taken where the layer has that ratio in it; None: the first form that it has there.
+        """
+        return np.array(
+            [
+                min(
+                    range(len(options)),
+                    key=lambda i: (abs(options[i].keep_ratio - keep_ratio), options[i].form != form),
+                )
+                for options in self.choices
+            ]
+        )
+
+    def random(self, rng: np.random.Generator, number: int) -> np.ndarray:
+        """(number, L) random indices that spread from plain to the smallest ratios.
+
+        Each schedule has a level of its own about which its layers vary. Independent draws per layer would nearly all
+        cost about the same, and where merges accumulate nearly all be far too cheap.
+        """
+        level = rng.uniform(-0.1, 1.1, size=(number, 1))
+        position = np.clip(level + rng.normal(0.0, 0.3, size=(number, len(self.layers))), 0.0, 1.0)
+        return np.rint(position * self.cheapest).astype(np.int64)
+
+    def digest(self) -> str:
+        """Short hash of layers, choices, operator and IB weights: equal spaces have equal digests."""
+        content: list[Any] = [self.layers, self.choices, self.operator]
+        if self.ib_weights is not None:
+            content.append([self.ib_weights.low, self.ib_weights.high])
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def possible_choices(
+    keep_ratios: Sequence[float], forms: Sequence[Form], grid: Grid, operator: str
+) -> tuple[Choice, ...]:
+    """What a layer on `grid` may be: plain, and every distinct ratio in every form that file and operator have.
+
+    Args:
+        keep_ratios: As written in a file.
+        forms: As written in a file; an operator with one form takes that one.
+        grid: The full grid that the layer sees.
+        operator: Name of the merging operator.
+    """
+    own = get_operator(operator).forms
+    offered: list[Form | None] = [form for form in own if form in forms] if len(own) > 1 else [None]
+    ratios = [ratio for ratio in distinct_ratios(keep_ratios, grid) if ratio < 1]
+    return (Choice(1.0), *(Choice(ratio, form) for ratio in ratios for form in offered))
+
+
+def distinct_ratios(ratios: Sequence[float], grid: Grid) -> tuple[float, ...]:
+    """Keep ratios that give different grids, 1.0 first and downwards."""
+    by_grid: dict[Grid, float] = {grid: 1.0}
+    for ratio in sorted(ratios, reverse=True):
+        target = target_grid(grid, ratio)
+        share = tokens(target) / tokens(grid)
+        if target not in by_grid or (target != grid and abs(ratio - share) < abs(by_grid[target] - share)):
+            by_grid[target] = ratio
+    return tuple(sorted(by_grid.values(), reverse=True))
+
+
+def indistinct_choices(space: SearchSpace, layer_grids: Mapping[str, Grid]) -> dict[str, list[tuple[float, ...]]]:
+    """Choices of a layer that look alike on other grids, e.g. at the smaller images of proxy training.
+
+    Args:
+        space: The space.
+        layer_grids: Layer name → its full grid there.
+
+    Returns:
+        Layer name → groups of keep ratios that give one grid; layers without such groups are left out.
+    """
+    result = {}
+    for layer, options in zip(space.layers, space.choices, strict=True):
+        groups: dict[Grid, list[float]] = {}
+        for ratio in dict.fromkeys(choice.keep_ratio for choice in options):
+            groups.setdefault(target_grid(layer_grids[layer], ratio), []).append(ratio)
+        alike = [tuple(group) for group in groups.values() if len(group) > 1]
+        if alike:
+            result[layer] = alike
+    return result

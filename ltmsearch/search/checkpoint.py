@@ -1,0 +1,140 @@
+"""The shared weights on disk: safetensors with the state of the search in its header, so that both change at once.
+
+The last two stay: should weights and study ever disagree, the one that fits the study is among them.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import TypeAdapter
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ltmsearch.errors import InputError, shortened
+from ltmsearch.io.files import refuse_special, write_atomic
+from ltmsearch.io.json_text import parse_json
+
+WEIGHTS, PREVIOUS = "supernet.safetensors", "supernet.previous.safetensors"
+"""Names in a run directory: of the shared weights, and of those before them."""
+SIDECAR = "supernet.json"
+_KEY = "ltmsearch"
+"""Of the header's entry for the state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointState:
+    """What the weights stand for."""
+
+    class_names: list[str]
+    """Classes in the order of the classifier's outputs."""
+    version: int
+    """How many trials have moved the weights; 0 after the warm-up."""
+    scored: int
+    """How many trials of the study had come to a score when they were saved, that of `trial` included."""
+    space: str
+    """`SearchSpace.digest` of the study."""
+    trial: int | None
+    """Number of the trial that came to a score last."""
+    outcome: dict[str, Any] | None
+    """What that trial reported, so that it can be told to the study again after a crash in between."""
+
+
+_STATE = TypeAdapter(CheckpointState)
+
+
+class Checkpoint(NamedTuple):
+    """One file of shared weights, read."""
+
+    weights: dict[str, Tensor]
+    """State dict of the supernet."""
+    state: CheckpointState
+
+
+def save_checkpoint(folder: Path, weights: Mapping[str, Tensor], state: CheckpointState) -> None:
+    """Write `supernet.safetensors` atomically, keep the one before, then write `supernet.json` for people.
+
+    Args:
+        folder: The run directory.
+        weights: State dict of the supernet.
+        state: Goes into the header of the weights file, with the weights' hash.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    described = {**asdict(state), "sha256": digest(tensors)}
+    content = save(tensors, metadata={_KEY: json.dumps(described)})
+    write_atomic(folder / WEIGHTS, content, before=folder / PREVIOUS)
+    write_atomic(folder / SIDECAR, json.dumps(described, indent=2) + "\n")
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values, whatever the order; contiguous tensors in main memory."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # an array is a buffer
+    return total.hexdigest()
+
+
+def load_checkpoint(folder: Path, *, space: str | None = None) -> Checkpoint | None:
+    """Read what `save_checkpoint` wrote; None where there is none yet.
+
+    Args:
+        folder: The run directory.
+        space: `SearchSpace.digest` of the study that wants to go on; None: of whichever study.
+
+    Raises:
+        InputError: If the file is damaged, foreign, or of another space.
+    """
+    path = folder / WEIGHTS
+    if not path.exists():  # a crash between two renames, on a file system without links
+        return load_previous(folder, space=space)
+    return _read(path, space)
+
+
+def load_previous(folder: Path, *, space: str | None = None) -> Checkpoint | None:
+    """Read the weights before the last ones; arguments and errors as in `load_checkpoint`."""
+    path = folder / PREVIOUS
+    return _read(path, space) if path.exists() else None
+
+
+def scored_trials(folder: Path) -> int:
+    """How many scored trials the shared weights in a run directory know of; 0 where there are none, or none to read."""
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            known = json.loads((file.metadata() or {})[_KEY])["scored"]
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        return 0
+    return known if isinstance(known, int) else 0
+
+
+def _read(path: Path, space: str | None) -> Checkpoint:
+    refuse_special(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        described = parse_json(metadata[_KEY])
+        written = described.pop("sha256")
+        state = _STATE.validate_python(vars(CheckpointState(**described)))
+        if digest(weights) != written:
+            raise ValueError("its weights are not those that were written")
+    except (SafetensorError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} must be the shared weights of an ltmsearch study, but cannot be read "
+            f"({type(error).__name__}: {shortened(str(error), 200)}); {_remedy(path)}"
+        ) from error
+    if space is not None and state.space != space:
+        raise InputError(f"{path} belongs to another search space ({state.space}, this one is {space})")
+    return Checkpoint(weights, state)
+
+
+def _remedy(path: Path) -> str:
+    if path.name == PREVIOUS:
+        return "begin anew with --out DIR"
+    before = path.with_name(PREVIOUS)
+    return f"move it away to {f'go on from {before.name}' if before.exists() else 'warm up anew'}"

@@ -1,0 +1,373 @@
+"""The driver of a study: Optuna proposes schedules, the shared weights answer.
+
+It is the only writer: it asks Optuna, hands trials to the workers, moves the shared weights, saves them, and tells
+the outcome. With one worker, what a trial does depends on the settings and on what was told before, never on how often
+the run was interrupted in between; with several it depends on their order too.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from ltmsearch.callbacks import Observer
+from ltmsearch.reporting.dashboard.pages import Pages
+from ltmsearch.reporting.pareto_plot import prediction_lines
+from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.search.checkpoint import Checkpoint, CheckpointState
+from ltmsearch.search.initial_trials import FirstTrial, drawn_within_budget, first_trials, queued_params, seed_at
+from ltmsearch.search.optuna_records import (
+    MEASURED,
+    RESCORED,
+    as_told,
+    tell_constraints,
+    told_again,
+    trained,
+    trial_record,
+    trial_records,
+)
+from ltmsearch.search.records import TrialRecord, select_front
+from ltmsearch.search.rescoring import choose_candidates, same_nets
+from ltmsearch.search.samplers import make_sampler
+from ltmsearch.search.setup import Workbench
+from ltmsearch.search.shared_weights import SharedWeights, choose, waits
+from ltmsearch.search.storage import open_storage, open_study, under_limits
+from ltmsearch.search.tally import Tally, TrialLog, at_a_loss
+from ltmsearch.search.timing import ELSEWHERE, SCORING, TIMING, TRAINING, Clock
+from ltmsearch.search.trial import load_parameters, suggest
+from ltmsearch.search.warmup import Warming
+from ltmsearch.search.workers import Answer, Task, ThisProcess, Workers
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flight:
+    """A trial that a worker has."""
+
+    trial: Trial
+    schedule: MergeSchedule
+    ib_weight: float
+    cost: float
+    version: int
+    """Of the shared weights that it started from."""
+    counts: bool
+    """Whether it is one of `--trials`: the plain net, scored for comparison, is not."""
+    log: TrialLog
+
+
+class Driver:
+    """One study in one run directory: the shared weights, the Optuna study, and what is written of both.
+
+    Args:
+        bench: What the study works with.
+        folder: The run directory.
+        observer: Hears of progress.
+        clock: Counts the time.
+        storage: Of the study; None: as the settings say.
+        workers: Who evaluates trials; None: this process.
+        confirm: Raises once another driver took the study over; called before whatever two must not write.
+    """
+
+    def __init__(
+        self,
+        bench: Workbench,
+        folder: Path,
+        observer: Observer,
+        clock: Clock | None = None,
+        storage: BaseStorage | None = None,
+        workers: Workers | None = None,
+        confirm: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.bench = bench
+        self.settings = bench.settings
+        self.budgets = bench.budgets
+        self.folder = folder
+        self.observer = observer
+        self.clock = clock or Clock()
+        self.workers = workers or ThisProcess(bench.evaluator)
+        self.confirm = confirm
+        storage = storage or open_storage(self.settings, folder)
+        self.study = open_study(storage, self.settings.study, cost=self.settings.axis.name)
+        self.flying: dict[int, Flight] = {}
+        self._asked_at = 0.0
+        self.shared = SharedWeights(
+            bench.evaluator.supernet,
+            folder,
+            CheckpointState(
+                class_names=list(bench.evaluator.data.class_names),
+                version=0,
+                scored=0,
+                space=bench.space.digest(),
+                trial=None,
+                outcome=None,
+            ),
+            share=self.settings.update_share,
+            staleness_power=self.settings.staleness_power,
+            confirm=confirm,
+        )
+
+    # -- shared weights ------------------------------------------------------------------------------------------
+
+    def warm_up(self, found: Sequence[Checkpoint]) -> None:
+        """Train the shared weights, or take those that go with the study.
+
+        Args:
+            found: The last two that were saved, newest first; fewer if there are not so many.
+        """
+        if found:
+            checkpoint, line = choose(found, self._trials())
+            self.shared.resume(checkpoint)
+            if line is not None:
+                self.observer.note(line)
+            self.observer.note(f"continuing with shared weights of version {self.shared.version}")
+            return
+        warming = Warming(self.bench, self.folder)
+        if begun := warming.resume():
+            self.observer.note(f"continuing the warm-up behind step {begun} of {warming.plan.steps}")
+        self.observer.phase("warming up", warming.plan.steps)
+        for loss in warming.steps():
+            self.observer.advance(warming.done, f"loss {loss:.2f}")
+            _log.debug("warm-up step %d: loss %.4f", warming.done, loss)
+            if warming.is_due():
+                self.confirm()
+                warming.save()
+        self.shared.take_trained()
+        warming.remove()
+
+    def settle(self) -> None:
+        """Bring the study up to the weights and the budgets: tell a trial that a crash kept from being told, and tell
+        the trials of an earlier run again, if it had other budgets."""
+        untold = waits(self.shared.state, self._trials())
+        if untold is not None and self.shared.state.outcome is not None:
+            self._tell(Trial(self.study, untold._trial_id), self.shared.state.outcome)
+        limits = {b.constraint: [b.least / b.per_unit, b.limit / b.per_unit] for b in self.budgets}
+        before, done = self.study, trained(self._trials())
+        self.study = under_limits(before, limits, lambda trial: told_again(trial, self.bench), keep=(MEASURED,))
+        self.pages.renew(self.records())
+        if self.study is not before:
+            known = f"{done} trials are known from other budgets"
+            more = "" if done < self.settings.trials else f"; --trials {done + done // 2} would search under these too"
+            self.observer.note(known + more)
+
+    # -- trials --------------------------------------------------------------------------------------------------
+
+    def wants_trials(self) -> bool:
+        """Whether the study has fewer trials than it is to have."""
+        return trained(self._trials()) < self.settings.trials
+
+    def search(self, *, until: float | None) -> None:
+        """Run trials until their number is reached or the time is up.
+
+        Args:
+            until: No new trial begins after this `time.monotonic()`.
+
+        Raises:
+            WorkersLost: If no worker is left.
+        """
+        first = self._first_trials()
+        self.observer.phase("searching", self.settings.trials)
+        tally = Tally()
+        while True:
+            tally.update(trials := self._trials())
+            done = tally.trained
+            self.observer.advance(done, tally.words(running=len(self.flying) if self.workers.elsewhere else 0))
+            begun = done + sum(flight.counts for flight in self.flying.values())
+            time_is_up = until is not None and time.monotonic() > until
+            if begun < self.settings.trials and not time_is_up and self.workers.free():
+                self._begin(*self._next_trial(trials, tally.unfinished, first))
+            elif (begun < self.settings.trials and not time_is_up) or self.flying:
+                for answer in self._answers():
+                    self._finish(self.flying.pop(answer.trial), answer)
+            else:
+                break
+        if done < self.settings.trials:
+            self.observer.note(f"time is up after {done} of {self.settings.trials} trials")
+
+    def _next_trial(
+        self, trials: list[FrozenTrial], unfinished: list[FrozenTrial], first: deque[FirstTrial]
+    ) -> tuple[Trial, Callable[[int], BaseSampler]]:
+        """The trial that an earlier run left unfinished, else a new one; and the sampler of its i-th parameter.
+
+        Samplers are made afresh for every trial from its number, so that an interrupted study makes the same proposals
+        as one that was not.
+        """
+        self._asked_at = time.perf_counter()
+        left = [t for t in unfinished if t.state == TrialState.RUNNING and t.number not in self.flying]
+        waiting = [t for t in unfinished if t.state == TrialState.WAITING]
+        if not left and not waiting:
+            # One at a time, as whether the sampler is at a loss shows only trial by trial.
+            if first:
+                self._enqueue(first.popleft())
+            elif at_a_loss(trials):
+                self._enqueue(drawn_within_budget(self.bench, len(trials)))
+        number = left[0].number if left else waiting[0].number if waiting else len(trials)
+
+        def sampler(place: int) -> BaseSampler:
+            return make_sampler(self.settings.sampler, seed=seed_at(self.settings.seed, number, place))
+
+        self.study.sampler = sampler(0)
+        trial = Trial(self.study, left[0]._trial_id) if left else self.study.ask()
+        return trial, lambda place: sampler(1 + place)
+
+    def _begin(self, trial: Trial, sampler: Callable[[int], BaseSampler]) -> None:
+        """Suggest, tell at once if it is over budget, else hand it out."""
+        indices, ib_weight = suggest(trial, self.bench.space, sampler)
+        schedule = self.bench.space.schedule(indices)
+        log = TrialLog(trial, schedule, sampling=time.perf_counter() - self._asked_at)
+        trial.set_user_attr("ib_weight", ib_weight)
+        self.pages.describe(trial, schedule)
+        cost, told = float(self.budgets[0].costs(indices[None])[0]), tell_constraints(trial, self.budgets, indices)
+        reference = not indices.any()  # the plain net is scored as a reference even if it is over the budget
+        if max(told) > 0 and not reference:
+            self._end(trial, state=TrialState.PRUNED)
+            log.rejected()
+            return
+        seed, steps = seed_at(self.settings.seed, trial.number + 1), 0 if reference else None
+        version, weights = self.shared.lend()
+        task = Task(
+            trial=trial.number, schedule=schedule, ib_weight=ib_weight, seed=seed, steps=steps,
+            limit=self.bench.trial_limit(),
+        )  # fmt: skip
+        self.workers.start(task, version, weights)
+        self.flying[trial.number] = Flight(
+            trial=trial, schedule=schedule, ib_weight=ib_weight, cost=cost, version=version,
+            counts=trial.user_attrs.get("label") != "plain", log=log,
+        )  # fmt: skip
+
+    def _answers(self) -> list[Answer]:
+        with self.clock.part(ELSEWHERE if self.workers.elsewhere else TRAINING):
+            answers = self.workers.answers()
+            for answer in answers:
+                if answer.result is not None and not self.workers.elsewhere:
+                    self.clock.move(answer.result.scoring_seconds, SCORING)
+        return answers
+
+    def _finish(self, flight: Flight, answer: Answer) -> None:
+        """Move the shared weights by what a trial came to, and tell it."""
+        trial, result, start = flight.trial, answer.result, self.shared.take_back(flight.version)
+        if answer.worker:
+            trial.set_user_attr("worker", answer.worker)  # one machine of many may be the sick one
+        if result is None:
+            trial.set_user_attr("failure", answer.failure)
+            self._end(trial, state=TrialState.FAIL)
+            flight.log.failed(answer.failure)
+            self.observer.note(f"trial {trial.number} failed alone: {answer.failure}")
+            return
+        age = self.shared.version - flight.version
+        outcome = {
+            "top1": result.score.top1, "top1_se": result.score.top1_se, "loss": result.score.loss, "cost": flight.cost,
+            "seconds": round(result.seconds, 3), "supernet_version": flight.version, "age": age,
+        }  # fmt: skip
+        if (terms := result.score.ib) is not None:
+            outcome |= {"mi_x": terms.mi_x, "mi_y": terms.mi_y, "ibb": terms.ibb}
+        if result.batch_size is not None:
+            outcome["batch_size"] = result.batch_size
+            self.observer.note(f"trial {trial.number} trained on {result.batch_size} images a step: memory was full")
+        if not flight.schedule.merging_layers and result.score.is_chance(len(self.shared.state.class_names)):
+            self.observer.note(
+                f"the plain net has learned next to nothing ({result.score.top1:.1f} %): scores cannot tell schedules "
+                "apart; more --base-steps, --pretrained or --checkpoint FILE would help"
+            )
+        self.confirm()
+        self.pages.attach(trial, trial_record(as_told(trial, outcome), self.bench), result.merges)
+        self.shared.move(result.weights, start, age=age)
+        saving = time.perf_counter()
+        self.shared.keep(trial.number, outcome)
+        saving = time.perf_counter() - saving
+        flight.log.scored(outcome, ib_weight=flight.ib_weight, version=self.shared.version, saving=saving)
+        self._tell(trial, outcome)
+        self.clock.tick()
+
+    def _tell(self, trial: Trial, outcome: dict[str, Any]) -> None:
+        for name, value in outcome.items():
+            if name not in ("top1", "cost"):
+                trial.set_user_attr(name, value)
+        self._end(trial, values=[outcome["top1"], outcome["cost"]])
+
+    def _end(self, trial: Trial, *, values: list[float] | None = None, state: TrialState | None = None) -> None:
+        self.confirm()
+        told = self.study.tell(trial, values, state)
+        self.pages.note(told, trial_record(told, self.bench))
+
+    def _first_trials(self) -> deque[FirstTrial]:
+        """The first trials, but those that the study has already."""
+        queued = [trial.system_attrs.get("fixed_params", trial.params) for trial in self._trials()]
+        held = {tuple(sorted(params.items())) for params in queued}
+        first = first_trials(self.bench, np.random.default_rng(seed_at(self.settings.seed)))
+        return deque(t for t in first if tuple(sorted(queued_params(self.bench, t).items())) not in held)
+
+    def _enqueue(self, trial: FirstTrial) -> None:
+        params = queued_params(self.bench, trial)
+        self.study.enqueue_trial(params, user_attrs={"kind": trial.kind, "label": trial.label})
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def rescore(self) -> None:
+        """Score the candidates for the front again, all with the final shared weights and on more images."""
+        known = self.study.user_attrs.get(RESCORED, {})
+        if known.get("version") == self.shared.version and known.get("trials") == trained(self._trials()):
+            return
+        load_parameters(self.bench.evaluator.supernet, self.shared.weights)
+        alike = same_nets(self.records(), self._proxy_net)
+        chosen, cost = [group[0] for group in alike], self.settings.axis.name
+        candidates = choose_candidates(chosen, self.settings.rescore_candidates, cost)
+        self.observer.phase("scoring again", len(candidates))
+        scores = {}
+        for done, record in enumerate(candidates):
+            self.observer.advance(done, record.name)
+            schedule = record.schedule(self.settings.operator)
+            score = self.bench.evaluator.score(schedule, images=self.settings.rescore_images)
+            _log.info(
+                "%s scored again: top-1 %.2f ± %.2f %%, loss %.4f", record.name, score.top1, score.top1_se, score.loss
+            )
+            for same in next(group for group in alike if group[0] is record):
+                scores[str(same.trial)] = [score.top1, score.top1_se, score.loss]
+        self.observer.advance(len(candidates))
+        self.confirm()
+        self.study.set_user_attr(
+            RESCORED, {"version": self.shared.version, "trials": trained(self._trials()), "scores": scores}
+        )
+
+    def measure(self) -> None:
+        """Time the front and the plain net end to end, where there is a latency budget and this is its device."""
+        latency = self.bench.latency
+        if latency is None or not latency.here:
+            return
+        front = select_front(self.records(), self.settings.axis.name)
+        plain = [r for r in self.records() if r.label == "plain"]
+        known = self.study.user_attrs.get(MEASURED, {})
+        missing = [r for r in front + plain if str(r.trial) not in known]
+        if missing:
+            schedules = {r.trial: r.schedule(self.settings.operator) for r in missing}
+            with self.clock.part(TIMING):
+                readings = latency.measure(list(schedules.values()), self.observer)
+            self.confirm()
+            seen = {str(t): [readings[s].ms, readings[s].ms * readings[s].error] for t, s in schedules.items()}
+            self.study.set_user_attr(MEASURED, known | seen)
+        for line in prediction_lines(select_front(self.records(), self.settings.axis.name), self.settings.axis):
+            self.observer.note(line)
+
+    def _proxy_net(self, record: TrialRecord) -> Hashable:
+        """What tells the trial's net from others at the size of proxy training."""
+        return self.bench.proxy_costs.net(record.schedule(self.settings.operator))
+
+    @property
+    def pages(self) -> Pages:
+        """What the dashboard shows of the study."""
+        return Pages(self.study, self.bench, self.folder)
+
+    def records(self) -> list[TrialRecord]:
+        """Every finished trial as plain data."""
+        return trial_records(self.study, self.bench)
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)

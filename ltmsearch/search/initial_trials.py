@@ -1,0 +1,109 @@
+"""What a study tries first, before the sampler proposes: no training is needed to know that these are worth a trial."""
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ltmsearch.costs import covering_schedules, within, worth_trying
+from ltmsearch.search.records import Kind
+from ltmsearch.search.setup import Workbench
+from ltmsearch.search.trial import IB_WEIGHT
+
+STARTUP_SHARE = 1 / 3
+"""Share of the trials that cover the range of costs before the sampler takes over, but for those in their place."""
+UNIFORM_BASELINES = 2
+"""Uniform schedules of a form within the budget that are tried for comparison, the dearest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstTrial:
+    """A schedule to be tried."""
+
+    indices: np.ndarray
+    """(L,) choice indices."""
+    kind: Kind
+    """What it is tried for."""
+    label: str = ""
+    """What it is called."""
+
+
+def first_trials(bench: Workbench, rng: np.random.Generator) -> list[FirstTrial]:
+    """The plain net, uniform schedules, the front of an earlier study, and schedules that cover the range of costs.
+
+    The plain net is scored as a reference even where it is over the budget; the others keep it. Uniform schedules come
+    in every form: which form suits a backbone is the largest difference between schedules there is. Of schedules that
+    are the same net the first stands for all. Uniform schedules of further forms and what an earlier study found take
+    the place of as many that cover the range, but of half at most; these are tried in an order that spreads over it.
+
+    Args:
+        bench: What the study works with.
+        rng: Draws the schedules that cover the range.
+    """
+    known: set[Hashable] = set()
+    first = []
+    for trial in _in_order(bench, rng):
+        net = bench.costs.net(bench.space.schedule(trial.indices))
+        if net not in known:
+            first.append(trial)
+        known.add(net)
+    return first
+
+
+def drawn_within_budget(bench: Workbench, *place: int) -> FirstTrial:
+    """A schedule for a study whose sampler proposes none within the budget.
+
+    Args:
+        bench: What the study works with.
+        place: Where it is drawn; it is the same there, however often the study is interrupted.
+    """
+    rng = np.random.default_rng(seed_at(bench.settings.seed, *place))
+    (indices,) = covering_schedules(bench.space, bench.budgets, number=1, rng=rng)
+    return FirstTrial(indices=indices, kind="start-up", label="drawn within budget")
+
+
+def queued_params(bench: Workbench, trial: FirstTrial) -> dict[str, float]:
+    """The parameters that a trial is queued with in Optuna, the IB weight's among them."""
+    indices: list[int] = trial.indices.tolist()
+    params: dict[str, float] = dict(zip(bench.space.layers, indices, strict=True))
+    if (weights := bench.space.ib_weights) is not None:
+        # By the schedule and not by its place, so that what is queued again is known again.
+        rng = np.random.default_rng(seed_at(bench.settings.seed, *indices))
+        params[IB_WEIGHT] = weights.zero if trial.kind == "baseline" else weights.draw(rng)
+    return params
+
+
+def seed_at(seed: int, *path: int) -> int:
+    """A seed of its own for each place in a study."""
+    return int(np.random.SeedSequence((seed, *path)).generate_state(1)[0])
+
+
+def _in_order(bench: Workbench, rng: np.random.Generator) -> Iterator[FirstTrial]:
+    space, budgets = bench.space, bench.budgets
+    yield FirstTrial(indices=np.zeros(len(space.layers), dtype=int), kind="baseline", label="plain")
+    ratios = sorted({c.keep_ratio for options in space.choices for c in options if c.keep_ratio < 1}, reverse=True)
+    first, *others = space.forms
+    by_form = {}
+    for form in space.forms:
+        uniform = [(f"uniform {ratio:g}", space.nearest(ratio, form)) for ratio in ratios]
+        by_form[form] = [one for one in uniform if within(budgets, one[1][None])[0]][:UNIFORM_BASELINES]
+    for place in range(UNIFORM_BASELINES):
+        for form, uniform in by_form.items():
+            for label, indices in uniform[place : place + 1]:
+                yield FirstTrial(indices=indices, kind="baseline", label=label if form == first else f"{label} {form}")
+    earlier = bench.prior.schedules(space) if bench.prior is not None else []
+    earlier = [(label, indices) for label, indices in earlier if worth_trying(budgets, indices[None])[0]]
+    for label, indices in earlier:
+        yield FirstTrial(indices=indices, kind="start-up", label=label)
+    instead = len(earlier) + sum(len(by_form[form]) for form in others)
+    covering = STARTUP_SHARE * bench.settings.trials
+    covering = max(covering / 2, covering - instead)
+    schedules = covering_schedules(space, budgets, number=round(covering), rng=rng)
+    for place in sorted(range(len(schedules)), key=_bits_reversed):
+        yield FirstTrial(indices=schedules[place], kind="start-up")
+
+
+def _bits_reversed(number: int) -> float:
+    """The van der Corput sequence: places in this order fill a range ever more finely."""
+    digits = f"{number:b}"
+    return int(digits[::-1], 2) / 2 ** len(digits)

@@ -1,0 +1,102 @@
+"""The warm-up as it stands, on disk now and then: a run that is stopped in it goes on from there."""
+
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch.optim import Optimizer
+
+from ltmsearch.engine.steps import make_optimizer
+from ltmsearch.errors import InputError
+from ltmsearch.io.safetensors_state import load_state, save_state
+from ltmsearch.search.setup import Workbench, warm_up_plan
+
+_log = logging.getLogger(__name__)
+
+PROGRESS = "warmup.safetensors"
+"""Name of the file in a run directory, as long as the warm-up lasts."""
+SAVE_SECONDS = 30.0
+"""Between two savings, at least."""
+SAVING_SHARE = 0.02
+"""And at most this share of the time goes into saving."""
+
+
+class Warming:
+    """Trains the shared weights of a study.
+
+    Args:
+        bench: What the study works with; its supernet is trained in place.
+        folder: The run directory.
+    """
+
+    def __init__(self, bench: Workbench, folder: Path) -> None:
+        self.bench = bench
+        self.path = folder / PROGRESS
+        self.plan = warm_up_plan(bench.settings)
+        self.optimizer = make_optimizer(bench.evaluator.supernet, self.plan.lr)
+        self.done = 0
+        """Steps that were taken."""
+        self._saved, self._saving = time.monotonic(), 0.0
+
+    def resume(self) -> int:
+        """Take up a warm-up that was stopped; how many steps it had taken, 0 if there is none.
+
+        Raises:
+            InputError: If its file is damaged, or of another study.
+        """
+        if not self.path.exists():
+            return 0
+        state = load_state(self.path)
+        wrong = f"{self.path} must be the warm-up of this study, but"
+        if state.get("space") != self.bench.space.digest() or state.get("steps") != self.plan.steps:
+            raise InputError(f"{wrong} is that of another; move it away to warm up anew")
+        try:
+            done = int(state["done"])
+            self.bench.evaluator.supernet.load_state_dict(state["supernet"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            _lie_as_parameters_do(self.optimizer)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise InputError(f"{wrong} does not fit it ({reason}); move it away to warm up anew") from error
+        self.done = done
+        return done
+
+    def steps(self) -> Iterator[float]:
+        """Take the steps that are left; yields the plain net's loss after each.
+
+        Raises:
+            TrialDiverged: If the loss is not finite.
+        """
+        for loss in self.bench.warm_up(self.optimizer, self.done):
+            self.done += 1
+            yield loss
+
+    def is_due(self) -> bool:
+        """Whether it is time to save."""
+        return time.monotonic() - self._saved >= max(SAVE_SECONDS, self._saving / SAVING_SHARE)
+
+    def save(self) -> None:
+        """Write where it stands; between two steps only."""
+        start = time.monotonic()
+        state = {
+            "space": self.bench.space.digest(), "steps": self.plan.steps, "done": self.done,
+            "supernet": self.bench.evaluator.supernet.state_dict(), "optimizer": self.optimizer.state_dict(),
+        }  # fmt: skip
+        save_state(self.path, state)
+        self._saved = time.monotonic()
+        self._saving = self._saved - start
+        _log.debug("the warm-up is saved behind step %d, in %.2f s", self.done, self._saving)
+
+    def remove(self) -> None:
+        """Remove the file: the shared weights themselves are on disk."""
+        self.path.unlink(missing_ok=True)
+
+
+def _lie_as_parameters_do(optimizer: Optimizer) -> None:
+    """Give an optimizer's averages the memory layout of their parameters: fused steps go through both by place."""
+    for parameter, held in optimizer.state.items():
+        for name, value in held.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                held[name] = torch.empty_like(parameter).copy_(value)

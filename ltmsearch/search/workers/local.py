@@ -1,0 +1,52 @@
+"""One worker that is this process: the default, and the reference for all others."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from ltmsearch.errors import TrialFailed
+from ltmsearch.search.trial import Evaluator
+from ltmsearch.search.workers.tasks import Answer, Task
+
+
+class ThisProcess:
+    """Evaluates one trial at a time, when its answer is asked for.
+
+    Args:
+        evaluator: Does the work.
+    """
+
+    elsewhere = False
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self.evaluator = evaluator
+        self._handed: tuple[Task, Mapping[str, Tensor]] | None = None
+
+    def free(self) -> int:
+        """See `Workers`."""
+        return int(self._handed is None)
+
+    def start(self, task: Task, version: int, weights: Mapping[str, Tensor]) -> None:
+        """See `Workers`."""
+        self._handed = task, weights
+
+    def answers(self) -> list[Answer]:
+        """See `Workers`."""
+        if self._handed is None:
+            return []
+        (task, weights), self._handed = self._handed, None
+        return [evaluated(self.evaluator, task, weights)]
+
+    def close(self) -> None:
+        """See `Workers`."""
+
+
+def evaluated(evaluator: Evaluator, task: Task, weights: Mapping[str, Tensor], worker: str = "") -> Answer:
+    """Evaluate one trial; one that fails alone is an answer too."""
+    try:
+        result = evaluator.evaluate(
+            weights, task.schedule, ib_weight=task.ib_weight, seed=task.seed, steps=task.steps, limit=task.limit
+        )
+    except TrialFailed as error:
+        return Answer(trial=task.trial, failure=str(error), worker=worker)
+    return Answer(trial=task.trial, result=result, worker=worker)

@@ -1,0 +1,104 @@
+"""What a training is made of: its data, the subnet with the weights it starts from, and the teacher."""
+
+from pathlib import Path
+from typing import Any
+
+from timm.layers import convert_sync_batchnorm
+from torch import nn
+
+from ltmsearch.callbacks import Observer
+from ltmsearch.config.recipe import Recipe
+from ltmsearch.data.loading import Augmentation, ImageData, load_data
+from ltmsearch.errors import InputError
+from ltmsearch.models import create_backbone, create_subnet, input_config, load_weights
+from ltmsearch.search.checkpoint import WEIGHTS
+from ltmsearch.training.options import TrainingOptions
+
+
+def open_data(recipe: Recipe, options: TrainingOptions, observer: Observer) -> ImageData:
+    """The data, with the recipe's augmentation and all validation images.
+
+    Raises:
+        InputError: If they are missing or break a rule.
+    """
+
+    def reading(done: int, total: int) -> None:
+        if done == 1:
+            observer.phase("reading images", total)
+        observer.advance(done)
+
+    return load_data(
+        dataset=options.dataset,
+        data_dir=options.data_dir,
+        img_size=recipe.img_size,
+        **input_config(recipe.backbone),
+        val_images=None,
+        calibration_images=1,
+        seed=0,  # of the built-in digits: the same whatever the recipe's seed, or seeds could not be compared
+        augmentation=Augmentation(
+            scale=recipe.scale,
+            ratio=recipe.ratio,
+            hflip=recipe.hflip,
+            color_jitter=recipe.color_jitter,
+            auto_augment=recipe.aa,
+            re_prob=recipe.reprob,
+            re_mode=recipe.remode,
+            re_count=recipe.recount,
+        ),
+        on_progress=reading,
+    )
+
+
+def make_network(recipe: Recipe, options: TrainingOptions, device: str, observer: Observer) -> nn.Module:
+    """The subnet on the CPU, fresh or with the weights of `options.init`.
+
+    Args:
+        recipe: The subnet.
+        options: Where its weights come from.
+        device: Type of the device that it will train on.
+        observer: Hears which tensors were not loaded.
+
+    Raises:
+        InputError: If recipe, weights and device do not go together.
+    """
+    kwargs: dict[str, Any] = {} if recipe.drop_path is None else {"drop_path_rate": recipe.drop_path}
+    try:
+        model = create_subnet(recipe.backbone, **recipe.model_kwargs(), **kwargs)
+    except TypeError as error:
+        if not kwargs:
+            raise
+        raise InputError(f"drop_path: {recipe.backbone} has no stochastic depth in timm; leave it out") from error
+    if options.init is not None:
+        report = load_weights(model, weights_file(options.init))
+        if str(report):
+            observer.note(f"{options.init}: {report}")
+    if recipe.sync_bn:
+        if device == "cpu":
+            raise InputError("sync_bn needs GPUs, but the device is cpu; --no-sync-bn would do")
+        model = convert_sync_batchnorm(model)  # timm's: torch's own would drop the activations inside timm's norms
+    return model
+
+
+def make_teacher(recipe: Recipe, options: TrainingOptions) -> nn.Module | None:
+    """The unmerged net to learn from, on the CPU and without gradients; None where nothing is distilled.
+
+    Raises:
+        InputError: If distillation lacks a teacher, or a teacher distillation, or its weights do not fit.
+    """
+    if not recipe.distill_loss_weight:
+        if options.teacher is not None:
+            raise InputError("--teacher needs --distill-loss-weight above 0, which is 0")
+        return None
+    weights = options.teacher or options.init
+    if weights is None:
+        raise InputError(
+            "distill_loss_weight above 0 needs a teacher's weights: --teacher FILE, or --init FILE for both"
+        )
+    teacher = create_backbone(recipe.backbone, num_classes=recipe.num_classes, img_size=recipe.img_size)
+    load_weights(teacher, weights_file(weights))
+    return teacher.requires_grad_(False)
+
+
+def weights_file(path: Path) -> Path:
+    """The file itself, or the shared weights in the run directory of a study."""
+    return path / WEIGHTS if path.is_dir() else path

@@ -1,0 +1,295 @@
+"""One training: the network, its average, the optimizer and the IB statistics, moved by one batch at a time.
+
+What a step draws at random depends on the recipe's seed and the step's number alone. So the state of a training holds
+no generators, and a training that goes on from a state ends with the same bits as one that was never interrupted.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3, dispatch_clip_grad, distribute_bn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from ltmsearch.config.recipe import Recipe
+from ltmsearch.engine.distributed import Ranks
+from ltmsearch.engine.ib_loss import IBLoss, input_features
+from ltmsearch.engine.runtime import Runtime
+from ltmsearch.errors import InputError, unknown_name
+from ltmsearch.models import feature_dim, pooled_features
+
+IB_IMAGES_PER_CLASS = 20
+IB_IMAGES = 16_384
+"""The IB statistics are taken from the last images of an epoch: this many, or so many per class where that is more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepLosses:
+    """Means over the images of one step on this process, as tensors: reading them waits for the device."""
+
+    total: Tensor
+    """What was minimised."""
+    ib: Tensor | None
+    """The IB term before its weight; None where it was off."""
+
+
+class Learner:
+    """Trains one network by a recipe.
+
+    Args:
+        recipe: What to do.
+        model: The subnet, on its device; trained in place.
+        runtime: Device and number format.
+        ranks: This process among those that train together; BatchNorm statistics are averaged over them.
+        steps_per_epoch: Optimizer steps.
+        teacher: The unmerged net, for distillation.
+
+    Raises:
+        InputError: If timm has no such optimizer or schedule, or the recipe's numbers do not go together.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: nn.Module,
+        *,
+        runtime: Runtime,
+        ranks: Ranks,
+        steps_per_epoch: int,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.model = model
+        self.runtime = runtime
+        self.ranks = ranks
+        self.steps_per_epoch = steps_per_epoch
+        self.teacher = teacher
+        self.steps = 0
+        self.ib = IBLoss(feature_dim=feature_dim(model), num_classes=recipe.num_classes, beta=recipe.ib_beta).to(
+            runtime.device
+        )
+        self.optimizer = _optimizer(recipe, model)
+        self.lr_schedule = _lr_schedule(recipe, self.optimizer, steps_per_epoch)
+        self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
+        self.ema = (
+            ModelEmaV3(model, decay=recipe.model_ema_decay, use_warmup=recipe.model_ema_warmup)
+            if recipe.model_ema
+            else None
+        )
+        self.mixup = _mixup(recipe)
+        self._trained: nn.Module = model
+        if ranks.world > 1:
+            # Not every operator is reached: on a grid of one token there is nothing to merge, and what merges behind
+            # the last attention of a net that pools its class token is never read.
+            self._trained = DistributedDataParallel(
+                model,
+                device_ids=[runtime.device] if runtime.device.type == "cuda" else None,
+                find_unused_parameters=True,
+            )
+        self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    @property
+    def epochs_done(self) -> int:
+        """Whole epochs."""
+        return self.steps // self.steps_per_epoch
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the last step."""
+        return max(group["lr"] for group in self.optimizer.param_groups)
+
+    @property
+    def ib_weight(self) -> float:
+        """Weight of the IB loss in the present epoch: zero in its warm-up, which ends when there are statistics."""
+        return self.recipe.ib_weight if self.epochs_done >= ib_start(self.recipe) else 0.0
+
+    def step(self, images: Tensor, labels: Tensor) -> StepLosses:
+        """Move the weights by one batch.
+
+        Args:
+            images: (B, 3, height, width), this process's part of the batch.
+            labels: (B,).
+        """
+        recipe = self.recipe
+        epoch, ib_weight = self.epochs_done, self.ib_weight
+        self._seed()
+        self._set_lr(epoch)
+        self._trained.train()
+        images, targets = self.runtime.images(images), labels.to(self.runtime.device)
+        if self.mixup is not None and not 0 < recipe.mixup_off_epoch <= epoch:
+            images, targets = self.mixup(images, targets)
+        parts = list(zip(images.chunk(recipe.grad_accum_steps), targets.chunk(recipe.grad_accum_steps), strict=True))
+        total, ib_total = torch.zeros((), device=self.runtime.device), torch.zeros((), device=self.runtime.device)
+        for place, (part, wanted) in enumerate(parts):
+            last = place == len(parts) - 1
+            together = nullcontext() if last or self.ranks.world == 1 else self._trained.no_sync()  # type: ignore[operator]
+            with together:
+                loss, ib = self._loss(part, wanted, ib_weight)
+                share = len(part) / len(images)
+                self.scaler.scale(loss * share).backward()
+            total += loss.detach() * share
+            ib_total += ib.detach() * share
+        self.scaler.unscale_(self.optimizer)
+        if recipe.clip_grad is not None:
+            dispatch_clip_grad(self.model.parameters(), recipe.clip_grad, mode=recipe.clip_mode)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.steps)
+        return StepLosses(total=total, ib=ib_total if ib_weight else None)
+
+    def end_epoch(self) -> None:
+        """Average BatchNorm statistics over the processes, and take the IB statistics from the epoch's last images."""
+        if self.ranks.world > 1 and not self.recipe.sync_bn:
+            for net in (self.model, *([self.ema.module] if self.ema is not None else [])):
+                distribute_bn(net, self.ranks.world, reduce=True)
+        features, inputs, targets = (
+            self.ranks.interleaved(torch.cat(column)) for column in zip(*self._kept, strict=True)
+        )
+        self._kept = []
+        if self.ranks.is_main:
+            self.ib.fit(features, inputs, targets, seed=self.recipe.seed)
+        for buffer in self.ib.buffers():
+            self.ranks.copy_from_main_(buffer)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the steps to come depend on."""
+        return {
+            "steps": self.steps,
+            "model": dict(self.model.state_dict()),
+            "ema": dict(self.ema.module.state_dict()) if self.ema is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ib": dict(self.ib.state_dict()),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave.
+
+        Raises:
+            KeyError, ValueError, RuntimeError: If it is of another network or optimizer.
+        """
+        self.model.load_state_dict(state["model"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.ib.load_state_dict(state["ib"])
+        self.steps = state["steps"]
+
+    def _seed(self) -> None:
+        """Draw what is random in this step from its number: dropped paths and mixing, each process its own."""
+        drawn = np.random.SeedSequence((self.recipe.seed, self.steps, self.ranks.rank)).generate_state(2)
+        torch.manual_seed(int(drawn[0]))
+        np.random.seed(int(drawn[1]))  # timm's Mixup draws from the global generator
+
+    def _set_lr(self, epoch: int) -> None:
+        if self.recipe.sched_on_updates:
+            self.lr_schedule.step_update(self.steps)
+        else:
+            self.lr_schedule.step(epoch)
+
+    def _loss(self, images: Tensor, targets: Tensor, ib_weight: float) -> tuple[Tensor, Tensor]:
+        """The whole loss and the IB term (zero where it is off) of a part of a batch."""
+        with pooled_features(self.model) as seen, self.runtime.autocast():
+            logits = self._trained(images).float()
+        features = seen.pop().float()
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.recipe.smoothing)
+        ib = loss.new_zeros(())
+        if ib_weight:
+            ib = self.ib(features, targets)
+            loss = loss + ib_weight * ib
+        if self.teacher is not None:
+            with torch.no_grad(), self.runtime.autocast():
+                wanted = self.teacher(images).float()
+            loss = loss + self.recipe.distill_loss_weight * distillation(logits, wanted, self.recipe.kd_temperature)
+        self._keep(features, images, targets)
+        return loss, ib
+
+    @torch.no_grad()
+    def _keep(self, features: Tensor, images: Tensor, targets: Tensor) -> None:
+        """Remember the images of the epoch's end for the IB statistics."""
+        wanted = max(IB_IMAGES, IB_IMAGES_PER_CLASS * self.recipe.num_classes)
+        steps = math.ceil(wanted / self.recipe.batch_size)
+        if self.steps % self.steps_per_epoch >= self.steps_per_epoch - steps:
+            self._kept.append((features.detach(), input_features(images), self.ib.distributions(targets)))
+
+
+def ib_start(recipe: Recipe) -> int:
+    """The epoch, from 0, in which the IB loss sets in: not the first, whose end gives the first statistics."""
+    return max(1, math.ceil(recipe.ib_warmup_ratio * recipe.epochs))
+
+
+def distillation(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    """T² KL(teacher ‖ student) at temperature T (Hinton, Vinyals & Dean, 2015), mean over (B, C) logits' images."""
+    student = (logits / temperature).log_softmax(dim=1)
+    teacher = (wanted / temperature).log_softmax(dim=1)
+    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
+    if recipe.opt not in list_optimizers():
+        raise unknown_name("optimizer", recipe.opt, list_optimizers())
+    try:
+        optimizer = create_optimizer_v2(
+            model,
+            opt=recipe.opt,
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            momentum=recipe.momentum,
+            layer_decay=recipe.layer_decay,
+        )
+    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:  # e.g. it wants a library
+        raise InputError(f"opt: timm cannot make the optimizer {recipe.opt!r} here ({error})") from error
+    if getattr(optimizer, "is_second_order", False):
+        raise InputError(f"opt: {recipe.opt} needs second derivatives, which ltmsearch does not compute")
+    return optimizer
+
+
+def _lr_schedule(recipe: Recipe, optimizer: Optimizer, steps_per_epoch: int) -> Scheduler:
+    try:
+        schedule, _ = create_scheduler_v2(
+            optimizer,
+            sched=recipe.sched,
+            num_epochs=recipe.epochs - recipe.cooldown_epochs,
+            warmup_epochs=recipe.warmup_epochs,
+            warmup_lr=recipe.warmup_lr,
+            min_lr=recipe.min_lr,
+            cooldown_epochs=recipe.cooldown_epochs,
+            decay_epochs=recipe.decay_epochs,
+            decay_rate=recipe.decay_rate,
+            step_on_epochs=not recipe.sched_on_updates,
+            updates_per_epoch=steps_per_epoch,
+        )
+    except ValueError as error:
+        raise InputError(f"sched: {error}") from error
+    return schedule
+
+
+def _mixup(recipe: Recipe) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    if not (recipe.mixup or recipe.cutmix):
+        return None
+    # Without its smoothing: cross-entropy smooths mixed labels just so, and the IB loss wants them as they are.
+    mixup: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = Mixup(
+        mixup_alpha=recipe.mixup,
+        cutmix_alpha=recipe.cutmix,
+        prob=recipe.mixup_prob,
+        switch_prob=recipe.mixup_switch_prob,
+        mode=recipe.mixup_mode,
+        label_smoothing=0.0,
+        num_classes=recipe.num_classes,
+    )
+    return mixup

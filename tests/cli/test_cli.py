@@ -1,0 +1,192 @@
+"""The command line: what a person types, what comes back, and with which exit code."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.command_line import call, tiny_study
+from support.profiles import costs_of, whole_space
+from support.sizes import TINY
+
+from ltmsearch.config.settings import StudySettings
+from ltmsearch.io.presets import shipped_folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of a finished study."""
+    return tiny_study(tmp_path_factory.mktemp("cli"))
+
+
+@pytest.fixture(autouse=True)
+def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
+
+
+def test_cost_as_json_counts_both_ways(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    keep = "0.7,1,0.5,1,1,0.3,1,1,0.5"
+    code, out, _ = call("cost", "mobilevit_s", "--keep", keep, "--json", monkeypatch=monkeypatch, capsys=capsys)
+    record = json.loads(out)
+    assert code == 0
+    assert list(record) == [
+        "backbone", "img_size", "operator", "keep_ratios", "forms", "gflops", "gflops_traced", "base_gflops", "tokens",
+    ]  # fmt: skip
+    assert record["gflops"] == record["gflops_traced"] < record["base_gflops"]
+    assert round(record["base_gflops"], 4) == 1.5467
+    assert list(record["keep_ratios"].values()) == [float(r) for r in keep.split(",")]
+    assert record["tokens"]["stages.2.1.transformer.0"] == [196, 132]
+    assert record["forms"] == {}
+    arguments = ("cost", "mobilevit_s", "--keep", keep, "--form", "hard", "--json")
+    code, out, _ = call(*arguments, monkeypatch=monkeypatch, capsys=capsys)
+    hard = json.loads(out)
+    assert code == 0
+    assert hard["forms"] == {layer: "hard" for layer, ratio in hard["keep_ratios"].items() if ratio < 1}
+    assert len(hard["forms"]) == 4
+    assert hard["gflops"] == hard["gflops_traced"] < record["gflops"]
+    code, out, _ = call("cost", "mobilevit_s", "--json", monkeypatch=monkeypatch, capsys=capsys)
+    plain = json.loads(out)
+    assert plain["gflops"] == plain["base_gflops"]
+    assert set(plain["keep_ratios"].values()) == {1.0}
+
+
+def test_space_shows_where_merging_costs_more_than_it_saves(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = call("space", "mobilevit_s", "--json", monkeypatch=monkeypatch, capsys=capsys)
+    record = json.loads(out)
+    assert code == 0
+    assert record["lowest_gflops"] < 1.2 < record["base_gflops"] <= record["highest_gflops"]
+    second = record["layers"][1]
+    assert second["tokens"] == 196
+    merges = {(merge["keep_ratio"], merge["form"]): merge for merge in second["merges"]}
+    assert list(merges) == [(ratio, form) for ratio in (0.7, 0.5, 0.35, 0.25) for form in ("soft", "hard")]
+    for merge in merges.values():
+        assert merge["offered"] == (merge["saved_gflops"] > merge["mask_gflops"])
+    assert [choice for choice, merge in merges.items() if not merge["offered"]] == [(0.7, "soft")]
+    assert 0.4 < sum(layer["share"] for layer in record["layers"]) < 0.5
+    code, out, _ = call("space", "mobilevit_s", monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0
+    assert max(len(line) for line in out.splitlines()) <= 80
+    assert "stages.4.1.transformer.2" in out
+    lines = [line.split() for line in out.splitlines()]
+    at = next(i for i, words in enumerate(lines) if words[:1] == ["stages.2.1.transformer.1"])
+    assert lines[at][3:5] == ["saves", "21.4"]
+    assert lines[at + 1][:3] == ["soft", "31.4!", "24.0"], "dearer than what it saves: marked, not offered"
+    assert lines[at + 2][0] == "hard"
+    assert [word for words in lines for word in words if word[0].isdigit() and word.endswith("!")] == ["31.4!"]
+
+
+def test_front_writes_again_what_was_lost(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = (finished / "front.csv").read_text()
+    (finished / "front.csv").unlink()
+    (finished / "front.html").unlink()
+    (finished / "layers.html").unlink()
+    (finished / "findings.json").unlink()
+    (finished / "report.html").unlink()
+    code, out, _ = call("front", str(finished), monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0
+    assert "GFLOPs" in out
+    assert (finished / "front.csv").read_text() == wanted
+    assert (finished / "front.html").exists()
+    assert (finished / "layers.html").exists()
+    assert (finished / "report.html").exists()
+    told = json.loads((finished / "findings.json").read_text(encoding="utf-8"))["sentences"]
+    assert " ".join(" ".join(told).split()) in " ".join(out.split())
+    code, out, _ = call("front", str(finished), "--json", monkeypatch=monkeypatch, capsys=capsys)
+    rows = json.loads(out)
+    assert [row["trial"] for row in rows] == [int(line.split(",")[0]) for line in wanted.splitlines()[1:]]
+    assert list(rows[0]) == wanted.splitlines()[0].split(",")
+    assert rows[0]["latency_ms"] is None, "not measured"
+    assert set(rows[0]["keep_ratios"]) == set(whole_space(costs_of("mobilevit_xxs", 224), "mobilevit_xxs").layers)
+    code, out, err = call("front", str(finished), "--quiet", monkeypatch=monkeypatch, capsys=capsys)
+    assert (code, out, err) == (0, "", "")
+
+
+def test_a_missing_browser_is_tried_and_told_of_once(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried = []
+
+    def no_browser(figure: object, path: Path, height: int) -> str:
+        tried.append(path.name)
+        return "it needs Chrome"
+
+    monkeypatch.setattr("ltmsearch.io.figures._write_png", no_browser)
+    code, _, err = call("front", str(finished), monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0
+    assert tried == ["front.png"]
+    assert err.count("it needs Chrome") == 1
+
+
+def test_config_files_and_options_that_win(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("\n".join(f"{name}: {value}" for name, value in TINY.items()))
+    out_dir = tmp_path / "run"
+    code, _, err = call(
+        "run",
+        "--config",
+        str(path),
+        "--trials",
+        "1",
+        "--out",
+        str(out_dir),
+        "--quiet",
+        monkeypatch=monkeypatch,
+        capsys=capsys,
+    )
+    assert code == 0, err
+    assert "trials: 1\n" in (out_dir / "settings.yaml").read_text()
+    path.write_text("backbone: mobilevit_xxs\nbudget: 1\n")
+    code, _, err = call("run", "--config", str(path), monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2
+    assert "mine.yaml:2: unknown setting 'budget'" in err
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in shipped_folder("studies").glob("*.yaml")))
+def test_shipped_studies_are_reachable_and_say_how_to_run_them(name: str) -> None:
+    from ltmsearch.costs.describe import describe_space
+    from ltmsearch.io.presets import find_file
+    from ltmsearch.io.yaml_models import read_yaml
+
+    path = find_file("studies", name)
+    settings = StudySettings.make(name, **read_yaml(path))
+    record = describe_space(
+        settings.backbone, img_size=settings.img_size, operator=settings.operator, space=settings.space
+    )
+    assert record.lowest_gflops < settings.budget_gflops < record.base_gflops
+    assert f"ltmsearch run --config {name}" in path.read_text()
+
+
+def test_dashboard_serves_the_study(finished: Path) -> None:
+    import socket
+    import urllib.request
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen([sys.executable, "-m", "ltmsearch", "dashboard", str(finished), "--port", str(port)])
+    try:
+        for _ in range(120):
+            try:
+                studies = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=5))
+                break
+            except OSError:
+                time.sleep(0.5)
+        summary = studies["study_summaries"][0]
+        detail = json.load(
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies/{summary['study_id']}?after=0", timeout=5)
+        )
+    finally:
+        process.terminate()
+        process.wait()
+    assert len(detail["trials"]) >= 6
+    plain = next(trial for trial in detail["trials"] if trial["number"] == 0)
+    assert plain["constraints"][0] > 0, "the plain net is over the budget and shown so"
+    assert detail["objective_names"] == ["top-1 (%)", "GFLOPs"]

@@ -1,0 +1,112 @@
+"""Recipes: what is written opens again, and what does not fit is told."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ltmsearch.config.recipe import Recipe, library_versions, load_recipe
+from ltmsearch.errors import InputError
+from ltmsearch.schedules.schedule import Form, MergeSchedule
+
+MINIMAL: dict[str, Any] = {
+    "model": "ltm_mobilevit_xxs", "operator": "ltm", "schedule": {"stages.2.1.transformer.0": 0.5}, "img_size": 224,
+    "num_classes": 10,
+}  # fmt: skip
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    recipe = Recipe(**MINIMAL, provenance={"versions": dict(library_versions()), "trial": 3})
+    path = recipe.save(tmp_path / "3.yaml")
+    assert load_recipe(path) == recipe
+    assert path.read_text().startswith("# Training recipe")
+
+
+def test_defaults_are_the_published_training_with_timms_names(tmp_path: Path) -> None:
+    content = yaml.safe_load(Recipe(**MINIMAL).save(tmp_path / "r.yaml").read_text())
+    wanted = {
+        "epochs": 300, "opt": "adamw", "lr": 2e-4, "min_lr": 2e-5, "sched": "cosine", "warmup_epochs": 5,
+        "weight_decay": 0.01, "model_ema_decay": 0.9995, "aa": "rand-m9-mstd0.5", "reprob": 0.2, "smoothing": 0.1,
+        "batch_size": 256,
+    }  # fmt: skip
+    assert {name: content[name] for name in wanted} == wanted
+
+
+def test_forms_survive(tmp_path: Path) -> None:
+    ratios = {"stages.2.1.transformer.0": 0.5, "stages.2.1.transformer.1": 0.7, "stages.3.1.transformer.0": 1.0}
+    forms: dict[str, Form] = {"stages.2.1.transformer.1": "hard"}
+    recipe = Recipe(**{**MINIMAL, "schedule": ratios, "forms": forms})
+    again = load_recipe(recipe.save(tmp_path / "r.yaml"))
+    assert again == recipe
+    assert again.merge_schedule == MergeSchedule(keep_ratios=ratios, operator="ltm", forms=forms)
+    assert again.model_kwargs() == {
+        "keep_ratios": ratios, "operator": "ltm", "forms": forms, "num_classes": 10, "img_size": 224,
+    }  # fmt: skip
+
+
+def test_recipes_without_forms_merge_in_the_first_one(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"schema_version": 1, **MINIMAL}))
+    assert dict(load_recipe(path).merge_schedule.forms) == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": 1}, "unknown setting 'learning_rate'"),
+        ({"epochs": 0}, "epochs: Input should be greater than or equal to 1, but got 0"),
+        ({"schedule": {"a": 1.5}}, r"must be in \(0, 1\], but layer a has 1.5"),
+        (
+            {"forms": {"a": "firm"}},
+            r"recipe.yaml:\d+: forms.a: Input should be 'soft', 'hard' or 'matched', but got",
+        ),
+        ({"forms": "hard"}, r"recipe.yaml:\d+: forms: Input should be a valid dictionary, but got 'hard'"),
+        ({"schema_version": 2}, "schema_version must be 1 for this ltmsearch, but got 2"),
+    ],
+)
+def test_what_does_not_fit_is_told(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"schema_version": 1, **MINIMAL, **change}))
+    with pytest.raises(InputError, match=message):
+        load_recipe(path)
+
+
+def test_code_in_yaml_is_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"model: !!python/object/apply:os.mkdir ['{tmp_path / 'made'}']\n")
+    with pytest.raises(InputError, match="must be YAML"):
+        load_recipe(path)
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_recipe_of_an_earlier_day_still_opens() -> None:
+    """Written by version 0.1.0; it must not be written anew when the format changes."""
+    recipe = load_recipe(Path(__file__).parents[1] / "data" / "recipe_v1.yaml")
+    assert (recipe.model, recipe.operator, recipe.img_size, recipe.num_classes) == ("ltm_mobilevit_s", "ltm", 224, 10)
+    assert recipe.merge_schedule.keep_ratio("stages.2.1.transformer.0") == 0.25
+    assert recipe.merge_schedule.form("stages.2.1.transformer.0") == "hard"
+    assert (recipe.lr, recipe.aa, recipe.scale, recipe.ib_warmup_ratio) == (2e-4, "rand-m9-mstd0.5", (0.08, 1.0), 0.3)
+    assert recipe.provenance["proxy"]["top1"] == pytest.approx(84.6, abs=0.1)
+
+
+def test_keys_can_be_changed_and_are_checked() -> None:
+    recipe = Recipe(**MINIMAL)
+    assert recipe.changed({"lr": 1e-3, "aa": None}) == Recipe(**MINIMAL, lr=1e-3, aa=None)
+    with pytest.raises(InputError, match="recipe: epochs: Input should be greater than or equal to 1, but got 0"):
+        recipe.changed({"epochs": 0})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 5, "warmup_epochs": 5}, r"warmup_epochs \+ cooldown_epochs must be less than epochs"),
+        ({"min_lr": 1.0}, "min_lr must be at most lr, but got 1 and 0.0002"),
+        ({"scale": (1.0, 0.1)}, "scale must be two numbers above 0 in rising order, but got 1 and 0.1"),
+        ({"model": "mobilevit_s"}, "model: must be ltm_<backbone>, such as ltm_mobilevit_s, but got 'mobilevit_s'"),
+        ({"lr": float("inf")}, "lr: Input should be a finite number"),
+    ],
+)
+def test_keys_must_go_together(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Recipe(**MINIMAL).changed(change)

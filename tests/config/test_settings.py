@@ -1,0 +1,139 @@
+"""Settings: defaults by device, a file that comes back as it went, and differences named."""
+
+from pathlib import Path
+
+import pytest
+
+from ltmsearch.config.defaults import Learning
+from ltmsearch.config.settings import ResolvedSettings, StudySettings
+from ltmsearch.errors import InputError
+
+
+def settings(**changes: object) -> StudySettings:
+    return StudySettings.make("test", **{"backbone": "mobilevit_s", "budget_gflops": 1.2, **changes})
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_resolved_settings_round_trip(tmp_path: Path, device: str) -> None:
+    resolved = settings(data_dir="images").resolved(device)
+    path = tmp_path / "settings.yaml"
+    path.write_text(resolved.to_yaml())
+    assert ResolvedSettings.load(path) == resolved
+    assert resolved.resolved(device) == resolved
+    assert resolved.dataset == "folder"
+
+
+def test_what_the_user_says_wins_over_the_device() -> None:
+    resolved = settings(proxy_img_size=96, base_steps=0).resolved("cpu")
+    assert (resolved.proxy_img_size, resolved.base_steps, resolved.base_img_size) == (96, 0, 64)
+    assert settings(proxy_img_size=48).resolved("cpu").base_img_size == 48
+    assert settings(img_size=256).resolved("cuda").proxy_img_size == 256
+
+
+def test_families_learn_in_their_own_way_and_trained_weights_with_care() -> None:
+    slow = Learning(lr=5e-4, grows=False, patience=2)
+    usual, late = settings().resolved("cpu"), settings().resolved("cpu", slow)
+    assert (late.base_steps, late.batch_size) == (2 * usual.base_steps, 2 * usual.batch_size)
+    assert (usual.warmup_lr, late.warmup_lr) == (1e-3, 5e-4)
+    assert usual.base_img_size < late.base_img_size == late.proxy_img_size
+    trained = settings(pretrained=True).resolved("cpu", slow)
+    assert (trained.warmup_lr, trained.base_steps, trained.base_img_size) == (1e-4, 300, trained.proxy_img_size)
+    assert settings(checkpoint="weights.safetensors").resolved("cpu").warmup_lr == 1e-4
+    assert settings(warmup_lr=3e-4, batch_size=8).resolved("cpu", slow).warmup_lr == 3e-4
+
+
+def test_studies_that_differ_have_different_names() -> None:
+    names = {
+        settings(**change).study_name
+        for change in (
+            {}, {"budget_gflops": 1.3}, {"img_size": 256}, {"operator": "tome"}, {"data_dir": "images"},
+            {"dataset": "torch/cifar10"}, {"study": "mine"},
+        )
+    }  # fmt: skip
+    assert len(names) == 7
+    assert all("/" not in name for name in names)
+    assert settings().run_dir == Path("runs") / settings().study_name
+    assert settings(out="here").run_dir == Path("here")
+
+
+def latency(**changes: object) -> StudySettings:
+    return StudySettings.make("test", **{"backbone": "mobilevit_s", "budget_ms": 25.0, **changes})
+
+
+def test_budgets_are_in_the_name_and_the_first_is_the_axis() -> None:
+    assert settings().study_name == "mobilevit_s-ltm-1.2gflops-224-digits"
+    assert latency().study_name == "mobilevit_s-ltm-25ms-224-digits"
+    assert latency(budget_gflops=1.2).study_name == "mobilevit_s-ltm-1.2gflops-25ms-224-digits"
+    axis = settings(img_size=256).axis
+    assert (axis.name, axis.unit, axis.budget) == ("gflops", "GFLOPs", 1.2)
+    assert axis.title == "GFLOPs per image at 256 px (one multiply-add = one FLOP)"
+    assert axis.text(1.23456) == "1.2346 GFLOPs"
+    axis = latency(budget_gflops=1.2, latency_batch=8, latency_device="cuda", latency_runtime="compile").axis
+    assert (axis.name, axis.unit, axis.budget) == ("latency_ms", "ms", 25.0)
+    assert axis.title == "ms per batch of 8 at 224 px, predicted (cuda, compile, fp32)"
+    assert axis.text(12.346) == "12.35 ms"
+    assert latency(latency_profile="p.json").axis.title == "ms per batch at 224 px, predicted (p.json)"
+
+
+def test_the_device_of_the_latency_is_that_of_the_study_unless_said() -> None:
+    assert latency().resolved("cuda").latency_device == "cuda"
+    assert latency(device="cuda:1").resolved("cuda").latency_device == "cuda:1"
+    assert latency(device="cuda:1", latency_device="cpu").resolved("cuda").latency_device == "cpu"
+    assert latency(latency_profile="p.json").resolved("cpu").latency_device is None, "the profile says it"
+    assert settings().resolved("cpu").latency_device is None
+
+
+@pytest.mark.parametrize("given", [{}, {"latency_profile": "p.json"}, {"latency_batch": 4, "latency_threads": 2}])
+def test_settings_with_a_latency_budget_round_trip(tmp_path: Path, given: dict[str, object]) -> None:
+    resolved = latency(**given).resolved("cpu")
+    path = tmp_path / "settings.yaml"
+    path.write_text(resolved.to_yaml())
+    assert ResolvedSettings.load(path) == resolved
+    assert resolved.resolved("cpu") == resolved
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budget_ms": None}, "budget_gflops, budget_ms or both must be given"),
+        ({"budget_ms": 0}, "budget_ms: Input should be greater than 0"),
+        ({"budget_ms": None, "budget_gflops": 1.2, "latency_batch": 2}, "latency_batch needs budget_ms"),
+        ({"budget_ms": None, "budget_gflops": 1.2, "latency_profile": "p"}, "latency_profile needs budget_ms"),
+        ({"latency_profile": "p", "latency_batch": 2}, "latency_batch cannot be given beside it"),
+        ({"latency_profile": "p", "latency_device": "cpu"}, "latency_device cannot be given beside it"),
+        ({"latency_runtime": "tensorrt"}, "latency_runtime: Input should be 'torch', 'compile' or 'onnxruntime'"),
+        ({"latency_dtype": "fp8"}, "latency_dtype: Input should be 'fp32', 'bf16' or 'fp16'"),
+        ({"latency_memory_format": "nhwc"}, "latency_memory_format: Input should be 'channels_last' or 'contiguous'"),
+        ({"latency_batch": 0}, "latency_batch: Input should be greater than or equal to 1"),
+        ({"latency_threads": 0}, "latency_threads: Input should be greater than or equal to 1"),
+    ],
+)
+def test_latency_options_that_do_not_fit_are_told(change: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        latency(**change)
+    assert "\n" not in str(caught.value)
+
+
+def test_differences_are_named_but_trials_may_change() -> None:
+    stored = settings().resolved("cpu")
+    settings(trials=99, timeout=5).resolved("cpu").refuse_unless_continues(stored, Path("run"))
+    with pytest.raises(InputError, match="seed is 0 there and 4 now.*--study NAME or --out DIR"):
+        settings(seed=4).resolved("cpu").refuse_unless_continues(stored, Path("run"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trials": True}, "trials: must be a number"),
+        ({"update_share": 1.5}, "update_share: Input should be less than or equal to 1, but got 1.5"),
+        ({"dataset": "folder"}, "dataset 'folder' needs data_dir"),
+        ({"ib_beta": 0}, "ib_beta: Input should be greater than 0"),
+        ({"ib_beta": float("inf")}, "ib_beta: Input should be a finite number"),
+        ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
+        ({"bugdet_gflops": 1}, "unknown setting 'bugdet_gflops': did you mean budget_gflops"),
+        ({"study": "a/b"}, "study: String should match pattern"),
+    ],
+)
+def test_values_that_do_not_fit_are_told(change: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        settings(**change)

@@ -1,0 +1,288 @@
+"""Costs: the formula equals fvcore's traced count as integers, and both equal counts derived by hand."""
+
+import itertools
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from support.nets import SMALL
+from torch import nn
+
+from ltmsearch.costs import (
+    GIGA,
+    Budget,
+    CostModel,
+    CostTable,
+    cost_model,
+    covering_schedules,
+    traced_macs,
+    traced_macs_by_module,
+    within,
+)
+from ltmsearch.merging import OPERATORS, MergeShape, get_operator
+from ltmsearch.merging.ltm import HEADS, RANK
+from ltmsearch.models import create_subnet, get_adapter, known_backbones
+from ltmsearch.schedules.schedule import Choice, Form, MergeSchedule
+from ltmsearch.schedules.space import SearchSpace
+
+RATIOS = (1.0, 0.9, 0.7, 0.5, 0.3, 0.1)
+BUDGETED = (
+    "mobilevit_xs", "mobilevit_s", "efficientvit_b1", "vit_small_patch16_224", "swin_tiny_patch4_window7_224",
+)  # fmt: skip
+"""What the ready studies are for, as far as a trace of it is quick."""
+
+
+VARIANTS = [(name, form) for name, operator in sorted(OPERATORS.items()) for form in operator.forms]
+
+
+@cache
+def model_of(backbone: str, img_size: tuple[int, int], operator: str = "ltm") -> CostModel:
+    return cost_model(backbone, timm.create_model(backbone, num_classes=10), img_size, operator)
+
+
+def check_random_schedules(
+    backbone: str, img_size: tuple[int, int], operator: str, forms: Sequence[Form], number: int, **kwargs: Any
+) -> None:
+    kwargs = {"num_classes": 10, **get_adapter(backbone).any_size, **kwargs}
+    costs = cost_model(backbone, timm.create_model(backbone, **kwargs), img_size, operator)
+    rng = random.Random(number)
+    for _ in range(number):
+        ratios = {layer: rng.choice(RATIOS) for layer in costs.layers}
+        schedule = MergeSchedule(
+            keep_ratios=ratios, operator=operator, forms={layer: rng.choice(forms) for layer in ratios}
+        )
+        subnet = create_subnet(backbone, keep_ratios=ratios, operator=operator, forms=schedule.forms, **kwargs)
+        assert costs.macs(schedule) == traced_macs(subnet, img_size), schedule
+
+
+@pytest.mark.parametrize("img_size", [(224, 224), (160, 96)])
+@pytest.mark.parametrize(("operator", "form"), VARIANTS)
+@pytest.mark.parametrize("backbone", sorted(SMALL))
+def test_formula_equals_trace(backbone: str, operator: str, form: Form, img_size: tuple[int, int]) -> None:
+    check_random_schedules(backbone, img_size, operator, [form], 1, **SMALL[backbone])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("operator", "form"), VARIANTS)
+@pytest.mark.parametrize("backbone", sorted(SMALL))
+def test_formula_equals_trace_for_more(backbone: str, operator: str, form: Form) -> None:
+    check_random_schedules(backbone, (224, 224), operator, [form], 3, **SMALL[backbone])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", known_backbones())
+def test_formula_equals_trace_for_every_backbone(backbone: str) -> None:
+    """With fewer blocks where timm lets us: what differs between siblings is in each of them."""
+    fewer = {"vit": {"depth": 2}, "swin": {"depths": (1, 1, 2, 1)}}.get(get_adapter(backbone).family, {})
+    size = (64, 96) if backbone.startswith("efficientvit_l") else (128, 160)
+    check_random_schedules(backbone, size, "ltm", ["soft", "hard"], 1, **fewer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("img_size", [(224, 224), (160, 96)])
+@pytest.mark.parametrize("backbone", BUDGETED)
+def test_formula_equals_trace_for_many(backbone: str, img_size: tuple[int, int]) -> None:
+    check_random_schedules(backbone, img_size, "ltm", ["soft", "hard"], 10)
+
+
+@pytest.mark.parametrize("backbone", sorted(SMALL))
+def test_plain_layers_cost_what_their_modules_do(backbone: str) -> None:
+    """The shares that are shown to people, against fvcore's count by module."""
+    model = timm.create_model(backbone, num_classes=10, **SMALL[backbone])
+    counted = traced_macs_by_module(model, (224, 224))
+    wanted = {layer: counted[layer] for layer in get_adapter(backbone).layers(model)}
+    assert cost_model(backbone, model, (224, 224)).plain_layer_macs() == wanted
+
+
+@pytest.mark.parametrize(
+    ("backbone", "img_size", "gflops"),
+    [
+        ("mobilevit_xxs", 224, 0.3099),
+        ("mobilevit_xs", 224, 0.7926),
+        ("mobilevit_s", 224, 1.5467),
+        ("mobilevit_s", 256, 2.0334),
+        ("efficientvit_b1", 224, 0.5282),
+        ("efficientvit_b1", 288, 0.8704),
+        ("vit_small_patch16_224", 224, 4.6083),
+        ("vit_base_patch16_224", 224, 17.5827),
+        ("swin_tiny_patch4_window7_224", 224, 4.5092),
+        ("swin_base_patch4_window7_224", 224, 15.4678),
+    ],
+)
+def test_published_sizes(backbone: str, img_size: int, gflops: float) -> None:
+    """Golden numbers: torch 2.15, timm 1.0.31, fvcore 0.1.5, 1,000 classes."""
+    assert round(traced_macs(timm.create_model(backbone), (img_size, img_size)) / 1e9, 4) == gflops
+
+
+def test_attention_counts_the_same_fused_and_unfused() -> None:
+    fused = timm.create_model("mobilevit_xxs")
+    unfused = timm.create_model("mobilevit_xxs")
+    changed = 0
+    for module in unfused.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+            changed += 1
+    assert changed == 9
+    assert traced_macs(fused, (128, 128)) == traced_macs(unfused, (128, 128))
+
+
+def test_trace_counts_a_small_net_as_derived_by_hand() -> None:
+    class Small(nn.Module):
+        in_chans = 3
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3, padding=1)
+            self.norm = nn.LayerNorm(8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            tokens = self.norm(self.conv(x).flatten(2).transpose(1, 2))
+            return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+
+    n = 6 * 4
+    assert traced_macs(Small(), (6, 4)) == n * 3 * 8 * 9 + 5 * n * 8 + 2 * n * n * 8
+
+
+def test_trace_leaves_mode_and_logger_alone() -> None:
+    model = timm.create_model("mobilevit_xxs").train()
+    traced_macs(model, (64, 64))
+    assert model.training
+    assert logging.getLogger("fvcore.nn.jit_analysis").level == logging.NOTSET
+
+
+def test_ltm_merge_as_derived_by_hand() -> None:
+    n, p, d, g = 49, 30, 64, 4
+    shape = MergeShape(grid=(7, 7), target=(6, 5), dim=d, key_dim=16, groups=g, filled=False)
+    assert (shape.n, shape.p) == (n, p)
+    norm, projection = 4 * n * d, n * d * (RANK + HEADS)
+    seeds, logits = RANK * n * p, n * RANK * p
+    values, totals = g * p * n * d, p * n * (HEADS + 1)
+    ltm = get_operator("ltm")
+    assert ltm.merge_macs(shape, "soft") == norm + projection + seeds + logits + values + totals
+    assert ltm.unmerge_macs(shape, "soft") == g * n * p * d
+    # By index: seeds by rows (6 of 7), then by columns (5 of 7), for both parts of the prior; nine logits per token.
+    side_by_side = 6 * 7 * 7 + 6 * 5 * 7
+    seeds, logits = 2 * RANK * side_by_side, n * 9 * RANK
+    assert ltm.merge_macs(shape, "hard") == norm + projection + seeds + logits
+    assert ltm.unmerge_macs(shape, "hard") == 0
+    filled = replace(shape, filled=True)
+    assert ltm.merge_macs(filled, "hard") == norm + projection + seeds + logits + g * d * side_by_side
+    assert ltm.merge_macs(filled, "soft") == ltm.merge_macs(shape, "soft")
+
+
+def test_table_equals_the_model_and_its_range_is_exact() -> None:
+    costs = model_of("mobilevit_xxs", (160, 96))
+    # Few enough choices to try them all: 2·2·3·2·2·2·1·2·2 schedules.
+    check_table(costs, ["0.5", "0.3", "0.7 0.2h", "0.5h", "0.5", "0.4", "", "0.5h", "0.1"])
+
+
+def test_table_counts_what_accumulating_merges_leave_to_the_head() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", depth=3, embed_dim=96, num_heads=3)
+    costs = cost_model("vit_tiny_patch16_224", model, (224, 224))
+    check_table(costs, ["0.9 0.5h", "0.7 0.7h", "0.5 0.1h"])
+
+
+def check_table(costs: CostModel, options: list[str]) -> None:
+    """The table against the model for every schedule of a small space, given as ratios with an h for the hard form."""
+    choices = [
+        (Choice(1.0), *(Choice(float(o.rstrip("h")), "hard" if o.endswith("h") else "soft") for o in text.split()))
+        for text in options
+    ]
+    space = SearchSpace(layers=costs.layers, choices=tuple(choices))
+    table = costs.table(choices)
+    every = np.array(list(itertools.product(*[range(len(options)) for options in choices])))
+    wanted = [costs.macs(space.schedule(row)) for row in every]
+    assert table.costs(every).tolist() == wanted
+    assert table.reachable() == (min(wanted), max(wanted))
+    assert table.costs(every[:0]).tolist() == []
+
+
+def test_table_refuses_a_wrong_number_of_layers() -> None:
+    with pytest.raises(ValueError, match="one entry per layer"):
+        model_of("mobilevit_xxs", (160, 96)).table([(Choice(1.0),)])
+
+
+def test_merging_everywhere_can_cost_more_than_it_saves() -> None:
+    costs = model_of("mobilevit_s", (224, 224))
+    assert costs.macs(MergeSchedule(keep_ratios={"stages.2.1.transformer.1": 0.9})) > costs.base_macs
+
+
+def test_cost_model_refuses_a_net_that_merges() -> None:
+    net = create_subnet("mobilevit_xxs", keep_ratios={"stages.2.*": 0.5})
+    with pytest.raises(ValueError, match="must be plain"):
+        cost_model("mobilevit_xxs", net, (64, 64))
+
+
+def test_covering_schedules_spread_up_to_the_budget() -> None:
+    costs = model_of("mobilevit_s", (224, 224))
+    space = SearchSpace(layers=costs.layers, choices=(tuple(map(Choice, (1.0, 0.7, 0.5, 0.35, 0.25))),) * 9)
+    table = costs.table(space.choices)
+    low, _ = table.reachable()
+    budget = 1_300_000_000
+
+    def cover(limit: int) -> np.ndarray:
+        budgets = [Budget(name="gflops", table=table, limit=limit, per_unit=GIGA)]
+        return covering_schedules(space, budgets, number=6, rng=np.random.default_rng(0))
+
+    drawn = cover(budget)
+    macs = table.costs(drawn)
+    assert len(np.unique(drawn, axis=0)) == 6
+    assert macs.max() <= budget
+    wanted = np.linspace(budget, low, 6)
+    assert np.abs(macs - wanted).max() < 0.02 * (budget - low)
+    assert np.array_equal(drawn, cover(budget))
+    assert len(cover(low - 1)) == 0
+
+
+def test_covering_schedules_keep_every_budget_and_spread_over_the_first() -> None:
+    costs = model_of("mobilevit_xxs", (160, 96))
+    choices = tuple((Choice(1.0), Choice(0.5, "soft"), Choice(0.3, "hard")) for _ in costs.layers)
+    space = SearchSpace(layers=costs.layers, choices=choices)
+    table = costs.table(choices)
+    # A cost that knows only the first layer: 10 where it is plain, 6 and 1 where it merges.
+    other = CostTable(
+        base=10.0,
+        step=(np.array([[0.0, -4.0, -9.0]]), *(np.zeros((1, 3)) for _ in costs.layers[1:])),
+        move=tuple(np.zeros((1, 3), dtype=int) for _ in costs.layers),
+        starts=(True,) * len(costs.layers),
+    )
+    low, high = table.reachable()
+    limit = (low + high) // 2
+    macs = Budget(name="gflops", table=table, limit=limit, per_unit=GIGA)
+    for first, second in ((macs, Budget(name="latency_ms", table=other, limit=6.0)), (macs, macs)):
+        drawn = covering_schedules(space, [first, second], number=9, rng=np.random.default_rng(1))
+        assert len(drawn) == 9
+        assert within([first, second], drawn).all()
+        costs_of_first = first.table.costs(drawn)
+        assert np.array_equal(costs_of_first, np.sort(costs_of_first)[::-1]), "dearest first"
+        assert np.ptp(costs_of_first) > 0.5 * (first.limit - low)
+    impossible = Budget(name="latency_ms", table=other, limit=0.9)
+    assert len(covering_schedules(space, [macs, impossible], number=9, rng=np.random.default_rng(1))) == 0
+
+
+def test_budgets_by_hand() -> None:
+    table = CostTable(
+        base=2_000,
+        step=(np.array([[0, -500]]), np.array([[0, -100], [0, -400]])),
+        move=(np.array([[0, 1]]), np.array([[0, 0], [0, 0]])),
+        starts=(True, False),
+    )
+    every = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+    budget = Budget(name="gflops", table=table, limit=1_500, per_unit=1_000)
+    assert budget.constraint == "GFLOPs over budget"
+    assert budget.costs(every).tolist() == [2.0, 1.9, 1.5, 1.1]
+    assert budget.excess(every).tolist() == [0.5, 0.4, 0.0, -0.4]
+    assert budget.reachable() == (1.1, 2.0)
+    assert within([budget], every).tolist() == [False, False, True, True], "the limit itself is within"
+    tighter = Budget(name="latency_ms", table=table, limit=1_499.0)
+    assert tighter.constraint == "ms over budget"
+    assert tighter.reachable() == (1_100, 2_000)
+    assert within([budget, tighter], every).tolist() == [False, False, False, True]
+    assert within([tighter, budget], every[:0]).tolist() == []

@@ -1,0 +1,214 @@
+"""The built-in digits: determinism, disjoint splits, and pictures that show what their scene says."""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from ltmsearch.data.digits import DEFAULT_CLUTTER, Clutter, ClutteredDigits, draw
+from ltmsearch.data.loading import DIGITS_TRAIN_IMAGES, load_data
+from ltmsearch.errors import InputError
+
+
+def digits(split="train", *, img_size=64, seed=0, length=200, clutter=DEFAULT_CLUTTER):
+    return ClutteredDigits(split, img_size=img_size, seed=seed, length=length, clutter=clutter)
+
+
+def pixels(image):
+    return np.asarray(image).astype(int)
+
+
+def test_an_image_depends_on_seed_split_and_index_alone():
+    one, label = digits()[7]
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    same, same_label = digits(length=5000)[7]
+    assert label == same_label
+    assert np.array_equal(one, same)
+    for other in (digits(seed=1)[7], digits("validation")[7], digits()[17]):
+        assert other[1] == label  # the same class, so a difference is not the label's
+        assert not np.array_equal(one, other[0])
+
+
+def test_drawing_leaves_the_global_random_states_alone():
+    before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+    digits()[3]
+    assert random.getstate() == before[0]
+    assert np.array_equal(np.random.get_state()[1], before[1])
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
+def test_no_bundled_digit_is_in_both_splits_whole_or_in_part():
+    clutter = replace(DEFAULT_CLUTTER, fragments=20)  # many draws, so that an overlap would show
+    used = {}
+    for split in ("train", "validation"):
+        scenes = digits(split, length=400, clutter=clutter)
+        used[split] = {patch.glyph for index in range(400) for patch in scenes.scene(index)}
+    assert not used["train"] & used["validation"]
+    # A quarter of 1,797 is held out; 8,400 draws reach nearly all of both parts.
+    assert len(used["validation"]) == pytest.approx(1797 / 4, rel=0.05)
+    assert len(used["train"]) == pytest.approx(1797 * 3 / 4, rel=0.05)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_the_label_is_that_of_the_whole_digit_and_classes_take_turns(split):
+    truth = load_digits().target
+    data = digits(split)
+    labels = [data[index][1] for index in range(len(data))]
+    assert labels == [truth[data.scene(index)[0].glyph] for index in range(len(data))]
+    assert labels == data.labels.tolist()
+    assert np.bincount(labels).tolist() == [20] * 10
+
+
+def test_fragments_are_cut_from_other_digits():
+    scenes = digits(clutter=replace(DEFAULT_CLUTTER, fragments=30))
+    for index in range(200):
+        whole, *fragments = scenes.scene(index)
+        assert len(fragments) == 30
+        assert whole.glyph not in {fragment.glyph for fragment in fragments}
+
+
+def test_patches_lie_within_the_canvas_and_the_bundled_digit():
+    clutter = Clutter(min_scale=0.3, max_scale=0.9, fragments=4, fragment_scale=0.5)
+    scenes = digits(clutter=clutter)
+    sides = []
+    for index in range(200):
+        whole, *fragments = scenes.scene(index)
+        assert whole.crop == (0, 0, 8)
+        sides.append(whole.place[2])
+        for patch in (whole, *fragments):
+            for origin in patch.place[:2]:
+                assert 0 <= origin <= 1 - patch.place[2]
+            for origin in patch.crop[:2]:
+                assert 0 <= origin <= 8 - patch.crop[2]
+        for fragment in fragments:  # half as wide, and of half the digit: enlarged alike
+            assert fragment.place[2] == pytest.approx(whole.place[2] / 2)
+            assert fragment.crop[2] == 4
+    assert 0.3 <= min(sides) < 0.35  # 200 uniform draws come near both ends
+    assert 0.85 < max(sides) <= 0.9
+
+
+def test_the_same_scene_shows_at_every_size():
+    small, large = digits(img_size=64), digits(img_size=192)
+    difference, control = [], []
+    for index in range(20):
+        assert small.scene(index) == large.scene(index)
+        shrunk = large[index][0].resize((64, 64), Image.Resampling.BOX)
+        difference.append(np.abs(pixels(shrunk) - pixels(small[index][0])).mean())
+        control.append(np.abs(pixels(shrunk) - pixels(small[index + 10][0])).mean())
+    assert np.mean(difference) < np.mean(control) / 5
+
+
+def test_a_picture_is_the_brightest_of_its_patches():
+    scene = digits(img_size=80).scene(4)
+    alone = [pixels(draw([patch], 80)) for patch in scene]
+    assert len(alone) == 1 + DEFAULT_CLUTTER.fragments
+    assert np.array_equal(pixels(draw(scene, 80)), np.max(alone, axis=0))
+
+
+def test_the_whole_digit_is_the_bundled_one_at_its_place():
+    (patch,) = digits(clutter=replace(DEFAULT_CLUTTER, fragments=0)).scene(3)
+    picture = pixels(draw([replace(patch, place=(0.5, 0.25, 0.5))], 16))  # 8 pixels wide: no enlargement
+    glyph = np.rint(load_digits().images[patch.glyph] * 255 / 16)
+    assert np.array_equal(picture[4:12, 8:16], glyph)
+    assert picture.sum() == glyph.sum()  # and black elsewhere
+
+
+@pytest.mark.parametrize("img_size", [8, 33, 128])
+def test_the_image_is_grey_and_of_the_size_asked_for(img_size):
+    image, _ = digits(img_size=img_size)[0]
+    assert (image.mode, image.size) == ("L", (img_size, img_size))
+    assert image.getextrema()[1] > 128
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"min_scale": 0}, "min_scale=0"),
+        ({"min_scale": 0.9}, "min_scale=0.9 and max_scale=0.8"),
+        ({"max_scale": 1.1}, "max_scale=1.1"),
+        ({"fragments": -1}, "fragments=-1"),
+        ({"fragment_scale": 0}, "fragment_scale=0"),
+        ({"fragment_scale": 1.5}, "fragment_scale=1.5"),
+    ],
+)
+def test_clutter_out_of_range_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        replace(DEFAULT_CLUTTER, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split": "test"}, "split='test'"),
+        ({"img_size": 7}, "img_size=7"),
+        ({"seed": -1}, "seed=-1"),
+        ({"length": 0}, "length=0"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        digits(**changes)
+
+
+@pytest.mark.parametrize("index", [-1, 200])
+def test_there_is_nothing_out_of_range(index):
+    with pytest.raises(IndexError):
+        digits()[index]
+
+
+def load(**changes):
+    plain = {
+        "mean": (0.0,) * 3,
+        "std": (1.0,) * 3,
+        "img_size": 32,
+        "val_images": 30,
+        "calibration_images": 4,
+        "seed": 5,
+    }
+    return load_data(dataset="digits", data_dir=None, **(plain | changes))
+
+
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_loaded_scenes_come_as_drawn_whole_and_unmirrored(part):
+    data = load(crop_pct=0.8)
+    length = {"train": DIGITS_TRAIN_IMAGES, "validation": 30}[part]
+    scenes = digits(part, img_size=32, seed=5, length=length)
+    drawn = {image.tobytes(): label for image, label in (scenes[index] for index in range(min(length, 2000)))}
+    batches = (
+        data.train_batches(batch_size=50, steps=2, seed=0)
+        if part == "train"
+        else data.validation_batches(batch_size=50)
+    )
+    found = total = 0
+    for images, labels in batches:
+        assert torch.equal(images[:, 0], images[:, 2])
+        for image, label in zip((images[:, 0] * 255).round().byte(), labels.tolist(), strict=True):
+            found += drawn.get(image.numpy().tobytes()) == label
+            total += 1
+    assert found == 30 if part == "validation" else 5 < found < 50 < total  # about a fifth of the 100 were looked for
+
+
+def test_loaded_validation_is_balanced_and_of_the_size_asked_for():
+    data = load()
+    labels = [label for _, batch in data.validation_batches(batch_size=8) for label in batch.tolist()]
+    assert data.validation_size == 30
+    assert np.bincount(labels).tolist() == [3] * 10
+    assert sorted(labels[:10]) == list(range(10))
+    assert data.description == "digits: 10000 training and 30 validation images in 10 classes, kept in memory"
+
+
+def test_remembered_scenes_are_the_same_as_drawn_ones():
+    kept, drawn = load(), load(memory_limit_bytes=0, workers=0)
+    expected = list(drawn.train_batches(batch_size=10, steps=3, seed=0))
+    for _ in range(2):  # the second time from memory
+        batches = list(kept.train_batches(batch_size=10, steps=3, seed=0))
+        for one, other in zip(batches, expected, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert len(kept.train.kept) >= 30
+    assert drawn.train.kept is None

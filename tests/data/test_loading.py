@@ -1,0 +1,629 @@
+"""Data: what users are told, which images are used, and that batches depend on their seed alone.
+
+Images here are plain colours: red is 20 × the class, green the image's number within its class, blue 255 for training
+and 0 for validation. So a batch shows which images it is made of.
+"""
+
+import importlib.machinery
+import io
+import pickle
+import random
+import shutil
+import struct
+import sys
+import types
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from timm.data import create_transform
+
+from ltmsearch.data.loading import Augmentation, load_data
+from ltmsearch.data.sources import balanced, estimated_bytes
+from ltmsearch.errors import InputError
+
+pytestmark = [  # of tests with two workers: later Pythons on forking beside threads, torch on a machine with one CPU
+    pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
+]
+
+CLASSES = ("ant", "bee", "cat")
+FULL = {"train": {"ant": 5, "bee": 4, "cat": 6}, "validation": {"ant": 3, "bee": 2, "cat": 3}}
+STREAM = {"memory_limit_bytes": 0, "workers": 0}
+
+
+def make_folder(root, splits=FULL, *, size=(40, 30), suffix="png"):
+    """An image folder with so many images per class and split."""
+    for split, classes in splits.items():
+        for name, number in classes.items():
+            (root / split / name).mkdir(parents=True)
+            for index in range(number):
+                colour = (20 * CLASSES.index(name) if name in CLASSES else 200, index, 255 * (split == "train"))
+                Image.new("RGB", size, colour).save(root / split / name / f"{index}.{suffix}")
+    return root
+
+
+def noise(path, size, seed=0):
+    """An image in which a shift by a pixel shows."""
+    width, height = size
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def open_data(data_dir, *, dataset="folder", **changes):
+    settings = {
+        "img_size": 16,
+        "mean": (0.0, 0.0, 0.0),
+        "std": (1.0, 1.0, 1.0),
+        "crop_pct": 1.0,
+        "val_images": 100,
+        "calibration_images": 4,
+        "seed": 0,
+    }
+    return load_data(dataset=dataset, data_dir=data_dir, **(settings | changes))
+
+
+def colours(images):
+    """Red and green of each image of plain colour: (class, number)."""
+    rows = (images[:, :2, 8, 8] * 255).round().int().tolist()
+    return [(red // 20, green) for red, green in rows]
+
+
+def seen(batches):
+    return [colour for images, _ in batches for colour in colours(images)]
+
+
+def same(left, right):
+    left, right = list(left), list(right)
+    return len(left) == len(right) and all(
+        torch.equal(a, b) for one, other in zip(left, right, strict=True) for a, b in zip(one, other, strict=True)
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_folder(tmp_path)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Images longer and shorter than what they are shrunk to, upright and lying, grey and with a palette."""
+    for split in ("train", "validation"):
+        for index, size in enumerate([(60, 40), (40, 60), (12, 15), (23, 20), (300, 21)]):
+            (tmp_path / split / CLASSES[index % 2]).mkdir(parents=True, exist_ok=True)
+            noise(tmp_path / split / CLASSES[index % 2] / f"{index}.png", size, seed=index)
+    image = Image.open(tmp_path / "validation" / "ant" / "0.png")
+    image.convert("L").save(tmp_path / "validation" / "ant" / "grey.png")
+    image.convert("P").save(tmp_path / "validation" / "ant" / "palette.png")
+    image.close()
+    return tmp_path
+
+
+@pytest.fixture
+def spoilt(folder):
+    """Text in place of an image in both splits, and a truncated JPEG."""
+    (folder / "train" / "bee" / "0.png").write_text("not an image")
+    (folder / "validation" / "cat" / "1.png").write_text("not an image")
+    cut = folder / "train" / "cat" / "cut.jpg"
+    noise(cut, (40, 30))
+    cut.write_bytes(cut.read_bytes()[:-100])
+    (folder / "train" / "cat" / "notes.txt").write_text("no image at all: not even looked at")
+    return folder
+
+
+SPOILT = ("train/bee/0.png", "train/cat/cut.jpg", "validation/cat/1.png")
+
+
+class TestFolder:
+    def test_batches_have_the_promised_shapes_types_and_range(self, folder):
+        data = open_data(folder, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+        for images, labels in (
+            *data.train_batches(batch_size=4, steps=2, seed=0),
+            *data.validation_batches(batch_size=4),
+        ):
+            assert images.shape == (4, 3, 16, 16)
+            assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
+            assert images.is_contiguous()
+            assert images.min() >= -2
+            assert images.max() <= 2
+        assert labels.shape == (4,)
+        assert (data.num_classes, data.class_names, data.img_size) == (3, CLASSES, 16)
+        assert data.validation_size == 8
+
+    @pytest.mark.parametrize("name", ["validation", "val", "valid"])
+    def test_the_validation_folder_has_any_of_its_names(self, tmp_path, name):
+        data = open_data(make_folder(tmp_path, {"train": FULL["train"], name: {"ant": 1, "bee": 1}}))
+        assert seen(data.validation_batches(batch_size=8)) == [(0, 0), (1, 0)]
+
+    def test_a_class_may_be_called_like_a_split(self, tmp_path):
+        data = open_data(make_folder(tmp_path, {"train": {"train": 2, "val": 3}, "val": {"train": 1, "val": 1}}))
+        assert data.class_names == ("train", "val")
+        assert "5 training and 2 validation images" in data.description
+
+    def test_labels_go_by_name_where_validation_lacks_a_class(self, tmp_path):
+        data = open_data(make_folder(tmp_path, {"train": FULL["train"], "validation": {"bee": 2, "cat": 2}}))
+        ((images, labels),) = data.validation_batches(batch_size=8)
+        assert labels.tolist() == [red for red, _ in colours(images)]
+        assert set(labels.tolist()) == {1, 2}
+        for images, labels in data.train_batches(batch_size=5, steps=3, seed=0):
+            assert labels.tolist() == [red for red, _ in colours(images)]
+
+    def test_a_class_folder_without_validation_images_is_a_class_that_is_lacking(self, folder):
+        shutil.rmtree(folder / "validation" / "ant")
+        (folder / "validation" / "ant").mkdir()
+        assert {red for red, _ in seen(open_data(folder).validation_batches(batch_size=8))} == {1, 2}
+
+    def test_the_validation_subset_is_balanced_fixed_and_in_turns(self, tmp_path):
+        root = make_folder(tmp_path, {"train": FULL["train"], "validation": {"ant": 9, "bee": 9, "cat": 1}})
+        data = open_data(root, val_images=9)
+        images = seen(data.validation_batches(batch_size=4))
+        assert Counter(red for red, _ in images) == {0: 4, 1: 4, 2: 1}
+        assert len(set(images)) == 9
+        assert sorted(red for red, _ in images[:3]) == [0, 1, 2]
+        assert seen(data.validation_batches(batch_size=5, limit=5)) == images[:5]
+        assert seen(open_data(root, val_images=9).validation_batches(batch_size=9)) == images
+        assert seen(open_data(root, val_images=9, seed=1).validation_batches(batch_size=9)) != images
+        assert data.validation_size == 9
+
+    def test_calibration_is_a_fixed_choice_of_training_images(self, folder):
+        data = open_data(folder, calibration_images=5)
+        batches = list(data.calibration_batches(batch_size=2))
+        assert same(batches, data.calibration_batches(batch_size=2))
+        first = [images for images, _ in batches]
+        assert [len(images) for images in first] == [2, 2, 1]
+        assert torch.cat(first)[:, 2].eq(1).all()  # blue: of the training split
+        assert sorted(red for red, _ in colours(torch.cat(first))) in (
+            [0, 0, 1, 1, 2],
+            [0, 0, 1, 2, 2],
+            [0, 1, 1, 2, 2],
+        )
+
+    def test_progress_counts_the_training_images(self, folder):
+        calls = []
+        open_data(folder, on_progress=lambda done, total: calls.append((done, total)))
+        assert calls == [(done, 15) for done in range(1, 16)]
+
+    def test_the_description_is_one_line_that_says_what_there_is(self, folder):
+        kept = open_data(folder).description
+        assert "15 training and 8 validation images in 3 classes, kept in memory" in kept
+        assert "read as needed" in open_data(folder, **STREAM).description
+        odd = make_folder(folder / "line\nbreak")
+        assert open_data(odd).description.isprintable()
+
+
+class TestUnreadable:
+    @pytest.mark.parametrize("storage", [{}, STREAM, STREAM | {"workers": 2}], ids=["kept", "streamed", "workers"])
+    def test_images_are_left_out_and_named_not_replaced(self, spoilt, storage):
+        data = open_data(spoilt, **storage)
+        trained = list(data.train_batches(batch_size=7, steps=4, seed=0))  # 14 readable ones, so twice round
+        assert data.skipped == SPOILT
+        assert [len(labels) for _, labels in trained] == [7] * 4
+        readable = {(red, green) for red, number in enumerate((5, 4, 6)) for green in range(number)} - {(1, 0)}
+        assert Counter(seen(trained)) == dict.fromkeys(readable, 2)
+        validated = seen(data.validation_batches(batch_size=3))
+        assert sorted(validated) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0), (2, 2)]
+        assert data.validation_size == 7
+        assert "3 unreadable left out: 'train/bee/0.png', 'train/cat/cut.jpg'" in data.description
+
+    def test_the_next_of_its_class_takes_the_place_in_a_subset(self, spoilt):
+        images = seen(open_data(spoilt, val_images=6).validation_batches(batch_size=6))
+        assert Counter(red for red, _ in images) == {0: 2, 1: 2, 2: 2}
+
+    @pytest.mark.parametrize("storage", [{}, STREAM], ids=["kept", "streamed"])
+    def test_each_class_needs_a_readable_image(self, folder, storage):
+        for path in (folder / "train" / "bee").iterdir():
+            path.write_text("not an image")
+        with pytest.raises(InputError, match="each class needs a readable training image, but there is none of 'bee'"):
+            open_data(folder, **storage)
+
+    def test_validation_needs_a_readable_image(self, tmp_path):
+        root = make_folder(tmp_path, {"train": FULL["train"], "validation": {"ant": 1}})
+        (root / "validation" / "ant" / "0.png").write_text("not an image")
+        with pytest.raises(InputError, match=r"validation needs a readable image.*'validation/ant/0.png'"):
+            open_data(root)
+
+    def test_images_lost_after_loading_end_evaluation_and_training(self, folder):
+        data = open_data(folder, **STREAM)
+        shutil.rmtree(folder / "validation" / "bee")
+        with pytest.raises(InputError, match=r"'validation/bee/0.png'"):
+            list(data.validation_batches(batch_size=4))
+        shutil.rmtree(folder / "train")
+        with pytest.raises(InputError, match="too few images can still be read"):
+            list(data.train_batches(batch_size=4, steps=100, seed=0))
+
+
+class TestStorage:
+    def test_evaluation_gives_the_bits_of_timms_transform(self, photos):
+        normal = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3), "crop_pct": 0.77, "interpolation": "bicubic"}
+        expected = create_transform(16, **normal)
+        data = open_data(photos, **normal)
+        got = dict.fromkeys(range(7), 0)
+        images = torch.cat([images for images, _ in data.validation_batches(batch_size=3)])
+        for path in (photos / "validation").glob("*/*"):
+            with Image.open(path) as image:
+                wanted = expected(image.convert("RGB"))
+            matches = [index for index in range(7) if torch.equal(images[index], wanted)]
+            assert len(matches) == 1
+            got[matches[0]] += 1
+        assert set(got.values()) == {1}
+
+    def test_neither_memory_nor_workers_change_a_bit(self, photos):
+        kept, streamed = open_data(photos, crop_pct=0.8), open_data(photos, crop_pct=0.8, **STREAM)
+        workers = open_data(photos, crop_pct=0.8, workers=2)
+        assert kept.train.kept
+        assert streamed.train.kept is None
+        train = {"batch_size": 4, "steps": 5, "seed": 3}
+        for other in (streamed, workers):
+            assert same(kept.validation_batches(batch_size=3), other.validation_batches(batch_size=3))
+            assert same(kept.train_batches(**train), other.train_batches(**train))
+            assert same(kept.calibration_batches(batch_size=3), other.calibration_batches(batch_size=3))
+
+    def test_images_are_kept_up_to_the_limit_as_estimated(self, folder):
+        # 40 × 30 pixels shrink to a short side of 16 / 0.8 = 20, so a long one of 26, at three bytes a pixel.
+        needed = (15 + 6) * 20 * 26 * 3
+        kept = open_data(folder, crop_pct=0.8, val_images=6, memory_limit_bytes=needed)
+        streamed = open_data(folder, crop_pct=0.8, val_images=6, memory_limit_bytes=needed - 1)
+        assert estimated_bytes(kept.train, 15) + estimated_bytes(kept.validation, 6) == needed
+        assert sum(pixels.nbytes for pixels in kept.train.kept.values()) == 15 * 20 * 26 * 3
+        assert streamed.train.kept is None
+        assert kept.workers == 0
+        assert streamed.workers > 0
+
+    def test_what_is_kept_is_not_read_again(self, folder):
+        data = open_data(folder)
+        shutil.rmtree(folder / "train")
+        assert len(list(data.train_batches(batch_size=15, steps=3, seed=0))) == 3
+
+    def test_what_evaluation_sees_is_prepared_once_and_training_images_are_not_remembered(self, photos):
+        data = open_data(photos, crop_pct=0.8)
+        first, fixed = list(data.validation_batches(batch_size=3)), list(data.calibration_batches(batch_size=3))
+        list(data.train_batches(batch_size=5, steps=3, seed=0))
+        assert set(data.validation.prepared) == set(range(7))
+        assert set(data.train.prepared) == {index for index, _ in data.calibration_keys}
+        data.eval_transform.transforms = None  # whoever called it now would fail
+        assert same(first, data.validation_batches(batch_size=3))
+        assert same(fixed, data.calibration_batches(batch_size=3))
+
+    def test_what_evaluation_sees_is_remembered_where_there_is_room_for_it_too(self, folder):
+        kept = (15 + 6) * 20 * 26 * 3
+        needed = kept + (6 + 4) * 16 * 16 * 3
+        enough, less = (
+            open_data(folder, crop_pct=0.8, val_images=6, memory_limit_bytes=limit) for limit in (needed, needed - 1)
+        )
+        assert enough.train.prepared is not None
+        assert less.train.kept is not None
+        assert less.train.prepared is None
+        assert same(enough.validation_batches(batch_size=4), less.validation_batches(batch_size=4))
+        assert same(less.validation_batches(batch_size=4), less.validation_batches(batch_size=4))
+
+    def test_workers_can_be_given_the_images_by_pickle(self, folder):
+        """As processes that are not forked are."""
+        data = open_data(folder)
+        images, transform = pickle.loads(pickle.dumps((data.train, data.train_transform)))
+        data.train, expected = images, list(data.train_batches(batch_size=4, steps=2, seed=0))
+        data.train_transform = transform
+        assert same(data.train_batches(batch_size=4, steps=2, seed=0), expected)
+
+
+class TestSeeds:
+    def test_a_seed_gives_the_same_bits_and_another_seed_others(self, folder):
+        for index in range(3):
+            noise(folder / "train" / CLASSES[index] / "noise.png", (40, 30), seed=index)
+        data, twin = open_data(folder), open_data(folder)
+        first = list(data.train_batches(batch_size=6, steps=6, seed=1))
+        assert same(first, data.train_batches(batch_size=6, steps=6, seed=1))
+        assert same(first, twin.train_batches(batch_size=6, steps=6, seed=1))
+        assert not same(first, data.train_batches(batch_size=6, steps=6, seed=2))
+
+    def test_augmentation_differs_from_one_time_round_to_the_next_and_between_seeds(self, tmp_path):
+        for split in ("train", "validation"):
+            for name in ("ant", "bee"):
+                (tmp_path / split / name).mkdir(parents=True)
+                noise(tmp_path / split / name / "0.png", (100, 80), seed=ord(name[0]))
+        data = open_data(tmp_path, img_size=64)
+        images = [
+            image.numpy().tobytes()
+            for seed in (0, 1)
+            for batch, _ in data.train_batches(batch_size=2, steps=10, seed=seed)
+            for image in batch
+        ]
+        assert len(set(images)) == 40
+
+    @pytest.mark.parametrize("steps", [0, 1, 4, 7])
+    def test_there_are_exactly_as_many_steps_as_asked_for(self, folder, steps):
+        batches = list(open_data(folder).train_batches(batch_size=4, steps=steps, seed=0))
+        assert [len(labels) for _, labels in batches] == [4] * steps
+
+    def test_every_image_comes_once_before_one_comes_again(self, folder):
+        images = seen(open_data(folder).train_batches(batch_size=5, steps=9, seed=0))
+        rounds = [images[start : start + 15] for start in (0, 15, 30)]
+        assert [len(set(one)) for one in rounds] == [15, 15, 15]
+        assert rounds[0] != rounds[1] != rounds[2]
+
+    @pytest.mark.parametrize("storage", [{}, STREAM, STREAM | {"workers": 1}], ids=["kept", "streamed", "workers"])
+    def test_the_global_random_states_neither_matter_nor_change(self, folder, storage):
+        def states():
+            return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
+
+        before = states()
+        data = open_data(folder, **storage)
+        expected = list(data.train_batches(batch_size=4, steps=5, seed=0))
+        list(data.validation_batches(batch_size=4))
+        list(data.calibration_batches(batch_size=4))
+        assert states() == before
+        got = []
+        for batch in data.train_batches(batch_size=4, steps=5, seed=0):
+            got.append(batch)
+            random.random(), np.random.rand(), torch.rand(1)  # as dropout or a sampler would
+            between = states()
+        assert states() == between
+        assert same(got, expected)
+
+    def test_iterators_do_not_disturb_one_another(self, folder):
+        data = open_data(folder)
+        one, two = ({"batch_size": 4, "steps": 6, "seed": seed} for seed in (1, 2))
+        pairs = list(zip(data.train_batches(**one), data.train_batches(**two), strict=True))
+        assert same((left for left, _ in pairs), data.train_batches(**one))
+        assert same((right for _, right in pairs), data.train_batches(**two))
+
+
+def without(part):
+    return lambda root: shutil.rmtree(root / part)
+
+
+def emptied(part):
+    return lambda root: [path.unlink() for path in (root / part).rglob("*.png")]
+
+
+def moved(source, target):
+    return lambda root: shutil.move(root / source, root / target)
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("spoil", "message"),
+        [
+            (without("."), "`data_dir` must be an existing image folder, but got '.*data'"),
+            (without("train"), "'.*data' must hold train/ or training/, but it holds 'validation'"),
+            (without("validation"), "must hold validation/ or val/ or valid/, but it holds 'train'"),
+            (lambda root: [without("train")(root), without("validation")(root)], "but it holds nothing"),
+            (emptied("train"), "train' must hold .png or .jpg images, but it holds none"),
+            (emptied("validation"), "validation' must hold .png or .jpg images, but it holds none"),
+            (emptied("train/bee"), "class folders must hold images, but '.*train' has none in 'bee'"),
+            (lambda root: [without(f"train/{name}")(root) for name in ("bee", "cat")], "two classes.*only 'ant'"),
+            (without("train/bee"), "validation classes must be among those of training, but 'bee' are not"),
+            (
+                moved("train/bee/0.png", "train/0.png"),
+                "must lie in visible class folders, but in '.*train' some do not",
+            ),
+            (moved("train/bee/", "train/.bee"), "must lie in visible class folders"),
+        ],
+    )
+    def test_an_image_folder_that_breaks_a_rule(self, tmp_path, spoil, message):
+        root = make_folder(tmp_path / "data")
+        spoil(root)
+        with pytest.raises(InputError, match=message) as raised:
+            open_data(root)
+        assert str(raised.value).isprintable()
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"dataset": "folder", "data_dir": None}, "`data_dir` must be an existing image folder, but got 'None'"),
+            ({"dataset": "digits"}, "'digits' are built in, but got data_dir='.*': use dataset='folder'"),
+            ({"dataset": "cifar10"}, "unknown dataset 'cifar10': did you mean torch/cifar10.*known are digits, folder"),
+            ({"dataset": "torch/cifar11"}, "unknown dataset 'torch/cifar11': did you mean torch/cifar1"),
+            (
+                {"dataset": "torch/cifar10"},
+                "must lie in '.*' as torchvision downloads it, but: Dataset not found or corrupted$",
+            ),
+            ({"dataset": "torch/cifar10", "data_dir": None}, "'torch/cifar10' needs `data_dir`"),
+            ({"dataset": "torch/imagenet"}, "'torch/imagenet' must lie in.*devkit"),
+            ({"dataset": "tfds/mnist"}, "reachable by number, but 'tfds/mnist' is a stream"),
+            ({"dataset": "wds/shards"}, "is a stream"),
+            ({"dataset": "hfids/owner/name"}, "is a stream"),
+            ({"img_size": 0}, "img_size=0"),
+            ({"val_images": 0}, "val_images=0"),
+            ({"calibration_images": 0}, "calibration_images=0"),
+            ({"seed": -1}, "seed=-1"),
+            ({"crop_pct": 1.2}, "crop_pct=1.2"),
+            ({"crop_pct": 0.0}, "crop_pct=0.0"),
+        ],
+    )
+    def test_a_choice_that_cannot_be(self, folder, changes, message):
+        with pytest.raises(InputError, match=message) as raised:
+            open_data(**({"data_dir": folder} | changes))
+        assert str(raised.value).isprintable()
+
+    def test_a_missing_library_is_named(self, monkeypatch):
+        monkeypatch.setattr("ltmsearch.data.sources.find_spec", lambda name: None)
+        with pytest.raises(InputError, match="pip install datasets"):
+            open_data(None, dataset="hfds/owner/name")
+
+
+class TestNamed:
+    @pytest.fixture
+    def cifar(self, tmp_path, monkeypatch):
+        """CIFAR-10 as torchvision finds it on disk, but with 30 and 10 images; checksums are taken as read."""
+        folder = tmp_path / "cifar-10-batches-py"
+        folder.mkdir()
+        names = [f"data_batch_{number}" for number in range(1, 6)]
+        for number, name in enumerate([*names, "test_batch"]):
+            size = 10 if name == "test_batch" else 6
+            data = np.random.default_rng(number).integers(0, 256, (size, 3072), dtype=np.uint8)
+            (folder / name).write_bytes(
+                pickle.dumps({"data": data, "labels": [(i + number) % 10 for i in range(size)]})
+            )
+        meta = {"label_names": [f"class {label}" for label in range(10)]}
+        (folder / "batches.meta").write_bytes(pickle.dumps(meta))
+        monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *args: True)
+        return tmp_path
+
+    def test_cifar10_through_timm(self, cifar):
+        data = open_data(cifar, dataset="torch/cifar10", img_size=32)
+        assert data.num_classes == 10
+        assert data.class_names[3] == "class 3"
+        assert "30 training and 10 validation images" in data.description
+        original = torchvision.datasets.CIFAR10(cifar, train=False)
+        ((images, labels),) = data.validation_batches(batch_size=10)
+        assert sorted(labels.tolist()) == sorted(original.targets)
+        for image, label in original:
+            wanted = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+            assert torch.equal(images[labels == label][0], wanted)
+        assert "Flip" in repr(data.train_transform)
+
+    def test_characters_are_grey_become_rgb_and_are_not_mirrored(self, tmp_path):
+        raw = tmp_path / "MNIST" / "raw"
+        raw.mkdir(parents=True)
+        for split, number in (("train", 20), ("t10k", 10)):
+            pixels = np.random.default_rng(number).integers(0, 256, (number, 28, 28), dtype=np.uint8)
+            labels = (np.arange(number) % 10).astype(np.uint8)
+            # The IDX format: type 8 (unsigned byte) and dimensions, then big-endian sizes, then the values.
+            (raw / f"{split}-images-idx3-ubyte").write_bytes(
+                struct.pack(">4B3I", 0, 0, 8, 3, *pixels.shape) + pixels.tobytes()
+            )
+            (raw / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">4BI", 0, 0, 8, 1, number) + labels.tobytes())
+        data = open_data(tmp_path, dataset="torch/MNIST", img_size=28)
+        ((images, labels),) = data.validation_batches(batch_size=10)
+        assert sorted(labels.tolist()) == list(range(10))
+        position = labels.tolist().index(4)
+        assert torch.equal(images[position], torch.from_numpy(pixels[4]).expand(3, 28, 28) / 255)
+        assert "Flip" not in repr(data.train_transform)
+
+    @pytest.fixture
+    def hub(self, monkeypatch):
+        """A stand-in for the Hugging Face library, which is not installed with the package: what timm calls of it."""
+
+        class Rows(list):
+            def __init__(self, split, rows):
+                super().__init__(rows)
+                label = types.SimpleNamespace(names=["cat", "dog"])
+                self.info = types.SimpleNamespace(features={"label": label}, splits={"train": None, "test": None})
+
+            def cast_column(self, name, kind):
+                return self
+
+            def remove_columns(self, name):
+                return [{key: value for key, value in row.items() if key != name} for row in self]
+
+        def load_dataset(name, split, cache_dir):
+            if name != "owner/pets":
+                raise FileNotFoundError(f"Couldn't reach {name}\nand a traceback")
+            rows = []
+            for index in range({"train": 8, "test": 4}[split]):
+                file = io.BytesIO()
+                Image.new("RGB", (20, 20), (20 * (index % 2), index, 0)).save(file, "png")
+                content = b"text" if (split, index) == ("train", 3) else file.getvalue()
+                rows.append({"image": {"bytes": content, "path": None}, "label": index % 2})
+            return Rows(split, rows)
+
+        module = types.ModuleType("datasets")
+        module.__spec__ = importlib.machinery.ModuleSpec("datasets", None)
+        module.load_dataset, module.Image = load_dataset, lambda decode: None
+        monkeypatch.setitem(sys.modules, "datasets", module)
+        yield
+        sys.modules.pop("timm.data.readers.reader_hfds", None)  # it holds on to the stand-in
+
+    def test_hugging_face_sets_are_read_by_row_and_validated_on_what_they_have(self, hub):
+        data = open_data(None, dataset="hfds/owner/pets")
+        assert data.class_names == ("cat", "dog")
+        assert data.skipped == ("train[3]",)
+        trained = seen(data.train_batches(batch_size=7, steps=1, seed=0))
+        assert sorted(trained) == [(index % 2, index) for index in (0, 2, 4, 6, 1, 5, 7)]
+        assert sorted(seen(data.validation_batches(batch_size=4))) == [(0, 0), (0, 2), (1, 1), (1, 3)]
+
+    def test_hugging_face_sets_that_are_not_there(self, hub):
+        with pytest.raises(InputError, match=r"'hfds/owner/none' must be readable, but: Couldn't reach owner/none$"):
+            open_data(None, dataset="hfds/owner/none")
+
+
+def test_balanced_is_taking_turns():
+    labels = np.random.default_rng(0).choice([0, 2, 3], size=50, p=[0.7, 0.2, 0.1])
+    excluded = set(range(0, 50, 7))
+    for number in (0, 1, 7, 20, 50, 80):
+        chosen = balanced(labels, number, seed=1, without=excluded)
+        left = Counter(labels[[index for index in range(50) if index not in excluded]].tolist())
+        expected = Counter()
+        while sum(expected.values()) < min(number, 50 - len(excluded)):  # by definition: a round for each who has one
+            for label in sorted(left):
+                if left[label] > expected[label] and sum(expected.values()) < number:
+                    expected[label] += 1
+        assert Counter(labels[chosen].tolist()) == +expected
+        assert len(set(chosen)) == len(chosen)
+        assert not excluded & set(chosen)
+        assert chosen == balanced(labels, 50, seed=1, without=excluded)[:number]
+    assert balanced(labels, 50, seed=2, without=excluded) != balanced(labels, 50, seed=1, without=excluded)
+
+
+STRONG = Augmentation(
+    scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), hflip=0.5, color_jitter=0.4, auto_augment="rand-m9-mstd0.5",
+    re_prob=0.5, re_mode="pixel", re_count=1,
+)  # fmt: skip
+
+
+class TestAugmentation:
+    """A full training's images: as random as timm makes them, and the same again for the same seed."""
+
+    def test_a_seed_gives_the_same_bits_whatever_the_global_generators_do(self, photos):
+        train = {"batch_size": 4, "steps": 4, "seed": 3}
+        first = list(open_data(photos, augmentation=STRONG).train_batches(**train))
+        for seed in (random.seed, np.random.seed, torch.manual_seed):
+            seed(99)
+        before = np.random.get_state()[1].copy()
+        assert same(first, open_data(photos, augmentation=STRONG, **{**STREAM, "workers": 2}).train_batches(**train))
+        assert np.array_equal(np.random.get_state()[1], before)
+        assert not same(first, open_data(photos, augmentation=STRONG).train_batches(**{**train, "seed": 4}))
+
+    @pytest.mark.parametrize(
+        "change", [{"auto_augment": None}, {"re_prob": 0.0}, {"hflip": 0.0}, {"scale": (1.0, 1.0)}]
+    )
+    def test_every_key_matters(self, photos, change):
+        train = {"batch_size": 4, "steps": 4, "seed": 3}
+        strong = list(open_data(photos, augmentation=STRONG).train_batches(**train))
+        assert not same(strong, open_data(photos, augmentation=replace(STRONG, **change)).train_batches(**train))
+
+    def test_validation_and_calibration_stay_as_they_are(self, photos):
+        plain, strong = open_data(photos), open_data(photos, augmentation=STRONG)
+        assert same(plain.validation_batches(batch_size=3), strong.validation_batches(batch_size=3))
+        assert same(plain.calibration_batches(batch_size=3), strong.calibration_batches(batch_size=3))
+
+    def test_crops_are_taken_from_the_original(self, photos):
+        """Not from what is left of it after the evaluation's resize: small crops would be blurred."""
+        kept = open_data(photos, augmentation=STRONG).train.kept
+        proxy = open_data(photos).train.kept
+        assert min(kept[0].shape[:2]) > min(proxy[0].shape[:2])
+
+    def test_digits_are_neither_cropped_nor_mirrored(self):
+        text = repr(open_data(None, dataset="digits", augmentation=STRONG).train_transform)
+        assert "scale=(1.0, 1.0)" in text
+        assert "Flip" not in text
+        assert "RandAugment" in text
+
+
+class TestShards:
+    """Processes that share the batches."""
+
+    @pytest.mark.parametrize("unreadable", [False, True])
+    def test_together_they_see_what_one_process_sees(self, folder, unreadable):
+        if unreadable:
+            (folder / "train" / "bee" / "0.png").write_text("not an image")
+        one = open_data(folder, augmentation=None)
+        whole = list(one.train_batches(batch_size=6, steps=2, seed=5))
+        parts = [list(open_data(folder).train_batches(batch_size=3, steps=2, seed=5, shard=(i, 2))) for i in range(2)]
+        for batch, left, right in zip(whole, *parts, strict=True):
+            together = torch.cat((left[0], right[0])), torch.cat((left[1], right[1]))
+            if not unreadable:  # else what moves up may come from another batch
+                assert sorted(together[1].tolist()) == sorted(batch[1].tolist())
+                assert {row.numpy().tobytes() for row in together[0]} == {row.numpy().tobytes() for row in batch[0]}
+            assert len(together[1]) == 6
+
+    def test_validation_images_are_split(self, folder):
+        data = open_data(folder)
+        whole = seen(data.validation_batches(batch_size=3))
+        parts = [seen(data.validation_batches(batch_size=3, shard=(i, 3))) for i in range(3)]
+        assert sorted(colour for part in parts for colour in part) == sorted(whole)
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1

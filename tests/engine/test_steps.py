@@ -1,0 +1,225 @@
+"""Training steps: what they must move, what they must not, and what they do when they diverge."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ltmsearch.engine.evaluation import batchnorm_kept, recalibrate_and_fit
+from ltmsearch.engine.ib_loss import IBLoss, input_features
+from ltmsearch.engine.runtime import Runtime
+from ltmsearch.engine.steps import LossWatch, WarmUp, make_optimizer, proxy_train, shrunk, warm_up
+from ltmsearch.errors import TrialDiverged
+from ltmsearch.models import feature_dim, pooled_features
+from ltmsearch.models.supernet import Supernet
+from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.search.trial import parameters
+
+RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32, channels_last=True, reason="test")
+
+
+def fresh() -> Supernet:
+    torch.manual_seed(0)
+    return Supernet("mobilevit_xxs", num_classes=3)
+
+
+def batches(number: int, size: int = 64) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [(torch.rand(4, 3, size, size, generator=generator), torch.tensor([0, 1, 2, 0])) for _ in range(number)]
+
+
+def test_images_grow_from_base_to_full_size() -> None:
+    plan = WarmUp(base_steps=100, base_img_size=64, sandwich_steps=10, subnets=1, lr=1e-3)
+    sizes = [plan.img_size(step, full=112) for step in range(110)]
+    assert sizes[:51] == [64] * 51
+    assert sizes == sorted(sizes)
+    assert set(sizes[:100]) == {64, 80, 96, 112}, "the plain net sees full size before subnets do"
+    for full in (80, 100, 110):
+        assert {plan.img_size(step, full=full) for step in range(96, 110)} == {full}
+    assert sizes[100:] == [112] * 10
+    assert WarmUp(base_steps=5, base_img_size=128, sandwich_steps=0, subnets=1, lr=1).img_size(0, full=112) == 112
+    assert shrunk(torch.rand(1, 3, 112, 112), 64).shape == (1, 3, 64, 64)
+
+
+def test_warm_up_trains_every_parameter_and_ends_plain() -> None:
+    supernet = fresh()
+    before = parameters(supernet)
+    plan = WarmUp(base_steps=2, base_img_size=48, sandwich_steps=2, subnets=1, lr=1e-3)
+    drawn: list[MergeSchedule] = []
+
+    def draw(rng: np.random.Generator) -> MergeSchedule:
+        drawn.append(MergeSchedule.uniform(supernet.layers, float(rng.choice([0.5, 0.7]))))
+        return drawn[-1]
+
+    losses = list(
+        warm_up(
+            supernet, plan, batches=batches(4, 128), cheapest=MergeSchedule.uniform(supernet.layers, 0.25),
+            draw=draw, seed=0, runtime=RUNTIME,
+        )
+    )  # fmt: skip
+    assert len(losses) == 4
+    assert len(drawn) == 2  # one random subnet in each sandwich step
+    assert supernet.schedule.merging_layers == ()
+    still = {name for name, value in parameters(supernet).items() if torch.equal(value, before[name])}
+    # On the small grids of the later stages some layers have one token left and nothing to merge.
+    assert all(".merging." in name and "stages.2." not in name for name in still)
+
+
+def test_proxy_training_moves_only_the_layers_it_uses() -> None:
+    supernet = fresh()
+    before = parameters(supernet)
+    schedule = MergeSchedule(keep_ratios={supernet.layers[2]: 0.5})
+    loss = proxy_train(supernet, schedule, batches(2), lr=1e-3, runtime=RUNTIME)
+    assert loss is not None
+    assert loss > 0
+    after = parameters(supernet)
+    changed = {name for name in before if ".merging." in name and not torch.equal(before[name], after[name])}
+    assert {name.split(".merging.")[0] for name in changed} == {f"model.{supernet.layers[2]}"}
+    assert torch.equal(after["model.stem.conv.weight"], before["model.stem.conv.weight"])
+    assert not torch.equal(after["model.final_conv.conv.weight"], before["model.final_conv.conv.weight"])
+    assert proxy_train(supernet, schedule, [], lr=1e-3, runtime=RUNTIME) is None
+
+
+def test_proxy_training_adds_the_weighted_ib_loss() -> None:
+    start, schedule = fresh(), MergeSchedule(keep_ratios={fresh().layers[2]: 0.5})
+    ib = IBLoss(feature_dim=feature_dim(start.model), num_classes=3)
+    with start.active(schedule), batchnorm_kept(start):
+        recalibrate_and_fit(ib, start.model, batches(2), RUNTIME)
+        with torch.no_grad(), pooled_features(start.model) as seen:
+            images, labels = batches(1)[0]
+            start.train()(RUNTIME.images(images))
+    expected = float(ib(seen.pop(), labels))
+
+    def one_step(weight: float | None) -> tuple[float, dict[str, Tensor]]:
+        supernet = fresh()
+        pair = None if weight is None else (weight, ib)
+        loss = proxy_train(supernet, schedule, batches(1), lr=1e-3, runtime=RUNTIME, ib=pair)
+        assert loss is not None
+        return loss, parameters(supernet)
+
+    (plain, without), (one, with_one), (ten, with_ten) = one_step(None), one_step(1.0), one_step(10.0)
+    again = one_step(1.0)[1]
+    assert one - plain == pytest.approx(expected, abs=1e-5)
+    assert ten - plain == pytest.approx(10 * expected, abs=1e-4)
+    assert not all(torch.equal(without[name], value) for name, value in with_one.items())
+    assert not all(torch.equal(with_ten[name], value) for name, value in with_one.items())
+    assert all(torch.equal(again[name], value) for name, value in with_one.items())
+
+
+def test_the_ib_loss_comes_down_where_it_weighs_most() -> None:
+    images, labels = batches(1)[0]
+    ib = IBLoss(feature_dim=feature_dim(fresh().model), num_classes=3, beta=10.0)
+
+    def loss_after(weight: float) -> float:
+        supernet = fresh()
+        proxy_train(supernet, supernet.schedule, batches(1) * 6, lr=1e-3, runtime=RUNTIME, ib=(weight, ib))
+        with torch.no_grad(), pooled_features(supernet.model) as seen:
+            supernet.train()(RUNTIME.images(images))
+        return float(ib(seen.pop(), labels))
+
+    start = fresh()
+    recalibrate_and_fit(ib, start.model, [(images, labels)], RUNTIME)
+    assert loss_after(100.0) < loss_after(0.0) - 0.01
+
+
+def test_the_ib_loss_sets_in_late_with_statistics_of_the_steps_before() -> None:
+    schedule, late = MergeSchedule(keep_ratios={fresh().layers[2]: 0.5}), batches(3)
+
+    def trained(ib: tuple[float, IBLoss] | None, ib_from: int = 0) -> dict[str, Tensor]:
+        supernet = fresh()
+        proxy_train(supernet, schedule, late, lr=1e-3, runtime=RUNTIME, ib=ib, ib_from=ib_from)
+        return parameters(supernet)
+
+    def new() -> IBLoss:
+        return IBLoss(feature_dim=feature_dim(fresh().model), num_classes=3, beta=10.0)
+
+    # By hand: two steps of cross entropy alone, the features of which the third step's statistics come from.
+    by_hand, supernet = new(), fresh()
+    with pooled_features(supernet.model) as seen:
+        proxy_train(supernet, schedule, late[:2], lr=1e-3, runtime=RUNTIME)
+    inputs, labels = torch.cat([input_features(images) for images, _ in late[:2]]), torch.cat([b[1] for b in late[:2]])
+    by_hand.fit(torch.cat(seen).detach(), inputs, labels, seed=0)
+    ib = new()
+    with_ib, without = trained((5.0, ib), 2), trained(None)
+    for name, value in by_hand.state_dict().items():
+        assert torch.equal(ib.state_dict()[name], value), name
+    assert not all(torch.equal(with_ib[name], value) for name, value in without.items())
+    never = new()
+    assert all(torch.equal(value, without[name]) for name, value in trained((5.0, never), 3).items())
+    assert not never.fitted
+
+
+def test_features_that_are_not_finite_fail_the_trial_when_the_ib_loss_sets_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where the loss itself is read later."""
+    monkeypatch.setattr("ltmsearch.engine.steps.reads", lambda _: 100)
+    good, (_, labels) = batches(2), batches(1)[0]
+    broken = [good[0], (torch.full((4, 3, 64, 64), float("inf")), labels), good[1]]
+    supernet = fresh()
+    ib = IBLoss(feature_dim=feature_dim(supernet.model), num_classes=3)
+    with pytest.raises(TrialDiverged, match="features are not finite"):
+        proxy_train(supernet, supernet.schedule, broken, lr=1e-3, runtime=RUNTIME, ib=(1.0, ib), ib_from=2)
+
+
+def test_activations_write_elsewhere_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place, autograd copies what they are about to overwrite."""
+    supernet, in_place = fresh(), fresh()
+    loss = proxy_train(supernet, supernet.schedule, batches(2), lr=1e-3, runtime=RUNTIME)
+    assert not any(module.inplace for module in supernet.modules() if isinstance(module, nn.SiLU))
+    monkeypatch.setattr("ltmsearch.engine.steps.copy_no_inputs", lambda _: None)
+    assert proxy_train(in_place, in_place.schedule, batches(2), lr=1e-3, runtime=RUNTIME) == loss
+    assert any(module.inplace for module in in_place.modules() if isinstance(module, nn.SiLU))
+    assert all(torch.equal(value, parameters(in_place)[name]) for name, value in parameters(supernet).items())
+
+
+def test_losses_are_read_together_where_reading_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = fresh(), fresh()
+    mean = proxy_train(one, one.schedule, batches(3), lr=1e-3, runtime=RUNTIME)
+    counts: list[int] = []
+    read = LossWatch.read
+
+    def counted(watch: LossWatch) -> None:
+        counts.append(len(watch._unread))
+        read(watch)
+
+    monkeypatch.setattr(LossWatch, "read", counted)
+    monkeypatch.setattr("ltmsearch.engine.steps.reads", lambda _: 16)
+    assert proxy_train(other, other.schedule, batches(3), lr=1e-3, runtime=RUNTIME) == mean
+    assert counts == [1, 2]  # the first at once, for whoever watches; the rest at the end
+    assert all(torch.equal(value, parameters(other)[name]) for name, value in parameters(one).items())
+
+
+def test_a_training_that_diverges_between_readings_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ltmsearch.engine.steps.reads", lambda _: 16)
+    good, (_, labels) = batches(3), batches(1)[0]
+    broken = [good[0], (torch.full((4, 3, 64, 64), float("nan")), labels), *good[1:]]
+    with pytest.raises(TrialDiverged, match="the proxy training diverged"):
+        proxy_train(fresh(), fresh().schedule, broken, lr=1e-3, runtime=RUNTIME)
+    plan = WarmUp(base_steps=4, base_img_size=64, sandwich_steps=0, subnets=0, lr=1e-3)
+    supernet = fresh()
+    with pytest.raises(TrialDiverged, match="the warm-up diverged"):
+        list(
+            warm_up(
+                supernet, plan, batches=broken, cheapest=supernet.schedule, draw=lambda _: supernet.schedule,
+                seed=0, runtime=RUNTIME,
+            )
+        )  # fmt: skip
+
+
+def test_a_step_that_is_not_finite_is_not_taken() -> None:
+    supernet = fresh()
+    before = parameters(supernet)
+    images = torch.full((2, 3, 64, 64), float("nan"))
+    with pytest.raises(TrialDiverged, match="not finite"), batchnorm_kept(supernet):
+        proxy_train(supernet, supernet.schedule, [(images, torch.tensor([0, 1]))], lr=1e-3, runtime=RUNTIME)
+    after = parameters(supernet)
+    assert all(torch.equal(before[name], value) for name, value in after.items())
+    assert all(torch.isfinite(buffer).all() for buffer in supernet.buffers())
+
+
+def test_optimizer_decays_weights_but_not_importance() -> None:
+    supernet = fresh()
+    optimizer = make_optimizer(supernet, 1e-3)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    by_kind = {name.rsplit(".", 1)[1]: decay[id(p)] for name, p in supernet.named_parameters() if ".merging." in name}
+    assert by_kind["importance"] == by_kind["kappa"] == 0
+    assert by_kind["directions"] > 0

@@ -1,0 +1,388 @@
+"""Export: what leaves a study or a training, and that timm, `load_recipe` and other runtimes open it."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from support.nets import randomise
+from support.sizes import TINY
+from torch import nn
+
+from ltmsearch.callbacks import Observer
+from ltmsearch.cli.main import main
+from ltmsearch.config.recipe import Recipe, load_recipe
+from ltmsearch.config.settings import StudySettings
+from ltmsearch.errors import ExportError, InputError
+from ltmsearch.export import choose_trials, export_run
+from ltmsearch.export.folder import rebuild, write_recipe, write_weights
+from ltmsearch.export.subnets import Subnet
+from ltmsearch.models.supernet import Supernet
+from ltmsearch.search.records import TrialRecord, read_trials, select_front
+from ltmsearch.study import run_study
+
+FAMILIES = {
+    "mobilevit_xxs": ("stages.3.1.transformer.1", 64),
+    "efficientvit_b0": ("stages.3.blocks.1", 64),
+    "vit_tiny_patch16_224": ("blocks.3", 80),
+    "swin_tiny_patch4_window7_224": ("layers.1.blocks.1", 112),
+}
+"""Backbone → a layer that merges, and an image size that is not the backbone's own."""
+NAMES = ("dog", "cat", "bird")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of a finished study."""
+    folder = tmp_path_factory.mktemp("export") / "study"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
+        run_study(StudySettings.make("test", **{**TINY, "trials": 3, "out": str(folder)}))
+    return folder
+
+
+@pytest.fixture
+def study(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(finished, tmp_path / "study"))
+
+
+def make_recipe(backbone: str) -> Recipe:
+    layer, img_size = FAMILIES[backbone]
+    return Recipe(
+        model=f"ltm_{backbone}", operator="ltm", schedule={layer: 0.5}, forms={layer: "hard"}, num_classes=3,
+        img_size=img_size, provenance={"trial": 7, "gflops": 0.1},
+    )  # fmt: skip
+
+
+def trained(recipe: Recipe) -> nn.Module:
+    """The recipe's subnet as a study holds it: cut out of a supernet that takes images of any size."""
+    supernet = randomise(Supernet(recipe.backbone, num_classes=3, img_size=recipe.img_size)).eval()
+    return supernet.extract(recipe.merge_schedule)  # type: ignore[operator, no-any-return]
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Path:
+    """The folder of a training, as `ltmsearch train` leaves it."""
+    folder = tmp_path / "training"
+    folder.mkdir()
+    recipe = replace_recipe(make_recipe("vit_tiny_patch16_224"), img_size=32)
+    recipe.save(folder / "recipe.yaml")
+    for name, seed in (("best", 1), ("last", 2)):
+        net = randomise(timm.create_model(recipe.model, **recipe.model_kwargs()), seed)
+        metadata = {"ltmsearch": json.dumps({"class_names": NAMES, "epoch": seed})}
+        save_file(net.state_dict(), folder / f"{name}.safetensors", metadata)
+    return folder
+
+
+def replace_recipe(recipe: Recipe, **changes: Any) -> Recipe:
+    return recipe.model_copy(update=changes)
+
+
+def call(*arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error of `ltmsearch export ARGUMENTS`."""
+    monkeypatch.setattr(sys, "argv", ["ltmsearch", "export", *arguments])
+    with pytest.raises(SystemExit) as exit_info:
+        main()
+    output = capsys.readouterr()
+    return int(exit_info.value.code or 0), output.out, output.err
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+# -- a folder that timm and load_recipe reopen ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backbone", sorted(FAMILIES))
+def test_timm_and_the_recipe_reopen_a_folder_to_the_bit(backbone: str, tmp_path: Path) -> None:
+    recipe = make_recipe(backbone)
+    net = trained(recipe)
+    subnet = Subnet(recipe=recipe, trial=7, class_names=NAMES, build=lambda: net)
+    written = [write_recipe(subnet, tmp_path), *write_weights(subnet, rebuild(recipe, net), net, tmp_path)]
+    assert files_in(tmp_path) == ["config.json", "model.safetensors", "recipe.yaml"]
+    assert [(file.file.name, file.bytes) for file in written] == [
+        (name, (tmp_path / name).stat().st_size) for name in ("recipe.yaml", "model.safetensors", "config.json")
+    ]
+    assert [file.difference for file in written] == [None, 0.0, None]
+    read = load_recipe(tmp_path / "recipe.yaml")
+    assert read == recipe
+    by_timm = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    checkpoint = str(tmp_path / "model.safetensors")
+    by_recipe = timm.create_model(read.model, checkpoint_path=checkpoint, **read.model_kwargs()).eval()
+    images = torch.randn(3, 3, recipe.img_size, recipe.img_size)
+    with torch.no_grad():
+        assert torch.equal(by_timm(images), net(images))
+        assert torch.equal(by_recipe(images), net(images))
+    data = timm.data.resolve_model_data_config(by_timm)
+    plain = timm.data.resolve_model_data_config(timm.create_model(backbone))
+    assert data["input_size"] == (3, recipe.img_size, recipe.img_size)
+    for key in ("mean", "std", "crop_pct", "interpolation"):
+        assert np.array_equal(data[key], plain[key]), key
+    assert by_timm.pretrained_cfg["label_names"] == list(NAMES)
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["ltmsearch"])["class_names"] == list(NAMES)
+
+
+def test_a_folder_starts_other_nets_as_timm_has_it(tmp_path: Path) -> None:
+    """Another number of classes keeps all but the classifier, and another image size has its positions resized."""
+    recipe = make_recipe("vit_tiny_patch16_224")
+    net = trained(recipe)
+    subnet = Subnet(recipe=recipe, trial=None, class_names=None, build=lambda: net)
+    write_recipe(subnet, tmp_path)
+    write_weights(subnet, rebuild(recipe, net), net, tmp_path)
+    assert "label_names" not in json.loads((tmp_path / "config.json").read_text())
+    more = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=9)
+    assert more.head.out_features == 9
+    state = net.state_dict()
+    assert all(torch.equal(value, state[n]) for n, value in more.state_dict().items() if not n.startswith("head."))
+    larger = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=160)
+    assert larger.pos_embed.shape[1] == 1 + 100
+    assert torch.equal(larger.state_dict()["blocks.3.merging.kappa"], state["blocks.3.merging.kappa"])
+    unloaded = timm.create_model(f"local-dir:{tmp_path}")
+    assert not torch.equal(unloaded.head.weight, net.head.weight)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", ["weights", "schedule"])
+def test_a_folder_that_does_not_give_the_nets_logits_is_not_left(wrong: str, tmp_path: Path) -> None:
+    recipe = make_recipe("mobilevit_xxs")
+    net = trained(recipe)
+    rebuilt = rebuild(recipe, net)
+    if wrong == "weights":
+        with torch.no_grad():
+            next(rebuilt.parameters()).mul_(1.01)
+    else:
+        layer = next(iter(recipe.schedule))
+        recipe = replace_recipe(recipe, schedule={layer: 0.3})
+    subnet = Subnet(recipe=recipe, trial=None, class_names=NAMES, build=lambda: net)
+    write_recipe(subnet, tmp_path)
+    (tmp_path / "config.json").write_text("the one before")
+    with pytest.raises(ExportError, match="must give the logits of the net in memory, but does not"):
+        write_weights(subnet, rebuilt, net, tmp_path)
+    assert files_in(tmp_path) == ["config.json", "recipe.yaml"]
+    assert (tmp_path / "config.json").read_text() == "the one before"
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+# -- which trials -----------------------------------------------------------------------------------------------------
+
+
+def test_trials_are_chosen_by_number_by_rank_and_by_cost(finished: Path) -> None:
+    records = read_trials(finished / "trials.csv")
+    front = select_front(records)
+    assert choose_trials(records) == front[:1]
+    assert choose_trials(records, top=99) == front
+    assert choose_trials(records, trial=front[-1].trial) == front[-1:]
+    assert choose_trials(records, under_gflops=front[-1].gflops) == front[-1:]
+    for choice, message in (
+        ({"trial": 999}, "trial 999 has no score; the front's are "),
+        ({"under_gflops": 0.01}, "no trial of the front costs up to 0.01 GFLOPs; the cheapest costs 0.2"),
+        ({"top": 1, "trial": 1}, "exclude each other"),
+    ):
+        with pytest.raises(InputError, match=message):
+            choose_trials(records, **choice)  # type: ignore[arg-type]
+    dear = [replace(record, feasible=False) for record in records]
+    with pytest.raises(InputError, match="the study has no front yet"):
+        choose_trials(dear)
+
+
+def test_trials_of_a_latency_study_are_chosen_by_what_the_clock_said() -> None:
+    def record(trial: int, ms: float, top1: float, measured: float | None = None) -> TrialRecord:
+        return TrialRecord(
+            trial=trial, kind="searched", state="scored", feasible=True, gflops=1.0 + trial / 10, latency_ms=ms,
+            latency_measured_ms=measured, top1=top1, rescored_top1=top1, keep_ratios={"a": 0.5},
+        )  # fmt: skip
+
+    records = [record(1, 10.0, 70.0, 11.0), record(2, 20.0, 80.0, 23.0), record(3, 30.0, 90.0), record(4, 31.0, 85.0)]
+
+    def chosen(**choice: Any) -> list[int]:
+        return [r.trial for r in choose_trials(records, **choice, cost="latency_ms")]
+
+    assert chosen(top=9) == [3, 2, 1], "best first, without the one that is dearer and worse"
+    assert chosen(under_ms=30.0) == [3], "predicted where it was not measured"
+    assert chosen(under_ms=29.0) == [2]
+    assert chosen(under_ms=22.9) == [1], "predicted 20 ms, but measured over 22.9"
+    assert chosen(under_gflops=1.15) == [1]
+    for choice, message in (
+        ({"under_ms": 10.9}, "no trial of the front takes up to 10.9 ms; the fastest takes 11.00"),
+        ({"under_gflops": 1.05}, "no trial of the front costs up to 1.05 GFLOPs; the cheapest costs 1.1000"),
+        ({"under_ms": 30.0, "under_gflops": 1.0}, "--under-gflops and --under-ms exclude each other"),
+    ):
+        with pytest.raises(InputError, match=message):
+            chosen(**choice)
+    with pytest.raises(InputError, match="no front yet"):
+        choose_trials([], cost="latency_ms")
+    with pytest.raises(InputError, match="no trial of the front takes up to 5 ms$"):
+        choose_trials([], under_ms=5.0, cost="latency_ms")
+
+
+# -- a study ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_studys_trials_leave_with_their_weights(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = select_front(read_trials(study / "trials.csv"))
+    code, out, err = call(str(study), "--top", "2", "--weights", monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0, err
+    wanted = [
+        study / "export" / str(record.trial) / name
+        for record in records[:2]
+        for name in ("recipe.yaml", "model.safetensors", "config.json")
+    ]
+    assert [Path(line.split("  ")[0]) for line in out.splitlines()] == wanted
+    assert all(path.is_file() for path in wanted)
+    assert out.splitlines()[1].endswith(" MB  timm's local-dir and the recipe give the same logits to the bit")
+    recipe = load_recipe(wanted[0])
+    assert recipe.provenance["trial"] == records[0].trial
+    assert recipe.schedule == dict(records[0].keep_ratios)
+    model = timm.create_model(f"local-dir:{wanted[0].parent}", pretrained=True)
+    assert torch.isfinite(model.eval()(torch.randn(1, 3, 224, 224))).all()
+    assert model.pretrained_cfg["label_names"] == [str(digit) for digit in range(10)]
+    code, out, _ = call(str(study), "--trial", str(records[0].trial), "--json", monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0
+    (record,) = json.loads(out)
+    size = wanted[0].stat().st_size
+    assert record == {
+        "file": str(wanted[0]), "bytes": size, "check": "load_recipe reads the same recipe", "difference": None,
+        "opset": None, "nodes": None,
+    }  # fmt: skip
+
+
+# -- a training -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_training_leaves_in_every_form(
+    training: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--weights", "--onnx", "--program", "--json")
+    code, out, err = call(str(training), *arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0, err
+    records = json.loads(out)
+    names = ["recipe.yaml", "model.safetensors", "config.json", "model.onnx", "model.pt2"]
+    assert [record["file"] for record in records] == [str(training / "export" / name) for name in names]
+    assert files_in(training / "export") == sorted(names)
+    for record in records:
+        assert record["bytes"] == Path(record["file"]).stat().st_size
+    *_, onnx, program = records
+    assert onnx["check"].startswith("onnxruntime 1.")
+    assert onnx["opset"] >= 18
+    assert "agrees: largest difference" in program["check"]
+    assert max(onnx["difference"], program["difference"]) < 1e-3
+    model = timm.create_model(f"local-dir:{training / 'export'}", pretrained=True).eval()
+    images = torch.randn(4, 3, 32, 32)
+    opened = torch.export.load(training / "export/model.pt2").module()
+    with torch.no_grad():
+        torch.testing.assert_close(opened(images), model(images), atol=1e-3, rtol=1e-4)
+    assert model.pretrained_cfg["label_names"] == list(NAMES)
+
+
+def test_a_training_leaves_its_best_weights_or_others(training: Path) -> None:
+    class Notes(Observer):
+        def note(self, line: str) -> None:
+            lines.append(line)
+
+    lines: list[str] = []
+
+    def exported(**choice: Any) -> dict[str, torch.Tensor]:
+        export_run(training, weights=True, observer=Notes(), **choice)
+        return timm.create_model(f"local-dir:{training / 'export'}", pretrained=True).state_dict()
+
+    for given, name in (({}, "best"), ({"checkpoint": training / "last.safetensors"}, "last")):
+        with safe_open(training / f"{name}.safetensors", framework="pt") as file:
+            wanted = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        state = exported(**given)
+        assert state.keys() == wanted.keys()
+        assert all(torch.equal(value, wanted[name]) for name, value in state.items())
+    assert lines == []
+    (training / "export/model.onnx").write_bytes(b"")
+    export_run(training, observer=Notes())
+    assert lines.pop().endswith("perhaps of other weights: config.json, model.onnx, model.safetensors")
+    (training / "export/model.onnx").unlink()
+    plain = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=32)
+    save_file(plain.state_dict(), training / "plain.safetensors")
+    exported(checkpoint=training / "plain.safetensors")
+    assert len(lines) == 1
+    assert lines[0].endswith("is of the plain net: its ltm merging operators are untrained")
+
+
+# -- what cannot be exported ------------------------------------------------------------------------------------------
+
+
+def test_what_does_not_go_together_is_told_and_nothing_is_written(
+    study: Path, training: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = training.parent / "empty"
+    empty.mkdir()
+    for arguments, message in (
+        ((training, "--trial", "3"), "--trial chooses among the trials of a study, but "),
+        ((training, "--top", "3", "--onnx"), "--top chooses among the trials of a study, but "),
+        ((training, "--under-ms", "3"), "--under-ms chooses among the trials of a study, but "),
+        ((training, "--checkpoint", "none"), "the checkpoint must be a file, but none does not exist"),
+        ((training, "--checkpoint", study / "supernet.safetensors"), "does not fit vit_tiny_patch16_224: "),
+        (
+            (study, "--checkpoint", training / "best.safetensors"),
+            "--checkpoint must come with the folder of a training",
+        ),
+        ((study, "--trial", "999", "--weights"), "trial 999 has no score"),
+        ((study, "--under-ms", "3"), "--under-ms needs a study with a latency budget (--budget-ms)"),
+        ((empty,), "but holds neither settings.yaml nor recipe.yaml"),
+        ((empty / "nowhere",), "nowhere must be the run directory of a study or the folder of a training, but is no"),
+    ):
+        code, out, err = call(*map(str, arguments), monkeypatch=monkeypatch, capsys=capsys)
+        assert (code, out) == (2, ""), err
+        assert message in err
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+    (training / "export").write_text("in the way")
+    code, _, err = call(str(training), monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2
+    assert "training/export cannot be written: File exists" in err
+    (training / "export").unlink()
+    (training / "best.safetensors").unlink()
+    code, _, err = call(str(training), "--weights", monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2
+    assert "best.safetensors does not exist" in err
+    assert not (study / "export").exists()
+    assert not (training / "export").exists()
+
+
+def test_shared_weights_are_no_subnets(study: Path) -> None:
+    record = select_front(read_trials(study / "trials.csv"))[0]
+    export_run(study, trial=record.trial)
+    folder = study / "export" / str(record.trial)
+    with pytest.raises(InputError, match="holds the shared ones of a study; ltmsearch export takes its run directory"):
+        export_run(folder, checkpoint=study / "supernet.safetensors", weights=True)
+
+
+def test_onnx_without_its_libraries_is_told_before_anything_is_written(
+    training: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ltmsearch.programs.onnx.find_spec", lambda _: None)
+    code, _, err = call(str(training), "--weights", "--onnx", monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2
+    assert err == "error: --onnx needs onnx, onnxscript and onnxruntime: pip install 'ltmsearch[onnx]'\n"
+    assert not (training / "export").exists()
+
+
+def test_a_program_that_disagrees_is_exit_code_1(
+    training: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ExportError("the program must agree with the net")
+
+    monkeypatch.setattr("ltmsearch.export.run.export_program", refuse)
+    code, _, err = call(str(training), "--program", monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 1
+    assert err.splitlines()[-1] == "failed: the program must agree with the net"
+    assert files_in(training / "export") == ["recipe.yaml"]

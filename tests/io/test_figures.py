@@ -1,0 +1,84 @@
+import os
+import re
+import struct
+from pathlib import Path
+
+import plotly.graph_objects as go
+import pytest
+
+from ltmsearch.io import figures
+from ltmsearch.io.figures import write_drawing
+
+FIGURE = go.Figure(go.Scatter(x=[1, 2], y=[3, 4]))
+
+
+def test_the_page_needs_no_network(tmp_path: Path) -> None:
+    written = write_drawing(FIGURE, tmp_path / "run", "curves", title="a <b> & c", png=False)
+    assert written.paths == (tmp_path / "run" / "curves.html",)
+    assert written.note is None
+    page = written.paths[0].read_text(encoding="utf-8")
+    assert len(page.encode()) < 6_000_000
+    # The tags of the page itself; the bundled plotly.js holds tags in its strings.
+    scripts = re.findall(r"<script\b[^>]*>", page)
+    assert scripts
+    assert not [tag for tag in scripts if "src=" in tag]
+    assert not re.findall(r"<link\b[^>]*>", page.partition("<script")[0])
+    assert "<title>a &lt;b&gt; &amp; c</title>" in page
+    assert "Plotly.newPlot" in page
+    assert os.listdir(tmp_path / "run") == ["curves.html"]
+
+
+def test_without_a_browser_the_page_is_written_and_a_note_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "no-such-browser"))
+    (tmp_path / "front.png").write_bytes(b"old")
+    written = write_drawing(FIGURE, tmp_path, "front", title="t")
+    assert written.paths == (tmp_path / "front.html",)
+    assert written.note is not None
+    assert "needs Chrome or Chromium" in written.note
+    assert written.note.endswith("the one that is there is older")
+    assert "\n" not in written.note
+    assert (tmp_path / "front.png").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    ("program", "seconds", "said"),
+    [
+        ("import time; time.sleep(60)", 0.5, "took more than 0.5 s"),
+        ("raise OSError('no libnss3.so')", 60, "failed with 'OSError: no libnss3.so'"),
+    ],
+    ids=["hangs", "breaks"],
+)
+def test_a_browser_that_hangs_or_breaks_ends_in_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, seconds: float, said: str
+) -> None:
+    monkeypatch.setattr(figures, "_PNG_PROGRAM", program)
+    monkeypatch.setattr(figures, "PNG_SECONDS", seconds)
+    written = write_drawing(FIGURE, tmp_path, "front", title="t")
+    assert written.note is not None
+    assert said in written.note
+    assert os.listdir(tmp_path) == ["front.html"]
+
+
+def test_a_drawn_png_is_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Stands in for the browser: gets the figure as JSON, a target and a size, as the real program does.
+    program = (
+        "import json, sys; json.load(open(sys.argv[1]))['data']; open(sys.argv[2], 'w').write(' '.join(sys.argv[3:]))"
+    )
+    monkeypatch.setattr(figures, "_PNG_PROGRAM", program)
+    written = write_drawing(FIGURE, tmp_path, "front", title="t", height=800)
+    assert written.paths == (tmp_path / "front.html", tmp_path / "front.png")
+    assert written.note is None
+    assert (tmp_path / "front.png").read_text() == "1000 800"
+
+
+@pytest.mark.slow
+def test_a_browser_draws_the_png(tmp_path: Path) -> None:
+    written = write_drawing(FIGURE, tmp_path, "front", title="t")
+    if written.note is not None and "needs Chrome" in written.note:
+        pytest.skip(written.note)
+    assert written.note is None
+    header = (tmp_path / "front.png").read_bytes()[:24]
+    assert header[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", header[16:]) == (2000, 1240)

@@ -1,0 +1,571 @@
+"""The operators: invariants that hold whatever the weights, and brute force against the tensor code."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltmsearch.errors import InputError
+from ltmsearch.merging import (
+    CONTENT_GAIN,
+    OPERATORS,
+    PLACE_GAIN,
+    LearnableTokenMerging,
+    MaskStart,
+    Merge,
+    MergeOperator,
+    check_form,
+    get_operator,
+)
+from ltmsearch.merging.assignment import HardAssignment, SoftAssignment
+from ltmsearch.merging.ltm import EMPTY_SIZE, HEADS, IMPORTANCE_LIMIT, NEAR, near_logits, soft_shares
+from ltmsearch.merging.matching import match_once, rounds, unit
+from ltmsearch.merging.prior import SPREAD, area_overlap, near_cells, side_shares
+from ltmsearch.models import create_backbone, create_subnet
+from ltmsearch.schedules.grid import Grid, tokens
+from ltmsearch.schedules.schedule import Form
+
+B, G, D = 2, 4, 32
+CASES = [((8, 8), (5, 5)), ((6, 4), (4, 3)), ((3, 3), (1, 1)), ((5, 7), (5, 6))]
+MORE_CASES = [*CASES, ((4, 6), (1, 4)), ((9, 1), (4, 1)), ((14, 14), (10, 10)), ((7, 3), (2, 2))]
+"""With targets of one row, of one column, and far smaller ones."""
+VARIANTS = [(name, form) for name, operator in sorted(OPERATORS.items()) for form in operator.forms]
+
+
+def make(name: str, form: Form | None = None, *, trained: bool = False, kappa: float = 7.0) -> MergeOperator:
+    """An operator, with weights as training might leave them."""
+    torch.manual_seed(0)
+    operator = OPERATORS[name](D)
+    operator.form = form or operator.form
+    if trained:
+        with torch.no_grad():
+            for parameter in operator.parameters():
+                parameter.add_(torch.randn_like(parameter))
+            if isinstance(operator, LearnableTokenMerging):
+                operator.kappa.fill_(kappa)
+    return operator
+
+
+def make_ltm(form: Form | None = None, *, trained: bool = False, kappa: float = 7.0) -> LearnableTokenMerging:
+    operator = make("ltm", form, trained=trained, kappa=kappa)
+    assert isinstance(operator, LearnableTokenMerging)
+    return operator
+
+
+def inputs(grid: Grid, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, sizes and keys."""
+    generator = torch.Generator().manual_seed(seed)
+    n = tokens(grid)
+    x = torch.randn(B, G, n, D, generator=generator)
+    sizes = torch.rand(B, n, generator=generator) * 3 + 0.5
+    return x, sizes, torch.randn(B, n, 8, generator=generator)
+
+
+def merge(operator: MergeOperator, grid: Grid, target: Grid) -> tuple[Tensor, Tensor, Merge]:
+    x, sizes, keys = inputs(grid)
+    return x, sizes, operator(x, sizes, grid, target, keys)
+
+
+def filled(out: Merge) -> Tensor:
+    """(B, G, P) whether anything went to a merged token."""
+    return (out.sizes > EMPTY_SIZE)[:, None].expand(-1, G, -1)
+
+
+def overlap(i: int, n: int, j: int, m: int) -> float:
+    """Share of the i-th of n equal segments that lies in the j-th of m."""
+    return max(0.0, min((i + 1) / n, (j + 1) / m) - max(i / n, j / m)) * n
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize(("grid", "target"), CASES)
+@pytest.mark.parametrize(("name", "form"), VARIANTS)
+class TestEveryOperator:
+    def test_mass_is_conserved(self, name: str, form: Form, grid: Grid, target: Grid, trained: bool) -> None:
+        _, sizes, out = merge(make(name, form, trained=trained), grid, target)
+        assert out.tokens.shape == (B, G, tokens(target), D)
+        empty = out.sizes <= EMPTY_SIZE
+        torch.testing.assert_close(out.sizes.masked_fill(empty, 0).sum(1), sizes.sum(1))
+        torch.testing.assert_close(out.sizes.sum(1), sizes.sum(1), atol=tokens(target) * EMPTY_SIZE, rtol=1e-6)
+        assert (out.sizes > 0).all()
+        assert form == "hard" or not empty.any()
+
+    def test_equal_tokens_stay_what_they_are(
+        self, name: str, form: Form, grid: Grid, target: Grid, trained: bool
+    ) -> None:
+        operator = make(name, form, trained=trained)
+        x = torch.randn(D).expand(B, G, tokens(grid), D)
+        sizes = torch.ones(B, tokens(grid))
+        out = operator(x, sizes, grid, target, torch.randn(B, tokens(grid), 8))
+        # A convex combination of equal vectors is that vector.
+        torch.testing.assert_close(out.tokens[filled(out)], x[:, :, : tokens(target)][filled(out)])
+        assert filled(out).any()
+
+    def test_merged_tokens_lie_within_the_range_of_their_sources(
+        self, name: str, form: Form, grid: Grid, target: Grid, trained: bool
+    ) -> None:
+        x, _, out = merge(make(name, form, trained=trained), grid, target)
+        within = (out.tokens <= x.amax(2, keepdim=True) + 1e-5) & (out.tokens >= x.amin(2, keepdim=True) - 1e-5)
+        assert within[filled(out)].all()
+
+    def test_unmerge_is_the_identity_when_nothing_changed(
+        self, name: str, form: Form, grid: Grid, target: Grid, trained: bool
+    ) -> None:
+        x, _, out = merge(make(name, form, trained=trained), grid, target)
+        assert torch.equal(out.unmerge(x, out.tokens), x)
+
+    def test_unmerge_hands_a_common_change_to_every_token(
+        self, name: str, form: Form, grid: Grid, target: Grid, trained: bool
+    ) -> None:
+        x, _, out = merge(make(name, form, trained=trained), grid, target)
+        change = torch.randn(D)
+        # Rows of A sum to one, so a change shared by all merged tokens arrives whole everywhere.
+        torch.testing.assert_close(out.unmerge(x, out.tokens + change), x + change)
+
+    def test_groups_share_one_mask(self, name: str, form: Form, grid: Grid, target: Grid, trained: bool) -> None:
+        operator = make(name, form, trained=trained)
+        x, sizes, keys = inputs(grid)
+        same = operator(x, sizes, grid, target, keys)
+        permuted = operator(x.flip(1), sizes, grid, target, keys)
+        torch.testing.assert_close(permuted.tokens.flip(1), same.tokens)
+        torch.testing.assert_close(permuted.sizes, same.sizes)
+
+    def test_images_do_not_see_each_other(self, name: str, form: Form, grid: Grid, target: Grid, trained: bool) -> None:
+        operator = make(name, form, trained=trained)
+        x, sizes, keys = inputs(grid)
+        both = operator(x, sizes, grid, target, keys)
+        second = operator(x[1:], sizes[1:], grid, target, keys[1:])
+        torch.testing.assert_close(both.tokens[1:], second.tokens)
+        torch.testing.assert_close(both.sizes[1:], second.sizes)
+        torch.testing.assert_close(both.unmerge(x, both.tokens + 1)[1:], second.unmerge(x[1:], second.tokens + 1))
+
+
+@pytest.mark.parametrize(("grid", "target"), CASES)
+def test_prior_equals_brute_force_area_overlap(grid: Grid, target: Grid) -> None:
+    prior = torch.tensor(area_overlap(grid, target))
+    (h, w), (p, q) = grid, target
+    for n in range(h * w):
+        area = [overlap(n // w, h, k // q, p) * overlap(n % w, w, k % q, q) for k in range(p * q)]
+        rows = [overlap(n // w, h, j, p) for j in range(p)]
+        columns = [overlap(n % w, w, j, q) for j in range(q)]
+        home = (
+            max(range(p), key=lambda j: (round(rows[j], 9), -j)),
+            max(range(q), key=lambda j: (round(columns[j], 9), -j)),
+        )
+        near = [abs(k // q - home[0]) <= 1 and abs(k % q - home[1]) <= 1 for k in range(p * q)]
+        wanted = [(1 - SPREAD) * a + SPREAD * b / sum(near) for a, b in zip(area, near, strict=True)]
+        torch.testing.assert_close(prior[n], torch.tensor(wanted, dtype=torch.float64))
+    torch.testing.assert_close(prior.sum(1), torch.ones(h * w, dtype=torch.float64))
+
+
+def test_prior_refuses_a_larger_target() -> None:
+    with pytest.raises(ValueError, match="must fit"):
+        area_overlap((3, 3), (4, 3))
+
+
+@pytest.mark.parametrize(("grid", "target"), MORE_CASES)
+def test_prior_is_made_of_its_sides(grid: Grid, target: Grid) -> None:
+    (rows, near_rows), (columns, near_columns) = (side_shares(*side) for side in zip(grid, target, strict=True))
+    for share in (rows, near_rows, columns, near_columns):
+        np.testing.assert_allclose(share.sum(axis=1), 1)
+    made = (1 - SPREAD) * np.kron(rows, columns) + SPREAD * np.kron(near_rows, near_columns)
+    np.testing.assert_allclose(made, area_overlap(grid, target), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("grid", "target"), MORE_CASES)
+def test_near_cells_hold_all_of_the_prior(grid: Grid, target: Grid) -> None:
+    prior = area_overlap(grid, target)
+    cells, log_prior = near_cells(grid, target)
+    assert cells.shape == log_prior.shape == (tokens(grid), NEAR)
+    scattered = np.full_like(prior, -np.inf)
+    for n in range(tokens(grid)):
+        inside = [k for k in range(NEAR) if log_prior[n, k] > -np.inf]
+        assert len({cells[n, k] for k in inside}) == len(inside), "each cell stands once"
+        # The 3×3 around the middle one, as far as they lie in the target; those outside have its index.
+        middle = divmod(int(cells[n, NEAR // 2]), target[1])
+        around = [(middle[0] + i, middle[1] + j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+        valid = [0 <= i < target[0] and 0 <= j < target[1] for i, j in around]
+        assert inside == [k for k in range(NEAR) if valid[k]]
+        assert [divmod(int(cell), target[1]) for cell in cells[n]] == [
+            cell if ok else middle for cell, ok in zip(around, valid, strict=True)
+        ]
+        for k in inside:
+            scattered[n, cells[n, k]] = log_prior[n, k]
+    with np.errstate(divide="ignore"):
+        np.testing.assert_array_equal(scattered, np.log(prior))
+
+
+@pytest.mark.parametrize("kappa", [0.0, 3.0, 40.0])
+def test_soft_shares_equal_their_formula(kappa: float) -> None:
+    grid, target = (4, 3), (3, 2)
+    torch.manual_seed(3)
+    sizes = torch.rand(1, 12) + 0.5
+    values = F.normalize(torch.randn(1, 12, 5), dim=-1)
+    prior = torch.tensor(area_overlap(grid, target), dtype=torch.float32)
+    a = soft_shares(values, sizes, grid, target, torch.tensor(kappa))
+    v = list(values[0])
+    for n in range(12):
+        weights = []
+        for p in range(6):
+            seed = sum((prior[m, p] * sizes[0, m] * v[m] for m in range(12)), start=torch.zeros(5))
+            weights.append(float(prior[n, p]) * math.exp(kappa * float(v[n] @ (seed / seed.norm()))))
+        torch.testing.assert_close(a[0, n], torch.tensor(weights) / sum(weights), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(a.sum(-1), torch.ones(1, 12))
+    assert (a[0][prior == 0] == 0).all()
+
+
+@pytest.mark.parametrize("kappa", [0.0, 3.0, 20.0])
+@pytest.mark.parametrize(("grid", "target"), MORE_CASES)
+def test_near_logits_are_those_of_the_soft_shares(grid: Grid, target: Grid, kappa: float) -> None:
+    generator = torch.Generator().manual_seed(5)
+    values = F.normalize(torch.randn(B, tokens(grid), 16, generator=generator), dim=-1)
+    sizes = torch.rand(B, tokens(grid), generator=generator) * 5 + 1e-4
+    gain = torch.tensor(kappa)
+    cells, logits = near_logits(values, sizes, grid, target, gain)
+    near = logits.softmax(dim=-1)
+    dense = torch.zeros(B, tokens(grid), tokens(target)).scatter_add(2, cells.expand(B, -1, -1), near)
+    torch.testing.assert_close(dense, soft_shares(values, sizes, grid, target, gain), atol=1e-5, rtol=0)
+
+
+def test_ltm_at_its_start_is_area_pooling() -> None:
+    for grid, target in CASES:
+        _, _, ltm = merge(make("ltm"), grid, target)
+        _, _, pool = merge(make("pool"), grid, target)
+        torch.testing.assert_close(ltm.tokens, pool.tokens)
+        torch.testing.assert_close(ltm.sizes, pool.sizes)
+
+
+def test_importance_weighs_tokens_per_head() -> None:
+    operator = make_ltm(trained=True)
+    x, sizes, out = merge(operator, (4, 4), (3, 3))
+    assignment, w = operator.assign(x, sizes, (4, 4), (3, 3))
+    assert isinstance(assignment, SoftAssignment)
+    a = assignment.shares
+    assert w.shape == (B, HEADS, 16)
+    for head in range(HEADS):
+        channels = slice(head * D // HEADS, (head + 1) * D // HEADS)
+        share = a * w[:, head, :, None]
+        wanted = torch.einsum("bnp,bgnc->bgpc", share / share.sum(1, keepdim=True), x[..., channels])
+        torch.testing.assert_close(out.tokens[..., channels], wanted)
+
+
+@pytest.mark.parametrize(("grid", "target"), [*CASES, ((4, 6), (1, 4))])
+@pytest.mark.parametrize("kappa", [7.0, 50.0])
+def test_hard_form_equals_its_formula(grid: Grid, target: Grid, kappa: float) -> None:
+    operator = make_ltm("hard", trained=True, kappa=kappa)
+    x, sizes, out = merge(operator, grid, target)
+    after = torch.randn(out.tokens.shape, generator=torch.Generator().manual_seed(2))
+    unmerged = out.unmerge(x, after)
+    prior, width = torch.tensor(area_overlap(grid, target)), D // HEADS
+    directions, importance = operator.directions.detach().double(), operator.importance.detach().double()
+    for b in range(B):
+        content = x[b].double().mean(0)
+        content = (content - content.mean(-1, keepdim=True)) / (
+            content.var(-1, keepdim=True, correction=0) + 1e-5
+        ).sqrt()
+        v = [row / row.norm() for row in content @ directions]
+        w = [
+            float(sizes[b, n]) * (z @ importance).clamp(-IMPORTANCE_LIMIT, IMPORTANCE_LIMIT).exp()
+            for n, z in enumerate(content)
+        ]
+        seeds = []
+        for p in range(tokens(target)):
+            seed = sum(prior[n, p] * float(sizes[b, n]) * v[n] for n in range(tokens(grid)))
+            seeds.append(seed / seed.norm())
+        position = []
+        for n in range(tokens(grid)):
+            likeness = {
+                p: math.log(prior[n, p]) + kappa * float(v[n] @ seeds[p]) for p in range(len(seeds)) if prior[n, p]
+            }
+            position.append(max(likeness, key=likeness.__getitem__))
+        for p in range(tokens(target)):
+            sources = [n for n in range(tokens(grid)) if position[n] == p]
+            size = sum(float(sizes[b, n]) for n in sources) if sources else EMPTY_SIZE
+            assert float(out.sizes[b, p].detach()) == pytest.approx(size)
+            for head in range(HEADS):
+                channels = slice(head * width, (head + 1) * width)
+                total = sum(float(w[n][head]) for n in sources) or 1.0
+                wanted = sum(float(w[n][head]) / total * x[b, :, n, channels] for n in sources) + torch.zeros(G, width)
+                torch.testing.assert_close(out.tokens[b, :, p, channels].detach(), wanted, atol=1e-5, rtol=1e-5)
+        for n in range(tokens(grid)):
+            wanted = x[b, :, n] + after[b, :, position[n]] - out.tokens[b, :, position[n]]
+            torch.testing.assert_close(unmerged[b, :, n], wanted)
+
+
+@pytest.mark.parametrize(("grid", "target"), MORE_CASES)
+@pytest.mark.parametrize("kappa", [0.0, 7.0, 50.0])
+def test_hard_form_sends_a_token_where_the_soft_form_sends_most_of_it(grid: Grid, target: Grid, kappa: float) -> None:
+    operator = make_ltm("soft", trained=True, kappa=kappa)
+    x, sizes, _ = inputs(grid)
+    soft, soft_weights = operator.assign(x, sizes, grid, target)
+    operator.form = "hard"
+    hard, hard_weights = operator.assign(x, sizes, grid, target)
+    assert isinstance(soft, SoftAssignment)
+    assert isinstance(hard, HardAssignment)
+    assert hard.count == tokens(target)
+    share = soft.shares.gather(2, hard.position[..., None]).squeeze(-1)
+    torch.testing.assert_close(share, soft.shares.amax(-1), atol=1e-5, rtol=0)  # also where two are alike
+    assert torch.equal(soft_weights, hard_weights)
+
+
+def empty_case() -> tuple[LearnableTokenMerging, Tensor, Tensor, Grid, Grid]:
+    """Three kinds of tokens on an 8×8 grid, and a sharp mask: of the 5×5 merged tokens some get none."""
+    generator = torch.Generator().manual_seed(4)
+    kinds = torch.randn(3, D, generator=generator)
+    kind = torch.randint(3, (B, 1, 64), generator=generator).expand(-1, G, -1)
+    x = kinds[kind] + 0.1 * torch.randn(B, G, 64, D, generator=generator)
+    return make_ltm("hard", trained=True, kappa=50.0), x, torch.rand(B, 64, generator=generator) + 0.5, (8, 8), (5, 5)
+
+
+@pytest.mark.parametrize("fills", [False, True])
+def test_empty_merged_tokens_are_small_and_zero_or_pooled(fills: bool) -> None:
+    operator, x, sizes, grid, target = empty_case()
+    assignment, _ = operator.assign(x, sizes, grid, target)
+    assert isinstance(assignment, HardAssignment)
+    operator.fills_empty = fills
+    out = operator(x, sizes, grid, target)
+    empty = torch.ones(B, 25, dtype=torch.bool).scatter(1, assignment.position, False)
+    assert empty.any()
+    assert not empty.all()
+    assert (out.sizes[empty] == torch.tensor(EMPTY_SIZE)).all()
+    assert (out.sizes[~empty] >= 0.5).all()
+    for b, p in empty.nonzero().tolist():
+        area = [overlap(n // 8, 8, p // 5, 5) * overlap(n % 8, 8, p % 5, 5) for n in range(64)]
+        pooled = sum(a / sum(area) * x[b, :, n] for n, a in enumerate(area))
+        wanted = pooled if fills else torch.zeros(G, D)
+        torch.testing.assert_close(out.tokens[b, :, p], wanted, atol=1e-5, rtol=1e-5)
+    operator.fills_empty = False
+    kept = (~empty)[:, None].expand(-1, G, -1)
+    assert torch.equal(out.tokens[kept], operator(x, sizes, grid, target).tokens[kept])
+
+
+def test_empty_merged_tokens_merge_again() -> None:
+    operator, x, sizes, grid, target = empty_case()
+    first = operator(x, sizes, grid, target)
+    second = operator(first.tokens, first.sizes, target, (3, 3))
+    assert torch.isfinite(second.tokens).all()
+    torch.testing.assert_close(second.sizes.sum(1), sizes.sum(1), atol=34 * EMPTY_SIZE, rtol=1e-6)
+    for form in OPERATORS["ltm"].forms:
+        operator.form = form
+        operator(x.requires_grad_(), sizes, grid, target).tokens.square().sum().backward()
+        assert all(torch.isfinite(p.grad).all() for p in operator.parameters() if p.grad is not None), form
+
+
+def test_the_gate_of_the_hard_form_is_one_and_carries_the_gradient() -> None:
+    operator = make_ltm("hard", trained=True)
+    x, _, out = merge(operator, (8, 8), (5, 5))
+    change = torch.randn(out.tokens.shape)
+    with torch.no_grad():
+        _, _, without = merge(operator, (8, 8), (5, 5))
+        assert torch.equal(out.tokens, without.tokens)
+        assert torch.equal(out.sizes, without.sizes)
+        assert torch.equal(out.unmerge(x, change), without.unmerge(x, change))
+    assert isinstance(out.assignment, HardAssignment)
+    assert isinstance(without.assignment, HardAssignment)
+    assert without.assignment.gate is None
+    assert out.assignment.gate is not None
+    assert (out.assignment.gate == 1).all()
+    for loss in (out.tokens.square().sum(), out.unmerge(x, change).square().sum()):
+        for weight in (operator.directions, operator.kappa):
+            (gradient,) = torch.autograd.grad(loss, weight, retain_graph=True)
+            assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("exporting", [False, True])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_hard_assignment_equals_the_product_with_a_one_hot_matrix(
+    groups: int, exporting: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.compiler.is_exporting", lambda: exporting)
+    generator = torch.Generator().manual_seed(0)
+    n, p = 12, 5
+    position = torch.randint(p, (B, n), generator=generator)
+    before = torch.randn(B, groups, n, 3, generator=generator, dtype=torch.float64)
+    after = torch.randn(B, groups, p, 3, generator=generator, dtype=torch.float64)
+    gate = torch.ones(B, n, dtype=torch.float64, requires_grad=True)
+    gated_matrix = F.one_hot(position, p).double() * gate[..., None]
+    hard = HardAssignment(position, p, gate)
+    for got, wanted in (
+        (hard.collect(before), torch.einsum("bnp,bgnc->bgpc", gated_matrix, before)),
+        (hard.spread(after), torch.einsum("bnp,bgpc->bgnc", gated_matrix, after)),
+    ):
+        torch.testing.assert_close(got, wanted)
+        weight = torch.randn(got.shape, generator=generator, dtype=torch.float64)
+        gradients = (torch.autograd.grad((out * weight).sum(), gate, retain_graph=True) for out in (got, wanted))
+        torch.testing.assert_close(*gradients)
+    plain = HardAssignment(position, p)
+    torch.testing.assert_close(plain.collect(before), hard.collect(before))
+    torch.testing.assert_close(plain.spread(after), hard.spread(after))
+
+
+@pytest.mark.parametrize("form", LearnableTokenMerging.forms)
+def test_gradients_reach_every_mask_parameter_but_not_the_tokens_through_the_mask(form: Form) -> None:
+    operator = make_ltm(form, trained=True)
+    x = torch.randn(B, G, 36, D, requires_grad=True)
+    sizes = torch.ones(B, 36)
+    operator(x, sizes, (6, 6), (4, 4)).tokens.square().sum().backward()
+    for name, parameter in operator.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+    x.grad = None
+    assignment, w = operator.assign(x, sizes, (6, 6), (4, 4))
+    spread = assignment.spread(torch.randn(B, 1, 16, 3))
+    assert spread.requires_grad
+    assert w.requires_grad
+    (spread.square().sum() + w.sum()).backward()
+    assert x.grad is None
+
+
+def test_a_negative_gain_acts_as_none_and_can_come_back() -> None:
+    operator = make_ltm()
+    with torch.no_grad():
+        operator.kappa.fill_(-2.0)
+    _, _, out = merge(operator, (6, 6), (4, 4))
+    _, _, pool = merge(make("pool"), (6, 6), (4, 4))
+    torch.testing.assert_close(out.tokens, pool.tokens)
+    out.tokens.square().sum().backward()
+    assert operator.kappa.grad is not None
+    assert operator.kappa.grad != 0
+
+
+def test_fresh_operators_are_alike_and_leave_the_random_state() -> None:
+    state = torch.get_rng_state()
+    first, second = LearnableTokenMerging(D), LearnableTokenMerging(D)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first.directions, second.directions)
+    torch.testing.assert_close(first.directions.T @ first.directions, torch.eye(first.directions.shape[1]))
+
+
+LAYER, OTHER = "stages.2.blocks.1", "stages.3.blocks.1"
+"""Layers of efficientvit_b0, with weights and, in its norms, statistics."""
+
+
+def network(start: MaskStart) -> tuple[nn.Module, nn.Parameter]:
+    """A network with one mask, and the κ of that."""
+    model = create_subnet("efficientvit_b0", keep_ratios={LAYER: 0.5}, mask_start=start)
+    ((_, kappa),) = [(name, value) for name, value in model.named_parameters() if name.endswith(".kappa")]
+    return model, kappa
+
+
+@pytest.mark.parametrize(
+    ("start", "fresh", "loaded"),
+    [
+        ("auto", PLACE_GAIN, CONTENT_GAIN),
+        ("place", PLACE_GAIN, PLACE_GAIN),
+        ("content", CONTENT_GAIN, CONTENT_GAIN),
+    ],
+)
+def test_masks_start_by_place_until_weights_are_loaded_around_them(
+    start: MaskStart, fresh: float, loaded: float
+) -> None:
+    plain = create_backbone("efficientvit_b0").state_dict()
+    model, kappa = network(start)
+    assert float(kappa.detach()) == fresh
+    statistics = {name: value for name, value in plain.items() if ".running_" in name}
+    assert any(name.startswith(f"{LAYER}.") for name in statistics)
+    model.load_state_dict(statistics, strict=False)
+    assert float(kappa.detach()) == fresh, "statistics alone are no trained weights"
+    model.load_state_dict({name: plain[name] for name in plain if name.startswith(f"{OTHER}.")}, strict=False)
+    assert float(kappa.detach()) == fresh, "weights of another layer"
+    model.load_state_dict(plain)  # strict
+    assert float(kappa.detach()) == loaded
+
+
+def test_masks_that_are_in_the_file_are_loaded_as_they_are() -> None:
+    (source, gain), (model, kappa) = network("place"), network("auto")
+    with torch.no_grad():
+        gain.fill_(3.0)
+    model.load_state_dict(source.state_dict())
+    assert float(kappa.detach()) == 3.0
+    half = {name: value for name, value in source.state_dict().items() if not name.endswith("kappa")}
+    with pytest.raises(RuntimeError, match="kappa"):
+        model.load_state_dict(half)
+
+
+@pytest.mark.parametrize("dim", [30, 8])
+def test_ltm_refuses_widths_it_cannot_divide(dim: int) -> None:
+    with pytest.raises(ValueError, match="`dim` must be"):
+        LearnableTokenMerging(dim)
+
+
+@pytest.mark.parametrize("form", LearnableTokenMerging.forms)
+def test_bf16_autocast_keeps_masks_and_sizes_exact(form: Form) -> None:
+    operator = make_ltm(form, trained=True)
+    x = torch.randn(B, G, 36, D)
+    sizes = torch.ones(B, 36)
+    exact = operator(x, sizes, (6, 6), (4, 4))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = operator(x, sizes, (6, 6), (4, 4))
+    assert torch.equal(out.sizes, exact.sizes)
+    assert out.sizes.dtype == torch.float32
+    torch.testing.assert_close(out.tokens.float(), exact.tokens, atol=0.05, rtol=0.05)
+
+
+def test_tome_merges_the_most_similar_pairs() -> None:
+    # Even tokens 0, 2, 4, 6 look for a partner among 1, 3, 5: 4 is 5's twin, 0 is nearly 3, the others point elsewhere.
+    keys = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, -1], [1, 0.1, 0], [0, 0, 1], [0, 0, 1], [0, -1, 0]])
+    position = match_once(unit(keys[None]), merges=2)
+    # What stays in order: 1, 2, 3, 5, 6; token 0 goes to 3's place, 4 to 5's.
+    assert position.tolist() == [[2, 0, 1, 2, 3, 3, 4]]
+
+
+def test_tome_counts_of_rounds() -> None:
+    assert rounds(10, 8) == [2]
+    assert rounds(10, 2) == [5, 2, 1]
+    assert rounds(7, 7) == []
+    with pytest.raises(ValueError, match="from 1 to 3"):
+        match_once(torch.randn(1, 7, 2), merges=4)
+
+
+def test_tome_needs_keys() -> None:
+    with pytest.raises(ValueError, match="`keys` must be given"):
+        make("tome")(torch.randn(1, 1, 9, D), torch.ones(1, 9), (3, 3), (2, 2))
+
+
+def test_unknown_operator_is_told_with_the_nearest() -> None:
+    with pytest.raises(InputError, match="did you mean tome"):
+        get_operator("tom")
+
+
+def test_forms_that_an_operator_does_not_have_are_told() -> None:
+    assert [check_form("ltm", form) for form in ("soft", "hard", "matched")] == ["soft", "hard", "matched"]
+    assert check_form("tome", "matched") == "matched"
+    with pytest.raises(InputError, match="the form of a merge by 'pool' must be soft, but got 'hard'"):
+        check_form("pool", "hard")
+    with pytest.raises(InputError, match="by 'ltm' must be soft, hard, matched, but got 'firm'"):
+        check_form("ltm", "firm")
+
+
+def test_matched_form_joins_twins_wherever_they_are_and_weighs_them() -> None:
+    operator = make_ltm("matched", trained=True)
+    x = torch.randn(1, 1, 9, D, generator=torch.Generator().manual_seed(4))
+    x[0, 0, 8] = x[0, 0, 1]  # opposite ends of the grid
+    sizes = torch.arange(1.0, 10.0)[None]
+    out = operator(x, sizes, (3, 3), (2, 4))
+    position = out.assignment.position[0]  # type: ignore[attr-defined]
+    assert position[8] == position[1]
+    assert sorted(set(position.tolist())) == list(range(8))
+    assert out.sizes[0, position[8]] == 2 + 9
+    torch.testing.assert_close(out.tokens[0, 0, position[8]], x[0, 0, 1])
+    _, weights = operator.assign(x, sizes, (3, 3), (2, 4))
+    for p in range(8):
+        members = [n for n in range(9) if position[n] == p]
+        for head in range(HEADS):
+            channels = slice(head * D // HEADS, (head + 1) * D // HEADS)
+            share = weights[0, head, members]
+            wanted = (share[:, None] * x[0, 0, members, channels]).sum(0) / share.sum()
+            torch.testing.assert_close(out.tokens[0, 0, p, channels], wanted)
+
+
+def test_matched_form_learns_though_matching_is_not_differentiable() -> None:
+    operator = make_ltm("matched", trained=True)
+    x, sizes = torch.randn(2, 1, 36, D), torch.ones(2, 36)
+    out = operator(x, sizes, (6, 6), (4, 4))
+    with torch.no_grad():
+        assert torch.equal(operator(x, sizes, (6, 6), (4, 4)).tokens, out.tokens)
+    out.unmerge(x, out.tokens * 1.5).square().sum().backward()
+    for name, parameter in operator.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name

@@ -1,0 +1,175 @@
+"""The fast operators against the plain one: every formula written as it reads, by N×P matrices, with its gradients."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltmsearch.merging import OPERATORS, LearnableTokenMerging, MergeOperator
+from ltmsearch.merging.ltm import EMPTY_SIZE, HEADS, IMPORTANCE_LIMIT, RANK, any_of, area_mean
+from ltmsearch.merging.matching import match_once, rounds
+from ltmsearch.merging.prior import area_overlap, log_overlap, mean_sides, seed_sides, side_shares
+from ltmsearch.models import create_subnet
+from ltmsearch.schedules.grid import Grid, tokens
+from ltmsearch.schedules.schedule import Form
+
+D = 32
+CASES = [((8, 8), (5, 5)), ((6, 4), (4, 3)), ((5, 7), (5, 6)), ((9, 1), (4, 1)), ((7, 7), (3, 2))]
+VARIANTS = [(name, form) for name, operator in sorted(OPERATORS.items()) for form in operator.forms]
+
+
+def matched(keys: Tensor, sizes: Tensor, count: int) -> Tensor:
+    """(B, N) the merged token of each token, by rounds of matching."""
+    position, n = torch.arange(keys.shape[1]).expand(keys.shape[0], -1), keys.shape[1]
+    for merges in rounds(n, count):
+        n -= merges
+        step = match_once(F.normalize(keys, dim=-1), merges)
+        position = step.gather(1, position)
+        one_hot = F.one_hot(step, n).float() * sizes[..., None]
+        sizes = one_hot.sum(1)
+        keys = one_hot.mT @ keys / sizes[..., None]
+    return position
+
+
+def reference(
+    operator: MergeOperator, x: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Merged tokens (B, G, P, D), their sizes (B, P), and A (B, N, P)."""
+    prior, count = torch.tensor(area_overlap(grid, target), dtype=torch.float32), tokens(target)
+    w = sizes[..., None].expand(-1, -1, HEADS)
+    if operator.name == "pool":
+        a = prior.expand(x.shape[0], -1, -1)
+    elif operator.name == "tome":
+        a = F.one_hot(matched(keys, sizes, count), count).float()
+    else:
+        assert isinstance(operator, LearnableTokenMerging)
+        content = F.layer_norm(x.detach().mean(dim=1), (D,))
+        directions, log_weights = content @ operator.directions, content @ operator.importance
+        assert directions.shape[-1] == RANK
+        v = F.normalize(directions, dim=-1)
+        kappa = operator.kappa + (operator.kappa.clamp_min(0) - operator.kappa).detach()
+        w = sizes[..., None] * log_weights.clamp(-IMPORTANCE_LIMIT, IMPORTANCE_LIMIT).exp()
+        if operator.form == "matched":
+            chosen = F.one_hot(matched(v.detach(), sizes, count), count).float()
+            means = F.normalize(chosen.mT @ (sizes[..., None] * v) / (chosen.mT @ sizes[..., None]), dim=-1)
+            sure = (kappa * (v * (chosen @ means)).sum(dim=-1)).sigmoid()
+            a = chosen * (sure / sure.detach())[..., None]
+        else:
+            seeds = F.normalize(prior.mT @ (sizes[..., None] * v), dim=-1)
+            a = (prior.log() + kappa * (v @ seeds.mT)).softmax(dim=-1)
+        if operator.form == "hard":
+            best, position = a.max(dim=-1)
+            a = F.one_hot(position, count) * (best / best.detach())[..., None]
+    totals = a.mT @ w  # (B, P, H)
+    empty = totals[..., :1] == 0
+    summed = a.mT[:, None] @ (x.unflatten(-1, (HEADS, -1)) * w[:, None, ..., None]).flatten(-2)
+    merged = (summed.unflatten(-1, (HEADS, -1)) / (totals + empty)[:, None, ..., None]).flatten(-2)
+    if operator.fills_empty and operator.form == "hard":
+        rows, columns = (side_shares(*side)[0] for side in zip(grid, target, strict=True))
+        area = torch.tensor(np.kron(rows, columns), dtype=torch.float32)
+        merged = torch.where(empty[:, None], (area / area.sum(0)).mT @ x, merged)
+    return merged, (a.mT @ sizes[..., None])[..., 0].clamp_min(EMPTY_SIZE), a
+
+
+def trained(name: str, form: Form, *, kappa: float, fills: bool) -> MergeOperator:
+    operator = OPERATORS[name](D)
+    operator.form, operator.fills_empty = form, fills
+    with torch.no_grad():
+        for parameter in operator.parameters():
+            parameter.add_(torch.randn_like(parameter))
+        if isinstance(operator, LearnableTokenMerging):
+            operator.kappa.fill_(kappa)
+    return operator
+
+
+def gradients(operator: MergeOperator, x: Tensor, *outputs: Tensor) -> Iterator[Tensor]:
+    """By the tokens and the operator's weights, of a random linear function of the outputs."""
+    generator = torch.Generator().manual_seed(7)
+    loss = sum((out * torch.randn(out.shape, generator=generator)).sum() for out in outputs)
+    wanted = [x, *operator.parameters()]
+    found = torch.autograd.grad(loss, wanted, allow_unused=True)  # type: ignore[arg-type]
+    return (torch.zeros_like(w) if g is None else g for w, g in zip(wanted, found, strict=True))
+
+
+@pytest.mark.parametrize("kappa", [0.5, 9.0, -1.0])
+@pytest.mark.parametrize(("batch", "groups"), [(1, 1), (1, 4), (3, 1), (2, 4)])
+@pytest.mark.parametrize(("grid", "target"), CASES)
+@pytest.mark.parametrize(("name", "form"), VARIANTS)
+def test_values_and_gradients_are_the_references(
+    name: str, form: Form, grid: Grid, target: Grid, batch: int, groups: int, kappa: float
+) -> None:
+    operator = trained(name, form, kappa=kappa, fills=groups == 1)
+    x = torch.randn(batch, groups, tokens(grid), D, requires_grad=True)
+    sizes, keys = torch.rand(batch, tokens(grid)) * 3 + 0.5, torch.randn(batch, tokens(grid), 8)
+    merged, merged_sizes, a = reference(operator, x, sizes, grid, target, keys)
+    after = torch.randn(merged.shape)
+    unmerged = x + a[:, None] @ (after - merged)
+    out = operator(x, sizes, grid, target, keys)
+    back = out.unmerge(x, after)
+    got, wanted = (out.tokens, out.sizes, back), (merged, merged_sizes, unmerged)
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=2e-5)
+    for one, other in zip(gradients(operator, x, *got), gradients(operator, x, *wanted), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+    with torch.inference_mode():
+        again = operator(x, sizes, grid, target, keys)
+        for one, other in zip((again.tokens, again.sizes, again.unmerge(x, after)), wanted, strict=True):
+            torch.testing.assert_close(one, other, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("form", LearnableTokenMerging.forms)
+def test_bf16_autocast_rounds_only_the_carrying(form: Form, groups: int) -> None:
+    operator = trained("ltm", form, kappa=9.0, fills=True)
+    x, sizes = torch.randn(2, groups, 64, D), torch.rand(2, 64) + 0.5
+    merged, merged_sizes, a = reference(operator, x, sizes, (8, 8), (5, 5), x)
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        out = operator(x, sizes, (8, 8), (5, 5))
+        back = out.unmerge(x, out.tokens + 1)
+    torch.testing.assert_close(out.sizes, merged_sizes, atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(out.tokens.float(), merged, atol=0.05, rtol=0.05)
+    assert back.dtype == torch.float32, "the tokens keep their bits"
+    torch.testing.assert_close(back, x + a[:, None] @ torch.ones_like(merged), atol=0.05, rtol=0.05)
+
+
+def test_a_path_that_tells_its_change_is_handed_back_the_same() -> None:
+    operator = trained("ltm", "soft", kappa=9.0, fills=False)
+    x, sizes = torch.randn(2, 1, 64, D), torch.ones(2, 64)
+    out, change = operator(x, sizes, (8, 8), (5, 5)), torch.randn(2, 1, 25, D)
+    torch.testing.assert_close(out.hand_back(x, change), out.unmerge(x, out.tokens + change))
+
+
+def test_the_efficientvit_block_is_its_two_modules_with_a_residual_unmerge() -> None:
+    model: nn.Module = create_subnet("efficientvit_b0", keep_ratios={"*": 0.5}).eval()
+    block, x = model.get_submodule("stages.2.blocks.1"), torch.randn(2, 64, 14, 10)
+    with torch.no_grad():
+        z = block.context_module(x)
+        before = z.flatten(2).mT[:, None]
+        merge = block.merging(before, torch.ones(2, 140), (14, 10), (10, 7))
+        after = block.local_module(merge.tokens[:, 0].mT.unflatten(2, (10, 7)))
+        wanted = merge.unmerge(before, after.flatten(2).mT[:, None])[:, 0].mT.unflatten(2, (14, 10))
+        torch.testing.assert_close(block(x), wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("grid", "target"), CASES)
+def test_tables_along_the_sides_make_the_whole_tables(grid: Grid, target: Grid) -> None:
+    (h, w), (p, q) = grid, target
+    rows, columns = seed_sides(grid, target)
+    parts = [np.kron(rows.reshape(p, 2, h)[:, k], columns.reshape(q, 2, w)[:, k]) for k in range(2)]
+    np.testing.assert_allclose(sum(parts), area_overlap(grid, target).T)
+    with np.errstate(divide="ignore"):
+        np.testing.assert_array_equal(log_overlap(grid, target), np.log(area_overlap(grid, target)))
+    x = torch.randn(2, 3, h * w, 5)
+    mean = torch.tensor(np.kron(*mean_sides(grid, target)), dtype=torch.float32)
+    torch.testing.assert_close(mean.sum(1), torch.ones(p * q))
+    torch.testing.assert_close(area_mean(x, grid, target), mean @ x)
+
+
+def test_empty_tokens_are_asked_for_only_where_that_is_free() -> None:
+    none, some = torch.zeros(2, 1, 5, 1, dtype=torch.bool), torch.tensor([False, True])
+    assert not any_of(none)
+    assert any_of(some)
+    assert any_of(none.to("meta"))

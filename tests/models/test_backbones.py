@@ -1,0 +1,263 @@
+"""The conformance suite: what every adapter must do with every operator."""
+
+import copy
+import random
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from support.nets import SMALL, randomise
+from torch import nn
+
+import ltmsearch
+from ltmsearch.errors import InputError
+from ltmsearch.merging import CONTENT_GAIN, OPERATORS
+from ltmsearch.models import MERGING, create_subnet, get_adapter, known_backbones, operators_of, set_schedule
+from ltmsearch.models.supernet import Supernet
+from ltmsearch.programs.tracing import reductions_by_index
+from ltmsearch.schedules.schedule import Form, MergeSchedule
+
+VARIANTS = [(name, form) for name, operator in sorted(OPERATORS.items()) for form in operator.forms]
+RATIOS = (1.0, 0.8, 0.5, 0.3)
+
+
+def layers_of(backbone: str) -> tuple[str, ...]:
+    return get_adapter(backbone).layers(timm.create_model(backbone))
+
+
+def some_schedule(layers: tuple[str, ...], seed: int, operator: str, form: Form) -> MergeSchedule:
+    rng = random.Random(seed)
+    ratios = {layer: rng.choice(RATIOS) for layer in layers}
+    return MergeSchedule(keep_ratios=ratios, operator=operator, forms=dict.fromkeys(layers, form))
+
+
+@cache
+def supernet_of(backbone: str, operator: str) -> Supernet:
+    """A randomised supernet in evaluation mode."""
+    return randomise(Supernet(backbone, operator=operator, num_classes=7, **SMALL[backbone])).eval()  # type: ignore[return-value]
+
+
+def plain_of(backbone: str, supernet: Supernet, **kwargs: Any) -> nn.Module:
+    """timm's own model with a supernet's weights, loaded strictly: names are timm's own."""
+    reference: nn.Module = timm.create_model(backbone, num_classes=7, **SMALL[backbone], **kwargs)
+    reference.load_state_dict({n: v for n, v in supernet.model.state_dict().items() if f".{MERGING}." not in n})
+    return reference.eval()
+
+
+@pytest.mark.parametrize("backbone", sorted(SMALL))
+@pytest.mark.parametrize("operator", sorted(OPERATORS))
+@pytest.mark.parametrize("img_size", [(128, 128), (160, 96), (70, 101), (224, 224)])
+def test_plain_equals_timm_bit_for_bit(backbone: str, operator: str, img_size: tuple[int, int]) -> None:
+    supernet = supernet_of(backbone, operator)
+    reference = plain_of(backbone, supernet, **get_adapter(backbone).any_size)
+    images = torch.randn(2, 3, *img_size)
+    with torch.no_grad():
+        assert torch.equal(supernet(images), reference(images))
+        with supernet.active(MergeSchedule.uniform(supernet.layers, 1.0, operator)):
+            assert torch.equal(supernet(images), reference(images))
+
+
+@pytest.mark.parametrize("backbone", sorted(SMALL))
+def test_the_supernet_is_timms_default_network_at_its_own_size(backbone: str) -> None:
+    """Not only the network that takes images of any size."""
+    supernet = supernet_of(backbone, "ltm")
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.equal(supernet(images), plain_of(backbone, supernet)(images))
+
+
+@pytest.mark.parametrize("backbone", sorted(n for n in SMALL if get_adapter(n).one_size))
+def test_networks_built_for_another_size_merge_too(backbone: str) -> None:
+    """Where timm shrinks windows or positions to an image size, all the same: plain is timm's, merged still runs."""
+    size = {"img_size": (96, 160), "num_classes": 7, **SMALL[backbone]}
+    merging = create_subnet(backbone, keep_ratios={"*": 0.5}, **size).eval()
+    plain = timm.create_model(backbone, **size).eval()
+    plain.load_state_dict({n: v for n, v in merging.state_dict().items() if f".{MERGING}." not in n})
+    images = torch.randn(2, 3, 96, 160)
+    layers = get_adapter(backbone).layers(merging)
+    with torch.no_grad():
+        merged = merging(images)
+        set_schedule(backbone, merging, MergeSchedule.uniform(layers, 1.0))
+        assert torch.equal(merging(images), plain(images))
+        assert not torch.equal(merged, plain(images))
+        assert torch.isfinite(merged).all()
+
+
+@pytest.mark.parametrize(("operator", "form"), VARIANTS)
+@pytest.mark.parametrize("backbone", sorted(SMALL))
+class TestConformance:
+    @pytest.mark.parametrize("img_size", [(128, 128), (224, 224), (96, 160), (70, 101)])
+    def test_extracted_equals_active_at_every_size(
+        self, backbone: str, operator: str, form: Form, img_size: tuple[int, int]
+    ) -> None:
+        supernet = supernet_of(backbone, operator)
+        schedule = some_schedule(supernet.layers, sum(img_size), operator, form)
+        images = torch.randn(1, 3, *img_size)
+        with torch.no_grad():
+            plain = supernet(images)
+            with supernet.active(schedule):
+                active = supernet(images)
+            subnet = supernet.extract(schedule)
+            assert torch.equal(subnet(images), active)
+            assert not torch.equal(active, plain)
+        assert set(operators_of(subnet, supernet.layers)) == set(schedule.merging_layers)
+
+    def test_registered_model_takes_the_subnets_weights(self, backbone: str, operator: str, form: Form) -> None:
+        supernet = supernet_of(backbone, operator)
+        schedule = some_schedule(supernet.layers, 5, operator, form)
+        subnet = supernet.extract(schedule)
+        model = timm.create_model(
+            f"ltm_{backbone}", keep_ratios=dict(schedule.keep_ratios), operator=operator, forms=form, num_classes=7,
+            img_size=224, **SMALL[backbone],
+        )  # fmt: skip
+        model.load_state_dict(subnet.state_dict())
+        images = torch.randn(1, 3, 224, 224)
+        with torch.no_grad():
+            assert torch.equal(model.eval()(images), subnet(images))
+
+    def test_batch_of_one_equals_its_row_in_a_batch(self, backbone: str, operator: str, form: Form) -> None:
+        supernet = supernet_of(backbone, operator)
+        images = torch.randn(3, 3, 96, 96)
+        with torch.no_grad(), supernet.active(some_schedule(supernet.layers, 1, operator, form)):
+            together = supernet(images)
+            torch.testing.assert_close(
+                torch.cat([supernet(image[None]) for image in images]), together, atol=1e-3, rtol=1e-3
+            )
+            assert torch.equal(supernet(images), together)
+
+    def test_gradients_reach_all_parameters(self, backbone: str, operator: str, form: Form) -> None:
+        supernet = copy.deepcopy(supernet_of(backbone, operator)).train()
+        for name, parameter in supernet.named_parameters():
+            if name.endswith("kappa"):
+                parameter.data.fill_(3.0)  # at κ = 0 the directions V have no say yet
+        schedule = MergeSchedule.uniform(supernet.layers, 0.7, operator, form)
+        with supernet.active(schedule):
+            supernet(torch.randn(2, 3, 224, 224)).square().sum().backward()
+        silent = [n for n, p in supernet.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+        assert silent == []
+
+    def test_bf16(self, backbone: str, operator: str, form: Form) -> None:
+        supernet = supernet_of(backbone, operator)
+        images = torch.randn(1, 3, 96, 96)
+        with torch.no_grad(), supernet.active(some_schedule(supernet.layers, 2, operator, form)):
+            exact = supernet(images)
+            with torch.autocast("cpu", torch.bfloat16):
+                rough = supernet(images)
+        assert torch.isfinite(rough).all()
+        if form == "soft":  # near ties are decided otherwise in another precision
+            assert (rough.float() - exact).norm() < 0.2 * exact.norm()
+
+    @pytest.mark.slow
+    def test_exported_program_merges_by_matrix_products(self, backbone: str, operator: str, form: Form) -> None:
+        supernet = supernet_of(backbone, operator)
+        subnet = supernet.extract(some_schedule(supernet.layers, 4, operator, form))
+        images = torch.randn(2, 3, 96, 96)
+        program = torch.export.export(subnet, (images,))
+        assert reductions_by_index(program) == []
+        with torch.no_grad():
+            torch.testing.assert_close(program.module()(images), subnet(images), atol=1e-3, rtol=1e-3)
+
+
+def test_everything_merged_to_one_token_still_runs() -> None:
+    supernet = Supernet("mobilevit_xxs", num_classes=3).eval()
+    with torch.no_grad(), supernet.active(MergeSchedule.uniform(supernet.layers, 0.01)):
+        assert torch.isfinite(supernet(torch.randn(1, 3, 64, 64))).all()
+
+
+def test_timm_arguments_pass_through() -> None:
+    model = timm.create_model(
+        "ltm_mobilevit_xxs", keep_ratios={"stages.2.*": 0.5}, operator="ltm", num_classes=10, img_size=224,
+        in_chans=1, drop_path_rate=0.1,
+    )  # fmt: skip
+    assert model.eval()(torch.randn(1, 1, 96, 96)).shape == (1, 10)
+    assert model.forward_features(torch.randn(1, 1, 96, 96)).dim() == 4
+
+
+def test_plain_checkpoints_load_and_masks_keep_their_start() -> None:
+    plain = timm.create_model("mobilevit_xxs", num_classes=4)
+    model = timm.create_model("ltm_mobilevit_xxs", keep_ratios={"stages.3.*": 0.5}, num_classes=4, mask_start="place")
+    before = {n: v.clone() for n, v in model.state_dict().items() if ".merging." in n}
+    assert before
+    model.load_state_dict(plain.state_dict())  # strict
+    after = model.state_dict()
+    assert all(torch.equal(after[n], v) for n, v in before.items())
+    assert torch.equal(after["stem.conv.weight"], plain.state_dict()["stem.conv.weight"])
+    half = {n: v for n, v in after.items() if not n.endswith("transformer.0.merging.kappa")}
+    with pytest.raises(RuntimeError, match="kappa"):
+        model.load_state_dict(half)
+
+
+@pytest.mark.parametrize(("start", "gain"), [("auto", 0.0), ("place", 0.0), ("content", CONTENT_GAIN)])
+def test_mask_start(start: str, gain: float) -> None:
+    model = create_subnet("mobilevit_xxs", keep_ratios={"stages.2.1.transformer.0": 0.5}, mask_start=start)  # type: ignore[arg-type]
+    (operator,) = operators_of(model, layers_of("mobilevit_xxs")).values()
+    assert float(operator.kappa.detach()) == gain
+
+
+@pytest.mark.parametrize("backbone", sorted(SMALL))
+def test_timms_checkpoint_path_loads_the_backbone_and_starts_masks_by_content(backbone: str, tmp_path: Path) -> None:
+    plain = timm.create_model(backbone, num_classes=3, **SMALL[backbone])
+    save_file(plain.state_dict(), tmp_path / "plain.safetensors")
+    model = timm.create_model(
+        f"ltm_{backbone}", keep_ratios={"*": 0.5}, num_classes=3, checkpoint_path=str(tmp_path / "plain.safetensors"),
+        **SMALL[backbone],
+    )  # fmt: skip
+    state = model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in plain.state_dict().items())
+    operators = operators_of(model, get_adapter(backbone).layers(model)).values()
+    assert {float(operator.kappa.detach()) for operator in operators} == {CONTENT_GAIN}
+    # A checkpoint of the merging network itself brings its own masks.
+    with torch.no_grad():
+        for operator in operators:
+            operator.kappa.fill_(3.0)
+    again = create_subnet(backbone, keep_ratios={"*": 0.5}, num_classes=3, **SMALL[backbone])
+    again.load_state_dict(model.state_dict())
+    assert all(
+        float(op.kappa.detach()) == 3.0 for op in operators_of(again, get_adapter(backbone).layers(again)).values()
+    )
+
+
+def test_layer_names_and_registry() -> None:
+    assert layers_of("mobilevit_s") == (
+        "stages.2.1.transformer.0", "stages.2.1.transformer.1",
+        "stages.3.1.transformer.0", "stages.3.1.transformer.1", "stages.3.1.transformer.2", "stages.3.1.transformer.3",
+        "stages.4.1.transformer.0", "stages.4.1.transformer.1", "stages.4.1.transformer.2",
+    )  # fmt: skip
+    assert ltmsearch.__version__
+    for backbone in known_backbones():
+        assert timm.is_model(f"ltm_{backbone}")
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"keep_ratios": {"stages.9.*": 0.5}}, "unknown layer"),
+        ({"keep_ratios": {"stages.2.*": 1.4}}, r"must be in \(0, 1\]"),
+        ({"keep_ratios": {"stages.2.*": 0.5}, "operator": "tomme"}, "did you mean tome"),
+    ],
+)
+def test_wrong_arguments_are_told(kwargs: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        timm.create_model("ltm_mobilevit_xxs", **kwargs)
+
+
+def test_unknown_backbone_is_told_with_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"did you mean mobilevit_s\?"):
+        get_adapter("mobilvit_s")
+
+
+def test_deep_copies_do_not_share_state() -> None:
+    original = create_subnet("mobilevit_xxs", keep_ratios={"stages.2.*": 0.5}, num_classes=3).eval()
+    copied = copy.deepcopy(original)
+    images = torch.randn(1, 3, 96, 96)
+    with torch.no_grad():
+        wanted = original(images)
+        original(torch.randn(1, 3, 64, 128))  # another grid in the original
+        assert torch.equal(copied(images), wanted)
+    assert not any(
+        a is b for a, b in zip(original.modules(), copied.modules(), strict=True) if isinstance(a, nn.Linear)
+    )

@@ -1,0 +1,129 @@
+"""The supernet: schedules come and go without a trace, checkpoints load or say why not."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from support.nets import SMALL, randomise
+
+from ltmsearch.errors import InputError
+from ltmsearch.models.supernet import Supernet
+from ltmsearch.schedules.schedule import MergeSchedule
+
+
+@pytest.fixture(scope="module")
+def supernet() -> Supernet:
+    net = Supernet("mobilevit_xxs", num_classes=5)
+    randomise(net)
+    return net.eval()
+
+
+def test_active_is_restored_also_on_error_and_nests(supernet: Supernet) -> None:
+    plain = supernet.schedule
+    half = MergeSchedule.uniform(supernet.layers, 0.5)
+    with supernet.active(half):
+        assert supernet.schedule == half
+        with supernet.active(MergeSchedule(keep_ratios={supernet.layers[0]: 0.3})):
+            assert supernet.schedule.merging_layers == supernet.layers[:1]
+        assert supernet.schedule == half
+    with pytest.raises(RuntimeError, match="on purpose"), supernet.active(half):
+        raise RuntimeError("on purpose")
+    assert supernet.schedule == plain
+    assert plain.merging_layers == ()
+
+
+def test_wrong_schedules_change_nothing(supernet: Supernet) -> None:
+    with (
+        pytest.raises(InputError, match="operator must be the supernet's 'ltm'"),
+        supernet.active(MergeSchedule.uniform(supernet.layers, 0.5, "tome")),
+    ):
+        pass
+    with (
+        pytest.raises(InputError, match="unknown layer"),
+        supernet.active(MergeSchedule(keep_ratios={"blocks.0": 0.5})),
+    ):
+        pass
+    assert supernet.schedule.merging_layers == ()
+
+
+def test_extracted_weights_are_copies(supernet: Supernet) -> None:
+    subnet = supernet.extract(MergeSchedule.uniform(supernet.layers, 0.5))
+    before = supernet.model.state_dict()["stem.conv.weight"].clone()
+    with torch.no_grad():
+        subnet.stem.conv.weight.zero_()
+    assert torch.equal(supernet.model.state_dict()["stem.conv.weight"], before)
+
+
+def test_weight_decay_spares_importance_and_gain(supernet: Supernet) -> None:
+    spared = supernet.no_weight_decay()
+    names = {name for name, _ in supernet.named_parameters()}
+    assert spared <= names
+    assert {name.rsplit(".", 1)[1] for name in spared} == {"importance", "kappa"}
+    assert len(spared) == 2 * len(supernet.layers)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_checkpoint_loads_and_another_classifier_is_left(tmp_path: Path, suffix: str) -> None:
+    source = randomise(timm.create_model("mobilevit_xxs", num_classes=9))
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save({"state_dict": source.state_dict()}, path)
+    else:
+        save_file(source.state_dict(), path)
+    net = Supernet("mobilevit_xxs", checkpoint=path, num_classes=5)
+    state = net.model.state_dict()
+    assert torch.equal(state["stem.conv.weight"], source.state_dict()["stem.conv.weight"])
+    assert state["head.fc.weight"].shape[0] == 5
+    # Masks put into trained weights start by content.
+    assert float(state["stages.2.1.transformer.0.merging.kappa"]) > 0
+
+
+def test_checkpoints_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="must be a file"):
+        Supernet("mobilevit_xxs", checkpoint=tmp_path / "none.pth")
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"not a checkpoint")
+    with pytest.raises(InputError, match="cannot be read"):
+        Supernet("mobilevit_xxs", checkpoint=broken)
+    foreign = tmp_path / "foreign.safetensors"
+    save_file(timm.create_model("mobilevit_xs").state_dict(), foreign)
+    with pytest.raises(InputError, match=r"does not fit mobilevit_xxs: .*\band \d+ more"):
+        Supernet("mobilevit_xxs", checkpoint=foreign)
+
+
+def test_pickled_code_is_never_run(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "exploded",))
+
+    path = tmp_path / "bomb.pth"
+    torch.save({"state_dict": Bomb()}, path)
+    with pytest.raises(InputError, match="cannot be read"):
+        Supernet("mobilevit_xxs", checkpoint=path)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("backbone", SMALL)
+def test_the_beginning_is_all_that_the_first_layer_hears_of(backbone: str) -> None:
+    net = Supernet(backbone, **SMALL[backbone], num_classes=5)
+    randomise(net)
+    entering = []
+    net.model.get_submodule(net.layers[0]).register_forward_pre_hook(lambda _, args: entering.append(args[0]))
+    net.eval()(torch.randn(2, 3, 224, 224))
+    grads = torch.autograd.grad(entering[0].sum(), list(net.parameters()), allow_unused=True)
+    heard_of = [parameter for parameter, grad in zip(net.parameters(), grads, strict=True) if grad is not None]
+    assert [id(parameter) for parameter in net.beginning()] == [id(parameter) for parameter in heard_of]
+
+
+def test_the_beginning_is_held_and_let_go_also_on_error(supernet: Supernet) -> None:
+    images = torch.randn(2, 3, 64, 64)
+    with pytest.raises(RuntimeError, match="on purpose"), supernet.beginning_held():
+        supernet(images).sum().backward()
+        raise RuntimeError("on purpose")
+    held = {id(p) for p in supernet.beginning()}
+    assert all((p.grad is None) == (id(p) in held) for n, p in supernet.named_parameters() if ".merging." not in n)
+    assert held
+    assert all(p.requires_grad for p in supernet.parameters())
+    supernet.zero_grad(set_to_none=True)

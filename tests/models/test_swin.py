@@ -1,0 +1,100 @@
+"""Swin: windows that merge alike, shifted or padded, and come back."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from support.nets import randomise
+from torch import Tensor, nn
+
+from ltmsearch.merging import OPERATORS
+from ltmsearch.models import MERGING, create_subnet
+from ltmsearch.models.swin import PADDING_SIZE
+
+TINY_SWIN: dict[str, Any] = {"embed_dim": 32, "depths": (2, 2, 1, 1), "num_heads": (1, 2, 2, 4), "num_classes": 5}
+
+
+def net(**kwargs: Any) -> nn.Module:
+    given = {"keep_ratios": {"*": 0.5}, "strict_img_size": False, **TINY_SWIN, **kwargs}
+    return randomise(create_subnet("swin_tiny_patch4_window7_224", **given)).eval()
+
+
+@pytest.mark.parametrize("operator", sorted(OPERATORS))
+def test_merging_equal_tokens_changes_nothing(operator: str) -> None:
+    merging = net(operator=operator)
+    plain = copy.deepcopy(merging)
+    for module in plain.modules():
+        if hasattr(module, "keep_ratio"):
+            module.keep_ratio = 1.0
+    image = torch.full((1, 3, 224, 224), 0.3)
+    noise = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(merging(image), plain(image), atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(merging(noise), plain(noise), atol=1e-3)
+
+
+def block_without_attention(**kwargs: Any) -> nn.Module:
+    block = net(**kwargs).layers[0].blocks[1]  # a shifted one
+    assert any(block.shift_size)
+    with torch.no_grad():
+        block.attn.proj.weight.zero_()
+        block.attn.proj.bias.zero_()
+    return block
+
+
+@pytest.mark.parametrize("size", [(14, 14), (8, 17), (3, 4)])
+@pytest.mark.parametrize("operator", sorted(OPERATORS))
+def test_padding_weighs_next_to_nothing(operator: str, size: tuple[int, int]) -> None:
+    """A plain feature map is a plain feature map for the MLP, whatever is padded around it."""
+    block = block_without_attention(operator=operator)
+    x = torch.randn(32).expand(2, *size, 32).contiguous()
+    with torch.no_grad():
+        merged = block(x)
+        block.merging.keep_ratio = 1.0
+        torch.testing.assert_close(merged, block(x), atol=0.02, rtol=0.02)
+
+
+def test_every_window_merges_on_its_own() -> None:
+    """What stands in one window does not reach another through a merge: windows are not shifted."""
+    block = block_without_attention()
+    x = torch.randn(1, 14, 14, 32)
+    changed = x.clone()
+    changed[:, :7, :7] += torch.randn(7, 7, 32)
+    with torch.no_grad():
+        before, after = block(x), block(changed)
+    assert torch.equal(before[:, 7:], after[:, 7:])
+    assert torch.equal(before[:, :, 7:], after[:, :, 7:])
+    assert not torch.equal(before[:, :7, :7], after[:, :7, :7])
+
+
+def test_sizes_tell_padding_from_the_image() -> None:
+    block = net().layers[0].blocks[0]
+    sizes = block._sizes(torch.zeros(2, 5, 9, 4))  # one row of windows, two columns, padded to 7 x 14
+    assert sizes.shape == (2 * 2, 49)
+    first, second = sizes[0].view(7, 7), sizes[1].view(7, 7)
+    assert (first[:5] == 1).all()
+    assert (first[5:] == PADDING_SIZE).all()
+    assert (second[:5, :2] == 1).all()
+    assert (second[:, 2:] == PADDING_SIZE).all()
+    assert torch.equal(sizes[:2], sizes[2:])
+
+
+def test_tome_sees_the_keys_of_its_own_tokens() -> None:
+    """Keys come from shifted windows; each must arrive at the token it was made from."""
+    model = net(operator="tome")
+    block = model.layers[0].blocks[1]
+    x = torch.randn(2, 9, 14, 32)  # padded, shifted
+    seen: list[Tensor] = []
+    block.merging.register_forward_hook(lambda _m, args, out: seen.append(args[4]))
+    with torch.no_grad():
+        block(x)
+        normed = block._in_windows(block.norm1(x))
+        keys = block.attn.qkv(normed).unflatten(-1, (3, block.attn.num_heads, -1))[:, :, 1].mean(dim=2)
+    real = block._sizes(x) == 1
+    torch.testing.assert_close(seen[0][real], keys[real])
+
+
+def test_blocks_hold_timms_parameters_and_one_merging_child() -> None:
+    names = {name.split(".")[0] for name, _ in net().layers[0].blocks[0].named_parameters()}
+    assert names == {"norm1", "attn", "norm2", "mlp", MERGING}

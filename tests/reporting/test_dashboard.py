@@ -1,0 +1,352 @@
+"""The dashboard's pages: what stands in them, that it is there once, and that what a person wrote stays."""
+
+import csv
+import io
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
+from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna_dashboard import save_note
+from optuna_dashboard._note import get_note, get_note_from_system_attrs
+from PIL import Image
+from support.command_line import Interrupt, tiny, tiny_study
+
+from ltmsearch import run_study
+from ltmsearch.config.recipe import Recipe
+from ltmsearch.errors import InputError, TrialDiverged
+from ltmsearch.reporting.dashboard.notes import OWN_WORDS, renewed
+from ltmsearch.reporting.dashboard.pages import Pages
+from ltmsearch.reporting.dashboard.server import serve_dashboard
+from ltmsearch.search.driver import Driver
+from ltmsearch.search.records import read_trials, select_front
+from ltmsearch.search.shared_weights import SharedWeights
+from ltmsearch.search.trial import Evaluator
+
+START: dict[str, Any] = {"sampler": "random", "budget_gflops": 0.24, "trials": 8}
+"""Of the finished study: it has proposals over its budget."""
+
+
+@pytest.fixture(autouse=True)
+def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PNG starts a browser; its own tests do that."""
+    monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of a finished study with rejected proposals, not to be changed."""
+    return tiny_study(tmp_path_factory.mktemp("finished"), **START)
+
+
+def study_of(run: Path) -> optuna.Study:
+    storage = optuna.storages.RDBStorage(f"sqlite:///{run / 'study.db'}")
+    (name,) = optuna.get_all_study_names(storage)
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def notes_of(study: optuna.Study) -> dict[int, str]:
+    attrs = study._storage.get_study_system_attrs(study._study_id)
+    return {trial.number: get_note_from_system_attrs(attrs, trial._trial_id)["body"] for trial in study.trials}
+
+
+def files_of(run: Path, study: optuna.Study, trial: FrozenTrial) -> dict[str, bytes]:
+    """By name; each must be there once."""
+    store = FileSystemArtifactStore(run / "artifacts")
+    found = get_all_artifact_meta(trial, storage=study._storage)
+    files = {}
+    for file in found:
+        with store.open_reader(file.artifact_id) as stream:
+            files[file.filename] = stream.read()
+    assert len(files) == len(found)
+    return files
+
+
+def rows(note: str) -> list[list[str]]:
+    """The cells of all tables in a note."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in note.splitlines() if line.startswith("|")]
+
+
+class TestFinishedStudy:
+    def test_every_trial_has_the_attributes_of_its_schedule(self, finished: Path) -> None:
+        records = {record.trial: record for record in read_trials(finished / "trials.csv")}
+        study = study_of(finished)
+        assert {trial.state for trial in study.trials} == {TrialState.COMPLETE, TrialState.PRUNED}
+        for trial in study.trials:
+            attributes, record = trial.user_attrs, records[trial.number]
+            assert attributes["gflops"] == record.gflops
+            assert attributes["kind"] == record.kind
+            assert 0 < attributes["tokens_kept"] <= 1
+            assert (attributes["tokens_kept"] == 1) == (record.label == "plain")
+            assert attributes["ib_weight"] == record.ib_weight
+            if record.state == "scored":
+                assert attributes["supernet_version"] == record.supernet_version
+        plain = study.trials[0].user_attrs
+        assert plain["label"] == "plain"
+        assert plain["tokens_last"] == 16, "a 4×4 grid of patches at 224 px"
+
+    def test_notes_tell_schedule_costs_and_both_scores(self, finished: Path) -> None:
+        records = read_trials(finished / "trials.csv")
+        notes = notes_of(study_of(finished))
+        front = select_front(records)
+        assert front
+        for record in records:
+            cells = rows(notes[record.trial])
+            facts = {row[0]: row[1] for row in cells if len(row) == 2}
+            assert facts["GFLOPs"].startswith(f"{record.gflops:.4f} (")
+            schedule = {row[0]: row for row in cells if len(row) == 4}
+            for layer, ratio in record.keep_ratios.items():
+                before, after = (int(count) for count in schedule[layer][3].split(" → "))
+                assert schedule[layer][1] == f"{ratio:g}"
+                assert (after < before) == (schedule[layer][2] in ("soft", "hard"))
+            then = [value for name, value in facts.items() if name.startswith("score when it ran")]
+            final = [value for name, value in facts.items() if name.startswith("score with the final weights")]
+            assert [value.startswith(f"{record.top1:.1f} ") for value in then] == [True] * (record.state == "scored")
+            assert [value.startswith(f"{record.rescored_top1:.1f} ") for value in final] == [True] * (
+                record.rescored_top1 is not None
+            )
+            assert (": on the front." in notes[record.trial]) == (record in front)
+            assert ("Rejected by its cost alone" in notes[record.trial]) == (record.state == "over budget")
+
+    def test_the_studys_note_holds_the_front_with_links(self, finished: Path) -> None:
+        study = study_of(finished)
+        note, front = get_note(study), select_front(read_trials(finished / "trials.csv"))
+        linked = [row[0] for row in rows(note) if row[0].startswith("[")]
+        shown = [f"[{r.trial}](/dashboard/studies/{study._study_id}/trials?numbers={r.trial})" for r in front]
+        assert linked[: len(front)] == shown
+        assert "0.24 GFLOPs at 224 px" in note
+        assert note.rstrip().endswith(OWN_WORDS)
+
+    def test_plots_are_the_fronts_and_the_layers(self, finished: Path) -> None:
+        study = study_of(finished)
+        attrs = study._storage.get_study_system_attrs(study._study_id)
+        plots: dict[str, str] = {}
+        for name in sorted(attrs, key=lambda name: int(name.rpartition(":")[2]) if name[-1].isdigit() else 0):
+            if name.startswith("dashboard:plot_data:"):
+                plots.setdefault(name.split(":")[2], "")
+                plots[name.split(":")[2]] += attrs[name]
+        assert plots.keys() == {"front", "layers"}
+        front = select_front(read_trials(finished / "trials.csv"))
+        (ringed,) = [t for t in json.loads(plots["front"])["data"] if t.get("name", "").startswith("front")]
+        assert sorted(ringed["x"]) == sorted(record.gflops for record in front)
+        assert "stages.2.1.transformer.0" in plots["layers"]
+
+    def test_files_are_the_schedule_the_recipe_and_a_picture(self, finished: Path) -> None:
+        records = {record.trial: record for record in read_trials(finished / "trials.csv")}
+        study, number = study_of(finished), 0
+        for trial in study.trials:
+            files, record = files_of(finished, study, trial), records[trial.number]
+            number += len(files)
+            if trial.state == TrialState.PRUNED:
+                assert files == {}
+                continue
+            n = trial.number
+            drawn = [] if record.label == "plain" else [f"merges-{n}.png"]
+            assert sorted(files) == sorted([f"schedule-{n}.csv", f"recipe-{n}.yaml", *drawn])
+            table = list(csv.DictReader(io.StringIO(files[f"schedule-{n}.csv"].decode())))
+            assert {row["layer"]: float(row["keep_ratio"]) for row in table} == record.keep_ratios
+            recipe = Recipe.model_validate(yaml.safe_load(files[f"recipe-{n}.yaml"]))
+            assert recipe.merge_schedule == record.schedule("ltm")
+            assert recipe.provenance["proxy"]["top1"] == record.top1
+            for name in drawn:
+                assert len(files[name]) < 50_000
+                with Image.open(io.BytesIO(files[name])) as picture:
+                    assert picture.width > picture.height > 200
+        assert len(list((finished / "artifacts").iterdir())) == number, "none is left over"
+
+    def test_once_more_changes_nothing(self, finished: Path, tmp_path: Path) -> None:
+        run = Path(shutil.copytree(finished, tmp_path / "run"))
+        study = study_of(run)
+        before = study._storage.get_study_system_attrs(study._study_id)
+        run_study(tiny(run, **START))
+        study = study_of(run)
+        assert study._storage.get_study_system_attrs(study._study_id) == before
+        assert sorted(p.name for p in (run / "artifacts").iterdir()) == sorted(
+            p.name for p in (finished / "artifacts").iterdir()
+        )
+
+
+def test_what_a_person_writes_below_the_line_stays(finished: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    study = study_of(run)
+    old = notes_of(study)
+    save_note(study, get_note(study) + "\nShow this to Ada.\n")
+    save_note(Trial(study, study.trials[1]._trial_id), old[1] + "\nToo slow on the phone.\n")
+    save_note(Trial(study, study.trials[2]._trial_id), "All my own words.")
+    run_study(tiny(run, **{**START, "budget_gflops": 0.23}))
+    study = study_of(run)
+    new = notes_of(study)
+    assert "Show this to Ada." in get_note(study)
+    assert "0.23 GFLOPs at 224 px" in get_note(study)
+    assert "Too slow on the phone." in new[1]
+    assert new[2] == "All my own words."
+
+
+def test_under_other_budgets_notes_files_and_attributes_come_along(finished: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    before = study_of(finished)
+    run_study(tiny(run, **{**START, "budget_gflops": 0.23}))
+    after = study_of(run)
+    assert after._study_id != before._study_id
+    records = {record.trial: record for record in read_trials(run / "trials.csv")}
+    notes = notes_of(after)
+    for old, new in zip(before.trials, after.trials, strict=True):
+        assert files_of(run, after, new) == files_of(finished, before, old)
+        assert new.user_attrs == old.user_attrs
+        record = records[new.number]
+        over = record.state == "scored" and not record.feasible
+        assert ("over the budget" in notes[new.number]) == (over or record.state == "over budget")
+    assert f"/dashboard/studies/{after._study_id}/trials" in get_note(after)
+    attrs = after._storage.get_study_system_attrs(after._study_id)
+    ids = {str(trial._trial_id) for trial in after.trials}
+    assert {name.split(":")[1] for name in attrs if name.split(":")[1].isdigit()} == ids
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "before the weights are saved",
+        pytest.param("while files are written", marks=pytest.mark.slow),
+        pytest.param("before it is told", marks=pytest.mark.slow),
+    ],
+)
+def test_an_interrupted_trial_has_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    target, name = {
+        "while files are written": (FileSystemArtifactStore, "write"),
+        "before the weights are saved": (SharedWeights, "save"),
+        "before it is told": (Driver, "_tell"),
+    }[moment]
+    original, left = getattr(target, name), [5]
+
+    def dies(*args: Any, **kwargs: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            raise RuntimeError("power cut")
+        return original(*args, **kwargs)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(target, name, dies)
+        with pytest.raises(RuntimeError, match="power cut"):
+            run_study(tiny(run))
+    run_study(tiny(run))
+    study = study_of(run)
+    for trial in study.trials:
+        files = files_of(run, study, trial)
+        assert all(files.values()), "none is empty"
+        wanted = 0 if trial.state != TrialState.COMPLETE else 2 if trial.user_attrs.get("label") == "plain" else 3
+        assert len(files) == wanted
+    number = sum(len(files_of(run, study, trial)) for trial in study.trials)
+    assert len(list((run / "artifacts").iterdir())) == number
+
+
+def test_a_trial_that_failed_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, calls = Evaluator.evaluate, [0]
+
+    def diverge_once(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise TrialDiverged("the proxy training diverged")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(Evaluator, "evaluate", diverge_once)
+    run_study(tiny(tmp_path / "run", trials=3))
+    study = study_of(tmp_path / "run")
+    (failed,) = [trial for trial in study.trials if trial.state == TrialState.FAIL]
+    assert failed.user_attrs["failure"] == "the proxy training diverged"
+    assert "Failed: the attribute `failure` says why." in notes_of(study)[failed.number]
+    assert files_of(tmp_path / "run", study, failed) == {}
+
+
+def test_while_it_runs_the_note_says_that_the_front_is_to_come(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_study(tiny(tmp_path / "run"), Interrupt(6))
+    study = study_of(tmp_path / "run")
+    assert "The front stands here once the candidates for it are scored again" in get_note(study)
+    told = [trial for trial in study.trials if trial.state.is_finished()]
+    assert told
+    assert all(OWN_WORDS in notes_of(study)[trial.number] for trial in told)
+
+
+@pytest.mark.parametrize(
+    ("note", "present", "wanted"),
+    [
+        (f"new\n{OWN_WORDS}\n", "", f"new\n{OWN_WORDS}\n"),
+        (f"new\n{OWN_WORDS}\n", f"old\n{OWN_WORDS}\n", f"new\n{OWN_WORDS}\n"),
+        (f"new\n{OWN_WORDS}\n", f"old\n{OWN_WORDS}\n\nmine", f"new\n{OWN_WORDS}\n\nmine"),
+        (f"new\n{OWN_WORDS}\n", f"new\n{OWN_WORDS}\n", None),
+        (f"new\n{OWN_WORDS}\n", f"new\n{OWN_WORDS}\n\nmine", None),
+        (f"new\n{OWN_WORDS}\n", "mine alone", None),
+    ],
+)
+def test_renewed(note: str, present: str, wanted: str | None) -> None:
+    assert renewed(note, present) == wanted
+
+
+def test_a_long_note_becomes_short_again(finished: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    study = study_of(run)
+    trial = study.trials[1]
+    save_note(Trial(study, trial._trial_id), "word " * 2000 + OWN_WORDS)
+    held = study._storage.get_study_system_attrs(study._study_id)
+    older = sum(name.startswith(f"dashboard:{trial._trial_id}:note_str:") for name in held)
+    assert older > 2
+    Pages(study, None, run)._write_note(trial._trial_id, "short", version=9, older=older)  # type: ignore[arg-type]
+    assert notes_of(study)[1] == "short"
+
+
+class TestServer:
+    def command(self, run: Path, *more: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "ltmsearch", "dashboard", str(run), *more]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def test_ctrl_c_ends_it_cleanly(self, finished: Path) -> None:
+        with self.command(finished, "--port", "0") as process:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line.startswith(f"dashboard of {finished} on http://127.0.0.1:")
+            address = line.split()[4]
+            with urllib.request.urlopen(address, timeout=30) as page:
+                assert b"<title>Optuna Dashboard" in page.read()
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=30)
+        assert process.returncode == 0
+        assert (out, err) == ("", "")
+
+    def test_a_port_that_is_taken(self, finished: Path) -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            with self.command(finished, "--port", str(port)) as process:
+                out, err = process.communicate(timeout=60)
+        assert process.returncode == 2
+        assert out == "", "it does not say that it can be opened"
+        assert err == f"error: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+
+    def test_hosts_that_are_none(self, finished: Path) -> None:
+        with pytest.raises(InputError, match=r"cannot listen on no\.such\.host\.invalid:0: "):
+            serve_dashboard(finished, host="no.such.host.invalid", port=0, on_start=lambda _: None)
+
+    def test_folders_without_a_study(self, finished: Path, tmp_path: Path) -> None:
+        def refused(run: Path) -> str:
+            with pytest.raises(InputError) as caught:
+                serve_dashboard(run, host="127.0.0.1", port=0, on_start=lambda _: None)
+            return str(caught.value)
+
+        assert refused(tmp_path) == f"{tmp_path} must be the run directory of a study, but it holds no settings.yaml"
+        shutil.copy(finished / "settings.yaml", tmp_path)
+        assert f"but there is no {tmp_path}/study.db" in refused(tmp_path)
+        assert not (tmp_path / "study.db").exists()
+        (tmp_path / "study.db").write_text("no database")
+        assert "is damaged or another file (file is not a database)" in refused(tmp_path)

@@ -1,0 +1,171 @@
+"""The report of a small study, in a browser, as a person sees and uses it."""
+
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page
+from support.browser import Browse
+from support.sizes import TINY
+
+from ltmsearch import StudySettings, run_study
+from ltmsearch.reporting.html import PAGE
+from ltmsearch.study import StudyResult
+
+MARKS = "#plot-front .scatterlayer .trace .points path.point"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
+    """A study in which proposals were rejected."""
+    folder = tmp_path_factory.mktemp("report") / "run"
+    changes = {"sampler": "random", "budget_gflops": 0.23, "trials": 8, "out": str(folder)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
+        return run_study(StudySettings.make("test", **{**TINY, **changes}))
+
+
+@pytest.fixture
+def report(study: StudyResult) -> Path:
+    return study.folder / PAGE
+
+
+def traces(page: Page, plot: str) -> dict[str, list[dict[str, object]]]:
+    """Name → the traces of a plot that are drawn under it, as the browser has them: their data and their marks."""
+    found: list[dict[str, object]] = page.evaluate(
+        """plot => document.getElementById(plot).calcdata.map(points => {
+            const trace = points[0].trace, node = points[0].node3?.node();
+            const drawn = [...(node?.querySelectorAll('path.point') ?? [])];
+            return {name: trace.name, symbol: trace.marker?.symbol, size: trace.marker?.size, x: [...trace.x],
+                    marks: drawn.length, below: trace.yaxis === 'y2'};
+        })""",
+        plot,
+    )
+    by_name: dict[str, list[dict[str, object]]] = {}
+    for trace in found:
+        by_name.setdefault(str(trace["name"]), []).append(trace)
+    return by_name
+
+
+def test_nothing_is_asked_for_and_nothing_goes_wrong(browse: Browse, report: Path) -> None:
+    visit = browse(report)
+    visit.page.wait_for_function("document.querySelectorAll('.plot .main-svg').length >= 8 * 2")
+    visit.page.wait_for_load_state("networkidle")
+    assert visit.problems == []
+    assert visit.requests == []
+    assert visit.overflow == 0
+
+
+def test_the_front_is_drawn_point_by_point(browse: Browse, report: Path, study: StudyResult) -> None:
+    page = browse(report).page
+    page.wait_for_selector(MARKS)
+    drawn = traces(page, "plot-front")
+    (rings,) = drawn["front, ± 1 standard error"]
+    assert rings["marks"] == len(study.front) >= 1
+    assert sorted(rings["x"]) == sorted(record.gflops for record in study.front)  # type: ignore[call-overload]
+
+
+def test_rejected_proposals_are_ticks_below_the_plot(browse: Browse, report: Path, study: StudyResult) -> None:
+    page = browse(report).page
+    page.wait_for_selector(MARKS)
+    rejected = [record for record in study.records if record.state == "over budget"]
+    assert rejected, "a random sampler proposes schedules over a tight budget"
+    (ticks,) = traces(page, "plot-front")["rejected: over budget"]
+    assert ticks["symbol"] == "line-ns-open"
+    assert ticks["below"]
+    assert len(ticks["x"]) == len(rejected)  # type: ignore[arg-type]
+
+
+def test_hovering_over_a_front_point_tells_its_numbers(browse: Browse, report: Path, study: StudyResult) -> None:
+    page = browse(report).page
+    page.wait_for_selector(MARKS)
+    page.locator("#plot-front").scroll_into_view_if_needed()
+    best = study.front[0]
+    place = page.evaluate(
+        """([gflops, top1]) => {
+            const plot = document.getElementById('plot-front'), {xaxis, yaxis} = plot._fullLayout;
+            const box = plot.getBoundingClientRect();
+            return [box.left + xaxis._offset + xaxis.d2p(gflops), box.top + yaxis._offset + yaxis.d2p(top1)];
+        }""",
+        [best.gflops, best.standing],
+    )
+    page.mouse.move(place[0] - 40, place[1] - 40)
+    page.mouse.move(*place, steps=5)
+    label = page.locator("#plot-front .hoverlayer .hovertext")
+    label.first.wait_for()
+    words = label.first.text_content() or ""
+    assert f"trial {best.trial}" in words
+    assert f"{best.gflops:.4f} GFLOPs" in words
+    assert f"top-1 {best.score} %" in words
+
+
+def test_a_phone_shows_it_without_scrolling_sideways(browse: Browse, report: Path) -> None:
+    visit = browse(report, width=390, height=844)
+    page = visit.page
+    page.wait_for_selector(MARKS)
+    assert visit.overflow == 0
+    page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+    assert visit.overflow == 0
+    # Plots take the width there is; the one that needs more scrolls inside its box.
+    widths = page.evaluate("[...document.querySelectorAll('.plot')].map(p => [p.id, p.offsetWidth])")
+    assert all(width <= 390 for name, width in widths if name != "plot-layers")
+    assert page.evaluate("document.getElementById('plot-layers').parentElement.offsetWidth") <= 390
+
+
+def test_the_keyboard_reaches_the_skip_link_and_the_contents(browse: Browse, report: Path) -> None:
+    page = browse(report).page
+    page.wait_for_selector(MARKS)
+    focused = "document.activeElement.getAttribute('href')"
+    page.keyboard.press("Tab")
+    assert page.evaluate(focused) == "#main"
+    assert page.evaluate("document.activeElement.getBoundingClientRect().left") >= 0  # it is seen when it has focus
+    reached = []
+    for _ in range(8):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate(focused))
+    assert reached == ["#found", "#front", "#growth", "#layers", "#information", "#scores", "#times", "#settings"]
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline != "none"
+    page.keyboard.press("Enter")
+    assert page.evaluate("location.hash") == "#settings"
+
+
+def test_on_paper_everything_is_unfolded_and_no_plot_is_cut_off(browse: Browse, report: Path) -> None:
+    page = browse(report).page
+    page.wait_for_selector(MARKS)
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 690, "height": 1000})  # A4 within its margins
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate("document.querySelectorAll('details:not([open])').length") == 0
+    ends = page.evaluate("[...document.querySelectorAll('.plot')].map(p => p.getBoundingClientRect().right)")
+    assert max(ends) <= 690
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate("document.querySelectorAll('details[open]').length") == 0
+
+
+def test_tables_hold_what_the_plots_show(browse: Browse, report: Path, study: StudyResult) -> None:
+    page = browse(report).page
+    rows = page.locator("#front ~ details").first.locator("tbody tr")
+    assert rows.count() == sum(record.score is not None for record in study.records)
+    found = page.locator("section").first.locator("tbody").first.locator("tr")
+    assert found.count() == len(study.front)
+    assert found.first.locator("th").inner_text() == str(study.front[0].trial)
+
+
+@pytest.mark.parametrize("name", [PAGE, "front.html", "layers.html"])
+def test_no_button_sends_anything_anywhere(browse: Browse, study: StudyResult, name: str) -> None:
+    page = browse(study.folder / name).page
+    page.wait_for_selector(".modebar-btn", state="attached")
+    found = page.evaluate("[...document.querySelectorAll('.modebar-btn')].map(b => b.dataset.title ?? b.ariaLabel)")
+    assert "Download plot as a PNG" in found
+    assert not [words for words in found if "loud" in words or "hare" in words], found
+    if name == PAGE:  # the keyboard stops at each
+        assert set(found) == {"Download plot as a PNG", "Reset axes"}
+
+
+def test_drawings_are_told_in_words_and_not_read_out_number_by_number(browse: Browse, report: Path) -> None:
+    page = browse(report).page
+    page.wait_for_function("document.querySelectorAll('.plot .main-svg').length >= 8 * 2")
+    assert page.evaluate("document.querySelectorAll('svg.main-svg:not([aria-hidden=true])').length") == 0
+    labels = page.evaluate("[...document.querySelectorAll('.plot')].map(p => p.ariaLabel)")
+    assert labels[0].startswith("Top-1 against GFLOPs per image at 224 px")
+    assert all(labels)

@@ -1,0 +1,181 @@
+"""Drivers, workers and databases are killed at moments drawn by chance; the same command goes on, and nothing is lost.
+
+Whatever is killed, a study that ends is the study that was never disturbed: same trials, same front, same weights.
+"""
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from support.command_line import tiny
+from support.faults import Told, assert_weights_are_whole, fingerprint, searching, told
+from support.postgres import Postgres
+from test_ray import _children, _title
+
+from ltmsearch.study import run_study
+
+pytestmark = pytest.mark.slow
+
+
+def seeds(number: int, *, slow: int) -> list[Any]:
+    """Of the moments; each gives a study of its own. Only the first are run with the slow tests.
+
+    Args:
+        number: How many.
+        slow: How many of them are not left to `pytest -m thorough`.
+    """
+    return [pytest.param(seed, marks=[] if seed < slow else pytest.mark.thorough) for seed in range(number)]
+
+
+KILLS = 5
+"""Per study, at most: one that ends sooner ends."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_picture() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
+        yield
+
+
+class Undisturbed:
+    """A study that nothing happened to, and how long it took in a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for _ in range(2):  # the first also pays for what the server of processes imports
+            begun = time.monotonic()
+            process = searching(folder / f"run{_}")
+            process.join()
+            assert process.exitcode == 0
+            self.seconds = time.monotonic() - begun
+        self.run = folder / "run1"
+        self.trials, self.front = outcome(self.run)
+        self.weights = fingerprint(self.run)
+
+    def assert_same(self, run: Path) -> None:
+        trials, front = outcome(run)
+        pd.testing.assert_frame_equal(trials, self.trials)
+        assert front == self.front
+        assert fingerprint(run) == self.weights
+        assert not [path for path in run.rglob(".*") if path.is_file()], "what was half written is gone"
+
+
+def outcome(run: Path) -> tuple[pd.DataFrame, str]:
+    return pd.read_csv(run / "trials.csv").drop(columns="seconds"), (run / "front.csv").read_text()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    return Undisturbed(tmp_path_factory.mktemp("undisturbed"))
+
+
+def assert_kept(before: Told, after: Told) -> None:
+    """What was told is still there, as it was."""
+    assert {number: after.get(number) for number in before} == before
+
+
+@pytest.mark.parametrize("seed", seeds(9, slow=1))
+def test_drivers_are_killed(
+    undisturbed: Undisturbed, tmp_path: Path, seed: int, record_property: Callable[[str, object], None]
+) -> None:
+    """Also while one goes over a study that has ended, and writes its results again."""
+    chance, run, kept, kills = random.Random(seed), tmp_path / "run", Told(), 0
+    while kills < KILLS:
+        process = searching(run)
+        process.join(chance.uniform(0.05, 0.6) * undisturbed.seconds)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            kills += 1
+        else:
+            assert process.exitcode == 0, run.with_suffix(".told").read_text()
+        now = told(run)
+        assert_kept(kept, now)
+        assert_weights_are_whole(run, now)
+        kept = now
+    process = searching(run)
+    process.join()
+    assert process.exitcode == 0, run.with_suffix(".told").read_text()
+    assert_kept(kept, told(run))
+    undisturbed.assert_same(run)
+    record_property("told", f"faults: a driver was killed {kills} times, and the study is as if undisturbed")
+
+
+@pytest.mark.parametrize("seed", seeds(2, slow=1))
+def test_databases_are_killed(
+    undisturbed: Undisturbed,
+    postgres: Postgres,
+    tmp_path: Path,
+    seed: int,
+    record_property: Callable[[str, object], None],
+) -> None:
+    chance, run, kills = random.Random(seed), tmp_path / "run", 0
+    options = {"study": f"killed-{seed}", "storage": postgres.url(password=True)}
+    process = searching(run, **options)
+    while kills < KILLS:
+        process.join(chance.uniform(0.1, 0.5) * undisturbed.seconds)
+        postgres.kill()
+        kills += 1
+        time.sleep(chance.uniform(0, 1.5))
+        postgres.start()
+        if process.exitcode is not None:  # what it reached first is not waited for: then it says so and ends
+            process = searching(run, **options)
+    process.join(240)
+    if process.exitcode != 0:
+        process = searching(run, **options)
+        process.join(240)
+    assert process.exitcode == 0, run.with_suffix(".told").read_text()
+    undisturbed.assert_same(run)
+    record_property("told", f"faults: PostgreSQL was killed {kills} times, and the study is as if undisturbed")
+
+
+@pytest.mark.thorough
+def test_workers_are_killed(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    """With two workers the order of trials is left to chance, so there is no study to compare with."""
+    chance, killed, over = random.Random(0), [], threading.Event()
+
+    def kill_now_and_then() -> None:
+        while not over.wait(chance.uniform(2, 6)) and len(killed) < 12:
+            busy = [pid for pid in _children(os.getpid()) if "ray::TrialWorker" in _title(pid)]
+            if busy:
+                os.kill(victim := chance.choice(busy), signal.SIGKILL)
+                killed.append(victim)
+
+    killer = threading.Thread(target=kill_now_and_then)
+    killer.start()
+    try:
+        result = run_study(tiny(tmp_path / "run", workers=2, trials=60, proxy_steps=4))
+    finally:
+        over.set()
+        killer.join()
+    trials = told(tmp_path / "run")
+    counted = [r for r in result.records if r.label != "plain" and r.state in ("scored", "failed")]
+    assert len(counted) == 60
+    failed = [record for record in counted if record.state == "failed"]
+    assert len(failed) <= len(killed) // 3, "a trial fails over the third worker that dies of it, not before"
+    assert sorted(trials) == list(range(len(trials)))
+    assert_weights_are_whole(tmp_path / "run", trials)
+    assert len(result.front) >= 1
+    record_property(
+        "told", f"faults: workers killed {len(killed)} times in one study of 60 trials, {len(failed)} failed"
+    )
+    assert len(killed) >= 5
+
+
+def test_terminated_and_continued(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    process = searching(tmp_path / "run")
+    process.join(0.6 * undisturbed.seconds)
+    process.terminate()
+    process.join()
+    again: Any = searching(tmp_path / "run")
+    again.join()
+    assert again.exitcode == 0
+    undisturbed.assert_same(tmp_path / "run")

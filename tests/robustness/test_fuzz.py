@@ -1,0 +1,305 @@
+"""Damaged files of every kind that is read: each is loaded, or refused in one line, and soon."""
+
+import io
+import os
+import socket
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save
+from support.fuzzing import Kind, Target, fuzz, outcome
+from support.profiles import hand_made_profile
+
+from ltmsearch.cli.run import _settings as settings_of_config
+from ltmsearch.config.recipe import Recipe, load_recipe
+from ltmsearch.config.settings import ResolvedSettings, StudySettings
+from ltmsearch.errors import InputError
+from ltmsearch.io.presets import shipped_folder
+from ltmsearch.io.safetensors_state import load_state, save_state
+from ltmsearch.latency import LatencyProfile
+from ltmsearch.models import load_weights
+from ltmsearch.reporting.findings import find
+from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.schedules.space import SearchSpace, SpaceFile
+from ltmsearch.search.checkpoint import WEIGHTS as SHARED
+from ltmsearch.search.checkpoint import CheckpointState, load_checkpoint, save_checkpoint
+from ltmsearch.search.records import TrialRecord, front_table, read_front, read_trials, trials_table, write_csv
+from ltmsearch.search.timing import TIMES, Times
+from ltmsearch.training.epoch_records import EpochRecord, read_log, write_log
+
+QUICK, MANY = 2_400, 40_000
+"""Cases of the default test, and of the slow one."""
+SEEDS = (1, 2, 3, 4)
+"""Of the slow one, a quarter of the cases each."""
+LAYERS = tuple(f"stages.{stage}.1.transformer.{i}" for stage, depth in ((2, 2), (3, 4), (4, 3)) for i in range(depth))
+SMALL_RECIPE = b"""schema_version: 1
+model: ltm_mobilevit_xxs
+operator: ltm
+schedule: {stages.2.1.transformer.0: 0.5, stages.3.1.transformer.1: 1.0}
+forms: {stages.2.1.transformer.0: hard}
+num_classes: 10
+img_size: 224
+epochs: 3
+warmup_epochs: 1
+aa: null
+scale: [0.1, 1]
+provenance: {study: a, trial: 3}
+"""
+SMALL_SPACE = b"""schema_version: 1
+family: mobilevit
+keep_ratios: [1.0, 0.7, &half 0.5]
+forms: [soft, hard]
+ib_weight: [0.01, 1.0]
+layers:
+  - &rule {pattern: "stages.2.*", keep_ratios: [*half]}
+  - {<<: *rule, pattern: "stages.4.1.transformer.0", forms: [soft]}
+"""
+SMALL_STUDY = b"""backbone: mobilevit_xxs
+budget_gflops: 0.2-0.27
+trials: 6
+seed: 1
+dataset: digits
+storage: postgresql://user:secret@localhost/studies
+study: a-study
+"""
+
+
+def record(trial: int, **changes: Any) -> TrialRecord:
+    values: dict[str, Any] = {
+        "trial": trial, "kind": "searched", "state": "scored", "feasible": True, "gflops": 0.2 + trial / 100,
+        "top1": 50.0 + trial, "top1_se": 1.5, "loss": 1.2, "rescored_top1": 51.0 + trial, "rescored_top1_se": 1.0,
+        "rescored_loss": 1.1, "rescored_version": 7, "expected_top1": 51.5, "ib_weight": 0.1, "supernet_version": trial,
+        "seconds": 1.25, "keep_ratios": {layer: 1.0 if i % 2 else 0.5 for i, layer in enumerate(LAYERS)},
+        "forms": {LAYERS[0]: "hard"},
+    }  # fmt: skip
+    return TrialRecord(**values | changes)
+
+
+def epoch(number: int) -> EpochRecord:
+    return EpochRecord(
+        epoch=number, lr=0.1, train_loss=1.0, ib_weight=0.0, top1=40.0, loss=float("nan"), images_per_second=9.0,
+        seconds=1.0,
+    )  # fmt: skip
+
+
+RECORDS = [
+    record(0, kind="baseline", label="plain", keep_ratios=dict.fromkeys(LAYERS, 1.0), forms={}),
+    record(1),
+    record(2, state="over budget", feasible=False, top1=None, rescored_top1=None, expected_top1=None),
+    *(record(number) for number in range(3, 6)),
+]
+
+
+@cache
+def small_net() -> torch.nn.Module:
+    return timm.create_model("vit_tiny_patch16_224", depth=1, embed_dim=48, num_heads=3, num_classes=4, img_size=32)
+
+
+def recipe_file(path: Path) -> None:
+    recipe = load_recipe(path)
+    recipe.to_yaml()
+    MergeSchedule.from_mapping(LAYERS, dict.fromkeys(LAYERS, 1.0) | {"*": 0.5}, recipe.operator)
+    hash(recipe.merge_schedule)
+
+
+def space_file(path: Path) -> None:
+    file = SpaceFile.load(str(path), family="mobilevit")
+    grids = dict.fromkeys(LAYERS, (14, 14))
+    try:
+        space = SearchSpace.build(file, grids, pays=lambda layer, choice: True)
+    except Exception as error:  # which names the pattern, not the file
+        raise type(error)(f"{path.name}: {error}") from error
+    space.digest()
+    space.schedule(space.cheapest)
+
+
+def settings_file(path: Path) -> None:
+    settings = ResolvedSettings.load(path)
+    settings.to_yaml()
+    str((settings.axis, settings.study_name, settings.run_dir, settings.resolved("cpu")))
+
+
+def config_file(path: Path) -> None:
+    try:
+        settings = settings_of_config({}, str(path))
+    except Exception as error:  # whatever stands in two settings is told of `run`, which has options beside the file
+        raise type(error)(f"{path.name}: {error}") from error
+    resolved = settings.resolved("cpu")
+    resolved.to_yaml()
+    str((resolved.axis, resolved.study_name, resolved.run_dir))
+
+
+def trials_file(path: Path) -> None:
+    records = read_trials(path)
+    find(records)
+    trials_table(records)
+
+
+def times_file(path: Path) -> None:
+    times = Times.load(path.parent)
+    str((times.seconds, times.total))
+
+
+def shared_weights(path: Path) -> None:
+    load_checkpoint(path.parent)
+
+
+def weights_file(path: Path) -> None:
+    load_weights(small_net(), path)
+
+
+def profile_file(path: Path) -> None:
+    LatencyProfile.load_file(path).model_dump_json()
+
+
+@pytest.fixture(scope="module")
+def targets(tmp_path_factory: pytest.TempPathFactory) -> list[Target]:
+    folder = tmp_path_factory.mktemp("originals")
+    study = StudySettings.make("test", backbone="mobilevit_xxs", budget_gflops=0.27).resolved("cpu").to_yaml()
+    recipe = Recipe(model="ltm_vit", operator="pool", schedule={}, num_classes=2, img_size=64).to_yaml()
+    shared = CheckpointState(class_names=["a", "b"], version=3, scored=4, space="0123", trial=4, outcome={"top1": 3.5})
+    tensors = {"a": torch.zeros(3), "b": torch.ones(2, 2)}
+    save_checkpoint(folder, tensors, shared)
+    state = {"recipe": {"lr": 0.1}, "records": [{"epoch": 1}], "learner": {"m": tensors}}
+    save_state(folder / "state.safetensors", state)
+    stint = {"started": "2026-11-26T21:00:00+00:00", "device": "cpu", "versions": {"torch": "2"}, "seconds": {"a": 1.5}}
+    torch_file = io.BytesIO()
+    torch.save(small_net().state_dict(), torch_file)
+    profile = hand_made_profile(lambda suffix: 0.1, base_ms=5.0)
+    profile = profile.model_copy(update={"weights": dict(list(profile.weights.items())[:5])})
+    trials, front = (
+        write_csv(trials_table(RECORDS), folder / "t.csv"),
+        write_csv(front_table(RECORDS), folder / "f.csv"),
+    )
+    log = write_log([epoch(1), epoch(2)], folder / "log.csv")
+
+    def shipped(kind: Literal["search_spaces", "studies"]) -> list[bytes]:
+        return [path.read_bytes() for path in sorted(shipped_folder(kind).glob("*.yaml"))]
+
+    def target(
+        name: str, kind: Kind, file: str, load: Callable[[Path], object], *originals: bytes | str | Path
+    ) -> Target:
+        contents = (
+            o.read_bytes() if isinstance(o, Path) else o.encode() if isinstance(o, str) else o for o in originals
+        )
+        return Target(name=name, kind=kind, file=file, load=load, originals=tuple(contents))
+
+    return [
+        target("recipe", "yaml", "recipe.yaml", recipe_file, SMALL_RECIPE, SMALL_RECIPE, SMALL_RECIPE, recipe),
+        target("space", "yaml", "space.yaml", space_file, SMALL_SPACE, SMALL_SPACE, *shipped("search_spaces")),
+        target("config", "yaml", "config.yaml", config_file, SMALL_STUDY, *shipped("studies")),
+        target("settings", "yaml", "settings.yaml", settings_file, study),
+        target("trials", "csv", "trials.csv", trials_file, trials),
+        target("front", "csv", "front.csv", read_front, front),
+        target("log", "csv", "log.csv", read_log, log),
+        target("times", "json", TIMES, times_file, Times.model_validate({"stints": [stint, stint]}).model_dump_json()),
+        target("profile", "json", "latency.json", profile_file, profile.model_dump_json(indent=1)),
+        target("shared weights", "safetensors", SHARED, shared_weights, folder / SHARED),
+        target("training state", "safetensors", "state.safetensors", load_state, folder / "state.safetensors"),
+        target("weights", "safetensors", "weights.safetensors", weights_file, save(small_net().state_dict())),
+        target("torch weights", "safetensors", "weights.pt", weights_file, torch_file.getvalue()),
+    ]
+
+
+Told = Callable[[str, object], None]
+
+
+def test_damaged_files_are_loaded_or_refused_in_one_line(
+    targets: list[Target], tmp_path: Path, record_property: Told
+) -> None:
+    tally = fuzz(targets, QUICK, seed=0, folder=tmp_path)
+    record_property("told", f"fuzz: {tally}")
+    assert not tally.failures, "\n".join(tally.failures[:20])
+    assert tally.outcomes["loaded"] > QUICK / 50, "else nothing behind the first check is tried"
+    assert tally.outcomes["refused"] > QUICK / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [SEEDS[0], *(pytest.param(s, marks=pytest.mark.thorough) for s in SEEDS[1:])])
+def test_many_more_of_them(targets: list[Target], tmp_path: Path, record_property: Told, seed: int) -> None:
+    tally = fuzz(targets, MANY // len(SEEDS), seed=seed, folder=tmp_path)
+    record_property("told", f"fuzz, seed {seed}: {tally}")
+    assert not tally.failures, "\n".join(tally.failures[:20])
+
+
+def place(kind: str, path: Path) -> None:
+    """Something at a path that is no file, or no readable one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    match kind:
+        case "folder":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
+        case "endless":
+            path.symlink_to("/dev/zero")
+        case "nothing":
+            path.symlink_to("/dev/null")
+        case "link to itself":
+            path.symlink_to(path)
+        case "socket":
+            with socket.socket(socket.AF_UNIX) as server:
+                server.bind(os.path.relpath(path))  # which may have some hundred characters
+        case "huge":
+            with path.open("wb") as file:
+                file.truncate(1 << 40)  # takes no room on the disk
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "endless", "nothing", "link to itself", "socket", "huge"])
+def test_what_is_no_file_is_refused_and_holds_nobody_up(
+    targets: list[Target], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for target in targets:
+        path = tmp_path / target.name / target.file
+        place(kind, path)
+        came = outcome(target.load, path)
+        if (kind, target.name) == ("link to itself", "shared weights"):  # as if there were none
+            assert came == "loaded"
+        else:
+            assert came == "refused", target.name
+
+
+def test_a_missing_file_is_refused(targets: list[Target], tmp_path: Path) -> None:
+    may_be_missing = {"times", "shared weights"}  # a run that has none begins
+    came = {target.name: outcome(target.load, tmp_path / target.file) for target in targets}
+    assert came == {name: "loaded" if name in may_be_missing else "refused" for name in came}
+
+
+def test_the_same_seed_damages_alike(tmp_path: Path) -> None:
+    seen: list[bytes] = []
+
+    def load(path: Path) -> None:
+        seen.append(path.read_bytes())
+
+    target = Target(name="a", kind="yaml", file="a", originals=(SMALL_RECIPE,), load=load)
+    for seed in (9, 9, 10):
+        fuzz([target], 40, seed=seed, folder=tmp_path)
+    assert seen[:40] == seen[40:80]
+    assert len(set(seen[80:]) & set(seen[:40])) < 10
+
+
+def test_the_fuzzer_sees_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of readers that fail, hang, stay silent or tell too much."""
+
+    def hangs(path: Path) -> None:
+        while True:
+            pass
+
+    def refuses(message: str) -> Callable[[Path], None]:
+        def load(path: Path) -> None:
+            raise InputError(message)
+
+        return load
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fuzzing.SECONDS", 0.05)
+        assert outcome(hangs, tmp_path / "a.yaml") == "took more than 0.05 s"
+    assert outcome(lambda path: {}["x"], tmp_path / "a.yaml").startswith("KeyError at test_fuzz.py")
+    assert outcome(refuses("no"), tmp_path / "a.yaml").startswith("does not name the file")
+    assert outcome(refuses("a.yaml " * 1000), tmp_path / "a.yaml").startswith("not one line")
+    assert outcome(refuses("a.yaml"), tmp_path / "a.yaml") == "refused"

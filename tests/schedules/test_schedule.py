@@ -1,0 +1,108 @@
+"""Schedules: one and the same inside, whatever the spelling at the door."""
+
+import pickle
+
+import pytest
+
+from ltmsearch.errors import InputError
+from ltmsearch.schedules.schedule import Choice, Form, MergeSchedule
+
+LAYERS = ("stages.2.0", "stages.2.1", "stages.3.0")
+
+
+def test_equal_schedules_are_equal_and_hash_alike() -> None:
+    one = MergeSchedule(keep_ratios={"a": 0.5, "b": 1})
+    other = MergeSchedule(keep_ratios={"b": 1.0, "a": 0.5})
+    assert one == other
+    assert hash(one) == hash(other)
+    assert one != MergeSchedule(keep_ratios={"a": 0.5, "b": 1.0}, operator="tome")
+    assert pickle.loads(pickle.dumps(one)) == one
+
+
+def test_a_schedule_does_not_change_with_its_source() -> None:
+    source = {"a": 0.5}
+    schedule = MergeSchedule(keep_ratios=source)
+    source["a"] = 0.1
+    assert schedule.keep_ratio("a") == 0.5
+    assert schedule.keep_ratio("unnamed") == 1.0
+    with pytest.raises(TypeError):
+        schedule.keep_ratios["a"] = 0.2  # type: ignore[index]
+
+
+def test_lists_and_patterns_become_one_spelling() -> None:
+    assert dict(MergeSchedule.from_list(LAYERS, [0.7]).keep_ratios) == dict.fromkeys(LAYERS, 0.7)
+    listed = MergeSchedule.from_list(LAYERS, [0.7, 1, 0.5])
+    assert listed == MergeSchedule.from_mapping(LAYERS, {"stages.2.0": 0.7, "stages.3.*": 0.5})
+    assert listed.merging_layers == ("stages.2.0", "stages.3.0")
+    # Later entries win.
+    later = MergeSchedule.from_mapping(LAYERS, {"*": 0.5, "stages.2.1": 1.0})
+    assert later.merging_layers == ("stages.2.0", "stages.3.0")
+
+
+@pytest.mark.parametrize("ratio", [0, -0.1, 1.01, float("nan"), True, "0.5", None])
+def test_ratios_out_of_range_are_refused(ratio: object) -> None:
+    with pytest.raises(InputError, match=r"must be in \(0, 1\], but layer a has"):
+        MergeSchedule(keep_ratios={"a": ratio})  # type: ignore[dict-item]
+
+
+def test_wrong_numbers_and_names_are_told() -> None:
+    with pytest.raises(InputError, match="got 2 for 3 layers"):
+        MergeSchedule.from_list(LAYERS, [0.5, 0.5])
+    with pytest.raises(InputError, match="did you mean stages.3.0"):
+        MergeSchedule.from_mapping(LAYERS, {"stages.3.00": 0.5})
+
+
+def test_plain_layers_have_no_form() -> None:
+    hard = MergeSchedule(keep_ratios={"a": 0.5, "b": 1, "c": 0.7}, forms={"a": "hard", "b": "hard", "unnamed": "soft"})
+    assert dict(hard.forms) == {"a": "hard"}
+    assert [hard.form(layer) for layer in "abc"] == ["hard", None, None]
+    assert hard == MergeSchedule(keep_ratios={"a": 0.5, "b": 1, "c": 0.7}, forms={"a": "hard"})
+    assert MergeSchedule.uniform("ab", 1.0, form="hard") == MergeSchedule.uniform("ab", 1.0)
+
+
+def test_forms_tell_schedules_apart_whatever_their_order() -> None:
+    ratios = {"a": 0.5, "b": 0.5}
+    one = MergeSchedule(keep_ratios=ratios, forms={"a": "hard", "b": "soft"})
+    other = MergeSchedule(keep_ratios=ratios, forms={"b": "soft", "a": "hard"})
+    assert one == other
+    assert hash(one) == hash(other)
+    swapped = MergeSchedule(keep_ratios=ratios, forms={"a": "soft", "b": "hard"})
+    assert len({one, other, swapped, MergeSchedule(keep_ratios=ratios)}) == 3
+    copied = pickle.loads(pickle.dumps(one))
+    assert copied == one
+    assert hash(copied) == hash(one)
+    with pytest.raises(TypeError):
+        copied.forms["a"] = "soft"
+
+
+def test_forms_do_not_change_with_their_source() -> None:
+    forms: dict[str, Form] = {"a": "hard"}
+    schedule = MergeSchedule(keep_ratios={"a": 0.5}, forms=forms)
+    forms["a"] = "soft"
+    assert schedule.form("a") == "hard"
+
+
+def test_forms_by_name_and_pattern() -> None:
+    half = {"*": 0.5}
+    schedule = MergeSchedule.from_mapping(LAYERS, half, forms={"stages.2.*": "hard"})
+    assert dict(schedule.forms) == {"stages.2.0": "hard", "stages.2.1": "hard"}
+    later = MergeSchedule.from_mapping(LAYERS, half, forms={"*": "hard", "stages.2.1": "soft"})
+    assert dict(later.forms) == {"stages.2.0": "hard", "stages.2.1": "soft", "stages.3.0": "hard"}
+    everywhere = MergeSchedule.from_mapping(LAYERS, half, forms={"*": "hard"})
+    assert everywhere == MergeSchedule.from_list(LAYERS, [0.5], form="hard")
+    assert everywhere == MergeSchedule.from_list(LAYERS, [0.5, 0.5, 0.5], form="hard")
+    assert everywhere == MergeSchedule.uniform(LAYERS, 0.5, form="hard")
+    with pytest.raises(InputError, match="unknown layer 'stages.3.00': did you mean stages.3.0"):
+        MergeSchedule.from_mapping(LAYERS, half, forms={"stages.3.00": "hard"})
+
+
+@pytest.mark.parametrize("form", ["firm", "Hard", "", None, True, ["hard"]])
+@pytest.mark.parametrize("ratio", [0.5, 1.0])
+def test_forms_that_are_none_are_refused(form: object, ratio: float) -> None:
+    with pytest.raises(InputError, match=r"forms must be soft, hard, matched, but layer a has ") as caught:
+        MergeSchedule(keep_ratios={"a": ratio}, forms={"a": form})  # type: ignore[dict-item]
+    assert str(caught.value).endswith(repr(form))
+
+
+def test_choices_read_well() -> None:
+    assert [str(choice) for choice in (Choice(1.0), Choice(0.35, "hard"))] == ["1", "0.35 hard"]

@@ -1,0 +1,301 @@
+"""Search spaces: choices as data, distinct where the grids are."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ltmsearch.errors import InputError
+from ltmsearch.io.presets import find_file, shipped_folder
+from ltmsearch.merging import OPERATORS
+from ltmsearch.models import FAMILIES
+from ltmsearch.schedules.grid import Grid, target_grid
+from ltmsearch.schedules.schedule import Choice, MergeSchedule
+from ltmsearch.schedules.space import (
+    IBWeights,
+    SearchSpace,
+    SpaceFile,
+    distinct_ratios,
+    indistinct_choices,
+    possible_choices,
+)
+
+GRIDS: dict[str, Grid] = {"stages.2.0": (14, 14), "stages.3.0": (7, 7), "stages.4.0": (2, 2)}
+HEAD = "schema_version: 1\nfamily: m\n"
+PLAIN = Choice(1.0)
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def build(
+    folder: Path, text: str, operator: str = "ltm", pays: Callable[[str, Choice], bool] = lambda *_: True
+) -> SearchSpace:
+    """The space of a file's text behind `HEAD`."""
+    return SearchSpace.build(SpaceFile.load(write(folder, HEAD + text), family="m"), GRIDS, operator, pays=pays)
+
+
+def soft(*ratios: float) -> tuple[Choice, ...]:
+    """Plain, and the soft form of some ratios."""
+    return (PLAIN, *(Choice(ratio, "soft") for ratio in ratios))
+
+
+def test_shipped_spaces_load_and_are_headed_by_an_explanation() -> None:
+    files = sorted(shipped_folder("search_spaces").glob("*.yaml"))
+    assert [file.stem for file in files] == sorted(adapter.family for adapter in FAMILIES)
+    for file in files:
+        assert SpaceFile.load(None, family=file.stem) == SpaceFile.load(file.stem, family=file.stem)
+        assert file.read_text().startswith("# "), file
+
+
+def test_rules_hold_for_the_layers_they_match(tmp_path: Path) -> None:
+    space = build(
+        tmp_path,
+        "keep_ratios: [0.5]\nforms: [soft]\n"
+        "layers:\n  - {pattern: 'stages.2.*', keep_ratios: [1.0]}\n  - {pattern: '*', keep_ratios: [0.7, 0.5]}\n",
+    )
+    assert space.layers == tuple(GRIDS)
+    assert space.choices[0] == (PLAIN,)
+    assert space.choices[1] == soft(0.7, 0.5)
+    assert space.size == 1 * 3 * len(space.choices[2])
+
+
+def test_choices_go_from_plain_down_and_of_one_ratio_the_soft_form_first(tmp_path: Path) -> None:
+    wanted = (PLAIN, *(Choice(ratio, form) for ratio in (0.7, 0.5, 0.25) for form in ("soft", "hard")))
+    assert wanted[1:3] == (Choice(0.7, "soft"), Choice(0.7, "hard"))
+    for text in ("keep_ratios: [0.5, 0.25, 0.7]\n", "keep_ratios: [0.25, 1, 0.7, 0.5]\nforms: [hard, soft, hard]\n"):
+        assert build(tmp_path, text).choices[0] == wanted
+
+
+def test_forms_of_a_file_and_of_a_rule(tmp_path: Path) -> None:
+    space = build(
+        tmp_path,
+        "keep_ratios: [0.5]\nforms: [soft]\nlayers:\n"
+        "  - {pattern: stages.3.0, keep_ratios: [0.5, 0.25], forms: [hard]}\n"
+        "  - {pattern: 'stages.[34].*', keep_ratios: [0.5], forms: [soft, hard]}\n",
+    )
+    assert space.choices == (
+        soft(0.5),
+        (PLAIN, Choice(0.5, "hard"), Choice(0.25, "hard")),
+        (PLAIN, Choice(0.5, "soft"), Choice(0.5, "hard")),
+    )
+    # Both where neither says anything; a rule without forms takes the file's.
+    assert build(tmp_path, "keep_ratios: [0.5]\n").choices[0] == (PLAIN, Choice(0.5, "soft"), Choice(0.5, "hard"))
+    rule = "layers: [{pattern: '*', keep_ratios: [0.7]}]\n"
+    assert build(tmp_path, f"keep_ratios: [0.5]\nforms: [hard]\n{rule}").choices[0] == (PLAIN, Choice(0.7, "hard"))
+
+
+@pytest.mark.parametrize("operator", [name for name, operator in sorted(OPERATORS.items()) if len(operator.forms) == 1])
+@pytest.mark.parametrize("forms", ["[soft]", "[hard]", "[soft, hard]"])
+def test_operators_with_one_form_take_that_one(tmp_path: Path, operator: str, forms: str) -> None:
+    space = build(tmp_path, f"keep_ratios: [0.7, 0.5]\nforms: {forms}\n", operator)
+    assert space.choices[0] == (PLAIN, Choice(0.7), Choice(0.5))
+    assert dict(space.schedule([1, 2, 0]).forms) == {}
+    assert space.schedule([1, 2, 0]).operator == operator
+
+
+def test_choices_that_do_not_pay_are_left_out(tmp_path: Path) -> None:
+    asked: list[tuple[str, Choice]] = []
+
+    def pays(layer: str, choice: Choice) -> bool:
+        asked.append((layer, choice))
+        return layer == "stages.3.0" or (layer == "stages.2.0" and (choice.form == "hard" or choice.keep_ratio < 0.6))
+
+    text = "keep_ratios: [0.7, 0.5]\n"
+    space = build(tmp_path, text, pays=pays)
+    everything = build(tmp_path, text)
+    assert space.choices[0] == (PLAIN, Choice(0.7, "hard"), Choice(0.5, "soft"), Choice(0.5, "hard"))
+    assert space.choices[1] == everything.choices[1]
+    assert space.choices[2] == (PLAIN,), "plain is always a choice"
+    assert PLAIN not in {choice for _, choice in asked}
+    assert space.nearest(0.7).tolist() == [1, 1, 0]
+    assert dict(space.schedule(space.nearest(0.7)).forms) == {"stages.2.0": "hard"}
+
+
+@pytest.mark.parametrize("operator", sorted(OPERATORS))
+def test_points_come_back_from_their_schedules(tmp_path: Path, operator: str) -> None:
+    space = build(tmp_path, "keep_ratios: [0.7, 0.5, 0.35, 0.25]\n", operator)
+    points = space.random(np.random.default_rng(0), 200)
+    for point in points:
+        schedule = space.schedule(point)
+        assert np.array_equal(space.indices(schedule), point)
+        assert set(schedule.forms.values()) <= {"hard"}, "the first form is not written"
+        # As a file or another program may have written it, with the first form said aloud.
+        first = OPERATORS[operator].forms[0]
+        spelt = {layer: schedule.form(layer) or first for layer in space.layers}
+        loud = MergeSchedule(keep_ratios=schedule.keep_ratios, operator=operator, forms=spelt)
+        assert np.array_equal(space.indices(loud), point)
+    assert len({space.schedule(point) for point in points}) == len(np.unique(points, axis=0))
+
+
+def test_possible_choices_count_a_grid_once() -> None:
+    # On 7×7, 0.7 and 0.75 are both 6×6, of which 0.75 is nearer.
+    ratios = [choice.keep_ratio for choice in possible_choices([0.7, 0.75, 0.5], ["soft", "hard"], (7, 7), "ltm")]
+    assert ratios == [1.0, 0.75, 0.75, 0.5, 0.5]
+    assert possible_choices([0.99], ["soft", "hard"], (2, 2), "ltm") == (PLAIN,)
+
+
+def test_choices_with_one_grid_are_one_choice() -> None:
+    for grid in [(7, 7), (4, 4), (2, 2), (14, 14), (5, 9)]:
+        ratios = distinct_ratios([0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1], grid)
+        targets = [target_grid(grid, ratio) for ratio in ratios]
+        assert len(set(targets)) == len(targets)
+        assert ratios[0] == 1.0
+        assert list(ratios) == sorted(ratios, reverse=True)
+    assert distinct_ratios([0.99], (2, 2)) == (1.0,)
+
+
+def test_choices_that_look_alike_on_small_images_are_named() -> None:
+    both = (PLAIN, *(Choice(ratio, form) for ratio in (0.7, 0.5) for form in ("soft", "hard")))
+    space = SearchSpace(layers=("a", "b"), choices=(both, soft(0.5)))
+    alike = indistinct_choices(space, {"a": (2, 2), "b": (4, 4)})
+    assert alike == {"a": [(0.7, 0.5)]}
+
+
+def test_points_and_schedules_translate_both_ways() -> None:
+    space = SearchSpace(layers=("a", "b"), choices=(soft(0.7, 0.5), soft(0.5)))
+    schedule = space.schedule([2, 0])
+    assert dict(schedule.keep_ratios) == {"a": 0.5, "b": 1.0}
+    assert space.indices(schedule).tolist() == [2, 0]
+    assert space.indices(MergeSchedule(keep_ratios={})).tolist() == [0, 0]
+    assert space.nearest(0.55).tolist() == [2, 1]
+    assert space.cheapest.tolist() == [2, 1]
+    with pytest.raises(ValueError, match="not in tuple"):
+        space.indices(MergeSchedule(keep_ratios={"a": 0.6}))
+    with pytest.raises(ValueError, match="not in tuple"):
+        space.indices(MergeSchedule(keep_ratios={"a": 0.5}, forms={"a": "hard"}))
+
+
+def test_random_points_reach_every_choice_and_both_ends() -> None:
+    space = SearchSpace(layers=tuple("abc"), choices=(soft(0.7, 0.5, 0.3),) * 3)
+    points = space.random(np.random.default_rng(0), 5000)
+    assert points.min() == 0
+    assert points.max() == 3
+    assert len(np.unique(points, axis=0)) == space.size
+    assert np.array_equal(points, space.random(np.random.default_rng(0), 5000))
+
+
+def test_digest_tells_spaces_apart() -> None:
+    digests = [
+        SearchSpace(layers=("a",), choices=choices, operator=operator).digest()
+        for choices, operator in (
+            ((soft(0.5),), "ltm"),
+            ((soft(0.6),), "ltm"),
+            (((PLAIN, Choice(0.5, "hard")),), "ltm"),
+            (((PLAIN, Choice(0.5)),), "ltm"),
+            (((PLAIN, Choice(0.5)),), "tome"),
+        )
+    ]
+    assert len(set(digests)) == len(digests)
+    assert digests[0] == SearchSpace(layers=("a",), choices=(soft(0.5),)).digest()
+
+
+def test_ib_weights_are_part_of_a_space_and_of_its_digest(tmp_path: Path) -> None:
+    without = build(tmp_path, "keep_ratios: [0.5]\n")
+    some, more = (build(tmp_path, f"keep_ratios: [0.5]\nib_weight: {pair}\n") for pair in ("[1e-2, 1]", "[0.01, 2]"))
+    assert without.ib_weights is None
+    assert some.ib_weights == IBWeights(low=0.01, high=1.0)
+    assert len({space.digest() for space in (without, some, more)}) == 3
+    assert without.size == some.size, "a number of schedules"
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.01, 1.0), (0.5, 0.6), (1e-6, 1e6)])
+def test_a_fifth_of_all_draws_means_zero_and_the_others_are_log_uniform(low: float, high: float) -> None:
+    weights = IBWeights(low=low, high=high)
+    rng = np.random.default_rng(0)
+    numbers = np.array([weights.draw(rng) for _ in range(20_000)])
+    assert weights.floor <= numbers.min()
+    assert numbers.max() <= high
+    effective = np.array([weights.weight(number) for number in numbers])
+    assert np.mean(effective == 0) == pytest.approx(0.2, abs=0.01)
+    above = effective[effective > 0]
+    assert above.min() >= low
+    assert np.mean(above < np.sqrt(low * high)) == pytest.approx(0.5, abs=0.02)
+
+
+def test_the_zero_of_ib_weights_is_no_weight_and_the_ends_are_what_they_say() -> None:
+    weights = IBWeights(low=0.01, high=1.0)
+    assert weights.weight(weights.zero) == 0
+    assert weights.floor < weights.zero < weights.low
+    assert weights.weight(np.nextafter(0.01, 0)) == 0
+    assert weights.weight(0.01) == 0.01
+    assert weights.weight(1.0) == 1.0
+    assert weights.weight(weights.floor) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEAD + "keep_ratio: [0.5]\n", "mine.yaml:3: unknown setting 'keep_ratio': did you mean keep_ratios"),
+        (
+            HEAD + "keep_ratios: [0.5, 1.5]\n",
+            r"mine.yaml:3: keep_ratios.1: keep ratios must be .* \(0, 1\], but got 1.5$",
+        ),
+        (
+            HEAD + "keep_ratios:\n  - 0.7\n  - 0.5\n  - 0\n",
+            r"mine.yaml:6: keep_ratios.2: keep ratios must be .* \(0, 1\], but got 0$",
+        ),
+        (HEAD + "keep_ratios: []\n", r"mine.yaml:3: keep_ratios: must name at least one, but got \[\]"),
+        (
+            HEAD + "keep_ratios: [0.5]\nlayers:\n  - pattern: a\n    keep_ratios: [0.5, 2]\n",
+            r"mine.yaml:6: layers.0.keep_ratios.1: keep ratios must be .* \(0, 1\], but got 2$",
+        ),
+        (
+            HEAD + "keep_ratios: [0.5]\nforms: [soft, firm]\n",
+            "mine.yaml:4: forms.1: Input should be 'soft', 'hard' or 'matched', but got 'firm'",
+        ),
+        (HEAD + "keep_ratios: [0.5]\nforms: []\n", r"mine.yaml:4: forms: must name at least one, but got \[\]"),
+        (
+            HEAD + "keep_ratios: [0.5]\nlayers:\n  - pattern: a\n    keep_ratios: [0.5]\n    forms: [Hard]\n",
+            "mine.yaml:7: layers.0.forms.0: Input should be 'soft', 'hard' or 'matched', but got 'Hard'",
+        ),
+        (
+            HEAD + "keep_ratios: [0.5]\nlayers: [{pattern: a, keep_ratios: [0.5], form: [hard]}]\n",
+            "mine.yaml:4: layers.0: unknown setting 'form': did you mean forms",
+        ),
+        (
+            "schema_version: 9\nfamily: m\nkeep_ratios: [0.5]\n",
+            "mine.yaml:1: schema_version: this ltmsearch reads version 1, but got 9",
+        ),
+        (
+            "schema_version: 1\nfamily: swin\nkeep_ratios: [0.5]\n",
+            "mine.yaml: family must be that of the backbone, m, but got 'swin'",
+        ),
+        (HEAD, "mine.yaml: keep_ratios must be given"),
+        *(
+            (
+                HEAD + f"keep_ratios: [0.5]\nib_weight: {wrong}\n",
+                r"mine.yaml:4: ib_weight: must be \[low, high\] with 1e-6 <= low < high <= 1e6, but got \[",
+            )
+            for wrong in ("[1.0, 0.01]", "[0, 1]", "[0.1, 0.1]", "[0.1, .inf]", "[.nan, 1]", "[0.1]", "[0.1, 0.2, 0.3]")
+        ),
+        (HEAD + "keep_ratios: [0.5]\nib_weight: 0.1\n", "mine.yaml:4: ib_weight: .* valid tuple, but got 0.1"),
+        (HEAD + "keep_ratios: [0.5]\nib_weight: [0.1, much]\n", "mine.yaml:4: ib_weight.1: .* valid number.*'much'"),
+        (HEAD + "keep_ratios: [0.5]\nib_weights: [0.1, 1]\n", "mine.yaml:4: unknown .*did you mean ib_weight"),
+        ("- a\n- b\n", "must hold a mapping"),
+        ("a: [1\n", "mine.yaml:2: must be YAML"),
+    ],
+)
+def test_mistakes_in_a_file_are_told(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        SpaceFile.load(write(tmp_path, text), family="m")
+
+
+def test_a_shipped_space_of_another_family_is_told() -> None:
+    with pytest.raises(InputError, match="vit.yaml: family must be that of the backbone, mobilevit, but got 'vit'"):
+        SpaceFile.load("vit", family="mobilevit")
+
+
+def test_a_pattern_without_a_layer_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'blocks.\\*' matches no layer"):
+        build(tmp_path, "keep_ratios: [0.5]\nlayers: [{pattern: 'blocks.*', keep_ratios: [0.5]}]\n")
+
+
+def test_unknown_files_are_told_with_the_shipped_names() -> None:
+    with pytest.raises(InputError, match="did you mean mobilevit"):
+        find_file("search_spaces", "mobilvit")
+    assert find_file("search_spaces", "search_spaces/mobilevit.yaml").name == "mobilevit.yaml"

@@ -1,0 +1,225 @@
+"""Studies in a journal on a shared disk: the same trials as in a file, half lines, damage, and foreign files."""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from support.command_line import Interrupt, Notes
+from support.command_line import tiny as whole
+from support.finished import assert_pages_are_served
+
+from ltmsearch import run_study
+from ltmsearch.config.settings import StudySettings
+from ltmsearch.errors import InputError, StorageLost
+from ltmsearch.search.storage import find_study, open_storage
+from ltmsearch.search.storage.errors import JournalFailed
+from ltmsearch.search.storage.journal import Journal
+from ltmsearch.search.trial import Evaluator
+
+HALF = b'{"op_code":8,"worker_id":"0b1c-1403'
+
+
+@pytest.fixture(autouse=True)
+def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PNG starts a browser; its own tests do that. Nor does anybody else take these studies meanwhile."""
+    monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
+    monkeypatch.setattr("ltmsearch.search.storage.study_lease.SETTLING_SECONDS", 0.0)
+
+
+def tiny(run: Path, **changes: Any) -> StudySettings:
+    return whole(run, **{"trials": 3, "storage": f"journal://{run.parent}/studies.log", **changes})
+
+
+def trials_of(run: Path) -> pd.DataFrame:
+    """What must be the same in equal studies."""
+    return pd.read_csv(run / "trials.csv").drop(columns="seconds")
+
+
+def append(path: Path, content: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(content)
+
+
+def some_journal(path: Path) -> int:
+    """A study of three trials, without this program; the size of its file."""
+    study = optuna.create_study(storage=JournalStorage(JournalFileBackend(str(path))), study_name="some")
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
+    return path.stat().st_size
+
+
+class TestStudies:
+    def test_a_study_is_the_same_in_it_as_in_a_file(self, tmp_path: Path) -> None:
+        run_study(whole(tmp_path / "file", trials=3))
+        with pytest.raises(KeyboardInterrupt):
+            run_study(tiny(tmp_path / "run", study="same"), Interrupt(7))
+        append(tmp_path / "studies.log", HALF)
+        notes = Notes()
+        run_study(tiny(tmp_path / "run", study="same"), notes)
+        (line,) = [line for line in notes.lines if "half a line" in line]
+        assert (
+            line
+            == f"dropped half a line of {len(HALF)} bytes at the end of {tmp_path}/studies.log: its writer was killed"
+        )
+        pd.testing.assert_frame_equal(trials_of(tmp_path / "file"), trials_of(tmp_path / "run"))
+        assert not (tmp_path / "run/study.db").exists()
+        assert not (tmp_path / "studies.log.lock").exists()
+
+    def test_several_studies_and_other_budgets(self, tmp_path: Path) -> None:
+        for name in ("one", "two"):
+            run_study(tiny(tmp_path / name, study=name))
+        tighter = run_study(tiny(tmp_path / "one", study="one", budget_gflops=0.25))
+        assert all(record.gflops <= 0.25 for record in tighter.front)
+        storage = open_storage(tiny(tmp_path / "one"), tmp_path, existing=True)
+        assert optuna.get_all_study_names(storage) == ["two", "one #2"]
+        study = find_study(storage, "one")
+        assert study is not None
+        assert study.study_name == "one #2"
+        with pytest.raises(InputError, match=r"holds a study two with trials already, but .*/other has no shared"):
+            run_study(tiny(tmp_path / "other", study="two"))
+        with pytest.raises(InputError, match=r"kept in the storage journal:///.*/studies.log, but got no --storage"):
+            run_study(whole(tmp_path / "one", study="one"))
+        assert not (tmp_path / "other").exists()
+
+    def test_damage_while_a_study_runs_is_told_in_one_line(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        original = Evaluator.evaluate
+
+        def damaging(*args: Any, **kwargs: Any) -> Any:
+            append(tmp_path / "studies.log", b'{"op_code":8\n{"op_code"\n')
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(Evaluator, "evaluate", damaging)
+        message = r"the storage journal:///.*/studies.log was lost: .*/studies.log is damaged; the same command"
+        with pytest.raises(StorageLost, match=message):
+            run_study(tiny(tmp_path / "run"))
+
+    @pytest.mark.slow
+    def test_its_pages_are_served(self, tmp_path: Path) -> None:
+        run_study(tiny(tmp_path / "run", study="served"))
+        append(tmp_path / "studies.log", HALF)
+        size = (tmp_path / "studies.log").stat().st_size
+        assert_pages_are_served(tmp_path / "run", name="served", trials=4)
+        assert (tmp_path / "studies.log").stat().st_size == size, "whoever looks mends nothing"
+
+
+class TestFiles:
+    @pytest.mark.parametrize(
+        ("content", "line"),
+        [
+            (b"SQLite format 3\0\x10\0", 1),
+            (b'{"op_code":0', 0),
+            (b"[1, 2]\n", 1),
+            (b"\n", 1),
+            (b'{"trial": 3}', 1),
+            (b"trial,gflops\n0,1.2\n", 1),
+        ],
+    )
+    def test_a_foreign_file_is_refused_and_stays(self, tmp_path: Path, content: bytes, line: int) -> None:
+        """But for what may be the first half line of a journal."""
+        path = tmp_path / "studies.log"
+        path.write_bytes(content)
+        if not line:
+            open_storage(tiny(tmp_path / "run"), tmp_path / "run")
+            assert path.read_bytes() == b""
+            return
+        with pytest.raises(InputError, match=f"is no journal, or damaged: line {line} is none of a journal's"):
+            run_study(tiny(tmp_path / "run"))
+        assert path.read_bytes() == content
+        assert {entry.name for entry in tmp_path.iterdir()} == {"studies.log"}
+
+    @pytest.mark.parametrize("line", [0, 5, -1])
+    def test_damage_is_told_with_its_line_and_nothing_is_overwritten(self, tmp_path: Path, line: int) -> None:
+        path = tmp_path / "studies.log"
+        some_journal(path)
+        lines = path.read_bytes().splitlines(keepends=True)
+        lines[line] = lines[line].replace(b"{", b"[", 1)
+        path.write_bytes(b"".join(lines))
+        number = range(1, len(lines) + 1)[line]
+        with pytest.raises(InputError, match=f"or damaged: line {number} is none of a journal's; nothing was changed"):
+            run_study(tiny(tmp_path / "run"))
+        assert path.read_bytes() == b"".join(lines)
+        assert not (tmp_path / "run").exists()
+
+    def test_records_that_contradict_each_other(self, tmp_path: Path) -> None:
+        path = tmp_path / "studies.log"
+        some_journal(path)
+        path.write_bytes(path.read_bytes().replace(b'"study_name"', b'"study_nama"'))
+        with pytest.raises(InputError, match="is damaged: its records contradict each other"):
+            open_storage(tiny(tmp_path / "run"), tmp_path / "run")
+
+    def test_a_folder_that_is_missing_and_a_path_that_is_one(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=f"cannot be used: there is no folder {tmp_path}/nowhere"):
+            run_study(tiny(tmp_path / "run", storage=f"journal://{tmp_path}/nowhere/s.log"))
+        with pytest.raises(InputError, match=f"cannot be used: Is a directory: {tmp_path}"):
+            run_study(tiny(tmp_path / "run", storage=f"journal://{tmp_path}"))
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_folder_that_cannot_be_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        some_journal(tmp_path / "studies.log")
+        original = os.access
+
+        def refused(path: Any, mode: int) -> bool:
+            return Path(path) != tmp_path and original(path, mode)
+
+        monkeypatch.setattr("ltmsearch.search.storage.journal.os.access", refused)  # root may write anywhere
+        with pytest.raises(InputError, match=f"its lock cannot be made in {tmp_path}: Permission denied"):
+            open_storage(tiny(tmp_path / "run"), tmp_path / "run")
+
+
+class TestWriting:
+    def test_half_a_line_of_another_process_is_dropped_by_whoever_writes_next(self, tmp_path: Path) -> None:
+        path = tmp_path / "studies.log"
+        some_journal(path)
+        storage = JournalStorage(Journal(path))
+        append(path, HALF)
+        study = optuna.load_study(study_name="some", storage=storage)
+        study.set_user_attr("kept", True)
+        assert HALF not in path.read_bytes()
+        again = optuna.load_study(study_name="some", storage=JournalStorage(JournalFileBackend(str(path))))
+        assert again.user_attrs == {"kept": True}
+        assert len(again.trials) == 3
+
+    @pytest.mark.parametrize("tail", [HALF + 30 * b"\0", b"\0" * 200, b'{"op', HALF * 4000])
+    def test_what_a_power_failure_leaves(self, tmp_path: Path, tail: bytes) -> None:
+        size = some_journal(tmp_path / "studies.log")
+        append(tmp_path / "studies.log", tail)
+        open_storage(tiny(tmp_path / "run"), tmp_path / "run")
+        assert (tmp_path / "studies.log").stat().st_size == size
+
+    def test_a_full_disk_leaves_no_half_line(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = tmp_path / "studies.log"
+        size = some_journal(path)
+        study = optuna.load_study(study_name="some", storage=JournalStorage(Journal(path)))
+        original = os.write
+
+        def full(descriptor: int, content: Any) -> int:
+            if len(content) < 20:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return original(descriptor, content[: len(content) // 2])
+
+        with monkeypatch.context() as patch:
+            patch.setattr("ltmsearch.search.storage.journal.os.write", full)
+            with pytest.raises(JournalFailed, match="No space left on device") as caught:
+                study.set_user_attr("kept", True)
+        assert not caught.value.passes
+        assert path.stat().st_size == size
+        assert not Path(f"{path}.lock").exists()
+        study.set_user_attr("kept", True)
+        assert study.user_attrs == {"kept": True}
+
+    def test_a_file_that_vanished_is_not_made_anew(self, tmp_path: Path) -> None:
+        path = tmp_path / "studies.log"
+        some_journal(path)
+        study = optuna.load_study(study_name="some", storage=JournalStorage(Journal(path)))
+        path.unlink()
+        with pytest.raises(JournalFailed, match="No such file or directory") as caught:
+            study.set_user_attr("kept", True)
+        assert caught.value.passes, "a shared disk may come back"
+        assert not path.exists()

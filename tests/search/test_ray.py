@@ -1,0 +1,273 @@
+"""Workers on a real Ray of this machine: they die, hang and refuse, and the search goes on."""
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from support.command_line import tiny, tiny_options
+
+from ltmsearch import run_study
+from ltmsearch.callbacks import Observer
+from ltmsearch.engine.evaluation import Score
+from ltmsearch.errors import InputError, WorkersLost
+from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.search.checkpoint import load_checkpoint
+from ltmsearch.search.trial import TrialResult
+from ltmsearch.search.workers import Answer, Task
+from ltmsearch.search.workers.actor import Ready, Refused
+from ltmsearch.search.workers.ray import RayWorkers
+from ltmsearch.search.workers.ray_connection import Connection, connect
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
+
+
+class Heard(Observer):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, line: str) -> None:
+        self.lines.append(line)
+
+
+class Told:
+    """A worker that does what a trial's number says, in a folder where it leaves a mark."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def prepare(self, state: dict[str, np.ndarray]) -> Ready | Refused:
+        if (self.folder / "refuse").exists():
+            return Refused("the worker on here: no such folder")
+        if (self.folder / "die at once").exists():
+            os._exit(1)
+        return Ready(host="here", pid=os.getpid(), device="cpu", threads=1, memory_gib=float(len(state)))
+
+    def evaluate(self, task: Task, weights: dict[str, np.ndarray]) -> Answer:
+        mark = self.folder / f"{task.trial}"
+        tries = len(mark.read_text()) if mark.exists() else 0
+        mark.write_text("x" * (tries + 1))
+        if task.trial == 1 and tries == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if task.trial == 2:
+            ctypes.string_at(0)  # dies of a segmentation fault whoever takes it
+        if task.trial == 3 and tries == 0:
+            time.sleep(3600)
+        if task.trial == 4:
+            return Answer(trial=4, failure="it diverged")
+        if task.trial == 5:
+            raise ZeroDivisionError("a mistake in the program")
+        score = Score(top1=float(weights["a"].sum()), top1_se=1.0, loss=1.0, images=8)
+        return Answer(trial=task.trial, result=TrialResult(weights={"a": weights["a"] + 1}, score=score, seconds=0.1))
+
+
+@pytest.fixture(scope="module")
+def connection() -> Iterator[Connection]:
+    found = connect(tiny(Path("unused"), workers=2))
+    found.ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a module of tests
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def cluster() -> Iterator[str]:
+    """The address of a cluster of one machine that runs already."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
+    command += ["--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats", "--node-ip-address=127.0.0.1"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as head:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            with suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            time.sleep(0.5)
+        yield f"127.0.0.1:{port}"
+        head.terminate()
+        head.wait(timeout=60)
+
+
+def workers(connection: Connection, folder: Path, heard: Observer, number: int = 2) -> RayWorkers:
+    return RayWorkers(
+        connection, number=number, gpus=0, arguments=(str(folder),), state={"a": torch.zeros(3)}, observer=heard,
+        worker=Told,
+    )  # fmt: skip
+
+
+def task(trial: int, limit: float = 60.0) -> Task:
+    schedule = MergeSchedule.uniform(("a",), 0.5, "ltm")
+    return Task(trial=trial, schedule=schedule, ib_weight=0.0, seed=trial, steps=None, limit=limit)
+
+
+def answered(pool: RayWorkers, tasks: list[Task]) -> dict[int, Answer]:
+    """All tasks, handed out as workers become free."""
+    left, answers = list(tasks), {}
+    while len(answers) < len(tasks):
+        while left and pool.free():
+            one = left.pop(0)
+            pool.start(one, one.trial, {"a": torch.full((3,), float(one.trial))})
+        for answer in pool.answers():
+            assert answer.trial not in answers
+            answers[answer.trial] = answer
+    return answers
+
+
+class TestWorkers:
+    def test_each_trial_starts_from_the_weights_that_it_was_handed(
+        self, connection: Connection, tmp_path: Path
+    ) -> None:
+        heard = Heard()
+        pool = workers(connection, tmp_path, heard)
+        while pool.free() < 2:
+            assert pool.answers() == []
+        answers = answered(pool, [task(number) for number in range(10, 20)])
+        for number, answer in answers.items():
+            assert answer.result is not None
+            assert answer.result.score.top1 == 3 * number
+            assert torch.equal(answer.result.weights["a"], torch.full((3,), number + 1.0))
+        assert heard.lines[0] == "2 workers start on this machine"
+        assert any(line.startswith("2 workers are ready on here: cpu, 1 thread each") for line in heard.lines)
+        assert len(pool._weights) <= 3, "weights that no trial runs with are let go"
+        pool.close()
+
+    def test_trials_of_workers_that_die_or_hang_go_to_others(
+        self, connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("ltmsearch.search.workers.ray.HANG_SECONDS", 1.0)
+        heard = Heard()
+        pool = workers(connection, tmp_path, heard)
+        answers = answered(pool, [task(1), task(2), task(3, limit=3.0), task(4), task(6), task(7)])
+        pool.close()
+        assert {n for n, a in answers.items() if a.result is not None} == {1, 3, 6, 7}
+        assert answers[2].failure == "3 workers ended over it, the last on here: its process died"
+        assert answers[4].failure == "it diverged"
+        assert {n: (tmp_path / str(n)).read_text() for n in (1, 2, 3, 4, 6)} == {
+            1: "xx", 2: "xxx", 3: "xx", 4: "x", 6: "x",
+        }  # fmt: skip
+        given = [line for line in heard.lines if "is given to another" in line]
+        assert len(given) == 4
+        assert "the worker of trial 3 ended on here (it had not answered in time)" in "\n".join(given)
+
+    def test_an_error_of_the_program_ends_the_search_with_the_workers_traceback(
+        self, connection: Connection, tmp_path: Path
+    ) -> None:
+        pool = workers(connection, tmp_path, Observer())
+        with pytest.raises(ZeroDivisionError, match="a mistake in the program"):
+            answered(pool, [task(5)])
+        pool.close()
+
+    def test_what_a_user_can_mend_is_told_in_one_line(self, connection: Connection, tmp_path: Path) -> None:
+        (tmp_path / "refuse").touch()
+        pool = workers(connection, tmp_path, Observer())
+        with pytest.raises(InputError, match=r"^the worker on here: no such folder$"):
+            pool.answers()
+        pool.close()
+
+    def test_workers_that_never_come_up_end_the_search(self, connection: Connection, tmp_path: Path) -> None:
+        (tmp_path / "die at once").touch()
+        pool = workers(connection, tmp_path, Observer())
+        with pytest.raises(WorkersLost, match="workers end while they start .*; the same command continues"):
+            pool.answers()
+        pool.close()
+
+
+def test_a_local_run_listens_on_loopback_alone(connection: Connection) -> None:
+    own = {os.getpid(), *_children(os.getpid())}
+    sockets = {
+        os.readlink(link)
+        for pid in own
+        for link in Path(f"/proc/{pid}/fd").glob("*")
+        if _target(link).startswith("socket:")
+    }
+    listening = [
+        columns[1].rpartition(":")[0]
+        for table in ("tcp", "tcp6")
+        for columns in (line.split() for line in Path("/proc/net", table).read_text().splitlines()[1:])
+        if columns[3] == "0A" and f"socket:[{columns[9]}]" in sockets
+    ]
+    assert len(listening) >= 3, "Ray's own services listen"
+    assert set(listening) <= {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+
+
+def _target(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except OSError:
+        return ""
+
+
+def _children(pid: int) -> set[int]:
+    found = set()
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(status.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if parent == pid:
+            found |= {int(status.parent.name), *_children(int(status.parent.name))}
+    return found
+
+
+def run(folder: Path, *more: str, kill: str | None = None, **changed: Any) -> "subprocess.CompletedProcess[str]":
+    """`ltmsearch run` in a process of its own; with `kill`, that of its workers is killed whose title holds it."""
+    command = [sys.executable, "-m", "ltmsearch", "run", *tiny_options(out=folder, **changed), *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        deadline = time.monotonic() + 200
+        while kill is not None and process.poll() is None and time.monotonic() < deadline:
+            busy = [pid for pid in _children(process.pid) if kill in _title(pid)]
+            if busy:
+                os.kill(busy[0], signal.SIGKILL)
+                kill = None
+            time.sleep(0.02)
+        out, err = process.communicate(timeout=300)
+    assert kill is None, "there was nothing to kill"
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+class TestStudies:
+    def test_one_worker_on_a_cluster_is_the_study_without_it(self, tmp_path: Path, cluster: str) -> None:
+        run_study(tiny(tmp_path / "here"))
+        done = run(tmp_path / "ray", ray_address=cluster)
+        assert done.returncode == 0, done.stderr
+        assert f"1 worker starts on the cluster at {cluster}" in done.stderr
+        one, other = (pd.read_csv(tmp_path / name / "trials.csv").drop(columns="seconds") for name in ("here", "ray"))
+        pd.testing.assert_frame_equal(one, other)
+        weights, others = load_checkpoint(tmp_path / "here"), load_checkpoint(tmp_path / "ray")
+        assert weights is not None
+        assert others is not None
+        assert all(torch.equal(value, others.weights[name]) for name, value in weights.weights.items())
+
+    def test_a_worker_that_is_killed_costs_a_moment(self, tmp_path: Path) -> None:
+        done = run(tmp_path / "run", "--json", kill="ray::TrialWorker.evaluate", workers=2, trials=10, proxy_steps=4)
+        assert done.returncode == 0, done.stderr
+        told = json.loads(done.stdout)
+        assert "is given to another" in done.stderr
+        trials = pd.read_csv(tmp_path / "run/trials.csv")
+        assert trials.trial.tolist() == list(range(len(trials)))
+        assert (trials.state[trials.label != "plain"] == "scored").sum() == 10
+        assert len(told["front"]) >= 1
+        assert "waiting for workers" in (tmp_path / "run/times.json").read_text()

@@ -1,0 +1,324 @@
+import dataclasses
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ltmsearch.errors import InputError
+from ltmsearch.schedules.schedule import Form, MergeSchedule
+from ltmsearch.search.records import (
+    FRONT_COLUMNS,
+    ShownScore,
+    TrialRecord,
+    front_table,
+    read_front,
+    read_trials,
+    select_front,
+    select_references,
+    trials_table,
+    write_csv,
+)
+
+LAYERS = ("stages.2.1.transformer.0", "stages.2.1.transformer.1", "stages.3.1.transformer.0")
+
+
+def record(trial: int, **fields: Any) -> TrialRecord:
+    """A searched, feasible, scored and re-scored trial, unless told otherwise."""
+    defaults: dict[str, Any] = {
+        "kind": "searched",
+        "state": "scored",
+        "feasible": True,
+        "gflops": 1.1,
+        "top1": 70.0,
+        "top1_se": 1.1,
+        "loss": 0.9,
+        "rescored_top1": 75.0,
+        "rescored_top1_se": 0.7,
+        "rescored_loss": 0.8,
+        "keep_ratios": dict(zip(LAYERS, (1.0, 0.5, 0.7), strict=True)),
+    }
+    return TrialRecord(trial=trial, **(defaults | fields))
+
+
+UNSCORED = {
+    "feasible": False,
+    "gflops": 1.3,
+    **dict.fromkeys(("top1", "top1_se", "loss", "rescored_top1", "rescored_top1_se", "rescored_loss")),
+}
+
+
+def awkward_records() -> list[TrialRecord]:
+    """Floats that short decimals would lose, gaps everywhere, and a label that a careless CSV would break."""
+    draw = random.Random(0)
+    return [
+        record(0, kind="baseline", label='uniform "0.5",\nor so', gflops=1 / 3, loss=5e-324, ib_weight=0.1 + 0.2),
+        record(1, kind="start-up", **UNSCORED | {"state": "over budget", "latency_ms": math.pi}),
+        record(2, **UNSCORED | {"state": "failed", "feasible": True, "seconds": 1e-7}),
+        record(3, top1_se=None, rescored_top1=None, rescored_top1_se=None, rescored_loss=None, supernet_version=0),
+        *(
+            record(
+                trial,
+                gflops=draw.random(),
+                top1=100 * draw.random(),
+                latency_ms=draw.choice([None, 100 * draw.random()]),
+                latency_measured_ms=draw.choice([None, 100 * draw.random()]),
+                latency_measured_se_ms=draw.choice([None, draw.random()]),
+                ib_weight=draw.choice([0.0, draw.random()]),
+                mi_x=draw.random() / 1e4,
+                mi_y=draw.random(),
+                ibb=-draw.random(),
+                rescored_top1=100 * draw.random(),
+                expected_top1=draw.choice([None, 100 * draw.random()]),
+                supernet_version=trial,
+                keep_ratios={layer: draw.random() for layer in LAYERS},
+                forms={layer: draw.choice(["soft", "hard"]) for layer in LAYERS if draw.random() < 0.5},
+            )
+            for trial in range(4, 40)
+        ),
+    ]
+
+
+def test_a_record_has_its_own_schedule_and_names_itself() -> None:
+    ratios = {"blocks.0": np.float32(0.5), "blocks.1": 1}
+    plain = record(7, keep_ratios=ratios)
+    ratios["blocks.0"] = 0.1
+    assert plain.keep_ratios == {"blocks.0": 0.5, "blocks.1": 1.0}
+    assert json.dumps(plain.keep_ratios) == '{"blocks.0": 0.5, "blocks.1": 1.0}'
+    assert plain.name == "trial 7"
+    assert record(7, label="uniform 0.5").name == "uniform 0.5"
+    forms: dict[str, Form] = {LAYERS[1]: "hard"}
+    mixed = record(8, forms=forms)
+    forms[LAYERS[1]] = "soft"
+    assert mixed.schedule("ltm") == MergeSchedule(keep_ratios=mixed.keep_ratios, forms={LAYERS[1]: "hard"})
+    assert plain.schedule("tome") == MergeSchedule(keep_ratios={"blocks.0": 0.5, "blocks.1": 1.0}, operator="tome")
+
+
+@pytest.mark.parametrize(
+    ("fields", "rule"),
+    [
+        ({"kind": "random"}, "`kind` must be one of searched"),
+        ({"state": "pruned"}, "`state` must be one of scored"),
+        ({"trial": -1}, "`trial` must be finite and in"),
+        ({"gflops": math.nan}, "`gflops` must be finite"),
+        ({"top1": 101.0}, r"`top1` must be finite and in \[0, 100\]"),
+        ({"rescored_loss": math.inf}, "`rescored_loss` must be finite"),
+        ({"ib_weight": -0.1}, "`ib_weight` must be finite and in"),
+        ({"latency_ms": -1.0}, "`latency_ms` must be finite and in"),
+        ({"latency_measured_ms": math.nan}, "`latency_measured_ms` must be finite"),
+        ({"latency_measured_se_ms": -0.1}, "`latency_measured_se_ms` must be finite and in"),
+        ({"mi_y": math.nan}, "`mi_y` must be finite"),
+        ({"top1": None}, "`top1` must be given when"),
+        ({"state": "failed"}, "only then"),
+        ({"state": "failed", "top1": None}, "`rescored_top1` needs"),
+        ({"state": "failed", "top1": None, "rescored_top1": None, "expected_top1": 70.0}, "`expected_top1` needs"),
+        ({"expected_top1": 100.5}, "`expected_top1` must be finite and in"),
+        ({"keep_ratios": {"blocks.3": 0.0}}, r"\(0, 1\], but got 0.0 for blocks.3"),
+        ({"keep_ratios": {"blocks.3": 1.5}}, "1.5 for blocks.3"),
+        ({"forms": {LAYERS[1]: "firm"}}, r"1\]` must be one of soft, hard, matched, but got .*'firm'"),
+        ({"forms": {"blocks.3": "hard"}}, "`forms` must name layers of `keep_ratios`, but got blocks.3"),
+    ],
+)
+def test_a_record_checks_itself(fields: dict[str, Any], rule: str) -> None:
+    with pytest.raises(ValueError, match=rule):
+        record(**{"trial": 0} | fields)
+
+
+def test_the_score_is_the_re_scored_one_where_there_is_one() -> None:
+    assert record(0).score == ShownScore(75.0, 0.7, 0.8, True)
+    assert record(0, rescored_top1=None).score == ShownScore(70.0, 1.1, 0.9, False)
+    assert record(0, **UNSCORED | {"state": "failed"}).score is None
+    assert str(record(0).score) == "75.0 ± 0.7"
+    assert str(ShownScore(75.04, None, None, True)) == "75.0"
+
+
+def test_a_schedule_reads_by_stage() -> None:
+    layers = ["stages.2.1.transformer.0", "stages.2.1.transformer.1", "stages.3.1.transformer.0", "blocks.10"]
+    stages = record(0, keep_ratios=dict(zip(layers, (1.0, 0.5, 0.07, 4 / 7), strict=True))).by_stage()
+    assert stages == [("stages.2.1.transformer", "1 .5"), ("stages.3.1.transformer", ".07"), ("blocks", ".571")]
+    forms = {layers[1]: "hard", layers[2]: "soft", layers[3]: "hard"}
+    stages = record(0, keep_ratios=dict(zip(layers, (1.0, 0.5, 0.07, 4 / 7), strict=True)), forms=forms).by_stage()
+    assert stages == [("stages.2.1.transformer", "1 .5h"), ("stages.3.1.transformer", ".07"), ("blocks", ".571h")]
+
+
+def test_the_front_holds_what_is_feasible_re_scored_and_unbeaten() -> None:
+    records = [
+        record(0, kind="baseline", label="plain", feasible=False, gflops=1.5, rescored_top1=99.0),
+        record(1, gflops=1.10, rescored_top1=80.0),
+        record(2, gflops=1.15, rescored_top1=79.0),  # beaten by 1
+        record(3, gflops=1.00, top1=99.0, rescored_top1=None),  # not re-scored
+        record(4, gflops=1.19, rescored_top1=84.0, rescored_loss=0.5),
+        record(5, gflops=1.19, rescored_top1=84.0, rescored_loss=0.4),  # as 4, with the lower loss
+        record(6, gflops=1.19, rescored_top1=84.0, rescored_loss=None),
+        record(7, gflops=1.19, rescored_top1=84.0, rescored_loss=0.4),  # as 5, later
+        record(8, gflops=1.05, kind="baseline", label="uniform 0.5", rescored_top1=71.0),
+        record(9, gflops=1.30, **{k: v for k, v in UNSCORED.items() if k != "gflops"} | {"state": "over budget"}),
+    ]
+    expected = [5, 1, 8]
+    assert [r.trial for r in select_front(records)] == expected
+    assert [r.trial for r in select_front(reversed(records))] == expected
+    assert select_front(select_front(records)) == select_front(records)
+    assert select_front([]) == []
+
+
+def test_the_front_goes_by_the_expected_top1() -> None:
+    records = [
+        record(1, gflops=1.2, rescored_top1=75.0, expected_top1=75.5),  # measured no better than the cheaper ones
+        record(2, gflops=1.1, rescored_top1=75.5, expected_top1=75.0),
+        record(3, gflops=1.0, rescored_top1=74.0, expected_top1=75.0),  # as good as 2, and cheaper
+    ]
+    assert [r.trial for r in select_front(records)] == [1, 3]
+    assert front_table(records).expected_top1.tolist() == [75.5, 75.0]
+    assert front_table(records).top1.tolist() == [75.0, 74.0], "what was measured is told as it is"
+    assert [record(0, rescored_top1=None).standing, records[0].standing, record(0).standing] == [70.0, 75.5, 75.0]
+    uniform = [dataclasses.replace(r, kind="baseline") for r in records]
+    assert select_references(uniform) == [uniform[0]]
+
+
+def test_the_front_of_a_latency_study_weighs_latency() -> None:
+    records = [
+        record(0, gflops=1.0, latency_ms=30.0, rescored_top1=80.0),
+        record(1, gflops=1.5, latency_ms=20.0, rescored_top1=79.0),  # dearer by multiply-adds, but faster
+        record(2, gflops=1.1, latency_ms=31.0, rescored_top1=75.0),
+        record(3, gflops=0.9, latency_ms=20.0, rescored_top1=79.0, rescored_loss=0.7),
+        record(4, gflops=0.8, latency_ms=10.0, feasible=False, rescored_top1=90.0),
+        record(5, gflops=0.8, latency_ms=15.0, latency_measured_ms=99.0, rescored_top1=60.0),
+    ]
+    assert [r.trial for r in select_front(records, "latency_ms")] == [0, 3, 5], "predicted, not measured"
+    assert [r.trial for r in select_front(records)] == [0, 3, 5]
+    slower = [*records[:3], record(3, gflops=0.9, latency_ms=32.0, rescored_top1=79.0), *records[4:]]
+    assert [r.trial for r in select_front(slower, "latency_ms")] == [0, 1, 5]
+    assert [r.trial for r in select_front(slower, "gflops")] == [0, 3, 5]
+    assert front_table(slower, "latency_ms").trial.tolist() == [0, 1, 5]
+    assert front_table(slower, "latency_ms").latency_measured_ms.tolist()[2] == 99.0
+
+
+def test_a_cost_that_is_not_known_is_told() -> None:
+    assert record(7, gflops=1.5, latency_ms=2.5).cost("gflops") == 1.5
+    assert record(7, latency_ms=2.5, latency_measured_ms=9.0).cost("latency_ms") == 2.5
+    with pytest.raises(ValueError, match="`latency_ms` of trial 7 is not known"):
+        record(7).cost("latency_ms")
+    with pytest.raises(ValueError, match="`latency_ms` of trial 7 is not known"):
+        select_front([record(7)], "latency_ms")
+
+
+def test_references_are_the_plain_net_and_the_best_baseline_within_the_budget() -> None:
+    plain = record(0, kind="baseline", feasible=False, keep_ratios=dict.fromkeys(LAYERS, 1.0))
+    low, high = (record(i, kind="baseline", label="uniform", rescored_top1=60.0 + i) for i in (1, 2))
+    early = record(3, kind="baseline", label="uniform", top1=90.0, rescored_top1=None)
+    dear = record(4, kind="baseline", label="uniform", feasible=False, rescored_top1=95.0)
+    unscored = record(5, kind="baseline", label="uniform", **UNSCORED | {"state": "over budget"})
+    searched = record(6, rescored_top1=99.0)
+    assert select_references([searched, unscored, dear, early, low, high, plain]) == [plain, high]
+    assert select_references([early, dear, searched]) == [early]
+    assert select_references([unscored]) == []
+
+
+def test_front_table_has_the_published_columns_and_re_scored_values() -> None:
+    forms: dict[str, Form] = {LAYERS[1]: "hard"}
+    frame = front_table(
+        [
+            record(3, gflops=1.1, ib_weight=0.1, supernet_version=2, rescored_version=4, forms=forms),
+            record(4, gflops=1.2),
+        ]
+    )
+    assert ", ".join(frame.columns) == (
+        "trial, gflops, latency_ms, latency_measured_ms, latency_measured_se_ms, top1, top1_se, loss, expected_top1, "
+        "ib_weight, supernet_version, keep_ratios, forms"
+    )
+    assert len(frame) == 1  # trial 4 is dearer and no better
+    row = frame.iloc[0]
+    assert (row.trial, row.gflops, row.top1, row.top1_se, row.loss) == (3, 1.1, 75.0, 0.7, 0.8)
+    assert (row.ib_weight, row.supernet_version) == (0.1, 4)
+    assert all(math.isnan(row[name]) for name in ("latency_ms", "latency_measured_ms", "latency_measured_se_ms"))
+    assert json.loads(row.keep_ratios) == dict(zip(LAYERS, (1.0, 0.5, 0.7), strict=True))
+    assert list(json.loads(row.keep_ratios)) == list(LAYERS)
+    assert json.loads(row.forms) == forms
+
+
+def test_what_was_not_measured_is_empty_in_the_file(tmp_path: Path) -> None:
+    path = write_csv(front_table([record(3)]), tmp_path / "front.csv")
+    ratios = (
+        '"{""stages.2.1.transformer.0"": 1.0, ""stages.2.1.transformer.1"": 0.5, ""stages.3.1.transformer.0"": 0.7}"'
+    )
+    assert path.read_text().splitlines() == [",".join(FRONT_COLUMNS), f"3,1.1,,,,75.0,0.7,0.8,,,,{ratios},{{}}"]
+
+
+def test_trials_come_back_exactly(tmp_path: Path) -> None:
+    records = awkward_records()
+    path = write_csv(trials_table(reversed(records)), tmp_path / "trials.csv")
+    assert read_trials(path) == records
+    again = write_csv(trials_table(read_trials(path)), tmp_path / "again.csv")
+    assert again.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("records", [awkward_records(), [], [record(0)]], ids=["many", "none", "one"])
+def test_the_front_comes_back_exactly(tmp_path: Path, records: list[TrialRecord]) -> None:
+    frame = front_table(records)
+    path = write_csv(frame, tmp_path / "front.csv")
+    pd.testing.assert_frame_equal(read_front(path), frame, check_exact=True)
+
+
+def test_no_trials_are_a_table_without_rows(tmp_path: Path) -> None:
+    assert read_trials(write_csv(trials_table([]), tmp_path / "trials.csv")) == []
+
+
+DAMAGE = {
+    "empty": (lambda text: "", "must have the columns"),
+    "foreign": (lambda text: "a,b\n1,2\n", "must have the columns"),
+    "cut in a row": (lambda text: text[: text.rindex("0.8") + 1], "a row must have"),
+    "cut in the schedule": (lambda text: text[: text.rindex("stages")], "whole CSV file"),
+    "a word for a number": (lambda text: text.replace("75.0", "much"), "line 2, .*top1: .*'much'"),
+    "no cost": (lambda text: text.replace("1.25", ""), "line 2, gflops"),
+    "not a number": (lambda text: text.replace("75.0", "nan"), "must be finite"),
+    "no trial": (lambda text: text.replace("3,", ",", 1), "line 2"),
+    "a row twice": (lambda text: text + text.splitlines()[1] + "\n", "line 3: each trial must stand once, but 3"),
+    "a ratio too large": (lambda text: text.replace("0.5}", "5}"), r"line 2: `keep_ratios` must be in \(0, 1\]"),
+    "no schedule": (lambda text: text.replace("{", "[").replace("}", "]").replace(":", ","), "JSON object"),
+    "a ratio in words": (lambda text: text.replace(": 0.5}", ": true}"), "JSON object"),
+    "a form that is none": (
+        lambda text: text.replace("hard", "firm"),
+        "forms: .* JSON object of soft, hard, matched by layer",
+    ),
+    "a form in a list": (
+        lambda text: text.replace('""hard""', '[""hard""]'),
+        "forms: .* JSON object of soft, hard, matched",
+    ),
+    "no forms": (lambda text: text.replace('{""stages.1"": ""hard""}', '[""hard""]'), "forms: .* JSON object"),
+    "forms cut off": (lambda text: text.replace('""hard""}', '""hard""'), "line 2, forms"),
+    "a form of another layer": (
+        lambda text: text.replace('stages.1"": ""hard', 'stages.7"": ""hard'),
+        "line 2: `forms` must name layers of `keep_ratios`, but got stages.7",
+    ),
+    "before there were forms": (lambda text: text.replace(",forms", ""), "must have the columns .*forms"),
+}
+
+
+@pytest.mark.parametrize(("damage", "rule"), DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize("name", ["front", "trials"])
+def test_a_damaged_or_foreign_file_is_named_with_the_rule(tmp_path: Path, name: str, damage: Any, rule: str) -> None:
+    one = [record(3, gflops=1.25, keep_ratios={"stages.0": 1.0, "stages.1": 0.5}, forms={"stages.1": "hard"})]
+    path = write_csv(front_table(one) if name == "front" else trials_table(one), tmp_path / f"{name}.csv")
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(InputError, match=rule) as caught:
+        read_front(path) if name == "front" else read_trials(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_bytes_that_are_no_text_and_a_missing_file_are_input_errors(tmp_path: Path) -> None:
+    (tmp_path / "front.csv").write_bytes(b"\x89PNG\r\n\x1a\n\xff")
+    with pytest.raises(InputError, match="UTF-8"):
+        read_front(tmp_path / "front.csv")
+    with pytest.raises(InputError, match="there is none"):
+        read_trials(tmp_path / "trials.csv")
+
+
+def test_a_mark_of_the_byte_order_does_no_harm(tmp_path: Path) -> None:
+    path = write_csv(trials_table([record(3)]), tmp_path / "trials.csv")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_trials(path) == [record(3)]

@@ -1,0 +1,123 @@
+"""Which trials are looked at again."""
+
+import numpy as np
+import pytest
+
+from ltmsearch.search.records import TrialRecord
+from ltmsearch.search.rescoring import choose_candidates, front_ranks, same_nets, with_expected_top1, without_trend
+
+
+def record(trial: int, gflops: float, top1: float, loss: float, **changes: object) -> TrialRecord:
+    values = {
+        "trial": trial, "kind": "searched", "state": "scored", "feasible": True, "gflops": gflops, "top1": top1,
+        "top1_se": 1.0, "loss": loss, "supernet_version": 0, "keep_ratios": {"a": 0.5},
+    }  # fmt: skip
+    return TrialRecord(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_front_ranks_peel_like_an_onion() -> None:
+    points = [(80.0, 1.2), (70.0, 1.0), (75.0, 1.2), (60.0, 1.1), (50.0, 1.2)]
+    assert front_ranks(points, (True, False)) == [0, 0, 1, 1, 2]
+    assert front_ranks([], (True, False)) == []
+
+
+def test_trend_of_the_shared_weights_is_taken_out() -> None:
+    versions = list(range(10))
+    quality = np.array([3, 0, -1, 2, -2, 1, 0, -3, 1, -1], dtype=float)
+    quality -= np.polyval(np.polyfit(versions, quality, 1), versions)  # nothing of it can be called a trend
+    drifted = 60 + 1.5 * np.array(versions) + quality
+    assert without_trend(drifted.tolist(), versions) == pytest.approx(quality.tolist())
+    assert without_trend([1.0, 2.0], [0, 1]) == [1.0, 2.0]
+
+
+def test_early_trials_are_not_punished_for_young_weights() -> None:
+    early = [record(i, 1.0 + 0.01 * i, 60.0 + i, 1.5 - 0.01 * i, supernet_version=i) for i in range(5)]
+    late = [
+        record(i, 1.0 + 0.01 * (i - 5), 60.0 + i - 2, 1.5 - 0.01 * (i - 2), supernet_version=i) for i in range(5, 10)
+    ]
+    chosen = choose_candidates(early + late, 5)
+    assert {r.trial for r in chosen} & {0, 1, 2, 3, 4}
+
+
+def test_baselines_come_on_top_and_the_infeasible_stay_out() -> None:
+    plain = record(0, 1.5, 90.0, 0.5, kind="baseline", label="plain", feasible=False)
+    uniform = record(1, 1.1, 50.0, 2.0, kind="baseline", label="uniform 0.5")
+    rivals = [record(i, 1.0 + i / 100, 70.0 + i, 1.0) for i in range(2, 8)]
+    chosen = choose_candidates([plain, uniform, *rivals], 3)
+    assert [r.trial for r in chosen][:2] == [0, 1]
+    assert len(chosen) == 5
+    assert choose_candidates([], 3) == []
+
+
+def test_every_part_of_the_range_of_costs_is_looked_at() -> None:
+    cheap = [record(i, 1.00 + i / 1000, 80.0 + i / 10, 0.5) for i in range(6)]
+    dear = [record(6 + i, 1.10 + i / 1000, 70.0, 1.0 + i / 10) for i in range(3)]
+    chosen = choose_candidates(cheap + dear, 4)
+    assert len(chosen) == 4
+    assert 6 in {r.trial for r in chosen}, "the best of the dear ones"
+
+
+def test_a_latency_study_looks_at_the_range_of_latencies() -> None:
+    rivals = [record(i, 1.0 + i / 1000, 80.0 + i / 10, 0.5, latency_ms=20.0) for i in range(1, 6)]
+    # By multiply-adds the last is the dearest and the worst; by the clock it is the fastest by far.
+    fast = record(6, 1.006, 70.0, 0.9, latency_ms=10.0)
+    assert 6 not in {r.trial for r in choose_candidates([*rivals, fast], 2)}
+    assert 6 in {r.trial for r in choose_candidates([*rivals, fast], 2, "latency_ms")}
+
+
+def test_trials_that_are_one_net_to_the_proxy_are_scored_once() -> None:
+    dear, cheap = record(3, 1.2, 80.0, 0.5), record(4, 1.1, 70.0, 0.9)
+    baseline = record(1, 1.3, 60.0, 1.0, kind="baseline", label="uniform 0.5")
+    failed = TrialRecord(trial=6, kind="searched", state="failed", feasible=True, gflops=1.0, keep_ratios={"a": 0.5})
+    other = record(5, 1.15, 75.0, 0.7, keep_ratios={"a": 0.25})
+    groups = same_nets([baseline, dear, cheap, other, failed], lambda r: r.keep_ratios["a"])
+    assert groups == [(baseline, cheap, dear), (other,)]
+
+
+def test_loss_saves_what_top1_cannot_tell_apart() -> None:
+    better = record(0, 1.1, 70.0, 0.8)
+    lucky = record(1, 1.1, 70.5, 1.2)
+    worse = record(2, 1.1, 69.0, 1.3)
+    assert {r.trial for r in choose_candidates([better, lucky, worse], 2)} == {0, 1}
+
+
+def again(trial: int, top1: float, loss: float | None) -> TrialRecord:
+    return record(trial, 1.0, 50.0, 1.5, rescored_top1=top1, rescored_loss=loss)
+
+
+def test_the_expected_top1_is_half_measured_and_half_told_by_the_loss() -> None:
+    # Through (0, 80), (1, 70), (1, 66), (2, 60) runs the line of least squares 79 - 10 · loss.
+    scored = [again(0, 80.0, 0.0), again(1, 70.0, 1.0), again(2, 66.0, 1.0), again(3, 60.0, 2.0)]
+    unknown = [record(4, 1.0, 99.0, 0.0), again(5, 90.0, None)]
+    expected = [r.expected_top1 for r in with_expected_top1(scored + unknown)]
+    assert expected[:4] == pytest.approx([79.5, 69.5, 67.5, 59.5])
+    assert expected[4:] == [None, 90.0], "when it ran another weight scored it; without a loss there is only top-1"
+
+
+def test_a_lucky_image_does_not_beat_a_lower_loss() -> None:
+    better, lucky, *_ = with_expected_top1(
+        [again(0, 75.0, 0.80), again(1, 75.2, 0.90), again(2, 70.0, 1.0), again(3, 80.0, 0.7)]
+    )
+    assert better.standing is not None
+    assert lucky.standing is not None
+    assert better.standing > lucky.standing
+
+
+@pytest.mark.parametrize(
+    "scored",
+    [
+        [again(0, 80.0, 0.0), again(1, 70.0, 1.0), again(2, 60.0, 2.0)],
+        [again(i, 70.0 + i, 1.0) for i in range(5)],
+        [again(i, 70.0 + i, 1.0 + i) for i in range(5)],
+        [],
+    ],
+    ids=["too few", "one loss", "the wrong way round", "none"],
+)
+def test_where_the_loss_tells_nothing_top1_stands_alone(scored: list[TrialRecord]) -> None:
+    assert [r.expected_top1 for r in with_expected_top1(scored)] == [r.rescored_top1 for r in scored]
+
+
+def test_what_a_loss_lets_expect_is_a_share_of_all_images() -> None:
+    bad, *_ = with_expected_top1([again(0, 1.0, 9.0), *(again(i, 90.0 - i, 0.5 + i / 100) for i in range(1, 5))])
+    assert bad.expected_top1 is not None
+    assert 0 <= bad.expected_top1 <= 50

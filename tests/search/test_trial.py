@@ -1,0 +1,179 @@
+"""One trial: what is suggested, and what an evaluator answers."""
+
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from optuna.samplers import GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from support.sizes import TINY
+from torch import Tensor
+
+from ltmsearch.callbacks import Observer
+from ltmsearch.config.settings import StudySettings
+from ltmsearch.engine.evaluation import batchnorm_kept
+from ltmsearch.engine.steps import proxy_train
+from ltmsearch.errors import TrialDiverged
+from ltmsearch.schedules.schedule import Choice, MergeSchedule
+from ltmsearch.schedules.space import IBWeights, SearchSpace
+from ltmsearch.search.setup import prepare
+from ltmsearch.search.trial import EXAMPLES, Evaluator, load_parameters, parameters, suggest
+
+WEIGHTS = IBWeights(low=0.01, high=1.0)
+SPACE = SearchSpace(layers=("a", "b"), choices=((Choice(1.0), Choice(0.5)),) * 2, ib_weights=WEIGHTS)
+
+
+def test_a_space_without_ib_weights_has_one_parameter_per_layer() -> None:
+    study = optuna.create_study()
+    indices, ib_weight = suggest(
+        study.ask(), SearchSpace(layers=SPACE.layers, choices=SPACE.choices), lambda place: RandomSampler(seed=place)
+    )
+    assert indices.shape == (2,)
+    assert ib_weight == 0.0
+    assert set(study.trials[0].params) == {"a", "b"}
+
+
+def test_every_parameter_is_suggested_by_a_sampler_of_its_own() -> None:
+    """So that it does not depend on how many were drawn before it in this process."""
+
+    def draw(already: dict[str, float]) -> tuple[list[int], float]:
+        study = optuna.create_study()
+        study.enqueue_trial(already)
+        indices, weight = suggest(study.ask(), SPACE, lambda place: RandomSampler(seed=place))
+        return indices.tolist(), weight
+
+    (a, b), weight = draw({})
+    assert 0.01 <= weight <= 1.0
+    assert draw({"a": 1 - a}) == ([1 - a, b], weight)
+    assert draw({"a": a, "b": 1 - b}) == ([a, 1 - b], weight)
+    assert draw({"ib_weight": WEIGHTS.zero}) == ([a, b], 0.0)
+    assert draw({"ib_weight": 0.25}) == ([a, b], 0.25)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        lambda seed: TPESampler(multivariate=True, n_startup_trials=4, seed=seed),
+        lambda seed: GPSampler(n_startup_trials=4, seed=seed),
+        lambda seed: NSGAIISampler(population_size=4, seed=seed),
+    ],
+    ids=["tpe", "gp", "nsga2"],
+)
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_samplers_learn_the_weight_jointly_with_the_layers(sampler: Any) -> None:
+    """Zero included: where zero is best, it is proposed more often than one time in five."""
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    weights = []
+    for number in range(16):
+        study.sampler = sampler(number)
+        trial = study.ask()
+        indices, weight = suggest(trial, SPACE, lambda place, number=number: sampler(100 * number + place))  # type: ignore[misc]
+        weights.append(weight)
+        study.tell(trial, [float(weight == 0), float(indices.sum())])
+    assert all(weight == 0 or 0.01 <= weight <= 1 for weight in weights)
+    assert sum(weight == 0 for weight in weights[8:]) >= 3
+    assert all(set(trial.params) == {"a", "b", "ib_weight"} for trial in study.trials)
+
+
+@pytest.fixture(scope="module")
+def evaluator() -> Evaluator:
+    return prepare(StudySettings.make("test", **TINY, proxy_lr=0.01), Observer()).evaluator
+
+
+@pytest.fixture
+def half(evaluator: Evaluator) -> MergeSchedule:
+    return MergeSchedule(keep_ratios=dict.fromkeys(evaluator.supernet.layers[:5], 0.5))
+
+
+def start_of(evaluator: Evaluator) -> dict[str, Tensor]:
+    """Shared weights to start from, whatever the trials before left in the supernet."""
+    generator = torch.Generator().manual_seed(0)
+    start = {
+        name: value if ".merging." in name else 0.1 * torch.randn(value.shape, generator=generator)
+        for name, value in parameters(evaluator.supernet).items()
+    }
+    return _KEPT.setdefault("start", start)
+
+
+_KEPT: dict[str, dict[str, Tensor]] = {}
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_trial_without_weight_is_cross_entropy_alone_bit_for_bit(evaluator: Evaluator, half: MergeSchedule) -> None:
+    start, settings, supernet = start_of(evaluator), evaluator.settings, evaluator.supernet
+    result = evaluator.evaluate(start, half, ib_weight=0.0, seed=3)
+    load_parameters(supernet, start)
+    with batchnorm_kept(supernet):
+        batches = evaluator.data.train_batches(batch_size=settings.batch_size, steps=settings.proxy_steps, seed=3)
+        proxy_train(supernet, half, batches, lr=settings.proxy_lr, runtime=evaluator.runtime)
+        by_hand = evaluator.score(half, images=settings.val_images)
+    assert equal(result.weights, parameters(supernet))
+    assert (result.score.top1, result.score.top1_se, result.score.loss) == (by_hand.top1, by_hand.top1_se, by_hand.loss)
+    assert result.score.ib is not None
+    assert by_hand.ib is None
+
+
+@pytest.mark.parametrize(("steps", "passes"), [(1, 2), (2, 1), (4, 1)])
+def test_statistics_cost_one_pass_of_the_calibration_images(
+    evaluator: Evaluator, half: MergeSchedule, steps: int, passes: int
+) -> None:
+    """The IB loss takes its own from the first half of the steps, unless there is but one."""
+    passed: list[tuple[bool, int]] = []
+    handle = evaluator.supernet.model.register_forward_pre_hook(
+        lambda model, args: passed.append((torch.is_grad_enabled(), len(args[0])))
+    )
+    evaluator.evaluate(start_of(evaluator), half, ib_weight=1.0, seed=3, steps=steps)
+    handle.remove()
+    settings = evaluator.settings
+    assert [grad for grad, _ in passed].count(True) == steps
+    without = [size for grad, size in passed if not grad and size > 1]  # one image tells the sizes of features, once
+    assert without[-3:] == [settings.calibration_images, settings.val_images, EXAMPLES]
+    assert without[:-3] == [settings.calibration_images] * (passes - 1)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_weights_matter_and_the_same_weight_gives_the_same_trial(
+    evaluator: Evaluator, half: MergeSchedule, steps: int
+) -> None:
+    start = start_of(evaluator)
+    none, some, more, again = (
+        evaluator.evaluate(start, half, ib_weight=w, seed=3, steps=steps) for w in (0.0, 0.5, 5.0, 0.5)
+    )
+    assert equal(some.weights, again.weights)
+    assert some.score == again.score
+    assert not equal(none.weights, some.weights)
+    assert not equal(some.weights, more.weights)
+    assert len({result.score.loss for result in (none, some, more)}) == 3
+    assert len({result.score.ib for result in (none, some, more)}) == 3
+
+
+def test_an_evaluation_leaves_no_trace(evaluator: Evaluator, half: MergeSchedule) -> None:
+    supernet, random = evaluator.supernet, torch.get_rng_state()
+    buffers = {name: buffer.clone() for name, buffer in supernet.named_buffers()}
+    evaluator.evaluate(start_of(evaluator), half, ib_weight=1.0, seed=3)
+    assert equal(buffers, dict(supernet.named_buffers()))
+    assert not supernet.model.get_classifier()._forward_pre_hooks  # type: ignore[operator]
+    assert supernet.schedule.merging_layers == ()
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_the_reference_is_measured_but_not_trained(evaluator: Evaluator) -> None:
+    plain = evaluator.supernet.schedule
+    result = evaluator.evaluate(start_of(evaluator), plain, ib_weight=0.0, seed=0, steps=0)
+    assert result.weights == {}
+    assert result.score.ib is not None
+    assert result.score.ib.mi_y >= 0
+
+
+def test_features_that_are_not_finite_fail_the_trial_alone(evaluator: Evaluator, half: MergeSchedule) -> None:
+    start = start_of(evaluator)
+    broken = {name: torch.full_like(value, float("nan")) for name, value in start.items()}
+    buffers = {name: buffer.clone() for name, buffer in evaluator.supernet.named_buffers()}
+    for weight, steps in ((1.0, 1), (0.0, 0)):
+        with pytest.raises(TrialDiverged, match="not finite"):
+            evaluator.evaluate(broken, half, ib_weight=weight, seed=0, steps=steps)
+    assert equal(buffers, dict(evaluator.supernet.named_buffers()))
+    assert evaluator.evaluate(start, half, ib_weight=1.0, seed=0).score.loss > 0

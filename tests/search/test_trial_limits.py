@@ -1,0 +1,124 @@
+"""A trial that needs too much memory or too long fails alone, and not before what can be done was done."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.command_line import tiny
+from support.sizes import TINY
+from torch import Tensor
+
+from ltmsearch import run_study
+from ltmsearch.callbacks import Observer
+from ltmsearch.config.settings import StudySettings
+from ltmsearch.data.loading import ImageData
+from ltmsearch.errors import TrialOutOfMemory, TrialTooLong, is_out_of_memory
+from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.search.setup import LEAST_LIMIT, prepare
+from ltmsearch.search.trial import Evaluator, parameters
+
+FULL = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+
+
+@pytest.fixture(scope="module")
+def evaluator() -> Evaluator:
+    return prepare(StudySettings.make("test", **TINY, proxy_lr=0.01), Observer()).evaluator
+
+
+@pytest.fixture
+def half(evaluator: Evaluator) -> MergeSchedule:
+    return MergeSchedule(keep_ratios=dict.fromkeys(evaluator.supernet.layers[:5], 0.5))
+
+
+class Narrow:
+    """Memory for so many images a training step.
+
+    Args:
+        most: More than these fail as torch does.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int, error: Exception = FULL) -> None:
+        self.asked: list[int] = []
+        original = ImageData.train_batches
+
+        def train_batches(data: ImageData, *, batch_size: int, **how: Any) -> Iterator[tuple[Tensor, Tensor]]:
+            self.asked.append(batch_size)
+            for batch in original(data, batch_size=batch_size, **how):
+                if batch_size > most:
+                    raise error
+                yield batch
+
+        monkeypatch.setattr(ImageData, "train_batches", train_batches)
+
+
+class TestMemory:
+    @pytest.mark.parametrize("error", [FULL, torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
+    def test_the_batch_is_halved_once(
+        self, evaluator: Evaluator, half: MergeSchedule, monkeypatch: pytest.MonkeyPatch, error: Exception
+    ) -> None:
+        weights, narrow = parameters(evaluator.supernet), Narrow(monkeypatch, 2, error)
+        result = evaluator.evaluate(weights, half, seed=3)
+        assert narrow.asked == [4, 2]
+        assert result.batch_size == 2
+        assert result.weights.keys() == weights.keys()
+        assert all(torch.equal(value, weights[name]) for name, value in weights.items()), "W itself is not touched"
+
+    def test_then_the_trial_fails(
+        self, evaluator: Evaluator, half: MergeSchedule, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        narrow = Narrow(monkeypatch, 1)
+        with pytest.raises(TrialOutOfMemory, match="memory is full with 4 and with 2 images a step"):
+            evaluator.evaluate(parameters(evaluator.supernet), half, seed=3)
+        assert narrow.asked == [4, 2]
+
+    def test_other_errors_are_not_taken_for_it(
+        self, evaluator: Evaluator, half: MergeSchedule, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        Narrow(monkeypatch, 1, RuntimeError("shapes do not match"))
+        with pytest.raises(RuntimeError, match="shapes do not match"):
+            evaluator.evaluate(parameters(evaluator.supernet), half, seed=3)
+        assert not is_out_of_memory(ValueError("can't allocate memory"))
+
+    def test_the_study_goes_on_and_tells(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        original, calls, lines = ImageData.train_batches, [0], []
+
+        def train_batches(data: ImageData, *, batch_size: int, **how: Any) -> Iterator[tuple[Tensor, Tensor]]:
+            calls[0] += 1
+            for batch in original(data, batch_size=batch_size, **how):
+                if calls[0] in (5, 7, 8):  # after the warm-up and what is measured before: one is halved, one fails
+                    raise FULL
+                yield batch
+
+        class Heard(Observer):
+            def note(self, line: str) -> None:
+                lines.append(line)
+
+        monkeypatch.setattr(ImageData, "train_batches", train_batches)
+        monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
+        records = run_study(tiny(tmp_path / "run"), Heard()).records
+        assert [r.state for r in records if r.label != "plain"].count("failed") == 1
+        assert sum("trained on 2 images a step: memory was full" in line for line in lines) == 1
+        assert sum("failed alone: memory is full with 4 and with 2 images a step" in line for line in lines) == 1
+
+
+class TestTime:
+    @pytest.mark.parametrize("steps", [0, 1])
+    def test_what_takes_too_long_is_given_up(self, evaluator: Evaluator, half: MergeSchedule, steps: int) -> None:
+        with pytest.raises(TrialTooLong, match=r"longer than the 1e-09 s that a trial may \(--trial-timeout\)"):
+            evaluator.evaluate(parameters(evaluator.supernet), half, seed=3, steps=steps, limit=1e-9)
+
+    def test_the_study_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
+        records = run_study(tiny(tmp_path / "run", trials=2, trial_timeout=1e-9)).records
+        assert [record.state for record in records] == ["failed"] * 3
+        more = run_study(tiny(tmp_path / "run", trials=4)).records
+        assert [record.state for record in more] == ["failed"] * 3 + ["scored"] * 2
+
+    def test_without_a_limit_there_is_a_wide_one(self) -> None:
+        bench = prepare(StudySettings.make("test", **TINY), Observer())
+        assert bench.trial_limit() == LEAST_LIMIT
+        settings = bench.settings.model_copy(update={"proxy_steps": 10**6})
+        assert replace(bench, settings=settings).trial_limit() == 20 * replace(bench, settings=settings).trial_seconds()

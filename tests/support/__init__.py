@@ -1,0 +1,1 @@
+"""Shared by the tests: fixtures, small studies, and ways to damage them."""
