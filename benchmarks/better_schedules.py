@@ -51,7 +51,7 @@ from rich.table import Table
 from torch import nn
 from training import shown
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.recipe import Recipe, library_versions, load_recipe
 from ltmsearch.costs import GIGA, CostTable, backbone_costs
 from ltmsearch.data.loading import ImageData, load_data
@@ -277,7 +277,7 @@ class Trials:
     def data(self) -> ImageData:
         """Training and validation images, decoded once for all trainings of the case."""
         options = TrainingOptions(out=self.folder, dataset=self.case.data, data_dir=self.data_dir)
-        return open_data(self.recipe("base"), options, Observer())
+        return open_data(self.recipe("base"), options, Callbacks())
 
     @cached_property
     def test(self) -> ImageData | None:
@@ -362,7 +362,7 @@ class Trials:
         """The recipe's net, fresh or with weights."""
         torch.manual_seed(recipe.seed)
         options = TrainingOptions(out=self.folder, init=init)
-        return self.runtime.prepare(make_network(recipe, options, "cpu", Observer()))
+        return self.runtime.prepare(make_network(recipe, options, "cpu", Callbacks()))
 
     def fit(self, recipe: Recipe, model: nn.Module) -> None:
         """What `ltmsearch train` does between its files."""

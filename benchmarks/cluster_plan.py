@@ -34,7 +34,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.settings import StudySettings
 from ltmsearch.engine.runtime import step_seconds
 from ltmsearch.io.files import write_atomic
@@ -96,7 +96,7 @@ def measured(backbone: str) -> tuple[float, float]:
         device="cpu", val_images=16, rescore_images=16, calibration_images=16,
     )  # fmt: skip
     torch.set_num_threads(1)
-    evaluator = prepare_evaluator(settings.resolved("cpu"), Observer())
+    evaluator = prepare_evaluator(settings.resolved("cpu"), Callbacks())
     images = next(evaluator.data.train_batches(batch_size=4, steps=1, seed=0))[0]
     rates = []
     for train in (True, False):

@@ -53,7 +53,7 @@ from rich.console import Console
 from rich.table import Table
 from virtual_cluster import Durations, VirtualWorkers
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.recipe import library_versions
 from ltmsearch.config.settings import StudySettings
 from ltmsearch.costs import within
@@ -146,7 +146,7 @@ class Simulated(Driver):
     def __init__(
         self, bench: Workbench, folder: Path, workers: VirtualWorkers, storage: BaseStorage, charges: dict[str, float]
     ) -> None:
-        super().__init__(bench, folder, Observer(), storage=storage, workers=workers)
+        super().__init__(bench, folder, Callbacks(), storage=storage, workers=workers)
         own = self.shared
         self.shared = CountedWeights(own.supernet, folder, own.state, share=0.25, staleness_power=0.5)
         self.charges = charges
@@ -192,7 +192,7 @@ def prepared(folder: Path, sampler: str, trials: int) -> Workbench:
     """A study of mobilevit_s; its images are small, as nothing is trained."""
     settings: dict[str, Any] = {"backbone": "mobilevit_s", "budget_gflops": 1.2, "proxy_img_size": 64}
     made = StudySettings.make(**settings, trials=trials, sampler=sampler, out=str(folder), precision="fp32")
-    return prepare(made, Observer())
+    return prepare(made, Callbacks())
 
 
 def changed(bench: Workbench, **settings: Any) -> Workbench:
@@ -215,7 +215,7 @@ def weights_seconds(bench: Workbench) -> dict[str, Any]:
     """What moving and saving the shared weights takes, and their size."""
     supernet = bench.evaluator.supernet
     with tempfile.TemporaryDirectory() as folder:
-        driver = Driver(changed(bench, out=folder), Path(folder), Observer())
+        driver = Driver(changed(bench, out=folder), Path(folder), Callbacks())
         start = driver.shared.weights
         trained = {name: value + 1e-4 for name, value in start.items()}
         moving = least(5, lambda: driver.shared.move(trained, start, age=3))

@@ -15,7 +15,7 @@ from statistics import mean, stdev
 from rich.console import Console
 from rich.table import Table
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.recipe import library_versions
 from ltmsearch.config.settings import StudySettings
 from ltmsearch.io.files import write_atomic
@@ -44,7 +44,7 @@ def main() -> None:
     args = vars(parser.parse_args())
     keep, seeds = args.pop("keep"), args.pop("seeds")
     settings = StudySettings.make("benchmark", rescore_images=args["val_images"], **args)
-    bench = prepare(settings, Observer())
+    bench = prepare(settings, Callbacks())
     s, data = bench.settings, bench.evaluator.data
     supernet = bench.evaluator.supernet
     for _ in bench.warm_up():

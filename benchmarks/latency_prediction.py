@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.latency.build import build_profile, profile_space, target_costs
 from ltmsearch.latency.measure import Session
 from ltmsearch.latency.runtimes import open_stage
@@ -48,7 +48,7 @@ def check(backbone: str, args: argparse.Namespace) -> dict[str, Any]:
         device=args.device, batch_size=args.batch_size, runtime=args.runtime, threads=args.threads
     )
     file = SpaceFile.load(None, family=get_adapter(backbone).family)
-    profile = build_profile(backbone, "ltm", file, target, Observer())
+    profile = build_profile(backbone, "ltm", file, target, Callbacks())
     supernet, costs = target_costs(backbone, "ltm", target)
     space = profile_space(file, costs)
     rows = np.unique(space.random(np.random.default_rng(args.seed), 4 * args.schedules), axis=0)

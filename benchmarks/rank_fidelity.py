@@ -42,7 +42,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.recipe import library_versions
 from ltmsearch.config.settings import StudySettings
 from ltmsearch.costs import GIGA, backbone_costs, covering_schedules
@@ -212,7 +212,7 @@ class Ranks:
             val_images=images, rescore_images=images,
             calibration_images=max(variant.calibration for variant in VARIANTS),
         )  # fmt: skip
-        return prepare(settings, Observer())
+        return prepare(settings, Callbacks())
 
     def draw(self) -> np.ndarray:
         """(schedules, L) choice indices: half spread over the costs, half near the middle one. No two are one net."""

@@ -67,11 +67,11 @@ def point(kind: str, **options: Any) -> dict[str, Any]:
 def measure_trial(backbone: str, repeats: int, **settings: Any) -> dict[str, Any]:
     """Least seconds of some trials after one that warms up, by the wall and of processors, and the peak memory."""
     from ltmsearch import StudySettings
-    from ltmsearch.callbacks import Observer
+    from ltmsearch.callbacks import Callbacks
     from ltmsearch.search.setup import prepare
     from ltmsearch.search.trial import parameters
 
-    bench = prepare(StudySettings.make(backbone=backbone, budget_gflops=BUDGETS[backbone], **settings), Observer())
+    bench = prepare(StudySettings.make(backbone=backbone, budget_gflops=BUDGETS[backbone], **settings), Callbacks())
     weights = parameters(bench.evaluator.supernet)
     schedule = bench.space.schedule(bench.space.nearest(0.5))
     seconds, processor = [], []
@@ -138,7 +138,7 @@ def measure_trials(sampler: str, trials: int, time_limit: float) -> dict[str, An
     import numpy as np
 
     from ltmsearch import StudySettings
-    from ltmsearch.callbacks import Observer
+    from ltmsearch.callbacks import Callbacks
     from ltmsearch.engine.evaluation import Score
     from ltmsearch.search.driver import Driver
     from ltmsearch.search.setup import prepare
@@ -180,10 +180,10 @@ def measure_trials(sampler: str, trials: int, time_limit: float) -> dict[str, An
     with tempfile.TemporaryDirectory() as folder:
         settings: dict[str, Any] = {"backbone": "mobilevit_xxs", "budget_gflops": 0.27, "proxy_img_size": 64}
         made = StudySettings.make(**settings, trials=trials, sampler=sampler, out=folder, precision="fp32")
-        bench = prepare(made, Observer())
+        bench = prepare(made, Callbacks())
         real = bench.evaluator
         made_up = MadeUp(supernet=real.supernet, data=real.data, runtime=real.runtime, settings=real.settings)
-        driver = Driver(replace(bench, evaluator=made_up), Path(folder), Observer())
+        driver = Driver(replace(bench, evaluator=made_up), Path(folder), Callbacks())
         state, share = driver.shared.state, made.update_share
         driver.shared = Unsaved(real.supernet, Path(folder), state, share=share, staleness_power=0)
         start = time.perf_counter()

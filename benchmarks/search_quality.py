@@ -68,7 +68,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.linear_model import BayesianRidge
 from torch import Tensor
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.recipe import library_versions
 from ltmsearch.config.settings import StudySettings
 from ltmsearch.costs import within
@@ -109,7 +109,7 @@ def make_bench(args: argparse.Namespace, seed: int) -> Workbench:
         calibration_images=args.calibration_images, val_images=args.val_images, rescore_candidates=8,
         rescore_images=args.val_images + args.yardstick_images,
     )  # fmt: skip
-    bench = prepare(settings, Observer())
+    bench = prepare(settings, Callbacks())
     if args.clean_digits:
         for split in (bench.evaluator.data.train, bench.evaluator.data.validation):
             split.dataset.clutter = CLEAN
@@ -345,7 +345,7 @@ def search(driver_class: type[Unsaved], bench: Workbench, log: Log, **settings: 
             supernet=plain.supernet, data=plain.data, runtime=plain.runtime, settings=made, log=log,
             kept=0 if settings.get("update_share") == 0 else 4 + made.trials // 3,
         )  # fmt: skip
-        driver = driver_class(replace(bench, evaluator=watched, settings=made), Path(folder), Observer())
+        driver = driver_class(replace(bench, evaluator=watched, settings=made), Path(folder), Callbacks())
         if isinstance(driver, Surrogate):
             driver.log = log
         driver.search(until=None)

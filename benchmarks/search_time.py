@@ -136,11 +136,11 @@ def main() -> None:
         import torch
 
         from ltmsearch import StudySettings, run_study
-        from ltmsearch.callbacks import Observer
+        from ltmsearch.callbacks import Callbacks
 
         put_clocks(clocks)
 
-    class Printing(Observer):
+    class Printing(Callbacks):
         def note(self, message: str) -> None:
             print(message, file=sys.stderr, flush=True)
 

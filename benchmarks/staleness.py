@@ -41,7 +41,7 @@ from scipy import stats
 from search_quality import Nets, Unsaved, Yardstick, make_bench, mean_gain, uniform_line
 from virtual_cluster import Durations, VirtualWorkers
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.recipe import library_versions
 from ltmsearch.io.figures import write_drawing
 from ltmsearch.io.files import write_atomic
@@ -78,7 +78,7 @@ def search(bench: Workbench, nets: Nets, yard: Yardstick, workers: int, power: f
             workers, DURATIONS, lambda task, weights: evaluated(evaluator, task, weights), seed=made.seed,
             counts_driver=False,
         )  # fmt: skip
-        driver = Unsaved(replace(bench, settings=made), Path(folder), Observer(), workers=virtual)
+        driver = Unsaved(replace(bench, settings=made), Path(folder), Callbacks(), workers=virtual)
         driver.search(until=None)
         driver.rescore()
         records = driver.records()

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.objective import CostName
 from ltmsearch.config.recipe import library_versions
 from ltmsearch.config.settings import StudySettings
@@ -38,12 +38,12 @@ class StudyResult:
         return select_front(self.records, self.cost)
 
 
-def run_study(settings: StudySettings, observer: Observer | None = None, *, takeover: bool = False) -> StudyResult:
+def run_study(settings: StudySettings, callbacks: Callbacks | None = None, *, takeover: bool = False) -> StudyResult:
     """Search, or continue a search that was interrupted or is to have more trials.
 
     Args:
         settings: What to search, on what, how.
-        observer: Hears of progress.
+        callbacks: Receives progress.
         takeover: Continue a study that another driver is at work on; that one ends as soon as it notices.
 
     Returns:
@@ -55,25 +55,25 @@ def run_study(settings: StudySettings, observer: Observer | None = None, *, take
         StorageLost: If the study's database fails later.
         LeaseLost: If another driver took the study over.
     """
-    observer = observer or Observer()
+    callbacks = callbacks or Callbacks()
     start, clock = time.monotonic(), Clock()
     until = None if settings.timeout is None else start + settings.timeout
     with ExitStack() as stack:
-        stack.callback(observer.close)
-        lease = stack.enter_context(Lease(takeover=takeover, tell=observer.note))
+        stack.callback(callbacks.close)
+        lease = stack.enter_context(Lease(takeover=takeover, tell=callbacks.note))
         stack.enter_context(told_when_lost(settings))
         stack.callback(clock.save)
         try:
-            run = open_run(settings, observer, clock, lease, stack)
+            run = open_run(settings, callbacks, clock, lease, stack)
             bench = run.bench
             hardware = hardware_name(bench.evaluator.runtime.device)
             clock.keep(run.folder, device=f"{hardware}; {bench.device}", versions=library_versions())
-            driver = Driver(bench, run.folder, observer, clock, run.storage, confirm=lease.confirm)
+            driver = Driver(bench, run.folder, callbacks, clock, run.storage, confirm=lease.confirm)
             _search(driver, run, until)
             with clock.part(WRITING):
                 lease.confirm()
                 records = driver.records()
-                write_results(run.folder, bench, records, observer, clock)
+                write_results(run.folder, bench, records, callbacks, clock)
                 driver.pages.renew(records)
         except LeaseLost:
             clock.leave()
@@ -96,7 +96,7 @@ def _search(driver: Driver, run: OpenRun, until: float | None) -> None:
         with clock.part(OVERHEAD):
             driver.settle()
             if run.connection is not None and driver.wants_trials():
-                driver.workers = RayWorkers.of_study(run.connection, run.bench, driver.observer)
+                driver.workers = RayWorkers.of_study(run.connection, run.bench, driver.callbacks)
             driver.search(until=until)
         driver.workers.close()
         with clock.part(RESCORING):

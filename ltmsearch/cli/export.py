@@ -43,7 +43,7 @@ def export(
     Example: ltmsearch export runs/my-study --under-gflops 1.15 --weights --onnx
     """
     stopped = "files that are whole stay, the same command writes all again"
-    with watched(quiet=quiet, verbose=verbose, stopped=lambda: stopped) as observer:
+    with watched(quiet=quiet, verbose=verbose, stopped=lambda: stopped) as callbacks:
         from ltmsearch.export import export_run
 
         files = export_run(
@@ -56,7 +56,7 @@ def export(
             weights=weights,
             onnx=onnx,
             program=program,
-            observer=observer,
+            callbacks=callbacks,
         )
     if as_json:
         print_json([file.as_dict() for file in files])

@@ -17,7 +17,7 @@ def front(run: Run, as_json: AsJson = False, quiet: Quiet = False) -> None:
 
     Example: ltmsearch front runs/mobilevit_s-ltm-1.2gflops-224-digits
     """
-    from ltmsearch.callbacks import Observer
+    from ltmsearch.callbacks import Callbacks
     from ltmsearch.cli.progress import Notes
     from ltmsearch.config.settings import SETTINGS, ResolvedSettings
     from ltmsearch.io.files import refuse_links_outward
@@ -31,11 +31,11 @@ def front(run: Run, as_json: AsJson = False, quiet: Quiet = False) -> None:
     refuse_links_outward(run)
     settings = ResolvedSettings.load(run / SETTINGS)
     records = read_trials(run / TRIALS)
-    observer = Observer() if quiet else Notes(Console(stderr=True))
+    callbacks = Callbacks() if quiet else Notes(Console(stderr=True))
     if driver := who_drives(run):  # it writes the same files, with more trials
-        observer.note(f"{run} is driven by {driver}: nothing is written, its files are that driver's")
+        callbacks.note(f"{run} is driven by {driver}: nothing is written, its files are that driver's")
     else:
-        write_tables_and_plots(run, settings, records, observer)
+        write_tables_and_plots(run, settings, records, callbacks)
     if as_json:
         print_json(front_rows(records, settings.axis.name))
     elif not quiet:

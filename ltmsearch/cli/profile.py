@@ -67,15 +67,15 @@ def profile(
     if of_recipe and (operator or space or again or out):
         raise InputError("--operator, --space, --again and --out go with a backbone, not with a recipe")
     stopped = "nothing is kept of what was timed, the same command begins again"
-    with watched(quiet=quiet, verbose=verbose, stopped=lambda: stopped) as observer:
+    with watched(quiet=quiet, verbose=verbose, stopped=lambda: stopped) as callbacks:
         from ltmsearch.latency import profile_backbone, profile_recipe
         from ltmsearch.latency.console import print_nets, print_profile
 
         if of_recipe:
-            target, record = profile_recipe(Path(net), given, observer)
+            target, record = profile_recipe(Path(net), given, callbacks)
         else:
             target, record = profile_backbone(
-                net, operator or "ltm", space, given, again=again, out=out, observer=observer
+                net, operator or "ltm", space, given, again=again, out=out, callbacks=callbacks
             )
     if as_json:
         print_json(record)

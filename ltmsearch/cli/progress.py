@@ -6,7 +6,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 
 _log = logging.getLogger(__name__)
 
@@ -14,14 +14,14 @@ LINE_EVERY_SECONDS = 30.0
 """Where no bar can be drawn, a line tells how it stands this often."""
 
 
-class Notes(Observer):
+class Notes(Callbacks):
     """Prints notes, draws nothing."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
 
     def note(self, line: str) -> None:
-        """See `Observer`."""
+        """See `Callbacks`."""
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -44,7 +44,7 @@ class ProgressBars(Notes):
         self._last_line = 0.0
 
     def phase(self, name: str, total: int) -> None:
-        """See `Observer`."""
+        """See `Callbacks`."""
         self._name, self._total, self._last_line = name, total, 0.0
         _log.info("%s%s", name, f": {total} parts" if total else "")
         if not self._can_draw():
@@ -56,7 +56,7 @@ class ProgressBars(Notes):
         self._task = self._progress.add_task(name, total=total or None, status="")
 
     def advance(self, done: int, status: str = "") -> None:
-        """See `Observer`."""
+        """See `Callbacks`."""
         if self._task is not None:
             self._progress.update(self._task, completed=done, status=status)
         elif time.monotonic() - self._last_line > LINE_EVERY_SECONDS or done == self._total:
@@ -68,6 +68,6 @@ class ProgressBars(Notes):
         return self.console.is_terminal and not self.console.is_dumb_terminal and self.console.file.isatty()
 
     def close(self) -> None:
-        """See `Observer`."""
+        """See `Callbacks`."""
         if self._task is not None:
             self._progress.stop()

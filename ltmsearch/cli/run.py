@@ -172,11 +172,11 @@ def run(
     if data_dir is not None:
         given["data_dir"] = str(data_dir)
     settings = _settings(given, config)
-    with watched(quiet=quiet, verbose=verbose, stopped=lambda: _how_to_go_on(settings.run_dir)) as observer:
+    with watched(quiet=quiet, verbose=verbose, stopped=lambda: _how_to_go_on(settings.run_dir)) as callbacks:
         from ltmsearch.config.settings import SETTINGS, ResolvedSettings
         from ltmsearch.study import run_study
 
-        result = run_study(settings, observer, takeover=takeover)
+        result = run_study(settings, callbacks, takeover=takeover)
         resolved = ResolvedSettings.load(result.folder / SETTINGS)
     if as_json:
         from ltmsearch.reporting.json_summary import study_document

@@ -18,7 +18,7 @@ from ltmsearch.cli.log import logged
 from ltmsearch.errors import InputError, LtmsearchError
 
 if TYPE_CHECKING:
-    from ltmsearch.callbacks import Observer
+    from ltmsearch.callbacks import Callbacks
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def _termination_raised() -> Iterator[None]:
 
 
 @contextmanager
-def watched(*, quiet: bool, verbose: bool, stopped: Callable[[], str]) -> Iterator["Observer"]:
+def watched(*, quiet: bool, verbose: bool, stopped: Callable[[], str]) -> Iterator["Callbacks"]:
     """The long part of a command: whoever tells of its progress, until it is over or interrupted.
 
     Args:
@@ -82,17 +82,17 @@ def watched(*, quiet: bool, verbose: bool, stopped: Callable[[], str]) -> Iterat
     """
     if quiet and verbose:
         raise InputError("--quiet and --verbose cannot both be given")
-    from ltmsearch.callbacks import Observer
+    from ltmsearch.callbacks import Callbacks
     from ltmsearch.cli.progress import ProgressBars
 
     console = Console(stderr=True, quiet=not speaks())
-    observer = Observer() if quiet else ProgressBars(console)
+    callbacks = Callbacks() if quiet else ProgressBars(console)
     with logged(console, verbose=verbose):
         try:
             with _termination_raised():
-                yield observer
+                yield callbacks
         except KeyboardInterrupt as interrupt:
-            observer.close()
+            callbacks.close()
             terminated = isinstance(interrupt, Terminated)
             say(console, f"{'terminated' if terminated else 'stopped'}; {stopped()}")
             raise typer.Exit(TERMINATED if terminated else 1) from None
@@ -102,4 +102,4 @@ def watched(*, quiet: bool, verbose: bool, stopped: Callable[[], str]) -> Iterat
                 raise LtmsearchError(f"{error.strerror}: {error.filename}; {stopped()}") from error
             raise
         finally:
-            observer.close()
+            callbacks.close()

@@ -171,7 +171,7 @@ def train(
     keys = {name: value for name, value in given.items() if name in Recipe.model_fields and name not in NET}
     changed = loaded.changed({name: None if value == "none" else value for name, value in keys.items()})
     folder = out
-    with watched(quiet=quiet, verbose=verbose, stopped=lambda: _how_to_go_on(folder)) as observer:
+    with watched(quiet=quiet, verbose=verbose, stopped=lambda: _how_to_go_on(folder)) as callbacks:
         from ltmsearch.training.options import TrainingOptions, default_folder
         from ltmsearch.training.summary import print_training, training_record
         from ltmsearch.training.trainer import train_recipe
@@ -186,7 +186,7 @@ def train(
             device=device,
             resume=resume,
         )
-        result = train_recipe(changed, options, observer)
+        result = train_recipe(changed, options, callbacks)
     if as_json and speaks():
         print_json(training_record(result))
     elif not quiet and speaks():

@@ -34,7 +34,7 @@ def validate(
     Example: ltmsearch validate recipe.yaml --checkpoint best.safetensors --data-dir photos
     """
     stopped = "nothing is written by this command, it can be run again"
-    with watched(quiet=quiet, verbose=verbose, stopped=lambda: stopped) as observer:
+    with watched(quiet=quiet, verbose=verbose, stopped=lambda: stopped) as callbacks:
         from ltmsearch.config.recipe import load_recipe
         from ltmsearch.training.validation import print_validation, validate_recipe
 
@@ -48,7 +48,7 @@ def validate(
             device=device,
             precision=precision,
             val_images=val_images,
-            observer=observer,
+            callbacks=callbacks,
         )
     if as_json:
         print_json(record.as_dict())

@@ -50,7 +50,7 @@ def visualize(
     """
     place = None if at is None else _place(at)
     stopped = "pictures that are whole stay, the same command draws all again"
-    with watched(quiet=quiet, verbose=verbose, stopped=lambda: stopped) as observer:
+    with watched(quiet=quiet, verbose=verbose, stopped=lambda: stopped) as callbacks:
         from ltmsearch.reporting.merges.visualize import visualize_recipe
 
         drawn = visualize_recipe(
@@ -60,7 +60,7 @@ def visualize(
             out=out,
             img_size=img_size,
             place=place,
-            observer=observer,
+            callbacks=callbacks,
         )
     if as_json:
         print_json({"weights": drawn.weights, "notes": drawn.notes, "files": [str(file) for file in drawn.files]})

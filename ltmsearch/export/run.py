@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.settings import SETTINGS, ResolvedSettings
 from ltmsearch.errors import InputError
 from ltmsearch.export.choice import choose_trials
@@ -36,7 +36,7 @@ def export_run(
     weights: bool = False,
     onnx: bool = False,
     program: bool = False,
-    observer: Observer | None = None,
+    callbacks: Callbacks | None = None,
 ) -> list[ExportedFile]:
     """Write recipes, and on request weights and programs, each checked by opening it again.
 
@@ -53,7 +53,7 @@ def export_run(
         weights: Whether to write `model.safetensors` and `config.json`.
         onnx: Whether to write `model.onnx`.
         program: Whether to write `model.pt2`.
-        observer: Hears of what is going on.
+        callbacks: Receives a note on what is going on.
 
     Returns:
         The files, in the order in which they were written.
@@ -62,20 +62,20 @@ def export_run(
         InputError: If the folder is of neither kind, nothing fits, or a library is missing; nothing is written.
         ExportError: If a file does not hold what it should; that file is not left.
     """
-    observer = observer or Observer()
+    callbacks = callbacks or Callbacks()
     if onnx:
         require_onnx()
     refuse_links_outward(run)
     choice = {"trial": trial, "top": top, "under_gflops": under_gflops, "under_ms": under_ms}
-    subnets = _subnets(run, choice, checkpoint, observer)
+    subnets = _subnets(run, choice, checkpoint, callbacks)
     kinds = [kind for kind, wanted in (("weights", weights), ("ONNX", onnx), ("torch.export", program)) if wanted]
-    observer.phase("exporting", len(subnets) * (1 + len(kinds)))
+    callbacks.phase("exporting", len(subnets) * (1 + len(kinds)))
     written: list[ExportedFile] = []
     begun = 0
 
     def begin(what: str, subnet: Subnet) -> None:
         nonlocal begun
-        observer.advance(begun, what if subnet.trial is None else f"trial {subnet.trial}: {what}")
+        callbacks.advance(begun, what if subnet.trial is None else f"trial {subnet.trial}: {what}")
         begun += 1
 
     for subnet in subnets:
@@ -83,8 +83,8 @@ def export_run(
         written += _export(subnet, folder, kinds, begin)
         older = sorted({path.name for path in folder.iterdir()} & set(FILES) - {file.file.name for file in written})
         if older:
-            observer.note(f"{folder} holds from before, perhaps of other weights: {', '.join(older)}")
-    observer.advance(begun)
+            callbacks.note(f"{folder} holds from before, perhaps of other weights: {', '.join(older)}")
+    callbacks.advance(begun)
     return written
 
 
@@ -122,15 +122,15 @@ def _writing(folder: Path) -> Iterator[None]:
         raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error
 
 
-def _subnets(run: Path, choice: dict[str, Any], checkpoint: Path | None, observer: Observer) -> list[Subnet]:
+def _subnets(run: Path, choice: dict[str, Any], checkpoint: Path | None, callbacks: Callbacks) -> list[Subnet]:
     if not is_study(run):
         for name, value in choice.items():
             if value is not None:
                 option = f"--{name.replace('_', '-')}"
                 raise InputError(f"{option} chooses among the trials of a study, but {run} is of a training")
-        return [trained_subnet(run, checkpoint, observer)]
+        return [trained_subnet(run, checkpoint, callbacks)]
     if checkpoint is not None:
         raise InputError(f"--checkpoint must come with the folder of a training, but {run} is of a study")
     settings = ResolvedSettings.load(run / SETTINGS)
     chosen = choose_trials(read_trials(run / TRIALS), **choice, cost=settings.axis.name)
-    return study_subnets(run, settings, chosen, observer)
+    return study_subnets(run, settings, chosen, callbacks)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.recipe import Recipe, load_recipe
 from ltmsearch.config.settings import SETTINGS, ResolvedSettings
 from ltmsearch.errors import InputError
@@ -53,7 +53,7 @@ def is_study(run: Path) -> bool:
 
 
 def study_subnets(
-    run: Path, settings: ResolvedSettings, records: Sequence[TrialRecord], observer: Observer
+    run: Path, settings: ResolvedSettings, records: Sequence[TrialRecord], callbacks: Callbacks
 ) -> list[Subnet]:
     """Trials of a study with the final shared weights, each with BatchNorm statistics of its own.
 
@@ -61,7 +61,7 @@ def study_subnets(
         run: Run directory.
         settings: Of the study.
         records: The trials.
-        observer: Hears of the data being read.
+        callbacks: Receives a note on the data being read.
 
     Raises:
         InputError: If the shared weights are missing or damaged.
@@ -74,9 +74,9 @@ def study_subnets(
 
     def build(record: TrialRecord) -> nn.Module:
         if not evaluators:
-            observer.note("reading the study's data: each subnet gets BatchNorm statistics of its own")
+            callbacks.note("reading the study's data: each subnet gets BatchNorm statistics of its own")
             images = max(CALIBRATION_IMAGES, settings.calibration_images)
-            evaluator = prepare_evaluator(settings.model_copy(update={"calibration_images": images}), observer)
+            evaluator = prepare_evaluator(settings.model_copy(update={"calibration_images": images}), callbacks)
             evaluator.supernet.refuse_unfitting(shared, run / WEIGHTS)
             evaluator.supernet.load_state_dict(shared)
             evaluators.append(evaluator)
@@ -94,13 +94,13 @@ def study_subnets(
     ]
 
 
-def trained_subnet(run: Path, checkpoint: Path | None, observer: Observer) -> Subnet:
+def trained_subnet(run: Path, checkpoint: Path | None, callbacks: Callbacks) -> Subnet:
     """The subnet of a training.
 
     Args:
         run: Folder of the training.
         checkpoint: Its weights; None: the best that the training kept.
-        observer: Hears of what was not loaded.
+        callbacks: Receives a note on what was not loaded.
 
     Raises:
         InputError: If recipe or weights are missing, damaged or do not belong together.
@@ -113,5 +113,5 @@ def trained_subnet(run: Path, checkpoint: Path | None, observer: Observer) -> Su
             "study; ltmsearch export takes its run directory"
         )
     for note in network.notes:
-        observer.note(f"{network.checkpoint}: {note}")
+        callbacks.note(f"{network.checkpoint}: {note}")
     return Subnet(recipe=recipe, trial=None, class_names=network.class_names, build=lambda: network.model)

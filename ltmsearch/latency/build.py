@@ -6,7 +6,7 @@ import time
 import numpy as np
 import torch
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.costs import WHOLE, CostModel, cost_model
 from ltmsearch.latency.measure import Session
 from ltmsearch.latency.profile import LatencyProfile, TimedSubnet
@@ -43,7 +43,7 @@ def target_costs(backbone: str, operator: str, target: LatencyTarget) -> tuple[S
 
 
 def build_profile(
-    backbone: str, operator: str, file: SpaceFile, target: LatencyTarget, observer: Observer
+    backbone: str, operator: str, file: SpaceFile, target: LatencyTarget, callbacks: Callbacks
 ) -> LatencyProfile:
     """Time the plain net and random subnets, and fit the model that predicts all others.
 
@@ -52,7 +52,7 @@ def build_profile(
         operator: Merging operator.
         file: The choices whose latency is wanted.
         target: Where and how, on this machine.
-        observer: Hears of progress.
+        callbacks: Receives progress.
     """
     start = time.monotonic()
     supernet, costs = target_costs(backbone, operator, target)
@@ -70,10 +70,10 @@ def build_profile(
         if target.runtime != "torch":
             each += first  # every net is compiled or exported
         schedules = subnets_to_time(space, int(SECONDS / each))
-        observer.note(f"timing {len(schedules)} subnets on {target}: about {len(schedules) * each / 60:.1f} minutes")
-        observer.phase("timing subnets", len(schedules) * ROUNDS)
+        callbacks.note(f"timing {len(schedules)} subnets on {target}: about {len(schedules) * each / 60:.1f} minutes")
+        callbacks.phase("timing subnets", len(schedules) * ROUNDS)
         for done, _ in enumerate(session.visit_all(schedules, ROUNDS), start=1):
-            observer.advance(done)
+            callbacks.advance(done)
         of_plain = session.reading(plain)
         subnets = []
         for schedule in schedules:

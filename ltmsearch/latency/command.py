@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.recipe import load_recipe
 from ltmsearch.costs import GIGA, backbone_costs
 from ltmsearch.errors import InputError
@@ -31,7 +31,7 @@ def profile_backbone(
     *,
     again: bool = False,
     out: Path | None = None,
-    observer: Observer | None = None,
+    callbacks: Callbacks | None = None,
 ) -> tuple[LatencyTarget, dict[str, Any]]:
     """The latency profile of a backbone: the one that was kept, or made now and kept.
 
@@ -42,7 +42,7 @@ def profile_backbone(
         target: Arguments of `LatencyTarget.here`.
         again: Make it anew.
         out: Write it here as well.
-        observer: Hears of progress.
+        callbacks: Receives progress.
 
     Returns:
         The target, and what is told of the profile.
@@ -50,7 +50,7 @@ def profile_backbone(
     Raises:
         InputError: If a name is unknown, or this machine cannot do what is asked.
     """
-    observer = observer or Observer()
+    callbacks = callbacks or Callbacks()
     if out is not None:
         refuse_unwritable(out.parent, "the folder")
         if out.is_dir():
@@ -64,7 +64,7 @@ def profile_backbone(
     profile = None if again else find_profile(path)
     _log.info("profile %s: %s", path, "to be made" if profile is None else "found")
     if profile is None:
-        profile = build_profile(backbone, operator, file, here, observer)
+        profile = build_profile(backbone, operator, file, here, callbacks)
         profile.save(path)
     if out is not None:
         profile.save(out)
@@ -72,14 +72,14 @@ def profile_backbone(
 
 
 def profile_recipe(
-    path: Path, target: Mapping[str, Any], observer: Observer | None = None
+    path: Path, target: Mapping[str, Any], callbacks: Callbacks | None = None
 ) -> tuple[LatencyTarget, dict[str, Any]]:
     """A recipe's net and the plain one, timed beside each other.
 
     Args:
         path: The recipe.
         target: Arguments of `LatencyTarget.here`; image size and classes are the recipe's where they are not given.
-        observer: Hears of progress.
+        callbacks: Receives progress.
 
     Returns:
         The target, and per net its reading and cost.
@@ -92,7 +92,7 @@ def profile_recipe(
     costs = backbone_costs(recipe.backbone, here.img_size, recipe.operator, num_classes=here.num_classes)
     plain = MergeSchedule.uniform(costs.layers, 1.0, recipe.operator)
     schedules = {f"plain {recipe.backbone}": plain, path.name: recipe.merge_schedule}
-    readings = measure(recipe.backbone, recipe.operator, here, list(schedules.values()), observer or Observer())
+    readings = measure(recipe.backbone, recipe.operator, here, list(schedules.values()), callbacks or Callbacks())
     nets = {
         name: {"reading": readings[schedule].model_dump(), "gflops": costs.macs(schedule) / GIGA}
         for name, schedule in schedules.items()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.costs import CostModel, LatencyModel
 from ltmsearch.errors import InputError
@@ -55,20 +55,20 @@ class StudyLatency:
             )
         return lines
 
-    def measure(self, schedules: Sequence[MergeSchedule], observer: Observer) -> dict[MergeSchedule, Reading]:
+    def measure(self, schedules: Sequence[MergeSchedule], callbacks: Callbacks) -> dict[MergeSchedule, Reading]:
         """Time subnets end to end, and the plain net beside them.
 
         Args:
             schedules: The subnets; the plain net may be among them.
-            observer: Hears of progress, and of a machine that has become slower or faster.
+            callbacks: Receives a note on progress, and of a machine that has become slower or faster.
         """
         profile = self.profile
         readings = measure(
-            profile.backbone, profile.operator, profile.target, schedules, observer, plain_ms=profile.plain.ms
+            profile.backbone, profile.operator, profile.target, schedules, callbacks, plain_ms=profile.plain.ms
         )
         now = readings[MergeSchedule.uniform(self.model.layers, 1.0, profile.operator)]
         if abs(now.least_ms / profile.plain.ms - 1) > DRIFT:
-            observer.note(
+            callbacks.note(
                 f"the plain net takes {now.least_ms:.2f} ms now and took {profile.plain.ms:.2f} ms when profiled: "
                 "the machine is in another state, and latencies are given for the faster one"
             )
@@ -80,7 +80,7 @@ def measure(
     operator: str,
     target: LatencyTarget,
     schedules: Sequence[MergeSchedule],
-    observer: Observer,
+    callbacks: Callbacks,
     *,
     plain_ms: float | None = None,
 ) -> dict[MergeSchedule, Reading]:
@@ -91,7 +91,7 @@ def measure(
         operator: Merging operator.
         target: Where and how, on this machine.
         schedules: The subnets; the plain net may be among them.
-        observer: Hears of progress.
+        callbacks: Receives progress.
         plain_ms: See `Session`.
 
     Returns:
@@ -103,14 +103,14 @@ def measure(
     merging = [schedule for schedule in wanted if schedule.merging_layers] or [plain]
     with open_stage(target, supernet) as stage:
         session = Session(stage, plain, device=target.device, threads=target.threads, plain_ms=plain_ms)
-        observer.phase("timing nets", len(merging) * ROUNDS)
+        callbacks.phase("timing nets", len(merging) * ROUNDS)
         for done, _ in enumerate(session.visit_all(merging, ROUNDS, again=AGAIN), start=1):
-            observer.advance(min(done, len(merging) * ROUNDS))
+            callbacks.advance(min(done, len(merging) * ROUNDS))
         return {schedule: session.reading(supernet.normalised(schedule)) for schedule in (*schedules, plain)}
 
 
 def study_latency(
-    settings: ResolvedSettings, file: SpaceFile, costs: CostModel, num_classes: int, observer: Observer
+    settings: ResolvedSettings, file: SpaceFile, costs: CostModel, num_classes: int, callbacks: Callbacks
 ) -> StudyLatency:
     """The latencies that a study is held to: from its run directory, a given file, an earlier run, or timed now.
 
@@ -119,7 +119,7 @@ def study_latency(
         file: Its search-space file.
         costs: Of its backbone.
         num_classes: Of its data.
-        observer: Hears of the timing.
+        callbacks: Receives a note on the timing.
 
     Raises:
         InputError: If a profile is damaged or for something else.
@@ -133,7 +133,7 @@ def study_latency(
         path = profile_path(settings.backbone, settings.operator, space, target)
         profile = find_profile(path)
         if profile is None:
-            profile = build_profile(settings.backbone, settings.operator, file, target, observer)
+            profile = build_profile(settings.backbone, settings.operator, file, target, callbacks)
             profile.save(path)
     else:
         profile = LatencyProfile.load_file(path)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.recipe import Recipe, library_versions
 from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.reporting.findings import find, write_findings
@@ -17,17 +17,17 @@ from ltmsearch.search.timing import Clock, Times
 FINDINGS, RECIPES = "findings.json", "recipes"
 
 
-def write_results(folder: Path, bench: Workbench, records: list[TrialRecord], observer: Observer, clock: Clock) -> None:
+def write_results(folder: Path, bench: Workbench, records: list[TrialRecord], callbacks: Callbacks, clock: Clock) -> None:
     """Write one recipe per trial of the front, `trials.csv`, `front.csv`, `findings.json`, two plots and the report.
 
     Args:
         folder: The run directory.
         bench: What the study worked with.
         records: Every trial, re-scored.
-        observer: Hears of a picture that could not be drawn.
+        callbacks: Receives a note on a picture that could not be drawn.
         clock: Of this call; what it has counted is saved before the report tells of it.
     """
-    observer.phase("writing", 0)
+    callbacks.phase("writing", 0)
     recipes = folder / RECIPES
     recipes.mkdir(exist_ok=True)
     wanted = {}
@@ -38,11 +38,11 @@ def write_results(folder: Path, bench: Workbench, records: list[TrialRecord], ob
         recipe.save(path)
     for stale in set(recipes.glob("*.yaml")) - set(wanted):
         stale.unlink()
-    write_tables_and_plots(folder, bench.settings, records, observer, clock)
+    write_tables_and_plots(folder, bench.settings, records, callbacks, clock)
 
 
 def write_tables_and_plots(
-    folder: Path, settings: ResolvedSettings, records: list[TrialRecord], observer: Observer, clock: Clock | None = None
+    folder: Path, settings: ResolvedSettings, records: list[TrialRecord], callbacks: Callbacks, clock: Clock | None = None
 ) -> None:
     """Write everything that follows from the records and the times alone.
 
@@ -50,7 +50,7 @@ def write_tables_and_plots(
         folder: The run directory.
         settings: Of the study.
         records: Every trial.
-        observer: Hears of a picture that could not be drawn.
+        callbacks: Receives a note on a picture that could not be drawn.
         clock: Of a call that goes on; None: `times.json` holds all there is.
     """
     write_csv(trials_table(records), folder / TRIALS)
@@ -63,7 +63,7 @@ def write_tables_and_plots(
     also = write_layers(findings, folder, title=title, axis=settings.axis, png=written.note is None)
     for note in (written.note, also.note):
         if note:
-            observer.note(note)
+            callbacks.note(note)
     if clock is not None:
         clock.save()
     write_page(records, settings, findings, Times.load(folder), folder)  # last, to tell of the time all else took

@@ -18,7 +18,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.reporting.dashboard.pages import Pages
 from ltmsearch.reporting.pareto_plot import prediction_lines
 from ltmsearch.schedules.schedule import MergeSchedule
@@ -70,7 +70,7 @@ class Driver:
     Args:
         bench: What the study works with.
         folder: The run directory.
-        observer: Hears of progress.
+        callbacks: Receives progress.
         clock: Counts the time.
         storage: Of the study; None: as the settings say.
         workers: Who evaluates trials; None: this process.
@@ -81,7 +81,7 @@ class Driver:
         self,
         bench: Workbench,
         folder: Path,
-        observer: Observer,
+        callbacks: Callbacks,
         clock: Clock | None = None,
         storage: BaseStorage | None = None,
         workers: Workers | None = None,
@@ -91,7 +91,7 @@ class Driver:
         self.settings = bench.settings
         self.budgets = bench.budgets
         self.folder = folder
-        self.observer = observer
+        self.callbacks = callbacks
         self.clock = clock or Clock()
         self.workers = workers or ThisProcess(bench.evaluator)
         self.confirm = confirm
@@ -127,15 +127,15 @@ class Driver:
             checkpoint, line = choose(found, self._trials())
             self.shared.resume(checkpoint)
             if line is not None:
-                self.observer.note(line)
-            self.observer.note(f"continuing with shared weights of version {self.shared.version}")
+                self.callbacks.note(line)
+            self.callbacks.note(f"continuing with shared weights of version {self.shared.version}")
             return
         warming = Warming(self.bench, self.folder)
         if begun := warming.resume():
-            self.observer.note(f"continuing the warm-up behind step {begun} of {warming.plan.steps}")
-        self.observer.phase("warming up", warming.plan.steps)
+            self.callbacks.note(f"continuing the warm-up behind step {begun} of {warming.plan.steps}")
+        self.callbacks.phase("warming up", warming.plan.steps)
         for loss in warming.steps():
-            self.observer.advance(warming.done, f"loss {loss:.2f}")
+            self.callbacks.advance(warming.done, f"loss {loss:.2f}")
             _log.debug("warm-up step %d: loss %.4f", warming.done, loss)
             if warming.is_due():
                 self.confirm()
@@ -156,7 +156,7 @@ class Driver:
         if self.study is not before:
             known = f"{done} trials are known from other budgets"
             more = "" if done < self.settings.trials else f"; --trials {done + done // 2} would search under these too"
-            self.observer.note(known + more)
+            self.callbacks.note(known + more)
 
     # -- trials --------------------------------------------------------------------------------------------------
 
@@ -174,12 +174,12 @@ class Driver:
             WorkersLost: If no worker is left.
         """
         first = self._first_trials()
-        self.observer.phase("searching", self.settings.trials)
+        self.callbacks.phase("searching", self.settings.trials)
         tally = Tally()
         while True:
             tally.update(trials := self._trials())
             done = tally.trained
-            self.observer.advance(done, tally.words(running=len(self.flying) if self.workers.elsewhere else 0))
+            self.callbacks.advance(done, tally.words(running=len(self.flying) if self.workers.elsewhere else 0))
             begun = done + sum(flight.counts for flight in self.flying.values())
             time_is_up = until is not None and time.monotonic() > until
             if begun < self.settings.trials and not time_is_up and self.workers.free():
@@ -190,7 +190,7 @@ class Driver:
             else:
                 break
         if done < self.settings.trials:
-            self.observer.note(f"time is up after {done} of {self.settings.trials} trials")
+            self.callbacks.note(f"time is up after {done} of {self.settings.trials} trials")
 
     def _next_trial(
         self, trials: list[FrozenTrial], unfinished: list[FrozenTrial], first: deque[FirstTrial]
@@ -260,7 +260,7 @@ class Driver:
             trial.set_user_attr("failure", answer.failure)
             self._end(trial, state=TrialState.FAIL)
             flight.log.failed(answer.failure)
-            self.observer.note(f"trial {trial.number} failed alone: {answer.failure}")
+            self.callbacks.note(f"trial {trial.number} failed alone: {answer.failure}")
             return
         age = self.shared.version - flight.version
         outcome = {
@@ -271,9 +271,9 @@ class Driver:
             outcome |= {"mi_x": terms.mi_x, "mi_y": terms.mi_y, "ibb": terms.ibb}
         if result.batch_size is not None:
             outcome["batch_size"] = result.batch_size
-            self.observer.note(f"trial {trial.number} trained on {result.batch_size} images a step: memory was full")
+            self.callbacks.note(f"trial {trial.number} trained on {result.batch_size} images a step: memory was full")
         if not flight.schedule.merging_layers and result.score.is_chance(len(self.shared.state.class_names)):
-            self.observer.note(
+            self.callbacks.note(
                 f"the plain net has learned next to nothing ({result.score.top1:.1f} %): scores cannot tell schedules "
                 "apart; more --base-steps, --pretrained or --checkpoint FILE would help"
             )
@@ -320,10 +320,10 @@ class Driver:
         alike = same_nets(self.records(), self._proxy_net)
         chosen, cost = [group[0] for group in alike], self.settings.axis.name
         candidates = choose_candidates(chosen, self.settings.rescore_candidates, cost)
-        self.observer.phase("scoring again", len(candidates))
+        self.callbacks.phase("scoring again", len(candidates))
         scores = {}
         for done, record in enumerate(candidates):
-            self.observer.advance(done, record.name)
+            self.callbacks.advance(done, record.name)
             schedule = record.schedule(self.settings.operator)
             score = self.bench.evaluator.score(schedule, images=self.settings.rescore_images)
             _log.info(
@@ -331,7 +331,7 @@ class Driver:
             )
             for same in next(group for group in alike if group[0] is record):
                 scores[str(same.trial)] = [score.top1, score.top1_se, score.loss]
-        self.observer.advance(len(candidates))
+        self.callbacks.advance(len(candidates))
         self.confirm()
         self.study.set_user_attr(
             RESCORED, {"version": self.shared.version, "trials": trained(self._trials()), "scores": scores}
@@ -349,12 +349,12 @@ class Driver:
         if missing:
             schedules = {r.trial: r.schedule(self.settings.operator) for r in missing}
             with self.clock.part(TIMING):
-                readings = latency.measure(list(schedules.values()), self.observer)
+                readings = latency.measure(list(schedules.values()), self.callbacks)
             self.confirm()
             seen = {str(t): [readings[s].ms, readings[s].ms * readings[s].error] for t, s in schedules.items()}
             self.study.set_user_attr(MEASURED, known | seen)
         for line in prediction_lines(select_front(self.records(), self.settings.axis.name), self.settings.axis):
-            self.observer.note(line)
+            self.callbacks.note(line)
 
     def _proxy_net(self, record: TrialRecord) -> Hashable:
         """What tells the trial's net from others at the size of proxy training."""

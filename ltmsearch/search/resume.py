@@ -8,7 +8,7 @@ from pathlib import Path
 
 from optuna.storages import BaseStorage
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.settings import SETTINGS, ResolvedSettings, StudySettings
 from ltmsearch.errors import InputError
 from ltmsearch.io.files import refuse_links_outward, refuse_unwritable, remove_drafts, write_atomic
@@ -50,12 +50,12 @@ class OpenRun:
         return self.bench.settings.run_dir
 
 
-def open_run(settings: StudySettings, observer: Observer, clock: Clock, lease: Lease, stack: ExitStack) -> OpenRun:
+def open_run(settings: StudySettings, callbacks: Callbacks, clock: Clock, lease: Lease, stack: ExitStack) -> OpenRun:
     """Check everything, cheap checks first, then write `settings.yaml`.
 
     Args:
         settings: What the user asked for.
-        observer: Hears what is searched, on what, how.
+        callbacks: Hears what is searched, on what, how.
         clock: Counts the time.
         lease: Held when this returns.
         stack: Lets go of what was connected.
@@ -76,7 +76,7 @@ def open_run(settings: StudySettings, observer: Observer, clock: Clock, lease: L
         settings = settings.model_copy(update={"study": stored.study, "out": str(folder)})
     refuse_another_storage(settings, stored)
     refuse_damaged_study(settings, folder, scored=scored_trials(folder))
-    storage = reach_storage(settings, begun=(folder / WEIGHTS).exists(), tell=observer.note)
+    storage = reach_storage(settings, begun=(folder / WEIGHTS).exists(), tell=callbacks.note)
     board = None if storage is None or settings.storage is None else StudyBoard(storage, settings)
     if board is not None and board.is_there():
         lease.hold(board)
@@ -85,15 +85,15 @@ def open_run(settings: StudySettings, observer: Observer, clock: Clock, lease: L
         if wanted(settings):
             connection = connect(settings)
             stack.callback(connection.close)
-        bench = prepare(settings, observer, clock)
+        bench = prepare(settings, callbacks, clock)
     if stored is not None:
         bench.settings.refuse_unless_continues(stored, folder)
     found = _last_weights(bench)
     for line in bench.describe():
-        observer.note(line)
+        callbacks.note(line)
     _log.info("settings: %s", json.dumps(bench.settings.public(), ensure_ascii=False))
     lease.confirm()
-    storage = storage or patient(open_storage(settings, folder), settings, observer.note)
+    storage = storage or patient(open_storage(settings, folder), settings, callbacks.note)
     open_study(storage, bench.settings.study, cost=bench.settings.axis.name)
     if board is not None:
         lease.hold(board)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.settings import ResolvedSettings, StudySettings
 from ltmsearch.costs import GIGA, Budget, ChainedCosts, CostModel, cost_model, covering_schedules
 from ltmsearch.data.loading import ImageData, load_data
@@ -181,12 +181,12 @@ class Workbench:
         return base + sandwich + math.ceil(s.trials / s.workers) * self.trial_seconds() + rescore
 
 
-def prepare(settings: StudySettings, observer: Observer, clock: Clock | None = None) -> Workbench:
+def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None = None) -> Workbench:
     """Build the supernet, count costs, read the space and the data, choose the number format, know the latencies.
 
     Args:
         settings: What the user asked for.
-        observer: Hears of images that are decoded, and of subnets that are timed.
+        callbacks: Receives a note on images that are decoded, and of subnets that are timed.
         clock: Counts the time that a latency profile takes on its own.
 
     Raises:
@@ -200,12 +200,12 @@ def prepare(settings: StudySettings, observer: Observer, clock: Clock | None = N
     space_file = SpaceFile.load(resolved.space, family=adapter.family)
     if resolved.budget_ms is not None and resolved.latency_profile is None:
         settings_target(resolved, num_classes=1)  # refused now, not when the data are read
-    evaluator = prepare_evaluator(resolved, observer)
+    evaluator = prepare_evaluator(resolved, callbacks)
     supernet = evaluator.supernet
     if prior is not None:
         report = prior.load_into(supernet)
         if report.initialised or report.ignored:
-            observer.note(f"weights of {prior.run}: {report}")
+            callbacks.note(f"weights of {prior.run}: {report}")
     costs, proxy_costs = (
         cost_model(resolved.backbone, supernet.model, (size, size), resolved.operator)
         for size in (resolved.img_size, resolved.proxy_img_size)
@@ -214,7 +214,7 @@ def prepare(settings: StudySettings, observer: Observer, clock: Clock | None = N
     limited: list[ChainedCosts] = [costs] if resolved.budget_gflops is not None else []
     if resolved.budget_ms is not None:
         with (clock or Clock()).part(PROFILING):
-            latency = study_latency(resolved, space_file, costs, evaluator.data.num_classes, observer)
+            latency = study_latency(resolved, space_file, costs, evaluator.data.num_classes, callbacks)
         limited.append(latency.model)
     space = SearchSpace.build(
         space_file,
@@ -253,19 +253,19 @@ def _measure(evaluator: Evaluator, images: Tensor, many: Tensor) -> ImageSeconds
     return ImageSeconds(training / len(images), trial / len(images), scoring / len(many))
 
 
-def prepare_evaluator(settings: ResolvedSettings, observer: Observer) -> Evaluator:
+def prepare_evaluator(settings: ResolvedSettings, callbacks: Callbacks) -> Evaluator:
     """Build the supernet, read the data, choose the number format.
 
     Args:
         settings: Of the study.
-        observer: Hears of images that are decoded.
+        callbacks: Receives a note on images that are decoded.
 
     Raises:
         InputError: If the data or the weights cannot be had.
     """
     torch.manual_seed(settings.seed)
     start = time.perf_counter()
-    data = _load_data(settings, observer)
+    data = _load_data(settings, callbacks)
     _log.info("data read in %.1f s: %s", time.perf_counter() - start, data.description)
     start = time.perf_counter()
     supernet = Supernet(
@@ -342,11 +342,11 @@ def check_budgets(settings: StudySettings, space: SearchSpace, budgets: Sequence
         )
 
 
-def _load_data(settings: ResolvedSettings, observer: Observer) -> ImageData:
+def _load_data(settings: ResolvedSettings, callbacks: Callbacks) -> ImageData:
     def reading(done: int, total: int) -> None:
         if done == 1:
-            observer.phase("reading images", total)
-        observer.advance(done)
+            callbacks.phase("reading images", total)
+        callbacks.advance(done)
 
     return load_data(
         dataset=settings.dataset,

@@ -6,7 +6,7 @@ from typing import Any
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.recipe import Recipe
 from ltmsearch.data.loading import Augmentation, ImageData, load_data
 from ltmsearch.errors import InputError
@@ -15,7 +15,7 @@ from ltmsearch.search.checkpoint import WEIGHTS
 from ltmsearch.training.options import TrainingOptions
 
 
-def open_data(recipe: Recipe, options: TrainingOptions, observer: Observer) -> ImageData:
+def open_data(recipe: Recipe, options: TrainingOptions, callbacks: Callbacks) -> ImageData:
     """The data, with the recipe's augmentation and all validation images.
 
     Raises:
@@ -24,8 +24,8 @@ def open_data(recipe: Recipe, options: TrainingOptions, observer: Observer) -> I
 
     def reading(done: int, total: int) -> None:
         if done == 1:
-            observer.phase("reading images", total)
-        observer.advance(done)
+            callbacks.phase("reading images", total)
+        callbacks.advance(done)
 
     return load_data(
         dataset=options.dataset,
@@ -49,14 +49,14 @@ def open_data(recipe: Recipe, options: TrainingOptions, observer: Observer) -> I
     )
 
 
-def make_network(recipe: Recipe, options: TrainingOptions, device: str, observer: Observer) -> nn.Module:
+def make_network(recipe: Recipe, options: TrainingOptions, device: str, callbacks: Callbacks) -> nn.Module:
     """The subnet on the CPU, fresh or with the weights of `options.init`.
 
     Args:
         recipe: The subnet.
         options: Where its weights come from.
         device: Type of the device that it will train on.
-        observer: Hears which tensors were not loaded.
+        callbacks: Hears which tensors were not loaded.
 
     Raises:
         InputError: If recipe, weights and device do not go together.
@@ -71,7 +71,7 @@ def make_network(recipe: Recipe, options: TrainingOptions, device: str, observer
     if options.init is not None:
         report = load_weights(model, weights_file(options.init))
         if str(report):
-            observer.note(f"{options.init}: {report}")
+            callbacks.note(f"{options.init}: {report}")
     if recipe.sync_bn:
         if device == "cpu":
             raise InputError("sync_bn needs GPUs, but the device is cpu; --no-sync-bn would do")

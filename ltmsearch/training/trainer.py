@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.recipe import Recipe, library_versions
 from ltmsearch.costs import GIGA, backbone_costs
 from ltmsearch.engine.distributed import Ranks, joined
@@ -55,7 +55,7 @@ class TrainingResult:
     """Parameters of the net."""
 
 
-def train_recipe(recipe: Recipe, options: TrainingOptions, observer: Observer | None = None) -> TrainingResult:
+def train_recipe(recipe: Recipe, options: TrainingOptions, callbacks: Callbacks | None = None) -> TrainingResult:
     """Train a recipe's subnet, or go on with a training that was interrupted.
 
     Started by torchrun, all processes train together; `recipe.batch_size` is that of all.
@@ -63,7 +63,7 @@ def train_recipe(recipe: Recipe, options: TrainingOptions, observer: Observer | 
     Args:
         recipe: The subnet and how to train it.
         options: Data, start, device, folder.
-        observer: Hears of progress, in the main process alone.
+        callbacks: Receives a note on progress, in the main process alone.
 
     Returns:
         The epochs; weights, log and curves lie in `options.out`.
@@ -73,7 +73,7 @@ def train_recipe(recipe: Recipe, options: TrainingOptions, observer: Observer | 
         TrainingDiverged: If the loss is not finite.
     """
     with joined(options.device) as (ranks, device):
-        watching = (observer or Observer()) if ranks.is_main else Observer()
+        watching = (callbacks or Callbacks()) if ranks.is_main else Callbacks()
         try:
             return _Session(recipe, options, ranks, device, watching).run()
         finally:
@@ -83,8 +83,8 @@ def train_recipe(recipe: Recipe, options: TrainingOptions, observer: Observer | 
 class _Session:
     """One process's part in a training."""
 
-    def __init__(self, recipe: Recipe, options: TrainingOptions, ranks: Ranks, device: str, observer: Observer) -> None:
-        self.recipe, self.options, self.ranks, self.observer = recipe, options, ranks, observer
+    def __init__(self, recipe: Recipe, options: TrainingOptions, ranks: Ranks, device: str, callbacks: Callbacks) -> None:
+        self.recipe, self.options, self.ranks, self.callbacks = recipe, options, ranks, callbacks
         self.folder = options.out
         refuse_unwritable(self.folder, "the folder")
         refuse_links_outward(self.folder)
@@ -98,14 +98,14 @@ class _Session:
         self.batch = recipe.batch_size // ranks.world
         if (recipe.mixup or recipe.cutmix) and self.batch % 2:
             raise InputError(f"mixup and cutmix need an even number of images per process, but got {self.batch}")
-        self.data = open_data(recipe, options, observer)
+        self.data = open_data(recipe, options, callbacks)
         if self.data.num_classes != recipe.num_classes:
             raise InputError(
                 f"the recipe's num_classes must be the data's {self.data.num_classes}, but is {recipe.num_classes}; "
                 f"--num-classes {self.data.num_classes} would do"
             )
         torch.manual_seed(recipe.seed)
-        model = make_network(recipe, options, self.runtime.device.type, observer)
+        model = make_network(recipe, options, self.runtime.device.type, callbacks)
         costs = backbone_costs(recipe.backbone, recipe.img_size, recipe.operator, num_classes=recipe.num_classes)
         self.gflops = costs.macs(recipe.merge_schedule) / GIGA
         self.params = sum(parameter.numel() for parameter in model.parameters())
@@ -133,7 +133,7 @@ class _Session:
         _log.info("recipe: %s; options: %s", _plain(self.recipe), self.options.decisive())
         if self.ranks.is_main:
             self._open_folder()
-        self.observer.phase("training", recipe.epochs * learner.steps_per_epoch)
+        self.callbacks.phase("training", recipe.epochs * learner.steps_per_epoch)
         for epoch in range(learner.epochs_done, recipe.epochs):
             self.records.append(self._epoch(epoch))
             if self.ranks.is_main:
@@ -141,7 +141,7 @@ class _Session:
                 self._save()
                 _log.info("epoch %d saved in %.2f s", epoch + 1, time.perf_counter() - start)
             self.ranks.wait()
-        self.observer.advance(learner.steps, self._standing())
+        self.callbacks.advance(learner.steps, self._standing())
         if self.ranks.is_main:
             self._draw(png=True)
         return TrainingResult(
@@ -163,7 +163,7 @@ class _Session:
             total += losses.total
             ib += losses.ib if losses.ib is not None else 0.0
             if place % STATUS_EVERY == 0:
-                self.observer.advance(learner.steps, f"epoch {epoch + 1}, loss {float(losses.total):.2f}{self._best()}")
+                self.callbacks.advance(learner.steps, f"epoch {epoch + 1}, loss {float(losses.total):.2f}{self._best()}")
         total, ib = self.ranks.sum_(torch.stack((total, ib))) / (learner.steps_per_epoch * self.ranks.world)
         if not math.isfinite(float(total)):
             begun = f"; --resume goes on after epoch {epoch}" if epoch else ""
@@ -216,7 +216,7 @@ class _Session:
         path = self.folder / STATE
         if not path.exists():
             if self.options.resume:
-                self.observer.note(f"{self.folder} holds no training yet: it begins")
+                self.callbacks.note(f"{self.folder} holds no training yet: it begins")
             return None
         if not self.options.resume:
             raise InputError(f"{self.folder} holds a training already: --resume continues it, --out DIR begins another")
@@ -241,7 +241,7 @@ class _Session:
             self.records = [EpochRecord(**row) for row in stored["records"]]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"{self.folder / STATE} does not fit this training: {error}") from error
-        self.observer.note(f"continuing after epoch {self.learner.epochs_done} of {self.recipe.epochs}")
+        self.callbacks.note(f"continuing after epoch {self.learner.epochs_done} of {self.recipe.epochs}")
 
     def _open_folder(self) -> None:
         origin = {
@@ -283,7 +283,7 @@ class _Session:
             self.records, self.folder, title=f"{self.recipe.model}, {self.gflops:.3f} GFLOPs", png=png
         )
         if written.note:
-            self.observer.note(written.note)
+            self.callbacks.note(written.note)
 
     # -- words ---------------------------------------------------------------------------------------------------
 
@@ -323,7 +323,7 @@ class _Session:
             epoch += self.data.validation_size / self.ranks.world * score * (2 if learner.ema is not None else 1)
             lines.append(f"expected to take about {left * epoch / 60:.1f} minutes")
         for line in lines:
-            self.observer.note(line)
+            self.callbacks.note(line)
 
     def _best(self) -> str:
         return f", best {select_best(self.records).top1:.1f} %" if self.records else ""

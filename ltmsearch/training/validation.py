@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.recipe import Recipe, library_versions
 from ltmsearch.costs import GIGA, backbone_costs
 from ltmsearch.data.loading import ImageData, load_data
@@ -100,7 +100,7 @@ def validate_recipe(
     device: str = "auto",
     precision: str = "auto",
     val_images: int | None = None,
-    observer: Observer | None = None,
+    callbacks: Callbacks | None = None,
 ) -> ValidationRecord:
     """Score a recipe's network with trained weights on validation images.
 
@@ -119,25 +119,25 @@ def validate_recipe(
         precision: `auto`, `fp32` or `bf16`.
         val_images: Score so many images, balanced over the classes; None: all of them, of the built-in digits
             `DIGITS_VALIDATION_IMAGES`.
-        observer: Hears of progress.
+        callbacks: Receives progress.
 
     Raises:
         InputError: If weights or data do not fit the recipe, or an option cannot be followed.
     """
-    observer = observer or Observer()
+    callbacks = callbacks or Callbacks()
     size = recipe.img_size if img_size is None else img_size
     checked = _check_options(size, batch_size, precision, val_images)
     place = find_device(device)
     network = load_trained(recipe, checkpoint, img_size=size)
     costs = backbone_costs(recipe.backbone, size, recipe.operator, num_classes=recipe.num_classes)
-    observer.phase("reading images", 0)
+    callbacks.phase("reading images", 0)
     data = _open_data(recipe, dataset, data_dir, size, val_images)
     _check_classes(recipe, network, data)
     first = next(data.validation_batches(batch_size=batch_size, limit=batch_size))[0]
     whole = first.repeat(-(-batch_size // len(first)), 1, 1, 1)[:batch_size]
     try:
         runtime = choose_runtime(place, checked, network.model, first[:MEASURED_BATCH])
-        result, terms, notes = _score(recipe, network, data, batch_size, runtime, observer)
+        result, terms, notes = _score(recipe, network, data, batch_size, runtime, callbacks)
         seconds = step_seconds(runtime, network.model, whole, train=False)
     except torch.OutOfMemoryError:
         raise InputError(
@@ -225,14 +225,14 @@ def _check_options(img_size: int, batch_size: int, precision: str, val_images: i
 
 
 def _score(
-    recipe: Recipe, network: TrainedNetwork, data: ImageData, batch_size: int, runtime: Runtime, observer: Observer
+    recipe: Recipe, network: TrainedNetwork, data: ImageData, batch_size: int, runtime: Runtime, callbacks: Callbacks
 ) -> tuple[Score, IBTerms, list[str]]:
     """Scores, information terms, and what was met on the way."""
     model, notes = runtime.prepare(network.model), []
 
     def calibration(phase: str) -> Batches:
         batches = data.calibration_batches(batch_size=batch_size)
-        return _told(batches, observer, phase, len(data.calibration_keys))
+        return _told(batches, callbacks, phase, len(data.calibration_keys))
 
     if network.shared and any(isinstance(module, _BatchNorm) for module in model.modules()):
         recalibrate(model, calibration("BatchNorm statistics"), runtime)
@@ -242,7 +242,7 @@ def _score(
     if not fit_ib(ib, model, calibration("IB statistics"), runtime):
         raise _not_finite(network, runtime)
     batches = data.validation_batches(batch_size=batch_size)
-    result = score(model, _told(batches, observer, "validation", data.validation_size), runtime, ib=ib)
+    result = score(model, _told(batches, callbacks, "validation", data.validation_size), runtime, ib=ib)
     if result.ib is None or not math.isfinite(result.loss):
         raise _not_finite(network, runtime)
     if data.skipped:
@@ -281,14 +281,14 @@ def _check_classes(recipe: Recipe, network: TrainedNetwork, data: ImageData) -> 
         )
 
 
-def _told(batches: Batches, observer: Observer, phase: str, total: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same batches; the observer hears how many images have passed."""
-    observer.phase(phase, total)
+def _told(batches: Batches, callbacks: Callbacks, phase: str, total: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same batches; the callbacks hears how many images have passed."""
+    callbacks.phase(phase, total)
     done = 0
     for images, labels in batches:
         yield images, labels
         done += len(images)
-        observer.advance(done)
+        callbacks.advance(done)
 
 
 def _not_finite(network: TrainedNetwork, runtime: Runtime) -> InputError:

@@ -17,7 +17,7 @@ from support.nets import randomise
 from support.sizes import TINY
 from torch import nn
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.cli.main import main
 from ltmsearch.config.recipe import Recipe, load_recipe
 from ltmsearch.config.settings import StudySettings
@@ -288,14 +288,14 @@ def test_a_training_leaves_in_every_form(
 
 
 def test_a_training_leaves_its_best_weights_or_others(training: Path) -> None:
-    class Notes(Observer):
+    class Notes(Callbacks):
         def note(self, line: str) -> None:
             lines.append(line)
 
     lines: list[str] = []
 
     def exported(**choice: Any) -> dict[str, torch.Tensor]:
-        export_run(training, weights=True, observer=Notes(), **choice)
+        export_run(training, weights=True, callbacks=Notes(), **choice)
         return timm.create_model(f"local-dir:{training / 'export'}", pretrained=True).state_dict()
 
     for given, name in (({}, "best"), ({"checkpoint": training / "last.safetensors"}, "last")):
@@ -306,7 +306,7 @@ def test_a_training_leaves_its_best_weights_or_others(training: Path) -> None:
         assert all(torch.equal(value, wanted[name]) for name, value in state.items())
     assert lines == []
     (training / "export/model.onnx").write_bytes(b"")
-    export_run(training, observer=Notes())
+    export_run(training, callbacks=Notes())
     assert lines.pop().endswith("perhaps of other weights: config.json, model.onnx, model.safetensors")
     (training / "export/model.onnx").unlink()
     plain = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=32)

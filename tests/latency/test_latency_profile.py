@@ -12,7 +12,7 @@ from support.nets import randomise
 from support.profiles import FAR, costs_of, hand_made_profile, reading, whole_space
 from torch import Tensor
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.costs import WHOLE, CostModel
 from ltmsearch.errors import InputError
 from ltmsearch.latency import (
@@ -241,7 +241,7 @@ def test_a_layer_without_a_choice_stays_plain() -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_a_profile_of_a_real_net_predicts_every_schedule_of_the_space(target: LatencyTarget) -> None:
-    class Heard(Observer):
+    class Heard(Callbacks):
         def __init__(self) -> None:
             self.notes: list[str] = []
             self.phases: list[tuple[str, int]] = []

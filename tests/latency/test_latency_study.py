@@ -16,7 +16,7 @@ from support.profiles import FAR, costs_of, hand_made_profile, reading
 from support.sizes import TINY
 
 from ltmsearch import StudySettings, load_recipe, run_study
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.costs import LatencyModel
 from ltmsearch.errors import InputError
 from ltmsearch.latency import LatencyProfile, LatencyTarget, Reading
@@ -39,7 +39,7 @@ def ms(name: str) -> float:
     return {"tokens before": 0.01}.get(name, 0.0)
 
 
-class Notes(Observer):
+class Notes(Callbacks):
     def __init__(self) -> None:
         self.notes: list[str] = []
 
@@ -194,7 +194,7 @@ def measured_as(
     asked: list[tuple[tuple[Any, ...], float | None]] = []
 
     def measure(
-        backbone: str, operator: str, target: LatencyTarget, schedules: Sequence[MergeSchedule], observer: Observer, *,
+        backbone: str, operator: str, target: LatencyTarget, schedules: Sequence[MergeSchedule], callbacks: Callbacks, *,
         plain_ms: float | None = None,
     ) -> dict[MergeSchedule, Reading]:  # fmt: skip
         asked.append(((backbone, operator, target, *schedules), plain_ms))

@@ -14,7 +14,7 @@ from PIL import Image
 from support.command_line import tiny, tiny_study
 
 from ltmsearch import StudySettings, run_study
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.errors import InputError
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.checkpoint import load_checkpoint
@@ -90,7 +90,7 @@ class TestRange:
         stored = StudySettings.load(ranged.folder / "settings.yaml")
         assert (stored.lowest_gflops, stored.budget_gflops) == (0.24, 0.25)
         assert "0.24-0.25gflops" in str(stored.study)
-        (bench,) = [prepare(tiny(ranged.folder, budget_gflops="0.24-0.25"), Observer())]
+        (bench,) = [prepare(tiny(ranged.folder, budget_gflops="0.24-0.25"), Callbacks())]
         assert any("budgets 0.24 to 0.25" in line for line in bench.describe())
 
 
@@ -191,7 +191,7 @@ class TestOtherBudgets:
 class TestResumeFrom:
     def test_weights_and_front_come_from_the_earlier_study(self, finished: Path, tmp_path: Path) -> None:
         bench = prepare(
-            tiny(tmp_path / "run", resume_from=str(finished), budget_gflops=0.25, base_steps=None), Observer()
+            tiny(tmp_path / "run", resume_from=str(finished), budget_gflops=0.25, base_steps=None), Callbacks()
         )
         loaded = load_checkpoint(finished)
         assert loaded is not None
@@ -208,7 +208,7 @@ class TestResumeFrom:
     def test_the_whole_way_with_another_operator(self, finished: Path, tmp_path: Path) -> None:
         notes: list[str] = []
 
-        class Listener(Observer):
+        class Listener(Callbacks):
             def note(self, text: str) -> None:
                 notes.append(text)
 
@@ -229,7 +229,7 @@ class TestResumeFrom:
                 for i in range(number):
                     Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(folder / f"{i}.png")
         settings = tiny(tmp_path / "run", resume_from=str(finished), data_dir=str(tmp_path / "images"))
-        bench = prepare(settings, Observer())
+        bench = prepare(settings, Callbacks())
         loaded = load_checkpoint(finished)
         assert loaded is not None
         own = bench.evaluator.supernet.state_dict()
@@ -259,7 +259,7 @@ class TestResumeFrom:
             StudySettings.make("run", backbone="mobilevit_xxs", budget_gflops=1, resume_from="a", checkpoint="b")
 
     def test_nearest_keeps_what_the_space_has_and_takes_the_next_best_elsewhere(self, finished: Path) -> None:
-        space = prepare(tiny(finished, **START), Observer()).space
+        space = prepare(tiny(finished, **START), Callbacks()).space
         for indices in space.random(np.random.default_rng(0), 20):
             assert nearest(space, space.schedule(indices)).tolist() == indices.tolist()
         first = space.layers[0]
@@ -276,7 +276,7 @@ def test_the_front_of_a_range_serves_every_budget_in_it(finished: Path) -> None:
 
 
 def test_uniform_schedules_come_in_every_form_and_the_range_is_spread_over_early(finished: Path) -> None:
-    bench = prepare(tiny(finished, budget_gflops=0.26, trials=24), Observer())
+    bench = prepare(tiny(finished, budget_gflops=0.26, trials=24), Callbacks())
     first = first_trials(bench, np.random.default_rng(0))
     labels = ["plain", "uniform 0.5", "uniform 0.7 hard", "uniform 0.35", "uniform 0.5 hard"]
     assert [t.label for t in first[:5]] == labels, "of each form the two dearest within the budget"

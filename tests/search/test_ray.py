@@ -20,7 +20,7 @@ import torch
 from support.command_line import tiny, tiny_options
 
 from ltmsearch import run_study
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.engine.evaluation import Score
 from ltmsearch.errors import InputError, WorkersLost
 from ltmsearch.schedules.schedule import MergeSchedule
@@ -34,7 +34,7 @@ from ltmsearch.search.workers.ray_connection import Connection, connect
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 
 
-class Heard(Observer):
+class Heard(Callbacks):
     def __init__(self) -> None:
         self.lines: list[str] = []
 
@@ -101,9 +101,9 @@ def cluster() -> Iterator[str]:
         head.wait(timeout=60)
 
 
-def workers(connection: Connection, folder: Path, heard: Observer, number: int = 2) -> RayWorkers:
+def workers(connection: Connection, folder: Path, heard: Callbacks, number: int = 2) -> RayWorkers:
     return RayWorkers(
-        connection, number=number, gpus=0, arguments=(str(folder),), state={"a": torch.zeros(3)}, observer=heard,
+        connection, number=number, gpus=0, arguments=(str(folder),), state={"a": torch.zeros(3)}, callbacks=heard,
         worker=Told,
     )  # fmt: skip
 
@@ -165,21 +165,21 @@ class TestWorkers:
     def test_an_error_of_the_program_ends_the_search_with_the_workers_traceback(
         self, connection: Connection, tmp_path: Path
     ) -> None:
-        pool = workers(connection, tmp_path, Observer())
+        pool = workers(connection, tmp_path, Callbacks())
         with pytest.raises(ZeroDivisionError, match="a mistake in the program"):
             answered(pool, [task(5)])
         pool.close()
 
     def test_what_a_user_can_mend_is_told_in_one_line(self, connection: Connection, tmp_path: Path) -> None:
         (tmp_path / "refuse").touch()
-        pool = workers(connection, tmp_path, Observer())
+        pool = workers(connection, tmp_path, Callbacks())
         with pytest.raises(InputError, match=r"^the worker on here: no such folder$"):
             pool.answers()
         pool.close()
 
     def test_workers_that_never_come_up_end_the_search(self, connection: Connection, tmp_path: Path) -> None:
         (tmp_path / "die at once").touch()
-        pool = workers(connection, tmp_path, Observer())
+        pool = workers(connection, tmp_path, Callbacks())
         with pytest.raises(WorkersLost, match="workers end while they start .*; the same command continues"):
             pool.answers()
         pool.close()

@@ -9,7 +9,7 @@ from optuna.samplers import GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from support.sizes import TINY
 from torch import Tensor
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.settings import StudySettings
 from ltmsearch.engine.evaluation import batchnorm_kept
 from ltmsearch.engine.steps import proxy_train
@@ -77,7 +77,7 @@ def test_samplers_learn_the_weight_jointly_with_the_layers(sampler: Any) -> None
 
 @pytest.fixture(scope="module")
 def evaluator() -> Evaluator:
-    return prepare(StudySettings.make("test", **TINY, proxy_lr=0.01), Observer()).evaluator
+    return prepare(StudySettings.make("test", **TINY, proxy_lr=0.01), Callbacks()).evaluator
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from support.sizes import TINY
 from torch import Tensor
 
 from ltmsearch import run_study
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.settings import StudySettings
 from ltmsearch.data.loading import ImageData
 from ltmsearch.errors import TrialOutOfMemory, TrialTooLong, is_out_of_memory
@@ -25,7 +25,7 @@ FULL = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: ca
 
 @pytest.fixture(scope="module")
 def evaluator() -> Evaluator:
-    return prepare(StudySettings.make("test", **TINY, proxy_lr=0.01), Observer()).evaluator
+    return prepare(StudySettings.make("test", **TINY, proxy_lr=0.01), Callbacks()).evaluator
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ class TestMemory:
                     raise FULL
                 yield batch
 
-        class Heard(Observer):
+        class Heard(Callbacks):
             def note(self, line: str) -> None:
                 lines.append(line)
 
@@ -118,7 +118,7 @@ class TestTime:
         assert [record.state for record in more] == ["failed"] * 3 + ["scored"] * 2
 
     def test_without_a_limit_there_is_a_wide_one(self) -> None:
-        bench = prepare(StudySettings.make("test", **TINY), Observer())
+        bench = prepare(StudySettings.make("test", **TINY), Callbacks())
         assert bench.trial_limit() == LEAST_LIMIT
         settings = bench.settings.model_copy(update={"proxy_steps": 10**6})
         assert replace(bench, settings=settings).trial_limit() == 20 * replace(bench, settings=settings).trial_seconds()

@@ -13,7 +13,7 @@ from support.command_line import tiny
 from torch import Tensor
 
 from ltmsearch import StudySettings, run_study
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.errors import InputError, WorkersLost
 from ltmsearch.search.checkpoint import load_checkpoint, load_previous
@@ -64,13 +64,13 @@ class Jumbled:
 
 
 def bench_of(folder: Path, **changes: Any) -> Workbench:
-    return prepare(tiny(folder, trials=9, **changes), Observer())
+    return prepare(tiny(folder, trials=9, **changes), Callbacks())
 
 
 def driven(bench: Workbench, folder: Path, workers: Any) -> Driver:
     """A driver that has searched."""
     folder.mkdir(exist_ok=True)
-    driver = Driver(bench, folder, Observer(), workers=workers)
+    driver = Driver(bench, folder, Callbacks(), workers=workers)
     found = [load(folder, space=bench.space.digest()) for load in (load_checkpoint, load_previous)]
     driver.warm_up([each for each in found if each is not None])
     driver.settle()
@@ -104,7 +104,7 @@ class TestAtOnce:
                 return [answer]
 
         (tmp_path / "run").mkdir()
-        driver = Driver(bench, tmp_path / "run", Observer(), workers=Watched(bench, 3))
+        driver = Driver(bench, tmp_path / "run", Callbacks(), workers=Watched(bench, 3))
         driver.warm_up([])
         expected = {name: value.clone() for name, value in driver.shared.weights.items()}
         driver.search(until=None)

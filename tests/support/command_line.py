@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.cli.main import main
 from ltmsearch.config.settings import StudySettings
 from ltmsearch.study import run_study
 from support.sizes import TINY
 
 
-class Notes(Observer):
+class Notes(Callbacks):
     """Keeps what it hears."""
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Notes(Observer):
         self.lines.append(line)
 
 
-class Interrupt(Observer):
+class Interrupt(Callbacks):
     """Presses Ctrl-C at the n-th sign of progress."""
 
     def __init__(self, after: int) -> None:

@@ -18,7 +18,7 @@ from support.nets import randomise
 from test_learner import VIT, recipe
 from torch import nn
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.recipe import NET, Recipe, load_recipe
 from ltmsearch.errors import InputError, TrainingDiverged
 from ltmsearch.io.safetensors_state import load_state
@@ -46,7 +46,7 @@ def options(out: Path, images: Path, **changes: Any) -> TrainingOptions:
     return TrainingOptions(**{"out": out, "dataset": "folder", "data_dir": images, "device": "cpu"} | changes)
 
 
-class _Stops(Observer):
+class _Stops(Callbacks):
     """Interrupts in the middle of an epoch."""
 
     def __init__(self, after: int) -> None:
@@ -155,7 +155,7 @@ def test_it_starts_from_a_studys_shared_weights(tmp_path: Path) -> None:
     randomise(supernet)
     state = CheckpointState(class_names=["a", "b"], version=0, scored=0, space="s", trial=None, outcome=None)
     save_checkpoint(tmp_path, supernet.state_dict(), state)
-    net = make_network(of, TrainingOptions(out=tmp_path, init=tmp_path), "cpu", Observer()).eval()
+    net = make_network(of, TrainingOptions(out=tmp_path, init=tmp_path), "cpu", Callbacks()).eval()
     x = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(net(x), supernet.extract(of.merge_schedule).eval()(x), rtol=0, atol=0)
 
@@ -167,7 +167,7 @@ def test_synchronised_norms_compute_what_the_others_do(tmp_path: Path, backbone:
     for sync_bn in (False, True):
         torch.manual_seed(0)
         of = recipe(backbone, schedule={}, sync_bn=sync_bn)
-        nets.append(make_network(of, TrainingOptions(out=tmp_path), "cuda", Observer()).eval())
+        nets.append(make_network(of, TrainingOptions(out=tmp_path), "cuda", Callbacks()).eval())
     plain, synchronised = nets
     assert any(isinstance(module, nn.SyncBatchNorm) for module in synchronised.modules())
     x = torch.rand(2, 3, 64, 64)

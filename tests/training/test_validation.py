@@ -18,7 +18,7 @@ from support.command_line import call
 from support.nets import randomise
 from torch import Tensor, nn
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.recipe import Recipe
 from ltmsearch.costs import traced_macs
 from ltmsearch.data.loading import load_data
@@ -233,7 +233,7 @@ def test_unreadable_images_are_left_out_and_told(tmp_path: Path) -> None:
     assert record.notes == ["1 unreadable images left out, such as validation/class 1/0.png"]
 
 
-class Heard(Observer):
+class Heard(Callbacks):
     def __init__(self) -> None:
         self.phases: dict[str, list[int]] = {}
 
@@ -246,7 +246,7 @@ class Heard(Observer):
 
 def test_progress_is_told_in_images(photos: Path, scored: tuple[Path, ValidationRecord]) -> None:
     heard = Heard()
-    validate_recipe(recipe(), checkpoint=scored[0], data_dir=photos, batch_size=8, observer=heard, **CPU)
+    validate_recipe(recipe(), checkpoint=scored[0], data_dir=photos, batch_size=8, callbacks=heard, **CPU)
     assert heard.phases == {"reading images": [0], "IB statistics": [14, 8, 14], "validation": [20, 8, 16, 20]}
 
 

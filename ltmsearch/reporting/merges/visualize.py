@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.transforms.functional import normalize
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.recipe import Recipe, load_recipe
 from ltmsearch.data.digits import ClutteredDigits
 from ltmsearch.data.loading import evaluation_transform
@@ -54,7 +54,7 @@ def visualize_recipe(
     out: Path | None = None,
     img_size: int | None = None,
     place: Place | None = None,
-    observer: Observer | None = None,
+    callbacks: Callbacks | None = None,
 ) -> MergePictures:
     """Draw what a recipe's network merges in some images: for each a PNG and a page.
 
@@ -67,12 +67,12 @@ def visualize_recipe(
         out: Folder to write to, made when missing; None: `<recipe>-merges` beside the recipe.
         img_size: Side of the images, in pixels; None: the recipe's.
         place: Follow the merged token that the patch here goes to, in every layer; None: a large one.
-        observer: Hears of progress.
+        callbacks: Receives progress.
 
     Raises:
         InputError: If recipe, weights or images cannot be used or do not go together, or if nothing merges.
     """
-    observer = observer or Observer()
+    callbacks = callbacks or Callbacks()
     recipe = load_recipe(path)
     size = recipe.img_size if img_size is None else img_size
     if size < 32:
@@ -87,7 +87,7 @@ def visualize_recipe(
     folder = out or path.parent / f"{path.stem}-merges"
     subtitle = f"{recipe.model}, {size} px, weights: {weights}"
     files: list[Path] = []
-    observer.phase("drawing", len(pictures))
+    callbacks.phase("drawing", len(pictures))
     for done, (name, (title, pixels)) in enumerate(pictures.items(), start=1):
         layers = _look(recipe, model, pixels)
         if not layers:
@@ -97,7 +97,7 @@ def visualize_recipe(
         draw_merges(pixels, layers, title=title, subtitle=subtitle, place=place).save(sheet, "PNG", optimize=True)
         page = merges_page(pixels, layers, title=title, subtitle=subtitle, place=place)
         files += _write(folder, {f"{name}.png": sheet.getvalue(), f"{name}.html": page})
-        observer.advance(done, title)
+        callbacks.advance(done, title)
     return MergePictures(weights=weights, notes=notes, files=tuple(files))
 
 

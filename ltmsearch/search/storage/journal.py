@@ -29,7 +29,7 @@ class Journal(JournalFileBackend):
 
     Args:
         path: The file; made if there is none.
-        tell: Hears of a line that was dropped.
+        tell: Receives a note on a line that was dropped.
     """
 
     def __init__(self, path: Path, tell: Callable[[str], None] = _log.warning) -> None:
@@ -114,7 +114,7 @@ def open_journal(path: Path, *, existing: bool, tell: Callable[[str], None]) -> 
     Args:
         path: The file.
         existing: Whether to read only: nothing is created or mended then.
-        tell: Hears of a line that was dropped, and of a lock that is waited for.
+        tell: Receives a note on a line that was dropped, and of a lock that is waited for.
 
     Raises:
         JournalFailed: If it cannot be used.

@@ -25,7 +25,7 @@ def patient(storage: BaseStorage, settings: StudySettings, tell: Callable[[str],
     Args:
         storage: What `open_storage` gave.
         settings: Of the study.
-        tell: Hears of each wait in one line.
+        tell: Receives a note on each wait in one line.
     """
     where = f"the storage {settings.storage}" if settings.storage else f"the storage in {settings.run_dir}"
     said = partial(reason, password=settings.storage_password)
@@ -59,7 +59,7 @@ class PatientStorage(BaseStorage):
     Args:
         storage: What is asked.
         where: It, as a line begins with it.
-        tell: Hears of each wait.
+        tell: Receives a note on each wait.
         reason: What an error says, in one line.
         pauses: Seconds between two tries; None: `PAUSES`.
         sleep: Waits.

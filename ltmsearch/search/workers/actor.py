@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.errors import InputError
 from ltmsearch.search.setup import prepare_evaluator
@@ -68,7 +68,7 @@ class TrialWorker:
         """
         torch.set_num_threads(self.threads)
         try:
-            self.evaluator = prepare_evaluator(self.settings, Observer())
+            self.evaluator = prepare_evaluator(self.settings, Callbacks())
         except InputError as error:
             return Refused(f"the worker on {socket.gethostname()}: {error}")
         self.evaluator.supernet.load_state_dict(to_tensors(state))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltmsearch.callbacks import Observer
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.errors import InputError, WorkersLost
 from ltmsearch.search.setup import Workbench
@@ -65,7 +65,7 @@ class RayWorkers:
         gpus: Of each, fractions too.
         arguments: Of `worker`.
         state: State dict of the driver's supernet.
-        observer: Hears of workers that come and go.
+        callbacks: Receives a note on workers that come and go.
         worker: Class of the actors.
     """
 
@@ -79,12 +79,12 @@ class RayWorkers:
         gpus: float,
         arguments: tuple[Any, ...],
         state: Mapping[str, Tensor],
-        observer: Observer,
+        callbacks: Callbacks,
         worker: type = TrialWorker,
     ) -> None:
         self.ray = connection.ray
         self.connection = connection
-        self.observer = observer
+        self.callbacks = callbacks
         self._arguments = arguments
         options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": 0, "max_concurrency": 1}
         self._actor_class = self.ray.remote(**options)(worker)
@@ -96,16 +96,16 @@ class RayWorkers:
         self._told_ready = False
         self._seats = [self._seat() for _ in range(number)]
         start, with_gpus = "workers start" if number > 1 else "worker starts", f", {gpus:g} GPUs each" * (gpus > 0)
-        observer.note(f"{number} {start} on {connection.where}{with_gpus}")
+        callbacks.note(f"{number} {start} on {connection.where}{with_gpus}")
 
     @classmethod
-    def of_study(cls, connection: Connection, bench: Workbench, observer: Observer) -> "RayWorkers":
+    def of_study(cls, connection: Connection, bench: Workbench, callbacks: Callbacks) -> "RayWorkers":
         """The workers that a study asks for.
 
         Args:
             connection: Ray, connected.
             bench: What the study works with.
-            observer: Hears of workers that come and go.
+            callbacks: Receives a note on workers that come and go.
         """
         settings, runtime = bench.settings, bench.evaluator.runtime
         gpus = gpu_share(settings, device=runtime.device.type, gpus=connection.gpus)
@@ -114,7 +114,7 @@ class RayWorkers:
         threads = max(1, torch.get_num_threads() // per_machine)
         return cls(
             connection, number=settings.workers, gpus=gpus, arguments=(told, threads),
-            state=bench.evaluator.supernet.state_dict(), observer=observer,
+            state=bench.evaluator.supernet.state_dict(), callbacks=callbacks,
         )  # fmt: skip
 
     def _seat(self) -> Seat:
@@ -191,14 +191,14 @@ class RayWorkers:
             self._failed_starts += seat.ready is None
             if self._failed_starts >= max(3, len(self._seats)):
                 raise WorkersLost(f"workers end while they start ({reason}); the same command continues")
-            self.observer.note(f"a worker ended {where} ({reason}); another takes its place")
+            self.callbacks.note(f"a worker ended {where} ({reason}); another takes its place")
             return []
         lost = handed.lost + 1
         if lost > SECOND_CHANCES:
             return [
                 Answer(trial=handed.task.trial, failure=f"{lost} workers ended over it, the last {where}: {reason}")
             ]
-        self.observer.note(
+        self.callbacks.note(
             f"the worker of trial {handed.task.trial} ended {where} ({reason}); the trial is given to another"
         )
         self._again.append(replace(handed, lost=lost))
@@ -237,7 +237,7 @@ class RayWorkers:
         hosts, device = {each.host for each in ready}, ready[0].device
         threads = f", {ready[0].threads} thread{'s' * (ready[0].threads > 1)} each" if device == "cpu" else ""
         are = "workers are" if len(ready) > 1 else "worker is"
-        self.observer.note(
+        self.callbacks.note(
             f"{len(ready)} {are} ready on {', '.join(sorted(hosts))}: {device}{threads}, "
             f"{max(each.memory_gib for each in ready):.1f} GiB of memory each"
         )
