@@ -22,7 +22,7 @@ import torch
 
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.latency.build import build_profile, profile_space, target_costs
-from ltmsearch.latency.measure import Session
+from ltmsearch.latency.measurement import Session
 from ltmsearch.latency.runtimes import open_stage
 from ltmsearch.latency.target import LatencyTarget
 from ltmsearch.models import get_adapter

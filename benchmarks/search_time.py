@@ -94,7 +94,7 @@ def put_clocks(clocks: Clocks) -> None:
     from ltmsearch import study
     from ltmsearch.data.loading import ImageData
     from ltmsearch.engine.ib_loss import IBLoss, IBMeter
-    from ltmsearch.reporting.dashboard.pages import Pages
+    from ltmsearch.reporting.dashboard.pages import DashboardHooks as Pages
     from ltmsearch.search import driver, resume, setup, trial
     from ltmsearch.search import shared_weights as shared
 
@@ -113,7 +113,8 @@ def put_clocks(clocks: Clocks) -> None:
         (Study, "get_trials", STORAGE), (Study, "enqueue_trial", STORAGE), (shared, "save_checkpoint", CHECKPOINTS),
         (resume, "load_checkpoint", CHECKPOINTS), (shared, "load_parameters", WEIGHTS), (shared, "parameters", WEIGHTS),
         (shared.SharedWeights, "move", WEIGHTS), (trial, "load_parameters", WEIGHTS), (trial, "parameters", WEIGHTS),
-        (Pages, "describe", PAGES), (Pages, "attach", PAGES), (Pages, "note", PAGES), (Pages, "renew", PAGES),
+        (Pages, "trial_started", PAGES), (Pages, "trial_scored", PAGES), (Pages, "trial_finished", PAGES),
+        (Pages, "study_updated", PAGES),
         (trial.Evaluator, "_example_merges", PAGES), (driver.Driver, "rescore", RESCORING),
         (study, "write_results", RESULTS),
     ):  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 
 from typer.main import get_command
 
-from ltmsearch.cli import app
+from ltmsearch.cli.main import app
 
 PAGE = Path(__file__).parent / "reference" / "commands.md"
 KINDS = {int: "whole number", float: "number", Path: "path"}

@@ -11,6 +11,8 @@ from ltmsearch.config.recipe import library_versions
 from ltmsearch.config.settings import StudySettings
 from ltmsearch.errors import LeaseLost, WorkersLost
 from ltmsearch.latency import hardware_name
+from ltmsearch.reporting.dashboard.pages import DashboardHooks
+from ltmsearch.reporting.pareto_plot import prediction_lines
 from ltmsearch.reporting.write import write_results
 from ltmsearch.search.driver import Driver
 from ltmsearch.search.lease import Lease
@@ -68,13 +70,24 @@ def run_study(settings: StudySettings, callbacks: Callbacks | None = None, *, ta
             bench = run.bench
             hardware = hardware_name(bench.evaluator.runtime.device)
             clock.keep(run.folder, device=f"{hardware}; {bench.device}", versions=library_versions())
-            driver = Driver(bench, run.folder, callbacks, clock, run.storage, confirm=lease.confirm)
+            driver = Driver(
+                bench,
+                run.folder,
+                callbacks,
+                clock,
+                run.storage,
+                confirm=lease.confirm,
+                hooks=DashboardHooks(bench, run.folder),
+            )
             _search(driver, run, until)
             with clock.part(WRITING):
                 lease.confirm()
                 records = driver.records()
+                axis = bench.settings.axis
+                for line in prediction_lines(select_front(records, axis.name), axis):
+                    callbacks.note(line)
                 write_results(run.folder, bench, records, callbacks, clock)
-                driver.pages.renew(records)
+                driver.hooks.study_updated(driver.study, records)
         except LeaseLost:
             clock.leave()
             raise

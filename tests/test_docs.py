@@ -10,7 +10,7 @@ from support.pages import PAGES, README, ROOT, blocks, shell_lines, without_code
 from typer.main import get_command
 
 import ltmsearch
-from ltmsearch.cli import app
+from ltmsearch.cli.main import app
 
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 REFERENCE = ROOT / "docs/reference/commands.md"

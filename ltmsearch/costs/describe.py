@@ -140,13 +140,13 @@ def describe_space(backbone: str, *, img_size: int, operator: str, space: str | 
     """
     file = SpaceFile.load(space, family=get_adapter(backbone).family)
     costs = backbone_costs(backbone, img_size, operator)
-    built = SearchSpace.build(file, costs.layer_grids, operator, pays=costs.pays)
+    built = SearchSpace.build(file, costs.layer_grids, operator, get_operator(operator).forms, pays=costs.pays)
     low, high = costs.table(built.choices).reachable()
     plain = costs.plain_layer_macs()
     layers = []
     for name, offered in zip(built.layers, built.choices, strict=True):
         grid = costs.layer_grids[name]
-        possible = possible_choices(*file.choices_of(name), grid, operator)
+        possible = possible_choices(*file.choices_of(name), grid, get_operator(operator).forms)
         layers.append(
             LayerBalance(
                 name=name,

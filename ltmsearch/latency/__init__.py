@@ -2,7 +2,7 @@
 
 from ltmsearch.latency.build import build_profile, profile_space, subnets_to_time
 from ltmsearch.latency.command import profile_backbone, profile_recipe
-from ltmsearch.latency.measure import Reading
+from ltmsearch.latency.measurement import Reading
 from ltmsearch.latency.profile import LatencyProfile, TimedSubnet, find_profile, profile_path
 from ltmsearch.latency.study import PROFILE, StudyLatency, measure, settings_target, study_latency
 from ltmsearch.latency.target import LatencyTarget, hardware_name

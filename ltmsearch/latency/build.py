@@ -8,10 +8,11 @@ import torch
 
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.costs import WHOLE, CostModel, cost_model
-from ltmsearch.latency.measure import Session
+from ltmsearch.latency.measurement import Session
 from ltmsearch.latency.profile import LatencyProfile, TimedSubnet
 from ltmsearch.latency.runtimes import open_stage
 from ltmsearch.latency.target import LatencyTarget
+from ltmsearch.merging import get_operator
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.schedules.space import SearchSpace, SpaceFile
@@ -31,7 +32,9 @@ PLAIN_VISITS = 5
 def profile_space(file: SpaceFile, costs: CostModel) -> SearchSpace:
     """All that a search-space file offers, whether it saves multiply-adds or not: time may tell otherwise."""
     file = file.model_copy(update={"ib_weight": None})  # which changes no net
-    return SearchSpace.build(file, costs.layer_grids, costs.operator, pays=lambda _layer, _choice: True)
+    return SearchSpace.build(
+        file, costs.layer_grids, costs.operator, get_operator(costs.operator).forms, pays=lambda _layer, _choice: True
+    )
 
 
 def target_costs(backbone: str, operator: str, target: LatencyTarget) -> tuple[Supernet, CostModel]:

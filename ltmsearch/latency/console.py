@@ -9,7 +9,7 @@ from rich.text import Text
 
 from ltmsearch.costs import CostModel
 from ltmsearch.io.console_tables import print_in_parts
-from ltmsearch.latency.measure import Reading
+from ltmsearch.latency.measurement import Reading
 from ltmsearch.latency.profile import Check, LatencyProfile
 from ltmsearch.latency.target import LatencyTarget
 from ltmsearch.schedules.schedule import Choice, MergeSchedule

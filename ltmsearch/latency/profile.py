@@ -13,7 +13,7 @@ from ltmsearch.costs import CostModel, LatencyModel, Timing, fit_latency
 from ltmsearch.errors import InputError, shortened
 from ltmsearch.io.files import write_atomic
 from ltmsearch.io.json_text import read_json
-from ltmsearch.latency.measure import Reading
+from ltmsearch.latency.measurement import Reading
 from ltmsearch.latency.target import LatencyTarget, target_file_name
 from ltmsearch.schedules.schedule import Form, MergeSchedule
 from ltmsearch.schedules.space import SearchSpace

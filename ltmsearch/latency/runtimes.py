@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ltmsearch.engine.runtime import keep_freed_memory
-from ltmsearch.latency.measure import Clock, Stage, clock_of
+from ltmsearch.latency.measurement import Clock, Stage, clock_of
 from ltmsearch.latency.target import LatencyTarget
 from ltmsearch.models import blank_image, operators_of
 from ltmsearch.models.supernet import Supernet

@@ -10,7 +10,7 @@ from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.costs import CostModel, LatencyModel
 from ltmsearch.errors import InputError
 from ltmsearch.latency.build import build_profile, profile_space, target_costs
-from ltmsearch.latency.measure import Reading, Session
+from ltmsearch.latency.measurement import Reading, Session
 from ltmsearch.latency.profile import LatencyProfile, find_profile, profile_path
 from ltmsearch.latency.runtimes import open_stage
 from ltmsearch.latency.target import LatencyTarget

@@ -17,7 +17,9 @@ from ltmsearch.search.timing import Clock, Times
 FINDINGS, RECIPES = "findings.json", "recipes"
 
 
-def write_results(folder: Path, bench: Workbench, records: list[TrialRecord], callbacks: Callbacks, clock: Clock) -> None:
+def write_results(
+    folder: Path, bench: Workbench, records: list[TrialRecord], callbacks: Callbacks, clock: Clock
+) -> None:
     """Write one recipe per trial of the front, `trials.csv`, `front.csv`, `findings.json`, two plots and the report.
 
     Args:
@@ -42,7 +44,11 @@ def write_results(folder: Path, bench: Workbench, records: list[TrialRecord], ca
 
 
 def write_tables_and_plots(
-    folder: Path, settings: ResolvedSettings, records: list[TrialRecord], callbacks: Callbacks, clock: Clock | None = None
+    folder: Path,
+    settings: ResolvedSettings,
+    records: list[TrialRecord],
+    callbacks: Callbacks,
+    clock: Clock | None = None,
 ) -> None:
     """Write everything that follows from the records and the times alone.
 

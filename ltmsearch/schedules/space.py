@@ -17,7 +17,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator
 from ltmsearch.errors import InputError, shortened
 from ltmsearch.io.presets import find_file
 from ltmsearch.io.yaml_models import load
-from ltmsearch.merging import get_operator
 from ltmsearch.schedules.grid import Grid, target_grid, tokens
 from ltmsearch.schedules.schedule import Choice, Form, MergeSchedule
 
@@ -149,6 +148,8 @@ class SearchSpace:
     """Per layer what it may be, from plain (index 0) to the smallest keep ratio; of one ratio, the soft form first."""
     operator: str = "ltm"
     """Name of the merging operator."""
+    operator_forms: tuple[Form, ...] = ("soft", "hard", "matched")
+    """The forms that the operator can merge in; the first is its default. Default: those of `ltm`."""
     ib_weights: IBWeights | None = None
     """Weights of the IB loss; None: there is none."""
 
@@ -158,6 +159,7 @@ class SearchSpace:
         file: SpaceFile,
         layer_grids: Mapping[str, Grid],
         operator: str = "ltm",
+        operator_forms: Sequence[Form] = ("soft", "hard", "matched"),
         *,
         pays: Callable[[str, Choice], bool],
     ) -> "SearchSpace":
@@ -170,6 +172,7 @@ class SearchSpace:
             file: The choices.
             layer_grids: Layer name → the full grid it sees, in the order of execution.
             operator: Name of the merging operator.
+            operator_forms: The forms that it can merge in, its default first.
             pays: Whether a merge at a layer saves more than it costs.
 
         Raises:
@@ -186,12 +189,13 @@ class SearchSpace:
             choices=tuple(
                 tuple(
                     choice
-                    for choice in possible_choices(*file.choices_of(layer), grid, operator)
+                    for choice in possible_choices(*file.choices_of(layer), grid, operator_forms)
                     if choice.keep_ratio == 1 or pays(layer, choice)
                 )
                 for layer, grid in layer_grids.items()
             ),
             operator=operator,
+            operator_forms=tuple(operator_forms),
             ib_weights=IBWeights(low=file.ib_weight[0], high=file.ib_weight[1]) if file.ib_weight else None,
         )
 
@@ -208,7 +212,7 @@ class SearchSpace:
     def schedule(self, indices: Sequence[int] | np.ndarray) -> MergeSchedule:
         """The schedule of one choice index per layer."""
         taken = {n: options[int(i)] for n, options, i in zip(self.layers, self.choices, indices, strict=True)}
-        first = get_operator(self.operator).forms[0]
+        first = self.operator_forms[0]
         return MergeSchedule(
             keep_ratios={layer: choice.keep_ratio for layer, choice in taken.items()},
             operator=self.operator,
@@ -221,7 +225,7 @@ class SearchSpace:
         Raises:
             ValueError: If what it wants of a layer is not among that layer's choices.
         """
-        forms = get_operator(self.operator).forms
+        forms = self.operator_forms
         wanted = {}
         for layer in self.layers:
             ratio = schedule.keep_ratio(layer)
@@ -233,7 +237,7 @@ class SearchSpace:
     def forms(self) -> tuple[Form | None, ...]:
         """The forms that some choice has, in the operator's order; (None,) where it has but one."""
         offered = {choice.form for options in self.choices for choice in options if choice.keep_ratio < 1}
-        return tuple(form for form in get_operator(self.operator).forms if form in offered) or (None,)
+        return tuple(form for form in self.operator_forms if form in offered) or (None,)
 
     def nearest(self, keep_ratio: float, form: Form | None = None) -> np.ndarray:
         """(L,) indices of the choice nearest to one keep ratio at every layer.
@@ -271,7 +275,7 @@ class SearchSpace:
 
 
 def possible_choices(
-    keep_ratios: Sequence[float], forms: Sequence[Form], grid: Grid, operator: str
+    keep_ratios: Sequence[float], forms: Sequence[Form], grid: Grid, operator_forms: Sequence[Form]
 ) -> tuple[Choice, ...]:
     """What a layer on `grid` may be: plain, and every distinct ratio in every form that file and operator have.
 
@@ -279,10 +283,11 @@ def possible_choices(
         keep_ratios: As written in a file.
         forms: As written in a file; an operator with one form takes that one.
         grid: The full grid that the layer sees.
-        operator: Name of the merging operator.
+        operator_forms: The forms that the operator can merge in.
     """
-    own = get_operator(operator).forms
-    offered: list[Form | None] = [form for form in own if form in forms] if len(own) > 1 else [None]
+    offered: list[Form | None] = [None]
+    if len(operator_forms) > 1:
+        offered = [form for form in operator_forms if form in forms]
     ratios = [ratio for ratio in distinct_ratios(keep_ratios, grid) if ratio < 1]
     return (Choice(1.0), *(Choice(ratio, form) for ratio in ratios for form in offered))
 

@@ -19,10 +19,9 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ltmsearch.callbacks import Callbacks
-from ltmsearch.reporting.dashboard.pages import Pages
-from ltmsearch.reporting.pareto_plot import prediction_lines
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.checkpoint import Checkpoint, CheckpointState
+from ltmsearch.search.hooks import StudyHooks
 from ltmsearch.search.initial_trials import FirstTrial, drawn_within_budget, first_trials, queued_params, seed_at
 from ltmsearch.search.optuna_records import (
     MEASURED,
@@ -74,6 +73,7 @@ class Driver:
         clock: Counts the time.
         storage: Of the study; None: as the settings say.
         workers: Who evaluates trials; None: this process.
+        hooks: Called as trials start and end.
         confirm: Raises once another driver took the study over; called before whatever two must not write.
     """
 
@@ -86,6 +86,7 @@ class Driver:
         storage: BaseStorage | None = None,
         workers: Workers | None = None,
         confirm: Callable[[], None] = lambda: None,
+        hooks: StudyHooks | None = None,
     ) -> None:
         self.bench = bench
         self.settings = bench.settings
@@ -95,6 +96,7 @@ class Driver:
         self.clock = clock or Clock()
         self.workers = workers or ThisProcess(bench.evaluator)
         self.confirm = confirm
+        self.hooks = hooks or StudyHooks()
         storage = storage or open_storage(self.settings, folder)
         self.study = open_study(storage, self.settings.study, cost=self.settings.axis.name)
         self.flying: dict[int, Flight] = {}
@@ -152,7 +154,7 @@ class Driver:
         limits = {b.constraint: [b.least / b.per_unit, b.limit / b.per_unit] for b in self.budgets}
         before, done = self.study, trained(self._trials())
         self.study = under_limits(before, limits, lambda trial: told_again(trial, self.bench), keep=(MEASURED,))
-        self.pages.renew(self.records())
+        self.hooks.study_updated(self.study, self.records())
         if self.study is not before:
             known = f"{done} trials are known from other budgets"
             more = "" if done < self.settings.trials else f"; --trials {done + done // 2} would search under these too"
@@ -224,7 +226,7 @@ class Driver:
         schedule = self.bench.space.schedule(indices)
         log = TrialLog(trial, schedule, sampling=time.perf_counter() - self._asked_at)
         trial.set_user_attr("ib_weight", ib_weight)
-        self.pages.describe(trial, schedule)
+        self.hooks.trial_started(trial, schedule)
         cost, told = float(self.budgets[0].costs(indices[None])[0]), tell_constraints(trial, self.budgets, indices)
         reference = not indices.any()  # the plain net is scored as a reference even if it is over the budget
         if max(told) > 0 and not reference:
@@ -278,7 +280,7 @@ class Driver:
                 "apart; more --base-steps, --pretrained or --checkpoint FILE would help"
             )
         self.confirm()
-        self.pages.attach(trial, trial_record(as_told(trial, outcome), self.bench), result.merges)
+        self.hooks.trial_scored(trial, trial_record(as_told(trial, outcome), self.bench), result.merges)
         self.shared.move(result.weights, start, age=age)
         saving = time.perf_counter()
         self.shared.keep(trial.number, outcome)
@@ -296,7 +298,7 @@ class Driver:
     def _end(self, trial: Trial, *, values: list[float] | None = None, state: TrialState | None = None) -> None:
         self.confirm()
         told = self.study.tell(trial, values, state)
-        self.pages.note(told, trial_record(told, self.bench))
+        self.hooks.trial_finished(self.study, told, trial_record(told, self.bench))
 
     def _first_trials(self) -> deque[FirstTrial]:
         """The first trials, but those that the study has already."""
@@ -353,17 +355,10 @@ class Driver:
             self.confirm()
             seen = {str(t): [readings[s].ms, readings[s].ms * readings[s].error] for t, s in schedules.items()}
             self.study.set_user_attr(MEASURED, known | seen)
-        for line in prediction_lines(select_front(self.records(), self.settings.axis.name), self.settings.axis):
-            self.callbacks.note(line)
 
     def _proxy_net(self, record: TrialRecord) -> Hashable:
         """What tells the trial's net from others at the size of proxy training."""
         return self.bench.proxy_costs.net(record.schedule(self.settings.operator))
-
-    @property
-    def pages(self) -> Pages:
-        """What the dashboard shows of the study."""
-        return Pages(self.study, self.bench, self.folder)
 
     def records(self) -> list[TrialRecord]:
         """Every finished trial as plain data."""

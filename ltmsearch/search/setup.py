@@ -220,6 +220,7 @@ def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None =
         space_file,
         costs.layer_grids,
         resolved.operator,
+        get_operator(resolved.operator).forms,
         pays=lambda layer, choice: all(cost.pays(layer, choice) for cost in limited),
     )
     budgets = make_budgets(resolved, space, costs, latency)

@@ -83,7 +83,9 @@ def train_recipe(recipe: Recipe, options: TrainingOptions, callbacks: Callbacks 
 class _Session:
     """One process's part in a training."""
 
-    def __init__(self, recipe: Recipe, options: TrainingOptions, ranks: Ranks, device: str, callbacks: Callbacks) -> None:
+    def __init__(
+        self, recipe: Recipe, options: TrainingOptions, ranks: Ranks, device: str, callbacks: Callbacks
+    ) -> None:
         self.recipe, self.options, self.ranks, self.callbacks = recipe, options, ranks, callbacks
         self.folder = options.out
         refuse_unwritable(self.folder, "the folder")
@@ -163,7 +165,9 @@ class _Session:
             total += losses.total
             ib += losses.ib if losses.ib is not None else 0.0
             if place % STATUS_EVERY == 0:
-                self.callbacks.advance(learner.steps, f"epoch {epoch + 1}, loss {float(losses.total):.2f}{self._best()}")
+                self.callbacks.advance(
+                    learner.steps, f"epoch {epoch + 1}, loss {float(losses.total):.2f}{self._best()}"
+                )
         total, ib = self.ranks.sum_(torch.stack((total, ib))) / (learner.steps_per_epoch * self.ranks.world)
         if not math.isfinite(float(total)):
             begun = f"; --resume goes on after epoch {epoch}" if epoch else ""

@@ -12,7 +12,8 @@ from support.command_line import call
 from typer.main import get_command
 
 from ltmsearch.cli import options
-from ltmsearch.cli.app import ORDER, app
+from ltmsearch.cli.app import ORDER
+from ltmsearch.cli.main import app
 
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 HEAVY = {"torch", "torchvision", "timm", "optuna", "pandas", "plotly", "sklearn", "numpy"}

@@ -135,7 +135,11 @@ def test_rejected_proposals_are_logged_with_the_reason(
         ("run", "ltmsearch.study.run_study", "the same command continues, {folder} holds what is done"),
         ("export", "ltmsearch.export.export_run", "files that are whole stay, the same command writes all again"),
         ("profile", "ltmsearch.latency.profile_backbone", "nothing is kept of what was timed"),
-        ("train", "ltmsearch.training.train_recipe", "the same command with --resume continues, {folder} holds"),
+        (
+            "train",
+            "ltmsearch.training.trainer.train_recipe",
+            "the same command with --resume continues, {folder} holds",
+        ),
         ("validate", "ltmsearch.training.validation.validate_recipe", "nothing is written by this command"),
     ],
 )

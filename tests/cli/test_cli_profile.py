@@ -16,7 +16,7 @@ def quick_timing(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"ltmsearch.latency.build.{name}", value)
     monkeypatch.setattr("ltmsearch.latency.study.ROUNDS", 1)
     monkeypatch.setattr("ltmsearch.latency.study.AGAIN", 0)
-    monkeypatch.setattr("ltmsearch.latency.measure.VISIT_SECONDS", 0.0)
+    monkeypatch.setattr("ltmsearch.latency.measurement.VISIT_SECONDS", 0.0)
 
 
 PROFILE = ("profile", "mobilevit_xxs", "--device", "cpu", "--img-size", "96", "--num-classes", "10")

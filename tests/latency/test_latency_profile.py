@@ -23,7 +23,7 @@ from ltmsearch.latency import (
     profile_path,
     subnets_to_time,
 )
-from ltmsearch.latency.measure import Stage
+from ltmsearch.latency.measurement import Stage
 from ltmsearch.latency.profile import TimedSubnet
 from ltmsearch.latency.runtimes import open_stage
 from ltmsearch.models.supernet import Supernet
@@ -57,7 +57,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """As few subnets and runs as there can be."""
     for name, value in (("SECONDS", 0.0), ("FEWEST", 16), ("MOST", 16), ("ROUNDS", 1), ("PLAIN_VISITS", 1)):
         monkeypatch.setattr(f"ltmsearch.latency.build.{name}", value)
-    monkeypatch.setattr("ltmsearch.latency.measure.VISIT_SECONDS", 0.0)
+    monkeypatch.setattr("ltmsearch.latency.measurement.VISIT_SECONDS", 0.0)
 
 
 # -- files ------------------------------------------------------------------------------------------------------------

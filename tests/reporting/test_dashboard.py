@@ -26,7 +26,7 @@ from ltmsearch import run_study
 from ltmsearch.config.recipe import Recipe
 from ltmsearch.errors import InputError, TrialDiverged
 from ltmsearch.reporting.dashboard.notes import OWN_WORDS, renewed
-from ltmsearch.reporting.dashboard.pages import Pages
+from ltmsearch.reporting.dashboard.pages import DashboardHooks
 from ltmsearch.reporting.dashboard.server import serve_dashboard
 from ltmsearch.search.driver import Driver
 from ltmsearch.search.records import read_trials, select_front
@@ -301,7 +301,7 @@ def test_a_long_note_becomes_short_again(finished: Path, tmp_path: Path) -> None
     held = study._storage.get_study_system_attrs(study._study_id)
     older = sum(name.startswith(f"dashboard:{trial._trial_id}:note_str:") for name in held)
     assert older > 2
-    Pages(study, None, run)._write_note(trial._trial_id, "short", version=9, older=older)  # type: ignore[arg-type]
+    DashboardHooks(None, run)._write_note(study, trial._trial_id, "short", version=9, older=older)  # type: ignore[arg-type]
     assert notes_of(study)[1] == "short"
 
 

@@ -18,6 +18,7 @@ from ltmsearch.config.settings import ResolvedSettings, StudySettings
 from ltmsearch.errors import InputError, printable
 from ltmsearch.io.json_text import parse_json
 from ltmsearch.io.yaml_models import load, read_yaml, to_yaml
+from ltmsearch.merging import get_operator
 from ltmsearch.schedules.grid import target_grid
 from ltmsearch.schedules.schedule import Form, MergeSchedule
 from ltmsearch.schedules.space import IBWeights, SearchSpace, SpaceFile, possible_choices
@@ -202,7 +203,7 @@ class TestSpaces:
     @given(file=space_files(), operator=st.sampled_from(("ltm", "tome", "pool")))
     def test_choices_differ_and_begin_with_the_plain_layer(self, file: SpaceFile, operator: str) -> None:
         for layer, grid in GRIDS.items():
-            choices = possible_choices(*file.choices_of(layer), grid, operator)
+            choices = possible_choices(*file.choices_of(layer), grid, get_operator(operator).forms)
             assert choices[0].keep_ratio == 1
             assert choices[0].form is None
             assert len({(target_grid(grid, c.keep_ratio), c.form) for c in choices}) == len(choices)

@@ -8,7 +8,7 @@ import pytest
 
 from ltmsearch.errors import InputError
 from ltmsearch.io.presets import find_file, shipped_folder
-from ltmsearch.merging import OPERATORS
+from ltmsearch.merging import OPERATORS, get_operator
 from ltmsearch.models import FAMILIES
 from ltmsearch.schedules.grid import Grid, target_grid
 from ltmsearch.schedules.schedule import Choice, MergeSchedule
@@ -36,7 +36,9 @@ def build(
     folder: Path, text: str, operator: str = "ltm", pays: Callable[[str, Choice], bool] = lambda *_: True
 ) -> SearchSpace:
     """The space of a file's text behind `HEAD`."""
-    return SearchSpace.build(SpaceFile.load(write(folder, HEAD + text), family="m"), GRIDS, operator, pays=pays)
+    return SearchSpace.build(
+        SpaceFile.load(write(folder, HEAD + text), family="m"), GRIDS, operator, get_operator(operator).forms, pays=pays
+    )
 
 
 def soft(*ratios: float) -> tuple[Choice, ...]:
@@ -134,9 +136,12 @@ def test_points_come_back_from_their_schedules(tmp_path: Path, operator: str) ->
 
 def test_possible_choices_count_a_grid_once() -> None:
     # On 7×7, 0.7 and 0.75 are both 6×6, of which 0.75 is nearer.
-    ratios = [choice.keep_ratio for choice in possible_choices([0.7, 0.75, 0.5], ["soft", "hard"], (7, 7), "ltm")]
+    ratios = [
+        choice.keep_ratio
+        for choice in possible_choices([0.7, 0.75, 0.5], ["soft", "hard"], (7, 7), ["soft", "hard", "matched"])
+    ]
     assert ratios == [1.0, 0.75, 0.75, 0.5, 0.5]
-    assert possible_choices([0.99], ["soft", "hard"], (2, 2), "ltm") == (PLAIN,)
+    assert possible_choices([0.99], ["soft", "hard"], (2, 2), ["soft", "hard", "matched"]) == (PLAIN,)
 
 
 def test_choices_with_one_grid_are_one_choice() -> None:

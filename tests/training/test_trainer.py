@@ -261,7 +261,7 @@ class TestCommand:
     def test_every_training_key_is_an_option_with_the_recipes_words(self) -> None:
         from typer.main import get_command
 
-        from ltmsearch.cli import app
+        from ltmsearch.cli.main import app
 
         options = {p.name: p for p in get_command(app).commands["train"].params}  # type: ignore[attr-defined]
         for name, field in Recipe.model_fields.items():

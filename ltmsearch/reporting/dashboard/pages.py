@@ -5,6 +5,7 @@ import io
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from ltmsearch.reporting.dashboard.pictures import merges_picture
 from ltmsearch.reporting.dashboard.plots import plots
 from ltmsearch.reporting.write import make_recipe
 from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.search.hooks import StudyHooks
 from ltmsearch.search.records import TrialRecord, select_front
 from ltmsearch.search.setup import Workbench
 from ltmsearch.search.storage import ARTIFACTS
@@ -37,15 +39,14 @@ class Attachment(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Pages:
-    """The pages of one study. Everything here may be done again without harm: nothing is there twice then."""
+class DashboardHooks(StudyHooks):
+    """Writes the notes, files and plots of one study. Repeating a call replaces what the first one wrote."""
 
-    study: optuna.Study
     bench: Workbench
     folder: Path
     """The run directory."""
 
-    def describe(self, trial: Trial, schedule: MergeSchedule) -> None:
+    def trial_started(self, trial: Trial, schedule: MergeSchedule) -> None:
         """Give a trial that runs the attributes that its schedule alone decides."""
         layers, known = self._layers(schedule), trial.user_attrs
         attributes: dict[str, Any] = {
@@ -60,7 +61,7 @@ class Pages:
             if name not in known:
                 trial.set_user_attr(name, value)
 
-    def attach(self, trial: Trial, record: TrialRecord, merges: ExampleMerges | None) -> None:
+    def trial_scored(self, trial: Trial, record: TrialRecord, merges: ExampleMerges | None) -> None:
         """Give a trial that runs its files: the schedule, the recipe and a picture. Optuna takes none once it is told.
 
         Args:
@@ -89,34 +90,31 @@ class Pages:
                 path.write_bytes(file.content)
                 upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=trial)
 
-    def note(self, trial: FrozenTrial, record: TrialRecord) -> None:
+    def trial_finished(self, study: optuna.Study, trial: FrozenTrial, record: TrialRecord) -> None:
         """Give a trial that was just told its note."""
-        self._write_note(trial._trial_id, self._trial_note(record, on_front=False), version=1)
+        self._write_note(study, trial._trial_id, self._trial_note(record, on_front=False), version=1)
 
-    def renew(self, records: list[TrialRecord]) -> None:
+    def study_updated(self, study: optuna.Study, records: list[TrialRecord]) -> None:
         """Bring all notes up to what is known now, and the plots where there is a front.
 
         Args:
             records: All trials.
         """
-        held = self.study._storage.get_study_system_attrs(self.study._study_id)
+        held = study._storage.get_study_system_attrs(study._study_id)
         front = select_front(records, self.bench.settings.axis.name)
-        ids = {trial.number: trial._trial_id for trial in self.study.get_trials(deepcopy=False)}
+        ids = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}
         notes: dict[int | None, str] = {
             ids[record.trial]: self._trial_note(record, on_front=record in front) for record in records
         }
-        notes[None] = study_note(self.bench.settings, records, base_gflops=self._base, link=self._link)
+        notes[None] = study_note(self.bench.settings, records, base_gflops=self._base, link=partial(_link, study))
         for trial_id, text in notes.items():
             present = get_note_from_system_attrs(held, trial_id)
             if (new := renewed(text, present["body"])) is not None:
                 older = sum(name.startswith(note_str_key_prefix(trial_id)) for name in held)
-                self._write_note(trial_id, new, version=present["version"] + 1, older=older)
+                self._write_note(study, trial_id, new, version=present["version"] + 1, older=older)
         if front:
             for name, figure in plots(records, self.bench.settings.axis).items():
-                save_plotly_graph_object(self.study, figure, graph_object_id=name)
-
-    def _link(self, number: int) -> str:
-        return f"/dashboard/studies/{self.study._study_id}/trials?numbers={number}"
+                save_plotly_graph_object(study, figure, graph_object_id=name)
 
     @property
     def _base(self) -> float:
@@ -126,7 +124,9 @@ class Pages:
         layers, axis = self._layers(self._schedule(record)), self.bench.settings.axis
         return trial_note(record, layers, axis, base_gflops=self._base, on_front=on_front)
 
-    def _write_note(self, trial_id: int | None, text: str, *, version: int, older: int = 0) -> None:
+    def _write_note(
+        self, study: optuna.Study, trial_id: int | None, text: str, *, version: int, older: int = 0
+    ) -> None:
         """Write a note of the study or a trial.
 
         `optuna_dashboard.save_note` reads the notes of all trials for each that it writes.
@@ -140,13 +140,17 @@ class Pages:
         parts = split_body(text, trial_id)
         stale = {f"{note_str_key_prefix(trial_id)}{part}": "" for part in range(len(parts), older)}
         for name, value in {note_ver_key(trial_id): version, **parts, **stale}.items():
-            self.study._storage.set_study_system_attr(self.study._study_id, name, value)
+            study._storage.set_study_system_attr(study._study_id, name, value)
 
     def _schedule(self, record: TrialRecord) -> MergeSchedule:
         return record.schedule(self.bench.settings.operator)
 
     def _layers(self, schedule: MergeSchedule) -> list[LayerTokens]:
         return layer_tokens(self.bench.costs, schedule)
+
+
+def _link(study: optuna.Study, number: int) -> str:
+    return f"/dashboard/studies/{study._study_id}/trials?numbers={number}"
 
 
 def _schedule_table(layers: Sequence[LayerTokens]) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ltmsearch.latency.measure import MIN_RUNS, PER_IQR, UNSTABLE, VISIT_SECONDS, Session, clock_of
+from ltmsearch.latency.measurement import MIN_RUNS, PER_IQR, UNSTABLE, VISIT_SECONDS, Session, clock_of
 from ltmsearch.schedules.schedule import MergeSchedule
 
 PLAIN = MergeSchedule.uniform(["a", "b"], 1.0)
@@ -59,7 +59,7 @@ class Stage:
 @pytest.fixture
 def session(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Session]:
     def make(stage: Stage, **options: Any) -> Session:
-        monkeypatch.setattr("ltmsearch.latency.measure.clock_of", lambda *_: stage.clock)
+        monkeypatch.setattr("ltmsearch.latency.measurement.clock_of", lambda *_: stage.clock)
         return Session(stage, PLAIN, device="cpu", threads=1, **options)
 
     return make
