@@ -60,6 +60,7 @@ from ltmsearch.costs import within
 from ltmsearch.engine.evaluation import Score
 from ltmsearch.io.figures import write_drawing
 from ltmsearch.io.files import write_atomic
+from ltmsearch.reporting.dashboard.pages import DashboardHooks
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.driver import Driver
 from ltmsearch.search.pareto import hypervolume
@@ -121,15 +122,6 @@ class CountedWeights(SharedWeights):
         pass
 
 
-class NoPages:
-    """Nothing for the dashboard."""
-
-    def describe(self, *_: Any) -> None: ...
-    def attach(self, *_: Any) -> None: ...
-    def note(self, *_: Any) -> None: ...
-    def renew(self, *_: Any) -> None: ...
-
-
 class Simulated(Driver):
     """The driver on virtual workers.
 
@@ -146,7 +138,8 @@ class Simulated(Driver):
     def __init__(
         self, bench: Workbench, folder: Path, workers: VirtualWorkers, storage: BaseStorage, charges: dict[str, float]
     ) -> None:
-        super().__init__(bench, folder, Callbacks(), storage=storage, workers=workers)
+        hooks = None if charges else DashboardHooks(bench, folder)
+        super().__init__(bench, folder, Callbacks(), storage=storage, workers=workers, hooks=hooks)
         own = self.shared
         self.shared = CountedWeights(own.supernet, folder, own.state, share=0.25, staleness_power=0.5)
         self.charges = charges
@@ -155,11 +148,6 @@ class Simulated(Driver):
         self.done = {"proposal": 0, "answer": 0}
         self.ended: dict[int, float] = {}
         """Virtual time at which each trial was told."""
-
-    @property
-    def pages(self) -> Any:
-        """What the dashboard shows of the study."""
-        return NoPages() if self.charges else super().pages
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:

@@ -194,9 +194,14 @@ def measured_as(
     asked: list[tuple[tuple[Any, ...], float | None]] = []
 
     def measure(
-        backbone: str, operator: str, target: LatencyTarget, schedules: Sequence[MergeSchedule], callbacks: Callbacks, *,
+        backbone: str,
+        operator: str,
+        target: LatencyTarget,
+        schedules: Sequence[MergeSchedule],
+        callbacks: Callbacks,
+        *,
         plain_ms: float | None = None,
-    ) -> dict[MergeSchedule, Reading]:  # fmt: skip
+    ) -> dict[MergeSchedule, Reading]:
         asked.append(((backbone, operator, target, *schedules), plain_ms))
         plain = MergeSchedule.uniform(model().layers, 1.0, operator)
         return {schedule: readings(schedule) for schedule in (*schedules, plain)}
