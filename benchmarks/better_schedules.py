@@ -56,7 +56,7 @@ from ltmsearch.config.recipe import Recipe, library_versions, load_recipe
 from ltmsearch.costs import GIGA, CostTable, backbone_costs
 from ltmsearch.data.loading import ImageData, load_data
 from ltmsearch.engine.distributed import Ranks
-from ltmsearch.engine.evaluation import Score, batchnorm_kept, recalibrate, score
+from ltmsearch.engine.evaluation import Score, preserve_batchnorm, recalibrate, score
 from ltmsearch.engine.runtime import Runtime, amp_runtime
 from ltmsearch.errors import TrainingDiverged
 from ltmsearch.io.figures import write_drawing
@@ -179,7 +179,7 @@ class Trials:
         case = self.case
         costs = backbone_costs(case.backbone, case.img_size, "ltm", num_classes=self.classes)
         file = SpaceFile.load(None, family=get_adapter(case.backbone).family)
-        space = SearchSpace.build(file, costs.layer_grids, "ltm", pays=costs.pays)
+        space = SearchSpace.build(file, costs.layer_grids, "ltm", reduces_cost=costs.reduces_cost)
         return space, costs.table(space.choices)
 
     @cached_property
@@ -345,7 +345,7 @@ class Trials:
         recipe = self.recipe(net).changed(keys)
         model, scores = self.new_model(recipe, self.base(seed) if tuned else None), {}
         if tuned:
-            with batchnorm_kept(model):
+            with preserve_batchnorm(model):
                 recalibrate(model, self.data.train_batches(batch_size=SCORING_BATCH, steps=4, seed=98), self.runtime)
                 scores["before"] = self.score(model, self.data)
         self.fit(recipe, model)

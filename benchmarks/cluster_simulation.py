@@ -56,7 +56,7 @@ from virtual_cluster import Durations, VirtualWorkers
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.recipe import library_versions
 from ltmsearch.config.settings import StudySettings
-from ltmsearch.costs import within
+from ltmsearch.costs import within_budgets
 from ltmsearch.engine.evaluation import Score
 from ltmsearch.io.figures import write_drawing
 from ltmsearch.io.files import write_atomic
@@ -319,7 +319,7 @@ def curve(bench: Workbench, made_up: MadeUp, driver: Simulated, trials: list[Fro
     ended = driver.ended
     scored = sorted((t for t in trials if t.state == TrialState.COMPLETE), key=lambda trial: ended[trial.number])
     indices = np.array([[t.params[layer] for layer in space.layers] for t in scored])
-    costs, inside = budget.costs(indices), within(bench.budgets, indices)
+    costs, inside = budget.costs(indices), within_budgets(bench.budgets, indices)
     truth = np.array([made_up.truth(space.schedule(each)) for each in indices])
     low, limit = budget.reachable()[0], budget.limit / budget.per_unit
     corner = min(made_up.truth(space.schedule(each)) for each in uniform(bench))
@@ -335,7 +335,7 @@ def uniform(bench: Workbench) -> list[np.ndarray]:
     """Schedules of one keep ratio in all layers, in the form that each begins with, within the budget."""
     ratios = sorted({choice.keep_ratio for options in bench.space.choices for choice in options})
     line = [bench.space.nearest(ratio, form) for ratio in ratios for form in bench.space.forms]
-    return [indices for indices in line if within(bench.budgets, indices[None])[0]]
+    return [indices for indices in line if within_budgets(bench.budgets, indices[None])[0]]
 
 
 # -- tables and the figure -------------------------------------------------------------------------------------------

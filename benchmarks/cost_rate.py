@@ -44,7 +44,7 @@ def main() -> None:
     size = (args.img_size, args.img_size)
     costs = cost_model(args.backbone, timm.create_model(args.backbone), size)
     family = get_adapter(args.backbone).family
-    space = SearchSpace.build(SpaceFile.load(None, family=family), costs.layer_grids, pays=costs.pays)
+    space = SearchSpace.build(SpaceFile.load(None, family=family), costs.layer_grids, reduces_cost=costs.reduces_cost)
     table = costs.table(space.choices)
     points = space.random(np.random.default_rng(0), 10_000)
     schedules = [space.schedule(point) for point in points[:2000]]

@@ -37,7 +37,7 @@ def count(backbone: str, size: tuple[int, int]) -> dict[str, Any]:
     plain = create_subnet(backbone)
     costs = cost_model(backbone, plain, size)
     space = SearchSpace.build(
-        SpaceFile.load(None, family=get_adapter(backbone).family), costs.layer_grids, pays=costs.pays
+        SpaceFile.load(None, family=get_adapter(backbone).family), costs.layer_grids, reduces_cost=costs.reduces_cost
     )
     result: dict[str, Any] = {
         "base": costs.base_macs / GIGA,

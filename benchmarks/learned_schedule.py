@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltmsearch.costs import CostTable
-from ltmsearch.engine.evaluation import batchnorm_kept
+from ltmsearch.engine.evaluation import preserve_batchnorm
 from ltmsearch.engine.runtime import Runtime
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.schedule import MergeSchedule
@@ -172,7 +172,7 @@ def _losses(
 ) -> Tensor:
     """(K,) cross-entropies of the same images under each schedule."""
     images, losses = runtime.images(images), []
-    with batchnorm_kept(supernet):
+    with preserve_batchnorm(supernet):
         _by_the_batch(supernet.eval())
         for schedule in schedules:
             with supernet.active(schedule), runtime.autocast():

@@ -37,7 +37,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from ltmsearch.costs import CostModel, cost_model, traced_macs_by_module
 from ltmsearch.engine.runtime import keep_freed_memory
 from ltmsearch.merging import Merge, MergeOperator
-from ltmsearch.models import MERGING, create_subnet, operators_of
+from ltmsearch.models import MERGING, attached_operators, create_subnet
 from ltmsearch.schedules.grid import Grid, tokens
 from ltmsearch.schedules.schedule import Form, MergeSchedule
 
@@ -60,7 +60,7 @@ KINDS = ("convolution", "norm, activation", "attention", "MLP", "merging", "rest
 class FreeMerge(Merge):
     """Hands nothing back."""
 
-    def hand_back(self, before: Tensor, change: Tensor) -> Tensor:
+    def unmerge_change(self, before: Tensor, change: Tensor) -> Tensor:
         return before
 
 
@@ -77,7 +77,7 @@ class FreeMerging(MergeOperator):
 def free_net(backbone: str, layers: tuple[str, ...], keep: float) -> nn.Module:
     """The merged net of one keep ratio, whose merges cost nothing."""
     net = create_subnet(backbone, keep_ratios={"*": keep})
-    for layer, operator in operators_of(net, layers).items():
+    for layer, operator in attached_operators(net, layers).items():
         free = FreeMerging(0)
         free.keep_ratio = operator.keep_ratio
         net.get_submodule(layer).add_module(MERGING, free)
@@ -217,19 +217,19 @@ def time_by_kind(net: nn.Module, images: Tensor, runs: int) -> dict[str, float]:
         label = label_of(path, module)
         if label:
             labelled(module, label)
-    hand_back = Merge.hand_back
+    unmerge_change = Merge.unmerge_change
 
     def recorded(merge: Merge, before: Tensor, change: Tensor) -> Tensor:
         with record_function("merging"):
-            return hand_back(merge, before, change)
+            return unmerge_change(merge, before, change)
 
-    Merge.hand_back = recorded  # type: ignore[method-assign]
+    Merge.unmerge_change = recorded  # type: ignore[method-assign]
     try:
         with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU]) as profiler:
             for _ in range(runs):
                 net(images)
     finally:
-        Merge.hand_back = hand_back  # type: ignore[method-assign]
+        Merge.unmerge_change = unmerge_change  # type: ignore[method-assign]
     spent: Counter[str] = Counter()
     for event in profiler.events():
         parent, labels = event.cpu_parent, set()

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltmsearch.config.settings import StudySettings
-from ltmsearch.engine.evaluation import batchnorm_kept
+from ltmsearch.engine.evaluation import preserve_batchnorm
 from ltmsearch.engine.runtime import Runtime, choose_runtime
 from ltmsearch.engine.steps import LABEL_SMOOTHING, WEIGHT_DECAY, proxy_train
 from ltmsearch.models.supernet import Supernet
@@ -72,7 +72,7 @@ def rounds(which: str, backbone: str, args: argparse.Namespace, pipe: Connection
 
 def ours(supernet: Supernet, schedule: MergeSchedule, batches: Batches, runtime: Runtime) -> None:
     """Training as a trial does it."""
-    with batchnorm_kept(supernet):
+    with preserve_batchnorm(supernet):
         proxy_train(supernet, schedule, batches, lr=LR, runtime=runtime)
 
 

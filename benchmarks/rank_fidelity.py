@@ -45,9 +45,9 @@ from torch import Tensor, nn
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.recipe import library_versions
 from ltmsearch.config.settings import StudySettings
-from ltmsearch.costs import GIGA, backbone_costs, covering_schedules
+from ltmsearch.costs import GIGA, backbone_costs, sample_by_cost
 from ltmsearch.data.loading import ImageData
-from ltmsearch.engine.evaluation import batchnorm_kept, recalibrate
+from ltmsearch.engine.evaluation import preserve_batchnorm, recalibrate
 from ltmsearch.engine.runtime import Runtime
 from ltmsearch.engine.steps import (
     CLIP_NORM,
@@ -55,7 +55,7 @@ from ltmsearch.engine.steps import (
     LR_FLOOR,
     WEIGHT_DECAY,
     WarmUp,
-    copy_no_inputs,
+    disable_inplace_activations,
     proxy_train,
     warm_up,
 )
@@ -218,12 +218,12 @@ class Ranks:
         """(schedules, L) choice indices: half spread over the costs, half near the middle one. No two are one net."""
         space, rng, half = self.bench.space, np.random.default_rng(0), self.args.schedules // 2
         budget = self.bench.budgets[0]
-        rows = list(covering_schedules(space, [budget], number=self.args.schedules - half, rng=rng))
-        nets = {self.bench.costs.net(space.schedule(row)) for row in rows}
+        rows = list(sample_by_cost(space, [budget], number=self.args.schedules - half, rng=rng))
+        nets = {self.bench.costs.network_key(space.schedule(row)) for row in rows}
         middle = sum(budget.table.reachable()) / 2
         pool = space.random(rng, 100_000)
         for row in pool[np.abs(budget.table.costs(pool) / middle - 1) <= NEAR]:
-            net = self.bench.costs.net(space.schedule(row))
+            net = self.bench.costs.network_key(space.schedule(row))
             if net not in nets and len(rows) < self.args.schedules:
                 nets.add(net)
                 rows.append(row)
@@ -374,7 +374,7 @@ class Ranks:
         schedule = schedule or MergeSchedule.uniform(supernet.layers, 1.0)
         steps = next(n for n in (steps, variant.steps, s.proxy_steps) if n is not None)
         load_parameters(supernet, weights)
-        with batchnorm_kept(supernet):
+        with preserve_batchnorm(supernet):
             if steps:
                 batches = data.train_batches(batch_size=s.batch_size, steps=steps, seed=seed)
                 proxy_train(supernet, schedule, batches, lr=variant.lr * s.proxy_lr, runtime=runtime)
@@ -451,7 +451,7 @@ def fine_tune(
     """Train a subnet by itself on labels: AdamW, cosine."""
     optimizer = create_optimizer_v2(subnet, opt="adamw", lr=lr, weight_decay=WEIGHT_DECAY, fused=True)
     cosine = CosineLRScheduler(optimizer, t_initial=steps, lr_min=LR_FLOOR * lr, t_in_epochs=False)
-    copy_no_inputs(subnet)
+    disable_inplace_activations(subnet)
     subnet.train()
     for step, (images, labels) in enumerate(batches):
         cosine.step_update(step)

@@ -105,7 +105,7 @@ def measure_costs(depth: int) -> dict[str, Any]:
     start = time.perf_counter()
     costs = cost_model("vit_tiny_patch16_224", net, (224, 224))
     file = SpaceFile.load(None, family=get_adapter("vit_tiny_patch16_224").family)
-    space = SearchSpace.build(file, costs.layer_grids, pays=costs.pays)
+    space = SearchSpace.build(file, costs.layer_grids, reduces_cost=costs.reduces_cost)
     table = costs.table(space.choices)
     counted = time.perf_counter()
     schedules = space.random(np.random.default_rng(0), 10_000)

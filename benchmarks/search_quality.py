@@ -71,7 +71,7 @@ from torch import Tensor
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.recipe import library_versions
 from ltmsearch.config.settings import StudySettings
-from ltmsearch.costs import within
+from ltmsearch.costs import within_budgets
 from ltmsearch.data.digits import Clutter
 from ltmsearch.engine.evaluation import Score
 from ltmsearch.engine.steps import WarmUp, warm_up
@@ -235,7 +235,7 @@ class Watched(Evaluator):
             wall, processor = log.seconds()
             log.rows.append({
                 "indices": indices.tolist(), "gflops": log.bench.costs.gflops(schedule), "top1": result.score.top1,
-                "loss": result.score.loss, "feasible": bool(within(log.bench.budgets, indices[None])[0]),
+                "loss": result.score.loss, "feasible": bool(within_budgets(log.bench.budgets, indices[None])[0]),
                 "wall": wall, "processor": processor,
             })  # fmt: skip
         if log.tells_loss:
@@ -306,8 +306,8 @@ def propose(bench: Workbench, rows: list[dict[str, Any]], rng: np.random.Generat
     parents = front[rng.integers(len(front), size=4000)]
     steps = rng.integers(-2, 3, size=parents.shape) * (rng.random(parents.shape) < 1.5 / parents.shape[1])
     pool = np.concatenate([space.random(rng, 8000), np.clip(parents + steps, 0, space.cheapest)])
-    pool = np.unique(pool[within(bench.budgets, pool)], axis=0)
-    known = {bench.costs.net(space.schedule(indices)) for indices in tried}
+    pool = np.unique(pool[within_budgets(bench.budgets, pool)], axis=0)
+    known = {bench.costs.network_key(space.schedule(indices)) for indices in tried}
     costs, low = budget.costs(pool), float(budget.costs(space.cheapest[None])[0])
     high = budget.limit / budget.per_unit
     x, candidates = features(bench, tried), features(bench, pool)
@@ -321,7 +321,7 @@ def propose(bench: Workbench, rows: list[dict[str, Any]], rng: np.random.Generat
     for place in sorted(
         range(len(pool)), key=lambda i: (not near[i], predicted[i] if near[i] else abs(costs[i] - level))
     ):
-        if bench.costs.net(space.schedule(pool[place])) not in known:
+        if bench.costs.network_key(space.schedule(pool[place])) not in known:
             return pool[place]
     return pool[int(rng.integers(len(pool)))]
 
@@ -393,8 +393,8 @@ def uniform_line(bench: Workbench) -> list[np.ndarray]:
                 abs(options[i].keep_ratio - choice.keep_ratio), options[i].form not in (None, choice.form)
             )) for options in space.choices
         ])  # fmt: skip
-        if within(bench.budgets, indices[None])[0]:
-            line.setdefault(bench.costs.net(space.schedule(indices)), indices)
+        if within_budgets(bench.budgets, indices[None])[0]:
+            line.setdefault(bench.costs.network_key(space.schedule(indices)), indices)
     return sorted(line.values(), key=lambda indices: -bench.budgets[0].costs(indices[None])[0])
 
 
@@ -458,10 +458,10 @@ class Yardstick:
         if not new:
             return
         self.nets.load("reference")
-        by_net = {self.bench.costs.net(self.bench.space.schedule(json.loads(key))): key for key in self.known}
+        by_net = {self.bench.costs.network_key(self.bench.space.schedule(json.loads(key))): key for key in self.known}
         for indices in new:
             schedule = self.bench.space.schedule(indices)
-            key = by_net.setdefault(self.bench.costs.net(schedule), str(indices))
+            key = by_net.setdefault(self.bench.costs.network_key(schedule), str(indices))
             if key not in self.known:
                 score = self.evaluator.score(schedule, images=self.images)
                 self.known[key] = [score.top1, score.top1_se, score.loss]

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from ltmsearch.data.loading import ImageData, load_data
-from ltmsearch.engine.evaluation import Score, batchnorm_kept, recalibrate, score
+from ltmsearch.engine.evaluation import Score, preserve_batchnorm, recalibrate, score
 from ltmsearch.engine.runtime import Runtime, choose_runtime, find_device
 from ltmsearch.engine.steps import WarmUp, warm_up
 from ltmsearch.merging import MaskStart
@@ -72,7 +72,7 @@ def train(backbone: str, data: ImageData, seed: int, args: argparse.Namespace) -
 
 def scored(supernet: Supernet, schedule: MergeSchedule, data: ImageData, runtime: Runtime) -> Score:
     """Top-1 under a schedule, BatchNorm recalibrated for it."""
-    with supernet.active(schedule), batchnorm_kept(supernet):
+    with supernet.active(schedule), preserve_batchnorm(supernet):
         recalibrate(supernet, data.calibration_batches(batch_size=32), runtime)
         return score(supernet, data.validation_batches(batch_size=32), runtime)
 

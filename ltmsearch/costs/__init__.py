@@ -1,15 +1,15 @@
 """Costs: exact multiply-adds by formula, fvcore's traced count as the ground truth, and latency from measured nets."""
 
-from ltmsearch.costs.budget import Budget, misses, within, worth_trying
-from ltmsearch.costs.latency import WHOLE, LatencyModel, Timing, fit_latency
+from ltmsearch.costs.budget import Budget, constraint_values, in_budget_range, within_budgets
+from ltmsearch.costs.latency import WHOLE_NET, LatencyModel, Timing, fit_latency
 from ltmsearch.costs.macs import GIGA, CostModel, backbone_costs, cost_model
-from ltmsearch.costs.sampling import covering_schedules
+from ltmsearch.costs.sampling import sample_by_cost
 from ltmsearch.costs.tables import ChainedCosts, CostTable
 from ltmsearch.costs.traced import traced_macs, traced_macs_by_module
 
 __all__ = [
     "GIGA",
-    "WHOLE",
+    "WHOLE_NET",
     "Budget",
     "ChainedCosts",
     "CostModel",
@@ -17,12 +17,12 @@ __all__ = [
     "LatencyModel",
     "Timing",
     "backbone_costs",
+    "constraint_values",
     "cost_model",
-    "covering_schedules",
     "fit_latency",
-    "misses",
+    "in_budget_range",
+    "sample_by_cost",
     "traced_macs",
     "traced_macs_by_module",
-    "within",
-    "worth_trying",
+    "within_budgets",
 ]

@@ -21,7 +21,7 @@ class Budget:
     """In units of the table."""
     per_unit: float = 1.0
     """Units of the table in a GFLOP or millisecond."""
-    least: float = 0.0
+    minimum: float = 0.0
     """Schedules that cost less, in units of the table, are within the budget but not worth a trial."""
 
     @property
@@ -41,7 +41,7 @@ class Budget:
 
     def shortfall(self, indices: np.ndarray) -> np.ndarray:
         """(S,) how far (S, L) schedules are below what is worth a trial; at most 0 for those that are."""
-        shortfall: np.ndarray = (self.least - self.table.costs(indices)) / self.per_unit
+        shortfall: np.ndarray = (self.minimum - self.table.costs(indices)) / self.per_unit
         return shortfall
 
     def reachable(self) -> tuple[float, float]:
@@ -50,19 +50,19 @@ class Budget:
         return low / self.per_unit, high / self.per_unit
 
 
-def misses(budgets: Sequence[Budget], indices: np.ndarray) -> dict[str, float]:
+def constraint_values(budgets: Sequence[Budget], indices: np.ndarray) -> dict[str, float]:
     """How far one (L,) schedule is from being worth a trial, by the budgets' keys in Optuna; at most 0 where it is."""
     one = indices[None]
     return {budget.constraint: float(max(budget.excess(one)[0], budget.shortfall(one)[0])) for budget in budgets}
 
 
-def worth_trying(budgets: Sequence[Budget], indices: np.ndarray) -> np.ndarray:
+def in_budget_range(budgets: Sequence[Budget], indices: np.ndarray) -> np.ndarray:
     """(S,) whether (S, L) schedules keep every budget, and none by too much."""
     enough: np.ndarray = np.all([budget.shortfall(indices) <= 0 for budget in budgets], axis=0)
-    return enough & within(budgets, indices)
+    return enough & within_budgets(budgets, indices)
 
 
-def within(budgets: Sequence[Budget], indices: np.ndarray) -> np.ndarray:
+def within_budgets(budgets: Sequence[Budget], indices: np.ndarray) -> np.ndarray:
     """(S,) whether (S, L) schedules keep every budget."""
     kept: np.ndarray = np.all([budget.excess(indices) <= 0 for budget in budgets], axis=0)
     return kept

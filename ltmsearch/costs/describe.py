@@ -14,7 +14,7 @@ from ltmsearch.merging import check_form, get_operator
 from ltmsearch.models import create_subnet, get_adapter
 from ltmsearch.schedules.grid import tokens
 from ltmsearch.schedules.schedule import Choice, MergeSchedule
-from ltmsearch.schedules.space import SearchSpace, SpaceFile, possible_choices
+from ltmsearch.schedules.space import SearchSpace, SpaceFile, layer_choices
 
 COUNTING_RULE = "One multiply-add counts as one FLOP; attention products and masks are counted."
 
@@ -117,7 +117,7 @@ def describe_cost(
         forms=schedule.forms,
         num_classes=num_classes,
         img_size=img_size,
-        **get_adapter(backbone).any_size,
+        **get_adapter(backbone).any_size_kwargs,
     )
     return ScheduleCost(
         backbone=backbone,
@@ -140,13 +140,15 @@ def describe_space(backbone: str, *, img_size: int, operator: str, space: str | 
     """
     file = SpaceFile.load(space, family=get_adapter(backbone).family)
     costs = backbone_costs(backbone, img_size, operator)
-    built = SearchSpace.build(file, costs.layer_grids, operator, get_operator(operator).forms, pays=costs.pays)
+    built = SearchSpace.build(
+        file, costs.layer_grids, operator, get_operator(operator).forms, reduces_cost=costs.reduces_cost
+    )
     low, high = costs.table(built.choices).reachable()
     plain = costs.plain_layer_macs()
     layers = []
     for name, offered in zip(built.layers, built.choices, strict=True):
         grid = costs.layer_grids[name]
-        possible = possible_choices(*file.choices_of(name), grid, get_operator(operator).forms)
+        possible = layer_choices(*file.choices_of(name), grid, get_operator(operator).forms)
         layers.append(
             LayerBalance(
                 name=name,

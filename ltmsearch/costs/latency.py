@@ -22,7 +22,7 @@ from ltmsearch.models import Chain, LayerShape
 from ltmsearch.schedules.grid import Grid, target_grid, tokens
 from ltmsearch.schedules.schedule import Choice, MergeSchedule
 
-WHOLE = ""
+WHOLE_NET = ""
 """Name of the segment that is the whole net."""
 MEGA = 1e6
 
@@ -34,7 +34,7 @@ class Timing:
     schedule: MergeSchedule
     """The subnet."""
     extra_ms: Mapping[str, float]
-    """`Chain.module` → what is within it; or `WHOLE` alone."""
+    """`Chain.module` → what is within it; or `WHOLE_NET` alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +63,9 @@ class LatencyModel(ChainedCosts):
             raise ValueError(f"`choice` must be one that was timed, but got {choice} at {layer.name} ({unknown[0]}).")
         return float(sum(self.weights[name] * value for name, value in features.items()))
 
-    def behind(self, chain: Chain, grid: Grid) -> float:
-        """See `ChainedCosts.behind`."""
-        return float(sum(self.weights[name] * value for name, value in behind_features(chain, grid).items()))
+    def after_chain(self, chain: Chain, grid: Grid) -> float:
+        """See `ChainedCosts.after_chain`."""
+        return float(sum(self.weights[name] * value for name, value in after_chain_features(chain, grid).items()))
 
     def latency_ms(self, schedule: MergeSchedule) -> float:
         """Of one batch under a schedule."""
@@ -104,7 +104,7 @@ def layer_features(chain: Chain, layer: LayerShape, grid: Grid, choice: Choice, 
     return {f"{prefix} {name}": value for name, value in features.items() if value}
 
 
-def behind_features(chain: Chain, grid: Grid) -> dict[str, float]:
+def after_chain_features(chain: Chain, grid: Grid) -> dict[str, float]:
     """What the time behind a chain that leaves `grid` depends on, where nothing is undone."""
     gone = tokens(grid) - tokens(chain.grid)
     return {} if chain.unmerges or not gone else {"tokens left": float(gone)}
@@ -119,7 +119,7 @@ def chain_features(chain: Chain, schedule: MergeSchedule, costs: ChainedCosts) -
         for name, value in layer_features(chain, layer, grid, choice, costs.operator).items():
             total[name] = total.get(name, 0.0) + value
         grid = target_grid(grid, choice.keep_ratio)
-    return total | behind_features(chain, grid)
+    return total | after_chain_features(chain, grid)
 
 
 def fit_latency(costs: CostModel, base_ms: float, timings: Sequence[Timing]) -> LatencyModel:
@@ -137,7 +137,7 @@ def fit_latency(costs: CostModel, base_ms: float, timings: Sequence[Timing]) -> 
     """
     if not timings:
         raise ValueError("`timings` must hold at least one subnet.")
-    whole = WHOLE in timings[0].extra_ms
+    whole = WHOLE_NET in timings[0].extra_ms
     groups: dict[Hashable, list[tuple[dict[str, float], float]]] = {}
     for timing in timings:
         if whole:
@@ -145,7 +145,7 @@ def fit_latency(costs: CostModel, base_ms: float, timings: Sequence[Timing]) -> 
             for chain in costs.chains:
                 for name, value in chain_features(chain, timing.schedule, costs).items():
                     together[name] = together.get(name, 0.0) + value
-            groups.setdefault(WHOLE, []).append((together, timing.extra_ms[WHOLE]))
+            groups.setdefault(WHOLE_NET, []).append((together, timing.extra_ms[WHOLE_NET]))
         else:
             for chain in costs.chains:
                 row = chain_features(chain, timing.schedule, costs)

@@ -13,7 +13,7 @@ from torch import nn
 from ltmsearch.costs.tables import ChainedCosts
 from ltmsearch.costs.traced import traced_macs
 from ltmsearch.merging import MergeOperator, get_operator
-from ltmsearch.models import Chain, LayerShape, create_backbone, get_adapter, operators_of
+from ltmsearch.models import Chain, LayerShape, attached_operators, create_backbone, get_adapter
 from ltmsearch.schedules.grid import Grid, target_grid
 from ltmsearch.schedules.schedule import Choice, MergeSchedule
 
@@ -37,9 +37,9 @@ class CostModel(ChainedCosts):
         operator = get_operator(self.operator)
         return layer_macs(chain, layer, operator, grid, choice) - plain_macs(layer, chain.grid)
 
-    def behind(self, chain: Chain, grid: Grid) -> int:
-        """See `ChainedCosts.behind`."""
-        return chain.macs_behind(grid) - chain.macs_behind(chain.grid)
+    def after_chain(self, chain: Chain, grid: Grid) -> int:
+        """See `ChainedCosts.after_chain`."""
+        return chain.macs_after_chain(grid) - chain.macs_after_chain(chain.grid)
 
     def macs(self, schedule: MergeSchedule) -> int:
         """Multiply-adds of one image under a schedule, an exact integer."""
@@ -64,7 +64,7 @@ class CostModel(ChainedCosts):
             Multiply-adds of mask, merge and unmerge, and those that the plain net computes more than this one beside
             them.
         """
-        macs = self.alone(layer, choice)
+        macs = self.cost_at_one_layer(layer, choice)
         chain, shape = next((c, shape) for c in self.chains for shape in c.layers if shape.name == layer)
         overhead = merge_macs(chain, shape, get_operator(self.operator), chain.grid, choice)
         return overhead, self.base_macs - macs + overhead
@@ -106,7 +106,7 @@ def cost_model(backbone: str, model: nn.Module, img_size: Grid, operator: str = 
         ValueError: If some layer of the model merges.
     """
     adapter = get_adapter(backbone)
-    active = [name for name, op in operators_of(model, adapter.layers(model)).items() if op.keep_ratio < 1]
+    active = [name for name, op in attached_operators(model, adapter.layers(model)).items() if op.keep_ratio < 1]
     if active:
         raise ValueError(f"`model` must be plain to be traced as the base, but it merges at {', '.join(active)}.")
     get_operator(operator)
@@ -126,5 +126,5 @@ def backbone_costs(backbone: str, img_size: int, operator: str = "ltm", **timm_k
         InputError: For an unknown backbone or operator.
     """
     get_operator(operator)
-    model = create_backbone(backbone, img_size=img_size, **get_adapter(backbone).any_size, **timm_kwargs)
+    model = create_backbone(backbone, img_size=img_size, **get_adapter(backbone).any_size_kwargs, **timm_kwargs)
     return cost_model(backbone, model, (img_size, img_size), operator)

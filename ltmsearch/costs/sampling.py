@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ltmsearch.costs.budget import Budget, worth_trying
+from ltmsearch.costs.budget import Budget, in_budget_range
 from ltmsearch.schedules.space import SearchSpace
 
 POOL = 20_000
 """Random schedules to pick from; costing them takes milliseconds."""
 
 
-def covering_schedules(
+def sample_by_cost(
     space: SearchSpace, budgets: Sequence[Budget], *, number: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Random schedules within the budgets whose costs are spread evenly from the cheapest to the first budget.
@@ -29,7 +29,7 @@ def covering_schedules(
     """
     first = budgets[0]
     pool = np.unique(np.concatenate([space.random(rng, POOL), space.cheapest[None]]), axis=0)
-    pool = pool[worth_trying(budgets, pool)]
+    pool = pool[in_budget_range(budgets, pool)]
     pool = pool[rng.permutation(len(pool))]  # so that ties in cost are not broken by the order of indices
     if not len(pool) or number < 1:
         return pool[:0]

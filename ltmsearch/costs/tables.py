@@ -43,7 +43,7 @@ class ChainedCosts(ABC):
         """
 
     @abstractmethod
-    def behind(self, chain: Chain, grid: Grid) -> float:
+    def after_chain(self, chain: Chain, grid: Grid) -> float:
         """What the net costs more behind a chain that leaves `grid`, where nothing is undone."""
 
     @property
@@ -66,7 +66,7 @@ class ChainedCosts(ABC):
                 total += self.step(chain, layer, grid, choice)
                 grid = target_grid(grid, choice.keep_ratio)
             if not chain.unmerges:
-                total += self.behind(chain, grid)
+                total += self.after_chain(chain, grid)
         return total
 
     def choice(self, schedule: MergeSchedule, layer: str) -> Choice:
@@ -88,14 +88,14 @@ class ChainedCosts(ABC):
         """For every layer the number of tokens before and after its merge, (N, P)."""
         return {name: (tokens(grid), tokens(target)) for name, (grid, target) in self.grids(schedule).items()}
 
-    def net(self, schedule: MergeSchedule) -> Hashable:
+    def network_key(self, schedule: MergeSchedule) -> Hashable:
         """Equal for schedules that are the same network at this image size: same grids, merged in the same forms."""
         return tuple(
             (grid, target, self.choice(schedule, layer).form if target != grid else None)
             for layer, (grid, target) in self.grids(schedule).items()
         )
 
-    def alone(self, layer: str, choice: Choice) -> Any:
+    def cost_at_one_layer(self, layer: str, choice: Choice) -> Any:
         """Cost of the net in which only one layer takes a choice and all others are plain.
 
         Raises:
@@ -105,9 +105,9 @@ class ChainedCosts(ABC):
             raise ValueError(f"`layer` must be one of {', '.join(self.layers)}, but got {layer=}.")
         return self.cost(MergeSchedule.uniform([layer], choice.keep_ratio, self.operator, choice.form))
 
-    def pays(self, layer: str, choice: Choice) -> bool:
+    def reduces_cost(self, layer: str, choice: Choice) -> bool:
         """Whether a merge at one layer alone saves more than it costs."""
-        return bool(self.alone(layer, choice) < self.base)
+        return bool(self.cost_at_one_layer(layer, choice) < self.base)
 
     def table(self, choices: Sequence[Sequence[Choice]]) -> "CostTable":
         """Costs of all schedules that take one of `choices[i]` at layer i."""
@@ -156,7 +156,7 @@ class CostTable:
                 costs = [[model.step(chain, layer, grid, option) for option in options] for grid in entering]
                 if not chain.unmerges and index + 1 == len(chain.layers):
                     for row, row_targets in zip(costs, targets, strict=True):
-                        row[:] = [c + model.behind(chain, t) for c, t in zip(row, row_targets, strict=True)]
+                        row[:] = [c + model.after_chain(chain, t) for c, t in zip(row, row_targets, strict=True)]
                 step.append(np.array(costs))
                 move.append(np.array([[leaving.index(target) for target in row] for row in targets]))
                 starts.append(index == 0)

@@ -106,17 +106,19 @@ class ImageData:
         return len(self.train.labels) - len(self.train.unreadable)
 
     def train_batches(
-        self, *, batch_size: int, steps: int, seed: int, shard: Shard = ALONE, begin: int = 0
+        self, *, batch_size: int, steps: int, seed: int, shard: Shard = ALONE, first_step: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Exactly `steps` batches of augmented training images, float32 (B, 3, S, S), and labels, int64 (B,).
 
-        The first `begin` of them are left out, and the rest is as if they had not been.
+        The first `first_step` of them are left out, and the rest is as if they had not been.
         Every image comes once before one comes again, in an order drawn anew each time round. `seed` (from 0) fixes
         order and augmentation. Where processes share the batches, `batch_size` is the part of each, and all parts
         together hold the images of one process with the whole batch. Raises `InputError` once no image can be read.
         """
-        keys = islice(self._rounds(seed, shard), batch_size * begin, None)
-        return self._batches(self.train, self.train_transform, keys, batch_size * (steps - begin), batch_size, seed)
+        keys = islice(self._rounds(seed, shard), batch_size * first_step, None)
+        return self._batches(
+            self.train, self.train_transform, keys, batch_size * (steps - first_step), batch_size, seed
+        )
 
     def calibration_batches(self, *, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Some training images, the same at each call, as evaluation sees them: float32 (B, 3, S, S), int64 (B,)."""

@@ -31,19 +31,19 @@ class Ranks:
         """What `ImageData` takes to give each process its own images."""
         return self.rank, self.world
 
-    def sum_(self, values: Tensor) -> Tensor:
+    def all_reduce_(self, values: Tensor) -> Tensor:
         """Add up a tensor over all processes, in place."""
         if self.world > 1:
             dist.all_reduce(values)
         return values
 
-    def copy_from_main_(self, values: Tensor) -> Tensor:
+    def broadcast_(self, values: Tensor) -> Tensor:
         """Overwrite a tensor by that of the main process."""
         if self.world > 1:
             dist.broadcast(values, src=0)
         return values
 
-    def interleaved(self, rows: Tensor) -> Tensor:
+    def gather_interleaved(self, rows: Tensor) -> Tensor:
         """(n, …) rows of every process to (n · world, …), in turns: the order in which one process would have them.
 
         Every process must have as many rows.
@@ -54,14 +54,14 @@ class Ranks:
         dist.all_gather(parts, rows.contiguous())
         return torch.stack(parts, dim=1).flatten(0, 1)
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until every process is here."""
         if self.world > 1:
             dist.barrier()
 
 
 @contextmanager
-def joined(device: str) -> Iterator[tuple[Ranks, str]]:
+def process_group(device: str) -> Iterator[tuple[Ranks, str]]:
     """Join the processes that torchrun started, and leave them at the end; alone without torchrun.
 
     Args:

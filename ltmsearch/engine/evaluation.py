@@ -43,13 +43,13 @@ class Score:
     ib: IBTerms | None = None
     """The information terms, where statistics for them were given."""
 
-    def is_chance(self, num_classes: int) -> bool:
+    def is_at_chance(self, num_classes: int) -> bool:
         """Whether top-1 cannot be told from guessing, by three standard errors."""
         return self.top1 - 100 / num_classes < 3 * self.top1_se
 
 
 @contextmanager
-def batchnorm_kept(model: nn.Module) -> Iterator[None]:
+def preserve_batchnorm(model: nn.Module) -> Iterator[None]:
     """Restore every BatchNorm's statistics and momentum on exit, also on error: nothing leaks between subnets."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     kept = [({name: buffer.clone() for name, buffer in norm.named_buffers()}, norm.momentum) for norm in norms]
@@ -93,7 +93,7 @@ def recalibrate_and_fit(ib: IBLoss, model: nn.Module, batches: Batches, runtime:
         with _noted_for_ib(model, batches, runtime) as (coming, notes):
             recalibrate(model, coming, runtime)
     else:
-        notes = _noted_on_a_pass(model, enough_for_ib(batches, ib.num_classes), runtime)
+        notes = _noted_on_a_pass(model, ib_batches(batches, ib.num_classes), runtime)
     notes.fit(ib)
 
 
@@ -117,7 +117,7 @@ def fit_ib(ib: IBLoss, model: nn.Module, batches: Batches, runtime: Runtime) -> 
 
 
 @dataclass(frozen=True, kw_only=True)
-class NotesForIB:
+class IBSamples:
     """What an IB loss is fitted to, noted while images pass through a model."""
 
     features: list[Tensor] = field(default_factory=list)
@@ -142,7 +142,7 @@ class NotesForIB:
         ib.fit(features, torch.cat(self.inputs), torch.cat(self.targets).to(features.device), seed=0)
 
 
-def _noted_on_a_pass(model: nn.Module, batches: Batches, runtime: Runtime) -> NotesForIB:
+def _noted_on_a_pass(model: nn.Module, batches: Batches, runtime: Runtime) -> IBSamples:
     was_training = model.training
     model.eval()
     try:
@@ -156,7 +156,7 @@ def _noted_on_a_pass(model: nn.Module, batches: Batches, runtime: Runtime) -> No
 
 
 @contextmanager
-def _noted_for_ib(model: nn.Module, batches: Batches, runtime: Runtime) -> Iterator[tuple[Batches, NotesForIB]]:
+def _noted_for_ib(model: nn.Module, batches: Batches, runtime: Runtime) -> Iterator[tuple[Batches, IBSamples]]:
     """The same batches, and notes of each that was passed through the model."""
 
     def coming() -> Iterator[tuple[Tensor, Tensor]]:
@@ -166,11 +166,11 @@ def _noted_for_ib(model: nn.Module, batches: Batches, runtime: Runtime) -> Itera
             notes.add(features.pop(), images, labels)
 
     with pooled_features(model) as features:
-        notes = NotesForIB()
+        notes = IBSamples()
         yield coming(), notes
 
 
-def enough_for_ib(batches: Batches, num_classes: int) -> Iterator[tuple[Tensor, Tensor]]:
+def ib_batches(batches: Batches, num_classes: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The first batches, up to the images that statistics of the IB loss need."""
     needed = max(IB_IMAGES, IB_IMAGES_PER_CLASS * num_classes)
     for images, labels in batches:

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ltmsearch.models import leading_modules
+from ltmsearch.models import prefix_modules
 from ltmsearch.models.supernet import Supernet
 
 LIMIT = 1 << 30
 """Bytes that are remembered at most; batches beyond pass through as usual."""
 
 
-class Beginning:
+class PrefixCache:
     """The modules ahead of a supernet's first layer, with their outputs for batches that pass again and again.
 
-    Trials leave their weights alone (`Supernet.beginning_held`), and BatchNorm statistics that are taken anew from the
+    Trials leave their weights alone (`Supernet.frozen_prefix`), and BatchNorm statistics that are taken anew from the
     same images are the same. In a MobileViT this is half of a forward pass. Outputs are those of the same modules for
     the same batches, to the bit.
 
@@ -28,7 +28,7 @@ class Beginning:
     """
 
     def __init__(self, supernet: Supernet, limit: int = LIMIT) -> None:
-        self.modules = [supernet.model.get_submodule(path) for path in leading_modules(supernet.model, supernet.layers)]
+        self.modules = [supernet.model.get_submodule(path) for path in prefix_modules(supernet.model, supernet.layers)]
         self.norms = [m for module in self.modules for m in module.modules() if isinstance(m, _BatchNorm)]
         self.left = self.limit = limit
         self._weights: list[Tensor] = []
@@ -36,7 +36,7 @@ class Beginning:
         self._statistics: dict[Hashable, list[dict[str, Tensor]]] = {}
 
     @contextmanager
-    def replayed(self, *key: Hashable) -> Iterator[None]:
+    def replay(self, *key: Hashable) -> Iterator[None]:
         """Take the outputs for the n-th batch inside the `with` block from the last time, as far as they are known.
 
         BatchNorm statistics of the beginning end as they did the last time.

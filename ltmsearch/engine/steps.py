@@ -13,7 +13,7 @@ from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ltmsearch.engine.evaluation import Batches, NotesForIB
+from ltmsearch.engine.evaluation import Batches, IBSamples
 from ltmsearch.engine.ib_loss import IBLoss
 from ltmsearch.engine.runtime import Runtime
 from ltmsearch.errors import TrialDiverged
@@ -72,7 +72,7 @@ def make_optimizer(supernet: Supernet, lr: float) -> Optimizer:
     return create_optimizer_v2(supernet, opt="adamw", lr=lr, weight_decay=WEIGHT_DECAY, fused=True)
 
 
-def copy_no_inputs(model: nn.Module) -> None:
+def disable_inplace_activations(model: nn.Module) -> None:
     """Let activations whose gradient needs their input write elsewhere: in place, autograd copies the input first."""
     for module in model.modules():
         if isinstance(module, nn.SiLU | nn.Hardswish):
@@ -89,7 +89,7 @@ def warm_up(
     seed: int,
     runtime: Runtime,
     optimizer: Optimizer | None = None,
-    begin: int = 0,
+    first_step: int = 0,
 ) -> Iterator[float]:
     """Train the shared weights; yields the plain net's loss after every step, on a GPU the one that was read last.
 
@@ -100,13 +100,13 @@ def warm_up(
     Args:
         supernet: Trained in place.
         plan: Numbers of steps and the learning rate.
-        batches: One per step, from `begin` on.
+        batches: One per step, from `first_step` on.
         cheapest: The schedule of least cost.
         draw: Draws a random schedule.
         seed: Of the schedules.
         runtime: Device and number format.
         optimizer: As `make_optimizer` gives it; None: a new one.
-        begin: The first step; those before were taken by the same weights and optimizer.
+        first_step: The first step; those before were taken by the same weights and optimizer.
 
     Raises:
         TrialDiverged: If the loss is not finite.
@@ -114,7 +114,7 @@ def warm_up(
     if not plan.steps:
         return
     rng = np.random.default_rng(seed)
-    for _ in range(max(0, begin - plan.base_steps) * plan.subnets):
+    for _ in range(max(0, first_step - plan.base_steps) * plan.subnets):
         draw(rng)
     optimizer = optimizer or make_optimizer(supernet, plan.lr)
     for group in optimizer.param_groups:
@@ -127,10 +127,10 @@ def warm_up(
         warmup_lr_init=LR_FLOOR * plan.lr,
         t_in_epochs=False,
     )
-    watch = LossWatch("the warm-up", every=reads(runtime.device))
-    copy_no_inputs(supernet)
+    watch = LossMonitor("the warm-up", every=reads(runtime.device))
+    disable_inplace_activations(supernet)
     supernet.train()
-    for step, (images, labels) in enumerate(batches, start=begin):
+    for step, (images, labels) in enumerate(batches, start=first_step):
         sandwich = step >= plan.base_steps
         images = shrunk(images, plan.img_size(step, full=images.shape[-1]))
         images, labels = runtime.images(images), labels.to(runtime.device, non_blocking=True)
@@ -183,11 +183,11 @@ def proxy_train(
         TrialDiverged: If the loss, or a feature that the IB loss is fitted to, is not finite.
     """
     optimizer = make_optimizer(supernet, lr)
-    watch = LossWatch("the proxy training", every=reads(runtime.device))
-    before = NotesForIB()
-    copy_no_inputs(supernet)
+    watch = LossMonitor("the proxy training", every=reads(runtime.device))
+    before = IBSamples()
+    disable_inplace_activations(supernet)
     supernet.train()
-    with supernet.active(schedule), supernet.beginning_held(), ExitStack() as stack:
+    with supernet.active(schedule), supernet.frozen_prefix(), ExitStack() as stack:
         features = stack.enter_context(pooled_features(supernet.model)) if ib else []
         for step, (images, labels) in enumerate(batches):
             images, labels = runtime.images(images), labels.to(runtime.device, non_blocking=True)
@@ -221,7 +221,7 @@ def _match(
 
     What lies ahead of the first layer computes the same in all of them, so that only the plain net trains it.
     """
-    with supernet.beginning_held():
+    with supernet.frozen_prefix():
         for schedule in schedules:
             with supernet.active(schedule), runtime.autocast():
                 logits = supernet(images)
@@ -229,7 +229,7 @@ def _match(
             loss.backward()
 
 
-class LossWatch:
+class LossMonitor:
     """Watches over the losses of a training, without waiting for the device at every step.
 
     Reading a number waits for all that was queued on a GPU. So there losses are read together, and a training that
@@ -281,7 +281,7 @@ def reads(device: torch.device) -> int:
     return 1 if device.type == "cpu" else GPU_READS
 
 
-def _step(supernet: Supernet, optimizer: Optimizer, loss: Tensor, watch: LossWatch) -> None:
+def _step(supernet: Supernet, optimizer: Optimizer, loss: Tensor, watch: LossMonitor) -> None:
     norm = torch.nn.utils.clip_grad_norm_(supernet.parameters(), CLIP_NORM)
     try:
         watch.note(loss, norm)

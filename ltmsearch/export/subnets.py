@@ -77,7 +77,7 @@ def study_subnets(
             callbacks.note("reading the study's data: each subnet gets BatchNorm statistics of its own")
             images = max(CALIBRATION_IMAGES, settings.calibration_images)
             evaluator = prepare_evaluator(settings.model_copy(update={"calibration_images": images}), callbacks)
-            evaluator.supernet.refuse_unfitting(shared, run / WEIGHTS)
+            evaluator.supernet.check_weights(shared, run / WEIGHTS)
             evaluator.supernet.load_state_dict(shared)
             evaluators.append(evaluator)
         return evaluators[0].recalibrated_subnet(record.schedule(settings.operator))

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ltmsearch.callbacks import Callbacks
-from ltmsearch.costs import WHOLE, CostModel, cost_model
+from ltmsearch.costs import WHOLE_NET, CostModel, cost_model
 from ltmsearch.latency.measurement import Session
 from ltmsearch.latency.profile import LatencyProfile, TimedSubnet
 from ltmsearch.latency.runtimes import open_stage
@@ -33,7 +33,11 @@ def profile_space(file: SpaceFile, costs: CostModel) -> SearchSpace:
     """All that a search-space file offers, whether it saves multiply-adds or not: time may tell otherwise."""
     file = file.model_copy(update={"ib_weight": None})  # which changes no net
     return SearchSpace.build(
-        file, costs.layer_grids, costs.operator, get_operator(costs.operator).forms, pays=lambda _layer, _choice: True
+        file,
+        costs.layer_grids,
+        costs.operator,
+        get_operator(costs.operator).forms,
+        reduces_cost=lambda _layer, _choice: True,
     )
 
 
@@ -86,7 +90,7 @@ def build_profile(
                     keep_ratios=dict(schedule.keep_ratios),
                     forms=dict(schedule.forms),
                     reading=reading,
-                    extra_ms=session.extra_segments(schedule) or {WHOLE: reading.ms - of_plain.ms},
+                    extra_ms=session.extra_segments(schedule) or {WHOLE_NET: reading.ms - of_plain.ms},
                 )
             )
     return LatencyProfile.fitted(

@@ -39,7 +39,7 @@ def profile_record(profile: LatencyProfile, costs: CostModel, space: SearchSpace
             for (ratio, form), schedule in _uniform(space).items()
         },
         "saved_ms": {
-            layer: {str(choice): model.base_ms - model.alone(layer, choice) for choice in options[1:]}
+            layer: {str(choice): model.base_ms - model.cost_at_one_layer(layer, choice) for choice in options[1:]}
             for layer, options in zip(space.layers, space.choices, strict=True)
         },
     }  # fmt: skip

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ltmsearch.engine.runtime import keep_freed_memory
 from ltmsearch.latency.measurement import Clock, Stage, clock_of
 from ltmsearch.latency.target import LatencyTarget
-from ltmsearch.models import blank_image, operators_of
+from ltmsearch.models import attached_operators, blank_image
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.programs import export_onnx, open_onnx
 from ltmsearch.schedules.schedule import MergeSchedule
@@ -56,7 +56,7 @@ def open_stage(target: LatencyTarget, supernet: Supernet, segments: Sequence[str
 def _convert(supernet: Supernet, target: LatencyTarget) -> None:
     where: dict[str, Any] = {"device": target.device, "memory_format": FORMATS[target.memory_format]}
     supernet.to(dtype=DTYPES[target.dtype], **where)
-    for operator in operators_of(supernet.model, supernet.layers).values():
+    for operator in attached_operators(supernet.model, supernet.layers).values():
         operator.float()  # they compute their masks in fp32
 
 

@@ -99,14 +99,14 @@ def measure(
     """
     supernet, costs = target_costs(backbone, operator, target)
     plain = MergeSchedule.uniform(costs.layers, 1.0, operator)
-    wanted = list(dict.fromkeys(supernet.normalised(schedule) for schedule in schedules))
+    wanted = list(dict.fromkeys(supernet.canonical(schedule) for schedule in schedules))
     merging = [schedule for schedule in wanted if schedule.merging_layers] or [plain]
     with open_stage(target, supernet) as stage:
         session = Session(stage, plain, device=target.device, threads=target.threads, plain_ms=plain_ms)
         callbacks.phase("timing nets", len(merging) * ROUNDS)
         for done, _ in enumerate(session.visit_all(merging, ROUNDS, again=AGAIN), start=1):
             callbacks.advance(min(done, len(merging) * ROUNDS))
-        return {schedule: session.reading(supernet.normalised(schedule)) for schedule in (*schedules, plain)}
+        return {schedule: session.reading(supernet.canonical(schedule)) for schedule in (*schedules, plain)}
 
 
 def study_latency(

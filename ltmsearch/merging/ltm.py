@@ -26,7 +26,7 @@ from ltmsearch.merging.assignment import Assignment, HardAssignment, SoftAssignm
 from ltmsearch.merging.constants import tensors
 from ltmsearch.merging.matching import average, match, matching_macs, unit
 from ltmsearch.merging.operator import MaskStart, Merge, MergeOperator, MergeShape, register_operator
-from ltmsearch.merging.prior import area_overlap, log_overlap, mean_sides, near_cells, seed_sides
+from ltmsearch.merging.prior import area_overlap, local_cells, log_overlap, mean_sides, seed_sides
 from ltmsearch.schedules.grid import Grid
 from ltmsearch.schedules.grid import tokens as token_count
 from ltmsearch.schedules.schedule import Form
@@ -71,7 +71,7 @@ def soft_shares(values: Tensor, sizes: Tensor, grid: Grid, target: Grid, kappa: 
     return torch.bmm(values, seeds.mT).add_(log_prior).softmax(dim=-1)
 
 
-def near_logits(values: Tensor, sizes: Tensor, grid: Grid, target: Grid, kappa: Tensor) -> tuple[Tensor, Tensor]:
+def local_logits(values: Tensor, sizes: Tensor, grid: Grid, target: Grid, kappa: Tensor) -> tuple[Tensor, Tensor]:
     """The same log O + κ · v cᵀ on the 3×3 cells around each token, which hold all of A, without an (N, P) matrix.
 
     Args:
@@ -85,7 +85,7 @@ def near_logits(values: Tensor, sizes: Tensor, grid: Grid, target: Grid, kappa: 
         (N, 9) int64 cells and (B, N, 9) float32 logits, −inf for cells outside of the target.
     """
     batch, n, rank = values.shape
-    cells, log_prior = tensors(near_cells, grid, target, device=values.device)
+    cells, log_prior = tensors(local_cells, grid, target, device=values.device)
     sides = tensors(seed_sides, grid, target, device=values.device)
     seeds = kappa * unit(_side_by_side(sizes[..., None] * values, grid, *sides))  # (B, P, d)
     near = seeds.index_select(1, cells.flatten()).view(-1, NEAR, rank)
@@ -182,7 +182,7 @@ class LearnableTokenMerging(MergeOperator):
             return SoftAssignment(soft_shares(values, sizes, grid, target, self._gain())), weights
         if self.form == "matched":
             return self._matched(values, sizes, token_count(target)), weights
-        cells, logits = near_logits(values, sizes, grid, target, self._gain())
+        cells, logits = local_logits(values, sizes, grid, target, self._gain())
         choice = logits.argmax(dim=-1, keepdim=True)  # (B, N, 1)
         position = cells.expand(choice.shape[0], -1, -1).gather(2, choice).squeeze(-1)
         gate = None
@@ -225,7 +225,7 @@ class LearnableTokenMerging(MergeOperator):
                 merged = torch.where(empty, area_mean(tokens, grid, target).to(merged.dtype), merged)
         return Merge(tokens=merged, sizes=merged_sizes.squeeze(1), assignment=assignment)
 
-    def settle_in_trained_weights(self) -> None:
+    def on_backbone_weights_loaded(self) -> None:
         """Where the start was left open, cluster by content from now on."""
         if self._start == "auto":
             with torch.no_grad():

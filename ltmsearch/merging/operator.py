@@ -39,9 +39,9 @@ class Merge:
             before: (B, G, N, D) the tokens Z that were merged.
             after: (B, G, P, D) what the merged path made of `tokens`.
         """
-        return self.hand_back(before, after - self.tokens)
+        return self.unmerge_change(before, after - self.tokens)
 
-    def hand_back(self, before: Tensor, change: Tensor) -> Tensor:
+    def unmerge_change(self, before: Tensor, change: Tensor) -> Tensor:
         """`Z + A · change`, for a path that knows what it added to the merged tokens."""
         back = self.assignment.spread(change)
         # In place where that loses nothing: under autocast products come in fewer bits than the tokens have.
@@ -117,7 +117,7 @@ class MergeOperator(nn.Module):
             keys: (B, N, C) attention keys, averaged over heads and groups, where `needs_keys`.
         """
 
-    def settle_in_trained_weights(self) -> None:
+    def on_backbone_weights_loaded(self) -> None:
         """Called when trained weights are loaded around an operator without weights for the operator itself."""
         return
 

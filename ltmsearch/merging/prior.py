@@ -77,7 +77,7 @@ def side_shares(length: int, target: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @lru_cache(maxsize=512)
-def near_cells(grid: Grid, target: Grid) -> tuple[np.ndarray, np.ndarray]:
+def local_cells(grid: Grid, target: Grid) -> tuple[np.ndarray, np.ndarray]:
     """The 3×3 target cells around each token, and the prior on them.
 
     Args:

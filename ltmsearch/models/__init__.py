@@ -10,12 +10,12 @@ from ltmsearch.models.adapter import (
     Adapter,
     Chain,
     LayerShape,
+    attached_operators,
     blank_image,
     get_adapter,
     known_backbones,
-    leading_modules,
-    operators_of,
-    pass_once,
+    prefix_modules,
+    run_once,
 )
 from ltmsearch.models.features import feature_dim, pooled_features
 from ltmsearch.models.registry import (
@@ -36,6 +36,7 @@ __all__ = [
     "LayerShape",
     "LoadReport",
     "attach_operators",
+    "attached_operators",
     "blank_image",
     "create_backbone",
     "create_subnet",
@@ -43,11 +44,10 @@ __all__ = [
     "get_adapter",
     "input_config",
     "known_backbones",
-    "leading_modules",
     "load_weights",
-    "operators_of",
-    "pass_once",
     "pooled_features",
+    "prefix_modules",
+    "run_once",
     "set_schedule",
     "write_config",
 ]

@@ -76,7 +76,7 @@ class Chain:
     unmerges: bool
     """Whether every merge is undone at the end of the chain."""
 
-    def macs_behind(self, grid: Grid) -> int:
+    def macs_after_chain(self, grid: Grid) -> int:
         """What the network computes behind the chain on the grid that it leaves, where none is undone."""
         return 0
 
@@ -88,11 +88,11 @@ class Adapter(ABC):
     """Name of the family, and of its file in `search_spaces/`."""
     backbones: ClassVar[tuple[str, ...]]
     """timm names of the backbones it serves."""
-    strangers: ClassVar[Mapping[str, str]] = {}
+    unsupported: ClassVar[Mapping[str, str]] = {}
     """Shell patterns of timm names that look like the family's → why they are not."""
-    one_size: ClassVar[bool] = False
+    fixed_size: ClassVar[bool] = False
     """Whether timm builds these networks for one image size, given as `img_size`."""
-    any_size: ClassVar[Mapping[str, Any]] = {}
+    any_size_kwargs: ClassVar[Mapping[str, Any]] = {}
     """timm arguments with which a network of one size takes images of every other size too, with the same weights."""
     learning: ClassVar[Learning] = Learning()
     """How these networks learn from scratch."""
@@ -148,7 +148,7 @@ class BlockAdapter(Adapter):
     def chains(self, model: nn.Module, img_size: Grid) -> tuple[Chain, ...]:
         """One chain per block; what comes into it is read off one forward pass."""
         blocks = modules_of(model, self.block)
-        entering = feature_sizes(model, blocks, img_size)
+        entering = input_shapes(model, blocks, img_size)
         shapes = [self.shape(name, block, entering[name]) for name, block in blocks.items()]
         return tuple(
             Chain(
@@ -187,7 +187,7 @@ def get_adapter(backbone: str) -> Adapter:
         if backbone in family.backbones:
             return family
     for family in FAMILIES:
-        for pattern, reason in family.strangers.items():
+        for pattern, reason in family.unsupported.items():
             if fnmatchcase(backbone, pattern):
                 raise InputError(f"the backbone {backbone} cannot merge tokens yet: {reason}")
     raise unknown_name("backbone", backbone, known_backbones())
@@ -221,7 +221,7 @@ def modules_of(model: nn.Module, kind: type[Kind]) -> dict[str, Kind]:
     return {path: module for path, module in model.named_modules() if isinstance(module, kind)}
 
 
-def feature_sizes(model: nn.Module, modules: Mapping[str, nn.Module], img_size: Grid) -> dict[str, tuple[int, ...]]:
+def input_shapes(model: nn.Module, modules: Mapping[str, nn.Module], img_size: Grid) -> dict[str, tuple[int, ...]]:
     """The shape of what comes into some modules when an image of `img_size` (rows, columns) pixels passes through.
 
     Args:
@@ -237,7 +237,7 @@ def feature_sizes(model: nn.Module, modules: Mapping[str, nn.Module], img_size: 
     def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         return lambda _module, args: sizes.update({name: tuple(args[0].shape)})
 
-    pass_once(
+    run_once(
         model,
         blank_image(model, img_size),
         [module.register_forward_pre_hook(note(name)) for name, module in modules.items()],
@@ -245,7 +245,7 @@ def feature_sizes(model: nn.Module, modules: Mapping[str, nn.Module], img_size: 
     return sizes
 
 
-def pass_once(model: nn.Module, image: Tensor, handles: Sequence[RemovableHandle]) -> None:
+def run_once(model: nn.Module, image: Tensor, handles: Sequence[RemovableHandle]) -> None:
     """Pass an image through a model in evaluation mode, and remove the hooks that looked on."""
     was_training = model.training
     try:
@@ -257,7 +257,7 @@ def pass_once(model: nn.Module, image: Tensor, handles: Sequence[RemovableHandle
             handle.remove()
 
 
-def leading_modules(model: nn.Module, layers: Sequence[str]) -> tuple[str, ...]:
+def prefix_modules(model: nn.Module, layers: Sequence[str]) -> tuple[str, ...]:
     """The modules that images pass one after the other before the first layer, by path.
 
     Each takes nothing but what the one before it puts out, the first the images; they end where something else is done.
@@ -286,7 +286,7 @@ def leading_modules(model: nn.Module, layers: Sequence[str]) -> tuple[str, ...]:
         return lambda _module, entering, leaving: passed.append((path, entering, leaving))
 
     image = blank_image(model, _a_size_for(model))
-    pass_once(model, image, [model.get_submodule(path).register_forward_hook(note(path)) for path in candidates])
+    run_once(model, image, [model.get_submodule(path).register_forward_hook(note(path)) for path in candidates])
     chain, coming = [], image
     for path, entering, leaving in passed:
         if len(entering) != 1 or entering[0] is not coming or not isinstance(leaving, Tensor):
@@ -312,7 +312,7 @@ def _tell_of_weights(layer: nn.Module, state_dict: Mapping[str, Any], prefix: st
     own = f"{prefix}{MERGING}."
     weights = any(name.startswith(prefix) and name.endswith(".weight") for name in state_dict)
     if weights and not any(name.startswith(own) for name in state_dict):
-        cast(MergeOperator, layer.get_submodule(MERGING)).settle_in_trained_weights()
+        cast(MergeOperator, layer.get_submodule(MERGING)).on_backbone_weights_loaded()
 
 
 @contextmanager
@@ -329,7 +329,7 @@ def watched(module: nn.Module, *, wanted: bool) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def operators_of(model: nn.Module, layers: Sequence[str]) -> dict[str, MergeOperator]:
+def attached_operators(model: nn.Module, layers: Sequence[str]) -> dict[str, MergeOperator]:
     """The operators attached to a model, by layer."""
     found = {}
     for layer in layers:

@@ -39,7 +39,7 @@ class MergingEfficientVitBlock(EfficientVitBlock):
         merge = operator(before, sizes, grid, target, self._keys(qkv[0]) if qkv else None)
         # Without the local module's own shortcut, which the residual unmerge would take off again.
         change = _to_tokens(self.local_module.main(_to_map(merge.tokens, target)))
-        return _to_map(merge.hand_back(before, change), grid)
+        return _to_map(merge.unmerge_change(before, change), grid)
 
     def _keys(self, qkv: Tensor) -> Tensor:
         """(B, heads·3·C, h, w) projections of the first scale to the (B, N, C) mean key of the heads."""
@@ -91,7 +91,7 @@ class EfficientViT(BlockAdapter):
 
     family = "efficientvit"
     backbones = BACKBONES[family]
-    strangers: ClassVar = {
+    unsupported: ClassVar = {
         "efficientvit_m*": "it is Microsoft's EfficientViT (Liu et al., 2023), another network of the same name; "
         "efficientvit_b0 to efficientvit_b3, MIT's, can"
     }

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ltmsearch.merging import Merge, MergeOperator
-from ltmsearch.models import Chain, get_adapter, operators_of, pass_once
+from ltmsearch.models import Chain, attached_operators, get_adapter, run_once
 from ltmsearch.schedules.grid import Grid
 from ltmsearch.schedules.schedule import Form
 
@@ -71,7 +71,7 @@ class LayerMerges:
         return out
 
     @cached_property
-    def by_patch(self) -> np.ndarray:
+    def patch_shares(self) -> np.ndarray:
         """(rows·columns, P) the shares of the image's patches, row by row, in the tokens of their own window."""
         out: np.ndarray = self.shares.reshape(-1, self.after)[self._places.ravel()]
         return out
@@ -139,8 +139,8 @@ def trace_merges(
     names = [shape.name for chain in chains for shape in chain.layers]
     parameter = next(model.parameters())
     images = images.to(parameter.device, parameter.dtype)
-    handles = [op.register_forward_hook(note(layer)) for layer, op in operators_of(model, names).items()]
-    pass_once(model, images, handles)
+    handles = [op.register_forward_hook(note(layer)) for layer, op in attached_operators(model, names).items()]
+    run_once(model, images, handles)
 
     traces: list[list[LayerMerges]] = [[] for _ in images]
     for chain in chains:

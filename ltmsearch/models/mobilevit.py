@@ -18,7 +18,7 @@ from ltmsearch.models.adapter import (
     Adapter,
     Chain,
     attach_operator,
-    feature_sizes,
+    input_shapes,
     modules_of,
     register_family,
     strides,
@@ -27,7 +27,7 @@ from ltmsearch.models.transformer import BlockShape, MergingBlocks
 from ltmsearch.schedules.grid import Grid
 
 
-def note_grid(block: MobileVitBlock, args: tuple[Any, ...]) -> None:
+def record_grid(block: MobileVitBlock, args: tuple[Any, ...]) -> None:
     """Forward pre-hook of a `MobileVitBlock`: tell its transformer on which grid the tokens of this input stand."""
     block.transformer.grid = _token_grid(args[0].shape, block.patch_size)
 
@@ -44,7 +44,7 @@ class MobileViT(Adapter):
 
     family = "mobilevit"
     backbones = BACKBONES[family]
-    strangers: ClassVar = {
+    unsupported: ClassVar = {
         "mobilevitv2_*": "MobileViT v2 has another attention; mobilevit_xxs, mobilevit_xs and mobilevit_s can"
     }
 
@@ -61,7 +61,7 @@ class MobileViT(Adapter):
         for block in modules_of(model, MobileVitBlock).values():
             if not isinstance(block.transformer, MergingBlocks):
                 block.transformer = MergingBlocks(block.transformer, groups=block.patch_area, unmerges=True)
-                block.register_forward_pre_hook(note_grid)
+                block.register_forward_pre_hook(record_grid)
         for layer, operator in operators.items():
             attach_operator(model.get_submodule(layer), operator)
 
@@ -72,7 +72,7 @@ class MobileViT(Adapter):
     def chains(self, model: nn.Module, img_size: Grid) -> tuple[Chain, ...]:
         """One chain per `MobileVitBlock`; the feature sizes are read off one forward pass."""
         blocks = modules_of(model, MobileVitBlock)
-        sizes = feature_sizes(model, blocks, img_size)
+        sizes = input_shapes(model, blocks, img_size)
 
         def pitch(path: str, block: MobileVitBlock) -> tuple[float, float]:
             # timm stretches a feature map of odd size to whole patches.

@@ -10,8 +10,8 @@ from timm.models import get_pretrained_cfg, is_model, register_model
 from torch import nn
 
 from ltmsearch.merging import MaskStart, check_form, get_operator
-from ltmsearch.models.adapter import MERGING, get_adapter, known_backbones, operators_of
-from ltmsearch.models.timm_config import is_subnets, load_subnets
+from ltmsearch.models.adapter import MERGING, attached_operators, get_adapter, known_backbones
+from ltmsearch.models.timm_config import is_subnet_config, load_subnet_weights
 from ltmsearch.models.weights import create_backbone
 from ltmsearch.schedules.schedule import Form, MergeSchedule
 
@@ -38,7 +38,7 @@ def set_schedule(backbone: str, model: nn.Module, schedule: MergeSchedule) -> No
         ValueError: If the schedule merges at a layer that has no operator.
         InputError: If it wants a form that its operator does not have.
     """
-    operators = operators_of(model, get_adapter(backbone).layers(model))
+    operators = attached_operators(model, get_adapter(backbone).layers(model))
     missing = [layer for layer in schedule.merging_layers if layer not in operators]
     if missing:
         raise ValueError(f"`schedule` merges at layers without an operator: {', '.join(missing)}.")
@@ -73,7 +73,7 @@ def create_subnet(
         InputError: For an unknown backbone, operator, layer or form, a keep ratio out of range, or weights that
             cannot be had.
     """
-    own = pretrained and is_subnets(timm_kwargs.get("pretrained_model_args"))
+    own = pretrained and is_subnet_config(timm_kwargs.get("pretrained_model_args"))
     model = create_backbone(backbone, pretrained=pretrained and not own, **timm_kwargs)
     layers = get_adapter(backbone).layers(model)
     by_layer = dict.fromkeys(layers, forms) if isinstance(forms, str) else forms
@@ -82,7 +82,7 @@ def create_subnet(
     attach_operators(backbone, model, operator=operator, layers=schedule.merging_layers, start=start)
     set_schedule(backbone, model, schedule)
     if own:
-        load_subnets(model, timm_kwargs.get("cache_dir"))
+        load_subnet_weights(model, timm_kwargs.get("cache_dir"))
     return model
 
 

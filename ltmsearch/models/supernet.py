@@ -52,7 +52,7 @@ class Supernet(nn.Module):
         adapter = get_adapter(backbone)
         self.backbone = backbone
         self.operator = operator
-        self._timm_kwargs = {**adapter.any_size, **timm_kwargs}
+        self._timm_kwargs = {**adapter.any_size_kwargs, **timm_kwargs}
         self.model = create_backbone(backbone, pretrained=pretrained, checkpoint=checkpoint, **self._timm_kwargs)
         self.layers = adapter.layers(self.model)
         trained = pretrained or checkpoint is not None
@@ -61,7 +61,7 @@ class Supernet(nn.Module):
         self._plain = MergeSchedule.uniform(self.layers, 1.0, operator)
         self._schedule = self._plain
 
-    def refuse_unfitting(self, weights: Mapping[str, Tensor], where: Path) -> None:
+    def check_weights(self, weights: Mapping[str, Tensor], where: Path) -> None:
         """Raise unless these are all of the supernet's tensors: those of another study may be whole, and still not fit.
 
         Args:
@@ -95,13 +95,13 @@ class Supernet(nn.Module):
             InputError: If the schedule is for another operator, or names an unknown layer or form.
         """
         previous = self._schedule
-        self._set(self.normalised(schedule))
+        self._set(self.canonical(schedule))
         try:
             yield self
         finally:
             self._set(previous)
 
-    def normalised(self, schedule: MergeSchedule) -> MergeSchedule:
+    def canonical(self, schedule: MergeSchedule) -> MergeSchedule:
         """The schedule over exactly this backbone's layers, without forms that the operator takes anyway."""
         if schedule.operator != self.operator:
             raise InputError(
@@ -112,13 +112,13 @@ class Supernet(nn.Module):
         return MergeSchedule.from_mapping(self.layers, schedule.keep_ratios, self.operator, forms)
 
     @contextmanager
-    def beginning_held(self) -> Iterator["Supernet"]:
+    def frozen_prefix(self) -> Iterator["Supernet"]:
         """Keep the parameters ahead of the first layer out of training inside the `with` block.
 
         No schedule changes what they compute, and without their gradients a step is much shorter: in a MobileViT
         the convolutions there are half of it.
         """
-        held = [p for p in self.beginning() if p.requires_grad]
+        held = [p for p in self.prefix_parameters() if p.requires_grad]
         for parameter in held:
             parameter.requires_grad_(False)
         try:
@@ -127,7 +127,7 @@ class Supernet(nn.Module):
             for parameter in held:
                 parameter.requires_grad_(True)
 
-    def beginning(self) -> list[nn.Parameter]:
+    def prefix_parameters(self) -> list[nn.Parameter]:
         """The parameters ahead of the first layer: timm registers them in the order of execution up to there."""
         first = f"{self.layers[0]}."
         return [p for _, p in takewhile(lambda named: not named[0].startswith(first), self.model.named_parameters())]
@@ -145,7 +145,7 @@ class Supernet(nn.Module):
 
         It is what `timm.create_model("ltm_<backbone>", keep_ratios=…)` builds, on this supernet's device.
         """
-        schedule = self.normalised(schedule)
+        schedule = self.canonical(schedule)
         subnet = create_subnet(
             self.backbone,
             keep_ratios=schedule.keep_ratios,

@@ -46,7 +46,7 @@ class MergingSwinBlock(SwinTransformerBlock):
         merge = operator(before, self._sizes(x), window, target, keys)
         merged = merge.tokens.reshape(batch, -1, dim)  # (B, W·P, D): paths are dropped by image
         change = self.drop_path2(self.mlp(self.norm2(merged)))
-        after = merge.hand_back(before, change.view(merge.tokens.shape)).view(-1, *window, dim)
+        after = merge.unmerge_change(before, change.view(merge.tokens.shape)).view(-1, *window, dim)
         padded = self._padded(rows, columns)
         after = window_reverse(after, window, *padded)
         return after if padded == (rows, columns) else after[:, :rows, :columns].contiguous()
@@ -115,12 +115,12 @@ class Swin(BlockAdapter):
 
     family = "swin"
     backbones = BACKBONES[family]
-    strangers: ClassVar = {
+    unsupported: ClassVar = {
         "swinv2_*": "Swin v2 normalises behind attention and MLP; swin_tiny_patch4_window7_224 and its siblings can"
     }
-    one_size = True
+    fixed_size = True
     # timm has no argument that pads images to whole patches, but it takes the layer that does.
-    any_size: ClassVar = {"strict_img_size": False, "embed_layer": partial(PatchEmbed, dynamic_img_pad=True)}
+    any_size_kwargs: ClassVar = {"strict_img_size": False, "embed_layer": partial(PatchEmbed, dynamic_img_pad=True)}
     learning = Learning(lr=5e-4, grows=False, patience=2)
     block = SwinTransformerBlock
     merging_block = MergingSwinBlock

@@ -43,7 +43,7 @@ def write_config(
     )
 
 
-def is_subnets(source_args: Mapping[str, Any] | None) -> bool:
+def is_subnet_config(source_args: Mapping[str, Any] | None) -> bool:
     """Whether weights are a subnet's, merging operators included, not a plain backbone's.
 
     Args:
@@ -53,7 +53,7 @@ def is_subnets(source_args: Mapping[str, Any] | None) -> bool:
     return source_args is not None and "keep_ratios" in source_args
 
 
-def load_subnets(model: nn.Module, cache_dir: str | Path | None) -> None:
+def load_subnet_weights(model: nn.Module, cache_dir: str | Path | None) -> None:
     """Load the weights that `model.pretrained_cfg` points to, as timm does for its own networks."""
     load_pretrained(
         model,

@@ -94,7 +94,7 @@ class ViTChain(Chain):
     pool_prefix: int
     """Tokens that never merge and are pooled."""
 
-    def macs_behind(self, grid: Grid) -> int:
+    def macs_after_chain(self, grid: Grid) -> int:
         """Norm; keys, values and the products of one latent query with them."""
         left, pooled = self.prefix + tokens(grid), self.pool_prefix + tokens(grid)
         return NORM_MACS * left * self.norm_dim + 2 * pooled * self.pool_dim * (self.pool_dim + 1)
@@ -106,7 +106,7 @@ class ViT(Adapter):
 
     family = "vit"
     backbones = BACKBONES[family]
-    strangers: ClassVar = {
+    unsupported: ClassVar = {
         "vit_*_rope*": "its rotary positions belong to the full grid",
         "vit_*dinov3*": "its rotary positions belong to the full grid",
         "vit_*_rpn_*": "its blocks normalise behind attention and MLP",
@@ -114,8 +114,8 @@ class ViT(Adapter):
         "vit_*_18x2_*": "its blocks hold two attentions side by side",
         "vit_*": "no adapter knows its blocks; vit_tiny, vit_small and vit_base with _patch16_224 can",
     }
-    one_size = True
-    any_size: ClassVar = {"dynamic_img_size": True, "dynamic_img_pad": True}
+    fixed_size = True
+    any_size_kwargs: ClassVar = {"dynamic_img_size": True, "dynamic_img_pad": True}
 
     learning = Learning(lr=5e-4, grows=False, patience=2)
 

@@ -60,7 +60,7 @@ def create_backbone(
     Raises:
         InputError: For an unknown backbone, or weights that cannot be had or do not fit.
     """
-    if not get_adapter(backbone).one_size:
+    if not get_adapter(backbone).fixed_size:
         timm_kwargs.pop("img_size", None)  # it takes images of every size, and timm no such argument
     pretrained = pretrained and checkpoint is None
     try:

@@ -161,7 +161,7 @@ class SearchSpace:
         operator: str = "ltm",
         operator_forms: Sequence[Form] = ("soft", "hard", "matched"),
         *,
-        pays: Callable[[str, Choice], bool],
+        reduces_cost: Callable[[str, Choice], bool],
     ) -> "SearchSpace":
         """The space of a file on a backbone at one image size.
 
@@ -173,7 +173,7 @@ class SearchSpace:
             layer_grids: Layer name → the full grid it sees, in the order of execution.
             operator: Name of the merging operator.
             operator_forms: The forms that it can merge in, its default first.
-            pays: Whether a merge at a layer saves more than it costs.
+            reduces_cost: Whether a merge at a layer saves more than it costs.
 
         Raises:
             InputError: If a rule of the file matches no layer.
@@ -189,8 +189,8 @@ class SearchSpace:
             choices=tuple(
                 tuple(
                     choice
-                    for choice in possible_choices(*file.choices_of(layer), grid, operator_forms)
-                    if choice.keep_ratio == 1 or pays(layer, choice)
+                    for choice in layer_choices(*file.choices_of(layer), grid, operator_forms)
+                    if choice.keep_ratio == 1 or reduces_cost(layer, choice)
                 )
                 for layer, grid in layer_grids.items()
             ),
@@ -274,7 +274,7 @@ class SearchSpace:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def possible_choices(
+def layer_choices(
     keep_ratios: Sequence[float], forms: Sequence[Form], grid: Grid, operator_forms: Sequence[Form]
 ) -> tuple[Choice, ...]:
     """What a layer on `grid` may be: plain, and every distinct ratio in every form that file and operator have.
@@ -303,7 +303,7 @@ def distinct_ratios(ratios: Sequence[float], grid: Grid) -> tuple[float, ...]:
     return tuple(sorted(by_grid.values(), reverse=True))
 
 
-def indistinct_choices(space: SearchSpace, layer_grids: Mapping[str, Grid]) -> dict[str, list[tuple[float, ...]]]:
+def colliding_ratios(space: SearchSpace, layer_grids: Mapping[str, Grid]) -> dict[str, list[tuple[float, ...]]]:
     """Choices of a layer that look alike on other grids, e.g. at the smaller images of proxy training.
 
     Args:

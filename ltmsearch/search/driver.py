@@ -151,7 +151,7 @@ class Driver:
         untold = waits(self.shared.state, self._trials())
         if untold is not None and self.shared.state.outcome is not None:
             self._tell(Trial(self.study, untold._trial_id), self.shared.state.outcome)
-        limits = {b.constraint: [b.least / b.per_unit, b.limit / b.per_unit] for b in self.budgets}
+        limits = {b.constraint: [b.minimum / b.per_unit, b.limit / b.per_unit] for b in self.budgets}
         before, done = self.study, trained(self._trials())
         self.study = under_limits(before, limits, lambda trial: told_again(trial, self.bench), keep=(MEASURED,))
         self.hooks.study_updated(self.study, self.records())
@@ -274,7 +274,7 @@ class Driver:
         if result.batch_size is not None:
             outcome["batch_size"] = result.batch_size
             self.callbacks.note(f"trial {trial.number} trained on {result.batch_size} images a step: memory was full")
-        if not flight.schedule.merging_layers and result.score.is_chance(len(self.shared.state.class_names)):
+        if not flight.schedule.merging_layers and result.score.is_at_chance(len(self.shared.state.class_names)):
             self.callbacks.note(
                 f"the plain net has learned next to nothing ({result.score.top1:.1f} %): scores cannot tell schedules "
                 "apart; more --base-steps, --pretrained or --checkpoint FILE would help"
@@ -358,7 +358,7 @@ class Driver:
 
     def _proxy_net(self, record: TrialRecord) -> Hashable:
         """What tells the trial's net from others at the size of proxy training."""
-        return self.bench.proxy_costs.net(record.schedule(self.settings.operator))
+        return self.bench.proxy_costs.network_key(record.schedule(self.settings.operator))
 
     def records(self) -> list[TrialRecord]:
         """Every finished trial as plain data."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ltmsearch.costs import covering_schedules, within, worth_trying
+from ltmsearch.costs import in_budget_range, sample_by_cost, within_budgets
 from ltmsearch.search.records import Kind
 from ltmsearch.search.setup import Workbench
 from ltmsearch.search.trial import IB_WEIGHT
@@ -43,7 +43,7 @@ def first_trials(bench: Workbench, rng: np.random.Generator) -> list[FirstTrial]
     known: set[Hashable] = set()
     first = []
     for trial in _in_order(bench, rng):
-        net = bench.costs.net(bench.space.schedule(trial.indices))
+        net = bench.costs.network_key(bench.space.schedule(trial.indices))
         if net not in known:
             first.append(trial)
         known.add(net)
@@ -58,7 +58,7 @@ def drawn_within_budget(bench: Workbench, *place: int) -> FirstTrial:
         place: Where it is drawn; it is the same there, however often the study is interrupted.
     """
     rng = np.random.default_rng(seed_at(bench.settings.seed, *place))
-    (indices,) = covering_schedules(bench.space, bench.budgets, number=1, rng=rng)
+    (indices,) = sample_by_cost(bench.space, bench.budgets, number=1, rng=rng)
     return FirstTrial(indices=indices, kind="start-up", label="drawn within budget")
 
 
@@ -86,19 +86,19 @@ def _in_order(bench: Workbench, rng: np.random.Generator) -> Iterator[FirstTrial
     by_form = {}
     for form in space.forms:
         uniform = [(f"uniform {ratio:g}", space.nearest(ratio, form)) for ratio in ratios]
-        by_form[form] = [one for one in uniform if within(budgets, one[1][None])[0]][:UNIFORM_BASELINES]
+        by_form[form] = [one for one in uniform if within_budgets(budgets, one[1][None])[0]][:UNIFORM_BASELINES]
     for place in range(UNIFORM_BASELINES):
         for form, uniform in by_form.items():
             for label, indices in uniform[place : place + 1]:
                 yield FirstTrial(indices=indices, kind="baseline", label=label if form == first else f"{label} {form}")
     earlier = bench.prior.schedules(space) if bench.prior is not None else []
-    earlier = [(label, indices) for label, indices in earlier if worth_trying(budgets, indices[None])[0]]
+    earlier = [(label, indices) for label, indices in earlier if in_budget_range(budgets, indices[None])[0]]
     for label, indices in earlier:
         yield FirstTrial(indices=indices, kind="start-up", label=label)
     instead = len(earlier) + sum(len(by_form[form]) for form in others)
     covering = STARTUP_SHARE * bench.settings.trials
     covering = max(covering / 2, covering - instead)
-    schedules = covering_schedules(space, budgets, number=round(covering), rng=rng)
+    schedules = sample_by_cost(space, budgets, number=round(covering), rng=rng)
     for place in sorted(range(len(schedules)), key=_bits_reversed):
         yield FirstTrial(indices=schedules[place], kind="start-up")
 

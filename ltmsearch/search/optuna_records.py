@@ -8,7 +8,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from ltmsearch.costs import Budget, misses, within
+from ltmsearch.costs import Budget, constraint_values, within_budgets
 from ltmsearch.search.records import State, TrialRecord
 from ltmsearch.search.rescoring import with_expected_top1
 from ltmsearch.search.setup import Workbench
@@ -69,7 +69,7 @@ def tell_constraints(trial: Trial, budgets: Sequence[Budget], indices: np.ndarra
         budgets: What it is held against.
         indices: (L,) its choices.
     """
-    told = misses(budgets, indices)
+    told = constraint_values(budgets, indices)
     for name, miss in told.items():
         if name not in trial.constraints:  # an interrupted trial has it already, and Optuna keeps the first
             trial.set_constraint(name, miss)
@@ -93,7 +93,7 @@ def told_again(trial: FrozenTrial, bench: Workbench) -> FrozenTrial:
     seeds and recipes go by numbers, but is told as failed, which samplers pass over.
     """
     copy, indices = deepcopy(trial), np.array([trial.params[layer] for layer in bench.space.layers])
-    constraints = misses(bench.budgets, indices)
+    constraints = constraint_values(bench.budgets, indices)
     copy.system_attrs = {n: v for n, v in copy.system_attrs.items() if n.partition(":")[0] != DASHBOARD_CONSTRAINTS}
     for name, miss in constraints.items():
         copy.set_constraint(name, miss)
@@ -125,7 +125,11 @@ def trial_record(
     timed_ms, timed_se_ms = (measured or {}).get(str(trial.number), (None, None))
     indices = np.array([trial.params[layer] for layer in bench.space.layers])
     schedule, weights = bench.space.schedule(indices), bench.space.ib_weights
-    state, attrs, feasible = _STATES[trial.state], trial.user_attrs, bool(within(bench.budgets, indices[None])[0])
+    state, attrs, feasible = (
+        _STATES[trial.state],
+        trial.user_attrs,
+        bool(within_budgets(bench.budgets, indices[None])[0]),
+    )
     if state == "over budget" and feasible:
         state = "below range"
     return TrialRecord(

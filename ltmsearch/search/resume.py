@@ -114,7 +114,7 @@ def _last_weights(bench: Workbench) -> list[Checkpoint]:
             before = load_previous(folder, space=space)
             found += [] if before is None else [before]
     for checkpoint in found:
-        bench.evaluator.supernet.refuse_unfitting(checkpoint.weights, folder / WEIGHTS)
+        bench.evaluator.supernet.check_weights(checkpoint.weights, folder / WEIGHTS)
     return found
 
 

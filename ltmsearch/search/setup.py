@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.settings import ResolvedSettings, StudySettings
-from ltmsearch.costs import GIGA, Budget, ChainedCosts, CostModel, cost_model, covering_schedules
+from ltmsearch.costs import GIGA, Budget, ChainedCosts, CostModel, cost_model, sample_by_cost
 from ltmsearch.data.loading import ImageData, load_data
-from ltmsearch.engine.prefix_cache import Beginning
+from ltmsearch.engine.prefix_cache import PrefixCache
 from ltmsearch.engine.runtime import choose_runtime, find_device, step_seconds
 from ltmsearch.engine.steps import WarmUp, warm_up
 from ltmsearch.errors import InputError
@@ -25,7 +25,7 @@ from ltmsearch.latency import StudyLatency, settings_target, study_latency
 from ltmsearch.merging import get_operator
 from ltmsearch.models import get_adapter, input_config
 from ltmsearch.models.supernet import Supernet
-from ltmsearch.schedules.space import SearchSpace, SpaceFile, indistinct_choices
+from ltmsearch.schedules.space import SearchSpace, SpaceFile, colliding_ratios
 from ltmsearch.search.timing import PROFILING, Clock
 from ltmsearch.search.trial import SCORING_BATCH, Evaluator
 from ltmsearch.search.warm_start import Prior
@@ -75,12 +75,12 @@ class Workbench:
     prior: Prior | None = None
     """The study that this one starts from."""
 
-    def warm_up(self, optimizer: Optimizer | None = None, begin: int = 0) -> Iterator[float]:
+    def warm_up(self, optimizer: Optimizer | None = None, first_step: int = 0) -> Iterator[float]:
         """Train the shared weights from where they are; yields the plain net's loss after every step.
 
         Args:
             optimizer: Of the steps before, if there were any.
-            begin: The first step.
+            first_step: The first step.
 
         Raises:
             TrialDiverged: If the loss is not finite.
@@ -90,14 +90,14 @@ class Workbench:
             self.evaluator.supernet,
             plan,
             batches=self.evaluator.data.train_batches(
-                batch_size=s.batch_size, steps=plan.steps, seed=s.seed, begin=begin
+                batch_size=s.batch_size, steps=plan.steps, seed=s.seed, first_step=first_step
             ),
             cheapest=space.schedule(space.cheapest),
             draw=lambda rng: space.schedule(space.random(rng, 1)[0]),
             seed=s.seed,
             runtime=self.evaluator.runtime,
             optimizer=optimizer,
-            begin=begin,
+            first_step=first_step,
         )
 
     @property
@@ -129,7 +129,7 @@ class Workbench:
         ]
         if self.prior is not None:
             lines.insert(1, f"starts from the weights of {self.prior.run}, and tries its front first")
-        alike = indistinct_choices(self.space, self.proxy_costs.layer_grids)
+        alike = colliding_ratios(self.space, self.proxy_costs.layer_grids)
         if alike:
             by_groups: dict[str, list[str]] = {}
             for layer, groups in alike.items():
@@ -221,7 +221,7 @@ def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None =
         costs.layer_grids,
         resolved.operator,
         get_operator(resolved.operator).forms,
-        pays=lambda layer, choice: all(cost.pays(layer, choice) for cost in limited),
+        reduces_cost=lambda layer, choice: all(cost.reduces_cost(layer, choice) for cost in limited),
     )
     budgets = make_budgets(resolved, space, costs, latency)
     check_budgets(resolved, space, budgets)
@@ -244,12 +244,12 @@ def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None =
 
 def _measure(evaluator: Evaluator, images: Tensor, many: Tensor) -> ImageSeconds:
     """Time a training batch and a scoring batch."""
-    runtime, supernet, beginning = evaluator.runtime, evaluator.supernet, Beginning(evaluator.supernet)
+    runtime, supernet, prefix_cache = evaluator.runtime, evaluator.supernet, PrefixCache(evaluator.supernet)
     training = step_seconds(runtime, supernet, images)
-    with supernet.beginning_held():
+    with supernet.frozen_prefix():
         trial = step_seconds(runtime, supernet, images)
     for _ in range(2):  # the second time knows the beginning
-        with beginning.replayed("timing"):
+        with prefix_cache.replay("timing"):
             scoring = step_seconds(runtime, supernet, many, train=False)
     return ImageSeconds(training / len(images), trial / len(images), scoring / len(many))
 
@@ -296,7 +296,7 @@ def make_budgets(
         if settings.lowest_gflops is not None:
             width = settings.budget_gflops - settings.lowest_gflops
             least = (settings.lowest_gflops - BELOW_RANGE * width) * GIGA
-        budgets.append(Budget(name="gflops", table=table, limit=limit, per_unit=GIGA, least=least))
+        budgets.append(Budget(name="gflops", table=table, limit=limit, per_unit=GIGA, minimum=least))
     return tuple(budgets)
 
 
@@ -336,7 +336,7 @@ def check_budgets(settings: StudySettings, space: SearchSpace, budgets: Sequence
                 f"{option} {given} {rule}: {net} reaches {low:.{digits}f} to {high:.{digits}f} {unit} "
                 f"(per {'batch' if of_latency else 'image, multiply-adds'})"
             )
-    if len(budgets) > 1 and not len(covering_schedules(space, budgets, number=1, rng=np.random.default_rng(0))):
+    if len(budgets) > 1 and not len(sample_by_cost(space, budgets, number=1, rng=np.random.default_rng(0))):
         raise InputError(
             f"--budget-gflops {settings.budget_gflops:g} and --budget-ms {settings.budget_ms:g} can each be met, but "
             "no schedule was found that meets both: raise one of them"

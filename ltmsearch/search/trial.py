@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.data.loading import ImageData
-from ltmsearch.engine.evaluation import Batches, Score, batchnorm_kept, recalibrate, recalibrate_and_fit, score
+from ltmsearch.engine.evaluation import Batches, Score, preserve_batchnorm, recalibrate, recalibrate_and_fit, score
 from ltmsearch.engine.ib_loss import IBLoss
-from ltmsearch.engine.prefix_cache import Beginning
+from ltmsearch.engine.prefix_cache import PrefixCache
 from ltmsearch.engine.runtime import Runtime, free_memory
 from ltmsearch.engine.steps import proxy_train
 from ltmsearch.errors import TrialOutOfMemory, TrialTooLong, is_out_of_memory
@@ -120,9 +120,9 @@ class Evaluator:
     """Of the study."""
 
     @cached_property
-    def beginning(self) -> Beginning:
+    def prefix_cache(self) -> PrefixCache:
         """The modules ahead of the first layer."""
-        return Beginning(self.supernet)
+        return PrefixCache(self.supernet)
 
     def evaluate(
         self,
@@ -188,7 +188,7 @@ class Evaluator:
     ) -> TrialResult:
         start, settings = time.perf_counter(), self.settings
         load_parameters(self.supernet, weights)
-        with batchnorm_kept(self.supernet):
+        with preserve_batchnorm(self.supernet):
             if steps:
                 batches = self.data.train_batches(batch_size=batch_size, steps=steps, seed=seed)
                 half, ib = steps // 2, None
@@ -224,12 +224,12 @@ class Evaluator:
     @contextmanager
     def _as_scored(self, schedule: MergeSchedule, *, information: bool) -> Iterator[IBLoss | None]:
         """The supernet under a schedule, with BatchNorm statistics of its own; gives the IB loss if it is wanted."""
-        with self.supernet.active(schedule), batchnorm_kept(self.supernet):
+        with self.supernet.active(schedule), preserve_batchnorm(self.supernet):
             batches = self.data.calibration_batches(batch_size=SCORING_BATCH)
             if information:
                 yield self._recalibrated(schedule, batches)
                 return
-            with self.beginning.replayed("calibration"):
+            with self.prefix_cache.replay("calibration"):
                 recalibrate(self.supernet, batches, self.runtime)
             yield None
 
@@ -237,7 +237,7 @@ class Evaluator:
         validation: Batches = self.data.validation_batches(batch_size=SCORING_BATCH, limit=images)
         if ends is not None:
             validation = ends.watched(validation)
-        with self.beginning.replayed("validation", images):
+        with self.prefix_cache.replay("validation", images):
             return score(self.supernet.model, validation, self.runtime, ib=ib)
 
     @cached_property
@@ -254,7 +254,7 @@ class Evaluator:
     def _recalibrated(self, schedule: MergeSchedule, batches: Batches) -> IBLoss:
         """An IB loss fitted to a subnet, on the pass that gives it BatchNorm statistics of its own."""
         ib = self._new_ib()
-        with self.supernet.active(schedule), self.beginning.replayed("calibration"):
+        with self.supernet.active(schedule), self.prefix_cache.replay("calibration"):
             recalibrate_and_fit(ib, self.supernet.model, batches, self.runtime)
         return ib
 

@@ -157,13 +157,13 @@ class Learner:
             for net in (self.model, *([self.ema.module] if self.ema is not None else [])):
                 distribute_bn(net, self.ranks.world, reduce=True)
         features, inputs, targets = (
-            self.ranks.interleaved(torch.cat(column)) for column in zip(*self._kept, strict=True)
+            self.ranks.gather_interleaved(torch.cat(column)) for column in zip(*self._kept, strict=True)
         )
         self._kept = []
         if self.ranks.is_main:
             self.ib.fit(features, inputs, targets, seed=self.recipe.seed)
         for buffer in self.ib.buffers():
-            self.ranks.copy_from_main_(buffer)
+            self.ranks.broadcast_(buffer)
 
     def state(self) -> dict[str, Any]:
         """Everything that the steps to come depend on."""

@@ -18,7 +18,7 @@ from torch import nn
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.recipe import Recipe, library_versions
 from ltmsearch.costs import GIGA, backbone_costs
-from ltmsearch.engine.distributed import Ranks, joined
+from ltmsearch.engine.distributed import Ranks, process_group
 from ltmsearch.engine.evaluation import Score, score
 from ltmsearch.engine.runtime import amp_runtime, find_device, step_seconds
 from ltmsearch.errors import InputError, TrainingDiverged
@@ -72,7 +72,7 @@ def train_recipe(recipe: Recipe, options: TrainingOptions, callbacks: Callbacks 
         InputError: If recipe and options do not go together, or do not continue what is in the folder.
         TrainingDiverged: If the loss is not finite.
     """
-    with joined(options.device) as (ranks, device):
+    with process_group(options.device) as (ranks, device):
         watching = (callbacks or Callbacks()) if ranks.is_main else Callbacks()
         try:
             return _Session(recipe, options, ranks, device, watching).run()
@@ -142,7 +142,7 @@ class _Session:
                 start = time.perf_counter()
                 self._save()
                 _log.info("epoch %d saved in %.2f s", epoch + 1, time.perf_counter() - start)
-            self.ranks.wait()
+            self.ranks.barrier()
         self.callbacks.advance(learner.steps, self._standing())
         if self.ranks.is_main:
             self._draw(png=True)
@@ -168,7 +168,7 @@ class _Session:
                 self.callbacks.advance(
                     learner.steps, f"epoch {epoch + 1}, loss {float(losses.total):.2f}{self._best()}"
                 )
-        total, ib = self.ranks.sum_(torch.stack((total, ib))) / (learner.steps_per_epoch * self.ranks.world)
+        total, ib = self.ranks.all_reduce_(torch.stack((total, ib))) / (learner.steps_per_epoch * self.ranks.world)
         if not math.isfinite(float(total)):
             begun = f"; --resume goes on after epoch {epoch}" if epoch else ""
             raise TrainingDiverged(
@@ -210,7 +210,7 @@ class _Session:
         for name, net in nets.items():
             batches = self.data.validation_batches(batch_size=SCORING_BATCH, shard=self.ranks.shard)
             ib = learner.ib if name == "trained" else None
-            scores[name] = score(net, batches, self.runtime, ib=ib, add_up=self.ranks.sum_)
+            scores[name] = score(net, batches, self.runtime, ib=ib, add_up=self.ranks.all_reduce_)
         return scores
 
     # -- files ---------------------------------------------------------------------------------------------------

@@ -21,10 +21,10 @@ from ltmsearch.costs import (
     CostModel,
     CostTable,
     cost_model,
-    covering_schedules,
+    sample_by_cost,
     traced_macs,
     traced_macs_by_module,
-    within,
+    within_budgets,
 )
 from ltmsearch.merging import OPERATORS, MergeShape, get_operator
 from ltmsearch.merging.ltm import HEADS, RANK
@@ -50,7 +50,7 @@ def model_of(backbone: str, img_size: tuple[int, int], operator: str = "ltm") ->
 def check_random_schedules(
     backbone: str, img_size: tuple[int, int], operator: str, forms: Sequence[Form], number: int, **kwargs: Any
 ) -> None:
-    kwargs = {"num_classes": 10, **get_adapter(backbone).any_size, **kwargs}
+    kwargs = {"num_classes": 10, **get_adapter(backbone).any_size_kwargs, **kwargs}
     costs = cost_model(backbone, timm.create_model(backbone, **kwargs), img_size, operator)
     rng = random.Random(number)
     for _ in range(number):
@@ -229,7 +229,7 @@ def test_covering_schedules_spread_up_to_the_budget() -> None:
 
     def cover(limit: int) -> np.ndarray:
         budgets = [Budget(name="gflops", table=table, limit=limit, per_unit=GIGA)]
-        return covering_schedules(space, budgets, number=6, rng=np.random.default_rng(0))
+        return sample_by_cost(space, budgets, number=6, rng=np.random.default_rng(0))
 
     drawn = cover(budget)
     macs = table.costs(drawn)
@@ -257,14 +257,14 @@ def test_covering_schedules_keep_every_budget_and_spread_over_the_first() -> Non
     limit = (low + high) // 2
     macs = Budget(name="gflops", table=table, limit=limit, per_unit=GIGA)
     for first, second in ((macs, Budget(name="latency_ms", table=other, limit=6.0)), (macs, macs)):
-        drawn = covering_schedules(space, [first, second], number=9, rng=np.random.default_rng(1))
+        drawn = sample_by_cost(space, [first, second], number=9, rng=np.random.default_rng(1))
         assert len(drawn) == 9
-        assert within([first, second], drawn).all()
+        assert within_budgets([first, second], drawn).all()
         costs_of_first = first.table.costs(drawn)
         assert np.array_equal(costs_of_first, np.sort(costs_of_first)[::-1]), "dearest first"
         assert np.ptp(costs_of_first) > 0.5 * (first.limit - low)
     impossible = Budget(name="latency_ms", table=other, limit=0.9)
-    assert len(covering_schedules(space, [macs, impossible], number=9, rng=np.random.default_rng(1))) == 0
+    assert len(sample_by_cost(space, [macs, impossible], number=9, rng=np.random.default_rng(1))) == 0
 
 
 def test_budgets_by_hand() -> None:
@@ -280,9 +280,9 @@ def test_budgets_by_hand() -> None:
     assert budget.costs(every).tolist() == [2.0, 1.9, 1.5, 1.1]
     assert budget.excess(every).tolist() == [0.5, 0.4, 0.0, -0.4]
     assert budget.reachable() == (1.1, 2.0)
-    assert within([budget], every).tolist() == [False, False, True, True], "the limit itself is within"
+    assert within_budgets([budget], every).tolist() == [False, False, True, True], "the limit itself is within"
     tighter = Budget(name="latency_ms", table=table, limit=1_499.0)
     assert tighter.constraint == "ms over budget"
     assert tighter.reachable() == (1_100, 2_000)
-    assert within([budget, tighter], every).tolist() == [False, False, False, True]
-    assert within([tighter, budget], every[:0]).tolist() == []
+    assert within_budgets([budget, tighter], every).tolist() == [False, False, False, True]
+    assert within_budgets([tighter, budget], every[:0]).tolist() == []

@@ -10,8 +10,8 @@ import timm
 from support.nets import SMALL
 from support.profiles import feature_names, suffix, whole_space
 
-from ltmsearch.costs import WHOLE, CostModel, LatencyModel, Timing, cost_model, fit_latency
-from ltmsearch.costs.latency import behind_features, chain_features, kind, layer_features
+from ltmsearch.costs import WHOLE_NET, CostModel, LatencyModel, Timing, cost_model, fit_latency
+from ltmsearch.costs.latency import after_chain_features, chain_features, kind, layer_features
 from ltmsearch.models import get_adapter
 from ltmsearch.schedules.grid import target_grid, tokens
 from ltmsearch.schedules.schedule import Choice, MergeSchedule
@@ -27,7 +27,7 @@ TRUTH = {
 
 @cache
 def costs_of(backbone: str) -> CostModel:
-    model = timm.create_model(backbone, num_classes=10, **{**get_adapter(backbone).any_size, **SMALL[backbone]})
+    model = timm.create_model(backbone, num_classes=10, **{**get_adapter(backbone).any_size_kwargs, **SMALL[backbone]})
     return cost_model(backbone, model, (224, 224))
 
 
@@ -53,7 +53,7 @@ def true_timing(model: LatencyModel, schedule: MergeSchedule, whole: bool) -> Ti
         features = chain_features(chain, schedule, model)
         by_module[chain.module] = sum(model.weights[name] * value for name, value in features.items())
     if whole:
-        return Timing(schedule=schedule, extra_ms={WHOLE: sum(by_module.values())})
+        return Timing(schedule=schedule, extra_ms={WHOLE_NET: sum(by_module.values())})
     return Timing(schedule=schedule, extra_ms=by_module)
 
 
@@ -84,7 +84,7 @@ def test_the_truth_walks_as_its_chains_add_up(backbone: str) -> None:
     model = true_model(costs, space)
     for row in space.random(np.random.default_rng(1), 20):
         schedule = space.schedule(row)
-        added = true_timing(model, schedule, whole=True).extra_ms[WHOLE]
+        added = true_timing(model, schedule, whole=True).extra_ms[WHOLE_NET]
         assert model.latency_ms(schedule) == pytest.approx(BASE_MS + added, rel=1e-12)
 
 
@@ -174,9 +174,9 @@ def test_features_of_a_layer_as_derived_by_hand() -> None:
     }
     assert f"{at} soft 0.5" in layer_features(chain, layer, whole, Choice(0.5), "ltm"), "the first form"
     vit = costs_of("vit_tiny_patch16_224").chains[0]
-    assert behind_features(vit, (10, 10)) == {"tokens left": -96.0}
-    assert behind_features(vit, vit.grid) == {}
-    assert behind_features(chain, (10, 10)) == {}, "all is undone before"
+    assert after_chain_features(vit, (10, 10)) == {"tokens left": -96.0}
+    assert after_chain_features(vit, vit.grid) == {}
+    assert after_chain_features(chain, (10, 10)) == {}, "all is undone before"
 
 
 def test_a_choice_that_was_not_timed_is_refused_by_name() -> None:
@@ -224,13 +224,13 @@ def test_chains_of_a_kind_share_weights_and_others_do_not() -> None:
     ]
     model = fit_latency(costs, BASE_MS, timings)
     for ratio, ms in saved.items():
-        one, other = (model.alone(f"layers.1.blocks.{block}", Choice(ratio, "hard")) for block in (0, 1))
+        one, other = (model.cost_at_one_layer(f"layers.1.blocks.{block}", Choice(ratio, "hard")) for block in (0, 1))
         assert one == other
         assert one == pytest.approx(BASE_MS + ms, abs=0.2)
     with pytest.raises(ValueError, match=r"got 0.5 hard at layers.2.blocks.0"):
-        model.alone("layers.2.blocks.0", Choice(0.5, "hard"))
+        model.cost_at_one_layer("layers.2.blocks.0", Choice(0.5, "hard"))
     with pytest.raises(ValueError, match="`layer` must be one of"):
-        model.alone("layers.9.blocks.0", Choice(0.5, "hard"))
+        model.cost_at_one_layer("layers.9.blocks.0", Choice(0.5, "hard"))
 
 
 def test_merges_that_cost_time_do_not_pay() -> None:
@@ -239,7 +239,7 @@ def test_merges_that_cost_time_do_not_pay() -> None:
     weights = {name: {"hard 0.5": -2.0, "soft 0.5": 2.0}.get(suffix(name), 0.0) for name in feature_names(costs, space)}
     model = LatencyModel(chains=costs.chains, base_ms=BASE_MS, weights=weights)
     layer = costs.layers[0]
-    assert model.pays(layer, Choice(0.5, "hard"))
-    assert not model.pays(layer, Choice(0.5, "soft"))
-    assert not model.pays(layer, Choice(0.7, "hard")), "what changes nothing does not pay"
-    assert model.alone(layer, Choice(0.5, "hard")) == BASE_MS - 2.0
+    assert model.reduces_cost(layer, Choice(0.5, "hard"))
+    assert not model.reduces_cost(layer, Choice(0.5, "soft"))
+    assert not model.reduces_cost(layer, Choice(0.7, "hard")), "what changes nothing does not pay"
+    assert model.cost_at_one_layer(layer, Choice(0.5, "hard")) == BASE_MS - 2.0

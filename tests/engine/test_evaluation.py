@@ -8,7 +8,7 @@ import torch
 from support.nets import SMALL, randomise
 from torch import Tensor, nn
 
-from ltmsearch.engine.evaluation import Score, batchnorm_kept, enough_for_ib, recalibrate, recalibrate_and_fit, score
+from ltmsearch.engine.evaluation import Score, ib_batches, preserve_batchnorm, recalibrate, recalibrate_and_fit, score
 from ltmsearch.engine.ib_loss import IBLoss, IBMeter, input_features
 from ltmsearch.engine.runtime import Runtime, choose_runtime, find_device, step_seconds
 from ltmsearch.errors import TrialDiverged
@@ -44,8 +44,8 @@ def test_score_of_a_hand_made_case() -> None:
 
 @pytest.mark.parametrize(("top1", "chance"), [(10.0, True), (15.9, True), (16.1, False), (80.0, False)])
 def test_guessing_is_told_from_knowing(top1: float, chance: bool) -> None:
-    assert Score(top1=top1, top1_se=2.0, loss=2.3, images=256).is_chance(10) is chance
-    assert not Score(top1=60.0, top1_se=2.0, loss=0.6, images=256).is_chance(2)
+    assert Score(top1=top1, top1_se=2.0, loss=2.3, images=256).is_at_chance(10) is chance
+    assert not Score(top1=60.0, top1_se=2.0, loss=0.6, images=256).is_at_chance(2)
 
 
 def test_score_needs_images() -> None:
@@ -58,7 +58,7 @@ def test_recalibration_takes_the_statistics_of_exactly_these_images() -> None:
     batches = [torch.randn(8, 3, 4, 4) + 5 for _ in range(3)]
     pairs = [(images, torch.zeros(8, dtype=torch.long)) for images in batches]
     before = {n: b.clone() for n, b in model.named_buffers()}
-    with batchnorm_kept(model):
+    with preserve_batchnorm(model):
         recalibrate(model, pairs, RUNTIME)
         torch.testing.assert_close(model.norm.running_mean, torch.stack([b.mean((0, 2, 3)) for b in batches]).mean(0))
         torch.testing.assert_close(
@@ -97,14 +97,14 @@ def test_an_ib_loss_is_fitted_on_the_pass_that_recalibrates(backbone: str) -> No
     model, batches = net_of(backbone), labelled(3)
     by_hand = IBLoss(feature_dim=feature_dim(model), num_classes=7)
     # Features as they are while statistics are taken: by those of each batch.
-    with batchnorm_kept(model), pooled_features(model) as seen, torch.no_grad():
+    with preserve_batchnorm(model), pooled_features(model) as seen, torch.no_grad():
         model.train("BatchNorm" in str(model))
         for images, _ in batches:
             model(images.contiguous(memory_format=torch.channels_last))
     model.eval()
     images, labels = torch.cat([b[0] for b in batches]), torch.cat([b[1] for b in batches])
     by_hand.fit(torch.cat(seen), input_features(images), labels, seed=0)
-    with batchnorm_kept(model):
+    with preserve_batchnorm(model):
         recalibrate(model, batches, RUNTIME)
         alone = {n: b.clone() for n, b in model.named_buffers()}
         calls: list[int] = []
@@ -128,9 +128,9 @@ def test_features_that_are_not_finite_fail_the_trial() -> None:
 
 def test_statistics_alone_take_no_more_images_than_they_need() -> None:
     batches = [(torch.zeros(100, 3, 1, 1), torch.zeros(100, dtype=torch.long))] * 9
-    assert len(list(enough_for_ib(batches, 10))) == 3  # 256
-    assert len(list(enough_for_ib(batches, 100))) == 4  # 400
-    assert len(list(enough_for_ib(batches, 1000))) == 9  # all there are
+    assert len(list(ib_batches(batches, 10))) == 3  # 256
+    assert len(list(ib_batches(batches, 100))) == 4  # 400
+    assert len(list(ib_batches(batches, 1000))) == 9  # all there are
 
 
 @pytest.mark.parametrize("backbone", NETS)
@@ -190,7 +190,7 @@ def test_processes_that_share_the_images_add_up_to_one_score() -> None:
 def test_statistics_come_back_also_on_error() -> None:
     model = Fixed()
     before = model.norm.running_mean.clone()
-    with pytest.raises(RuntimeError, match="on purpose"), batchnorm_kept(model):
+    with pytest.raises(RuntimeError, match="on purpose"), preserve_batchnorm(model):
         model(torch.randn(4, 3, 2, 2))
         model.norm.momentum = None
         assert not torch.equal(model.norm.running_mean, before)

@@ -8,9 +8,9 @@ from support.nets import SMALL, randomise
 from torch import Tensor, nn
 
 from ltmsearch.engine.evaluation import recalibrate, score
-from ltmsearch.engine.prefix_cache import Beginning
+from ltmsearch.engine.prefix_cache import PrefixCache
 from ltmsearch.engine.runtime import Runtime
-from ltmsearch.models import leading_modules
+from ltmsearch.models import prefix_modules
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.schedule import MergeSchedule
 
@@ -39,16 +39,16 @@ def batches(number: int, seed: int = 0, size: int = SIZE) -> Batches:
     ]
 
 
-def scored(net: Supernet, schedule: MergeSchedule, beginning: Beginning | None, images: Batches) -> tuple[Any, ...]:
+def scored(net: Supernet, schedule: MergeSchedule, cache: PrefixCache | None, images: Batches) -> tuple[Any, ...]:
     """The score of a schedule and the BatchNorm statistics behind it."""
     with net.active(schedule):
-        if beginning is None:
+        if cache is None:
             recalibrate(net, batches(2, seed=1), RUNTIME)
             found = score(net.model, images, RUNTIME)
         else:
-            with beginning.replayed("calibration"):
+            with cache.replay("calibration"):
                 recalibrate(net, batches(2, seed=1), RUNTIME)
-            with beginning.replayed("validation", len(images)):
+            with cache.replay("validation", len(images)):
                 found = score(net.model, images, RUNTIME)
     return found.loss, found.top1, {name: buffer.clone() for name, buffer in net.named_buffers()}
 
@@ -68,16 +68,16 @@ def calls_of(module: nn.Module) -> list[int]:
 @pytest.mark.parametrize("backbone", SMALL)
 def test_scores_and_statistics_are_the_same_to_the_bit(backbone: str) -> None:
     net, images = small(backbone), batches(3)
-    assert leading_modules(net.model, net.layers) == LEADING[backbone]
-    beginning = Beginning(net)
+    assert prefix_modules(net.model, net.layers) == LEADING[backbone]
+    cache = PrefixCache(net)
     schedules = [MergeSchedule.uniform(net.layers, ratio) for ratio in (1.0, 0.5, 0.25)]
     usual = [scored(net, schedule, None, images) for schedule in schedules]
-    first = next(module for module in beginning.modules[0].modules() if not [*module.children()])
+    first = next(module for module in cache.modules[0].modules() if not [*module.children()])
     computed = calls_of(first)
     for _ in range(2):
         for schedule, expected in zip(schedules, usual, strict=True):
-            assert_equal(scored(net, schedule, beginning, images), expected)
-    passes = len(images) + (2 if beginning.norms else 0)  # without BatchNorm nothing is recalibrated
+            assert_equal(scored(net, schedule, cache, images), expected)
+    passes = len(images) + (2 if cache.norms else 0)  # without BatchNorm nothing is recalibrated
     assert len(computed) == passes, "each batch once, whatever the schedule"
 
 
@@ -86,28 +86,28 @@ def test_what_does_not_fit_is_computed_again() -> None:
     schedule = MergeSchedule.uniform(net.layers, 0.5)
     expected = scored(net, schedule, None, images)
     for room in (0, 1, 3):
-        one = Beginning(net)
-        with torch.no_grad(), one.replayed("x"):
+        one = PrefixCache(net)
+        with torch.no_grad(), one.replay("x"):
             net(images[0][0])
         (output,) = one._outputs[("x",)]
-        beginning = Beginning(net, limit=room * output.nbytes)
+        cache = PrefixCache(net, limit=room * output.nbytes)
         for _ in range(2):
-            assert_equal(scored(net, schedule, beginning, images), expected)
-        assert sum(len(known) for known in beginning._outputs.values()) == room
+            assert_equal(scored(net, schedule, cache, images), expected)
+        assert sum(len(known) for known in cache._outputs.values()) == room
 
 
 def test_trained_weights_are_noticed() -> None:
     net, images = small("mobilevit_xxs"), batches(2, size=64)
-    schedule, beginning = MergeSchedule.uniform(net.layers, 0.5), Beginning(net)
-    before = scored(net, schedule, beginning, images)
+    schedule, cache = MergeSchedule.uniform(net.layers, 0.5), PrefixCache(net)
+    before = scored(net, schedule, cache, images)
     with torch.no_grad():
         net.model.head.fc.bias.add_(1.0)  # behind: what is remembered still holds
     calls = calls_of(net.model.stem.conv)
-    assert_equal(scored(net, schedule, beginning, images), scored(net, schedule, None, images))
+    assert_equal(scored(net, schedule, cache, images), scored(net, schedule, None, images))
     calls.clear()
     with torch.no_grad():
         net.model.stem.conv.weight.mul_(1.5)
-    after = scored(net, schedule, beginning, images)
+    after = scored(net, schedule, cache, images)
     assert calls
     assert after[0] != before[0]
     assert_equal(after, scored(net, schedule, None, images))
@@ -115,13 +115,13 @@ def test_trained_weights_are_noticed() -> None:
 
 def test_modules_are_themselves_again_also_after_an_error() -> None:
     net = small("mobilevit_xxs")
-    beginning = Beginning(net)
+    cache = PrefixCache(net)
     schedule, images = MergeSchedule.uniform(net.layers, 0.5), batches(2, size=64)
     expected = scored(net, schedule, None, images)
-    with pytest.raises(RuntimeError, match="on purpose"), beginning.replayed("calibration"):
+    with pytest.raises(RuntimeError, match="on purpose"), cache.replay("calibration"):
         recalibrate(net, batches(2, seed=1), RUNTIME)
         raise RuntimeError("on purpose")
-    assert_equal(scored(net, schedule, beginning, images), expected)  # nothing half known is left
+    assert_equal(scored(net, schedule, cache, images), expected)  # nothing half known is left
     assert all("forward" not in vars(module) for module in net.modules())
     image = batches(1, size=64)[0][0]
     with torch.no_grad():

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ltmsearch.engine.evaluation import batchnorm_kept, recalibrate_and_fit
+from ltmsearch.engine.evaluation import preserve_batchnorm, recalibrate_and_fit
 from ltmsearch.engine.ib_loss import IBLoss, input_features
 from ltmsearch.engine.runtime import Runtime
-from ltmsearch.engine.steps import LossWatch, WarmUp, make_optimizer, proxy_train, shrunk, warm_up
+from ltmsearch.engine.steps import LossMonitor, WarmUp, make_optimizer, proxy_train, shrunk, warm_up
 from ltmsearch.errors import TrialDiverged
 from ltmsearch.models import feature_dim, pooled_features
 from ltmsearch.models.supernet import Supernet
@@ -83,7 +83,7 @@ def test_proxy_training_moves_only_the_layers_it_uses() -> None:
 def test_proxy_training_adds_the_weighted_ib_loss() -> None:
     start, schedule = fresh(), MergeSchedule(keep_ratios={fresh().layers[2]: 0.5})
     ib = IBLoss(feature_dim=feature_dim(start.model), num_classes=3)
-    with start.active(schedule), batchnorm_kept(start):
+    with start.active(schedule), preserve_batchnorm(start):
         recalibrate_and_fit(ib, start.model, batches(2), RUNTIME)
         with torch.no_grad(), pooled_features(start.model) as seen:
             images, labels = batches(1)[0]
@@ -165,7 +165,7 @@ def test_activations_write_elsewhere_and_change_nothing(monkeypatch: pytest.Monk
     supernet, in_place = fresh(), fresh()
     loss = proxy_train(supernet, supernet.schedule, batches(2), lr=1e-3, runtime=RUNTIME)
     assert not any(module.inplace for module in supernet.modules() if isinstance(module, nn.SiLU))
-    monkeypatch.setattr("ltmsearch.engine.steps.copy_no_inputs", lambda _: None)
+    monkeypatch.setattr("ltmsearch.engine.steps.disable_inplace_activations", lambda _: None)
     assert proxy_train(in_place, in_place.schedule, batches(2), lr=1e-3, runtime=RUNTIME) == loss
     assert any(module.inplace for module in in_place.modules() if isinstance(module, nn.SiLU))
     assert all(torch.equal(value, parameters(in_place)[name]) for name, value in parameters(supernet).items())
@@ -175,13 +175,13 @@ def test_losses_are_read_together_where_reading_waits(monkeypatch: pytest.Monkey
     one, other = fresh(), fresh()
     mean = proxy_train(one, one.schedule, batches(3), lr=1e-3, runtime=RUNTIME)
     counts: list[int] = []
-    read = LossWatch.read
+    read = LossMonitor.read
 
-    def counted(watch: LossWatch) -> None:
+    def counted(watch: LossMonitor) -> None:
         counts.append(len(watch._unread))
         read(watch)
 
-    monkeypatch.setattr(LossWatch, "read", counted)
+    monkeypatch.setattr(LossMonitor, "read", counted)
     monkeypatch.setattr("ltmsearch.engine.steps.reads", lambda _: 16)
     assert proxy_train(other, other.schedule, batches(3), lr=1e-3, runtime=RUNTIME) == mean
     assert counts == [1, 2]  # the first at once, for whoever watches; the rest at the end
@@ -209,7 +209,7 @@ def test_a_step_that_is_not_finite_is_not_taken() -> None:
     supernet = fresh()
     before = parameters(supernet)
     images = torch.full((2, 3, 64, 64), float("nan"))
-    with pytest.raises(TrialDiverged, match="not finite"), batchnorm_kept(supernet):
+    with pytest.raises(TrialDiverged, match="not finite"), preserve_batchnorm(supernet):
         proxy_train(supernet, supernet.schedule, [(images, torch.tensor([0, 1]))], lr=1e-3, runtime=RUNTIME)
     after = parameters(supernet)
     assert all(torch.equal(before[name], value) for name, value in after.items())

@@ -13,7 +13,7 @@ from support.profiles import FAR, costs_of, hand_made_profile, reading, whole_sp
 from torch import Tensor
 
 from ltmsearch.callbacks import Callbacks
-from ltmsearch.costs import WHOLE, CostModel
+from ltmsearch.costs import WHOLE_NET, CostModel
 from ltmsearch.errors import InputError
 from ltmsearch.latency import (
     LatencyProfile,
@@ -165,7 +165,7 @@ def timed(costs: CostModel, space: SearchSpace, number: int, scatter: float = 0.
         subnets.append(
             TimedSubnet(
                 keep_ratios=dict(schedule.keep_ratios), forms=dict(schedule.forms), reading=reading(took, 0.01),
-                extra_ms={WHOLE: took - 30.0},
+                extra_ms={WHOLE_NET: took - 30.0},
             )
         )  # fmt: skip
     return subnets
@@ -198,17 +198,19 @@ def test_a_space_of_few_choices_has_a_profile_too(number: int, tmp_path: Path) -
     choices = [Choice(ratio, form) for ratio in (0.7, 0.5, 0.35, 0.25) for form in ("soft", "hard")][:number]
     subnets = []
     for choice in choices:
-        took = truth.alone(costs.layers[0], choice)
+        took = truth.cost_at_one_layer(costs.layers[0], choice)
         subnets.append(
             TimedSubnet(
                 keep_ratios={costs.layers[0]: choice.keep_ratio}, forms={costs.layers[0]: choice.form or "soft"},
-                reading=reading(took), extra_ms={WHOLE: took - 30.0},
+                reading=reading(took), extra_ms={WHOLE_NET: took - 30.0},
             )
         )  # fmt: skip
     profile = LatencyProfile.fitted(costs, reading(30.0), subnets, **ABOUT)
     model = profile.model(costs)
     for choice in choices:
-        assert model.alone(costs.layers[0], choice) == pytest.approx(truth.alone(costs.layers[0], choice), rel=0.02)
+        assert model.cost_at_one_layer(costs.layers[0], choice) == pytest.approx(
+            truth.cost_at_one_layer(costs.layers[0], choice), rel=0.02
+        )
     assert LatencyProfile.load_file(profile.save(tmp_path / "few.json")) == profile
 
 

@@ -21,9 +21,9 @@ from ltmsearch.merging import (
     get_operator,
 )
 from ltmsearch.merging.assignment import HardAssignment, SoftAssignment
-from ltmsearch.merging.ltm import EMPTY_SIZE, HEADS, IMPORTANCE_LIMIT, NEAR, near_logits, soft_shares
+from ltmsearch.merging.ltm import EMPTY_SIZE, HEADS, IMPORTANCE_LIMIT, NEAR, local_logits, soft_shares
 from ltmsearch.merging.matching import match_once, rounds, unit
-from ltmsearch.merging.prior import SPREAD, area_overlap, near_cells, side_shares
+from ltmsearch.merging.prior import SPREAD, area_overlap, local_cells, side_shares
 from ltmsearch.models import create_backbone, create_subnet
 from ltmsearch.schedules.grid import Grid, tokens
 from ltmsearch.schedules.schedule import Form
@@ -177,7 +177,7 @@ def test_prior_is_made_of_its_sides(grid: Grid, target: Grid) -> None:
 @pytest.mark.parametrize(("grid", "target"), MORE_CASES)
 def test_near_cells_hold_all_of_the_prior(grid: Grid, target: Grid) -> None:
     prior = area_overlap(grid, target)
-    cells, log_prior = near_cells(grid, target)
+    cells, log_prior = local_cells(grid, target)
     assert cells.shape == log_prior.shape == (tokens(grid), NEAR)
     scattered = np.full_like(prior, -np.inf)
     for n in range(tokens(grid)):
@@ -223,7 +223,7 @@ def test_near_logits_are_those_of_the_soft_shares(grid: Grid, target: Grid, kapp
     values = F.normalize(torch.randn(B, tokens(grid), 16, generator=generator), dim=-1)
     sizes = torch.rand(B, tokens(grid), generator=generator) * 5 + 1e-4
     gain = torch.tensor(kappa)
-    cells, logits = near_logits(values, sizes, grid, target, gain)
+    cells, logits = local_logits(values, sizes, grid, target, gain)
     near = logits.softmax(dim=-1)
     dense = torch.zeros(B, tokens(grid), tokens(target)).scatter_add(2, cells.expand(B, -1, -1), near)
     torch.testing.assert_close(dense, soft_shares(values, sizes, grid, target, gain), atol=1e-5, rtol=0)

@@ -139,7 +139,7 @@ def test_a_path_that_tells_its_change_is_handed_back_the_same() -> None:
     operator = trained("ltm", "soft", kappa=9.0, fills=False)
     x, sizes = torch.randn(2, 1, 64, D), torch.ones(2, 64)
     out, change = operator(x, sizes, (8, 8), (5, 5)), torch.randn(2, 1, 25, D)
-    torch.testing.assert_close(out.hand_back(x, change), out.unmerge(x, out.tokens + change))
+    torch.testing.assert_close(out.unmerge_change(x, change), out.unmerge(x, out.tokens + change))
 
 
 def test_the_efficientvit_block_is_its_two_modules_with_a_residual_unmerge() -> None:

@@ -16,7 +16,7 @@ from torch import nn
 import ltmsearch
 from ltmsearch.errors import InputError
 from ltmsearch.merging import CONTENT_GAIN, OPERATORS
-from ltmsearch.models import MERGING, create_subnet, get_adapter, known_backbones, operators_of, set_schedule
+from ltmsearch.models import MERGING, attached_operators, create_subnet, get_adapter, known_backbones, set_schedule
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.programs.tracing import reductions_by_index
 from ltmsearch.schedules.schedule import Form, MergeSchedule
@@ -53,7 +53,7 @@ def plain_of(backbone: str, supernet: Supernet, **kwargs: Any) -> nn.Module:
 @pytest.mark.parametrize("img_size", [(128, 128), (160, 96), (70, 101), (224, 224)])
 def test_plain_equals_timm_bit_for_bit(backbone: str, operator: str, img_size: tuple[int, int]) -> None:
     supernet = supernet_of(backbone, operator)
-    reference = plain_of(backbone, supernet, **get_adapter(backbone).any_size)
+    reference = plain_of(backbone, supernet, **get_adapter(backbone).any_size_kwargs)
     images = torch.randn(2, 3, *img_size)
     with torch.no_grad():
         assert torch.equal(supernet(images), reference(images))
@@ -70,7 +70,7 @@ def test_the_supernet_is_timms_default_network_at_its_own_size(backbone: str) ->
         assert torch.equal(supernet(images), plain_of(backbone, supernet)(images))
 
 
-@pytest.mark.parametrize("backbone", sorted(n for n in SMALL if get_adapter(n).one_size))
+@pytest.mark.parametrize("backbone", sorted(n for n in SMALL if get_adapter(n).fixed_size))
 def test_networks_built_for_another_size_merge_too(backbone: str) -> None:
     """Where timm shrinks windows or positions to an image size, all the same: plain is timm's, merged still runs."""
     size = {"img_size": (96, 160), "num_classes": 7, **SMALL[backbone]}
@@ -104,7 +104,7 @@ class TestConformance:
             subnet = supernet.extract(schedule)
             assert torch.equal(subnet(images), active)
             assert not torch.equal(active, plain)
-        assert set(operators_of(subnet, supernet.layers)) == set(schedule.merging_layers)
+        assert set(attached_operators(subnet, supernet.layers)) == set(schedule.merging_layers)
 
     def test_registered_model_takes_the_subnets_weights(self, backbone: str, operator: str, form: Form) -> None:
         supernet = supernet_of(backbone, operator)
@@ -194,7 +194,7 @@ def test_plain_checkpoints_load_and_masks_keep_their_start() -> None:
 @pytest.mark.parametrize(("start", "gain"), [("auto", 0.0), ("place", 0.0), ("content", CONTENT_GAIN)])
 def test_mask_start(start: str, gain: float) -> None:
     model = create_subnet("mobilevit_xxs", keep_ratios={"stages.2.1.transformer.0": 0.5}, mask_start=start)  # type: ignore[arg-type]
-    (operator,) = operators_of(model, layers_of("mobilevit_xxs")).values()
+    (operator,) = attached_operators(model, layers_of("mobilevit_xxs")).values()
     assert float(operator.kappa.detach()) == gain
 
 
@@ -208,7 +208,7 @@ def test_timms_checkpoint_path_loads_the_backbone_and_starts_masks_by_content(ba
     )  # fmt: skip
     state = model.state_dict()
     assert all(torch.equal(state[name], value) for name, value in plain.state_dict().items())
-    operators = operators_of(model, get_adapter(backbone).layers(model)).values()
+    operators = attached_operators(model, get_adapter(backbone).layers(model)).values()
     assert {float(operator.kappa.detach()) for operator in operators} == {CONTENT_GAIN}
     # A checkpoint of the merging network itself brings its own masks.
     with torch.no_grad():
@@ -217,7 +217,8 @@ def test_timms_checkpoint_path_loads_the_backbone_and_starts_masks_by_content(ba
     again = create_subnet(backbone, keep_ratios={"*": 0.5}, num_classes=3, **SMALL[backbone])
     again.load_state_dict(model.state_dict())
     assert all(
-        float(op.kappa.detach()) == 3.0 for op in operators_of(again, get_adapter(backbone).layers(again)).values()
+        float(op.kappa.detach()) == 3.0
+        for op in attached_operators(again, get_adapter(backbone).layers(again)).values()
     )
 
 

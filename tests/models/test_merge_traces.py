@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ltmsearch.merging import OPERATORS, Merge
 from ltmsearch.merging.assignment import HardAssignment, SoftAssignment
-from ltmsearch.models import create_subnet, operators_of
+from ltmsearch.models import attached_operators, create_subnet
 from ltmsearch.models.merge_traces import LayerMerges, trace_merges
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.schedule import MergeSchedule
@@ -33,7 +33,7 @@ def watched(net: nn.Module, layers: tuple[str, ...], images: Tensor) -> dict[str
     def look(layer: str) -> Any:
         return lambda _module, _args, merge: seen.update({layer: merge})
 
-    handles = [op.register_forward_hook(look(layer)) for layer, op in operators_of(net, layers).items()]
+    handles = [op.register_forward_hook(look(layer)) for layer, op in attached_operators(net, layers).items()]
     with torch.no_grad():
         net(images)
     for handle in handles:
@@ -74,7 +74,7 @@ def test_every_patch_is_in_some_token_and_sizes_are_the_networks(backbone: str, 
             assert layer.labels.shape == layer.whole
             assert layer.labels.min() >= 0
             assert layer.labels.max() < layer.windows * layer.after
-            np.testing.assert_allclose(layer.by_patch.sum(axis=1), 1, rtol=1e-5)
+            np.testing.assert_allclose(layer.patch_shares.sum(axis=1), 1, rtol=1e-5)
             np.testing.assert_allclose(layer.sizes.sum(), n, rtol=1e-5)
             own = merges[layer.layer].sizes.reshape(2, -1)[image].numpy()
             np.testing.assert_allclose(layer.sizes, own, atol=0.01)  # padding and empty tokens weigh next to nothing
@@ -186,7 +186,7 @@ def test_looking_on_leaves_nothing_behind() -> None:
     assert net.training
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     assert torch.equal(random, torch.get_rng_state())
-    assert not any(op._forward_hooks for op in operators_of(net.model, net.layers).values())
+    assert not any(op._forward_hooks for op in attached_operators(net.model, net.layers).values())
 
 
 def test_tokens_are_found_by_pixel() -> None:

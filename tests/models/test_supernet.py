@@ -114,15 +114,15 @@ def test_the_beginning_is_all_that_the_first_layer_hears_of(backbone: str) -> No
     net.eval()(torch.randn(2, 3, 224, 224))
     grads = torch.autograd.grad(entering[0].sum(), list(net.parameters()), allow_unused=True)
     heard_of = [parameter for parameter, grad in zip(net.parameters(), grads, strict=True) if grad is not None]
-    assert [id(parameter) for parameter in net.beginning()] == [id(parameter) for parameter in heard_of]
+    assert [id(parameter) for parameter in net.prefix_parameters()] == [id(parameter) for parameter in heard_of]
 
 
 def test_the_beginning_is_held_and_let_go_also_on_error(supernet: Supernet) -> None:
     images = torch.randn(2, 3, 64, 64)
-    with pytest.raises(RuntimeError, match="on purpose"), supernet.beginning_held():
+    with pytest.raises(RuntimeError, match="on purpose"), supernet.frozen_prefix():
         supernet(images).sum().backward()
         raise RuntimeError("on purpose")
-    held = {id(p) for p in supernet.beginning()}
+    held = {id(p) for p in supernet.prefix_parameters()}
     assert all((p.grad is None) == (id(p) in held) for n, p in supernet.named_parameters() if ".merging." not in n)
     assert held
     assert all(p.requires_grad for p in supernet.parameters())

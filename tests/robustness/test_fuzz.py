@@ -111,7 +111,7 @@ def space_file(path: Path) -> None:
     file = SpaceFile.load(str(path), family="mobilevit")
     grids = dict.fromkeys(LAYERS, (14, 14))
     try:
-        space = SearchSpace.build(file, grids, pays=lambda layer, choice: True)
+        space = SearchSpace.build(file, grids, reduces_cost=lambda layer, choice: True)
     except Exception as error:  # which names the pattern, not the file
         raise type(error)(f"{path.name}: {error}") from error
     space.digest()

@@ -21,7 +21,7 @@ from ltmsearch.io.yaml_models import load, read_yaml, to_yaml
 from ltmsearch.merging import get_operator
 from ltmsearch.schedules.grid import target_grid
 from ltmsearch.schedules.schedule import Form, MergeSchedule
-from ltmsearch.schedules.space import IBWeights, SearchSpace, SpaceFile, possible_choices
+from ltmsearch.schedules.space import IBWeights, SearchSpace, SpaceFile, layer_choices
 
 # The same cases in every run; few, for whoever wants more raises the number.
 seeded = settings(
@@ -203,7 +203,7 @@ class TestSpaces:
     @given(file=space_files(), operator=st.sampled_from(("ltm", "tome", "pool")))
     def test_choices_differ_and_begin_with_the_plain_layer(self, file: SpaceFile, operator: str) -> None:
         for layer, grid in GRIDS.items():
-            choices = possible_choices(*file.choices_of(layer), grid, get_operator(operator).forms)
+            choices = layer_choices(*file.choices_of(layer), grid, get_operator(operator).forms)
             assert choices[0].keep_ratio == 1
             assert choices[0].form is None
             assert len({(target_grid(grid, c.keep_ratio), c.form) for c in choices}) == len(choices)
@@ -212,11 +212,11 @@ class TestSpaces:
     @seeded
     @given(file=space_files(), data=st.data())
     def test_a_point_is_its_schedule(self, file: SpaceFile, data: st.DataObject) -> None:
-        space = SearchSpace.build(file, GRIDS, pays=lambda layer, choice: True)
+        space = SearchSpace.build(file, GRIDS, reduces_cost=lambda layer, choice: True)
         point = [data.draw(st.integers(0, len(options) - 1)) for options in space.choices]
         assert space.indices(space.schedule(point)).tolist() == point
         assert space.size == math.prod(map(len, space.choices))
-        assert SearchSpace.build(file, GRIDS, pays=lambda *_: True).digest() == space.digest()
+        assert SearchSpace.build(file, GRIDS, reduces_cost=lambda *_: True).digest() == space.digest()
 
     @seeded
     @given(ends=st.tuples(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6)), share=st.floats(0, 1))

@@ -16,9 +16,9 @@ from ltmsearch.schedules.space import (
     IBWeights,
     SearchSpace,
     SpaceFile,
+    colliding_ratios,
     distinct_ratios,
-    indistinct_choices,
-    possible_choices,
+    layer_choices,
 )
 
 GRIDS: dict[str, Grid] = {"stages.2.0": (14, 14), "stages.3.0": (7, 7), "stages.4.0": (2, 2)}
@@ -33,11 +33,15 @@ def write(folder: Path, text: str) -> str:
 
 
 def build(
-    folder: Path, text: str, operator: str = "ltm", pays: Callable[[str, Choice], bool] = lambda *_: True
+    folder: Path, text: str, operator: str = "ltm", reduces_cost: Callable[[str, Choice], bool] = lambda *_: True
 ) -> SearchSpace:
     """The space of a file's text behind `HEAD`."""
     return SearchSpace.build(
-        SpaceFile.load(write(folder, HEAD + text), family="m"), GRIDS, operator, get_operator(operator).forms, pays=pays
+        SpaceFile.load(write(folder, HEAD + text), family="m"),
+        GRIDS,
+        operator,
+        get_operator(operator).forms,
+        reduces_cost=reduces_cost,
     )
 
 
@@ -103,12 +107,12 @@ def test_operators_with_one_form_take_that_one(tmp_path: Path, operator: str, fo
 def test_choices_that_do_not_pay_are_left_out(tmp_path: Path) -> None:
     asked: list[tuple[str, Choice]] = []
 
-    def pays(layer: str, choice: Choice) -> bool:
+    def reduces_cost(layer: str, choice: Choice) -> bool:
         asked.append((layer, choice))
         return layer == "stages.3.0" or (layer == "stages.2.0" and (choice.form == "hard" or choice.keep_ratio < 0.6))
 
     text = "keep_ratios: [0.7, 0.5]\n"
-    space = build(tmp_path, text, pays=pays)
+    space = build(tmp_path, text, reduces_cost=reduces_cost)
     everything = build(tmp_path, text)
     assert space.choices[0] == (PLAIN, Choice(0.7, "hard"), Choice(0.5, "soft"), Choice(0.5, "hard"))
     assert space.choices[1] == everything.choices[1]
@@ -138,10 +142,10 @@ def test_possible_choices_count_a_grid_once() -> None:
     # On 7×7, 0.7 and 0.75 are both 6×6, of which 0.75 is nearer.
     ratios = [
         choice.keep_ratio
-        for choice in possible_choices([0.7, 0.75, 0.5], ["soft", "hard"], (7, 7), ["soft", "hard", "matched"])
+        for choice in layer_choices([0.7, 0.75, 0.5], ["soft", "hard"], (7, 7), ["soft", "hard", "matched"])
     ]
     assert ratios == [1.0, 0.75, 0.75, 0.5, 0.5]
-    assert possible_choices([0.99], ["soft", "hard"], (2, 2), ["soft", "hard", "matched"]) == (PLAIN,)
+    assert layer_choices([0.99], ["soft", "hard"], (2, 2), ["soft", "hard", "matched"]) == (PLAIN,)
 
 
 def test_choices_with_one_grid_are_one_choice() -> None:
@@ -157,7 +161,7 @@ def test_choices_with_one_grid_are_one_choice() -> None:
 def test_choices_that_look_alike_on_small_images_are_named() -> None:
     both = (PLAIN, *(Choice(ratio, form) for ratio in (0.7, 0.5) for form in ("soft", "hard")))
     space = SearchSpace(layers=("a", "b"), choices=(both, soft(0.5)))
-    alike = indistinct_choices(space, {"a": (2, 2), "b": (4, 4)})
+    alike = colliding_ratios(space, {"a": (2, 2), "b": (4, 4)})
     assert alike == {"a": [(0.7, 0.5)]}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.settings import StudySettings
-from ltmsearch.engine.evaluation import batchnorm_kept
+from ltmsearch.engine.evaluation import preserve_batchnorm
 from ltmsearch.engine.steps import proxy_train
 from ltmsearch.errors import TrialDiverged
 from ltmsearch.schedules.schedule import Choice, MergeSchedule
@@ -106,7 +106,7 @@ def test_a_trial_without_weight_is_cross_entropy_alone_bit_for_bit(evaluator: Ev
     start, settings, supernet = start_of(evaluator), evaluator.settings, evaluator.supernet
     result = evaluator.evaluate(start, half, ib_weight=0.0, seed=3)
     load_parameters(supernet, start)
-    with batchnorm_kept(supernet):
+    with preserve_batchnorm(supernet):
         batches = evaluator.data.train_batches(batch_size=settings.batch_size, steps=settings.proxy_steps, seed=3)
         proxy_train(supernet, half, batches, lr=settings.proxy_lr, runtime=evaluator.runtime)
         by_hand = evaluator.score(half, images=settings.val_images)

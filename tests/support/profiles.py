@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 
 from ltmsearch.costs import CostModel, backbone_costs
-from ltmsearch.costs.latency import behind_features, layer_features
+from ltmsearch.costs.latency import after_chain_features, layer_features
 from ltmsearch.latency import LatencyProfile, LatencyTarget, Reading, profile_space
 from ltmsearch.models import get_adapter
 from ltmsearch.schedules.grid import target_grid
@@ -46,7 +46,7 @@ def feature_names(costs: CostModel, space: SearchSpace) -> list[str]:
                     names |= dict.fromkeys(layer_features(chain, layer, grid, choice, costs.operator))
             grids = {target_grid(grid, choice.keep_ratio) for grid in grids for choice in choices}
         for grid in sorted(grids):
-            names |= dict.fromkeys(behind_features(chain, grid))
+            names |= dict.fromkeys(after_chain_features(chain, grid))
     return list(names)
 
 

@@ -57,9 +57,9 @@ def merges_page(
 def _layer(image: np.ndarray, layer: LayerMerges, panel: tuple[int, int]) -> dict[str, Any]:
     """What the page knows of a layer; shares only where some patch is shared out."""
     name, words = heading(layer)
-    by_patch = layer.by_patch
-    whole = bool((by_patch.max(axis=1) > 1 - 1e-6).all())
-    shares = (by_patch * 255).round().astype(np.uint8)
+    patch_shares = layer.patch_shares
+    whole = bool((patch_shares.max(axis=1) > 1 - 1e-6).all())
+    shares = (patch_shares * 255).round().astype(np.uint8)
     return {
         "name": name,
         "words": words,
