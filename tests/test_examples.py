@@ -1,4 +1,4 @@
-"""The examples of the documentation run: Python on its pages, the tutorial from beginning to end, the notebook."""
+"""The examples of the documentation run: Python blocks, the tutorial, the notebook."""
 
 import contextlib
 import io
@@ -28,28 +28,28 @@ TUTORIAL = ROOT / "docs/tutorial.md"
 NOTEBOOK = ROOT / "examples/search_and_look.ipynb"
 WITH_PYTHON = [p for p in PAGES if p != TUTORIAL and any(block.language == "python" for block in blocks(p))]
 RUN = "runs/mobilevit_s-ltm-1.2gflops-224-digits"
-"""The run directory that pages speak of."""
+"""The run directory that the pages use."""
 DEFAULTS = {n: v for n, v in TINY.items() if n.endswith(("steps", "images", "img_size", "batch_size"))}
-"""What a study takes for a setting that an example does not give."""
+"""Defaults that make the examples' studies small."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the pages' examples run one after the other, with the study that they speak of."""
+    """Working directory of the examples, with the study that they use."""
     path = tmp_path_factory.mktemp("examples")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
         patch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
         result = run_study(StudySettings.make(**{**TINY, "backbone": "mobilevit_s", "budget_gflops": 1.2, "out": RUN}))
         recipe = next(Path(RUN, "recipes").iterdir())
-        recipe.rename(Path(RUN, "recipes/8.yaml"))  # the number that the pages give
+        recipe.rename(Path(RUN, "recipes/8.yaml"))  # the trial number on the pages
         assert result.front
     return path
 
 
 @pytest.fixture
-def small_and_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """In that folder, examples have the defaults of a study that takes seconds, and what they register is forgotten."""
+def small_studies(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Studies in that directory take seconds; operators and families that examples register are removed again."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
     monkeypatch.setattr("ltmsearch.config.settings.CPU", DEFAULTS)
@@ -61,8 +61,8 @@ def small_and_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     FAMILIES[:] = families
 
 
-def phone(times: Path) -> None:
-    """What a person writes between two examples of the page on latency: here, a phone as fast as multiply-adds say."""
+def write_phone_times(times: Path) -> None:
+    """Times of a phone whose latency is proportional to GFLOPs, for the latency page."""
     costs = costs_of("mobilevit_xxs", 224)
     subnets = json.loads(Path("phone/subnets.json").read_text())
     assert len(list(Path("phone").glob("*.onnx"))) == len(subnets)
@@ -70,13 +70,15 @@ def phone(times: Path) -> None:
     times.write_text(json.dumps({str(i): [100 * costs.gflops(s), 0.01] for i, s in enumerate(schedules)}))
 
 
-BEFORE: dict[tuple[str, int], Callable[[], Any]] = {("latency.md", 1): lambda: phone(Path("phone/times.json"))}
-"""Name of a page and number of a Python block → what its reader has done by then."""
+BEFORE: dict[tuple[str, int], Callable[[], Any]] = {
+    ("latency.md", 1): lambda: write_phone_times(Path("phone/times.json"))
+}
+"""Page name and number of a Python block → a manual step of the reader before that block."""
 
 
-@pytest.mark.usefixtures("small_and_alone")
+@pytest.mark.usefixtures("small_studies")
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: str(page.relative_to(ROOT)))
-def test_python_on_a_page_runs_and_prints_what_stands_below_it(page: Path) -> None:
+def test_python_of_a_page_runs_and_prints_its_output(page: Path) -> None:
     names: dict[str, Any] = {"__name__": "example"}
     all_blocks = blocks(page)
     number = 0
@@ -95,10 +97,10 @@ def _adjacent(page: Path, code: str, text: str) -> bool:
     return f"{code}```\n\n```text\n{text}" in page.read_text(encoding="utf-8")
 
 
-@pytest.mark.usefixtures("small_and_alone")
-def test_a_study_takes_the_profile_that_the_page_on_latency_writes() -> None:
+@pytest.mark.usefixtures("small_studies")
+def test_study_uses_the_profile_of_the_latency_page() -> None:
     if not Path("phone.json").exists():
-        test_python_on_a_page_runs_and_prints_what_stands_below_it(ROOT / "docs/howto/latency.md")
+        test_python_of_a_page_runs_and_prints_its_output(ROOT / "docs/howto/latency.md")
     settings = {**TINY, "budget_gflops": None, "budget_ms": 27.0, "latency_profile": "phone.json", "out": "runs/phone"}
     front = run_study(StudySettings.make("test", **settings)).front
     assert front
@@ -119,10 +121,8 @@ def ltmsearch(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # long on a machine that is busy with other things
-def test_the_tutorial_runs_from_beginning_to_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.timeout(1800)  # slow on a busy machine
+def test_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
     monkeypatch.setattr("ltmsearch.config.settings.CPU", DEFAULTS)
@@ -131,7 +131,7 @@ def test_the_tutorial_runs_from_beginning_to_end(
     done = []
     for line in shell_lines(TUTORIAL):
         name, *arguments = shlex.split(line)[1:]
-        for chosen in Path("runs/shapes/export").glob("*"):  # the trial that the tutorial calls 12
+        for chosen in Path("runs/shapes/export").glob("*"):  # trial 12 of the tutorial
             arguments = [re.sub(r"(export/|shapes-)12\b", rf"\g<1>{chosen.name}", argument) for argument in arguments]
             deploy = deploy.replace("shapes-12", f"shapes-{chosen.name}")
         ltmsearch([name, *arguments, *(["--trials", "3"] if name == "run" else [])], monkeypatch)
@@ -143,8 +143,8 @@ def test_the_tutorial_runs_from_beginning_to_end(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # long on a machine that is busy with other things
-def test_the_notebook_runs_and_is_kept_without_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.timeout(1800)  # slow on a busy machine
+def test_notebook_runs_and_has_no_stored_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
     for cell in notebook.cells:
         assert not cell.get("outputs")
