@@ -242,7 +242,7 @@ class Trials:
         call(["export", str(run), "--top", "1"], run.with_suffix(".log"))
         self.note_seconds(name, begun)
         (exported,) = run.glob("export/*/recipe.yaml")
-        return load_recipe(exported).merge_schedule
+        return load_recipe(exported).schedule
 
     def learn(self) -> MergeSchedule:
         """The schedule learned by gradient, from the same base."""
@@ -414,7 +414,7 @@ class Trials:
             "plain_gflops": self.space[1].base / GIGA, "least_gflops": self.space[1].reachable()[0] / GIGA,
             "nets": {
                 net: {
-                    **recipe.provenance, "operator": recipe.operator, "keep_ratios": recipe.schedule,
+                    **recipe.provenance, "operator": recipe.schedule.operator, "keep_ratios": recipe.schedule,
                     "forms": recipe.forms,
                     "runs": [json.loads(self.result(net, seed).read_text()) for seed in self.done],
                 }

@@ -158,13 +158,13 @@ def main() -> None:
         own = clocks.seconds[part], clocks.processor[part]
         shares = own[0] / wall, own[1] / processor
         print(f"{part:26}{own[0]:9.2f}{shares[0]:8.1%}{own[1]:11.2f}{shares[1]:8.1%}{clocks.calls[part]:7}")
-    proposals = len(result.records)
+    proposals = len(result.trials)
     print(f"{'all':26}{wall:9.2f}{'':8}{processor:11.2f}; {proposals} proposals", end="")
     print(f"; load {load:.1f} before, {os.getloadavg()[0]:.1f} after")
     overheads = [sum(clock[part] for part in OVERHEADS) for clock in (clocks.seconds, clocks.processor)]
     print(f"{', '.join(OVERHEADS)} together: {overheads[0] / wall:.1%}, {overheads[1] / processor:.1%}")
 
-    for point in [*result.front, *(r for r in result.records if r.kind == "baseline")]:
+    for point in [*result.front, *(r for r in result.trials if r.kind == "baseline")]:
         print(f"trial {point.trial:3} {point.label:12} {point.gflops:.4f} GFLOPs, top-1 {point.score} %")
 
     record = {
@@ -175,7 +175,7 @@ def main() -> None:
         "processor_seconds": {part: clocks.processor[part] for part in PARTS},
         "overheads_share": overheads[0] / wall,
         "proposals": proposals,
-        "trial_seconds": [r.seconds for r in result.records if r.seconds is not None],
+        "trial_seconds": [r.seconds for r in result.trials if r.seconds is not None],
         "machine": {
             "cores": os.cpu_count(), "processor": platform.machine(), "torch": torch.__version__, "load": load,
         },

@@ -114,7 +114,7 @@ class Bench:
                 num_classes=self.classes[data],
             )  # fmt: skip
             recipe.save(self.recipe(data, net))
-            self.gflops[data, net] = costs.macs(recipe.merge_schedule) / GIGA
+            self.gflops[data, net] = costs.macs(recipe.schedule) / GIGA
 
     def search(self, data: str) -> None:
         """The recipe of the best of a search's front within the cost of uniform `ltm`."""

@@ -2,11 +2,8 @@
 
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
 
 from ltmsearch.callbacks import Callbacks
-from ltmsearch.config.objective import CostName
 from ltmsearch.config.recipe import library_versions
 from ltmsearch.config.settings import StudySettings
 from ltmsearch.errors import LeaseLost, WorkersLost
@@ -16,31 +13,15 @@ from ltmsearch.reporting.pareto_plot import prediction_lines
 from ltmsearch.reporting.write import write_results
 from ltmsearch.search.driver import Driver
 from ltmsearch.search.lease import Lease
-from ltmsearch.search.records import TRIALS, TrialRecord, select_front, trials_table, write_csv
+from ltmsearch.search.records import TRIALS, select_front, trials_table, write_csv
 from ltmsearch.search.resume import OpenRun, open_run
+from ltmsearch.search.run import Run
 from ltmsearch.search.storage import told_when_lost
 from ltmsearch.search.timing import OVERHEAD, RESCORING, WARM_UP, WRITING, Clock
 from ltmsearch.search.workers.ray import RayWorkers
 
 
-@dataclass(frozen=True, kw_only=True)
-class StudyResult:
-    """What a study leaves behind."""
-
-    folder: Path
-    """The run directory."""
-    records: list[TrialRecord]
-    """Every trial."""
-    cost: CostName
-    """What the front weighs against top-1."""
-
-    @property
-    def front(self) -> list[TrialRecord]:
-        """The trials of the front, best first."""
-        return select_front(self.records, self.cost)
-
-
-def run_study(settings: StudySettings, callbacks: Callbacks | None = None, *, takeover: bool = False) -> StudyResult:
+def run_study(settings: StudySettings, callbacks: Callbacks | None = None, *, takeover: bool = False) -> Run:
     """Search, or continue a search that was interrupted or is to have more trials.
 
     Args:
@@ -49,7 +30,7 @@ def run_study(settings: StudySettings, callbacks: Callbacks | None = None, *, ta
         takeover: Continue a study that another driver is at work on; that one ends as soon as it notices.
 
     Returns:
-        The trials, re-scored; their tables, plots and recipes lie in the run directory.
+        The run directory, with its trials, tables, plots and recipes.
 
     Raises:
         InputError: If the settings cannot be followed, do not continue the study in the run directory, or another
@@ -91,7 +72,7 @@ def run_study(settings: StudySettings, callbacks: Callbacks | None = None, *, ta
         except LeaseLost:
             clock.leave()
             raise
-        return StudyResult(folder=run.folder, records=records, cost=bench.settings.axis.name)
+        return Run.open(run.folder)
 
 
 def _search(driver: Driver, run: OpenRun, until: float | None) -> None:

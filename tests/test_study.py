@@ -84,7 +84,7 @@ class TestFinishedStudy:
         assert {int(path.stem) for path in recipes} == set(front.trial)
         for _, row in front.iterrows():
             recipe = load_recipe(finished / f"run/recipes/{row.trial}.yaml")
-            assert recipe.schedule == json.loads(row.keep_ratios)
+            assert recipe.schedule.keep_ratios == json.loads(row.keep_ratios)
             assert recipe.ib_weight == row.ib_weight
             assert recipe.ib_beta == 1.0
             model = timm.create_model(recipe.model, **recipe.model_kwargs())
@@ -231,7 +231,7 @@ def test_proposals_over_the_budget_are_never_trained(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(Evaluator, "evaluate", spy)
     result = run_study(tiny(tmp_path, sampler="random", budget_gflops=0.23, trials=8))
-    rejected = [record for record in result.records if record.state == "over budget"]
+    rejected = [record for record in result.trials if record.state == "over budget"]
     assert rejected, "a random sampler proposes schedules over a tight budget"
     assert all(record.gflops > 0.23 and record.top1 is None for record in rejected)
     assert sum(evaluated) == 8  # one step each; the reference has none
@@ -251,7 +251,7 @@ def test_a_trial_that_diverges_fails_alone(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(Evaluator, "evaluate", diverge_once)
     result = run_study(tiny(tmp_path))
-    assert [record.state for record in result.records].count("failed") == 1
+    assert [record.state for record in result.trials].count("failed") == 1
     assert len(result.front) >= 1
     assert all(torch.equal(seen[2][name], value) for name, value in seen[3].items())
 
@@ -264,10 +264,10 @@ def test_baseline_operators_can_be_searched_too(tmp_path: Path, operator: str) -
 
 def test_time_limit_ends_the_search_but_not_the_results(tmp_path: Path) -> None:
     result = run_study(tiny(tmp_path, trials=500, timeout=0.001))
-    assert result.records == []
+    assert result.trials == []
     assert (tmp_path / "run/front.csv").read_text().startswith("trial,gflops")
     continued = run_study(tiny(tmp_path, trials=2))
-    assert sum(record.state == "scored" for record in continued.records) >= 2
+    assert sum(record.state == "scored" for record in continued.trials) >= 2
 
 
 class Stubborn(optuna.samplers.RandomSampler):
@@ -280,8 +280,8 @@ class Stubborn(optuna.samplers.RandomSampler):
 def test_stubborn_samplers_do_not_stall_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ltmsearch.search.driver.make_sampler", lambda *_, **__: Stubborn())
     result = run_study(tiny(tmp_path / "a", trials=6))
-    assert sum(record.state == "scored" and record.label != "plain" for record in result.records) == 6
-    assert any(record.label == "drawn within budget" for record in result.records)
+    assert sum(record.state == "scored" and record.label != "plain" for record in result.trials) == 6
+    assert any(record.label == "drawn within budget" for record in result.trials)
     # Interrupted in a row of rejected proposals, the study draws at the same place.
     with pytest.raises(KeyboardInterrupt):
         run_study(tiny(tmp_path / "b", trials=6), Interrupt(20))
@@ -296,8 +296,8 @@ def test_without_ib_weights_in_the_space_nothing_of_them_is_searched(tmp_path: P
     space = tmp_path / "space.yaml"
     space.write_text("".join(line for line in lines if not line.startswith("ib_weight")))
     result = run_study(tiny(tmp_path, space=str(space), trials=5))
-    assert {record.ib_weight for record in result.records} == {0.0}
-    assert all(record.mi_y is not None for record in result.records if record.state == "scored")
+    assert {record.ib_weight for record in result.trials} == {0.0}
+    assert all(record.mi_y is not None for record in result.trials if record.state == "scored")
     assert load_recipe(tmp_path / f"run/recipes/{result.front[0].trial}.yaml").ib_weight == 0.0
     stored = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path}/run/study.db").trials
     assert not any("ib_weight" in trial.params for trial in stored)

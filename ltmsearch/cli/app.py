@@ -43,7 +43,7 @@ app = typer.Typer(
 OUTPUT, DATA = "Output", "Data"
 """Panels of the help."""
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory of a study.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory of a study.")]
 DataDir = Annotated[
     Path | None,
     typer.Option(

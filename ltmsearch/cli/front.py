@@ -5,12 +5,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ltmsearch.cli.app import AsJson, Quiet, Run, app, say
+from ltmsearch.cli.app import AsJson, Quiet, RunFolder, app, say
 from ltmsearch.cli.terminal import print_json, results
 
 
 @app.command()
-def front(run: Run, as_json: AsJson = False, quiet: Quiet = False) -> None:
+def front(run: RunFolder, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Print a study's front and what was learned of its layers, and write its tables, plots and report again.
 
     While a driver is at work on the study nothing is written.
@@ -19,18 +19,17 @@ def front(run: Run, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """
     from ltmsearch.callbacks import Callbacks
     from ltmsearch.cli.progress import Notes
-    from ltmsearch.config.settings import SETTINGS, ResolvedSettings
     from ltmsearch.io.files import refuse_links_outward
     from ltmsearch.reporting.findings import find
     from ltmsearch.reporting.json_summary import front_rows
     from ltmsearch.reporting.pareto_plot import print_findings, print_front
     from ltmsearch.reporting.write import write_tables_and_plots
     from ltmsearch.search.lease import who_drives
-    from ltmsearch.search.records import TRIALS, read_trials
+    from ltmsearch.search.run import Run
 
     refuse_links_outward(run)
-    settings = ResolvedSettings.load(run / SETTINGS)
-    records = read_trials(run / TRIALS)
+    study = Run.open(run)
+    settings, records = study.settings, study.trials
     callbacks = Callbacks() if quiet else Notes(Console(stderr=True))
     if driver := who_drives(run):  # it writes the same files, with more trials
         callbacks.note(f"{run} is driven by {driver}: nothing is written, its files are that driver's")
@@ -46,7 +45,7 @@ def front(run: Run, as_json: AsJson = False, quiet: Quiet = False) -> None:
 
 @app.command()
 def dashboard(
-    run: Run,
+    run: RunFolder,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0: a free one.", min=0, max=65535)] = 8080,
 ) -> None:

@@ -173,23 +173,21 @@ def run(
         given["data_dir"] = str(data_dir)
     settings = _settings(given, config)
     with watched(quiet=quiet, verbose=verbose, stopped=lambda: _how_to_go_on(settings.run_dir)) as callbacks:
-        from ltmsearch.config.settings import SETTINGS, ResolvedSettings
         from ltmsearch.study import run_study
 
         result = run_study(settings, callbacks, takeover=takeover)
-        resolved = ResolvedSettings.load(result.folder / SETTINGS)
     if as_json:
         from ltmsearch.reporting.json_summary import study_document
 
-        print_json(study_document(result.folder, resolved, result.records))
+        print_json(study_document(result))
     elif not quiet:
         from ltmsearch.reporting.findings import find
         from ltmsearch.reporting.html import PAGE
         from ltmsearch.reporting.pareto_plot import print_findings, print_front
 
         console = results()
-        print_front(console, result.records, axis=resolved.axis)
-        print_findings(console, find(result.records, resolved.axis.name))
+        print_front(console, result.trials, axis=result.settings.axis)
+        print_findings(console, find(result.trials, result.settings.axis.name))
         say(console, f"plots, tables and recipes: {result.folder}, all on one page in {result.folder / PAGE}")
 
 

@@ -7,19 +7,28 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_serializer,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from ltmsearch.errors import InputError, shortened
 from ltmsearch.io.files import write_atomic
 from ltmsearch.io.yaml_models import check, load, read_yaml, to_yaml
-from ltmsearch.schedules.schedule import Form, MergeSchedule
+from ltmsearch.schedules.schedule import MergeSchedule
 
 SCHEMA = 1
 PREFIX = "ltm_"
 """Of the timm names of networks that merge."""
 
-NET = ("schema_version", "model", "operator", "schedule", "forms", "provenance")
-"""What a recipe says of the net and its origin; every other key is one of training, and may be given anew for it."""
+NET = ("schema_version", "model", "schedule", "provenance")
+"""Fields that describe the network and its origin. All others configure training and may be overridden for it."""
 
 HEADER = """Training recipe of a merge schedule found by ltmsearch.
 The network: timm.create_model(model, keep_ratios=schedule, operator=operator, forms=forms,
@@ -35,7 +44,12 @@ class Recipe(BaseModel):
     """
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True, allow_inf_nan=False
+        extra="forbid",
+        frozen=True,
+        protected_namespaces=(),
+        arbitrary_types_allowed=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
     schema_version: int = SCHEMA
@@ -43,12 +57,8 @@ class Recipe(BaseModel):
 
     model: str
     """timm name of the network, `ltm_<backbone>`."""
-    operator: str
-    """Merging operator."""
-    schedule: dict[str, float]
-    """Layer name → keep ratio in (0, 1]."""
-    forms: dict[str, Form] = Field(default_factory=dict)
-    """Layer name → form of its merge, where it is not the operator's first."""
+    schedule: MergeSchedule
+    """Keep ratios, operator and forms; in the file the keys `schedule`, `operator` and `forms`."""
     num_classes: int = Field(ge=2)
     """Width of the classifier."""
 
@@ -156,6 +166,39 @@ class Recipe(BaseModel):
     provenance: dict[str, Any] = Field(default_factory=dict)
     """Where the schedule comes from: study, trial, seed, versions, counted and measured costs, proxy score."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _join_schedule(cls, values: Any) -> Any:
+        """Build the schedule from the file's keys `schedule`, `operator` and `forms`."""
+        if not isinstance(values, dict) or isinstance(values.get("schedule"), MergeSchedule):
+            return values
+        others = dict(values)
+        ratios, operator, forms = (others.pop(key, None) for key in ("schedule", "operator", "forms"))
+        _check_type("schedule", ratios, dict, "map layer names to keep ratios")
+        _check_type("operator", operator, str, "name a merging operator")
+        _check_type("forms", forms or {}, dict, "map layer names to forms")
+        try:
+            schedule = MergeSchedule(keep_ratios=ratios, operator=operator, forms=forms or {})
+        except InputError as error:
+            raise ValueError(f"schedule: {error}") from None
+        return others | {"schedule": schedule}
+
+    @field_serializer("schedule")
+    def _schedule_keys(self, schedule: MergeSchedule) -> dict[str, Any]:
+        return {
+            "operator": schedule.operator,
+            "schedule": dict(schedule.keep_ratios),
+            "forms": dict(schedule.forms),
+        }
+
+    @model_serializer(mode="wrap")
+    def _split_schedule(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write the schedule as the file's three keys."""
+        content: dict[str, Any] = {}
+        for name, value in handler(self).items():
+            content |= value if name == "schedule" else {name: value}
+        return content
+
     @model_validator(mode="after")
     def _goes_together(self) -> "Recipe":
         if self.warmup_epochs + self.cooldown_epochs >= self.epochs and self.sched != "constant":
@@ -183,17 +226,12 @@ class Recipe(BaseModel):
         """timm name of the plain net."""
         return self.model.removeprefix(PREFIX)
 
-    @property
-    def merge_schedule(self) -> MergeSchedule:
-        """The schedule as an object."""
-        return MergeSchedule(keep_ratios=self.schedule, operator=self.operator, forms=self.forms)
-
     def model_kwargs(self) -> dict[str, Any]:
         """What `timm.create_model(recipe.model, ...)` takes beside the name."""
         return {
-            "keep_ratios": self.schedule,
-            "operator": self.operator,
-            "forms": self.forms,
+            "keep_ratios": dict(self.schedule.keep_ratios),
+            "operator": self.schedule.operator,
+            "forms": dict(self.schedule.forms),
             "num_classes": self.num_classes,
             "img_size": self.img_size,
         }
@@ -227,12 +265,12 @@ def load_recipe(path: str | Path) -> Recipe:
         raise InputError(
             f"{path}: schema_version must be {SCHEMA} for this ltmsearch, but got {shortened(repr(version))}"
         )
-    recipe = load(Recipe, path)
-    try:
-        MergeSchedule(keep_ratios=recipe.schedule, operator=recipe.operator)  # the ratios' range
-    except InputError as error:
-        raise InputError(f"{path}: schedule: {error}") from None
-    return recipe
+    return load(Recipe, path)
+
+
+def _check_type(key: str, value: Any, kind: type, rule: str) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(f"`{key}` must {rule}, but got {shortened(repr(value))}")
 
 
 @cache

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ltmsearch.callbacks import Callbacks
-from ltmsearch.config.settings import SETTINGS, ResolvedSettings
 from ltmsearch.errors import InputError
 from ltmsearch.export.choice import choose_trials
 from ltmsearch.export.folder import CONFIG, RECIPE, ExportedFile, rebuild, write_recipe, write_weights
@@ -16,7 +15,7 @@ from ltmsearch.export.subnets import Subnet, is_study, study_subnets, trained_su
 from ltmsearch.io.files import refuse_links_outward
 from ltmsearch.models.checkpoints import WEIGHTS
 from ltmsearch.programs import export_onnx, export_program, require_onnx
-from ltmsearch.search.records import TRIALS, read_trials
+from ltmsearch.search.run import Run
 
 _log = logging.getLogger(__name__)
 
@@ -131,6 +130,6 @@ def _subnets(run: Path, choice: dict[str, Any], checkpoint: Path | None, callbac
         return [trained_subnet(run, checkpoint, callbacks)]
     if checkpoint is not None:
         raise InputError(f"--checkpoint must come with the folder of a training, but {run} is of a study")
-    settings = ResolvedSettings.load(run / SETTINGS)
-    chosen = choose_trials(read_trials(run / TRIALS), **choice, cost=settings.axis.name)
-    return study_subnets(run, settings, chosen, callbacks)
+    study = Run.open(run)
+    chosen = choose_trials(study.trials, **choice, cost=study.settings.axis.name)
+    return study_subnets(study, chosen, callbacks)

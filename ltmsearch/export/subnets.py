@@ -9,12 +9,13 @@ from torch import nn
 
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.recipe import Recipe, load_recipe
-from ltmsearch.config.settings import SETTINGS, ResolvedSettings
+from ltmsearch.config.settings import SETTINGS
 from ltmsearch.errors import InputError
 from ltmsearch.models.checkpoints import load_trained
 from ltmsearch.reporting.write import make_recipe
 from ltmsearch.search.checkpoint import WEIGHTS, load_checkpoint
 from ltmsearch.search.records import TrialRecord
+from ltmsearch.search.run import Run
 from ltmsearch.search.setup import prepare_evaluator
 from ltmsearch.search.trial import Evaluator
 from ltmsearch.training.options import BEST, RECIPE
@@ -44,7 +45,7 @@ def is_study(run: Path) -> bool:
     Raises:
         InputError: If it is neither.
     """
-    if (run / SETTINGS).is_file():
+    if Run.exists(run):
         return True
     if (run / RECIPE).is_file():
         return False
@@ -52,23 +53,21 @@ def is_study(run: Path) -> bool:
     raise InputError(f"{run} must be the run directory of a study or the folder of a training, but {lacks}")
 
 
-def study_subnets(
-    run: Path, settings: ResolvedSettings, records: Sequence[TrialRecord], callbacks: Callbacks
-) -> list[Subnet]:
+def study_subnets(run: Run, records: Sequence[TrialRecord], callbacks: Callbacks) -> list[Subnet]:
     """Trials of a study with the final shared weights, each with BatchNorm statistics of its own.
 
     Args:
-        run: Run directory.
-        settings: Of the study.
+        run: Run directory of the study.
         records: The trials.
         callbacks: Receives a note on the data being read.
 
     Raises:
         InputError: If the shared weights are missing or damaged.
     """
-    loaded = load_checkpoint(run)
+    settings = run.settings
+    loaded = load_checkpoint(run.folder)
     if loaded is None:
-        raise InputError(f"{run} holds no shared weights")
+        raise InputError(f"{run.folder} holds no shared weights")
     shared, state = loaded
     evaluators: list[Evaluator] = []
 
@@ -77,10 +76,10 @@ def study_subnets(
             callbacks.note("reading the study's data: each subnet gets BatchNorm statistics of its own")
             images = max(CALIBRATION_IMAGES, settings.calibration_images)
             evaluator = prepare_evaluator(settings.model_copy(update={"calibration_images": images}), callbacks)
-            evaluator.supernet.check_weights(shared, run / WEIGHTS)
+            evaluator.supernet.check_weights(shared, run.folder / WEIGHTS)
             evaluator.supernet.load_state_dict(shared)
             evaluators.append(evaluator)
-        return evaluators[0].recalibrated_subnet(record.schedule(settings.operator))
+        return evaluators[0].recalibrated_subnet(record.schedule)
 
     names = tuple(state.class_names)
     return [

@@ -89,10 +89,13 @@ def profile_recipe(
     """
     recipe = load_recipe(path)
     here = LatencyTarget.here(**{"img_size": recipe.img_size, "num_classes": recipe.num_classes, **target})
-    costs = backbone_costs(recipe.backbone, here.img_size, recipe.operator, num_classes=here.num_classes)
-    plain = MergeSchedule.uniform(costs.layers, 1.0, recipe.operator)
-    schedules = {f"plain {recipe.backbone}": plain, path.name: recipe.merge_schedule}
-    readings = measure(recipe.backbone, recipe.operator, here, list(schedules.values()), callbacks or Callbacks())
+    costs = backbone_costs(recipe.backbone, here.img_size, recipe.schedule.operator, num_classes=here.num_classes)
+    operator = recipe.schedule.operator
+    plain = MergeSchedule.uniform(costs.layers, 1.0, operator)
+    schedules = {f"plain {recipe.backbone}": plain, path.name: recipe.schedule}
+    readings = measure(
+        recipe.backbone, recipe.schedule.operator, here, list(schedules.values()), callbacks or Callbacks()
+    )
     nets = {
         name: {"reading": readings[schedule].model_dump(), "gflops": costs.macs(schedule) / GIGA}
         for name, schedule in schedules.items()

@@ -70,7 +70,9 @@ def load_trained(recipe: Recipe, checkpoint: Path, *, img_size: int | None = Non
     notes = []
     ours = {name for name in model.state_dict() if _is_merging(name)}
     if ours and ours <= fresh.keys() and not any(_is_merging(name) for name in report.ignored):
-        notes.append(f"the checkpoint is of the plain net: its {recipe.operator} merging operators are untrained")
+        notes.append(
+            f"the checkpoint is of the plain net: its {recipe.schedule.operator} merging operators are untrained"
+        )
         fresh = {name: why for name, why in fresh.items() if name not in ours}
     if fresh:
         name, why = next(iter(fresh.items()))

@@ -52,7 +52,7 @@ class Findings:
         return len(top1) > 1 and len(errors) == len(top1) and bool(max(top1) - min(top1) <= max(errors))
 
     def _merging(self, layer: str) -> int:
-        return sum(record.keep_ratios[layer] < 1 for record in self.front)
+        return sum(record.schedule.keep_ratios[layer] < 1 for record in self.front)
 
 
 def find(records: Iterable[TrialRecord], cost: CostName = "gflops") -> Findings:
@@ -65,7 +65,7 @@ def find(records: Iterable[TrialRecord], cost: CostName = "gflops") -> Findings:
     records = list(records)
     return Findings(
         front=tuple(reversed(select_front(records, cost))),
-        layers=tuple(records[0].keep_ratios) if records else (),
+        layers=tuple(records[0].schedule.keep_ratios) if records else (),
         importance=layer_importance(records),
     )
 
@@ -88,7 +88,7 @@ def findings_record(findings: Findings) -> dict[str, Any]:
         {
             "trial": record.trial, "gflops": record.gflops, "latency_ms": record.latency_ms,
             "top1": record.rescored_top1, "top1_se": record.rescored_top1_se, "expected_top1": record.expected_top1,
-            "keep_ratios": dict(record.keep_ratios), "forms": dict(record.forms),
+            "keep_ratios": dict(record.schedule.keep_ratios), "forms": dict(record.schedule.forms),
         }
         for record in findings.front
     ]  # fmt: skip
@@ -146,7 +146,7 @@ def _of_front(findings: Findings) -> list[str]:
     names = {1: "The only point of the front merges", 2: "Both points of the front merge"}
     parts = []
     if always:
-        ratios = sorted({record.keep_ratios[layer] for record in front for layer in always})
+        ratios = sorted({record.schedule.keep_ratios[layer] for record in front for layer in always})
         kept = f"{ratios[0]:g}" if len(ratios) == 1 else f"{ratios[0]:g} to {ratios[-1]:g}"
         whole = names.get(len(front), f"All {len(front)} points of the front merge")
         parts.append(f"{whole} {name_layers(always, findings.layers)} (keep ratio {kept})")

@@ -84,9 +84,9 @@ def layer_importance(records: Iterable[TrialRecord]) -> Importance:
         records: All trials of a study. Those without a score, or with a top-1 alone, have no say.
     """
     records = list(records)
-    layers = list(records[0].keep_ratios) if records else []
+    layers = list(records[0].schedule.keep_ratios) if records else []
     scored = [r for r in records if r.top1 is not None and r.loss is not None]
-    halvings = np.array([[-np.log2(r.keep_ratios[layer]) for layer in layers] for r in scored])
+    halvings = np.array([[-np.log2(r.schedule.keep_ratios[layer]) for layer in layers] for r in scored])
     halvings = halvings.reshape(len(scored), len(layers))
     middles = [_middle(scored, layer) for layer in layers]
     versions = [float(r.supernet_version or 0) for r in scored]
@@ -115,7 +115,7 @@ def layer_importance(records: Iterable[TrialRecord]) -> Importance:
 
 
 def _middle(scored: Sequence[TrialRecord], layer: str) -> float | None:
-    tried = [r.keep_ratios[layer] for r in scored if r.keep_ratios[layer] < 1]
+    tried = [r.schedule.keep_ratios[layer] for r in scored if r.schedule.keep_ratios[layer] < 1]
     return float(np.median(tried)) if tried else None
 
 

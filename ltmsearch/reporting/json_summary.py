@@ -2,31 +2,28 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 from ltmsearch.config.objective import CostName
-from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.reporting.findings import find, sentences
 from ltmsearch.search.records import TrialRecord, front_table
+from ltmsearch.search.run import Run
 
 
-def study_document(folder: Path, settings: ResolvedSettings, records: Sequence[TrialRecord]) -> dict[str, Any]:
+def study_document(run: Run) -> dict[str, Any]:
     """Where a study lies, what it was told, its front, what to compare that with, and what was learned.
 
     Args:
-        folder: The run directory.
-        settings: Of the study.
-        records: All its trials.
+        run: Run directory of the study.
 
     Returns:
         Names and values for JSON. `trials` counts proposals by what became of them.
     """
-    cost = settings.axis.name
+    records, cost = run.trials, run.settings.axis.name
     return {
-        "folder": str(folder),
-        "settings": settings.public(),
+        "folder": str(run.folder),
+        "settings": run.settings.public(),
         "trials": dict(Counter(record.state for record in records)),
         "front": front_rows(records, cost),
         "baselines": [_baseline(record) for record in records if record.kind == "baseline" and record.score],
@@ -57,6 +54,6 @@ def _baseline(record: TrialRecord) -> dict[str, Any]:
         "loss": score.loss,
         "expected_top1": record.expected_top1,
         "rescored": score.rescored,
-        "keep_ratios": dict(record.keep_ratios),
-        "forms": dict(record.forms),
+        "keep_ratios": dict(record.schedule.keep_ratios),
+        "forms": dict(record.schedule.forms),
     }

@@ -93,7 +93,7 @@ def write_layers(
 
 
 def _keep_ratios(findings: Findings, axis: CostAxis) -> go.Heatmap:
-    merged = [[1 - record.keep_ratios[layer] for record in findings.front] for layer in findings.layers]
+    merged = [[1 - record.schedule.keep_ratios[layer] for record in findings.front] for layer in findings.layers]
     words = [[_cell(record, layer) for record in findings.front] for layer in findings.layers]
     return go.Heatmap(
         x=[_point(record, axis, units=len(findings.front) <= FEW) for record in findings.front],
@@ -112,7 +112,7 @@ def _keep_ratios(findings: Findings, axis: CostAxis) -> go.Heatmap:
 
 
 def _cell(record: TrialRecord, layer: str) -> str:
-    return record.in_short(layer) if record.keep_ratios[layer] < 1 else ""
+    return record.in_short(layer) if record.schedule.keep_ratios[layer] < 1 else ""
 
 
 def _point(record: TrialRecord, axis: CostAxis, *, units: bool) -> str:

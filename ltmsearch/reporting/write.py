@@ -108,9 +108,7 @@ def make_recipe(record: TrialRecord, settings: ResolvedSettings, *, num_classes:
     }
     return Recipe(
         model=f"ltm_{settings.backbone}",
-        operator=settings.operator,
-        schedule=dict(record.keep_ratios),
-        forms=dict(record.forms),
+        schedule=record.schedule,
         img_size=settings.img_size,
         num_classes=num_classes,
         ib_weight=record.ib_weight or 0.0,

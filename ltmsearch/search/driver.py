@@ -326,7 +326,7 @@ class Driver:
         scores = {}
         for done, record in enumerate(candidates):
             self.callbacks.advance(done, record.name)
-            schedule = record.schedule(self.settings.operator)
+            schedule = record.schedule
             score = self.bench.evaluator.score(schedule, images=self.settings.rescore_images)
             _log.info(
                 "%s scored again: top-1 %.2f ± %.2f %%, loss %.4f", record.name, score.top1, score.top1_se, score.loss
@@ -349,7 +349,7 @@ class Driver:
         known = self.study.user_attrs.get(MEASURED, {})
         missing = [r for r in front + plain if str(r.trial) not in known]
         if missing:
-            schedules = {r.trial: r.schedule(self.settings.operator) for r in missing}
+            schedules = {r.trial: r.schedule for r in missing}
             with self.clock.part(TIMING):
                 readings = latency.measure(list(schedules.values()), self.callbacks)
             self.confirm()
@@ -358,7 +358,7 @@ class Driver:
 
     def _proxy_net(self, record: TrialRecord) -> Hashable:
         """What tells the trial's net from others at the size of proxy training."""
-        return self.bench.proxy_costs.network_key(record.schedule(self.settings.operator))
+        return self.bench.proxy_costs.network_key(record.schedule)
 
     def records(self) -> list[TrialRecord]:
         """Every finished trial as plain data."""

@@ -156,6 +156,5 @@ def trial_record(
         ibb=attrs.get("ibb"),
         supernet_version=attrs.get("supernet_version"),
         seconds=attrs.get("seconds"),
-        keep_ratios=schedule.keep_ratios,
-        forms=schedule.forms,
+        schedule=schedule,
     )

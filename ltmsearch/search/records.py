@@ -6,8 +6,8 @@ top-1 in percent (0-100), standard errors in percentage points, loss in nats, la
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -110,10 +110,8 @@ class TrialRecord:
     """Version of the shared weights behind `top1`."""
     seconds: float | None = None
     """Wall time of the trial."""
-    keep_ratios: Mapping[str, float]
-    """Keep ratio of every layer that may merge, in the order of the net; 1.0 is plain."""
-    forms: Mapping[str, Form] = field(default_factory=dict)
-    """Form of the layers that do not merge in the operator's first."""
+    schedule: MergeSchedule
+    """Keep ratio and form of every layer that may merge, in the order of the network."""
 
     def __post_init__(self) -> None:
         _check_choice("kind", self.kind, get_args(Kind))
@@ -144,21 +142,6 @@ class TrialRecord:
         for name in ("rescored_top1", "expected_top1"):
             if getattr(self, name) is not None and self.state != "scored":
                 raise ValueError(f"`{name}` needs `state` 'scored', but got state={self.state!r}.")
-        # A copy: the record must not change when the caller's schedule does.
-        ratios = {layer: float(ratio) for layer, ratio in self.keep_ratios.items()}
-        for layer, ratio in ratios.items():
-            if not 0 < ratio <= 1:
-                raise ValueError(f"`keep_ratios` must be in (0, 1], but got {ratio!r} for {layer}.")
-        for layer, form in self.forms.items():
-            _check_choice(f"forms[{layer}]", form, get_args(Form))
-            if layer not in ratios:
-                raise ValueError(f"`forms` must name layers of `keep_ratios`, but got {layer}.")
-        object.__setattr__(self, "keep_ratios", ratios)
-        object.__setattr__(self, "forms", dict(self.forms))
-
-    def schedule(self, operator: str) -> MergeSchedule:
-        """The trial's schedule."""
-        return MergeSchedule(keep_ratios=self.keep_ratios, operator=operator, forms=self.forms)
 
     def cost(self, name: CostName) -> float:
         """Its cost of one kind.
@@ -196,24 +179,23 @@ class TrialRecord:
         1 is a plain layer; h marks the hard form, m the matched one. A stage is what stands before the last number in
         the names of its layers.
         """
-        stages = groupby(self.keep_ratios.items(), key=lambda item: item[0].rpartition(".")[0])
+        stages = groupby(self.schedule.keep_ratios.items(), key=lambda item: item[0].rpartition(".")[0])
         return [(stage, " ".join(self.in_short(layer) for layer, _ in layers)) for stage, layers in stages]
 
     def in_short(self, layer: str) -> str:
         """The keep ratio and form of one layer, as `by_stage` writes them."""
-        return f"{self.keep_ratios[layer]:.3g}".removeprefix("0") + {"hard": "h", "matched": "m"}.get(
-            self.forms.get(layer, ""), ""
-        )
+        letter = {"hard": "h", "matched": "m"}.get(self.schedule.form(layer) or "", "")
+        return f"{self.schedule.keep_ratio(layer):.3g}".removeprefix("0") + letter
 
 
 def form_key(records: Iterable[TrialRecord]) -> str:
     """What the letters behind keep ratios mean, where there are any."""
-    used = {form for record in records for form in record.forms.values()}
+    used = {form for record in records for form in record.schedule.forms.values()}
     letters = [f"{form[0]} {form}" for form in ("hard", "matched") if form in used]
     return f" ({', '.join(letters)} form)" if letters else ""
 
 
-TRIALS_COLUMNS = tuple(field.name for field in fields(TrialRecord))
+TRIALS_COLUMNS = (*(field.name for field in fields(TrialRecord) if field.name != "schedule"), "keep_ratios", "forms")
 
 
 def select_front(records: Iterable[TrialRecord], cost: CostName = "gflops") -> list[TrialRecord]:
@@ -238,7 +220,7 @@ def select_references(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     Only those with a score; re-scored ones go before others.
     """
     baselines = [(r, r.score) for r in records if r.kind == "baseline" and r.score is not None]
-    plain = [r for r, _ in baselines if set(r.keep_ratios.values()) == {1.0}]
+    plain = [r for r, _ in baselines if not r.schedule.merging_layers]
     rivals = [(score.rescored, r.standing, -r.trial, r) for r, score in baselines if r.feasible and r not in plain]
     return plain[:1] + [best[-1] for best in sorted(rivals, key=lambda rival: rival[:3])[-1:]]
 
@@ -269,30 +251,21 @@ def write_csv(frame: pd.DataFrame, path: str | Path) -> Path:
     return write_atomic(path, frame.to_csv(index=False, lineterminator="\n"))
 
 
-def read_front(path: str | Path) -> pd.DataFrame:
-    """Reads what `write_csv(front_table(...), path)` wrote, exactly.
-
-    Raises:
-        InputError: The file is missing, damaged, or not a front.
-    """
-    records = [
-        _record(place, {**row, "kind": "searched", "state": "scored", "feasible": True})
-        for place, row in _read(path, FRONT_COLUMNS)
-    ]
-    return _table(FRONT_COLUMNS, [_row(record, FRONT_COLUMNS) for record in records])
-
-
-def read_trials(path: str | Path) -> list[TrialRecord]:
+def read_trials(path: str | Path, operator: str) -> list[TrialRecord]:
     """Reads what `write_csv(trials_table(...), path)` wrote: the same records, in the order of trials.
+
+    Args:
+        path: The table.
+        operator: Merging operator of the study.
 
     Raises:
         InputError: The file is missing, damaged, or not a table of trials.
     """
     records: list[TrialRecord] = []
     for place, row in _read(path, TRIALS_COLUMNS):
-        record = _record(place, row)
+        record = _record(place, row, operator)
         first = records[0] if records else record
-        if list(record.keep_ratios) != list(first.keep_ratios):
+        if list(record.schedule.keep_ratios) != list(first.schedule.keep_ratios):
             raise InputError(f"{place}: `keep_ratios` must name the layers of the first row, but names others")
         records.append(record)
     return records
@@ -318,14 +291,19 @@ def _check_range(name: str, value: float | None, *, low: float = -math.inf, high
 
 
 def _row(record: TrialRecord, columns: Sequence[str]) -> tuple[Any, ...]:
-    values = {**vars(record), "keep_ratios": json.dumps(record.keep_ratios), "forms": json.dumps(record.forms)}
+    schedule = record.schedule
+    ratios, forms = json.dumps(dict(schedule.keep_ratios)), json.dumps(dict(schedule.forms))
+    values = {**vars(record), "keep_ratios": ratios, "forms": forms}
     return tuple(values[name] for name in columns)
 
 
-def _record(place: str, row: dict[str, Any]) -> TrialRecord:
+def _record(place: str, row: dict[str, Any], operator: str) -> TrialRecord:
+    ratios, forms = row.pop("keep_ratios"), row.pop("forms")
+    if unknown := sorted(forms.keys() - ratios.keys()):
+        raise InputError(f"{place}: `forms` must name layers of `keep_ratios`, but got {unknown[0]}")
     try:
-        return TrialRecord(**row)
-    except ValueError as error:
+        return TrialRecord(**row, schedule=MergeSchedule(keep_ratios=ratios, operator=operator, forms=forms))
+    except (ValueError, InputError) as error:
         raise InputError(f"{place}: {error}") from None
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from optuna.storages import BaseStorage
 
 from ltmsearch.callbacks import Callbacks
-from ltmsearch.config.settings import SETTINGS, ResolvedSettings, StudySettings
+from ltmsearch.config.settings import SETTINGS, StudySettings
 from ltmsearch.errors import InputError
 from ltmsearch.io.files import refuse_links_outward, refuse_unwritable, remove_drafts, write_atomic
 from ltmsearch.latency import PROFILE
 from ltmsearch.search.checkpoint import WEIGHTS, Checkpoint, load_checkpoint, load_previous, scored_trials
 from ltmsearch.search.lease import FileBoard, Lease
 from ltmsearch.search.records import TRIALS
+from ltmsearch.search.run import Run
 from ltmsearch.search.setup import Workbench, prepare
 from ltmsearch.search.soundness import refuse_damaged_study
 from ltmsearch.search.storage import (
@@ -69,7 +70,7 @@ def open_run(settings: StudySettings, callbacks: Callbacks, clock: Clock, lease:
     refuse_links_outward(folder)
     remove_drafts(folder)
     Times.load(folder)  # refused where it is damaged before anything is written
-    stored = ResolvedSettings.load(folder / SETTINGS) if (folder / SETTINGS).exists() else None
+    stored = Run.open(folder).settings if Run.exists(folder) else None
     if stored is not None:
         settings.refuse_other_costs(stored, folder)  # before anything is timed
     if stored is not None and settings.study is None:  # the name is made of the budget, which may be another now

@@ -13,7 +13,8 @@ from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.schedule import Choice, MergeSchedule
 from ltmsearch.schedules.space import SearchSpace
 from ltmsearch.search.checkpoint import WEIGHTS
-from ltmsearch.search.records import TRIALS, TrialRecord, read_trials, select_front
+from ltmsearch.search.records import TRIALS, TrialRecord
+from ltmsearch.search.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +45,14 @@ class Prior:
                     f"--resume-from must be the run directory of a study that ended or was stopped, but {run} holds no "
                     f"{name}"
                 )
-        settings = ResolvedSettings.load(run / SETTINGS)
+        earlier = Run.open(run)
+        settings = earlier.settings
         if settings.backbone != backbone:
             raise InputError(
                 f"--resume-from must be a study of {backbone}, but {run} is one of {settings.backbone}: "
                 "weights and schedules do not carry over"
             )
-        return cls(run=run, settings=settings, front=tuple(select_front(read_trials(run / TRIALS), settings.axis.name)))
+        return cls(run=run, settings=settings, front=tuple(earlier.front))
 
     def load_into(self, supernet: Supernet) -> LoadReport:
         """Give a supernet the earlier shared weights, in place: with another operator or other classes what fits.
@@ -66,8 +68,7 @@ class Prior:
     def schedules(self, space: SearchSpace) -> list[tuple[str, np.ndarray]]:
         """The front's schedules as (name, (L,) choice indices), each layer at what the space has nearest."""
         return [
-            (f"trial {record.trial} of {self.settings.study}", nearest(space, record.schedule(self.settings.operator)))
-            for record in self.front
+            (f"trial {record.trial} of {self.settings.study}", nearest(space, record.schedule)) for record in self.front
         ]
 
 

@@ -24,7 +24,7 @@ def training_record(result: TrainingResult) -> dict[str, Any]:
     return {
         "folder": str(folder),
         "model": recipe.model,
-        "operator": recipe.operator,
+        "operator": recipe.schedule.operator,
         "img_size": recipe.img_size,
         "num_classes": recipe.num_classes,
         "gflops": result.gflops,

@@ -108,8 +108,10 @@ class _Session:
             )
         torch.manual_seed(recipe.seed)
         model = make_network(recipe, options, self.runtime.device.type, callbacks)
-        costs = backbone_costs(recipe.backbone, recipe.img_size, recipe.operator, num_classes=recipe.num_classes)
-        self.gflops = costs.macs(recipe.merge_schedule) / GIGA
+        costs = backbone_costs(
+            recipe.backbone, recipe.img_size, recipe.schedule.operator, num_classes=recipe.num_classes
+        )
+        self.gflops = costs.macs(recipe.schedule) / GIGA
         self.params = sum(parameter.numel() for parameter in model.parameters())
         one_pass = max(1, self.data.training_size // recipe.batch_size)
         steps = stored["steps_per_epoch"] if stored else recipe.train_steps_per_epoch or one_pass
@@ -300,7 +302,7 @@ class _Session:
 
     def _describe(self) -> None:
         recipe, learner = self.recipe, self.learner
-        merging = len(recipe.merge_schedule.merging_layers)
+        merging = len(recipe.schedule.merging_layers)
         processes = f", {self.ranks.world} processes" if self.ranks.world > 1 else ""
         number = torch.get_num_threads()
         threads = f", {number} thread{'s' * (number > 1)}" if self.runtime.device.type == "cpu" else ""
@@ -309,7 +311,7 @@ class _Session:
         if recipe.ib_weight:
             ib = f"IB loss of weight {recipe.ib_weight:g} from epoch {ib_start(recipe) + 1}"
         lines = [
-            f"{recipe.model}: {merging} layers merge by {recipe.operator}, {self.gflops:.4f} GFLOPs at "
+            f"{recipe.model}: {merging} layers merge by {recipe.schedule.operator}, {self.gflops:.4f} GFLOPs at "
             f"{recipe.img_size} px (multiply-adds per image), {self.params / 1e6:.2f} M parameters",
             f"data: {self.data.description}",
             f"device: {self.runtime}{threads}{processes}",

@@ -129,7 +129,7 @@ def validate_recipe(
     checked = _check_options(size, batch_size, precision, val_images)
     place = find_device(device)
     network = load_trained(recipe, checkpoint, img_size=size)
-    costs = backbone_costs(recipe.backbone, size, recipe.operator, num_classes=recipe.num_classes)
+    costs = backbone_costs(recipe.backbone, size, recipe.schedule.operator, num_classes=recipe.num_classes)
     callbacks.phase("reading images", 0)
     data = _open_data(recipe, dataset, data_dir, size, val_images)
     _check_classes(recipe, network, data)
@@ -145,7 +145,7 @@ def validate_recipe(
         ) from None
     return ValidationRecord(
         model=recipe.model,
-        operator=recipe.operator,
+        operator=recipe.schedule.operator,
         checkpoint=str(checkpoint),
         data=data.title,
         img_size=size,
@@ -158,7 +158,7 @@ def validate_recipe(
         mi_y=terms.mi_y,
         ib=terms.ib,
         ibb=terms.ibb,
-        gflops=costs.gflops(recipe.merge_schedule),
+        gflops=costs.gflops(recipe.schedule),
         base_gflops=costs.base_macs / GIGA,
         params=sum(parameter.numel() for parameter in network.model.parameters()),
         images_per_second=batch_size / seconds,

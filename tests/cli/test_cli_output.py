@@ -47,7 +47,7 @@ def test_a_run_tells_its_front_as_one_json_document(
     assert list(document["front"][0]) == front[0].split(",")
     assert [str(row["trial"]) for row in document["front"]] == [line.split(",")[0] for line in front[1:]]
     recipe = load_recipe(finished / f"recipes/{document['front'][0]['trial']}.yaml")
-    assert document["front"][0]["keep_ratios"] == recipe.schedule
+    assert document["front"][0]["keep_ratios"] == recipe.schedule.keep_ratios
     assert document["baselines"][0]["label"] == "plain"
     assert not document["baselines"][0]["feasible"]
     assert document["baselines"][0]["expected_top1"] is not None, "what the front goes by"
@@ -122,7 +122,7 @@ def test_rejected_proposals_are_logged_with_the_reason(
     caplog.set_level(logging.INFO, logger="ltmsearch")
     settings = {**TINY, "budget_gflops": 0.222, "trials": 8, "sampler": "random", "out": str(tmp_path / "run")}
     result = run_study(StudySettings.make("test", **settings))
-    rejected = [record.trial for record in result.records if record.state == "over budget"]
+    rejected = [record.trial for record in result.trials if record.state == "over budget"]
     assert rejected, "a budget that random proposals miss"
     told = [record.getMessage() for record in caplog.records if " rejected, " in record.getMessage()]
     assert [line.split()[1] for line in told] == [str(trial) for trial in rejected]

@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from support.nets import randomise
+from support.records import make_record
 from support.sizes import TINY
 from torch import nn
 
@@ -26,7 +27,9 @@ from ltmsearch.export import choose_trials, export_run
 from ltmsearch.export.folder import rebuild, write_recipe, write_weights
 from ltmsearch.export.subnets import Subnet
 from ltmsearch.models.supernet import Supernet
-from ltmsearch.search.records import TrialRecord, read_trials, select_front
+from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.search.records import TrialRecord, select_front
+from ltmsearch.search.run import Run
 from ltmsearch.study import run_study
 
 FAMILIES = {
@@ -66,7 +69,7 @@ def make_recipe(backbone: str) -> Recipe:
 def trained(recipe: Recipe) -> nn.Module:
     """The recipe's subnet as a study holds it: cut out of a supernet that takes images of any size."""
     supernet = randomise(Supernet(recipe.backbone, num_classes=3, img_size=recipe.img_size)).eval()
-    return supernet.extract(recipe.merge_schedule)  # type: ignore[operator, no-any-return]
+    return supernet.extract(recipe.schedule)  # type: ignore[operator, no-any-return]
 
 
 @pytest.fixture
@@ -161,8 +164,8 @@ def test_a_folder_that_does_not_give_the_nets_logits_is_not_left(wrong: str, tmp
         with torch.no_grad():
             next(rebuilt.parameters()).mul_(1.01)
     else:
-        layer = next(iter(recipe.schedule))
-        recipe = replace_recipe(recipe, schedule={layer: 0.3})
+        layer = next(iter(recipe.schedule.keep_ratios))
+        recipe = replace_recipe(recipe, schedule=MergeSchedule(keep_ratios={layer: 0.3}))
     subnet = Subnet(recipe=recipe, trial=None, class_names=NAMES, build=lambda: net)
     write_recipe(subnet, tmp_path)
     (tmp_path / "config.json").write_text("the one before")
@@ -177,7 +180,7 @@ def test_a_folder_that_does_not_give_the_nets_logits_is_not_left(wrong: str, tmp
 
 
 def test_trials_are_chosen_by_number_by_rank_and_by_cost(finished: Path) -> None:
-    records = read_trials(finished / "trials.csv")
+    records = Run.open(finished).trials
     front = select_front(records)
     assert choose_trials(records) == front[:1]
     assert choose_trials(records, top=99) == front
@@ -197,7 +200,7 @@ def test_trials_are_chosen_by_number_by_rank_and_by_cost(finished: Path) -> None
 
 def test_trials_of_a_latency_study_are_chosen_by_what_the_clock_said() -> None:
     def record(trial: int, ms: float, top1: float, measured: float | None = None) -> TrialRecord:
-        return TrialRecord(
+        return make_record(
             trial=trial, kind="searched", state="scored", feasible=True, gflops=1.0 + trial / 10, latency_ms=ms,
             latency_measured_ms=measured, top1=top1, rescored_top1=top1, keep_ratios={"a": 0.5},
         )  # fmt: skip
@@ -231,7 +234,7 @@ def test_trials_of_a_latency_study_are_chosen_by_what_the_clock_said() -> None:
 def test_a_studys_trials_leave_with_their_weights(
     study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    records = select_front(read_trials(study / "trials.csv"))
+    records = select_front(Run.open(study).trials)
     code, out, err = call(str(study), "--top", "2", "--weights", monkeypatch=monkeypatch, capsys=capsys)
     assert code == 0, err
     wanted = [
@@ -244,7 +247,7 @@ def test_a_studys_trials_leave_with_their_weights(
     assert out.splitlines()[1].endswith(" MB  timm's local-dir and the recipe give the same logits to the bit")
     recipe = load_recipe(wanted[0])
     assert recipe.provenance["trial"] == records[0].trial
-    assert recipe.schedule == dict(records[0].keep_ratios)
+    assert recipe.schedule == records[0].schedule
     model = timm.create_model(f"local-dir:{wanted[0].parent}", pretrained=True)
     assert torch.isfinite(model.eval()(torch.randn(1, 3, 224, 224))).all()
     assert model.pretrained_cfg["label_names"] == [str(digit) for digit in range(10)]
@@ -358,7 +361,7 @@ def test_what_does_not_go_together_is_told_and_nothing_is_written(
 
 
 def test_shared_weights_are_no_subnets(study: Path) -> None:
-    record = select_front(read_trials(study / "trials.csv"))[0]
+    record = select_front(Run.open(study).trials)[0]
     export_run(study, trial=record.trial)
     folder = study / "export" / str(record.trial)
     with pytest.raises(InputError, match="holds the shared ones of a study; ltmsearch export takes its run directory"):

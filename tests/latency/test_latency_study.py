@@ -23,7 +23,8 @@ from ltmsearch.latency import LatencyProfile, LatencyTarget, Reading
 from ltmsearch.latency.study import DRIFT
 from ltmsearch.reporting.pareto_plot import front_figure, print_front
 from ltmsearch.schedules.schedule import MergeSchedule
-from ltmsearch.search.records import TrialRecord, read_trials, select_front
+from ltmsearch.search.records import TrialRecord, select_front
+from ltmsearch.search.run import Run
 from ltmsearch.search.trial import Evaluator
 
 XXS = "mobilevit_xxs"
@@ -88,7 +89,7 @@ def stored(run: Path) -> optuna.Study:
 class TestFinished:
     def test_every_trial_is_told_how_far_it_is_over_both_budgets(self, finished: tuple[Path, Path, list[str]]) -> None:
         run = finished[0] / "run"
-        study, records = stored(run), {r.trial: r for r in read_trials(run / "trials.csv")}
+        study, records = stored(run), {r.trial: r for r in Run.open(run).trials}
         assert study.metric_names == ["top-1 (%)", "ms"]
         assert len(study.trials) == len(records) >= 8
         for trial in study.trials:
@@ -106,7 +107,7 @@ class TestFinished:
         assert {t.number for t in study.best_trials} <= {r.trial for r in records.values() if r.feasible}
 
     def test_nothing_over_either_budget_is_trained(self, finished: tuple[Path, Path, list[str]]) -> None:
-        records = read_trials(finished[0] / "run/trials.csv")
+        records = Run.open(finished[0] / "run").trials
         scored = [r for r in records if r.state == "scored" and r.label != "plain"]
         assert len(scored) == 7
         assert all(r.feasible for r in scored)
@@ -116,7 +117,7 @@ class TestFinished:
         assert all(r.top1 is None and not r.feasible for r in rejected)
 
     def test_choices_that_cost_time_are_not_in_the_space(self, finished: tuple[Path, Path, list[str]]) -> None:
-        records = read_trials(finished[0] / "run/trials.csv")
+        records = Run.open(finished[0] / "run").trials
         merging = [r for r in records if min(r.keep_ratios.values()) < 1]
         assert len(merging) >= 7
         for record in merging:
@@ -127,7 +128,7 @@ class TestFinished:
         run = finished[0] / "run"
         front = pd.read_csv(run / "front.csv")
         assert len(front) >= 1
-        assert front.trial.tolist() == [r.trial for r in select_front(read_trials(run / "trials.csv"), "latency_ms")]
+        assert front.trial.tolist() == [r.trial for r in select_front(Run.open(run).trials, "latency_ms")]
         assert (front.latency_ms <= BUDGET_MS).all()
         assert front.latency_ms.is_monotonic_decreasing
         assert front.top1.is_monotonic_decreasing
@@ -150,7 +151,7 @@ class TestFinished:
         assert f"ms, budget {BUDGET_MS:g}" in text
         assert "timed end to end" not in text
         assert LatencyProfile.load_file(folder / "run/latency.json") == LatencyProfile.load_file(profile)
-        assert {r.latency_measured_ms for r in read_trials(folder / "run/trials.csv")} == {None}
+        assert {r.latency_measured_ms for r in Run.open(folder / "run").trials} == {None}
 
 
 @pytest.mark.parametrize("fate", ["gone", "changed"])
@@ -215,7 +216,7 @@ def test_the_front_is_timed_at_the_close_and_points_over_the_budget_are_marked(
     here: tuple[Path, LatencyTarget], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, target = here
-    front = select_front(read_trials(folder / "run/trials.csv"), "latency_ms")
+    front = select_front(Run.open(folder / "run").trials, "latency_ms")
     slow = front[0].schedule("ltm")
 
     def clock(schedule: MergeSchedule) -> Reading:
@@ -230,7 +231,7 @@ def test_the_front_is_timed_at_the_close_and_points_over_the_budget_are_marked(
     assert (backbone, operator, seen_target, plain_ms) == (XXS, "ltm", target, BASE_MS)
     plain = MergeSchedule.uniform(model().layers, 1.0)
     assert set(schedules) == {*(record.schedule("ltm") for record in front), plain}
-    timed = {r.trial: r for r in result.records if r.latency_measured_ms is not None}
+    timed = {r.trial: r for r in result.trials if r.latency_measured_ms is not None}
     assert set(timed) == {0, *(r.trial for r in front)}, "the front, and the plain net to compare with"
     for record in timed.values():
         wanted = clock(record.schedule("ltm"))
@@ -248,7 +249,7 @@ def test_the_front_is_timed_at_the_close_and_points_over_the_budget_are_marked(
     assert load_recipe(folder / f"run/recipes/{front[0].trial}.yaml").provenance["latency_measured_ms"] == (
         pytest.approx(1.1 * BUDGET_MS)
     )
-    check_marked(result.records, settings, front[0].trial)
+    check_marked(result.trials, settings, front[0].trial)
 
 
 def stored_profile(folder: Path) -> Path:

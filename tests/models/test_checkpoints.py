@@ -110,7 +110,7 @@ def test_shared_weights_of_a_study_are_known_as_such(tmp_path: Path) -> None:
     assert network.notes == ()
     images = torch.randn(2, 3, 64, 64)
     assert isinstance(supernet, Supernet)
-    with torch.no_grad(), supernet.active(recipe().merge_schedule):
+    with torch.no_grad(), supernet.active(recipe().schedule):
         torch.testing.assert_close(network.model.eval()(images), supernet(images))
 
 

@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.merges import hand_made
 from support.nets import SMALL, randomise
 from torch import Tensor, nn
 
 from ltmsearch.merging import OPERATORS, Merge
 from ltmsearch.merging.assignment import HardAssignment, SoftAssignment
 from ltmsearch.models import attached_operators, create_subnet
-from ltmsearch.models.merge_traces import LayerMerges, trace_merges
+from ltmsearch.models.merge_traces import trace_merges
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.schedule import MergeSchedule
 
@@ -195,14 +196,3 @@ def test_tokens_are_found_by_pixel() -> None:
     assert layer.sizes.tolist() == [1.75, 2, 2.25]
     assert [layer.token_at(x, y) for x, y in ((0, 0), (19, 9), (29, 0), (5, 15), (99, 99))] == [0, 0, 1, 2, 1]
     assert layer.weights(0).tolist() == [[1, 0.75, 0], [0, 0, 0]]
-
-
-def hand_made() -> LayerMerges:
-    """Two rows of three patches of 10 pixels in three tokens; one patch is shared."""
-    matrix = np.zeros((1, 6, 3), dtype=np.float32)
-    matrix[0, range(6), [0, 0, 1, 2, 2, 1]] = 1
-    matrix[0, 1] = 0.75, 0, 0.25
-    return LayerMerges(
-        layer="blocks.0", operator="ltm", form="soft", before=6, whole=(2, 3), window=(2, 3), pitch=(10, 10),
-        shares=matrix,
-    )  # fmt: skip

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from support.records import make_record
 
 from ltmsearch.config.objective import CostAxis
 from ltmsearch.reporting.convergence import (
@@ -29,7 +30,7 @@ def trial(number: int, gflops: float, top1: float | None, **fields: Any) -> Tria
         "feasible": gflops <= 1.2,
         "keep_ratios": {"a": 0.5},
     }
-    return TrialRecord(trial=number, gflops=gflops, top1=top1, **(defaults | fields))
+    return make_record(trial=number, gflops=gflops, top1=top1, **(defaults | fields))
 
 
 FIRST, LOWEST, BETTER = trial(1, 1.0, 80.0), trial(2, 0.9, 70.0), trial(4, 1.1, 85.0)

@@ -29,7 +29,8 @@ from ltmsearch.reporting.dashboard.notes import OWN_WORDS, renewed
 from ltmsearch.reporting.dashboard.pages import DashboardHooks
 from ltmsearch.reporting.dashboard.server import serve_dashboard
 from ltmsearch.search.driver import Driver
-from ltmsearch.search.records import read_trials, select_front
+from ltmsearch.search.records import select_front
+from ltmsearch.search.run import Run
 from ltmsearch.search.shared_weights import SharedWeights
 from ltmsearch.search.trial import Evaluator
 
@@ -79,7 +80,7 @@ def rows(note: str) -> list[list[str]]:
 
 class TestFinishedStudy:
     def test_every_trial_has_the_attributes_of_its_schedule(self, finished: Path) -> None:
-        records = {record.trial: record for record in read_trials(finished / "trials.csv")}
+        records = {record.trial: record for record in Run.open(finished).trials}
         study = study_of(finished)
         assert {trial.state for trial in study.trials} == {TrialState.COMPLETE, TrialState.PRUNED}
         for trial in study.trials:
@@ -96,7 +97,7 @@ class TestFinishedStudy:
         assert plain["tokens_last"] == 16, "a 4×4 grid of patches at 224 px"
 
     def test_notes_tell_schedule_costs_and_both_scores(self, finished: Path) -> None:
-        records = read_trials(finished / "trials.csv")
+        records = Run.open(finished).trials
         notes = notes_of(study_of(finished))
         front = select_front(records)
         assert front
@@ -105,7 +106,7 @@ class TestFinishedStudy:
             facts = {row[0]: row[1] for row in cells if len(row) == 2}
             assert facts["GFLOPs"].startswith(f"{record.gflops:.4f} (")
             schedule = {row[0]: row for row in cells if len(row) == 4}
-            for layer, ratio in record.keep_ratios.items():
+            for layer, ratio in record.schedule.keep_ratios.items():
                 before, after = (int(count) for count in schedule[layer][3].split(" → "))
                 assert schedule[layer][1] == f"{ratio:g}"
                 assert (after < before) == (schedule[layer][2] in ("soft", "hard"))
@@ -120,7 +121,7 @@ class TestFinishedStudy:
 
     def test_the_studys_note_holds_the_front_with_links(self, finished: Path) -> None:
         study = study_of(finished)
-        note, front = get_note(study), select_front(read_trials(finished / "trials.csv"))
+        note, front = get_note(study), select_front(Run.open(finished).trials)
         linked = [row[0] for row in rows(note) if row[0].startswith("[")]
         shown = [f"[{r.trial}](/dashboard/studies/{study._study_id}/trials?numbers={r.trial})" for r in front]
         assert linked[: len(front)] == shown
@@ -136,13 +137,13 @@ class TestFinishedStudy:
                 plots.setdefault(name.split(":")[2], "")
                 plots[name.split(":")[2]] += attrs[name]
         assert plots.keys() == {"front", "layers"}
-        front = select_front(read_trials(finished / "trials.csv"))
+        front = select_front(Run.open(finished).trials)
         (ringed,) = [t for t in json.loads(plots["front"])["data"] if t.get("name", "").startswith("front")]
         assert sorted(ringed["x"]) == sorted(record.gflops for record in front)
         assert "stages.2.1.transformer.0" in plots["layers"]
 
     def test_files_are_the_schedule_the_recipe_and_a_picture(self, finished: Path) -> None:
-        records = {record.trial: record for record in read_trials(finished / "trials.csv")}
+        records = {record.trial: record for record in Run.open(finished).trials}
         study, number = study_of(finished), 0
         for trial in study.trials:
             files, record = files_of(finished, study, trial), records[trial.number]
@@ -154,9 +155,9 @@ class TestFinishedStudy:
             drawn = [] if record.label == "plain" else [f"merges-{n}.png"]
             assert sorted(files) == sorted([f"schedule-{n}.csv", f"recipe-{n}.yaml", *drawn])
             table = list(csv.DictReader(io.StringIO(files[f"schedule-{n}.csv"].decode())))
-            assert {row["layer"]: float(row["keep_ratio"]) for row in table} == record.keep_ratios
+            assert {row["layer"]: float(row["keep_ratio"]) for row in table} == record.schedule.keep_ratios
             recipe = Recipe.model_validate(yaml.safe_load(files[f"recipe-{n}.yaml"]))
-            assert recipe.merge_schedule == record.schedule("ltm")
+            assert recipe.schedule == record.schedule
             assert recipe.provenance["proxy"]["top1"] == record.top1
             for name in drawn:
                 assert len(files[name]) < 50_000
@@ -198,7 +199,7 @@ def test_under_other_budgets_notes_files_and_attributes_come_along(finished: Pat
     run_study(tiny(run, **{**START, "budget_gflops": 0.23}))
     after = study_of(run)
     assert after._study_id != before._study_id
-    records = {record.trial: record for record in read_trials(run / "trials.csv")}
+    records = {record.trial: record for record in Run.open(run).trials}
     notes = notes_of(after)
     for old, new in zip(before.trials, after.trials, strict=True):
         assert files_of(run, after, new) == files_of(finished, before, old)
@@ -344,7 +345,7 @@ class TestServer:
                 serve_dashboard(run, host="127.0.0.1", port=0, on_start=lambda _: None)
             return str(caught.value)
 
-        assert refused(tmp_path) == f"{tmp_path} must be the run directory of a study, but it holds no settings.yaml"
+        assert refused(tmp_path) == f"expected the run directory of a study, but {tmp_path} has no settings.yaml"
         shutil.copy(finished / "settings.yaml", tmp_path)
         assert f"but there is no {tmp_path}/study.db" in refused(tmp_path)
         assert not (tmp_path / "study.db").exists()

@@ -17,7 +17,8 @@ from support.browser import Browse
 from support.sizes import TINY
 
 from ltmsearch import StudySettings, run_study
-from ltmsearch.search.records import read_trials, select_front
+from ltmsearch.search.records import select_front
+from ltmsearch.search.run import Run
 
 pytestmark = pytest.mark.slow
 
@@ -77,7 +78,7 @@ def test_the_main_page_shows_both_fronts_and_what_is_infeasible(browse: Browse, 
     expect(visit.page.locator("[id='user-defined-plot:layers']")).to_contain_text("stages.2.1.transformer.0")
     expect(visit.page.locator("#graph-timeline")).to_contain_text("Infeasible")
     expect(visit.page.get_by_text("top-1 (%)").first).to_be_visible()  # named, not "Objective 0"
-    records = read_trials(finished / "trials.csv")
+    records = Run.open(finished).trials
     shown = plots(visit.page)
     (ringed,) = [t for t in shown["user-defined-plot:front"] if t.get("name") == "front, ± 1 standard error"]
     assert sorted(ringed["x"]) == sorted(record.gflops for record in select_front(records))
@@ -92,7 +93,7 @@ def test_the_main_page_shows_both_fronts_and_what_is_infeasible(browse: Browse, 
 def test_the_study_has_a_note_whose_front_leads_to_its_trials(browse: Browse, address: str, finished: Path) -> None:
     visit = browse(f"{address}/note", height=1600)
     expect(visit.page.get_by_role("heading", name="How this page reads")).to_be_visible()
-    best = select_front(read_trials(finished / "trials.csv"))[0]
+    best = select_front(Run.open(finished).trials)[0]
     row = visit.page.locator("tr").filter(has_text=f"{best.gflops:.4f}").first
     expect(row).to_contain_text(f"{best.rescored_top1:.1f} ±")
     row.get_by_role("link", name=str(best.trial), exact=True).click()
@@ -102,11 +103,11 @@ def test_the_study_has_a_note_whose_front_leads_to_its_trials(browse: Browse, ad
 
 
 def test_a_trials_page_shows_its_note_attributes_and_files(browse: Browse, address: str, finished: Path) -> None:
-    record = next(r for r in read_trials(finished / "trials.csv") if r.kind == "searched" and r.state == "scored")
+    record = next(r for r in Run.open(finished).trials if r.kind == "searched" and r.state == "scored")
     visit = browse(f"{address}/trials?numbers={record.trial}", height=2600)
     page = visit.page
     layer = page.locator("tr").filter(has_text="stages.3.1.transformer.0")
-    expect(layer).to_contain_text(f"{record.keep_ratios['stages.3.1.transformer.0']:g}")
+    expect(layer).to_contain_text(f"{record.schedule.keep_ratios['stages.3.1.transformer.0']:g}")
     expect(layer).to_contain_text("→")
     expect(page.get_by_text("score with the final weights")).to_have_count(int(record.rescored_top1 is not None))
     expect(page.get_by_text(f"gflops {record.gflops}")).to_be_visible()
@@ -122,7 +123,7 @@ def test_a_trials_page_shows_its_note_attributes_and_files(browse: Browse, addre
 
 
 def test_a_rejected_trial_is_pruned_and_says_why(browse: Browse, address: str, finished: Path) -> None:
-    record = next(r for r in read_trials(finished / "trials.csv") if r.state == "over budget")
+    record = next(r for r in Run.open(finished).trials if r.state == "over budget")
     visit = browse(f"{address}/trials?numbers={record.trial}", height=1600)
     expect(visit.page.get_by_text("Rejected by its cost alone, which is over the budget.")).to_be_visible()
     expect(visit.page.get_by_text("Pruned").first).to_be_visible()

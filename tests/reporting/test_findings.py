@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from support.records import make_record
 
 from ltmsearch.config.objective import CostAxis
 from ltmsearch.reporting.findings import find, findings_record, name_layers, sentences, write_findings
 from ltmsearch.reporting.importance import SPARE, layer_importance
 from ltmsearch.reporting.layer_plot import layers_figure, write_layers
 from ltmsearch.reporting.pareto_plot import print_findings
+from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.records import TrialRecord
 
 MOBILEVIT = tuple(
@@ -36,7 +38,7 @@ def point(number: int, gflops: float, top1: float, ratios: Mapping[str, float], 
         "kind": "searched", "state": "scored", "feasible": True, "top1": top1, "loss": 0.5, "supernet_version": number,
         "rescored_top1": top1, "rescored_top1_se": 0.1, "keep_ratios": ratios,
     }  # fmt: skip
-    return TrialRecord(trial=number, gflops=gflops, **(defaults | fields))
+    return make_record(trial=number, gflops=gflops, **(defaults | fields))
 
 
 def study(
@@ -98,7 +100,7 @@ def test_planted_effects_are_found_with_their_sign_size_and_order() -> None:
 
 def test_the_keep_ratio_of_an_effect_is_the_middle_of_the_merges_tried() -> None:
     records = study(MOBILEVIT, 30)
-    tried = [r.keep_ratios[HARMFUL] for r in records if r.keep_ratios[HARMFUL] < 1]
+    tried = [r.schedule.keep_ratios[HARMFUL] for r in records if r.schedule.keep_ratios[HARMFUL] < 1]
     (effect,) = (e for e in layer_importance(records).layers if e.layer == HARMFUL)
     assert effect.keep_ratio == np.median(tried)
 
@@ -142,7 +144,12 @@ def test_too_few_trials_say_so_and_one_more_is_enough() -> None:
 def test_of_layers_that_never_change_or_only_together_nothing_is_claimed() -> None:
     always, one, other = MOBILEVIT[0], MOBILEVIT[1], MOBILEVIT[2]
     records = [
-        dataclasses.replace(r, keep_ratios={**r.keep_ratios, always: 0.5, other: r.keep_ratios[one]})
+        dataclasses.replace(
+            r,
+            schedule=MergeSchedule(
+                keep_ratios={**r.schedule.keep_ratios, always: 0.5, other: r.schedule.keep_ratios[one]}
+            ),
+        )
         for r in study(MOBILEVIT, 30, loss=PLANTED)
     ]
     effects = {effect.layer: effect for effect in layer_importance(records).layers}
@@ -170,7 +177,7 @@ def test_always_never_and_changing_part_the_layers_as_counting_does(seed: int) -
     ]
     findings = find(records)
     assert [record.trial for record in findings.front] == [0, 1, 2], "cheapest first"
-    merging = {layer: sum(record.keep_ratios[layer] != 1 for record in records) for layer in VIT}
+    merging = {layer: sum(record.schedule.keep_ratios[layer] != 1 for record in records) for layer in VIT}
     assert findings.always == tuple(layer for layer in VIT if merging[layer] == 3)
     assert findings.never == tuple(layer for layer in VIT if merging[layer] == 0)
     assert findings.changing == tuple(layer for layer in VIT if merging[layer] in (1, 2))
@@ -275,7 +282,9 @@ def test_the_file_holds_the_findings(tmp_path: Path) -> None:
     held = json.loads(write_findings(findings, tmp_path / "findings.json").read_text(encoding="utf-8"))
     assert held == json.loads(json.dumps(findings_record(findings)))
     assert held["sentences"] == sentences(findings)
-    assert [row["keep_ratios"] for row in held["front"]] == [dict(record.keep_ratios) for record in findings.front]
+    assert [row["keep_ratios"] for row in held["front"]] == [
+        dict(record.schedule.keep_ratios) for record in findings.front
+    ]
     assert held["always_merge"] + held["never_merge"] + held["changing"] != []
     effects = {row["layer"]: row for row in held["importance"]["layers"]}
     assert tuple(effects) == MOBILEVIT
@@ -287,7 +296,9 @@ def test_the_file_holds_the_findings(tmp_path: Path) -> None:
 
 def test_the_picture_has_every_layer_and_every_point() -> None:
     records = study(MOBILEVIT, 40, loss=PLANTED, saved=SAVED)
-    few = find([point(n, 1.0 + n, 60.0 + n, records[n].keep_ratios, forms={MOBILEVIT[4]: "hard"}) for n in range(3)])
+    few = find(
+        [point(n, 1.0 + n, 60.0 + n, records[n].schedule.keep_ratios, forms={MOBILEVIT[4]: "hard"}) for n in range(3)]
+    )
     findings = dataclasses.replace(few, importance=find(records).importance)
     figure = layers_figure(findings, title="t", axis=CostAxis())
     table, losses, savings = figure.data
@@ -298,10 +309,10 @@ def test_the_picture_has_every_layer_and_every_point() -> None:
     assert len(table.x) == 3
     for row, layer in enumerate(MOBILEVIT):
         for column, record in enumerate(findings.front):
-            ratio = record.keep_ratios[layer]
+            ratio = record.schedule.keep_ratios[layer]
             assert table.z[row][column] == 1 - ratio
             assert table.text[row][column] == ("" if ratio == 1 else record.in_short(layer))
-    assert {"h" in words for words in table.text[4]} == {r.keep_ratios[MOBILEVIT[4]] < 1 for r in few.front}
+    assert {"h" in words for words in table.text[4]} == {r.schedule.keep_ratios[MOBILEVIT[4]] < 1 for r in few.front}
     colours = dict(zip(losses.y, losses.marker.color, strict=True))
     assert len({colours[layer] for layer in PLANTED}) == 1
     assert {colours[layer] for layer in PLANTED}.isdisjoint(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.records import make_record
 
 from ltmsearch.config.settings import ResolvedSettings, StudySettings
 from ltmsearch.reporting.findings import find
@@ -37,7 +38,7 @@ def trial(number: int, gflops: float, top1: float | None, rescored: float | None
         "ibb": None if top1 is None else -0.05, "ib_weight": 0.0, "seconds": None if top1 is None else 2.0,
         "keep_ratios": dict(zip(LAYERS, (1.0, 0.5, 0.7), strict=True)),
     }  # fmt: skip
-    return TrialRecord(trial=number, gflops=gflops, top1=top1, rescored_top1=rescored, **(defaults | fields))
+    return make_record(trial=number, gflops=gflops, top1=top1, rescored_top1=rescored, **(defaults | fields))
 
 
 PLAIN = trial(0, 1.5467, 86.0, 87.0, kind="baseline", label="plain", keep_ratios=dict.fromkeys(LAYERS, 1.0))

@@ -9,13 +9,13 @@ from support.sizes import TINY
 
 from ltmsearch import StudySettings, run_study
 from ltmsearch.reporting.html import PAGE
-from ltmsearch.study import StudyResult
+from ltmsearch.search.run import Run
 
 MARKS = "#plot-front .scatterlayer .trace .points path.point"
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
+def study(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A study in which proposals were rejected."""
     folder = tmp_path_factory.mktemp("report") / "run"
     changes = {"sampler": "random", "budget_gflops": 0.23, "trials": 8, "out": str(folder)}
@@ -25,7 +25,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
 
 
 @pytest.fixture
-def report(study: StudyResult) -> Path:
+def report(study: Run) -> Path:
     return study.folder / PAGE
 
 
@@ -55,7 +55,7 @@ def test_nothing_is_asked_for_and_nothing_goes_wrong(browse: Browse, report: Pat
     assert visit.overflow == 0
 
 
-def test_the_front_is_drawn_point_by_point(browse: Browse, report: Path, study: StudyResult) -> None:
+def test_the_front_is_drawn_point_by_point(browse: Browse, report: Path, study: Run) -> None:
     page = browse(report).page
     page.wait_for_selector(MARKS)
     drawn = traces(page, "plot-front")
@@ -64,10 +64,10 @@ def test_the_front_is_drawn_point_by_point(browse: Browse, report: Path, study: 
     assert sorted(rings["x"]) == sorted(record.gflops for record in study.front)  # type: ignore[call-overload]
 
 
-def test_rejected_proposals_are_ticks_below_the_plot(browse: Browse, report: Path, study: StudyResult) -> None:
+def test_rejected_proposals_are_ticks_below_the_plot(browse: Browse, report: Path, study: Run) -> None:
     page = browse(report).page
     page.wait_for_selector(MARKS)
-    rejected = [record for record in study.records if record.state == "over budget"]
+    rejected = [record for record in study.trials if record.state == "over budget"]
     assert rejected, "a random sampler proposes schedules over a tight budget"
     (ticks,) = traces(page, "plot-front")["rejected: over budget"]
     assert ticks["symbol"] == "line-ns-open"
@@ -75,7 +75,7 @@ def test_rejected_proposals_are_ticks_below_the_plot(browse: Browse, report: Pat
     assert len(ticks["x"]) == len(rejected)  # type: ignore[arg-type]
 
 
-def test_hovering_over_a_front_point_tells_its_numbers(browse: Browse, report: Path, study: StudyResult) -> None:
+def test_hovering_over_a_front_point_tells_its_numbers(browse: Browse, report: Path, study: Run) -> None:
     page = browse(report).page
     page.wait_for_selector(MARKS)
     page.locator("#plot-front").scroll_into_view_if_needed()
@@ -142,17 +142,17 @@ def test_on_paper_everything_is_unfolded_and_no_plot_is_cut_off(browse: Browse, 
     assert page.evaluate("document.querySelectorAll('details[open]').length") == 0
 
 
-def test_tables_hold_what_the_plots_show(browse: Browse, report: Path, study: StudyResult) -> None:
+def test_tables_hold_what_the_plots_show(browse: Browse, report: Path, study: Run) -> None:
     page = browse(report).page
     rows = page.locator("#front ~ details").first.locator("tbody tr")
-    assert rows.count() == sum(record.score is not None for record in study.records)
+    assert rows.count() == sum(record.score is not None for record in study.trials)
     found = page.locator("section").first.locator("tbody").first.locator("tr")
     assert found.count() == len(study.front)
     assert found.first.locator("th").inner_text() == str(study.front[0].trial)
 
 
 @pytest.mark.parametrize("name", [PAGE, "front.html", "layers.html"])
-def test_no_button_sends_anything_anywhere(browse: Browse, study: StudyResult, name: str) -> None:
+def test_no_button_sends_anything_anywhere(browse: Browse, study: Run, name: str) -> None:
     page = browse(study.folder / name).page
     page.wait_for_selector(".modebar-btn", state="attached")
     found = page.evaluate("[...document.querySelectorAll('.modebar-btn')].map(b => b.dataset.title ?? b.ariaLabel)")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.browser import Browse
-from test_traces import hand_made
+from support.merges import hand_made
 
 from ltmsearch.models.merge_traces import LayerMerges
 from ltmsearch.reporting.merges import draw_merges, example_sheet, merges_page, pixels_seen

@@ -8,10 +8,12 @@ from typing import Any
 import plotly.graph_objects as go
 import pytest
 from rich.console import Console
+from support.records import make_record
 
 from ltmsearch.config.objective import CostAxis
 from ltmsearch.reporting.pareto_layout import front_picture
 from ltmsearch.reporting.pareto_plot import breaks_budget, front_figure, prediction_lines, print_front, write_front
+from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.records import TrialRecord
 
 LAYERS = ("stages.2.1.transformer.0", "stages.2.1.transformer.1", "stages.3.1.transformer.0")
@@ -33,7 +35,7 @@ def trial(number: int, gflops: float, top1: float | None, rescored: float | None
         "rescored_loss": None if rescored is None else 0.8,
         "keep_ratios": dict(zip(LAYERS, (1.0, 0.5, 0.7), strict=True)),
     }
-    return TrialRecord(trial=number, gflops=gflops, top1=top1, rescored_top1=rescored, **(defaults | fields))
+    return make_record(trial=number, gflops=gflops, top1=top1, rescored_top1=rescored, **(defaults | fields))
 
 
 PLAIN = trial(0, 1.5467, 86.0, 87.0, kind="baseline", label="plain", keep_ratios=dict.fromkeys(LAYERS, 1.0))
@@ -238,7 +240,8 @@ def test_drawing_needs_neither_torch_nor_optuna() -> None:
 def test_letters_of_forms_are_explained_where_they_stand() -> None:
     plain = "keep ratio of each layer, 1 = plain, | between stages"
     assert plain in " ".join(printed([UNIFORM]))
-    merged = dataclasses.replace(UNIFORM, kind="searched", label="", forms={LAYERS[0]: "hard", LAYERS[1]: "matched"})
+    schedule = MergeSchedule(keep_ratios=dict.fromkeys(LAYERS, 0.5), forms={LAYERS[0]: "hard", LAYERS[1]: "matched"})
+    merged = dataclasses.replace(UNIFORM, kind="searched", label="", schedule=schedule)
     lines = " ".join(printed([merged]))
     assert ".5h" in lines
     assert ".5m" in lines

@@ -17,7 +17,7 @@ import pytest
 from support.command_line import tiny
 from support.faults import Told, assert_weights_are_whole, fingerprint, searching, told
 from support.postgres import Postgres
-from test_ray import _children, _title
+from support.processes import children, title
 
 from ltmsearch.study import run_study
 
@@ -144,7 +144,7 @@ def test_workers_are_killed(tmp_path: Path, record_property: Callable[[str, obje
 
     def kill_now_and_then() -> None:
         while not over.wait(chance.uniform(2, 6)) and len(killed) < 12:
-            busy = [pid for pid in _children(os.getpid()) if "ray::TrialWorker" in _title(pid)]
+            busy = [pid for pid in children(os.getpid()) if "ray::TrialWorker" in title(pid)]
             if busy:
                 os.kill(victim := chance.choice(busy), signal.SIGKILL)
                 killed.append(victim)
@@ -157,7 +157,7 @@ def test_workers_are_killed(tmp_path: Path, record_property: Callable[[str, obje
         over.set()
         killer.join()
     trials = told(tmp_path / "run")
-    counted = [r for r in result.records if r.label != "plain" and r.state in ("scored", "failed")]
+    counted = [r for r in result.trials if r.label != "plain" and r.state in ("scored", "failed")]
     assert len(counted) == 60
     failed = [record for record in counted if record.state == "failed"]
     assert len(failed) <= len(killed) // 3, "a trial fails over the third worker that dies of it, not before"

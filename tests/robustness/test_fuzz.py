@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save
 from support.fuzzing import Kind, Target, fuzz, outcome
 from support.profiles import hand_made_profile
+from support.records import make_record
 
 from ltmsearch.cli.run import _settings as settings_of_config
 from ltmsearch.config.recipe import Recipe, load_recipe
@@ -28,7 +29,7 @@ from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.schedules.space import SearchSpace, SpaceFile
 from ltmsearch.search.checkpoint import WEIGHTS as SHARED
 from ltmsearch.search.checkpoint import CheckpointState, load_checkpoint, save_checkpoint
-from ltmsearch.search.records import TrialRecord, front_table, read_front, read_trials, trials_table, write_csv
+from ltmsearch.search.records import TrialRecord, read_trials, trials_table, write_csv
 from ltmsearch.search.timing import TIMES, Times
 from ltmsearch.training.epoch_records import EpochRecord, read_log, write_log
 
@@ -77,7 +78,7 @@ def record(trial: int, **changes: Any) -> TrialRecord:
         "seconds": 1.25, "keep_ratios": {layer: 1.0 if i % 2 else 0.5 for i, layer in enumerate(LAYERS)},
         "forms": {LAYERS[0]: "hard"},
     }  # fmt: skip
-    return TrialRecord(**values | changes)
+    return make_record(**values | changes)
 
 
 def epoch(number: int) -> EpochRecord:
@@ -103,8 +104,8 @@ def small_net() -> torch.nn.Module:
 def recipe_file(path: Path) -> None:
     recipe = load_recipe(path)
     recipe.to_yaml()
-    MergeSchedule.from_mapping(LAYERS, dict.fromkeys(LAYERS, 1.0) | {"*": 0.5}, recipe.operator)
-    hash(recipe.merge_schedule)
+    MergeSchedule.from_mapping(LAYERS, dict.fromkeys(LAYERS, 1.0) | {"*": 0.5}, recipe.schedule.operator)
+    hash(recipe.schedule)
 
 
 def space_file(path: Path) -> None:
@@ -135,7 +136,7 @@ def config_file(path: Path) -> None:
 
 
 def trials_file(path: Path) -> None:
-    records = read_trials(path)
+    records = read_trials(path, "ltm")
     find(records)
     trials_table(records)
 
@@ -172,10 +173,7 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> list[Target]:
     torch.save(small_net().state_dict(), torch_file)
     profile = hand_made_profile(lambda suffix: 0.1, base_ms=5.0)
     profile = profile.model_copy(update={"weights": dict(list(profile.weights.items())[:5])})
-    trials, front = (
-        write_csv(trials_table(RECORDS), folder / "t.csv"),
-        write_csv(front_table(RECORDS), folder / "f.csv"),
-    )
+    trials = write_csv(trials_table(RECORDS), folder / "t.csv")
     log = write_log([epoch(1), epoch(2)], folder / "log.csv")
 
     def shipped(kind: Literal["search_spaces", "studies"]) -> list[bytes]:
@@ -195,7 +193,6 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> list[Target]:
         target("config", "yaml", "config.yaml", config_file, SMALL_STUDY, *shipped("studies")),
         target("settings", "yaml", "settings.yaml", settings_file, study),
         target("trials", "csv", "trials.csv", trials_file, trials),
-        target("front", "csv", "front.csv", read_front, front),
         target("log", "csv", "log.csv", read_log, log),
         target("times", "json", TIMES, times_file, Times.model_validate({"stints": [stint, stint]}).model_dump_json()),
         target("profile", "json", "latency.json", profile_file, profile.model_dump_json(indent=1)),
@@ -297,7 +294,7 @@ def test_the_fuzzer_sees_what_is_wrong(tmp_path: Path, monkeypatch: pytest.Monke
         return load
 
     with monkeypatch.context() as patch:
-        patch.setattr("fuzzing.SECONDS", 0.05)
+        patch.setattr("support.fuzzing.SECONDS", 0.05)
         assert outcome(hangs, tmp_path / "a.yaml") == "took more than 0.05 s"
     assert outcome(lambda path: {}["x"], tmp_path / "a.yaml").startswith("KeyError at test_fuzz.py")
     assert outcome(refuses("no"), tmp_path / "a.yaml").startswith("does not name the file")

@@ -145,7 +145,7 @@ class TestRoundTrips:
     def test_recipes(self, tmp_path: Path, recipe: Recipe) -> None:
         again = load_recipe(recipe.save(tmp_path / "a.yaml"))
         assert again == recipe
-        assert again.merge_schedule == recipe.merge_schedule
+        assert again.schedule == recipe.schedule
         assert again.changed({}) == recipe
 
     @seeded

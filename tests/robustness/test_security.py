@@ -21,9 +21,10 @@ from support.command_line import call, tiny_options
 from support.fuzzing import at_most
 
 from ltmsearch.config.recipe import Recipe, load_recipe
-from ltmsearch.config.settings import SETTINGS, ResolvedSettings
+from ltmsearch.config.settings import SETTINGS
 from ltmsearch.errors import InputError
 from ltmsearch.io.files import refuse_links_outward
+from ltmsearch.search.run import Run
 from ltmsearch.training.options import default_folder
 
 PACKAGE = Path(__file__).resolve().parents[2] / "ltmsearch"
@@ -330,6 +331,6 @@ class TestNoPathEscapes:
 
     def test_data_and_weights_of_a_study_are_read_and_not_written(self, run: Path, tmp_path: Path) -> None:
         """`space`, `checkpoint`, `data_dir` and `latency_profile` may lie anywhere; a settings file may name them."""
-        settings = ResolvedSettings.load(run / SETTINGS)
+        settings = Run.open(run).settings
         changed = settings.model_copy(update={"data_dir": "../../etc", "dataset": "folder"})
         assert changed.study_name == settings.study_name

@@ -20,10 +20,10 @@ from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.checkpoint import load_checkpoint
 from ltmsearch.search.initial_trials import first_trials
 from ltmsearch.search.records import select_front
+from ltmsearch.search.run import Run
 from ltmsearch.search.setup import BELOW_RANGE, prepare
 from ltmsearch.search.trial import Evaluator
 from ltmsearch.search.warm_start import Prior, nearest
-from ltmsearch.study import StudyResult
 
 START: dict[str, Any] = {"sampler": "random", "budget_gflops": 0.24, "trials": 8}
 """Of the finished study: it has proposals over its budget."""
@@ -52,12 +52,12 @@ def studies(run: Path) -> list[optuna.Study]:
     return [optuna.load_study(study_name=n, storage=storage) for n in optuna.get_all_study_names(storage)]
 
 
-def scores(result: StudyResult) -> dict[int, tuple[float, float | None]]:
-    return {r.trial: (r.gflops, r.top1) for r in result.records if r.state == "scored"}
+def scores(result: Run) -> dict[int, tuple[float, float | None]]:
+    return {r.trial: (r.gflops, r.top1) for r in result.trials if r.state == "scored"}
 
 
 @pytest.fixture(scope="module")
-def ranged(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
+def ranged(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished study under a range of budgets."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
@@ -66,18 +66,18 @@ def ranged(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
 
 
 class TestRange:
-    def test_trials_spread_over_the_range(self, ranged: StudyResult) -> None:
+    def test_trials_spread_over_the_range(self, ranged: Run) -> None:
         lowest = 0.24 - BELOW_RANGE * 0.01
-        trained = [r for r in ranged.records if r.state == "scored" and r.label != "plain"]
+        trained = [r for r in ranged.trials if r.state == "scored" and r.label != "plain"]
         assert len(trained) == 10
         assert all(lowest <= r.gflops <= 0.25 for r in trained)
         start_up = [r.gflops for r in trained if r.kind == "start-up"]
         assert max(start_up) > 0.248
         assert min(start_up) < 0.24, "the lowest budget has points"
 
-    def test_proposals_outside_are_never_trained_and_told_as_infeasible(self, ranged: StudyResult) -> None:
-        below = [r for r in ranged.records if r.state == "below range"]
-        over = [r for r in ranged.records if r.state == "over budget"]
+    def test_proposals_outside_are_never_trained_and_told_as_infeasible(self, ranged: Run) -> None:
+        below = [r for r in ranged.trials if r.state == "below range"]
+        over = [r for r in ranged.trials if r.state == "over budget"]
         assert below
         assert over
         assert all(r.gflops < 0.24 and r.feasible and r.top1 is None for r in below)
@@ -86,7 +86,7 @@ class TestRange:
         told = {t.number: max(t.constraints.values()) for t in study.trials}
         assert all(told[r.trial] > 0 for r in below + over)
 
-    def test_the_range_is_kept_in_the_settings(self, ranged: StudyResult) -> None:
+    def test_the_range_is_kept_in_the_settings(self, ranged: Run) -> None:
         stored = StudySettings.load(ranged.folder / "settings.yaml")
         assert (stored.lowest_gflops, stored.budget_gflops) == (0.24, 0.25)
         assert "0.24-0.25gflops" in str(stored.study)
@@ -160,8 +160,8 @@ class TestOtherBudgets:
         (study,) = studies(run)
         assert {study.trials[number].state for number in unknown} == {TrialState.FAIL}
         back = run_study(tiny(run, **{**START, "trials": START["trials"] + 2}))
-        assert {r.state for r in back.records if r.trial in unknown} == {"over budget"}
-        assert unknown <= {r.trial for r in back.records}
+        assert {r.state for r in back.trials if r.trial in unknown} == {"over budget"}
+        assert unknown <= {r.trial for r in back.trials}
 
     def test_cut_off_while_telling_again(self, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         number = len(studies(run)[0].trials)
@@ -218,7 +218,7 @@ class TestResumeFrom:
         assert result.front
         assert any("ignored, having no place in this network" in note for note in notes)
         assert any(f"starts from the weights of {finished}" in note for note in notes)
-        assert any(r.label.endswith("digits") for r in result.records), "its front is tried"
+        assert any(r.label.endswith("digits") for r in result.trials), "its front is tried"
 
     def test_on_other_images_with_other_classes(self, finished: Path, tmp_path: Path) -> None:
         rng = np.random.default_rng(0)

@@ -112,7 +112,7 @@ def test_a_server_that_goes_away_is_told_in_one_line(
     administrate("another", f"ALTER ROLE searcher PASSWORD '{postgres.password}'")
     assert postgres.password not in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert len(run_study(settings).records) >= 4
+    assert len(run_study(settings).trials) >= 4
 
 
 def test_a_wrong_password_and_a_database_without_a_study(postgres: Postgres, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 import torch
 from support.command_line import tiny, tiny_options
+from support.processes import children, title
 
 from ltmsearch import run_study
 from ltmsearch.callbacks import Callbacks
@@ -186,7 +187,7 @@ class TestWorkers:
 
 
 def test_a_local_run_listens_on_loopback_alone(connection: Connection) -> None:
-    own = {os.getpid(), *_children(os.getpid())}
+    own = {os.getpid(), *children(os.getpid())}
     sockets = {
         os.readlink(link)
         for pid in own
@@ -210,18 +211,6 @@ def _target(link: Path) -> str:
         return ""
 
 
-def _children(pid: int) -> set[int]:
-    found = set()
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(status.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        if parent == pid:
-            found |= {int(status.parent.name), *_children(int(status.parent.name))}
-    return found
-
-
 def run(folder: Path, *more: str, kill: str | None = None, **changed: Any) -> "subprocess.CompletedProcess[str]":
     """`ltmsearch run` in a process of its own; with `kill`, that of its workers is killed whose title holds it."""
     command = [sys.executable, "-m", "ltmsearch", "run", *tiny_options(out=folder, **changed), *more]
@@ -231,7 +220,7 @@ def run(folder: Path, *more: str, kill: str | None = None, **changed: Any) -> "s
     ) as process:
         deadline = time.monotonic() + 200
         while kill is not None and process.poll() is None and time.monotonic() < deadline:
-            busy = [pid for pid in _children(process.pid) if kill in _title(pid)]
+            busy = [pid for pid in children(process.pid) if kill in title(pid)]
             if busy:
                 os.kill(busy[0], signal.SIGKILL)
                 kill = None
@@ -239,13 +228,6 @@ def run(folder: Path, *more: str, kill: str | None = None, **changed: Any) -> "s
         out, err = process.communicate(timeout=300)
     assert kill is None, "there was nothing to kill"
     return subprocess.CompletedProcess(command, process.returncode, out, err)
-
-
-def _title(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        return ""
 
 
 class TestStudies:

@@ -5,18 +5,16 @@ import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
+from support.records import make_record
 
 from ltmsearch.errors import InputError
-from ltmsearch.schedules.schedule import Form, MergeSchedule
+from ltmsearch.schedules.schedule import Form
 from ltmsearch.search.records import (
     FRONT_COLUMNS,
     ShownScore,
     TrialRecord,
     front_table,
-    read_front,
     read_trials,
     select_front,
     select_references,
@@ -42,7 +40,7 @@ def record(trial: int, **fields: Any) -> TrialRecord:
         "rescored_loss": 0.8,
         "keep_ratios": dict(zip(LAYERS, (1.0, 0.5, 0.7), strict=True)),
     }
-    return TrialRecord(trial=trial, **(defaults | fields))
+    return make_record(trial=trial, **(defaults | fields))
 
 
 UNSCORED = {
@@ -83,19 +81,9 @@ def awkward_records() -> list[TrialRecord]:
     ]
 
 
-def test_a_record_has_its_own_schedule_and_names_itself() -> None:
-    ratios = {"blocks.0": np.float32(0.5), "blocks.1": 1}
-    plain = record(7, keep_ratios=ratios)
-    ratios["blocks.0"] = 0.1
-    assert plain.keep_ratios == {"blocks.0": 0.5, "blocks.1": 1.0}
-    assert json.dumps(plain.keep_ratios) == '{"blocks.0": 0.5, "blocks.1": 1.0}'
-    assert plain.name == "trial 7"
+def test_a_record_without_a_label_is_named_by_number() -> None:
+    assert record(7).name == "trial 7"
     assert record(7, label="uniform 0.5").name == "uniform 0.5"
-    forms: dict[str, Form] = {LAYERS[1]: "hard"}
-    mixed = record(8, forms=forms)
-    forms[LAYERS[1]] = "soft"
-    assert mixed.schedule("ltm") == MergeSchedule(keep_ratios=mixed.keep_ratios, forms={LAYERS[1]: "hard"})
-    assert plain.schedule("tome") == MergeSchedule(keep_ratios={"blocks.0": 0.5, "blocks.1": 1.0}, operator="tome")
 
 
 @pytest.mark.parametrize(
@@ -117,10 +105,6 @@ def test_a_record_has_its_own_schedule_and_names_itself() -> None:
         ({"state": "failed", "top1": None}, "`rescored_top1` needs"),
         ({"state": "failed", "top1": None, "rescored_top1": None, "expected_top1": 70.0}, "`expected_top1` needs"),
         ({"expected_top1": 100.5}, "`expected_top1` must be finite and in"),
-        ({"keep_ratios": {"blocks.3": 0.0}}, r"\(0, 1\], but got 0.0 for blocks.3"),
-        ({"keep_ratios": {"blocks.3": 1.5}}, "1.5 for blocks.3"),
-        ({"forms": {LAYERS[1]: "firm"}}, r"1\]` must be one of soft, hard, matched, but got .*'firm'"),
-        ({"forms": {"blocks.3": "hard"}}, "`forms` must name layers of `keep_ratios`, but got blocks.3"),
     ],
 )
 def test_a_record_checks_itself(fields: dict[str, Any], rule: str) -> None:
@@ -251,20 +235,13 @@ def test_what_was_not_measured_is_empty_in_the_file(tmp_path: Path) -> None:
 def test_trials_come_back_exactly(tmp_path: Path) -> None:
     records = awkward_records()
     path = write_csv(trials_table(reversed(records)), tmp_path / "trials.csv")
-    assert read_trials(path) == records
-    again = write_csv(trials_table(read_trials(path)), tmp_path / "again.csv")
+    assert read_trials(path, "ltm") == records
+    again = write_csv(trials_table(read_trials(path, "ltm")), tmp_path / "again.csv")
     assert again.read_bytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize("records", [awkward_records(), [], [record(0)]], ids=["many", "none", "one"])
-def test_the_front_comes_back_exactly(tmp_path: Path, records: list[TrialRecord]) -> None:
-    frame = front_table(records)
-    path = write_csv(frame, tmp_path / "front.csv")
-    pd.testing.assert_frame_equal(read_front(path), frame, check_exact=True)
-
-
 def test_no_trials_are_a_table_without_rows(tmp_path: Path) -> None:
-    assert read_trials(write_csv(trials_table([]), tmp_path / "trials.csv")) == []
+    assert read_trials(write_csv(trials_table([]), tmp_path / "trials.csv"), "ltm") == []
 
 
 DAMAGE = {
@@ -277,7 +254,7 @@ DAMAGE = {
     "not a number": (lambda text: text.replace("75.0", "nan"), "must be finite"),
     "no trial": (lambda text: text.replace("3,", ",", 1), "line 2"),
     "a row twice": (lambda text: text + text.splitlines()[1] + "\n", "line 3: each trial must stand once, but 3"),
-    "a ratio too large": (lambda text: text.replace("0.5}", "5}"), r"line 2: `keep_ratios` must be in \(0, 1\]"),
+    "a ratio too large": (lambda text: text.replace("0.5}", "5}"), r"line 2: keep ratios must be in \(0, 1\]"),
     "no schedule": (lambda text: text.replace("{", "[").replace("}", "]").replace(":", ","), "JSON object"),
     "a ratio in words": (lambda text: text.replace(": 0.5}", ": true}"), "JSON object"),
     "a form that is none": (
@@ -299,26 +276,26 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize(("damage", "rule"), DAMAGE.values(), ids=DAMAGE)
-@pytest.mark.parametrize("name", ["front", "trials"])
-def test_a_damaged_or_foreign_file_is_named_with_the_rule(tmp_path: Path, name: str, damage: Any, rule: str) -> None:
+def test_a_damaged_or_foreign_file_is_named_with_the_rule(tmp_path: Path, damage: Any, rule: str) -> None:
     one = [record(3, gflops=1.25, keep_ratios={"stages.0": 1.0, "stages.1": 0.5}, forms={"stages.1": "hard"})]
-    path = write_csv(front_table(one) if name == "front" else trials_table(one), tmp_path / f"{name}.csv")
+    path = write_csv(trials_table(one), tmp_path / "trials.csv")
     path.write_text(damage(path.read_text()))
     with pytest.raises(InputError, match=rule) as caught:
-        read_front(path) if name == "front" else read_trials(path)
+        read_trials(path, "ltm")
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_bytes_that_are_no_text_and_a_missing_file_are_input_errors(tmp_path: Path) -> None:
-    (tmp_path / "front.csv").write_bytes(b"\x89PNG\r\n\x1a\n\xff")
+    (tmp_path / "trials.csv").write_bytes(b"\x89PNG\r\n\x1a\n\xff")
     with pytest.raises(InputError, match="UTF-8"):
-        read_front(tmp_path / "front.csv")
+        read_trials(tmp_path / "trials.csv", "ltm")
+    (tmp_path / "trials.csv").unlink()
     with pytest.raises(InputError, match="there is none"):
-        read_trials(tmp_path / "trials.csv")
+        read_trials(tmp_path / "trials.csv", "ltm")
 
 
 def test_a_mark_of_the_byte_order_does_no_harm(tmp_path: Path) -> None:
     path = write_csv(trials_table([record(3)]), tmp_path / "trials.csv")
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert read_trials(path) == [record(3)]
+    assert read_trials(path, "ltm") == [record(3)]

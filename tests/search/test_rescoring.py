@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from support.records import make_record
 
 from ltmsearch.search.records import TrialRecord
 from ltmsearch.search.rescoring import choose_candidates, front_ranks, same_nets, with_expected_top1, without_trend
@@ -12,7 +13,7 @@ def record(trial: int, gflops: float, top1: float, loss: float, **changes: objec
         "trial": trial, "kind": "searched", "state": "scored", "feasible": True, "gflops": gflops, "top1": top1,
         "top1_se": 1.0, "loss": loss, "supernet_version": 0, "keep_ratios": {"a": 0.5},
     }  # fmt: skip
-    return TrialRecord(**{**values, **changes})  # type: ignore[arg-type]
+    return make_record(**{**values, **changes})  # type: ignore[arg-type]
 
 
 def test_front_ranks_peel_like_an_onion() -> None:
@@ -68,9 +69,9 @@ def test_a_latency_study_looks_at_the_range_of_latencies() -> None:
 def test_trials_that_are_one_net_to_the_proxy_are_scored_once() -> None:
     dear, cheap = record(3, 1.2, 80.0, 0.5), record(4, 1.1, 70.0, 0.9)
     baseline = record(1, 1.3, 60.0, 1.0, kind="baseline", label="uniform 0.5")
-    failed = TrialRecord(trial=6, kind="searched", state="failed", feasible=True, gflops=1.0, keep_ratios={"a": 0.5})
+    failed = make_record(trial=6, kind="searched", state="failed", feasible=True, gflops=1.0, keep_ratios={"a": 0.5})
     other = record(5, 1.15, 75.0, 0.7, keep_ratios={"a": 0.25})
-    groups = same_nets([baseline, dear, cheap, other, failed], lambda r: r.keep_ratios["a"])
+    groups = same_nets([baseline, dear, cheap, other, failed], lambda r: r.schedule.keep_ratios["a"])
     assert groups == [(baseline, cheap, dear), (other,)]
 
 

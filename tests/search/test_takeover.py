@@ -67,7 +67,7 @@ def test_a_second_run_is_refused_and_the_first_goes_on(tmp_path: Path, monkeypat
         assert files(tmp_path) == before
 
     during_trial(2, start_another, monkeypatch)
-    assert len(run_study(tiny(tmp_path / "run")).records) == 4
+    assert len(run_study(tiny(tmp_path / "run")).trials) == 4
     (line,) = refusals
     assert line.startswith(f"{tmp_path}/run is driven by ")
     assert not (tmp_path / "run" / DRIVER).exists()
@@ -87,7 +87,7 @@ def test_a_driver_that_was_taken_over_ends_and_writes_nothing_more(
             during_trial(3, take_over, patch)
             run_study(tiny(tmp_path / "run"))
         assert files(tmp_path) == seen
-    assert len(run_study(tiny(tmp_path / "run")).records) == 4
+    assert len(run_study(tiny(tmp_path / "run")).trials) == 4
 
 
 def test_on_the_command_line(
@@ -157,7 +157,7 @@ class TestSharedStorages:
             monkeypatch.undo()
             monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
             result = run_study(tiny(tmp_path / "copy", study="one", storage=storage), notes, takeover=True)
-            ended.append(len(result.records))
+            ended.append(len(result.trials))
 
         during_trial(1, take_over, monkeypatch)
         with pytest.raises(LeaseLost, match="the study one in the storage .* no longer says that this process drives"):
@@ -170,7 +170,7 @@ class TestSharedStorages:
         storage = f"{how}:///{tmp_path}/all"
         run_study(tiny(tmp_path / "run", study="one", storage=storage))
         result = run_study(tiny(tmp_path / "run", study="one", storage=storage, budget_gflops=0.25, trials=5))
-        assert len(result.records) >= 6
+        assert len(result.trials) >= 6
 
     def test_a_study_that_is_deleted_while_it_runs(
         self, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -98,7 +98,7 @@ class TestMemory:
 
         monkeypatch.setattr(ImageData, "train_batches", train_batches)
         monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
-        records = run_study(tiny(tmp_path / "run"), Heard()).records
+        records = run_study(tiny(tmp_path / "run"), Heard()).trials
         assert [r.state for r in records if r.label != "plain"].count("failed") == 1
         assert sum("trained on 2 images a step: memory was full" in line for line in lines) == 1
         assert sum("failed alone: memory is full with 4 and with 2 images a step" in line for line in lines) == 1
@@ -112,9 +112,9 @@ class TestTime:
 
     def test_the_study_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
-        records = run_study(tiny(tmp_path / "run", trials=2, trial_timeout=1e-9)).records
+        records = run_study(tiny(tmp_path / "run", trials=2, trial_timeout=1e-9)).trials
         assert [record.state for record in records] == ["failed"] * 3
-        more = run_study(tiny(tmp_path / "run", trials=4)).records
+        more = run_study(tiny(tmp_path / "run", trials=4)).trials
         assert [record.state for record in more] == ["failed"] * 3 + ["scored"] * 2
 
     def test_without_a_limit_there_is_a_wide_one(self) -> None:

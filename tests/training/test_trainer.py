@@ -157,7 +157,7 @@ def test_it_starts_from_a_studys_shared_weights(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, supernet.state_dict(), state)
     net = make_network(of, TrainingOptions(out=tmp_path, init=tmp_path), "cpu", Callbacks()).eval()
     x = torch.rand(2, 3, 64, 64)
-    torch.testing.assert_close(net(x), supernet.extract(of.merge_schedule).eval()(x), rtol=0, atol=0)
+    torch.testing.assert_close(net(x), supernet.extract(of.schedule).eval()(x), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("backbone", ["mobilevit_xxs", "efficientvit_b0"])
@@ -274,4 +274,4 @@ class TestCommand:
                     assert options[name].help == words
 
     def test_schedules_as_objects(self) -> None:
-        assert recipe().merge_schedule == MergeSchedule(keep_ratios={"stages.2.1.transformer.0": 0.5})
+        assert recipe().schedule == MergeSchedule(keep_ratios={"stages.2.1.transformer.0": 0.5})

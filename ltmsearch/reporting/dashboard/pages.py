@@ -143,7 +143,7 @@ class DashboardHooks(StudyHooks):
             study._storage.set_study_system_attr(study._study_id, name, value)
 
     def _schedule(self, record: TrialRecord) -> MergeSchedule:
-        return record.schedule(self.bench.settings.operator)
+        return record.schedule
 
     def _layers(self, schedule: MergeSchedule) -> list[LayerTokens]:
         return layer_tokens(self.bench.costs, schedule)

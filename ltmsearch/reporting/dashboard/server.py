@@ -11,9 +11,9 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from optuna.artifacts import FileSystemArtifactStore
 from optuna_dashboard import wsgi
 
-from ltmsearch.config.settings import SETTINGS, ResolvedSettings
 from ltmsearch.errors import InputError
 from ltmsearch.io.files import refuse_links_outward
+from ltmsearch.search.run import Run
 from ltmsearch.search.soundness import refuse_damaged_study
 from ltmsearch.search.storage import ARTIFACTS, find_study, open_storage
 
@@ -45,9 +45,7 @@ def serve_dashboard(run: Path, *, host: str, port: int, on_start: Callable[[str]
     Raises:
         InputError: If there is no study, its database cannot be reached, or the address cannot be listened on.
     """
-    if not (run / SETTINGS).is_file():
-        raise InputError(f"{run} must be the run directory of a study, but it holds no {SETTINGS}")
-    settings = ResolvedSettings.load(run / SETTINGS)
+    settings = Run.open(run).settings
     refuse_damaged_study(settings, run)
     refuse_links_outward(run)
     storage = open_storage(settings, run, existing=True)

@@ -25,7 +25,7 @@ def layers_chapter(findings: Findings, axis: CostAxis) -> Chapter:
     importance = findings.importance
     rows = []
     for effect in importance.layers:
-        merging = sum(record.keep_ratios[effect.layer] < 1 for record in findings.front)
+        merging = sum(record.schedule.keep_ratios[effect.layer] < 1 for record in findings.front)
         rows.append(
             (
                 effect.layer, f"{merging} of {len(findings.front)}",

@@ -80,7 +80,7 @@ def visualize_recipe(
     if place is not None and not (min(place) >= 0 and max(place) < size):
         raise InputError(f"--at must lie in the image of {size} x {size} px, but got {place[0]:g},{place[1]:g}")
     get_adapter(recipe.backbone)
-    if not recipe.merge_schedule.merging_layers:
+    if not recipe.schedule.merging_layers:
         raise InputError(f"{path} must merge somewhere to be drawn, but its schedule keeps all tokens in all layers")
     pictures = _read(recipe, images, size)
     model, weights, notes = _network(recipe, checkpoint or _weights_beside(path), size)
@@ -91,7 +91,7 @@ def visualize_recipe(
     for done, (name, (title, pixels)) in enumerate(pictures.items(), start=1):
         layers = _look(recipe, model, pixels)
         if not layers:
-            ratios = ", ".join(f"{ratio:g}" for ratio in sorted(set(recipe.schedule.values()) - {1.0}))
+            ratios = ", ".join(f"{ratio:g}" for ratio in sorted(set(recipe.schedule.keep_ratios.values()) - {1.0}))
             raise InputError(f"{path} merges nowhere at {size} px: on grids so small, {ratios} keep every token")
         sheet = BytesIO()
         draw_merges(pixels, layers, title=title, subtitle=subtitle, place=place).save(sheet, "PNG", optimize=True)

@@ -1,0 +1,51 @@
+"""Run directories: the settings, trials and front of a study, read from its files."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from ltmsearch.config.settings import SETTINGS, ResolvedSettings
+from ltmsearch.errors import InputError
+from ltmsearch.search.records import TRIALS, TrialRecord, read_trials, select_front
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run directory of a study, opened for reading. `Run.open` is the only way in."""
+
+    folder: Path
+    """The run directory."""
+    settings: ResolvedSettings
+    """Settings of the study, every default filled in."""
+
+    @staticmethod
+    def exists(folder: Path) -> bool:
+        """Whether a folder is the run directory of a study."""
+        return (folder / SETTINGS).is_file()
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Run":
+        """Read the settings of a run directory; trials are read when they are first used.
+
+        Raises:
+            InputError: If the folder is not a run directory, or its settings are damaged.
+        """
+        folder = Path(folder)
+        if not cls.exists(folder):
+            found = f"has no {SETTINGS}" if folder.is_dir() else "is not a folder"
+            raise InputError(f"expected the run directory of a study, but {folder} {found}")
+        return cls(folder, ResolvedSettings.load(folder / SETTINGS))
+
+    @cached_property
+    def trials(self) -> list[TrialRecord]:
+        """All trials, in order.
+
+        Raises:
+            InputError: If `trials.csv` is missing or damaged.
+        """
+        return read_trials(self.folder / TRIALS, self.settings.operator)
+
+    @cached_property
+    def front(self) -> list[TrialRecord]:
+        """The trials of the Pareto front, best first."""
+        return select_front(self.trials, self.settings.axis.name)
