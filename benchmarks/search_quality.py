@@ -353,7 +353,7 @@ def search(driver_class: type[Unsaved], bench: Workbench, log: Log, **settings: 
         if settings.get("update_share") == 0:
             return {"proposals": proposals}
         driver.rescore()
-        front = [bench.space.indices(r.schedule(made.operator)).tolist() for r in select_front(driver.records())]
+        front = [bench.space.indices(r.schedule).tolist() for r in select_front(driver.records())]
         return {"proposals": proposals, "rescored_front": front, "rescored_at": log.seconds()}
 
 

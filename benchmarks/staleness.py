@@ -90,7 +90,7 @@ def search(bench: Workbench, nets: Nets, yard: Yardstick, workers: int, power: f
     front = select_front(records)
     return {
         "front": [
-            {"indices": bench.space.indices(r.schedule("ltm")).tolist(), "gflops": r.gflops, "own": r.score.top1}
+            {"indices": bench.space.indices(r.schedule).tolist(), "gflops": r.gflops, "own": r.score.top1}
             for r in front
             if r.score is not None
         ],

@@ -94,7 +94,7 @@ class TestFinished:
         assert len(study.trials) == len(records) >= 8
         for trial in study.trials:
             record = records[trial.number]
-            over_ms, over_gflops = model().latency_ms(record.schedule("ltm")) - BUDGET_MS, record.gflops - BUDGET_GFLOPS
+            over_ms, over_gflops = model().latency_ms(record.schedule) - BUDGET_MS, record.gflops - BUDGET_GFLOPS
             told = {name: excess for name, excess in trial.constraints.items() if name.endswith("over budget")}
             assert told == {
                 "ms over budget": pytest.approx(over_ms), "GFLOPs over budget": pytest.approx(over_gflops),
@@ -118,11 +118,11 @@ class TestFinished:
 
     def test_choices_that_cost_time_are_not_in_the_space(self, finished: tuple[Path, Path, list[str]]) -> None:
         records = Run.open(finished[0] / "run").trials
-        merging = [r for r in records if min(r.keep_ratios.values()) < 1]
+        merging = [r for r in records if r.schedule.merging_layers]
         assert len(merging) >= 7
         for record in merging:
-            assert set(record.forms) == {layer for layer, ratio in record.keep_ratios.items() if ratio < 1}
-            assert set(record.forms.values()) == {"hard"}, "soft merges save multiply-adds and no time"
+            assert set(record.schedule.forms) == set(record.schedule.merging_layers)
+            assert set(record.schedule.forms.values()) == {"hard"}, "soft merges save multiply-adds and no time"
 
     def test_the_front_weighs_latency(self, finished: tuple[Path, Path, list[str]]) -> None:
         run = finished[0] / "run"
@@ -217,7 +217,7 @@ def test_the_front_is_timed_at_the_close_and_points_over_the_budget_are_marked(
 ) -> None:
     folder, target = here
     front = select_front(Run.open(folder / "run").trials, "latency_ms")
-    slow = front[0].schedule("ltm")
+    slow = front[0].schedule
 
     def clock(schedule: MergeSchedule) -> Reading:
         """Over the budget for the slowest of the front, and 5 % less than predicted for all others."""
@@ -230,11 +230,11 @@ def test_the_front_is_timed_at_the_close_and_points_over_the_budget_are_marked(
     (((backbone, operator, seen_target, *schedules), plain_ms),) = asked
     assert (backbone, operator, seen_target, plain_ms) == (XXS, "ltm", target, BASE_MS)
     plain = MergeSchedule.uniform(model().layers, 1.0)
-    assert set(schedules) == {*(record.schedule("ltm") for record in front), plain}
+    assert set(schedules) == {*(record.schedule for record in front), plain}
     timed = {r.trial: r for r in result.trials if r.latency_measured_ms is not None}
     assert set(timed) == {0, *(r.trial for r in front)}, "the front, and the plain net to compare with"
     for record in timed.values():
-        wanted = clock(record.schedule("ltm"))
+        wanted = clock(record.schedule)
         assert record.latency_measured_ms == pytest.approx(wanted.ms)
         assert record.latency_measured_se_ms == pytest.approx(0.02 * wanted.ms)
         assert record.feasible == (record.label != "plain"), "what counts is what was predicted"
