@@ -281,7 +281,7 @@ def test_uniform_schedules_come_in_every_form_and_the_range_is_spread_over_early
     labels = ["plain", "uniform 0.5", "uniform 0.7 hard", "uniform 0.35", "uniform 0.5 hard"]
     assert [t.label for t in first[:5]] == labels, "of each form the two dearest within the budget"
     hard = bench.space.schedule(first[4].indices)
-    assert set(hard.schedule.keep_ratios.values()) == {0.5}
+    assert set(hard.keep_ratios.values()) == {0.5}
     assert set(hard.forms.values()) == {"hard"}
     covering = [bench.costs.gflops(bench.space.schedule(t.indices)) for t in first[5:]]
     assert len(covering) == 24 / 3 - 2
