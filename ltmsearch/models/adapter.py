@@ -50,7 +50,7 @@ class LayerShape(ABC):
     def macs_after(self, grid: Grid) -> int:
         """What the layer computes after its merge, on the grid that goes on."""
 
-    def whole(self, grid: Grid) -> Grid:
+    def image_grid(self, grid: Grid) -> Grid:
         """Rows and columns of all of an image's tokens, which windows of `grid` tile, cut off at the edges."""
         return grid
 
@@ -69,7 +69,7 @@ class Chain:
     """timm path of the smallest module in which all happens that its merges change; "" is the whole net."""
     grid: Grid
     """The full grid that the first layer sees."""
-    pitch: tuple[float, float]
+    token_stride: tuple[float, float]
     """Pixels of the image, down and to the right, from one token of the full grid to the next."""
     layers: tuple[LayerShape, ...]
     """In the order of execution."""
@@ -154,7 +154,7 @@ class BlockAdapter(Adapter):
             Chain(
                 module=shape.name,
                 grid=grid,
-                pitch=strides(img_size, shape.whole(grid)),
+                token_stride=strides(img_size, shape.image_grid(grid)),
                 layers=(shape,),
                 unmerges=True,
             )

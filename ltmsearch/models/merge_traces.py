@@ -37,11 +37,11 @@ class LayerMerges:
     """How it merged."""
     before: int
     """Tokens of a window that came into this merge: fewer than N where layers ahead of it merged too."""
-    whole: Grid
+    image_grid: Grid
     """(rows, columns) of all patches of the image at this layer."""
     window: Grid
-    """(rows, columns) of the patches of one window; equal to `whole` but for Swin."""
-    pitch: tuple[float, float]
+    """(rows, columns) of the patches of one window; equal to `image_grid` but for Swin."""
+    token_stride: tuple[float, float]
     """Pixels of the image, down and to the right, from one patch to the next."""
     shares: np.ndarray
     """(W, N, P) float32: how much of each patch is in each merged token; rows sum to 1."""
@@ -90,13 +90,13 @@ class LayerMerges:
 
     def patch_at(self, x: float, y: float) -> Grid:
         """(row, column) of the patch under a pixel, or the nearest one."""
-        row, column = int(y // self.pitch[0]), int(x // self.pitch[1])
-        return min(max(row, 0), self.whole[0] - 1), min(max(column, 0), self.whole[1] - 1)
+        row, column = int(y // self.token_stride[0]), int(x // self.token_stride[1])
+        return min(max(row, 0), self.image_grid[0] - 1), min(max(column, 0), self.image_grid[1] - 1)
 
     @cached_property
     def _places(self) -> np.ndarray:
         """(rows, columns) where each patch of the image stands among the W·N of all windows, padding included."""
-        (rows, columns), (height, width) = self.whole, self.window
+        (rows, columns), (height, width) = self.image_grid, self.window
         tiles = math.ceil(rows / height), math.ceil(columns / width)
         places = np.arange(self.windows * height * width).reshape(*tiles, height, width).swapaxes(1, 2)
         return places.reshape(tiles[0] * height, tiles[1] * width)[:rows, :columns]
@@ -155,9 +155,9 @@ def trace_merges(
                         operator=operator.name,
                         form=operator.form,
                         before=shares.shape[1],
-                        whole=shape.whole(chain.grid),
+                        image_grid=shape.image_grid(chain.grid),
                         window=chain.grid,
-                        pitch=chain.pitch,
+                        token_stride=chain.token_stride,
                         shares=own,
                     )
                 )

@@ -74,7 +74,7 @@ class MobileViT(Adapter):
         blocks = modules_of(model, MobileVitBlock)
         sizes = input_shapes(model, blocks, img_size)
 
-        def pitch(path: str, block: MobileVitBlock) -> tuple[float, float]:
+        def stride(path: str, block: MobileVitBlock) -> tuple[float, float]:
             # timm stretches a feature map of odd size to whole patches.
             cells, grid = sizes[path][-2:], _token_grid(sizes[path], block.patch_size)
             down, right = strides(img_size, (cells[0], cells[1]))
@@ -84,7 +84,7 @@ class MobileViT(Adapter):
             Chain(
                 module=f"{path}.transformer",
                 grid=_token_grid(sizes[path], block.patch_size),
-                pitch=pitch(path, block),
+                token_stride=stride(path, block),
                 layers=tuple(
                     BlockShape.of(layer, name=f"{path}.transformer.{index}", groups=block.patch_area)
                     for index, layer in enumerate(block.transformer)

@@ -93,8 +93,8 @@ class SwinShape(LayerShape):
     hidden: int
     """Channels inside the MLP."""
 
-    def whole(self, grid: Grid) -> Grid:
-        """See `LayerShape.whole`."""
+    def image_grid(self, grid: Grid) -> Grid:
+        """See `LayerShape.image_grid`."""
         return self.size
 
     def macs_before(self, grid: Grid) -> int:

@@ -148,7 +148,7 @@ class ViT(Adapter):
             ViTChain(
                 module="",
                 grid=(int(rows), int(columns)),
-                pitch=cast(tuple[float, float], vit.patch_embed.patch_size),
+                token_stride=cast(tuple[float, float], vit.patch_embed.patch_size),
                 layers=tuple(
                     BlockShape.of(cast(Block, block), name=f"blocks.{index}", prefix=prefix)
                     for index, block in enumerate(vit.blocks)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.merges import hand_made
+from support.merges import sample_trace
 from support.nets import SMALL, randomise
 from torch import Tensor, nn
 
@@ -71,8 +71,8 @@ def test_every_patch_is_in_some_token_and_sizes_are_the_networks(backbone: str, 
         assert len(trace) > 1
         for layer in trace:
             assert (layer.operator, layer.form) == (operator, form)
-            n = math.prod(layer.whole)
-            assert layer.labels.shape == layer.whole
+            n = math.prod(layer.image_grid)
+            assert layer.labels.shape == layer.image_grid
             assert layer.labels.min() >= 0
             assert layer.labels.max() < layer.windows * layer.after
             np.testing.assert_allclose(layer.patch_shares.sum(axis=1), 1, rtol=1e-5)
@@ -81,7 +81,7 @@ def test_every_patch_is_in_some_token_and_sizes_are_the_networks(backbone: str, 
             np.testing.assert_allclose(layer.sizes, own, atol=0.01)  # padding and empty tokens weigh next to nothing
             for token in (0, int(layer.labels[-1, -1])):
                 weights = layer.weights(token)
-                assert weights.shape == layer.whole
+                assert weights.shape == layer.image_grid
                 np.testing.assert_allclose(weights.sum(), layer.sizes[token], rtol=1e-4, atol=1e-6)
 
 
@@ -110,7 +110,7 @@ def test_merges_of_a_mobilevit_accumulate_inside_a_block_only() -> None:
     net = supernet("mobilevit_xxs")
     with net.active(MergeSchedule.uniform(net.layers, 0.5, "ltm", "hard")):
         (trace,) = trace_merges("mobilevit_xxs", net.model, torch.randn(1, 3, 160, 160))
-    by_block = [(layer.layer.split(".")[1], layer.before, layer.after, layer.whole) for layer in trace]
+    by_block = [(layer.layer.split(".")[1], layer.before, layer.after, layer.image_grid) for layer in trace]
     assert by_block[:3] == [("2", 100, 49, (10, 10)), ("2", 49, 25, (10, 10)), ("3", 25, 12, (5, 5))]
     assert {layer.shares.shape[1] for layer in trace if ".3.1." in f".{layer.layer}"} == {25}
 
@@ -125,7 +125,7 @@ def test_windows_are_put_back_in_their_place(size: tuple[int, int]) -> None:
         merges = watched(net.model, net.layers, images)
     assert any(any(net.model.get_submodule(layer.layer).shift_size) for layer in trace)
     for layer in trace:
-        rows, columns = layer.whole
+        rows, columns = layer.image_grid
         block: Any = net.model.get_submodule(layer.layer)
         number = torch.arange(1, rows * columns + 1).view(1, rows, columns, 1).float()
         origin = block._in_windows(number).squeeze(-1).long().numpy()  # (W, N); 0 is padding
@@ -138,31 +138,34 @@ def test_windows_are_put_back_in_their_place(size: tuple[int, int]) -> None:
 
 def test_patches_stand_where_their_pixels_are() -> None:
     """Strides of the families, known from their papers; whole patches cover 224 pixels."""
-    pitches = {
+    strides = {
         "mobilevit_xxs": {16.0, 32.0, 56.0},  # 2×2 cells each; the last map, of 7×7, is stretched to 8×8
         "efficientvit_b0": {16.0, 32.0},
         VIT: {16},
         SWIN: {4.0, 8.0, 16.0, 32.0},
     }
-    for backbone, expected in pitches.items():
+    for backbone, expected in strides.items():
         net = supernet(backbone)
         with net.active(MergeSchedule.uniform(net.layers, 0.5, "ltm", "hard")):
             (trace,) = trace_merges(backbone, net.model, torch.randn(1, 3, 224, 224))
-        assert {layer.pitch[0] for layer in trace} == {layer.pitch[1] for layer in trace} == expected
+        assert {layer.token_stride[0] for layer in trace} == {layer.token_stride[1] for layer in trace} == expected
         for layer in trace:
-            assert tuple(round(n * pitch) for n, pitch in zip(layer.whole, layer.pitch, strict=True)) == (224, 224)
+            assert tuple(round(n * stride) for n, stride in zip(layer.image_grid, layer.token_stride, strict=True)) == (
+                224,
+                224,
+            )
             assert layer.patch_at(0, 0) == (0, 0)
-            assert layer.patch_at(223.9, 112) == (layer.whole[0] // 2, layer.whole[1] - 1)
+            assert layer.patch_at(223.9, 112) == (layer.image_grid[0] // 2, layer.image_grid[1] - 1)
 
 
-def test_a_patch_embedding_that_pads_or_drops_keeps_its_pitch() -> None:
+def test_a_patch_embedding_that_pads_or_drops_keeps_its_stride() -> None:
     padding = supernet(VIT)
     dropping = create_subnet(VIT, keep_ratios={"*": 0.5}, num_classes=4, **{**SMALL[VIT], "img_size": 100})
     with padding.active(MergeSchedule.uniform(padding.layers, 0.5)):
         padded = trace_merges(VIT, padding.model, torch.randn(1, 3, 100, 100))[0][0]
     dropped = trace_merges(VIT, dropping, torch.randn(1, 3, 100, 100))[0][0]
-    assert (padded.whole, padded.pitch) == ((7, 7), (16, 16))
-    assert (dropped.whole, dropped.pitch) == ((6, 6), (16, 16))
+    assert (padded.image_grid, padded.token_stride) == ((7, 7), (16, 16))
+    assert (dropped.image_grid, dropped.token_stride) == ((6, 6), (16, 16))
 
 
 def test_plain_layers_are_not_told() -> None:
@@ -191,7 +194,7 @@ def test_looking_on_leaves_nothing_behind() -> None:
 
 
 def test_tokens_are_found_by_pixel() -> None:
-    layer = hand_made()
+    layer = sample_trace()
     assert layer.labels.tolist() == [[0, 0, 1], [2, 2, 1]]
     assert layer.sizes.tolist() == [1.75, 2, 2.25]
     assert [layer.token_at(x, y) for x, y in ((0, 0), (19, 9), (29, 0), (5, 15), (99, 99))] == [0, 0, 1, 2, 1]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.browser import Browse
-from support.merges import hand_made
+from support.merges import sample_trace
 
 from ltmsearch.models.merge_traces import LayerMerges
 from ltmsearch.reporting.merges import draw_merges, example_sheet, merges_page, pixels_seen
@@ -17,7 +17,7 @@ from ltmsearch.reporting.merges.regions import HEAT, UNSEEN, grey, patch_pixels,
 from ltmsearch.reporting.merges.sheet import panel_size
 
 COLOURS = np.array([[[200, 0, 0], [100, 0, 0], [0, 0, 250]], [[20, 240, 20], [20, 240, 20], [0, 0, 150]]])
-"""Of the six patches of `hand_made`."""
+"""Of the six patches of `sample_trace`."""
 
 
 def image() -> np.ndarray:
@@ -25,32 +25,32 @@ def image() -> np.ndarray:
     return COLOURS.repeat(10, axis=0).repeat(10, axis=1).astype(np.uint8)
 
 
-def one_per_patch(rows: int, columns: int, pitch: tuple[float, float]) -> LayerMerges:
+def one_per_patch(rows: int, columns: int, stride: tuple[float, float]) -> LayerMerges:
     count = rows * columns
     return LayerMerges(
-        layer="layers.0.blocks.1", operator="tome", form="matched", before=count + 4, whole=(rows, columns),
-        window=(rows, columns), pitch=pitch, shares=np.eye(count, dtype=np.float32)[None],
+        layer="layers.0.blocks.1", operator="tome", form="matched", before=count + 4, image_grid=(rows, columns),
+        window=(rows, columns), token_stride=stride, shares=np.eye(count, dtype=np.float32)[None],
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("size", "panel", "grid", "pitch"),
+    ("size", "panel", "grid", "stride"),
     [((20, 30), (20, 30), (2, 3), (10, 10)), ((100, 100), (250, 250), (7, 7), (16, 16)),
      ((100, 100), (256, 256), (6, 6), (16, 16)), ((64, 48), (33, 70), (3, 4), (64 / 3, 12.0))],
 )  # fmt: skip
 def test_every_pixel_belongs_to_the_patch_above_it(
-    size: tuple[int, int], panel: tuple[int, int], grid: tuple[int, int], pitch: tuple[float, float]
+    size: tuple[int, int], panel: tuple[int, int], grid: tuple[int, int], stride: tuple[float, float]
 ) -> None:
-    found = patch_pixels(one_per_patch(*grid, pitch), size, panel)
+    found = patch_pixels(one_per_patch(*grid, stride), size, panel)
     for y in range(panel[0]):
         for x in range(panel[1]):
-            row, column = ((y + 0.5) * size[0] / panel[0]) // pitch[0], ((x + 0.5) * size[1] / panel[1]) // pitch[1]
+            row, column = ((y + 0.5) * size[0] / panel[0]) // stride[0], ((x + 0.5) * size[1] / panel[1]) // stride[1]
             inside = row < grid[0] and column < grid[1]
             assert found[y, x] == (row * grid[1] + column if inside else UNSEEN)
 
 
 def test_a_region_has_the_mean_colour_behind_it_and_lines_around_it() -> None:
-    panel = region_panel(image(), hand_made(), (200, 300))
+    panel = region_panel(image(), sample_trace(), (200, 300))
     middle = panel[50::100, 50::100]
     assert middle[0, 0].tolist() == middle[0, 1].tolist() == [150, 0, 0]
     assert middle[0, 2].tolist() == middle[1, 2].tolist() == [0, 0, 200]
@@ -74,7 +74,7 @@ def test_pixels_that_no_patch_covers_are_no_region() -> None:
 
 
 def test_weights_colour_the_grey_image_by_share() -> None:
-    panel = weight_panel(image(), hand_made(), 0, (200, 300))
+    panel = weight_panel(image(), sample_trace(), 0, (200, 300))
     dull = grey(np.asarray(Image.fromarray(image()).resize((300, 200), Image.Resampling.LANCZOS)))
     full = 0.2 * dull[50, 50] + 0.8 * HEAT
     part = 0.4 * dull[50, 150] + 0.6 * HEAT
@@ -86,7 +86,7 @@ def test_weights_colour_the_grey_image_by_share() -> None:
 
 
 def test_the_place_followed_lies_in_the_largest_token() -> None:
-    layer = hand_made()
+    layer = sample_trace()
     x, y = telling_place([layer])
     assert layer.token_at(x, y) == 2
     assert (x, y) == (15.0, 15.0)
@@ -107,15 +107,15 @@ def alone(layer: LayerMerges, patch: int) -> np.ndarray:
 
 
 def test_words() -> None:
-    assert heading(hand_made()) == ("blocks.0", "6 to 3 tokens, ltm soft")
+    assert heading(sample_trace()) == ("blocks.0", "6 to 3 tokens, ltm soft")
     assert heading(one_per_patch(2, 2, (1, 1))) == ("layers.0.blocks.1", "8 to 4 tokens, tome matched")
-    assert token_words(hand_made(), 0) == "token 0: 1.75 patches"
-    assert token_words(hand_made(), 1) == "token 1: 2 patches"
+    assert token_words(sample_trace(), 0) == "token 0: 1.75 patches"
+    assert token_words(sample_trace(), 1) == "token 1: 2 patches"
     assert token_words(one_per_patch(2, 2, (1, 1)), 3) == "token 3: 1 patch"
 
 
 def test_a_sheet_shows_every_layer_twice() -> None:
-    layer = hand_made()
+    layer = sample_trace()
     sheet = np.asarray(draw_merges(image(), [layer, layer], title="cat – ж.jpg", subtitle="w" * 500, place=(5, 5)))
     height, width = panel_size(image(), [layer], None)
     assert (height, width) == (171, 256)
@@ -140,11 +140,11 @@ def test_panels_are_looked_at_comfortably(pixels: int) -> None:
 
 
 def test_an_example_sheet_has_a_row_for_each_image_and_says_what_it_leaves_out() -> None:
-    traces = [[hand_made()] * 9] * 3
+    traces = [[sample_trace()] * 9] * 3
     sheet = example_sheet([image()] * 3, traces, side=90, most=4)
-    panel = region_panel(image(), hand_made(), (60, 90))
+    panel = region_panel(image(), sample_trace(), (60, 90))
     assert count_of(np.asarray(sheet), panel) == 3 * 4
-    assert example_sheet([image()] * 3, [[hand_made()] * 2] * 3, side=90).width < sheet.width
+    assert example_sheet([image()] * 3, [[sample_trace()] * 2] * 3, side=90).width < sheet.width
     assert example_sheet([image()], [()], title="plain").width > 144, "a net that merges nowhere is drawn too"
 
 
@@ -156,7 +156,7 @@ def test_normalised_images_are_turned_back_into_pixels() -> None:
 
 
 def test_a_page_stands_alone_and_nothing_in_a_name_is_markup() -> None:
-    page = merges_page(image(), [hand_made()], title="</script><b>__DATA__", subtitle='"a" & b')
+    page = merges_page(image(), [sample_trace()], title="</script><b>__DATA__", subtitle='"a" & b')
     assert "<b>" not in page
     assert page.count("</script>") == 2
     assert "&quot;a&quot; &amp; b" in page
@@ -165,7 +165,7 @@ def test_a_page_stands_alone_and_nothing_in_a_name_is_markup() -> None:
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_page_is_used(tmp_path: Path, browse: Browse, width: int) -> None:
-    layers = [hand_made(), LayerMerges(**{**fields(hand_made()), "layer": "blocks.7", "shares": two_tokens()})]
+    layers = [sample_trace(), LayerMerges(**{**fields(sample_trace()), "layer": "blocks.7", "shares": two_tokens()})]
     file = tmp_path / "page.html"
     file.write_text(merges_page(image(), layers, title="cat.jpg", subtitle="a net", place=(5, 5)), encoding="utf-8")
     visit = browse(file, width=width)
@@ -174,7 +174,7 @@ def test_a_page_is_used(tmp_path: Path, browse: Browse, width: int) -> None:
     page.wait_for_function("document.getElementById('token').textContent !== ''")
     assert "blocks.0 (1 of 2) 6 to 3 tokens, ltm soft" in name.inner_text()
     assert "Token 0: 1.75 patches." in token.inner_text()
-    drawn = weight_panel(image(), hand_made(), 0, (427, 640))[107, 320]  # of the patch that is shared
+    drawn = weight_panel(image(), sample_trace(), 0, (427, 640))[107, 320]  # of the patch that is shared
     assert colour(page, 0.5, 0.25) == pytest.approx(drawn.tolist(), abs=3)
     box = regions.bounding_box()
     assert box is not None

@@ -63,8 +63,8 @@ def _layer(image: np.ndarray, layer: LayerMerges, panel: tuple[int, int]) -> dic
     return {
         "name": name,
         "words": words,
-        "whole": layer.whole,
-        "pitch": layer.pitch,
+        "image_grid": layer.image_grid,
+        "token_stride": layer.token_stride,
         "after": layer.after,
         "labels": layer.labels.ravel().tolist(),
         "sizes": [float(f"{size:.3g}") for size in layer.sizes],

@@ -20,15 +20,17 @@ def telling_place(layers: Sequence[LayerMerges]) -> Place:
         layers: Those that merge, one at least.
     """
     last = layers[-1]
-    rows, columns = np.indices(last.whole)
-    middle = (np.array(last.whole) - 1) / 2
-    far = np.hypot((rows - middle[0]) / last.whole[0], (columns - middle[1]) / last.whole[1])
+    rows, columns = np.indices(last.image_grid)
+    middle = (np.array(last.image_grid) - 1) / 2
+    far = np.hypot((rows - middle[0]) / last.image_grid[0], (columns - middle[1]) / last.image_grid[1])
     distance = np.full(len(last.sizes), np.inf)
     np.minimum.at(distance, last.labels, far)  # a token that no patch is in most is no choice
     token = int(np.lexsort((distance, -np.where(np.isfinite(distance), last.sizes.round(2), -1)))[0])
     weights = last.weights(token)
     own = np.argwhere((last.labels == token) & (weights >= 0.9 * weights[last.labels == token].max()))
-    places = [((column + 0.5) * last.pitch[1], (row + 0.5) * last.pitch[0]) for row, column in own.tolist()]
+    places = [
+        ((column + 0.5) * last.token_stride[1], (row + 0.5) * last.token_stride[0]) for row, column in own.tolist()
+    ]
     company = [sum(float(layer.sizes[layer.token_at(*place)]) for layer in layers) for place in places]
     return places[int(np.lexsort((far[tuple(own.T)], -np.round(company, 2)))[0])]
 

@@ -30,11 +30,11 @@ def patch_pixels(layer: LayerMerges, image: tuple[int, int], panel: tuple[int, i
         panel: (h, w).
     """
     rows, columns = (
-        ((np.arange(length) + 0.5) * pixels / length // pitch).astype(np.int64)
-        for length, pixels, pitch in zip(panel, image, layer.pitch, strict=True)
+        ((np.arange(length) + 0.5) * pixels / length // stride).astype(np.int64)
+        for length, pixels, stride in zip(panel, image, layer.token_stride, strict=True)
     )
-    number = rows[:, None] * layer.whole[1] + columns[None, :]
-    seen = (rows < layer.whole[0])[:, None] & (columns < layer.whole[1])[None, :]
+    number = rows[:, None] * layer.image_grid[1] + columns[None, :]
+    seen = (rows < layer.image_grid[0])[:, None] & (columns < layer.image_grid[1])[None, :]
     return np.where(seen, number, UNSEEN)
 
 
@@ -94,7 +94,9 @@ def _labels(layer: LayerMerges, patches: np.ndarray) -> np.ndarray:
 
 
 def _patch_side(layer: LayerMerges, image: np.ndarray, panel: tuple[int, int]) -> float:
-    return min(pitch * length / pixels for pitch, length, pixels in zip(layer.pitch, panel, image.shape, strict=False))
+    return min(
+        stride * length / pixels for stride, length, pixels in zip(layer.token_stride, panel, image.shape, strict=False)
+    )
 
 
 def _outlined(fill: np.ndarray, labels: np.ndarray, ink: np.ndarray, *, wide: bool) -> np.ndarray:

@@ -145,7 +145,7 @@ def panel_size(image: np.ndarray, layers: Sequence[LayerMerges], side: int | Non
     """(h, w) of the panels of an image: `side`, or so large that patches can be told apart."""
     longer = max(image.shape[:2])
     if side is None:
-        finest = min((min(layer.pitch) for layer in layers), default=longer)
+        finest = min((min(layer.token_stride) for layer in layers), default=longer)
         side = round(min(max(LEAST_SIDE, PATCH / finest * longer), LARGEST_SIDE))
     return round(image.shape[0] * side / longer), round(image.shape[1] * side / longer)
 
