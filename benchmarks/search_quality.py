@@ -113,7 +113,7 @@ def make_bench(args: argparse.Namespace, seed: int) -> Workbench:
     if args.clean_digits:
         for split in (bench.evaluator.data.train, bench.evaluator.data.validation):
             split.dataset.clutter = CLEAN
-            split.kept, split.prepared = {}, {}
+            split.pixel_cache, split.tensor_cache = {}, {}
     changed = bench.settings.model_copy(update={"rescore_images": args.val_images})
     return replace(bench, space=replace(bench.space, ib_weights=None), settings=changed)
 

@@ -344,11 +344,6 @@ def check_budgets(settings: StudySettings, space: SearchSpace, budgets: Sequence
 
 
 def _load_data(settings: ResolvedSettings, callbacks: Callbacks) -> ImageData:
-    def reading(done: int, total: int) -> None:
-        if done == 1:
-            callbacks.phase("reading images", total)
-        callbacks.advance(done)
-
     return load_data(
         dataset=settings.dataset,
         data_dir=Path(settings.data_dir) if settings.data_dir else None,
@@ -357,5 +352,5 @@ def _load_data(settings: ResolvedSettings, callbacks: Callbacks) -> ImageData:
         val_images=settings.rescore_images,
         calibration_images=settings.calibration_images,
         seed=settings.seed,
-        on_progress=reading,
+        callbacks=callbacks,
     )

@@ -8,7 +8,8 @@ from torch import nn
 
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.recipe import Recipe
-from ltmsearch.data.loading import Augmentation, ImageData, load_data
+from ltmsearch.data.loading import ImageData, load_data
+from ltmsearch.data.transforms import Augmentation
 from ltmsearch.errors import InputError
 from ltmsearch.models import create_backbone, create_subnet, input_config, load_weights
 from ltmsearch.search.checkpoint import WEIGHTS
@@ -21,12 +22,6 @@ def open_data(recipe: Recipe, options: TrainingOptions, callbacks: Callbacks) ->
     Raises:
         InputError: If they are missing or break a rule.
     """
-
-    def reading(done: int, total: int) -> None:
-        if done == 1:
-            callbacks.phase("reading images", total)
-        callbacks.advance(done)
-
     return load_data(
         dataset=options.dataset,
         data_dir=options.data_dir,
@@ -45,7 +40,7 @@ def open_data(recipe: Recipe, options: TrainingOptions, callbacks: Callbacks) ->
             re_mode=recipe.remode,
             re_count=recipe.recount,
         ),
-        on_progress=reading,
+        callbacks=callbacks,
     )
 
 

@@ -168,7 +168,7 @@ def test_unwritable_run_directory(
 @pytest.mark.parametrize(
     ("damage", "code", "message"),
     [
-        (lambda root: (root / "train/dog/0.jpg").write_text("no image"), 0, "unreadable left out: 'train/dog/0.jpg'"),
+        (lambda root: (root / "train/dog/0.jpg").write_text("no image"), 0, "unreadable skipped: 'train/dog/0.jpg'"),
         (lambda root: (root / "train/dog/notes.txt").write_text("hello"), 0, "12 training"),
         (lambda root: (root / "train/bird").mkdir(), 2, "class folders must hold images"),
         (lambda root: [f.unlink() for f in (root / "train/dog").iterdir()], 2, "class folders must hold images"),

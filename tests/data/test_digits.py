@@ -210,5 +210,5 @@ def test_remembered_scenes_are_the_same_as_drawn_ones():
         batches = list(kept.train_batches(batch_size=10, steps=3, seed=0))
         for one, other in zip(batches, expected, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-    assert len(kept.train.kept) >= 30
-    assert drawn.train.kept is None
+    assert len(kept.train.pixel_cache) >= 30
+    assert drawn.train.pixel_cache is None

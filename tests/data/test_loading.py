@@ -22,8 +22,10 @@ import torchvision
 from PIL import Image
 from timm.data import create_transform
 
-from ltmsearch.data.loading import Augmentation, load_data
-from ltmsearch.data.sources import balanced, estimated_bytes
+from ltmsearch.callbacks import Callbacks
+from ltmsearch.data.loading import load_data
+from ltmsearch.data.subsets import balanced
+from ltmsearch.data.transforms import Augmentation
 from ltmsearch.errors import InputError
 
 pytestmark = [  # of tests with two workers: later Pythons on forking beside threads, torch on a machine with one CPU
@@ -184,8 +186,11 @@ class TestFolder:
 
     def test_progress_counts_the_training_images(self, folder):
         calls = []
-        open_data(folder, on_progress=lambda done, total: calls.append((done, total)))
-        assert calls == [(done, 15) for done in range(1, 16)]
+        callbacks = Callbacks()
+        callbacks.phase = lambda name, total: calls.append((name, total))
+        callbacks.advance = calls.append
+        open_data(folder, callbacks=callbacks)
+        assert calls == [("reading images", 15), *range(1, 16)]
 
     def test_the_description_is_one_line_that_says_what_there_is(self, folder):
         kept = open_data(folder).description
@@ -207,7 +212,7 @@ class TestUnreadable:
         validated = seen(data.validation_batches(batch_size=3))
         assert sorted(validated) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0), (2, 2)]
         assert data.validation_size == 7
-        assert "3 unreadable left out: 'train/bee/0.png', 'train/cat/cut.jpg'" in data.description
+        assert "3 unreadable skipped: 'train/bee/0.png', 'train/cat/cut.jpg'" in data.description
 
     def test_the_next_of_its_class_takes_the_place_in_a_subset(self, spoilt):
         images = seen(open_data(spoilt, val_images=6).validation_batches(batch_size=6))
@@ -232,7 +237,7 @@ class TestUnreadable:
         with pytest.raises(InputError, match=r"'validation/bee/0.png'"):
             list(data.validation_batches(batch_size=4))
         shutil.rmtree(folder / "train")
-        with pytest.raises(InputError, match="too few images can still be read"):
+        with pytest.raises(InputError, match="too few images are readable"):
             list(data.train_batches(batch_size=4, steps=100, seed=0))
 
 
@@ -254,8 +259,8 @@ class TestStorage:
     def test_neither_memory_nor_workers_change_a_bit(self, photos):
         kept, streamed = open_data(photos, crop_pct=0.8), open_data(photos, crop_pct=0.8, **STREAM)
         workers = open_data(photos, crop_pct=0.8, workers=2)
-        assert kept.train.kept
-        assert streamed.train.kept is None
+        assert kept.train.pixel_cache
+        assert streamed.train.pixel_cache is None
         train = {"batch_size": 4, "steps": 5, "seed": 3}
         for other in (streamed, workers):
             assert same(kept.validation_batches(batch_size=3), other.validation_batches(batch_size=3))
@@ -267,9 +272,9 @@ class TestStorage:
         needed = (15 + 6) * 20 * 26 * 3
         kept = open_data(folder, crop_pct=0.8, val_images=6, memory_limit_bytes=needed)
         streamed = open_data(folder, crop_pct=0.8, val_images=6, memory_limit_bytes=needed - 1)
-        assert estimated_bytes(kept.train, 15) + estimated_bytes(kept.validation, 6) == needed
-        assert sum(pixels.nbytes for pixels in kept.train.kept.values()) == 15 * 20 * 26 * 3
-        assert streamed.train.kept is None
+        assert kept.train.estimated_bytes(15) + kept.validation.estimated_bytes(6) == needed
+        assert sum(pixels.nbytes for pixels in kept.train.pixel_cache.values()) == 15 * 20 * 26 * 3
+        assert streamed.train.pixel_cache is None
         assert kept.workers == 0
         assert streamed.workers > 0
 
@@ -282,9 +287,9 @@ class TestStorage:
         data = open_data(photos, crop_pct=0.8)
         first, fixed = list(data.validation_batches(batch_size=3)), list(data.calibration_batches(batch_size=3))
         list(data.train_batches(batch_size=5, steps=3, seed=0))
-        assert set(data.validation.prepared) == set(range(7))
-        assert set(data.train.prepared) == {index for index, _ in data.calibration_keys}
-        data.eval_transform.transforms = None  # whoever called it now would fail
+        assert set(data.validation.tensor_cache) == set(range(7))
+        assert set(data.train.tensor_cache) == {index for index, _ in data.calibration_keys}
+        data.transforms.evaluation.transforms = None  # whoever called it now would fail
         assert same(first, data.validation_batches(batch_size=3))
         assert same(fixed, data.calibration_batches(batch_size=3))
 
@@ -294,18 +299,18 @@ class TestStorage:
         enough, less = (
             open_data(folder, crop_pct=0.8, val_images=6, memory_limit_bytes=limit) for limit in (needed, needed - 1)
         )
-        assert enough.train.prepared is not None
-        assert less.train.kept is not None
-        assert less.train.prepared is None
+        assert enough.train.tensor_cache is not None
+        assert less.train.pixel_cache is not None
+        assert less.train.tensor_cache is None
         assert same(enough.validation_batches(batch_size=4), less.validation_batches(batch_size=4))
         assert same(less.validation_batches(batch_size=4), less.validation_batches(batch_size=4))
 
     def test_workers_can_be_given_the_images_by_pickle(self, folder):
         """As processes that are not forked are."""
         data = open_data(folder)
-        images, transform = pickle.loads(pickle.dumps((data.train, data.train_transform)))
+        images, transform = pickle.loads(pickle.dumps((data.train, data.transforms.train)))
         data.train, expected = images, list(data.train_batches(batch_size=4, steps=2, seed=0))
-        data.train_transform = transform
+        data.transforms = replace(data.transforms, train=transform)
         assert same(data.train_batches(batch_size=4, steps=2, seed=0), expected)
 
 
@@ -388,19 +393,22 @@ class TestErrors:
         ("spoil", "message"),
         [
             (without("."), "`data_dir` must be an existing image folder, but got '.*data'"),
-            (without("train"), "'.*data' must hold train/ or training/, but it holds 'validation'"),
-            (without("validation"), "must hold validation/ or val/ or valid/, but it holds 'train'"),
-            (lambda root: [without("train")(root), without("validation")(root)], "but it holds nothing"),
-            (emptied("train"), "train' must hold .png or .jpg images, but it holds none"),
-            (emptied("validation"), "validation' must hold .png or .jpg images, but it holds none"),
-            (emptied("train/bee"), "class folders must hold images, but '.*train' has none in 'bee'"),
-            (lambda root: [without(f"train/{name}")(root) for name in ("bee", "cat")], "two classes.*only 'ant'"),
+            (without("train"), "'.*data' must contain train/ or training/, but it contains 'validation'"),
+            (without("validation"), "must contain validation/ or val/ or valid/, but it contains 'train'"),
+            (lambda root: [without("train")(root), without("validation")(root)], "but it contains nothing"),
+            (emptied("train"), "train' must contain .png or .jpg images, but it contains none"),
+            (emptied("validation"), "validation' must contain .png or .jpg images, but it contains none"),
+            (emptied("train/bee"), "class folders must contain images, but '.*train' has none in 'bee'"),
+            (
+                lambda root: [without(f"train/{name}")(root) for name in ("bee", "cat")],
+                "two classes.*only 'ant'",
+            ),
             (without("train/bee"), "validation classes must be among those of training, but 'bee' are not"),
             (
                 moved("train/bee/0.png", "train/0.png"),
-                "must lie in visible class folders, but in '.*train' some do not",
+                "must be in visible class folders, but in '.*train' some are not",
             ),
-            (moved("train/bee/", "train/.bee"), "must lie in visible class folders"),
+            (moved("train/bee/", "train/.bee"), "must be in visible class folders"),
         ],
     )
     def test_an_image_folder_that_breaks_a_rule(self, tmp_path, spoil, message):
@@ -419,11 +427,11 @@ class TestErrors:
             ({"dataset": "torch/cifar11"}, "unknown dataset 'torch/cifar11': did you mean torch/cifar1"),
             (
                 {"dataset": "torch/cifar10"},
-                "must lie in '.*' as torchvision downloads it, but: Dataset not found or corrupted$",
+                "must be in '.*' as torchvision downloads it, but: Dataset not found or corrupted$",
             ),
             ({"dataset": "torch/cifar10", "data_dir": None}, "'torch/cifar10' needs `data_dir`"),
-            ({"dataset": "torch/imagenet"}, "'torch/imagenet' must lie in.*devkit"),
-            ({"dataset": "tfds/mnist"}, "reachable by number, but 'tfds/mnist' is a stream"),
+            ({"dataset": "torch/imagenet"}, "'torch/imagenet' must be in.*devkit"),
+            ({"dataset": "tfds/mnist"}, "readable by image number, but 'tfds/mnist' is a stream"),
             ({"dataset": "wds/shards"}, "is a stream"),
             ({"dataset": "hfids/owner/name"}, "is a stream"),
             ({"img_size": 0}, "img_size=0"),
@@ -474,7 +482,7 @@ class TestNamed:
         for image, label in original:
             wanted = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
             assert torch.equal(images[labels == label][0], wanted)
-        assert "Flip" in repr(data.train_transform)
+        assert "Flip" in repr(data.transforms.train)
 
     def test_characters_are_grey_become_rgb_and_are_not_mirrored(self, tmp_path):
         raw = tmp_path / "MNIST" / "raw"
@@ -492,7 +500,7 @@ class TestNamed:
         assert sorted(labels.tolist()) == list(range(10))
         position = labels.tolist().index(4)
         assert torch.equal(images[position], torch.from_numpy(pixels[4]).expand(3, 28, 28) / 255)
-        assert "Flip" not in repr(data.train_transform)
+        assert "Flip" not in repr(data.transforms.train)
 
     @pytest.fixture
     def hub(self, monkeypatch):
@@ -593,12 +601,12 @@ class TestAugmentation:
 
     def test_crops_are_taken_from_the_original(self, photos):
         """Not from what is left of it after the evaluation's resize: small crops would be blurred."""
-        kept = open_data(photos, augmentation=STRONG).train.kept
-        proxy = open_data(photos).train.kept
+        kept = open_data(photos, augmentation=STRONG).train.pixel_cache
+        proxy = open_data(photos).train.pixel_cache
         assert min(kept[0].shape[:2]) > min(proxy[0].shape[:2])
 
     def test_digits_are_neither_cropped_nor_mirrored(self):
-        text = repr(open_data(None, dataset="digits", augmentation=STRONG).train_transform)
+        text = repr(open_data(None, dataset="digits", augmentation=STRONG).transforms.train)
         assert "scale=(1.0, 1.0)" in text
         assert "Flip" not in text
         assert "RandAugment" in text

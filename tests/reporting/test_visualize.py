@@ -102,7 +102,7 @@ def test_an_image_is_seen_as_in_validation(tmp_path: Path) -> None:
         number = next(i for i, sample in enumerate(data.validation.files) if Path(sample[0]) == file)
         seen = data.validation.pixels(number)
         assert seen is not None
-        wanted = data.eval_transform(Image.fromarray(seen).convert("RGB"))
+        wanted = data.transforms.evaluation(Image.fromarray(seen).convert("RGB"))
         assert np.array_equal(pixels, wanted.permute(1, 2, 0).numpy())
 
 
@@ -119,7 +119,7 @@ def test_built_in_digits_are_shown_where_the_recipe_was_found_on_them(saved: Pat
         seed=0,
     )
     shown = [pixels for _, pixels in visualize._read(recipe(), [], 64).values()]
-    seen = [data.eval_transform(Image.fromarray(data.validation.pixels(i)).convert("RGB")) for i in range(3)]
+    seen = [data.transforms.evaluation(Image.fromarray(data.validation.pixels(i)).convert("RGB")) for i in range(3)]
     assert all(np.array_equal(a, b.permute(1, 2, 0).numpy()) for a, b in zip(shown, seen, strict=True))
 
 

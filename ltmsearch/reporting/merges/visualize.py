@@ -16,8 +16,8 @@ from torchvision.transforms.functional import normalize
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.recipe import Recipe, load_recipe
 from ltmsearch.data.digits import ClutteredDigits
-from ltmsearch.data.loading import evaluation_transform
-from ltmsearch.data.sources import read_image
+from ltmsearch.data.subsets import read_image
+from ltmsearch.data.transforms import evaluation_transform
 from ltmsearch.errors import InputError
 from ltmsearch.io.files import write_atomic
 from ltmsearch.models import get_adapter, input_config

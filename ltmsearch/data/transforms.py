@@ -1,0 +1,146 @@
+"""timm's image transforms (`timm.data.create_transform`), with random numbers that depend on a seed alone."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+from torchvision.transforms import Normalize
+
+from ltmsearch.errors import InputError
+
+PROXY_OPTIONS: dict[str, Any] = {"is_training": True, "scale": (0.35, 1.0), "color_jitter": None}
+"""timm's options for proxy training, which is too short to profit from timm's smallest crop of 0.08 of the area."""
+
+Transform = Callable[[Image.Image], Tensor]
+"""An image to (3, S, S) uint8 pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Augmentation of a full training, named as in timm's `create_transform` and `RandomErasing`.
+
+    Photographs are then cropped from the original, as timm does, not from the image that evaluation sees.
+    """
+
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+    hflip: float
+    color_jitter: float | None
+    auto_augment: str | None
+    re_prob: float
+    re_mode: str
+    re_count: int
+
+    def options(self) -> dict[str, Any]:
+        """timm's options for photographs."""
+        names = ("scale", "ratio", "hflip", "color_jitter", "auto_augment")
+        return {"is_training": True} | {name: getattr(self, name) for name in names}
+
+    def erasing(self) -> RandomErasing | None:
+        """Random erasing of normalised images, if it is switched on."""
+        if not self.re_prob:
+            return None
+        return RandomErasing(self.re_prob, mode=self.re_mode, max_count=self.re_count, device="cpu")
+
+
+def evaluation_transform(img_size: int, *, interpolation: str, crop_pct: float) -> Transform:
+    """timm's transform for evaluation: resize the short side to `img_size / crop_pct`, then crop the centre."""
+    transform: Transform = create_transform(img_size, crop_pct=crop_pct, interpolation=interpolation, normalize=False)
+    return transform
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transforms:
+    """Transforms of the images of one data set."""
+
+    img_size: int
+    train: Transform
+    evaluation: Transform
+    normalize: Normalize
+    erasing: RandomErasing | None
+
+    def erase_(self, batch: Tensor, seeds: Sequence[str]) -> None:
+        """Erase random parts of (B, 3, S, S) normalised images in place, by one seed per image."""
+        if self.erasing is not None:
+            with preserve_random_state():
+                for image, seed in zip(batch, seeds, strict=True):
+                    seed_all(seed)
+                    self.erasing(image)
+
+
+def make_transforms(
+    dataset: str,
+    img_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    interpolation: str,
+    crop_pct: float,
+    augmentation: Augmentation | None,
+) -> Transforms:
+    """The transforms of a data set.
+
+    Training photographs are cropped and mirrored at random; written characters are not mirrored; the built-in digits,
+    random already, are neither cropped nor mirrored.
+
+    Args:
+        dataset: Name of the data set.
+        img_size: Side of the images, in pixels.
+        mean, std: Of each channel, on a scale from 0 to 1.
+        interpolation: Pillow's name of the filter for resizing.
+        crop_pct: Share of the short side that evaluation sees, in (0, 1]; the built-in digits are always seen whole.
+        augmentation: Of a full training; None: that of proxy training.
+
+    Raises:
+        InputError: If timm does not know the augmentation policy.
+    """
+    crop_pct = 1.0 if dataset == "digits" else crop_pct
+    train = evaluation = evaluation_transform(img_size, interpolation=interpolation, crop_pct=crop_pct)
+    options = augmentation.options() if augmentation else dict(PROXY_OPTIONS)
+    if dataset == "digits":
+        options |= {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "hflip": 0.0}
+    elif "mnist" in dataset.lower():
+        options["hflip"] = 0.0
+    if augmentation or dataset != "digits":
+        train = _training_transform(img_size, options | {"interpolation": interpolation, "normalize": False})
+    erasing = augmentation.erasing() if augmentation else None
+    normalize = Normalize(mean, std, inplace=True)
+    return Transforms(img_size=img_size, train=train, evaluation=evaluation, normalize=normalize, erasing=erasing)
+
+
+def _training_transform(img_size: int, options: dict[str, Any]) -> Transform:
+    try:
+        transform: Transform = create_transform(img_size, **options)
+    except (AssertionError, LookupError, ValueError, TypeError) as error:
+        policy = options.get("auto_augment")
+        if not policy:
+            raise
+        known = "rand-m9-mstd0.5, augmix-m3, original or 3a"  # timm has no error of its own for others
+        raise InputError(f"`aa` must be an augmentation policy of timm, such as {known}, but got {policy!r}") from error
+    return transform
+
+
+def seed_all(seed: str) -> None:
+    """Seed the generators that timm's transforms draw from: Python, NumPy, torch on the CPU."""
+    random.seed(seed)
+    torch.default_generator.manual_seed(random.getrandbits(63))  # torch.manual_seed reseeds CUDA as well
+    np.random.seed(random.getrandbits(32))
+
+
+@contextmanager
+def preserve_random_state() -> Iterator[None]:
+    """Restore the generators of `seed_all` at the end of the `with` block."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
