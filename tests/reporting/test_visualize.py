@@ -170,7 +170,7 @@ def test_nothing_is_drawn_of_another_size_than_asked_for(saved: Path, photo: Pat
         (("none.yaml", "--image", "photo.jpg"), "none.yaml"),
         (("8.yaml", "--image", "none.jpg"), "the image none.jpg cannot be read: No such file or directory"),
         (("8.yaml", "--image", "."), "the image . cannot be read: Is a directory"),
-        (("8.yaml", "--image", "8.yaml"), "the image 8.yaml cannot be read: it is no image that Pillow knows"),
+        (("8.yaml", "--image", "8.yaml"), "the image 8.yaml cannot be read: Pillow does not recognise its format"),
         (("8.yaml", "--image", "cut.jpg"), "the image cut.jpg cannot be read: "),
         (("8.yaml", "--image", "photo.jpg", "none.jpg"), "the image none.jpg cannot be read"),
         (("folder.yaml",), "--image FILE must be given"),
