@@ -8,7 +8,7 @@ The settings are those of the command in docs/howto/cluster.md. With images as t
     scoring  = trials × (calibration + validation) + candidates × (calibration + images of scoring again)
     GPU-hours = training / training rate + scoring / scoring rate
 
-Warming up and scoring again run in the driver alone, trials on all workers, as fast as the driver hands them out:
+WarmUpRun up and scoring again run in the driver alone, trials on all workers, as fast as the driver hands them out:
 
     hours = alone + max(trials × seconds a trial / workers, trials × the driver's seconds a trial)
 

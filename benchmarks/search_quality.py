@@ -79,7 +79,7 @@ from ltmsearch.io.figures import write_drawing
 from ltmsearch.io.files import write_atomic
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.driver import Driver
-from ltmsearch.search.initial_trials import FirstTrial
+from ltmsearch.search.initial_trials import InitialTrial
 from ltmsearch.search.pareto import hypervolume, is_non_dominated
 from ltmsearch.search.records import select_front
 from ltmsearch.search.setup import Workbench, prepare
@@ -274,11 +274,11 @@ class Surrogate(Unsaved):
     log: Log
 
     def _next_trial(
-        self, trials: list[FrozenTrial], unfinished: list[FrozenTrial], first: deque[FirstTrial]
+        self, trials: list[FrozenTrial], unfinished: list[FrozenTrial], first: deque[InitialTrial]
     ) -> tuple[Trial, Callable[[int], BaseSampler]]:
         if not first and not unfinished:
             rng = np.random.default_rng((self.settings.seed, len(trials)))
-            self._enqueue(FirstTrial(indices=propose(self.bench, self.log.rows, rng), kind="searched"))
+            self._enqueue(InitialTrial(indices=propose(self.bench, self.log.rows, rng), kind="searched"))
             trials = self._trials()
             unfinished = trials[-1:]
         return super()._next_trial(trials, unfinished, first)

@@ -22,34 +22,40 @@ from ltmsearch.callbacks import Callbacks
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.checkpoint import Checkpoint, CheckpointState
 from ltmsearch.search.hooks import StudyHooks
-from ltmsearch.search.initial_trials import FirstTrial, drawn_within_budget, first_trials, queued_params, seed_at
+from ltmsearch.search.initial_trials import (
+    InitialTrial,
+    derive_seed,
+    draw_within_budget,
+    enqueue_params,
+    initial_trials,
+)
 from ltmsearch.search.optuna_records import (
     MEASURED,
     RESCORED,
-    as_told,
-    tell_constraints,
-    told_again,
+    completed_trial,
+    set_constraints,
     trained,
     trial_record,
     trial_records,
+    with_current_budgets,
 )
 from ltmsearch.search.records import TrialRecord, select_front
-from ltmsearch.search.rescoring import choose_candidates, same_nets
+from ltmsearch.search.rescoring import same_nets, select_candidates
 from ltmsearch.search.samplers import make_sampler
 from ltmsearch.search.setup import Workbench
 from ltmsearch.search.shared_weights import SharedWeights, choose, waits
 from ltmsearch.search.storage import open_storage, open_study, under_limits
-from ltmsearch.search.tally import Tally, TrialLog, at_a_loss
+from ltmsearch.search.tally import Tally, TrialLogger, sampler_is_stuck
 from ltmsearch.search.timing import ELSEWHERE, SCORING, TIMING, TRAINING, Clock
 from ltmsearch.search.trial import load_parameters, suggest
-from ltmsearch.search.warmup import Warming
+from ltmsearch.search.warmup import WarmUpRun
 from ltmsearch.search.workers import Answer, Task, ThisProcess, Workers
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flight:
+class RunningTrial:
     """A trial that a worker has."""
 
     trial: Trial
@@ -60,7 +66,7 @@ class Flight:
     """Of the shared weights that it started from."""
     counts: bool
     """Whether it is one of `--trials`: the plain net, scored for comparison, is not."""
-    log: TrialLog
+    log: TrialLogger
 
 
 class Driver:
@@ -99,7 +105,7 @@ class Driver:
         self.hooks = hooks or StudyHooks()
         storage = storage or open_storage(self.settings, folder)
         self.study = open_study(storage, self.settings.study, cost=self.settings.axis.name)
-        self.flying: dict[int, Flight] = {}
+        self.running: dict[int, RunningTrial] = {}
         self._asked_at = 0.0
         self.shared = SharedWeights(
             bench.evaluator.supernet,
@@ -132,7 +138,7 @@ class Driver:
                 self.callbacks.note(line)
             self.callbacks.note(f"continuing with shared weights of version {self.shared.version}")
             return
-        warming = Warming(self.bench, self.folder)
+        warming = WarmUpRun(self.bench, self.folder)
         if begun := warming.resume():
             self.callbacks.note(f"continuing the warm-up behind step {begun} of {warming.plan.steps}")
         self.callbacks.phase("warming up", warming.plan.steps)
@@ -142,7 +148,7 @@ class Driver:
             if warming.is_due():
                 self.confirm()
                 warming.save()
-        self.shared.take_trained()
+        self.shared.save_warmed_up()
         warming.remove()
 
     def settle(self) -> None:
@@ -153,7 +159,9 @@ class Driver:
             self._tell(Trial(self.study, untold._trial_id), self.shared.state.outcome)
         limits = {b.constraint: [b.minimum / b.per_unit, b.limit / b.per_unit] for b in self.budgets}
         before, done = self.study, trained(self._trials())
-        self.study = under_limits(before, limits, lambda trial: told_again(trial, self.bench), keep=(MEASURED,))
+        self.study = under_limits(
+            before, limits, lambda trial: with_current_budgets(trial, self.bench), keep=(MEASURED,)
+        )
         self.hooks.study_updated(self.study, self.records())
         if self.study is not before:
             known = f"{done} trials are known from other budgets"
@@ -181,21 +189,21 @@ class Driver:
         while True:
             tally.update(trials := self._trials())
             done = tally.trained
-            self.callbacks.advance(done, tally.words(running=len(self.flying) if self.workers.elsewhere else 0))
-            begun = done + sum(flight.counts for flight in self.flying.values())
+            self.callbacks.advance(done, tally.words(running=len(self.running) if self.workers.elsewhere else 0))
+            begun = done + sum(flight.counts for flight in self.running.values())
             time_is_up = until is not None and time.monotonic() > until
             if begun < self.settings.trials and not time_is_up and self.workers.free():
                 self._begin(*self._next_trial(trials, tally.unfinished, first))
-            elif (begun < self.settings.trials and not time_is_up) or self.flying:
+            elif (begun < self.settings.trials and not time_is_up) or self.running:
                 for answer in self._answers():
-                    self._finish(self.flying.pop(answer.trial), answer)
+                    self._finish(self.running.pop(answer.trial), answer)
             else:
                 break
         if done < self.settings.trials:
             self.callbacks.note(f"time is up after {done} of {self.settings.trials} trials")
 
     def _next_trial(
-        self, trials: list[FrozenTrial], unfinished: list[FrozenTrial], first: deque[FirstTrial]
+        self, trials: list[FrozenTrial], unfinished: list[FrozenTrial], first: deque[InitialTrial]
     ) -> tuple[Trial, Callable[[int], BaseSampler]]:
         """The trial that an earlier run left unfinished, else a new one; and the sampler of its i-th parameter.
 
@@ -203,18 +211,18 @@ class Driver:
         as one that was not.
         """
         self._asked_at = time.perf_counter()
-        left = [t for t in unfinished if t.state == TrialState.RUNNING and t.number not in self.flying]
+        left = [t for t in unfinished if t.state == TrialState.RUNNING and t.number not in self.running]
         waiting = [t for t in unfinished if t.state == TrialState.WAITING]
         if not left and not waiting:
             # One at a time, as whether the sampler is at a loss shows only trial by trial.
             if first:
                 self._enqueue(first.popleft())
-            elif at_a_loss(trials):
-                self._enqueue(drawn_within_budget(self.bench, len(trials)))
+            elif sampler_is_stuck(trials):
+                self._enqueue(draw_within_budget(self.bench, len(trials)))
         number = left[0].number if left else waiting[0].number if waiting else len(trials)
 
         def sampler(place: int) -> BaseSampler:
-            return make_sampler(self.settings.sampler, seed=seed_at(self.settings.seed, number, place))
+            return make_sampler(self.settings.sampler, seed=derive_seed(self.settings.seed, number, place))
 
         self.study.sampler = sampler(0)
         trial = Trial(self.study, left[0]._trial_id) if left else self.study.ask()
@@ -224,23 +232,23 @@ class Driver:
         """Suggest, tell at once if it is over budget, else hand it out."""
         indices, ib_weight = suggest(trial, self.bench.space, sampler)
         schedule = self.bench.space.schedule(indices)
-        log = TrialLog(trial, schedule, sampling=time.perf_counter() - self._asked_at)
+        log = TrialLogger(trial, schedule, sampling=time.perf_counter() - self._asked_at)
         trial.set_user_attr("ib_weight", ib_weight)
         self.hooks.trial_started(trial, schedule)
-        cost, told = float(self.budgets[0].costs(indices[None])[0]), tell_constraints(trial, self.budgets, indices)
+        cost, told = float(self.budgets[0].costs(indices[None])[0]), set_constraints(trial, self.budgets, indices)
         reference = not indices.any()  # the plain net is scored as a reference even if it is over the budget
         if max(told) > 0 and not reference:
             self._end(trial, state=TrialState.PRUNED)
             log.rejected()
             return
-        seed, steps = seed_at(self.settings.seed, trial.number + 1), 0 if reference else None
+        seed, steps = derive_seed(self.settings.seed, trial.number + 1), 0 if reference else None
         version, weights = self.shared.lend()
         task = Task(
             trial=trial.number, schedule=schedule, ib_weight=ib_weight, seed=seed, steps=steps,
             limit=self.bench.trial_limit(),
         )  # fmt: skip
         self.workers.start(task, version, weights)
-        self.flying[trial.number] = Flight(
+        self.running[trial.number] = RunningTrial(
             trial=trial, schedule=schedule, ib_weight=ib_weight, cost=cost, version=version,
             counts=trial.user_attrs.get("label") != "plain", log=log,
         )  # fmt: skip
@@ -253,7 +261,7 @@ class Driver:
                     self.clock.move(answer.result.scoring_seconds, SCORING)
         return answers
 
-    def _finish(self, flight: Flight, answer: Answer) -> None:
+    def _finish(self, flight: RunningTrial, answer: Answer) -> None:
         """Move the shared weights by what a trial came to, and tell it."""
         trial, result, start = flight.trial, answer.result, self.shared.take_back(flight.version)
         if answer.worker:
@@ -280,7 +288,7 @@ class Driver:
                 "apart; more --base-steps, --pretrained or --checkpoint FILE would help"
             )
         self.confirm()
-        self.hooks.trial_scored(trial, trial_record(as_told(trial, outcome), self.bench), result.merges)
+        self.hooks.trial_scored(trial, trial_record(completed_trial(trial, outcome), self.bench), result.merges)
         self.shared.move(result.weights, start, age=age)
         saving = time.perf_counter()
         self.shared.keep(trial.number, outcome)
@@ -300,15 +308,15 @@ class Driver:
         told = self.study.tell(trial, values, state)
         self.hooks.trial_finished(self.study, told, trial_record(told, self.bench))
 
-    def _first_trials(self) -> deque[FirstTrial]:
+    def _first_trials(self) -> deque[InitialTrial]:
         """The first trials, but those that the study has already."""
         queued = [trial.system_attrs.get("fixed_params", trial.params) for trial in self._trials()]
         held = {tuple(sorted(params.items())) for params in queued}
-        first = first_trials(self.bench, np.random.default_rng(seed_at(self.settings.seed)))
-        return deque(t for t in first if tuple(sorted(queued_params(self.bench, t).items())) not in held)
+        first = initial_trials(self.bench, np.random.default_rng(derive_seed(self.settings.seed)))
+        return deque(t for t in first if tuple(sorted(enqueue_params(self.bench, t).items())) not in held)
 
-    def _enqueue(self, trial: FirstTrial) -> None:
-        params = queued_params(self.bench, trial)
+    def _enqueue(self, trial: InitialTrial) -> None:
+        params = enqueue_params(self.bench, trial)
         self.study.enqueue_trial(params, user_attrs={"kind": trial.kind, "label": trial.label})
 
     # -- the end -------------------------------------------------------------------------------------------------
@@ -321,7 +329,7 @@ class Driver:
         load_parameters(self.bench.evaluator.supernet, self.shared.weights)
         alike = same_nets(self.records(), self._proxy_net)
         chosen, cost = [group[0] for group in alike], self.settings.axis.name
-        candidates = choose_candidates(chosen, self.settings.rescore_candidates, cost)
+        candidates = select_candidates(chosen, self.settings.rescore_candidates, cost)
         self.callbacks.phase("scoring again", len(candidates))
         scores = {}
         for done, record in enumerate(candidates):

@@ -17,7 +17,7 @@ UNIFORM_BASELINES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class FirstTrial:
+class InitialTrial:
     """A schedule to be tried."""
 
     indices: np.ndarray
@@ -28,7 +28,7 @@ class FirstTrial:
     """What it is called."""
 
 
-def first_trials(bench: Workbench, rng: np.random.Generator) -> list[FirstTrial]:
+def initial_trials(bench: Workbench, rng: np.random.Generator) -> list[InitialTrial]:
     """The plain net, uniform schedules, the front of an earlier study, and schedules that cover the range of costs.
 
     The plain net is scored as a reference even where it is over the budget; the others keep it. Uniform schedules come
@@ -50,37 +50,37 @@ def first_trials(bench: Workbench, rng: np.random.Generator) -> list[FirstTrial]
     return first
 
 
-def drawn_within_budget(bench: Workbench, *place: int) -> FirstTrial:
+def draw_within_budget(bench: Workbench, *place: int) -> InitialTrial:
     """A schedule for a study whose sampler proposes none within the budget.
 
     Args:
         bench: What the study works with.
         place: Where it is drawn; it is the same there, however often the study is interrupted.
     """
-    rng = np.random.default_rng(seed_at(bench.settings.seed, *place))
+    rng = np.random.default_rng(derive_seed(bench.settings.seed, *place))
     (indices,) = sample_by_cost(bench.space, bench.budgets, number=1, rng=rng)
-    return FirstTrial(indices=indices, kind="start-up", label="drawn within budget")
+    return InitialTrial(indices=indices, kind="start-up", label="drawn within budget")
 
 
-def queued_params(bench: Workbench, trial: FirstTrial) -> dict[str, float]:
+def enqueue_params(bench: Workbench, trial: InitialTrial) -> dict[str, float]:
     """The parameters that a trial is queued with in Optuna, the IB weight's among them."""
     indices: list[int] = trial.indices.tolist()
     params: dict[str, float] = dict(zip(bench.space.layers, indices, strict=True))
     if (weights := bench.space.ib_weights) is not None:
         # By the schedule and not by its place, so that what is queued again is known again.
-        rng = np.random.default_rng(seed_at(bench.settings.seed, *indices))
+        rng = np.random.default_rng(derive_seed(bench.settings.seed, *indices))
         params[IB_WEIGHT] = weights.zero if trial.kind == "baseline" else weights.draw(rng)
     return params
 
 
-def seed_at(seed: int, *path: int) -> int:
+def derive_seed(seed: int, *path: int) -> int:
     """A seed of its own for each place in a study."""
     return int(np.random.SeedSequence((seed, *path)).generate_state(1)[0])
 
 
-def _in_order(bench: Workbench, rng: np.random.Generator) -> Iterator[FirstTrial]:
+def _in_order(bench: Workbench, rng: np.random.Generator) -> Iterator[InitialTrial]:
     space, budgets = bench.space, bench.budgets
-    yield FirstTrial(indices=np.zeros(len(space.layers), dtype=int), kind="baseline", label="plain")
+    yield InitialTrial(indices=np.zeros(len(space.layers), dtype=int), kind="baseline", label="plain")
     ratios = sorted({c.keep_ratio for options in space.choices for c in options if c.keep_ratio < 1}, reverse=True)
     first, *others = space.forms
     by_form = {}
@@ -90,17 +90,19 @@ def _in_order(bench: Workbench, rng: np.random.Generator) -> Iterator[FirstTrial
     for place in range(UNIFORM_BASELINES):
         for form, uniform in by_form.items():
             for label, indices in uniform[place : place + 1]:
-                yield FirstTrial(indices=indices, kind="baseline", label=label if form == first else f"{label} {form}")
+                yield InitialTrial(
+                    indices=indices, kind="baseline", label=label if form == first else f"{label} {form}"
+                )
     earlier = bench.prior.schedules(space) if bench.prior is not None else []
     earlier = [(label, indices) for label, indices in earlier if in_budget_range(budgets, indices[None])[0]]
     for label, indices in earlier:
-        yield FirstTrial(indices=indices, kind="start-up", label=label)
+        yield InitialTrial(indices=indices, kind="start-up", label=label)
     instead = len(earlier) + sum(len(by_form[form]) for form in others)
     covering = STARTUP_SHARE * bench.settings.trials
     covering = max(covering / 2, covering - instead)
     schedules = sample_by_cost(space, budgets, number=round(covering), rng=rng)
     for place in sorted(range(len(schedules)), key=_bits_reversed):
-        yield FirstTrial(indices=schedules[place], kind="start-up")
+        yield InitialTrial(indices=schedules[place], kind="start-up")
 
 
 def _bits_reversed(number: int) -> float:

@@ -43,7 +43,7 @@ def trial_records(study: optuna.Study, bench: Workbench) -> list[TrialRecord]:
     return with_expected_top1(trial_record(trial, bench, rescored, measured) for trial in finished)
 
 
-def as_told(trial: Trial, outcome: dict[str, Any]) -> FrozenTrial:
+def completed_trial(trial: Trial, outcome: dict[str, Any]) -> FrozenTrial:
     """A trial that runs, as it will be once its outcome is told.
 
     Args:
@@ -61,7 +61,7 @@ def as_told(trial: Trial, outcome: dict[str, Any]) -> FrozenTrial:
     return told
 
 
-def tell_constraints(trial: Trial, budgets: Sequence[Budget], indices: np.ndarray) -> list[float]:
+def set_constraints(trial: Trial, budgets: Sequence[Budget], indices: np.ndarray) -> list[float]:
     """Tell Optuna how far a schedule is outside each budget.
 
     Args:
@@ -86,7 +86,7 @@ def trained(trials: Sequence[FrozenTrial]) -> int:
     )
 
 
-def told_again(trial: FrozenTrial, bench: Workbench) -> FrozenTrial:
+def with_current_budgets(trial: FrozenTrial, bench: Workbench) -> FrozenTrial:
     """A finished trial as it would have been told under the present budgets.
 
     What was over budget then and is not now has no score, so that nothing is known of it. It keeps its place, since

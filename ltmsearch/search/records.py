@@ -46,7 +46,7 @@ FRONT_COLUMNS = (
 )
 
 
-class ShownScore(NamedTuple):
+class BestScore(NamedTuple):
     """How well a trial does, by the best measurement there is."""
 
     top1: float
@@ -160,11 +160,11 @@ class TrialRecord:
         return self.label or f"trial {self.trial}"
 
     @property
-    def score(self) -> ShownScore | None:
+    def score(self) -> BestScore | None:
         """The re-scored values where there are any, else those of the trial's time, None without a score."""
         if self.rescored_top1 is not None:
-            return ShownScore(self.rescored_top1, self.rescored_top1_se, self.rescored_loss, True)
-        return None if self.top1 is None else ShownScore(self.top1, self.top1_se, self.loss, False)
+            return BestScore(self.rescored_top1, self.rescored_top1_se, self.rescored_loss, True)
+        return None if self.top1 is None else BestScore(self.top1, self.top1_se, self.loss, False)
 
     @property
     def standing(self) -> float | None:

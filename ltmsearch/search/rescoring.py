@@ -13,7 +13,7 @@ LEAST = 4
 """Nets that a line of top-1 over loss is drawn through at least."""
 
 
-def choose_candidates(records: Iterable[TrialRecord], number: int, cost: CostName = "gflops") -> list[TrialRecord]:
+def select_candidates(records: Iterable[TrialRecord], number: int, cost: CostName = "gflops") -> list[TrialRecord]:
     """The trials most likely to be on the front, front after front, and the baselines to compare with.
 
     Early scores come from younger shared weights, so the trend over their versions is taken out first. And a trial is
@@ -33,8 +33,8 @@ def choose_candidates(records: Iterable[TrialRecord], number: int, cost: CostNam
     baselines = [r for r in scored if r.kind == "baseline"]
     rivals = [r for r in scored if r.feasible and r.kind != "baseline"]
     versions = [r.supernet_version or 0 for r in rivals]
-    top1 = without_trend([_known(r.top1) for r in rivals], versions)
-    loss = without_trend([_known(r.loss) for r in rivals], versions)
+    top1 = remove_trend([_known(r.top1) for r in rivals], versions)
+    loss = remove_trend([_known(r.loss) for r in rivals], versions)
     costs = [r.cost(cost) for r in rivals]
     by_top1 = front_ranks(list(zip(top1, costs, strict=True)), (True, False))
     by_loss = front_ranks(list(zip(loss, costs, strict=True)), (False, False))
@@ -110,7 +110,7 @@ def _best_by_cost(order: Sequence[int], costs: Sequence[float], parts: int) -> l
     return [next(i for i in order if part[i] == p) for p in sorted(set(part.values()))]
 
 
-def without_trend(values: Sequence[float], versions: Sequence[int]) -> list[float]:
+def remove_trend(values: Sequence[float], versions: Sequence[int]) -> list[float]:
     """Values less what a straight line through them explains by the version of the shared weights.
 
     Args:

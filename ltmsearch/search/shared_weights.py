@@ -26,7 +26,7 @@ class SharedWeights:
         folder: The run directory.
         state: What its weights stand for.
         share: How much of a trial's change they keep.
-        staleness_power: How quickly that falls with the age of what the trial started from; see `kept_share`.
+        staleness_power: How quickly that falls with the age of what the trial started from; see `decayed_share`.
         confirm: Raises where they must not be saved any more.
     """
 
@@ -60,7 +60,7 @@ class SharedWeights:
         self.supernet.load_state_dict(checkpoint.weights)
         self.weights, self.state = parameters(self.supernet), checkpoint.state
 
-    def take_trained(self) -> None:
+    def save_warmed_up(self) -> None:
         """Take the supernet's present parameters, and save them."""
         self.weights = parameters(self.supernet)
         self.save()
@@ -89,7 +89,7 @@ class SharedWeights:
         """
         if not trained:
             return
-        share = kept_share(self.share, age, power=self.staleness_power)
+        share = decayed_share(self.share, age, power=self.staleness_power)
         if age == 0:
             self.weights = {n: torch.lerp(value, trained[n].to(value), share) for n, value in self.weights.items()}
         else:
@@ -110,7 +110,7 @@ class SharedWeights:
         save_checkpoint(self.folder, self.supernet.state_dict(), self.state)
 
 
-def kept_share(share: float, age: int, *, power: float) -> float:
+def decayed_share(share: float, age: int, *, power: float) -> float:
     """How much of a trial's change the shared weights keep: share / (1 + age)^power.
 
     Several workers finish trials that started from weights which others have moved since. What they learned is told

@@ -64,13 +64,13 @@ class Tally:
         return f"{self.feasible} within budget{best}, {self.over} over it{at_work}"
 
 
-def at_a_loss(trials: list[FrozenTrial]) -> bool:
+def sampler_is_stuck(trials: list[FrozenTrial]) -> bool:
     """Whether the last `PATIENCE` proposals, or a multiple of it, were over budget; one that a worker has was not."""
     rejected = len(list(takewhile(lambda trial: trial.state == TrialState.PRUNED, reversed(trials))))
     return rejected > 0 and rejected % PATIENCE == 0
 
 
-class TrialLog:
+class TrialLogger:
     """What the log tells of one trial.
 
     Args:

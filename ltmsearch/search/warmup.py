@@ -23,7 +23,7 @@ SAVING_SHARE = 0.02
 """And at most this share of the time goes into saving."""
 
 
-class Warming:
+class WarmUpRun:
     """Trains the shared weights of a study.
 
     Args:

@@ -18,7 +18,7 @@ from ltmsearch.callbacks import Callbacks
 from ltmsearch.errors import InputError
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.checkpoint import load_checkpoint
-from ltmsearch.search.initial_trials import first_trials
+from ltmsearch.search.initial_trials import initial_trials
 from ltmsearch.search.records import select_front
 from ltmsearch.search.run import Run
 from ltmsearch.search.setup import BELOW_RANGE, prepare
@@ -200,7 +200,7 @@ class TestResumeFrom:
         assert bench.settings.base_steps == 0, "the same data need no second warm-up"
         assert bench.prior is not None
         wanted = [r for r in bench.prior.front if r.gflops <= 0.23]
-        first = [t for t in first_trials(bench, np.random.default_rng(0)) if t.label.startswith("trial ")]
+        first = [t for t in initial_trials(bench, np.random.default_rng(0)) if t.label.startswith("trial ")]
         assert {t.label for t in first} <= {f"trial {r.trial} of {bench.prior.settings.study}" for r in wanted}
         schedules = {bench.space.schedule(t.indices) for t in first}
         assert schedules <= {r.schedule for r in wanted}
@@ -277,7 +277,7 @@ def test_the_front_of_a_range_serves_every_budget_in_it(finished: Path) -> None:
 
 def test_uniform_schedules_come_in_every_form_and_the_range_is_spread_over_early(finished: Path) -> None:
     bench = prepare(tiny(finished, budget_gflops=0.26, trials=24), Callbacks())
-    first = first_trials(bench, np.random.default_rng(0))
+    first = initial_trials(bench, np.random.default_rng(0))
     labels = ["plain", "uniform 0.5", "uniform 0.7 hard", "uniform 0.35", "uniform 0.5 hard"]
     assert [t.label for t in first[:5]] == labels, "of each form the two dearest within the budget"
     hard = bench.space.schedule(first[4].indices)

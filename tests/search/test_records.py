@@ -12,7 +12,7 @@ from ltmsearch.errors import InputError
 from ltmsearch.schedules.schedule import Form
 from ltmsearch.search.records import (
     FRONT_COLUMNS,
-    ShownScore,
+    BestScore,
     TrialRecord,
     front_table,
     read_trials,
@@ -113,11 +113,11 @@ def test_a_record_checks_itself(fields: dict[str, Any], rule: str) -> None:
 
 
 def test_the_score_is_the_re_scored_one_where_there_is_one() -> None:
-    assert record(0).score == ShownScore(75.0, 0.7, 0.8, True)
-    assert record(0, rescored_top1=None).score == ShownScore(70.0, 1.1, 0.9, False)
+    assert record(0).score == BestScore(75.0, 0.7, 0.8, True)
+    assert record(0, rescored_top1=None).score == BestScore(70.0, 1.1, 0.9, False)
     assert record(0, **UNSCORED | {"state": "failed"}).score is None
     assert str(record(0).score) == "75.0 ± 0.7"
-    assert str(ShownScore(75.04, None, None, True)) == "75.0"
+    assert str(BestScore(75.04, None, None, True)) == "75.0"
 
 
 def test_a_schedule_reads_by_stage() -> None:

@@ -5,7 +5,7 @@ import pytest
 from support.records import make_record
 
 from ltmsearch.search.records import TrialRecord
-from ltmsearch.search.rescoring import choose_candidates, front_ranks, same_nets, with_expected_top1, without_trend
+from ltmsearch.search.rescoring import front_ranks, remove_trend, same_nets, select_candidates, with_expected_top1
 
 
 def record(trial: int, gflops: float, top1: float, loss: float, **changes: object) -> TrialRecord:
@@ -27,8 +27,8 @@ def test_trend_of_the_shared_weights_is_taken_out() -> None:
     quality = np.array([3, 0, -1, 2, -2, 1, 0, -3, 1, -1], dtype=float)
     quality -= np.polyval(np.polyfit(versions, quality, 1), versions)  # nothing of it can be called a trend
     drifted = 60 + 1.5 * np.array(versions) + quality
-    assert without_trend(drifted.tolist(), versions) == pytest.approx(quality.tolist())
-    assert without_trend([1.0, 2.0], [0, 1]) == [1.0, 2.0]
+    assert remove_trend(drifted.tolist(), versions) == pytest.approx(quality.tolist())
+    assert remove_trend([1.0, 2.0], [0, 1]) == [1.0, 2.0]
 
 
 def test_early_trials_are_not_punished_for_young_weights() -> None:
@@ -36,7 +36,7 @@ def test_early_trials_are_not_punished_for_young_weights() -> None:
     late = [
         record(i, 1.0 + 0.01 * (i - 5), 60.0 + i - 2, 1.5 - 0.01 * (i - 2), supernet_version=i) for i in range(5, 10)
     ]
-    chosen = choose_candidates(early + late, 5)
+    chosen = select_candidates(early + late, 5)
     assert {r.trial for r in chosen} & {0, 1, 2, 3, 4}
 
 
@@ -44,16 +44,16 @@ def test_baselines_come_on_top_and_the_infeasible_stay_out() -> None:
     plain = record(0, 1.5, 90.0, 0.5, kind="baseline", label="plain", feasible=False)
     uniform = record(1, 1.1, 50.0, 2.0, kind="baseline", label="uniform 0.5")
     rivals = [record(i, 1.0 + i / 100, 70.0 + i, 1.0) for i in range(2, 8)]
-    chosen = choose_candidates([plain, uniform, *rivals], 3)
+    chosen = select_candidates([plain, uniform, *rivals], 3)
     assert [r.trial for r in chosen][:2] == [0, 1]
     assert len(chosen) == 5
-    assert choose_candidates([], 3) == []
+    assert select_candidates([], 3) == []
 
 
 def test_every_part_of_the_range_of_costs_is_looked_at() -> None:
     cheap = [record(i, 1.00 + i / 1000, 80.0 + i / 10, 0.5) for i in range(6)]
     dear = [record(6 + i, 1.10 + i / 1000, 70.0, 1.0 + i / 10) for i in range(3)]
-    chosen = choose_candidates(cheap + dear, 4)
+    chosen = select_candidates(cheap + dear, 4)
     assert len(chosen) == 4
     assert 6 in {r.trial for r in chosen}, "the best of the dear ones"
 
@@ -62,8 +62,8 @@ def test_a_latency_study_looks_at_the_range_of_latencies() -> None:
     rivals = [record(i, 1.0 + i / 1000, 80.0 + i / 10, 0.5, latency_ms=20.0) for i in range(1, 6)]
     # By multiply-adds the last is the dearest and the worst; by the clock it is the fastest by far.
     fast = record(6, 1.006, 70.0, 0.9, latency_ms=10.0)
-    assert 6 not in {r.trial for r in choose_candidates([*rivals, fast], 2)}
-    assert 6 in {r.trial for r in choose_candidates([*rivals, fast], 2, "latency_ms")}
+    assert 6 not in {r.trial for r in select_candidates([*rivals, fast], 2)}
+    assert 6 in {r.trial for r in select_candidates([*rivals, fast], 2, "latency_ms")}
 
 
 def test_trials_that_are_one_net_to_the_proxy_are_scored_once() -> None:
@@ -79,7 +79,7 @@ def test_loss_saves_what_top1_cannot_tell_apart() -> None:
     better = record(0, 1.1, 70.0, 0.8)
     lucky = record(1, 1.1, 70.5, 1.2)
     worse = record(2, 1.1, 69.0, 1.3)
-    assert {r.trial for r in choose_candidates([better, lucky, worse], 2)} == {0, 1}
+    assert {r.trial for r in select_candidates([better, lucky, worse], 2)} == {0, 1}
 
 
 def again(trial: int, top1: float, loss: float | None) -> TrialRecord:

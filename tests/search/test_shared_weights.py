@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.search.checkpoint import Checkpoint, CheckpointState
-from ltmsearch.search.shared_weights import SharedWeights, choose, fits, kept_share, waits
+from ltmsearch.search.shared_weights import SharedWeights, choose, decayed_share, fits, waits
 
 STATE = CheckpointState(class_names=["a", "b"], version=0, scored=0, space="s", trial=None, outcome=None)
 
@@ -69,7 +69,7 @@ def test_without_training_nothing_moves(supernet: Supernet, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("age", "power", "share"), [(0, 0.5, 0.2), (3, 0.5, 0.1), (3, 0.0, 0.2), (4, 1.0, 0.04)])
 def test_share_by_age(age: int, power: float, share: float) -> None:
-    assert kept_share(0.2, age, power=power) == pytest.approx(share)
+    assert decayed_share(0.2, age, power=power) == pytest.approx(share)
 
 
 # -- weights and study ------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ltmsearch.search.optuna_records import trained
-from ltmsearch.search.tally import PATIENCE, Tally, at_a_loss
+from ltmsearch.search.tally import PATIENCE, Tally, sampler_is_stuck
 
 COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING
 
@@ -46,11 +46,11 @@ def test_nothing_scored_yet_is_told_without_a_best() -> None:
 @pytest.mark.parametrize("rejected", [0, PATIENCE - 1, PATIENCE, PATIENCE + 1, 2 * PATIENCE])
 def test_a_sampler_is_at_a_loss_after_so_many_rejections_in_a_row(rejected: int) -> None:
     known = trials(COMPLETE, *[PRUNED] * rejected)
-    assert at_a_loss(known) == (rejected in (PATIENCE, 2 * PATIENCE))
+    assert sampler_is_stuck(known) == (rejected in (PATIENCE, 2 * PATIENCE))
 
 
 def test_with_several_workers_it_is_asked_again_as_soon_as_one_has_a_trial() -> None:
     """A trial that runs was within the budget, though those before it that ended were not."""
-    assert at_a_loss(trials(RUNNING, *[PRUNED] * PATIENCE))
-    assert not at_a_loss(trials(RUNNING, *[PRUNED] * PATIENCE, RUNNING))
-    assert not at_a_loss(trials(COMPLETE, *[PRUNED] * PATIENCE, RUNNING))
+    assert sampler_is_stuck(trials(RUNNING, *[PRUNED] * PATIENCE))
+    assert not sampler_is_stuck(trials(RUNNING, *[PRUNED] * PATIENCE, RUNNING))
+    assert not sampler_is_stuck(trials(COMPLETE, *[PRUNED] * PATIENCE, RUNNING))

@@ -13,7 +13,7 @@ from ltmsearch.errors import InputError
 from ltmsearch.search.checkpoint import load_checkpoint
 from ltmsearch.search.setup import prepare
 from ltmsearch.search.trial import parameters
-from ltmsearch.search.warmup import PROGRESS, Warming
+from ltmsearch.search.warmup import PROGRESS, WarmUpRun
 
 PLAN: dict[str, Any] = {"base_steps": 3, "sandwich_steps": 3, "sandwich_subnets": 2}
 
@@ -25,13 +25,13 @@ def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("stopped", [1, 3, 5])
 def test_weights_and_losses_are_those_of_one_go(tmp_path: Path, stopped: int) -> None:
-    whole = Warming(prepare(tiny(tmp_path / "run", **PLAN), Callbacks()), tmp_path)
+    whole = WarmUpRun(prepare(tiny(tmp_path / "run", **PLAN), Callbacks()), tmp_path)
     losses = list(whole.steps())
-    first = Warming(prepare(tiny(tmp_path / "run", **PLAN), Callbacks()), tmp_path)
+    first = WarmUpRun(prepare(tiny(tmp_path / "run", **PLAN), Callbacks()), tmp_path)
     for _ in zip(range(stopped), first.steps(), strict=False):
         pass
     first.save()
-    second = Warming(prepare(tiny(tmp_path / "run", **PLAN), Callbacks()), tmp_path)
+    second = WarmUpRun(prepare(tiny(tmp_path / "run", **PLAN), Callbacks()), tmp_path)
     assert second.resume() == stopped
     assert list(second.steps()) == losses[stopped:]
     one, other = (parameters(each.bench.evaluator.supernet) for each in (whole, second))
@@ -70,7 +70,7 @@ def test_a_run_that_is_stopped_in_it_goes_on(tmp_path: Path, monkeypatch: pytest
     ],
 )
 def test_a_damaged_file_is_told_and_left_alone(tmp_path: Path, damage: Any, message: str) -> None:
-    warming = Warming(prepare(tiny(tmp_path / "run", **PLAN), Callbacks()), tmp_path)
+    warming = WarmUpRun(prepare(tiny(tmp_path / "run", **PLAN), Callbacks()), tmp_path)
     warming.save()
     damage(tmp_path / PROGRESS)
     before = (tmp_path / PROGRESS).read_bytes()
@@ -81,7 +81,7 @@ def test_a_damaged_file_is_told_and_left_alone(tmp_path: Path, damage: Any, mess
 
 def test_that_of_another_study_is_not_taken(tmp_path: Path) -> None:
     bench = prepare(tiny(tmp_path / "run", **PLAN), Callbacks())
-    Warming(bench, tmp_path).save()
+    WarmUpRun(bench, tmp_path).save()
     other = prepare(tiny(tmp_path / "run", **{**PLAN, "base_steps": 4}), Callbacks())
     with pytest.raises(InputError, match="must be the warm-up of this study, but is that of another; move it away"):
-        Warming(other, tmp_path).resume()
+        WarmUpRun(other, tmp_path).resume()

@@ -19,7 +19,7 @@ from ltmsearch.errors import InputError, WorkersLost
 from ltmsearch.search.checkpoint import load_checkpoint, load_previous
 from ltmsearch.search.driver import Driver
 from ltmsearch.search.setup import Workbench, prepare
-from ltmsearch.search.shared_weights import kept_share
+from ltmsearch.search.shared_weights import decayed_share
 from ltmsearch.search.workers import Answer, Task, ThisProcess
 from ltmsearch.search.workers.local import evaluated
 from ltmsearch.search.workers.ray import settings_of_workers
@@ -100,7 +100,7 @@ class TestAtOnce:
                 if answer.result is not None and answer.result.weights:
                     version, weights = handed[answer.trial]
                     age = driver.shared.version - version
-                    moves.append((kept_share(0.25, age, power=1.0), weights, answer.result.weights))
+                    moves.append((decayed_share(0.25, age, power=1.0), weights, answer.result.weights))
                 return [answer]
 
         (tmp_path / "run").mkdir()

@@ -48,7 +48,7 @@ def find_study(storage: BaseStorage, name: str) -> optuna.Study | None:
 def under_limits(
     study: optuna.Study,
     limits: dict[str, list[float]],
-    told_again: Callable[[FrozenTrial], FrozenTrial],
+    with_current_budgets: Callable[[FrozenTrial], FrozenTrial],
     *,
     keep: tuple[str, ...] = (),
 ) -> optuna.Study:
@@ -60,7 +60,7 @@ def under_limits(
     Args:
         study: What `open_study` gave.
         limits: What its constraints rest on.
-        told_again: Makes of a finished trial what is to stand in its place.
+        with_current_budgets: Makes of a finished trial what is to stand in its place.
         keep: Attributes of the study that hold under any limits.
     """
     if study.user_attrs.get(LIMITS, limits) == limits:
@@ -75,7 +75,7 @@ def under_limits(
             new._storage.set_study_system_attr(new._study_id, name, held[name])
     for trial in study.get_trials():
         if trial.state.is_finished():
-            new.add_trial(told_again(trial))
+            new.add_trial(with_current_budgets(trial))
     _copy_notes(study, new)
     for attribute in keep:
         if attribute in study.user_attrs:
