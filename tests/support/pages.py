@@ -25,8 +25,9 @@ def blocks(page: Path) -> list[Block]:
 
 
 def shell_lines(page: Path) -> list[str]:
-    """Shell commands that start `ltmsearch`, without a prompt or launcher."""
-    lines = [line for block in blocks(page) if not block.language for line in block.code.splitlines()]
+    """Shell commands that start `ltmsearch`, each in one line, without a prompt or launcher."""
+    code = "".join(block.code for block in blocks(page) if not block.language)
+    lines = re.sub(r"\s*\\\n\s*", " ", code).splitlines()
     commands = [re.sub(r"^(\$ |pip install .* && |torchrun .* -m )(?=ltmsearch)", "", line) for line in lines]
     return [command for command in commands if command.startswith("ltmsearch ")]
 
