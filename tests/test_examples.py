@@ -25,7 +25,7 @@ from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.study import run_study
 
 TUTORIAL = ROOT / "docs/tutorial.md"
-NOTEBOOK = ROOT / "examples/search_and_look.ipynb"
+NOTEBOOK = ROOT / "examples/search_and_inspect.ipynb"
 WITH_PYTHON = [p for p in PAGES if p != TUTORIAL and any(block.language == "python" for block in blocks(p))]
 RUN = "runs/mobilevit_s-ltm-1.2gflops-224-digits"
 """The run directory that the pages use."""
