@@ -1,6 +1,6 @@
 """Backbones: one adapter per family; the only code that imports timm's models.
 
-Importing it registers every family here, and `ltm_<backbone>` with timm.
+Importing the package registers all families, and `ltm_<backbone>` with timm.
 """
 
 from ltmsearch.models import efficientvit, mobilevit, swin, vit  # noqa: F401  (each registers its family)

@@ -1,6 +1,6 @@
-"""EfficientViT of MIT: merges between the context module and the local module, undone at the block's end.
+"""EfficientViT (https://arxiv.org/abs/2205.14756): merges between context and local module, undone after the block.
 
-The local module is an inverted bottleneck with a depthwise convolution, which runs on the smaller grid.
+The local module, an inverted bottleneck with a depthwise convolution, runs on the smaller grid.
 
 Shapes: B images, N tokens on an h×w grid, P on a p×q grid, D channels.
 """
@@ -15,41 +15,40 @@ from torch import Tensor, nn
 from ltmsearch.config.backbone_names import BACKBONES
 from ltmsearch.config.defaults import Learning
 from ltmsearch.merging import MergeOperator
-from ltmsearch.models.adapter import MERGING, BlockAdapter, LayerShape, register_family, watched
-from ltmsearch.schedules.grid import Grid, target_grid, tokens
+from ltmsearch.models.adapter import BlockAdapter, LayerShape, captured_outputs, merge_target, register_family
+from ltmsearch.schedules.grid import Grid, tokens
 
 BATCHNORM_MACS = 2
-"""What fvcore counts per element of a batch norm in evaluation mode."""
+"""fvcore's count per element of a batch norm in evaluation mode."""
 
 
 class MergingEfficientVitBlock(EfficientVitBlock):
-    """timm's block, which may merge its tokens before the local module."""
+    """timm's block, with an optional merge before the local module."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, h, w) to the same."""
-        operator: MergeOperator | None = getattr(self, MERGING, None)
         grid: Grid = (int(x.shape[2]), int(x.shape[3]))
-        target = grid if operator is None else target_grid(grid, operator.keep_ratio)
-        if operator is None or target == grid:
+        operator, target = merge_target(self, grid)
+        if operator is None:
             return super().forward(x)
-        with watched(self.context_module.main.qkv, wanted=operator.needs_keys) as qkv:
+        with captured_outputs(self.context_module.main.qkv, enabled=operator.needs_keys) as qkv:
             x = self.context_module(x)
         before = _to_tokens(x)
         sizes = x.new_ones(x.shape[0], tokens(grid), dtype=torch.float32)
         merge = operator(before, sizes, grid, target, self._keys(qkv[0]) if qkv else None)
-        # Without the local module's own shortcut, which the residual unmerge would take off again.
+        # Without the local module's own shortcut, which the residual unmerge would subtract again.
         change = _to_tokens(self.local_module.main(_to_map(merge.tokens, target)))
         return _to_map(merge.unmerge_change(before, change), grid)
 
     def _keys(self, qkv: Tensor) -> Tensor:
-        """(B, heads·3·C, h, w) projections of the first scale to the (B, N, C) mean key of the heads."""
+        """Projections of the first scale, (B, heads·3·C, h, w), to the mean key of the heads, (B, N, C)."""
         attention = cast(LiteMLA, self.context_module.main)
         by_head = qkv.flatten(2).unflatten(1, (-1, 3, attention.dim))
         return attention.kernel_func(by_head[:, :, 1]).mean(dim=1).transpose(1, 2)
 
 
 def _to_tokens(x: Tensor) -> Tensor:
-    """(B, D, h, w) to (B, 1, N, D), which lie in memory like a map with its channels last."""
+    """(B, D, h, w) to (B, 1, N, D), in memory like a channels-last feature map."""
     batch, dim, rows, columns = x.shape
     return x.permute(0, 2, 3, 1).reshape(batch, 1, rows * columns, dim)
 
@@ -61,23 +60,23 @@ def _to_map(x: Tensor, grid: Grid) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class BottleneckShape(LayerShape):
-    """Linear attention at several scales, then an inverted bottleneck."""
+    """Linear attention at several scales, followed by an inverted bottleneck."""
 
     total_dim: int
-    """Channels of all heads' queries at one scale."""
+    """Channels of the queries of all heads at one scale."""
     scales: tuple[int, ...]
-    """Kernel sizes of the further scales of attention."""
+    """Kernel sizes of the additional scales of attention."""
     hidden: int
     """Channels inside the bottleneck."""
     kernel: int
     """Side of its depthwise convolution."""
 
     def macs_before(self, grid: Grid) -> int:
-        """Projections, the further scales, the products KᵀV and Q(KᵀV) with a column of ones beside V, batch norm."""
-        n, head, every = tokens(grid), self.key_dim, self.total_dim * (1 + len(self.scales))
+        """Projections, additional scales, the products KᵀV and Q(KᵀV) with a column of ones beside V, batch norm."""
+        n, head, width = tokens(grid), self.key_dim, self.total_dim * (1 + len(self.scales))
         qkv = 3 * self.total_dim
-        further = sum(qkv * scale * scale + qkv * head for scale in self.scales)
-        return n * (self.dim * qkv + further + 2 * every * (head + 1) + every * self.dim + BATCHNORM_MACS * self.dim)
+        scales = sum(qkv * scale * scale + qkv * head for scale in self.scales)
+        return n * (self.dim * qkv + scales + 2 * width * (head + 1) + width * self.dim + BATCHNORM_MACS * self.dim)
 
     def macs_after(self, grid: Grid) -> int:
         """Two pointwise convolutions around a depthwise one, batch norm."""
@@ -87,13 +86,13 @@ class BottleneckShape(LayerShape):
 
 @register_family
 class EfficientViT(BlockAdapter):
-    """EfficientViT with linear attention (Cai et al., 2023)."""
+    """EfficientViT with linear attention (Cai et al., 2023, https://arxiv.org/abs/2205.14756)."""
 
     family = "efficientvit"
     backbones = BACKBONES[family]
     unsupported: ClassVar = {
-        "efficientvit_m*": "it is Microsoft's EfficientViT (Liu et al., 2023), another network of the same name; "
-        "efficientvit_b0 to efficientvit_b3, MIT's, can"
+        "efficientvit_m*": "it is Microsoft's EfficientViT, another network of the same name; use MIT's, "
+        "efficientvit_b0 to efficientvit_b3"
     }
     learning = Learning(lr=5e-4, grows=False, patience=2)
     block = EfficientVitBlock
@@ -102,15 +101,15 @@ class EfficientViT(BlockAdapter):
     def attach(self, model: nn.Module, operators: dict[str, MergeOperator]) -> None:
         """See `Adapter.attach`."""
         for operator in operators.values():
-            operator.fills_empty = True  # a hole would be smeared by the convolution behind it
+            operator.fills_empty = True  # the following convolution would smear a hole
         super().attach(model, operators)
 
     def dim(self, model: nn.Module, layer: str) -> int:
         """See `Adapter.dim`."""
         return _local(cast(EfficientVitBlock, model.get_submodule(layer))).inverted_conv.conv.in_channels
 
-    def shape(self, name: str, block: EfficientVitBlock, entering: tuple[int, ...]) -> tuple[Grid, BottleneckShape]:
-        """See `BlockAdapter.shape`; (B, D, h, w) comes in."""
+    def shape(self, name: str, block: EfficientVitBlock, input_shape: tuple[int, ...]) -> tuple[Grid, BottleneckShape]:
+        """See `BlockAdapter.shape`; the input is (B, D, h, w)."""
         attention, local = cast(LiteMLA, block.context_module.main), _local(block)
         shape = BottleneckShape(
             name=name,
@@ -122,7 +121,7 @@ class EfficientViT(BlockAdapter):
             hidden=local.inverted_conv.conv.out_channels,
             kernel=local.depth_conv.conv.kernel_size[0],
         )
-        return (entering[2], entering[3]), shape
+        return (input_shape[2], input_shape[3]), shape
 
 
 def _local(block: EfficientVitBlock) -> MBConv:

@@ -1,4 +1,4 @@
-"""The pooled features of a network: what its classifier takes."""
+"""The pooled features of a network: the input of its classifier."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 
 def classifier_of(model: nn.Module) -> nn.Linear:
-    """The last linear layer of a timm model; the first of two heads where a distillation token has its own."""
+    """The last linear layer of a timm model; the first of two if a distillation token has a head of its own."""
     head: Any = model.get_classifier()  # type: ignore[operator]
     classifier = head[0] if isinstance(head, tuple) else head
     if not isinstance(classifier, nn.Linear):
-        raise ValueError(f"the classifier must be a linear layer, but got {classifier}")
+        raise ValueError(f"`model` must have a linear classifier, but got {classifier}.")
     return classifier
 
 
@@ -23,15 +23,9 @@ def feature_dim(model: nn.Module) -> int:
 
 @contextmanager
 def pooled_features(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects the pooled features of every forward pass inside the `with` block, at no cost of its own.
+    """Collect the (B, D') input of the classifier of every forward pass inside the `with` block.
 
-    They carry gradients as any other tensor does; who keeps them keeps the pass's memory, so take them out by `pop`.
-
-    Args:
-        model: A timm model.
-
-    Yields:
-        The (B, D') input of the classifier, of each pass so far that was not taken out.
+    Features keep the memory of their pass alive for gradients: remove them from the list by `pop`.
     """
     seen: list[Tensor] = []
     handle = classifier_of(model).register_forward_pre_hook(lambda _module, args: seen.append(args[0]))

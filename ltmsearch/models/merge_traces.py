@@ -1,16 +1,15 @@
-"""Which patches of an image went into which merged token, layer by layer: seen in a forward pass, as plain arrays.
+"""Which patches of an image are in which merged token, layer by layer, recorded in a forward pass as plain arrays.
 
 Where merges accumulate (ViT with depth, MobileViT inside a block) assignments are composed, so that every merged token
-is told by the original patches behind it. Class and register tokens are no patches and never merge.
+is described by original patches. Class and register tokens are no patches and never merge.
 
 Shapes: B images, W windows per image (Swin's; otherwise 1), N patches per window, P merged tokens per window.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,27 +23,24 @@ from ltmsearch.schedules.schedule import Form
 
 @dataclass(frozen=True, kw_only=True)
 class LayerMerges:
-    """What stands behind the merged tokens of one layer for one image.
-
-    Merged tokens are numbered through all windows: token t is number t mod P of window t div P.
-    """
+    """The patches in the merged tokens of one layer for one image; token t is number t mod P of window t div P."""
 
     layer: str
     """Layer name (timm module path)."""
     operator: str
     """Merging operator."""
     form: Form
-    """How it merged."""
+    """Form of the merge."""
     before: int
-    """Tokens of a window that came into this merge: fewer than N where layers ahead of it merged too."""
+    """Tokens of a window before this merge: fewer than N if earlier layers merged too."""
     image_grid: Grid
     """(rows, columns) of all patches of the image at this layer."""
     window: Grid
-    """(rows, columns) of the patches of one window; equal to `image_grid` but for Swin."""
+    """(rows, columns) of the patches of one window; equal to `image_grid` except for Swin."""
     token_stride: tuple[float, float]
-    """Pixels of the image, down and to the right, from one patch to the next."""
+    """Pixels of the image (down, right) from one patch to the next."""
     shares: np.ndarray
-    """(W, N, P) float32: how much of each patch is in each merged token; rows sum to 1."""
+    """(W, N, P) float32: share of each patch in each merged token; rows sum to 1."""
 
     @property
     def windows(self) -> int:
@@ -58,13 +54,13 @@ class LayerMerges:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """(rows, columns) int64: the merged token that each patch is in most."""
+        """(rows, columns) int64: the merged token with the largest share of each patch."""
         first = np.arange(self.windows)[:, None] * self.after
         return self._on_image(self.shares.argmax(axis=2) + first)
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """(W·P,) how many patches of the image stand behind each merged token; they sum to all of them."""
+        """(W·P,) number of patches in each merged token; they sum to all patches of the image."""
         padding = np.ones(self.shares.shape[:2], dtype=bool)
         padding.flat[self._places] = False
         out: np.ndarray = np.where(padding[..., None], 0, self.shares).sum(axis=1).ravel()
@@ -72,30 +68,30 @@ class LayerMerges:
 
     @cached_property
     def patch_shares(self) -> np.ndarray:
-        """(rows·columns, P) the shares of the image's patches, row by row, in the tokens of their own window."""
+        """(rows·columns, P) shares of the image's patches, row by row, in the tokens of their own window."""
         out: np.ndarray = self.shares.reshape(-1, self.after)[self._places.ravel()]
         return out
 
     def weights(self, token: int) -> np.ndarray:
-        """(rows, columns): how much of each patch is in one merged token."""
+        """(rows, columns): share of each patch in one merged token."""
         window, place = divmod(token, self.after)
         values = np.zeros(self.shares.shape[:2], dtype=self.shares.dtype)
         values[window] = self.shares[window, :, place]
         return self._on_image(values)
 
     def token_at(self, x: float, y: float) -> int:
-        """The merged token that the patch under a pixel of the image is in most."""
+        """The merged token with the largest share of the patch at a pixel."""
         row, column = self.patch_at(x, y)
         return int(self.labels[row, column])
 
     def patch_at(self, x: float, y: float) -> Grid:
-        """(row, column) of the patch under a pixel, or the nearest one."""
+        """(row, column) of the patch at a pixel, or the nearest one."""
         row, column = int(y // self.token_stride[0]), int(x // self.token_stride[1])
         return min(max(row, 0), self.image_grid[0] - 1), min(max(column, 0), self.image_grid[1] - 1)
 
     @cached_property
     def _places(self) -> np.ndarray:
-        """(rows, columns) where each patch of the image stands among the W·N of all windows, padding included."""
+        """(rows, columns) index of each patch of the image among the W·N of all windows, padding included."""
         (rows, columns), (height, width) = self.image_grid, self.window
         tiles = math.ceil(rows / height), math.ceil(columns / width)
         places = np.arange(self.windows * height * width).reshape(*tiles, height, width).swapaxes(1, 2)
@@ -110,43 +106,22 @@ class LayerMerges:
 def trace_merges(
     backbone: str, model: nn.Module, images: Tensor, chains: Sequence[Chain] | None = None
 ) -> list[tuple[LayerMerges, ...]]:
-    """Pass images through a network once, looking on at its merges.
-
-    For a supernet: `with supernet.active(schedule): trace_merges(supernet.backbone, supernet.model, images)`.
+    """Record the merges of one forward pass, for each image the layers that merge, in the order of execution.
 
     Args:
-        backbone: timm name of the plain net.
-        model: With merging operators and a schedule set; left in the mode it was in.
-        images: (B, 3, height, width), normalised as the network wants them.
-        chains: Of the network for images of this size, where they are known; None: found by another pass.
-
-    Returns:
-        For each image the layers that merge, in the order of execution; none for a plain net.
+        backbone: timm name of the plain network.
+        model: The network, with merging operators and a schedule set.
+        images: (B, 3, height, width), normalised.
+        chains: Chains of the network for images of this size, if known; None: found by another pass.
     """
     size = int(images.shape[2]), int(images.shape[3])
     chains = get_adapter(backbone).chains(model, size) if chains is None else chains
-    seen: dict[str, tuple[MergeOperator, Tensor]] = {}
-
-    def note(layer: str) -> Callable[[nn.Module, tuple[Any, ...], Merge], None]:
-        def look(operator: nn.Module, _args: tuple[Any, ...], merge: Merge) -> None:
-            assert isinstance(operator, MergeOperator)
-            batch, count = merge.sizes.shape
-            every = torch.eye(count, device=merge.sizes.device).expand(batch, 1, -1, -1)
-            seen[layer] = operator, merge.assignment.spread(every)[:, 0].cpu()
-
-        return look
-
-    names = [shape.name for chain in chains for shape in chain.layers]
-    parameter = next(model.parameters())
-    images = images.to(parameter.device, parameter.dtype)
-    handles = [op.register_forward_hook(note(layer)) for layer, op in attached_operators(model, names).items()]
-    run_once(model, images, handles)
-
+    recorded = _record_shares(model, images, [shape.name for chain in chains for shape in chain.layers])
     traces: list[list[LayerMerges]] = [[] for _ in images]
     for chain in chains:
         composed: Tensor | None = None
-        for shape in (shape for shape in chain.layers if shape.name in seen):
-            operator, shares = seen[shape.name]
+        for shape in (shape for shape in chain.layers if shape.name in recorded):
+            operator, shares = recorded[shape.name]
             composed = shares if composed is None else composed @ shares
             for trace, own in zip(traces, composed.unflatten(0, (len(images), -1)).numpy(), strict=True):
                 trace.append(
@@ -162,3 +137,21 @@ def trace_merges(
                     )
                 )
     return [tuple(trace) for trace in traces]
+
+
+def _record_shares(model: nn.Module, images: Tensor, layers: Sequence[str]) -> dict[str, tuple[MergeOperator, Tensor]]:
+    """The operators that merged in a forward pass, by layer, and (B·W, tokens before, P) shares."""
+    recorded: dict[str, tuple[MergeOperator, Tensor]] = {}
+
+    def record(layer: str, operator: MergeOperator, merge: Merge) -> None:
+        batch, count = merge.sizes.shape
+        identity = torch.eye(count, device=merge.sizes.device).expand(batch, 1, -1, -1)
+        recorded[layer] = operator, merge.assignment.spread(identity)[:, 0].cpu()
+
+    hooks = [
+        operator.register_forward_hook(lambda op, _args, merge, layer=layer: record(layer, op, merge))
+        for layer, operator in attached_operators(model, layers).items()
+    ]
+    parameter = next(model.parameters())
+    run_once(model, images.to(parameter.device, parameter.dtype), hooks)
+    return recorded

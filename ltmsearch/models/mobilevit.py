@@ -1,8 +1,8 @@
-"""MobileViT: merges between attention and MLP, shared by the pixel positions of a patch, undone before the fold.
+"""MobileViT (https://arxiv.org/abs/2110.02178): merges between attention and MLP, undone before the fold.
 
 timm's `MobileVitBlock` unfolds its feature map into patches of 2×2 pixels, runs a transformer on each of the 4 pixel
-positions separately, and folds the tokens back, assuming that their number did not change. So merges accumulate inside
-one `MobileVitBlock` and are unwound at the end of its transformer.
+positions separately, and folds the tokens back, assuming that their number did not change. So the pixel positions share
+a mask, and merges accumulate inside one `MobileVitBlock` and are undone at the end of its transformer.
 """
 
 import math
@@ -28,24 +28,24 @@ from ltmsearch.schedules.grid import Grid
 
 
 def record_grid(block: MobileVitBlock, args: tuple[Any, ...]) -> None:
-    """Forward pre-hook of a `MobileVitBlock`: tell its transformer on which grid the tokens of this input stand."""
+    """Forward pre-hook of a `MobileVitBlock`: set the token grid of this input on its transformer."""
     block.transformer.grid = _token_grid(args[0].shape, block.patch_size)
 
 
 def _token_grid(shape: tuple[int, ...], patch_size: tuple[int, int]) -> Grid:
-    """The grid of patches of a feature map of (B, C, height, width)."""
+    """The grid of patches of a (B, C, height, width) feature map."""
     rows, columns = (math.ceil(n / p) for n, p in zip(shape[-2:], patch_size, strict=True))
     return rows, columns
 
 
 @register_family
 class MobileViT(Adapter):
-    """`mobilevit_xxs`, `mobilevit_xs`, `mobilevit_s` (Mehta & Rastegari, 2022)."""
+    """MobileViT (Mehta & Rastegari, 2022, https://arxiv.org/abs/2110.02178)."""
 
     family = "mobilevit"
     backbones = BACKBONES[family]
     unsupported: ClassVar = {
-        "mobilevitv2_*": "MobileViT v2 has another attention; mobilevit_xxs, mobilevit_xs and mobilevit_s can"
+        "mobilevitv2_*": "MobileViT v2 has another attention; use mobilevit_xxs, mobilevit_xs or mobilevit_s"
     }
 
     def layers(self, model: nn.Module) -> tuple[str, ...]:
@@ -70,7 +70,7 @@ class MobileViT(Adapter):
         return cast(Block, model.get_submodule(layer)).attn.attn_dim
 
     def chains(self, model: nn.Module, img_size: Grid) -> tuple[Chain, ...]:
-        """One chain per `MobileVitBlock`; the feature sizes are read off one forward pass."""
+        """One chain per `MobileVitBlock`; input shapes are recorded in one forward pass."""
         blocks = modules_of(model, MobileVitBlock)
         sizes = input_shapes(model, blocks, img_size)
 

@@ -1,4 +1,4 @@
-"""Building backbones with merging operators, and their registration with timm as `ltm_<backbone>`."""
+"""Build backbones with merging operators, and register them with timm as `ltm_<backbone>`."""
 
 import sys
 from collections.abc import Iterable, Mapping
@@ -19,16 +19,16 @@ from ltmsearch.schedules.schedule import Form, MergeSchedule
 def attach_operators(
     backbone: str, model: nn.Module, *, operator: str, layers: Iterable[str], start: MaskStart
 ) -> None:
-    """Give layers of a plain timm model fresh merging operators, in place; they start inactive (keep ratio 1.0)."""
+    """Attach fresh, inactive merging operators (keep ratio 1.0) to layers of a plain timm model in place."""
     adapter = get_adapter(backbone)
     make = get_operator(operator)
     device = next(model.parameters()).device
     operators = {layer: make(adapter.dim(model, layer), start).to(device) for layer in layers}
     adapter.attach(model, operators)
-    # On the net itself, under timm's name for it, so that every training script that asks the net respects it.
-    timms: set[str] = getattr(model, "no_weight_decay", set)()
+    # On the network itself, by timm's convention, so that every training script respects it.
+    exempt: set[str] = getattr(model, "no_weight_decay", set)()
     own = {f"{layer}.{MERGING}.{name}" for layer, operator in operators.items() for name in operator.no_weight_decay()}
-    model.no_weight_decay = partial(set, timms | own)  # type: ignore[assignment]
+    model.no_weight_decay = partial(set, exempt | own)  # type: ignore[assignment]
 
 
 def set_schedule(backbone: str, model: nn.Module, schedule: MergeSchedule) -> None:
@@ -36,12 +36,12 @@ def set_schedule(backbone: str, model: nn.Module, schedule: MergeSchedule) -> No
 
     Raises:
         ValueError: If the schedule merges at a layer that has no operator.
-        InputError: If it wants a form that its operator does not have.
+        InputError: If the operator does not support a form of the schedule.
     """
     operators = attached_operators(model, get_adapter(backbone).layers(model))
     missing = [layer for layer in schedule.merging_layers if layer not in operators]
     if missing:
-        raise ValueError(f"`schedule` merges at layers without an operator: {', '.join(missing)}.")
+        raise ValueError(f"`schedule` must merge only at layers with an operator, but got {', '.join(missing)}.")
     for layer, operator in operators.items():
         operator.keep_ratio = schedule.keep_ratio(layer)
         operator.form = check_form(operator.name, schedule.form(layer) or operator.forms[0])
@@ -57,7 +57,7 @@ def create_subnet(
     pretrained: bool = False,
     **timm_kwargs: Any,
 ) -> nn.Module:
-    """A backbone that merges tokens by a fixed schedule.
+    """Build a backbone that merges tokens by a fixed schedule.
 
     Args:
         backbone: timm name.
@@ -65,13 +65,13 @@ def create_subnet(
         operator: Name of the merging operator.
         forms: Layer name or shell pattern → `soft`, `hard` or `matched`, or one for all; None: the operator's first.
         mask_start: See `MaskStart`.
-        pretrained: Load timm's weights; the operators' own start from their prior. From a folder
-            that `ltmsearch export` wrote, as timm's `local-dir:`, everything is loaded.
+        pretrained: Load timm's weights; operators start from their prior. From a folder that `ltmsearch export`
+            wrote, given as timm's `local-dir:`, the operators' weights are loaded too.
         timm_kwargs: Passed to `timm.create_model`.
 
     Raises:
-        InputError: For an unknown backbone, operator, layer or form, a keep ratio out of range, or weights that
-            cannot be had.
+        InputError: For an unknown backbone, operator, layer or form, a keep ratio out of range, or weights that are
+            not available.
     """
     own = pretrained and is_subnet_config(timm_kwargs.get("pretrained_model_args"))
     model = create_backbone(backbone, pretrained=pretrained and not own, **timm_kwargs)
@@ -87,14 +87,14 @@ def create_subnet(
 
 
 def input_config(backbone: str) -> dict[str, Any]:
-    """How timm prepares images for a backbone: `mean`, `std`, `interpolation`, `crop_pct`."""
+    """timm's preparation of images for a backbone: `mean`, `std`, `interpolation`, `crop_pct`."""
     get_adapter(backbone)
     config: dict[str, Any] = resolve_data_config({}, pretrained_cfg=get_pretrained_cfg(backbone).to_dict())
     return {name: config[name] for name in ("mean", "std", "interpolation", "crop_pct")}
 
 
 def register_with_timm() -> None:
-    """Make `ltm_<backbone>` known to `timm.create_model` for every backbone that an adapter serves."""
+    """Register `ltm_<backbone>` with `timm.create_model` for every supported backbone."""
     module = sys.modules[__name__]
     for backbone in known_backbones():
         name = f"ltm_{backbone}"

@@ -22,20 +22,20 @@ from ltmsearch.schedules.schedule import MergeSchedule
 
 
 class Supernet(nn.Module):
-    """timm's backbone with shared weights for every merge schedule.
+    """A timm backbone that shares its weights among all merge schedules.
 
-    Outside of `active` it is the plain backbone: every layer keeps all its tokens. It takes images of any size.
+    Outside of `active` it is the plain backbone. It accepts images of any size.
 
     Args:
         backbone: timm name, e.g. `mobilevit_s`.
         operator: Name of the merging operator at every layer.
-        mask_start: How fresh masks merge; `auto` is `content` when trained weights are loaded and `place` otherwise.
+        mask_start: See `MaskStart`.
         pretrained: Load timm's published weights.
-        checkpoint: Load weights from a file instead, as timm does (safetensors, or torch files with weights only).
+        checkpoint: Load weights from a file instead: see `load_weights`.
         timm_kwargs: Passed to `timm.create_model`, e.g. `num_classes`.
 
     Raises:
-        InputError: For an unknown backbone or operator, or weights that cannot be had or do not fit.
+        InputError: For an unknown backbone or operator, or weights that are not available or do not fit.
     """
 
     def __init__(
@@ -62,34 +62,34 @@ class Supernet(nn.Module):
         self._schedule = self._plain
 
     def check_weights(self, weights: Mapping[str, Tensor], where: Path) -> None:
-        """Raise unless these are all of the supernet's tensors: those of another study may be whole, and still not fit.
+        """Raise unless these are exactly the supernet's tensors, by name and shape.
 
         Args:
-            weights: As `state_dict` has them.
-            where: The file that they come from.
+            weights: A state dict.
+            where: Its file.
 
         Raises:
             InputError: Naming the first tensor that does not fit.
         """
-        mine, given = (
+        wanted, given = (
             {name: "×".join(map(str, tensor.shape)) or "a number" for name, tensor in tensors.items()}
             for tensors in (self.state_dict(), weights)
         )
-        for name in (*mine, *given):
-            if mine.get(name) != given.get(name):
+        for name in (*wanted, *given):
+            if wanted.get(name) != given.get(name):
                 raise InputError(
-                    f"{where} must hold the shared weights of this study, but {shortened(name, 100)} is "
-                    f"{given.get(name, 'not there')} in it and {mine.get(name, 'not there')} in the network"
+                    f"{where} must contain the shared weights of this study, but {shortened(name, 100)} is "
+                    f"{given.get(name, 'missing')} in it and {wanted.get(name, 'missing')} in the network"
                 )
 
     @property
     def schedule(self) -> MergeSchedule:
-        """The schedule that is active now."""
+        """The active schedule."""
         return self._schedule
 
     @contextmanager
     def active(self, schedule: MergeSchedule) -> Iterator["Supernet"]:
-        """Run as the subnet of a schedule inside the `with` block; restored on exit, also on error.
+        """Run as the subnet of a schedule inside the `with` block; the previous one is restored on exit.
 
         Raises:
             InputError: If the schedule is for another operator, or names an unknown layer or form.
@@ -102,10 +102,10 @@ class Supernet(nn.Module):
             self._set(previous)
 
     def canonical(self, schedule: MergeSchedule) -> MergeSchedule:
-        """The schedule over exactly this backbone's layers, without forms that the operator takes anyway."""
+        """The schedule over exactly this backbone's layers, without forms that are the operator's default."""
         if schedule.operator != self.operator:
             raise InputError(
-                f"the schedule's operator must be the supernet's {self.operator!r}, but got {schedule.operator!r}"
+                f"the operator of the schedule must be the supernet's {self.operator!r}, but got {schedule.operator!r}"
             )
         first = get_operator(self.operator).forms[0]
         forms = {n: f for n, f in schedule.forms.items() if check_form(self.operator, f) != first}
@@ -113,22 +113,22 @@ class Supernet(nn.Module):
 
     @contextmanager
     def frozen_prefix(self) -> Iterator["Supernet"]:
-        """Keep the parameters ahead of the first layer out of training inside the `with` block.
+        """Do not train the parameters before the first layer inside the `with` block.
 
-        No schedule changes what they compute, and without their gradients a step is much shorter: in a MobileViT
-        the convolutions there are half of it.
+        They compute the same under every schedule, and without their gradients a step is much shorter: half as long
+        in a MobileViT.
         """
-        held = [p for p in self.prefix_parameters() if p.requires_grad]
-        for parameter in held:
+        frozen = [p for p in self.prefix_parameters() if p.requires_grad]
+        for parameter in frozen:
             parameter.requires_grad_(False)
         try:
             yield self
         finally:
-            for parameter in held:
+            for parameter in frozen:
                 parameter.requires_grad_(True)
 
     def prefix_parameters(self) -> list[nn.Parameter]:
-        """The parameters ahead of the first layer: timm registers them in the order of execution up to there."""
+        """The parameters before the first layer: timm registers them in the order of execution up to there."""
         first = f"{self.layers[0]}."
         return [p for _, p in takewhile(lambda named: not named[0].startswith(first), self.model.named_parameters())]
 
@@ -141,9 +141,9 @@ class Supernet(nn.Module):
         return self.model(images)
 
     def extract(self, schedule: MergeSchedule) -> nn.Module:
-        """The stand-alone subnet of a schedule: same outputs, own weights, no operator at plain layers.
+        """The stand-alone subnet of a schedule, as `timm.create_model("ltm_<backbone>", keep_ratios=…)` builds it.
 
-        It is what `timm.create_model("ltm_<backbone>", keep_ratios=…)` builds, on this supernet's device.
+        It has the same outputs, a copy of the weights, and no operators at plain layers.
         """
         schedule = self.canonical(schedule)
         subnet = create_subnet(
@@ -159,6 +159,6 @@ class Supernet(nn.Module):
         return subnet.to(next(self.parameters()).device).train(self.training)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay must leave alone (timm's convention)."""
+        """Names of the parameters without weight decay (timm's convention)."""
         names: set[str] = self.model.no_weight_decay()  # type: ignore[operator]
         return {f"model.{name}" for name in names}

@@ -1,8 +1,8 @@
-"""Swin transformers: merges inside each window between attention and MLP, undone at the block's end.
+"""Swin (https://arxiv.org/abs/2103.14030): merges inside each window between attention and MLP, undone after the block.
 
 The windows are those of the block's attention, but never shifted: a shifted window that wraps around joins tokens from
-opposite sides of the image, which attention can mask and a merge cannot. Where timm pads the feature map to whole
-windows, so do we, and padding weighs next to nothing in a merge.
+opposite sides of the image, which attention can mask and a merge cannot. The feature map is padded to whole windows as
+in timm, and padding has next to no weight in a merge.
 
 Shapes: B images, W windows per image, N tokens per window, P merged tokens per window, D channels.
 """
@@ -19,32 +19,30 @@ from torch import Tensor, nn
 
 from ltmsearch.config.backbone_names import BACKBONES
 from ltmsearch.config.defaults import Learning
-from ltmsearch.merging import MergeOperator
-from ltmsearch.models.adapter import MERGING, BlockAdapter, LayerShape, register_family, watched
+from ltmsearch.models.adapter import BlockAdapter, LayerShape, captured_outputs, merge_target, register_family
 from ltmsearch.models.transformer import NORM_MACS
-from ltmsearch.schedules.grid import Grid, target_grid, tokens
+from ltmsearch.schedules.grid import Grid, tokens
 
 PADDING_SIZE = 1e-4
-"""Size of a padding token, beside 1 for a token of the image."""
+"""Size of a padding token; a token of the image has size 1."""
 
 
 class MergingSwinBlock(SwinTransformerBlock):
-    """timm's block, in which each window may merge its tokens before the MLP."""
+    """timm's block, with an optional merge inside each window before the MLP."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, height, width, D) to the same."""
-        operator: MergeOperator | None = getattr(self, MERGING, None)
         window: Grid = self.window_size
-        target = window if operator is None else target_grid(window, operator.keep_ratio)
-        if operator is None or target == window:
+        operator, target = merge_target(self, window)
+        if operator is None:
             return super().forward(x)
         batch, rows, columns, dim = x.shape
-        with watched(self.attn.qkv, wanted=operator.needs_keys) as qkv:
+        with captured_outputs(self.attn.qkv, enabled=operator.needs_keys) as qkv:
             x = x + self.drop_path1(self._attn(self.norm1(x)))
         keys = self._in_windows(self._unshifted_keys(qkv[0], rows, columns)) if qkv else None
         before = self._in_windows(x)[:, None]  # (B·W, 1, N, D)
         merge = operator(before, self._sizes(x), window, target, keys)
-        merged = merge.tokens.reshape(batch, -1, dim)  # (B, W·P, D): paths are dropped by image
+        merged = merge.tokens.reshape(batch, -1, dim)  # (B, W·P, D): drop path works by image
         change = self.drop_path2(self.mlp(self.norm2(merged)))
         after = merge.unmerge_change(before, change.view(merge.tokens.shape)).view(-1, *window, dim)
         padded = self._padded(rows, columns)
@@ -52,19 +50,19 @@ class MergingSwinBlock(SwinTransformerBlock):
         return after if padded == (rows, columns) else after[:, :rows, :columns].contiguous()
 
     def _padded(self, rows: int, columns: int) -> Grid:
-        """The size of the feature map in whole windows."""
+        """Size of the feature map, padded to whole windows."""
         height, width = self.window_size
         return math.ceil(rows / height) * height, math.ceil(columns / width) * width
 
     def _in_windows(self, x: Tensor) -> Tensor:
         """(B, height, width, C) to (B·W, N, C), padded with zeros."""
         rows, columns = self._padded(*x.shape[1:3])
-        if (rows, columns) != x.shape[1:3]:  # padding by nothing would be a copy
+        if (rows, columns) != x.shape[1:3]:  # padding by zero would copy
             x = nn.functional.pad(x, (0, 0, 0, columns - x.shape[2], 0, rows - x.shape[1]))
         return window_partition(x, self.window_size).flatten(1, 2)
 
     def _sizes(self, x: Tensor) -> Tensor:
-        """(B·W, N) float32: 1 for tokens of the image, next to nothing for padding."""
+        """(B·W, N) float32: 1 for tokens of the image, `PADDING_SIZE` for padding."""
         batch, rows, columns, _ = x.shape
         if self._padded(rows, columns) == (rows, columns):
             n = tokens(self.window_size)
@@ -73,7 +71,7 @@ class MergingSwinBlock(SwinTransformerBlock):
         return inside.clamp_min(PADDING_SIZE).repeat(batch, 1)
 
     def _unshifted_keys(self, qkv: Tensor, rows: int, columns: int) -> Tensor:
-        """(B·W, N, 3·heads·C) projections of shifted windows to the (B, height, width, C) mean key of the heads."""
+        """Projections of shifted windows, (B·W, N, 3·heads·C), to the mean key of the heads, (B, height, width, C)."""
         keys = qkv.unflatten(-1, (3, self.attn.num_heads, -1))[:, :, 1].mean(dim=2)
         keys = keys.reshape(-1, *self.window_size, keys.shape[-1])
         keys = window_reverse(keys, self.window_size, *self._padded(rows, columns))[:, :rows, :columns]
@@ -82,7 +80,7 @@ class MergingSwinBlock(SwinTransformerBlock):
 
 @dataclass(frozen=True, kw_only=True)
 class SwinShape(LayerShape):
-    """A block with attention inside windows. The MLP sees the feature map, or what merging left of each window."""
+    """A block with attention inside windows. The MLP runs on the feature map, or on merged tokens."""
 
     size: Grid
     """(rows, columns) of the feature map."""
@@ -111,15 +109,15 @@ class SwinShape(LayerShape):
 
 @register_family
 class Swin(BlockAdapter):
-    """Swin transformers (Liu et al., 2021)."""
+    """Swin transformers (Liu et al., 2021, https://arxiv.org/abs/2103.14030)."""
 
     family = "swin"
     backbones = BACKBONES[family]
     unsupported: ClassVar = {
-        "swinv2_*": "Swin v2 normalises behind attention and MLP; swin_tiny_patch4_window7_224 and its siblings can"
+        "swinv2_*": "Swin v2 normalises after attention and MLP; use swin_tiny_patch4_window7_224 or its siblings"
     }
     fixed_size = True
-    # timm has no argument that pads images to whole patches, but it takes the layer that does.
+    # timm has no argument that pads images to whole patches, but accepts a layer that does.
     any_size_kwargs: ClassVar = {"strict_img_size": False, "embed_layer": partial(PatchEmbed, dynamic_img_pad=True)}
     learning = Learning(lr=5e-4, grows=False, patience=2)
     block = SwinTransformerBlock
@@ -129,9 +127,9 @@ class Swin(BlockAdapter):
         """See `Adapter.dim`."""
         return cast(SwinTransformerBlock, model.get_submodule(layer)).dim
 
-    def shape(self, name: str, block: SwinTransformerBlock, entering: tuple[int, ...]) -> tuple[Grid, SwinShape]:
-        """See `BlockAdapter.shape`; (B, height, width, D) comes in, and each window merges."""
-        size, window = (entering[1], entering[2]), (block.window_size[0], block.window_size[1])
+    def shape(self, name: str, block: SwinTransformerBlock, input_shape: tuple[int, ...]) -> tuple[Grid, SwinShape]:
+        """See `BlockAdapter.shape`; the input is (B, height, width, D)."""
+        size, window = (input_shape[1], input_shape[2]), (block.window_size[0], block.window_size[1])
         attn_dim = block.attn.qkv.out_features // 3
         shape = SwinShape(
             name=name,

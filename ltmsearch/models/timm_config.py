@@ -1,7 +1,7 @@
-"""Subnets as timm's `config.json` describes them.
+"""timm's `config.json` of a subnet.
 
 With it beside the weights, `timm.create_model("local-dir:<folder>", pretrained=True)` opens a subnet, and so does
-`hf-hub:` where the folder was pushed to the model hub.
+`hf-hub:` for a folder on the model hub.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from timm.models import load_pretrained
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
-from ltmsearch.models.weights import convert
+from ltmsearch.models.weights import convert_state
 
 
 def write_config(
@@ -28,11 +28,11 @@ def write_config(
 
     Args:
         path: The file.
-        model: As `timm.create_model` built it, from whose arguments it is to be built again.
-        name: Its timm name, `ltm_<backbone>`.
+        model: A model built by `timm.create_model`, whose arguments are stored.
+        name: timm name, `ltm_<backbone>`.
         img_size: Side of the images, in pixels.
-        inputs: How images are prepared: `mean`, `std`, `interpolation`, `crop_pct`.
-        class_names: Classes in the order of the outputs; None: not known.
+        inputs: Preparation of images: `mean`, `std`, `interpolation`, `crop_pct`.
+        class_names: Classes in the order of the outputs; None: unknown.
     """
     about: dict[str, Any] = {"pretrained_cfg": {"architecture": name}}
     if class_names is not None:
@@ -44,12 +44,7 @@ def write_config(
 
 
 def is_subnet_config(source_args: Mapping[str, Any] | None) -> bool:
-    """Whether weights are a subnet's, merging operators included, not a plain backbone's.
-
-    Args:
-        source_args: `model_args` of the `config.json` beside the weights, which timm hands on as
-            `pretrained_model_args`; None where there is no such file.
-    """
+    """Whether the `model_args` of a `config.json` (timm's `pretrained_model_args`) are of a subnet with operators."""
     return source_args is not None and "keep_ratios" in source_args
 
 
@@ -59,6 +54,6 @@ def load_subnet_weights(model: nn.Module, cache_dir: str | Path | None) -> None:
         model,
         num_classes=model.num_classes,
         in_chans=model.in_chans,
-        filter_fn=lambda state, net: convert(net, state),
+        filter_fn=lambda state, net: convert_state(net, state),
         cache_dir=cache_dir,
     )

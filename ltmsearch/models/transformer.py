@@ -1,7 +1,7 @@
-"""A row of timm's transformer blocks through which merges accumulate: what ViT and MobileViT have in common.
+"""A sequence of timm's transformer blocks through which merges accumulate, shared by ViT and MobileViT.
 
-Each block may merge between its attention and its MLP; the next block starts from the merged tokens, and its attention
-weighs each by the number of input tokens that stand behind it.
+Each block can merge between attention and MLP; the next one starts from the merged tokens, and its attention weighs
+each by the number of input tokens in it.
 
 Shapes: B images, G groups that share a mask (the pixel positions of a MobileViT patch; 1 in a ViT), K tokens that never
 merge (class and register tokens of a ViT), N tokens on the grid, D channels.
@@ -17,34 +17,31 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ltmsearch.merging import Merge, MergeOperator
-from ltmsearch.models.adapter import MERGING, LayerShape, watched
-from ltmsearch.schedules.grid import Grid, target_grid, tokens
+from ltmsearch.models.adapter import MERGING, LayerShape, captured_outputs, merge_target
+from ltmsearch.schedules.grid import Grid, tokens
 
 NORM_MACS = 5
-"""What fvcore counts per element of a layer norm with affine weights."""
+"""fvcore's count per element of a layer norm with affine weights."""
 
 
 Result = TypeVar("Result")
 
 
 class MergingBlocks(nn.Sequential):
-    """timm's blocks, some of which merge.
-
-    A block merges when it has an operator whose keep ratio leads to a smaller grid. As long as none does, this is
-    timm's own loop over its blocks.
+    """timm's blocks with optional merges; without any, this is timm's own loop over its blocks.
 
     Args:
-        blocks: timm's.
+        blocks: timm's blocks.
         groups: G.
         prefix: K.
-        unmerges: Whether all merges are undone behind the last block.
+        unmerges: Whether all merges are undone after the last block.
     """
 
     grid: Grid
-    """(rows, columns) of the tokens of the current input; set from outside before each pass."""
+    """Token grid of the current input; set by the model before each pass."""
     sizes: Tensor | None
-    """(B, P) how many tokens stand behind each one that left the last block; None where none merged or all is undone.
-    Whoever reads it sets it back to None: a tensor left here would outlive its pass."""
+    """(B, P) sizes of the tokens after the last block; None without merges, or if all are undone. The reader resets it
+    to None, so that the tensor does not outlive its pass."""
     checkpoints: bool
     """Whether activations are recomputed in the backward pass instead of kept."""
 
@@ -60,25 +57,24 @@ class MergingBlocks(nn.Sequential):
         return any(operator is not None and operator.keep_ratio < 1 for operator in operators)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B·G, K + N, D) tokens to as many, or where nothing is undone (B·G, K + P, D)."""
+        """(B·G, K + N, D) tokens to the same, or (B·G, K + P, D) if merges are not undone."""
         grid = self.grid
         if self.merges and x.shape[1] != self.prefix + tokens(grid):
             raise ValueError(
-                f"`x` must hold {self.prefix} + {tokens(grid)} tokens for the grid {grid}, but got {x.shape[1]}: "
-                "dropping patches (`patch_drop_rate`) and merging do not go together."
+                f"`x` must have {self.prefix} + {tokens(grid)} tokens for the grid {grid}, but got {x.shape[1]}: "
+                "patch dropout (`patch_drop_rate`) cannot be combined with merging."
             )
-        sizes: Tensor | None = None  # until something merges, every token stands for itself
+        sizes: Tensor | None = None  # until the first merge, every token has size 1
         merges: list[tuple[Tensor, Merge]] = []
         for block in cast(Iterable[Block], self):
-            operator: MergeOperator | None = getattr(block, MERGING, None)
-            target = grid if operator is None else target_grid(grid, operator.keep_ratio)
+            operator, target = merge_target(block, grid)
             bias = None if sizes is None else self._size_bias(sizes)
-            if operator is None or target == grid:
+            if operator is None:
                 x = self._run(block, x, attn_mask=bias)
                 continue
             if sizes is None:
                 sizes = x.new_ones(x.shape[0] // self.groups, tokens(grid), dtype=torch.float32)
-            x, before, merge = self._run(self._merge_in, block, operator, x, bias, sizes, grid, target)
+            x, before, merge = self._run(self._merge_block, block, operator, x, bias, sizes, grid, target)
             if self.unmerges:
                 merges.append((before, merge))
             grid, sizes = target, merge.sizes
@@ -93,12 +89,12 @@ class MergingBlocks(nn.Sequential):
             return checkpoint(function, *args, use_reentrant=False, **kwargs)
         return function(*args, **kwargs)
 
-    def _merge_in(
+    def _merge_block(
         self, block: Block, operator: MergeOperator, x: Tensor, bias: Tensor | None, sizes: Tensor, grid: Grid,
         target: Grid,
     ) -> tuple[Tensor, Tensor, Merge]:  # fmt: skip
-        """One block that merges: its output, the (B, G, N, D) tokens that were merged, and the merge."""
-        x, keys = attend(block, x, bias, wants_keys=operator.needs_keys)
+        """One block that merges: its output, the (B, G, N, D) tokens before the merge, and the merge."""
+        x, keys = attend(block, x, bias, return_keys=operator.needs_keys)
         fixed, rest = x[:, : self.prefix], x[:, self.prefix :]
         before = rest.unflatten(0, (-1, self.groups))
         if keys is not None:
@@ -109,7 +105,10 @@ class MergingBlocks(nn.Sequential):
         return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))), before, merge
 
     def _size_bias(self, sizes: Tensor) -> Tensor:
-        """Proportional attention: log s on the logits of the keys (ToMe, equation 1). (B, N) to (B·G, 1, 1, K + N)."""
+        """Proportional attention (ToMe, https://arxiv.org/abs/2210.09461, equation 1): log s added to the logits.
+
+        (B, N) to (B·G, 1, 1, K + N).
+        """
         bias = sizes.log()
         if self.groups > 1:
             bias = bias.repeat_interleave(self.groups, dim=0)
@@ -118,27 +117,24 @@ class MergingBlocks(nn.Sequential):
         return bias[:, None, None, :]
 
 
-def attend(block: Block, x: Tensor, bias: Tensor | None, *, wants_keys: bool) -> tuple[Tensor, Tensor | None]:
-    """The attention half of a timm block, residual included, and on request the keys it used.
+def attend(block: Block, x: Tensor, bias: Tensor | None, *, return_keys: bool) -> tuple[Tensor, Tensor | None]:
+    """The attention half of a timm block, residual included: (B, N, D) to the same, and its (B, heads, N, C) keys.
 
     Args:
         block: timm's block.
         x: (B, N, D).
         bias: Added to the attention logits, broadcast to (B, heads, N, N).
-        wants_keys: Whether to return the keys.
-
-    Returns:
-        (B, N, D) tokens, and the (B, heads, N, C) keys or None.
+        return_keys: Whether to return the keys, or None.
     """
-    # timm computes the keys inside its forward; its `k_norm` (mostly an identity) is where they can be seen.
-    with watched(block.attn.k_norm, wanted=wants_keys) as keys:
+    # timm computes the keys inside its forward; `k_norm`, mostly an identity, is the only module that outputs them.
+    with captured_outputs(block.attn.k_norm, enabled=return_keys) as keys:
         x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x), attn_mask=bias)))
-    return x, keys[0] if wants_keys else None
+    return x, keys[0] if return_keys else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockShape(LayerShape):
-    """A pre-norm transformer block with attention among all tokens of one group."""
+    """A pre-norm transformer block with attention among all tokens of a group."""
 
     hidden: int
     """Channels inside the MLP."""
@@ -147,7 +143,7 @@ class BlockShape(LayerShape):
 
     @classmethod
     def of(cls, block: Block, *, name: str, groups: int = 1, prefix: int = 0) -> "BlockShape":
-        """The sizes of one of timm's blocks."""
+        """Sizes of a timm block."""
         return cls(
             name=name,
             dim=block.attn.attn_dim,

@@ -1,7 +1,7 @@
 """Vision transformers (ViT, DeiT): merges between attention and MLP, which accumulate with depth and are not undone.
 
-Class, distillation and register tokens never merge. Where the network averages its tokens at the end, each counts as
-often as input tokens stand behind it.
+Class, distillation and register tokens never merge. Pooling at the end weighs each token by the number of input tokens
+in it.
 """
 
 from dataclasses import dataclass
@@ -25,17 +25,17 @@ AVERAGED = ("avg", "avgmax")
 
 
 class MergingVisionTransformer(VisionTransformer):
-    """timm's `VisionTransformer` whose blocks may merge."""
+    """timm's `VisionTransformer` with optional merges in its blocks."""
 
     blocks: MergingBlocks
 
     def _pos_embed(self, x: Tensor) -> Tensor:
-        # The first to see the patches: (B, h, w, D) where timm takes images of any size, else (B, N, D).
+        # The first method that receives the patches: (B, h, w, D) if images may have any size, else (B, N, D).
         self.blocks.grid = (int(x.shape[1]), int(x.shape[2])) if x.dim() == 4 else self.patch_embed.grid_size
         return super()._pos_embed(x)
 
     def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
-        """timm's pooling of (B, K + P, D) tokens, in which merged tokens count by their sizes."""
+        """timm's pooling of (B, K + P, D) tokens, with merged tokens weighted by their sizes."""
         kind = self.global_pool if pool_type is None else pool_type
         pooled_by_attention = isinstance(self.attn_pool, AttentionPoolLatent)
         if self.blocks.sizes is None or not (pooled_by_attention or kind in AVERAGED):
@@ -50,29 +50,29 @@ class MergingVisionTransformer(VisionTransformer):
         return mean if kind == "avg" else 0.5 * (x.amax(dim=1) + mean)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """timm's; the sizes of this pass are of no use behind it."""
+        """See timm; discards the sizes of this pass."""
         try:
             return super().forward_head(x, pre_logits)
         finally:
             self.blocks.sizes = None
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass; timm's own way would go around the merges."""
+        """Recompute activations in the backward pass; timm's own implementation would skip the merges."""
         self.blocks.checkpoints = enable
 
     def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """timm's, which runs the blocks one by one.
+        """See timm.
 
         Raises:
-            ValueError: If some block merges: merged tokens stand on no grid of features.
+            ValueError: If a block merges: merged tokens are on no grid of features.
         """
         if self.blocks.merges:
-            raise ValueError("`forward_intermediates` must be called without merging: merged tokens stand on no grid.")
+            raise ValueError("`forward_intermediates` must be called without merging: merged tokens are on no grid.")
         return super().forward_intermediates(x, *args, **kwargs)
 
 
 class MergingVisionTransformerDistilled(MergingVisionTransformer, VisionTransformerDistilled):
-    """timm's `VisionTransformerDistilled` whose blocks may merge."""
+    """timm's `VisionTransformerDistilled` with optional merges in its blocks."""
 
 
 MERGING_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
@@ -83,36 +83,36 @@ MERGING_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ViTChain(Chain):
-    """All blocks of one vision transformer, with the norm and the pooling over whatever tokens they leave."""
+    """All blocks of a vision transformer, followed by norm and pooling of the remaining tokens."""
 
     prefix: int
     """K, tokens that never merge."""
     norm_dim: int
-    """Channels of the norm over all tokens, 0 where it comes behind the pooling."""
+    """Channels of the norm over all tokens, 0 if it follows the pooling."""
     pool_dim: int
-    """Channels of pooling by attention, 0 where there is none."""
+    """Channels of attention pooling, 0 without it."""
     pool_prefix: int
-    """Tokens that never merge and are pooled."""
+    """Pooled tokens that never merge."""
 
     def macs_after_chain(self, grid: Grid) -> int:
-        """Norm; keys, values and the products of one latent query with them."""
-        left, pooled = self.prefix + tokens(grid), self.pool_prefix + tokens(grid)
-        return NORM_MACS * left * self.norm_dim + 2 * pooled * self.pool_dim * (self.pool_dim + 1)
+        """Norm; keys, values and their products with one latent query."""
+        remaining, pooled = self.prefix + tokens(grid), self.pool_prefix + tokens(grid)
+        return NORM_MACS * remaining * self.norm_dim + 2 * pooled * self.pool_dim * (self.pool_dim + 1)
 
 
 @register_family
 class ViT(Adapter):
-    """Plain vision transformers with patches of 16 pixels (Dosovitskiy et al., 2021; Touvron et al., 2021, 2022)."""
+    """ViT (https://arxiv.org/abs/2010.11929) and DeiT (https://arxiv.org/abs/2012.12877) with patches of 16 pixels."""
 
     family = "vit"
     backbones = BACKBONES[family]
     unsupported: ClassVar = {
         "vit_*_rope*": "its rotary positions belong to the full grid",
         "vit_*dinov3*": "its rotary positions belong to the full grid",
-        "vit_*_rpn_*": "its blocks normalise behind attention and MLP",
-        "vit_*_xp_*": "its attention and MLP run side by side, with nothing between them",
-        "vit_*_18x2_*": "its blocks hold two attentions side by side",
-        "vit_*": "no adapter knows its blocks; vit_tiny, vit_small and vit_base with _patch16_224 can",
+        "vit_*_rpn_*": "its blocks normalise after attention and MLP",
+        "vit_*_xp_*": "its attention and MLP run in parallel, with nothing between them",
+        "vit_*_18x2_*": "its blocks have two parallel attentions",
+        "vit_*": "no adapter supports its blocks; use vit_tiny, vit_small or vit_base with _patch16_224",
     }
     fixed_size = True
     any_size_kwargs: ClassVar = {"dynamic_img_size": True, "dynamic_img_pad": True}
@@ -128,7 +128,7 @@ class ViT(Adapter):
         vit = _vit(model)
         if not isinstance(vit.blocks, MergingBlocks):
             vit.blocks = MergingBlocks(vit.blocks, prefix=vit.num_prefix_tokens, unmerges=False)
-            # Not a wrapper: parameters keep timm's names, and the model stays an instance of timm's class.
+            # Without a wrapper, parameters keep timm's names and the model remains an instance of timm's class.
             vit.__class__ = MERGING_CLASSES[type(vit)]
         for layer, operator in operators.items():
             attach_operator(vit.get_submodule(layer), operator)
@@ -138,7 +138,7 @@ class ViT(Adapter):
         return _vit(model).embed_dim
 
     def chains(self, model: nn.Module, img_size: Grid) -> tuple[Chain, ...]:
-        """One chain of all blocks; the grid is read off one forward pass through the patch embedding."""
+        """One chain of all blocks; the grid is found by a forward pass through the patch embedding."""
         vit = _vit(model)
         with torch.no_grad():
             patches = vit.patch_embed(blank_image(model, img_size))

@@ -1,4 +1,4 @@
-"""Plain timm backbones with their weights: fresh, published, or from a checkpoint."""
+"""Build plain timm backbones, and load published weights or a checkpoint."""
 
 import inspect
 import logging
@@ -21,47 +21,47 @@ from ltmsearch.errors import InputError, printable, shortened
 from ltmsearch.models.adapter import MERGING, get_adapter
 
 SUPERNET = "model."
-"""What the names of a study's shared weights begin with."""
+"""Prefix of the names of a study's shared weights."""
 NAMES_SHOWN = 3
-"""How many names of one kind a message lists."""
+"""Number of names of a kind in a message."""
 OTHER_NETWORK = 0.1
-"""Where less than this share of the network's tensors fits, the file is taken for another network's."""
+"""If less than this share of the tensors fits, the file is considered another network's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """What of a checkpoint was not loaded, though it fits."""
+    """Tensors that were not loaded although the checkpoint fits."""
 
     initialised: dict[str, str]
-    """Names that stayed as initialised → the shapes, or that the file has none."""
+    """Name of a tensor that remained as initialised → the reason."""
     ignored: tuple[str, ...]
-    """Names in the file that the network has no place for: a classifier's, merging operators'."""
+    """Names in the file without a place in the network: of a classifier, of merging operators."""
 
     def __str__(self) -> str:
         kept = [f"{name} ({why})" for name, why in self.initialised.items()]
         parts = [f"left as initialised: {_some(kept)}"] if kept else []
         if self.ignored:
-            parts.append(f"ignored, having no place in this network: {_some(self.ignored)}")
+            parts.append(f"ignored, without a place in this network: {_some(self.ignored)}")
         return "; ".join(parts)
 
 
 def create_backbone(
     backbone: str, *, pretrained: bool = False, checkpoint: Path | None = None, **timm_kwargs: Any
 ) -> nn.Module:
-    """timm's model of that name.
+    """Build a supported timm model.
 
     Args:
-        backbone: timm name, of a family that an adapter serves.
+        backbone: timm name.
         pretrained: Load timm's published weights.
-        checkpoint: Load weights from this file instead, as `load_weights` does. What of it was not used is logged.
+        checkpoint: Load weights from this file instead: see `load_weights`. Unused tensors are logged.
         timm_kwargs: Passed to `timm.create_model`, e.g. `num_classes`, or `pretrained_cfg` for another tag. `img_size`
-            may be given for every backbone.
+            is accepted for every backbone.
 
     Raises:
-        InputError: For an unknown backbone, or weights that cannot be had or do not fit.
+        InputError: For an unknown backbone, or weights that are not available or do not fit.
     """
     if not get_adapter(backbone).fixed_size:
-        timm_kwargs.pop("img_size", None)  # it takes images of every size, and timm no such argument
+        timm_kwargs.pop("img_size", None)  # it accepts images of every size, and timm no such argument
     pretrained = pretrained and checkpoint is None
     try:
         if pretrained:
@@ -71,8 +71,8 @@ def create_backbone(
         if not pretrained:
             raise
         raise InputError(
-            f"the pretrained weights of {backbone} cannot be loaded ({_first_line(error)}); they need network "
-            "access to the model hub once; --checkpoint FILE takes a local file"
+            f"the pretrained weights of {backbone} cannot be loaded ({_first_line(error)}); connect to the model hub "
+            "once, or give a local file by --checkpoint FILE"
         ) from error
     if checkpoint is not None:
         report = load_weights(model, checkpoint)
@@ -82,44 +82,41 @@ def create_backbone(
 
 
 def load_weights(model: nn.Module, path: Path) -> LoadReport:
-    """Load a timm checkpoint into a timm model, in place.
+    """Load a timm checkpoint into a timm model in place, and report unused tensors.
 
-    It goes through timm's own conversion for the network, so that position embeddings fit another image size and older
-    names are understood; a first convolution is adapted to another number of channels. A classifier that is missing
-    or has another number of classes stays as initialised, and so do merging operators. Everything else must match.
+    timm's conversion for the network fits position embeddings to another image size and renames old tensors; the first
+    convolution is adapted to another number of channels. A classifier that is missing or has another number of classes
+    remains as initialised, and so do merging operators. Everything else must match.
 
     Args:
-        model: As timm built it.
-        path: safetensors, or a torch file (read with weights only): a state dict, or a checkpoint of timm's training
-            script, of which the averaged weights (EMA) are preferred; or a study's shared weights.
-
-    Returns:
-        What stayed as initialised and what was ignored.
+        model: A timm model.
+        path: safetensors, or a torch file (read with weights only): a state dict, a checkpoint of timm's training
+            script, whose averaged weights (EMA) are preferred, or the shared weights of a study.
 
     Raises:
         InputError: If the file cannot be read or does not fit; the model is then unchanged.
     """
     wanted = model.state_dict()
-    state = _adapt_first_convolution(model, convert(model, _read(path)), wanted)
+    state = _adapt_first_convolution(model, convert_state(model, _read(path)), wanted)
     classifiers = _as_tuple(_config(model).get("classifier"))
-    spared = {n for n in wanted.keys() | state.keys() if n.rpartition(".")[0] in classifiers or f".{MERGING}." in n}
+    optional = {n for n in wanted.keys() | state.keys() if n.rpartition(".")[0] in classifiers or f".{MERGING}." in n}
     misfits = {n: _shapes(state[n], wanted[n]) for n in wanted if n in state and state[n].shape != wanted[n].shape}
     absent = [n for n in wanted if n not in state and not n.endswith("num_batches_tracked")]  # older files lack these
     extra = [n for n in state if n not in wanted]
 
     problems = {
-        "missing": [n for n in absent if n not in spared],
-        "unknown": [n for n in extra if n not in spared],
-        "of another shape": [f"{n} ({shapes})" for n, shapes in misfits.items() if n not in spared],
+        "missing": [n for n in absent if n not in optional],
+        "unknown": [n for n in extra if n not in optional],
+        "of another shape": [f"{n} ({shapes})" for n, shapes in misfits.items() if n not in optional],
     }
     if any(problems.values()):
-        told = "; ".join(f"{kind} {_some(names)}" for kind, names in problems.items() if names)
+        details = "; ".join(f"{kind} {_some(names)}" for kind, names in problems.items() if names)
         parameters = {n for n in wanted if not n.endswith("num_batches_tracked")}
         fitting = len(parameters - misfits.keys() - set(absent))
         if fitting < OTHER_NETWORK * len(parameters):
-            told += f"; it looks like another network's: {fitting} of {len(parameters)} tensors fit"
+            details += f"; it seems to be of another network: {fitting} of {len(parameters)} tensors fit"
         name = _config(model).get("architecture", type(model).__name__)
-        raise InputError(f"the checkpoint {path} does not fit {name}: {told}")
+        raise InputError(f"the checkpoint {path} does not fit {name}: {details}")
 
     model.load_state_dict({n: value for n, value in state.items() if n in wanted and n not in misfits}, strict=False)
     initialised = {n: misfits.get(n, "not in the file") for n in wanted if n in misfits or n in absent}
@@ -127,22 +124,21 @@ def load_weights(model: nn.Module, path: Path) -> LoadReport:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file."""
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(f"the checkpoint must be a file, but {path} {problem}")
     if path.stat().st_size == 0:
         raise InputError(f"the checkpoint {path} cannot be read: it is empty")
     try:
-        with warnings.catch_warnings(action="ignore"):  # of details of a pickle that is refused next
+        with warnings.catch_warnings(action="ignore"):  # about details of a pickle that is refused next
             state: dict[str, Tensor] = load_state_dict(str(path), weights_only=True)
-    except AttributeError:  # what timm meets where there is no mapping by name
+    except AttributeError:  # timm found no mapping by name
         state = {}
     except Exception as error:  # timm passes on whatever pickle, zip and safetensors raise
         raise InputError(f"the checkpoint {path} cannot be read: {_why_unreadable(path, error)}") from error
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        held = ", ".join(map(str, list(state)[:NAMES_SHOWN]))
-        raise InputError(f"the checkpoint {path} holds no state dict{f' but {held}' if held else ''}")
+        found = ", ".join(map(str, list(state)[:NAMES_SHOWN])) or "nothing"
+        raise InputError(f"the checkpoint {path} must contain a state dict, but contains {found}")
     if all(name.startswith(SUPERNET) for name in state):
         return {name.removeprefix(SUPERNET): value for name, value in state.items()}
     return state
@@ -159,24 +155,24 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     doubt, objects = ("", f" ({_some(found)})") if found else (f"is damaged, no {kind} file, or ", "")
     return (
-        f"it {doubt}holds more than weights{objects}, which is refused since unpickling can run code; "
-        "save the state dict alone, best as safetensors"
+        f"it {doubt}contains more than weights{objects}, which is refused because unpickling can run code; "
+        "save only the state dict, preferably as safetensors"
     )
 
 
-def convert(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What timm's build does with published weights of this network (`checkpoint_filter_fn` beside its class)."""
-    classes = type(model).__mro__  # that of a merging network is derived from timm's
-    beside = (getattr(sys.modules[kind.__module__], "checkpoint_filter_fn", None) for kind in classes)
-    function = next(filter(None, beside), None)
+def convert_state(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Apply timm's conversion of published weights for this network (`checkpoint_filter_fn` beside its class)."""
+    classes = type(model).__mro__  # a merging network's class is derived from timm's
+    functions = (getattr(sys.modules[kind.__module__], "checkpoint_filter_fn", None) for kind in classes)
+    function = next(filter(None, functions), None)
     if function is None:
         return state
-    # timm sets it for DeiT alone, which has no class of its own; other networks have no such names.
+    # timm sets it only for DeiT, which has no class of its own; other networks have no such names.
     options = {"adapt_layer_scale": True} if "adapt_layer_scale" in inspect.signature(function).parameters else {}
     try:
-        with warnings.catch_warnings(action="ignore"):  # of how timm interpolates
+        with warnings.catch_warnings(action="ignore"):  # about timm's interpolation
             converted: dict[str, Tensor] = function(state, model, **options)
-    except Exception:  # it assumes the right network; what does not fit is told by name
+    except Exception:  # it assumes the right network; misfits are reported by name
         return state
     return converted
 
@@ -184,7 +180,6 @@ def convert(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _adapt_first_convolution(
     model: nn.Module, state: dict[str, Tensor], wanted: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Fit the first convolution to the network's number of input channels."""
     adapted = dict(state)
     for name in (f"{module}.weight" for module in _as_tuple(_config(model).get("first_conv"))):
         if name in state and name in wanted and state[name].dim() == wanted[name].dim() == 4:
@@ -195,9 +190,9 @@ def _adapt_first_convolution(
 
 
 def _check_published(backbone: str, timm_kwargs: dict[str, Any]) -> None:
-    """Fail at once where published weights are not cached and the model hub is out of reach.
+    """Fail at once if published weights are not cached and the model hub cannot be reached.
 
-    timm alone would ask for each of two files seven times: 46 s without a name server, many minutes behind a firewall.
+    timm requests each of two files seven times: 46 s without a name server, many minutes behind a firewall.
 
     Raises:
         ConnectionError: If the hub cannot be reached.
@@ -214,7 +209,7 @@ def _check_published(backbone: str, timm_kwargs: dict[str, Any]) -> None:
     try:
         get_hf_file_metadata(hf_hub_url(repository, file, revision=revision))
     except HfHubHTTPError:
-        return  # it answers: timm tells what it lacks
+        return  # it answers: timm reports what is missing
     except Exception as error:  # whatever its HTTP library raises
         raise ConnectionError(f"the hub cannot be reached: {_first_line(error)}") from error
 

@@ -50,7 +50,7 @@ FAST = (*XXS, "--budget-ms", "5", "--device", "cpu")
         (("cost", "mobilevit_xxs", "--form", "firm"), "must be soft, hard, matched, but got 'firm'"),
         (("cost", "mobilevit_xxs", "--form", "sof"), "but got 'sof': did you mean soft?"),
         (("space", "resnet50"), "unknown backbone 'resnet50'"),
-        (("space", "efficientvit_m0"), "efficientvit_m0 cannot merge tokens yet: it is Microsoft's EfficientViT"),
+        (("space", "efficientvit_m0"), "but got efficientvit_m0: it is Microsoft's EfficientViT"),
         ((*XXS, "--budget-ms", "0"), "budget_ms: Input should be greater than 0, but got 0"),
         ((*RUN, "--latency-batch", "2"), "latency_batch needs budget_ms"),
         ((*RUN, "--latency-profile", "p.json"), "latency_profile needs budget_ms"),

@@ -73,19 +73,19 @@ def test_a_trained_net_must_have_every_tensor(tmp_path: Path, wanting: str) -> N
 
 def test_merging_weights_at_other_layers_do_not_pass_for_a_plain_net(tmp_path: Path) -> None:
     other = recipe(schedule={layer: 0.5 if layer == LAYERS[0] else 1.0 for layer in LAYERS})
-    with pytest.raises(InputError, match=rf"must hold every tensor of ltm_mobilevit_xxs, .*{LAYERS[1]}\.merging"):
+    with pytest.raises(InputError, match=rf"must contain every tensor of ltm_mobilevit_xxs, .*{LAYERS[1]}\.merging"):
         load_trained(recipe(), write(tmp_path / "w.safetensors", trained_state(other)))
 
 
 def test_merging_weights_that_are_not_used_are_noted(tmp_path: Path) -> None:
     fewer = recipe(schedule={layer: 0.5 if layer == LAYERS[1] else 1.0 for layer in LAYERS})
     network = load_trained(fewer, write(tmp_path / "w.safetensors", trained_state(recipe())))
-    assert network.notes == (f"not used of the checkpoint: merging operators at 1 layers, such as {LAYERS[4]}",)
+    assert network.notes == (f"unused in the checkpoint: merging operators at 1 layers, such as {LAYERS[4]}",)
 
 
 def test_another_number_of_classes_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "w.safetensors", trained_state(recipe(num_classes=7)))
-    with pytest.raises(InputError, match="no fitting head.fc.weight .7×320 in the file, 4×320 in the network"):
+    with pytest.raises(InputError, match="lacks a fitting head.fc.weight .7×320 in the file, 4×320 in the network"):
         load_trained(recipe(), path)
 
 

@@ -62,5 +62,5 @@ def test_a_hook_goes_also_after_an_error() -> None:
 
 
 def test_nets_without_a_linear_classifier_are_refused() -> None:
-    with pytest.raises(ValueError, match="must be a linear layer"):
+    with pytest.raises(ValueError, match="must have a linear classifier"):
         feature_dim(timm.create_model("mobilevit_xxs", num_classes=0))

@@ -36,7 +36,7 @@ def test_active_is_restored_also_on_error_and_nests(supernet: Supernet) -> None:
 
 def test_wrong_schedules_change_nothing(supernet: Supernet) -> None:
     with (
-        pytest.raises(InputError, match="operator must be the supernet's 'ltm'"),
+        pytest.raises(InputError, match="operator of the schedule must be the supernet's 'ltm'"),
         supernet.active(MergeSchedule.uniform(supernet.layers, 0.5, "tome")),
     ):
         pass

@@ -128,10 +128,10 @@ class TestFormats:
                 return (Path.touch, (tmp_path / "exploded",))
 
         torch.save({"state_dict": Bomb()}, tmp_path / "bomb.pth", _use_new_zipfile_serialization=zipped)
-        with pytest.raises(InputError, match="holds more than weights.*refused since unpickling can run code"):
+        with pytest.raises(InputError, match="contains more than weights.*refused because unpickling can run code"):
             load_weights(build(VIT, 0), tmp_path / "bomb.pth")
         (tmp_path / "bomb.pkl").write_bytes(pickle.dumps(Bomb()))
-        with pytest.raises(InputError, match="refused since unpickling can run code"):
+        with pytest.raises(InputError, match="refused because unpickling can run code"):
             load_weights(build(VIT, 0), tmp_path / "bomb.pkl")
         assert not (tmp_path / "exploded").exists()
 
@@ -173,7 +173,7 @@ class TestFormats:
     @pytest.mark.parametrize("content", [torch.ones(2), [1, 2], {1: torch.ones(1)}, {}, {"net": {"a": torch.ones(1)}}])
     def test_torch_files_without_weights(self, tmp_path: Path, content: object) -> None:
         torch.save(content, tmp_path / "w.pth")
-        with pytest.raises(InputError, match="holds no state dict"):
+        with pytest.raises(InputError, match="must contain a state dict"):
             load_weights(build(VIT, 0), tmp_path / "w.pth")
 
 
@@ -240,10 +240,10 @@ class TestMisfits:
 
     def test_another_network_is_recognised(self, tmp_path: Path) -> None:
         path = write(tmp_path / "w.safetensors", build("mobilevit_xxs", 0).state_dict())
-        with pytest.raises(InputError, match=r"missing cls_token, .* \(and \d+ more\); .* another network's: 0 of 32 "):
+        with pytest.raises(InputError, match=r"missing cls_token, .* \(and \d+ more\); .* another network: 0 of 32 "):
             load_weights(build(VIT, 1), path)
         path = write(tmp_path / "w.safetensors", timm.create_model("mobilevit_xs").state_dict())
-        with pytest.raises(InputError, match="it looks like another network's: 6 of 279 tensors fit"):
+        with pytest.raises(InputError, match="it seems to be of another network: 6 of 279 tensors fit"):
             load_weights(build("mobilevit_xxs", 0), path)
 
     @pytest.mark.parametrize(("depths", "kind"), [((1, 1, 1, 2), "unknown"), ((1, 1, 1, 0), "missing")])
@@ -268,7 +268,7 @@ class TestCreateBackbone:
         assert torch.equal(model.state_dict()["final_conv.conv.weight"], source["final_conv.conv.weight"])
         assert [record.getMessage() for record in caplog.records] == [
             f"checkpoint {path}: left as initialised: head.fc.weight (9×320 in the file, 5×320 in the network), "
-            "head.fc.bias (9 in the file, 5 in the network); ignored, having no place in this network: "
+            "head.fc.bias (9 in the file, 5 in the network); ignored, without a place in this network: "
             "stages.2.1.transformer.0.merging.kappa, stages.2.1.transformer.1.merging.kappa"
         ]
 
@@ -301,7 +301,7 @@ class TestCreateBackbone:
             raise TimeoutError("timed out\nafter a while")
 
         monkeypatch.setattr(weights, "get_hf_file_metadata", refuse)
-        with pytest.raises(InputError, match=r"cannot be loaded \(the hub cannot be reached: timed out\); they need"):
+        with pytest.raises(InputError, match=r"cannot be loaded \(the hub cannot be reached: timed out\); connect"):
             create_backbone(
                 VIT, pretrained=True, pretrained_cfg="augreg_in21k", cache_dir=tmp_path,
                 pretrained_cfg_overlay={"hf_hub_filename": "other.safetensors"},

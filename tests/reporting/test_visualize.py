@@ -181,8 +181,11 @@ def test_nothing_is_drawn_of_another_size_than_asked_for(saved: Path, photo: Pat
             ("8.yaml", "--image", "photo.jpg", "--checkpoint", "none"),
             "the checkpoint must be a file, but none does",
         ),
-        (("8.yaml", "--image", "photo.jpg", "--checkpoint", "vit.safetensors"), "it looks like another network's"),
-        (("8.yaml", "--image", "photo.jpg", "--checkpoint", "seven.safetensors"), "must hold every tensor of ltm_mob"),
+        (("8.yaml", "--image", "photo.jpg", "--checkpoint", "vit.safetensors"), "it seems to be of another network"),
+        (
+            ("8.yaml", "--image", "photo.jpg", "--checkpoint", "seven.safetensors"),
+            "must contain every tensor of ltm_mob",
+        ),
         (("8.yaml", "--image", "photo.jpg", "--at", "3"), "--at must be two numbers, X,Y, such as 112,80, but got '3'"),
         (("8.yaml", "--image", "photo.jpg", "--at", "3,64"), "must lie in the image of 64 x 64 px, but got 3,64"),
         (("8.yaml", "--image", "photo.jpg", "--at", "nan,1"), "must lie in the image of 64 x 64 px, but got nan,1"),

@@ -216,7 +216,7 @@ class TestResumeFrom:
             tiny(tmp_path / "run", resume_from=str(finished), operator="tome", base_steps=None, trials=5), Listener()
         )
         assert result.front
-        assert any("ignored, having no place in this network" in note for note in notes)
+        assert any("ignored, without a place in this network" in note for note in notes)
         assert any(f"starts from the weights of {finished}" in note for note in notes)
         assert any(r.label.endswith("digits") for r in result.trials), "its front is tried"
 

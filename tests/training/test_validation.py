@@ -287,7 +287,7 @@ def test_other_classes_of_the_same_number_are_refused(tmp_path: Path, photos: Pa
 
 def test_a_foreign_checkpoint_is_refused(tmp_path: Path, photos: Path) -> None:
     foreign = saved(timm.create_model("efficientvit_b0", num_classes=7), tmp_path / "w")
-    with pytest.raises(InputError, match="does not fit .*mobilevit_xxs.* looks like another network's") as caught:
+    with pytest.raises(InputError, match="does not fit .*mobilevit_xxs.* seems to be of another network") as caught:
         validate_recipe(recipe(), checkpoint=foreign, data_dir=photos, **CPU)
     assert "\n" not in str(caught.value)
 
