@@ -1,15 +1,17 @@
-"""Every family side by side: what the plain net costs, what merging reaches, and what its masks cost.
+"""GFLOPs that merging saves in each family, and the share that masks, merges and unmerges take of the rest.
 
-    python benchmarks/families.py [--backbones B …]
-
-GFLOPs at 224 px by the counting rule; their latencies are measured by `merged_latency.py`. Prints a table and writes
-JSON.
+Claim:    uniform LTM at keep ratio 0.5 saves a sixth of the GFLOPs of a hybrid backbone and most of a ViT's.
+Command:  python benchmarks/families.py
+Duration: half a minute
+Result:   benchmarks/results/families.json
+Page:     docs/benchmarks/costs.md
 """
 
-import argparse
-import json
-from pathlib import Path
 from typing import Any
+
+from harness.arguments import add_backbones, benchmark_parser, parse
+from harness.records import settings_of, write_results
+from harness.tables import print_table
 
 from ltmsearch.costs import GIGA, CostModel, cost_model
 from ltmsearch.costs.macs import merge_macs
@@ -19,10 +21,11 @@ from ltmsearch.schedules.schedule import Choice, Form, MergeSchedule
 from ltmsearch.schedules.space import SearchSpace, SpaceFile
 
 BACKBONES = ("mobilevit_xs", "mobilevit_s", "efficientvit_b1", "vit_small_patch16_224", "swin_tiny_patch4_window7_224")
-FORMS: tuple[Form, ...] = ("soft", "hard")
+SIZE = (224, 224)
+UNIFORM: tuple[tuple[Form, float], ...] = (("soft", 0.75), ("soft", 0.5), ("hard", 0.75), ("hard", 0.5))
 
 
-def mask_share(costs: CostModel, schedule: MergeSchedule) -> float:
+def merging_share(costs: CostModel, schedule: MergeSchedule) -> float:
     """Masks, merges and unmerges as a share of a schedule's cost."""
     grids, total = costs.grids(schedule), 0
     for chain in costs.chains:
@@ -32,40 +35,37 @@ def mask_share(costs: CostModel, schedule: MergeSchedule) -> float:
     return total / costs.macs(schedule)
 
 
-def count(backbone: str, size: tuple[int, int]) -> dict[str, Any]:
-    """GFLOPs of one backbone."""
-    plain = create_subnet(backbone)
-    costs = cost_model(backbone, plain, size)
-    space = SearchSpace.build(
-        SpaceFile.load(None, family=get_adapter(backbone).family), costs.layer_grids, reduces_cost=costs.reduces_cost
-    )
-    result: dict[str, Any] = {
-        "base": costs.base_macs / GIGA,
-        "reachable": costs.table(space.choices).reachable()[0] / GIGA,
+def count(backbone: str) -> dict[str, Any]:
+    """GFLOPs of one backbone: plain, at its cheapest, and with uniform schedules."""
+    costs = cost_model(backbone, create_subnet(backbone), SIZE)
+    file = SpaceFile.load(None, family=get_adapter(backbone).family)
+    space = SearchSpace.build(file, costs.layer_grids, reduces_cost=costs.reduces_cost)
+    counts: dict[str, Any] = {
+        "plain": costs.base_macs / GIGA,
+        "cheapest": costs.table(space.choices).reachable()[0] / GIGA,
     }
-    for form in FORMS:
-        for ratio in (0.75, 0.5):
-            schedule = MergeSchedule.uniform(costs.layers, ratio, "ltm", form)
-            result[f"{form} {ratio}"] = costs.gflops(schedule)
-            result[f"{form} {ratio} mask"] = mask_share(costs, schedule)
-    return result
+    for form, ratio in UNIFORM:
+        schedule = MergeSchedule.uniform(costs.layers, ratio, "ltm", form)
+        counts[f"{form} {ratio}"] = {"gflops": costs.gflops(schedule), "merging": merging_share(costs, schedule)}
+    return counts
+
+
+def row(backbone: str, counts: dict[str, Any]) -> list[str]:
+    """Row of the table."""
+    uniform = [counts[f"{form} {ratio}"] for form, ratio in UNIFORM]
+    cells = [f"{each['gflops']:.3f} ({each['merging']:.1%})" for each in uniform]
+    return [backbone, f"{counts['plain']:.4f}", f"{counts['cheapest']:.4f}", *cells]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backbones", nargs="+", default=BACKBONES)
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/families.json"))
-    args = parser.parse_args()
-    counts = {}
-    print("GFLOPs at 224 px; in brackets the share of masks, merges and unmerges")
-    print(f"{'':30}{'base':>8}{'lowest':>8}" + "".join(f"{f'{f} {r}':>16}" for f in FORMS for r in (0.75, 0.5)))
-    for backbone in args.backbones:
-        counts[backbone] = c = count(backbone, (224, 224))
-        cells = "".join(f"{c[f'{f} {r}']:9.3f} ({c[f'{f} {r} mask']:4.1%})" for f in FORMS for r in (0.75, 0.5))
-        print(f"{backbone:30}{c['base']:8.4f}{c['reachable']:8.4f}{cells}", flush=True)
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(counts, indent=2) + "\n")
-    print(f"written: {args.json}")
+    parser = benchmark_parser(__doc__)
+    add_backbones(parser, BACKBONES)
+    args = parse(parser, backbones=["mobilevit_xs"])
+    counts = {backbone: count(backbone) for backbone in args.backbones}
+    headings = ("backbone", "plain", "cheapest", *(f"{form} {ratio}" for form, ratio in UNIFORM))
+    title = "GFLOPs at 224 px; in brackets the share of masks, merges and unmerges"
+    print_table(title, headings, [row(*each) for each in counts.items()])
+    write_results(args.out / "families.json", settings=settings_of(args), backbones=counts)
 
 
 if __name__ == "__main__":

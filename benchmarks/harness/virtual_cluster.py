@@ -1,7 +1,4 @@
-"""Workers that exist only in a virtual time: the real driver hands them trials and hears when they are back.
-
-`cluster_simulation.py` and `staleness.py` run the driver on them.
-"""
+"""Workers in virtual time, which the real driver sends trials to."""
 
 import heapq
 import time
@@ -16,30 +13,30 @@ from ltmsearch.search.workers import Answer, Task
 from ltmsearch.search.workers.ray import SECOND_CHANCES
 
 Evaluate = Callable[[Task, Mapping[str, Tensor]], Answer]
-"""What a trial comes to, from its task and the weights that it started with."""
+"""Answer of a trial from its task and the weights that it started with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Durations:
-    """How long trials take, in seconds, and how often they go wrong. The same trial takes the same on any cluster."""
+    """Durations of trials in seconds, and shares of failures; a trial takes the same time on any cluster."""
 
     mean: float = 60.0
-    """Of trials that are no stragglers."""
+    """Mean of trials that are no stragglers."""
     spread: float = 0.25
     """Standard deviation of the logarithm."""
     straggler_share: float = 0.02
-    """Trials on a machine that is slow just then."""
+    """Share of trials on a machine that is slow at that time."""
     straggler_factor: float = 4.0
-    """How many times longer these take."""
+    """Factor of their duration."""
     failure_share: float = 0.005
-    """Trials that fail alone, half way."""
+    """Share of trials that fail half way."""
     death_share: float = 0.005
-    """Trials whose worker dies, at any time."""
+    """Share of trials whose worker dies, at any time."""
     restart: float = 90.0
-    """Until another worker stands in the place of one that died."""
+    """Seconds until another worker replaces one that died."""
 
     def draw(self, rng: np.random.Generator) -> tuple[float, str]:
-        """Seconds until something happens to a trial, and what: `ends`, `fails` or `dies`."""
+        """Seconds until the event of a trial, and its kind: `ends`, `fails` or `dies`."""
         whole = self.mean * float(np.exp(rng.normal(-(self.spread**2) / 2, self.spread)))
         whole *= self.straggler_factor if rng.random() < self.straggler_share else 1.0
         fate, where = rng.random(), rng.random()
@@ -49,41 +46,40 @@ class Durations:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Handed:
-    """A trial with what it starts from."""
+class SentTrial:
+    """A trial and the weights that it starts from."""
 
     task: Task
     weights: Mapping[str, Tensor]
     lost: int = 0
-    """Workers that died over it."""
+    """Workers that died with it."""
 
 
 @dataclass(order=True)
 class Event:
-    """Something that happens to a worker."""
+    """Event of a worker."""
 
     at: float
     """Virtual seconds."""
     order: int
-    """Of events at the same time."""
-    what: str = field(compare=False)
-    """`ends`, `fails`, `dies`, or `is back`."""
-    handed: Handed | None = field(compare=False, default=None)
+    """Order of events at the same time."""
+    kind: str = field(compare=False)
+    """`ends`, `fails`, `dies`, or `returns`."""
+    sent: SentTrial | None = field(compare=False, default=None)
 
 
 class VirtualWorkers:
     """A cluster in virtual time; satisfies `ltmsearch.search.workers.Workers`, with the rules of its workers on Ray.
 
-    What the driver does between two calls takes processor time, measured for real, and virtual time passes by as much:
-    a worker that is done idles until the driver has time for it. Evaluating takes the virtual time that was drawn,
-    whatever it takes for real.
+    Virtual time advances by the processor time that the driver takes between two calls: a worker that is done idles
+    until the driver has time for it. Evaluating takes the virtual time that was drawn.
 
     Args:
-        number: Of workers.
-        durations: Of trials.
+        number: Number of workers.
+        durations: Durations of trials.
         evaluate: Answers a trial when it is done.
-        seed: Of the durations.
-        counts_driver: Whether the driver's time counts. If not, the order of events does not depend on this machine.
+        seed: Seed of the durations.
+        counts_driver: Whether the driver's time counts. If not, the order of events does not depend on the machine.
     """
 
     elsewhere = True
@@ -96,29 +92,29 @@ class VirtualWorkers:
         self.now = 0.0
         """Virtual seconds since the search began."""
         self.driver_seconds = 0.0
-        """In which the driver was busy."""
+        """Seconds in which the driver was busy."""
         self.worker_seconds = 0.0
-        """That all workers together spent on trials that came to an answer."""
+        """Seconds that all workers together spent on answered trials."""
         self.deaths = 0
-        """Of workers."""
+        """Number of workers that died."""
         self._idle = number
         self._events: list[Event] = []
         self._counted = 0
-        self._again: deque[Handed] = deque()
+        self._again: deque[SentTrial] = deque()
         self._left = time.process_time()
 
     def spend(self, seconds: float) -> None:
-        """The driver does something that is not done here but known to take so long."""
+        """Charge the driver for work that is not done here."""
         if self.counts_driver:
             self.now += seconds
             self.driver_seconds += seconds
 
     def pause(self) -> None:
-        """What follows is not the driver's work, until `resume`."""
+        """Stop counting the driver's time until `resume`."""
         self.spend(time.process_time() - self._left)
 
     def resume(self) -> None:
-        """The driver is back at work."""
+        """Count the driver's time again."""
         self._left = time.process_time()
 
     def free(self) -> int:
@@ -128,7 +124,7 @@ class VirtualWorkers:
     def start(self, task: Task, version: int, weights: Mapping[str, Tensor]) -> None:
         """See `Workers`."""
         self.pause()
-        self._hand_out(Handed(task=task, weights=weights))
+        self._send(SentTrial(task=task, weights=weights))
         self.resume()
 
     def answers(self) -> list[Answer]:
@@ -137,14 +133,14 @@ class VirtualWorkers:
         try:
             while True:
                 while self._again and self._idle:
-                    self._hand_out(self._again.popleft())
+                    self._send(self._again.popleft())
                 if not self._events:
                     return []
                 event = heapq.heappop(self._events)
                 self.now = max(self.now, event.at)
-                told = self._happened(event)
-                if told or self.free():
-                    return told
+                answers = self._handle(event)
+                if answers or self.free():
+                    return answers
         finally:
             self.resume()
 
@@ -152,31 +148,31 @@ class VirtualWorkers:
         """See `Workers`."""
         self._events.clear()
 
-    def _hand_out(self, handed: Handed) -> None:
+    def _send(self, sent: SentTrial) -> None:
         self._idle -= 1
-        rng = np.random.default_rng((self.seed, handed.task.trial, handed.lost))
-        seconds, what = self.durations.draw(rng)
-        self.worker_seconds += 0 if what == "dies" else seconds
-        self._expect(seconds, what, handed)
+        rng = np.random.default_rng((self.seed, sent.task.trial, sent.lost))
+        seconds, kind = self.durations.draw(rng)
+        self.worker_seconds += 0 if kind == "dies" else seconds
+        self._schedule_event(seconds, kind, sent)
 
-    def _expect(self, seconds: float, what: str, handed: Handed | None = None) -> None:
+    def _schedule_event(self, seconds: float, kind: str, sent: SentTrial | None = None) -> None:
         self._counted += 1
-        heapq.heappush(self._events, Event(self.now + seconds, self._counted, what, handed))
+        heapq.heappush(self._events, Event(self.now + seconds, self._counted, kind, sent))
 
-    def _happened(self, event: Event) -> list[Answer]:
-        if event.what == "dies":
+    def _handle(self, event: Event) -> list[Answer]:
+        if event.kind == "dies":
             self.deaths += 1
-            self._expect(self.durations.restart, "is back")
+            self._schedule_event(self.durations.restart, "returns")
         else:
             self._idle += 1
-        handed = event.handed
-        if handed is None:
+        sent = event.sent
+        if sent is None:
             return []
-        if event.what == "ends":
-            return [self.evaluate(handed.task, handed.weights)]
-        if event.what == "fails":
-            return [Answer(trial=handed.task.trial, failure="made up")]
-        if handed.lost + 1 > SECOND_CHANCES:
-            return [Answer(trial=handed.task.trial, failure=f"{handed.lost + 1} workers died over it")]
-        self._again.append(replace(handed, lost=handed.lost + 1))
+        if event.kind == "ends":
+            return [self.evaluate(sent.task, sent.weights)]
+        if event.kind == "fails":
+            return [Answer(trial=sent.task.trial, failure="made up")]
+        if sent.lost + 1 > SECOND_CHANCES:
+            return [Answer(trial=sent.task.trial, failure=f"{sent.lost + 1} workers died with it")]
+        self._again.append(replace(sent, lost=sent.lost + 1))
         return []

@@ -1,8 +1,8 @@
-"""A merge schedule learned by gradient under a FLOPs penalty: the way of DiffRate and LTMP, over a search space.
+"""A merge schedule learned by gradient under a FLOPs penalty, over the choices of a search space.
 
-Those two learn, by gradient and for one target at a time, how many tokens each layer of a trained ViT keeps. Here the
-same is done over the choices of a search space (keep ratio and form per layer), so that it can be compared with the
-search. It is written from the idea alone. Each layer l has a distribution over its choices,
+DiffRate (https://arxiv.org/abs/2305.17997) and LTMP (https://arxiv.org/abs/2307.10780) learn the number of tokens that
+each layer of a trained ViT keeps, by gradient and for one target at a time. Here the same is done over keep ratios and
+forms, without code of either, to compare it with the search. Each layer l has a distribution over its choices,
 
     p_l = softmax(θ_l),   s = (s_1, …, s_L),  s_l ~ p_l independently,
 
@@ -22,11 +22,10 @@ baseline (leave one out, which keeps it unbiased; what the images do to all K al
 
     ∇ E_s[CE] ≈ 1/K Σ_k ( CE_k − mean_{j≠k} CE_j ) ∇ Σ_l log p_l(s_kl)
 
-θ starts as a straight line over a layer's choices, from plain to the smallest ratio, of the slope, alike in all
-layers, at which E_s[C] = T; Adam moves it. BatchNorm takes the
-statistics of the batch, or merging would be judged by statistics that do not fit. At the end the result is the most
-probable schedule that costs at most the target and at least 98 % of it: the best of many draws, then changed layer by
-layer while that makes it more probable.
+θ starts as a straight line over a layer's choices, from plain to the smallest ratio, whose slope, the same in all
+layers, makes E_s[C] = T; Adam moves it. BatchNorm takes the statistics of the batch, since stored ones do not fit
+merged tokens. The result is the most probable schedule that costs at most the target and at least 98 % of it: the best
+of many draws, then changed layer by layer while that makes it more probable.
 """
 
 from collections.abc import Iterable
@@ -49,19 +48,19 @@ PENALTY = 50.0
 """λ, nats: at 2 % off the target it weighs 0.02."""
 LEARNING_RATE = 0.1
 CLOSE = 0.98
-"""Share of the target that the result costs at least, where any drawn schedule does: contenders are to cost alike."""
+"""Least cost of the result over the target, where any drawn schedule has it: all nets should cost the same."""
 DRAWS = 50_000
 """Schedules drawn to find the most probable one within the target; costing them takes milliseconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """What was learned."""
+    """Learned schedule."""
 
     schedule: MergeSchedule
     """The most probable one within the target."""
     probabilities: list[list[float]]
-    """Per layer, of the choices in the space's order."""
+    """Per layer, in the order of the space's choices."""
     history: list[tuple[float, float]]
     """Per step: mean cross-entropy of the drawn schedules, and expected cost over the target."""
 
@@ -91,17 +90,17 @@ def learn_schedule(
     runtime: Runtime,
     seed: int,
 ) -> Learned:
-    """Learn a schedule; the formulas stand at the top of this module.
+    """Learn a schedule by the formulas at the top of this module.
 
     Args:
-        supernet: With the trained weights; left as it is.
-        space: What to choose from.
+        supernet: Net with the trained weights, which do not change.
+        space: Choices of each layer.
         table: Costs of the space.
         target: T, in units of the table.
         batches: Training images and labels, one batch per step.
         draws: K, schedules per step, two or more.
         runtime: Device and number format.
-        seed: Of the draws.
+        seed: Seed of the draws.
     """
     generator = torch.Generator().manual_seed(seed)
     logits = [each.requires_grad_(True) for each in starting_logits(table, space, target)]
@@ -132,16 +131,16 @@ def most_probable(
     costs = table.costs(pool)
     least = CLOSE * target if ((costs >= CLOSE * target) & (costs <= target)).any() else 0.0
 
-    def the_likeliest(rows: np.ndarray) -> tuple[float, np.ndarray]:
+    def likeliest(rows: np.ndarray) -> tuple[float, np.ndarray]:
         rows = rows[(table.costs(rows) >= least) & (table.costs(rows) <= target)]
         likely = np.sum([log[column] for log, column in zip(logs, rows.T, strict=True)], axis=0)
         return likely.max(), rows[likely.argmax()]
 
-    # The cheapest schedule keeps every target that can be reached, should no drawn one do.
-    likely, best = the_likeliest(pool if (costs <= target).any() else np.array([[len(p) - 1 for p in logs]]))
+    # Where no drawn schedule is within the target, the cheapest one is.
+    likely, best = likeliest(pool if (costs <= target).any() else np.array([[len(p) - 1 for p in logs]]))
     while True:
         near = np.stack([_with(best, layer, c) for layer, log in enumerate(logs) for c in range(len(log))])
-        more_likely, better = the_likeliest(near)
+        more_likely, better = likeliest(near)
         if more_likely <= likely:
             return best
         likely, best = more_likely, better

@@ -1,0 +1,117 @@
+"""Nets merged at one keep ratio: every form of LTM, ToMe at equal GFLOPs, pooling, and a merge that costs nothing."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ltmsearch.costs import CostModel, cost_model
+from ltmsearch.merging import Merge, MergeOperator
+from ltmsearch.models import MERGING, attached_operators, create_subnet
+from ltmsearch.schedules.grid import Grid, tokens
+from ltmsearch.schedules.schedule import Form, MergeSchedule
+
+SIZE = (224, 224)
+FORMS: tuple[Form, ...] = ("soft", "hard", "matched")
+BY_RULE = "by rule"
+DENSE_BELOW = 4e6
+"""Below so many multiply-adds of Aᵀ Z, over images, windows and groups, the soft form is the fastest: see `by_rule`."""
+EQUAL = 0.01
+"""GFLOPs that differ by this share or less are equal."""
+
+
+class FreeMerge(Merge):
+    """Merge that changes nothing on the way back."""
+
+    def unmerge_change(self, before: Tensor, change: Tensor) -> Tensor:
+        return before
+
+
+class FreeMerging(MergeOperator):
+    """Keep the first P tokens: the shapes of a merge without its work."""
+
+    forms = ("soft",)
+
+    def forward(self, tokens_in: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None) -> Merge:
+        count = tokens(target)
+        return FreeMerge(tokens=tokens_in[:, :, :count], sizes=sizes[:, :count], assignment=None)  # type: ignore[arg-type]
+
+
+def free_net(backbone: str, layers: tuple[str, ...], keep: float) -> nn.Module:
+    """Net whose merges cost nothing: no merge can be faster."""
+    net = create_subnet(backbone, keep_ratios={"*": keep})
+    for layer, operator in attached_operators(net, layers).items():
+        free = FreeMerging(0)  # type: ignore[abstract]
+        free.keep_ratio = operator.keep_ratio
+        net.get_submodule(layer).add_module(MERGING, free)
+    return net
+
+
+def by_rule(costs: CostModel, keep: float, batch: int) -> dict[str, Form]:
+    """Fastest form per layer: soft where B·W·G·N·P·D is small, else by index.
+
+    Without an N×P matrix a merge takes about ten small calls more, and saves 2·N·P·D multiply-adds per group. Of the
+    two forms by index matching makes fewer calls; in front of a convolution (`filled`) tokens must stay on the grid.
+    """
+    grids = costs.grids(MergeSchedule.uniform(costs.layers, keep, "ltm"))
+    forms: dict[str, Form] = {}
+    for chain in costs.chains:
+        for layer in chain.layers:
+            n, p = (tokens(grid) for grid in grids[layer.name])
+            dense = batch * layer.windows * layer.groups * n * p * layer.dim < DENSE_BELOW
+            forms[layer.name] = "soft" if dense else "hard" if layer.filled else "matched"
+    return forms
+
+
+def nearest_tome(costs: CostModel, macs: int) -> MergeSchedule:
+    """ToMe's schedule of the nearest cost: one keep ratio up to some layer and another from there on."""
+    ratios = [float(ratio) for ratio in np.round(np.arange(0.3, 1.0, 0.02), 2)]
+    uniform = {ratio: costs.macs(MergeSchedule.uniform(costs.layers, ratio, "tome")) for ratio in ratios}
+    best = min(uniform, key=lambda ratio: abs(uniform[ratio] - macs))
+    mixed = []
+    for other in ratios:
+        for k in range(1, len(costs.layers) + 1):
+            kept = dict.fromkeys(costs.layers[:k], best) | dict.fromkeys(costs.layers[k:], other)
+            mixed.append(MergeSchedule(keep_ratios=kept, operator="tome"))
+    return min(mixed, key=lambda schedule: abs(costs.macs(schedule) - macs))
+
+
+@dataclass
+class MergedNets:
+    """All nets of one backbone."""
+
+    nets: dict[str, nn.Module] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)
+    """Multiply-adds over the plain net's; unknown for `free`."""
+    tome: dict[str, str] = field(default_factory=dict)
+    """Form -> name of the ToMe net of its cost."""
+
+    def known_tome(self, cost: float) -> str | None:
+        """ToMe net whose cost is already the wanted one, to half of what counts as equal."""
+        names = (name for name in self.nets if name.startswith("tome"))
+        return next((name for name in names if abs(self.cost[name] / cost - 1) <= EQUAL / 2), None)
+
+
+def make_nets(backbone: str, keep: float, batch: int) -> MergedNets:
+    """Plain net, forms of LTM, ToMe at the cost of each form, pooling, and the free merge."""
+    made, plain = MergedNets(), create_subnet(backbone)
+    costs, tome, pool = (cost_model(backbone, plain, SIZE, operator) for operator in ("ltm", "tome", "pool"))
+    made.nets["plain"], made.cost["plain"] = plain, 1.0
+    forms_of: dict[str, dict[str, Form]] = {form: dict.fromkeys(costs.layers, form) for form in FORMS}
+    for name, forms in {**forms_of, BY_RULE: by_rule(costs, keep, batch)}.items():
+        made.nets[name] = create_subnet(backbone, keep_ratios={"*": keep}, forms=forms, mask_start="content")
+        macs = costs.macs(MergeSchedule(keep_ratios=dict.fromkeys(costs.layers, keep), operator="ltm", forms=forms))
+        made.cost[name] = macs / costs.base_macs
+        equal = made.known_tome(made.cost[name])
+        if equal is None:
+            schedule, equal = nearest_tome(tome, macs), f"tome {len(made.nets)}"
+            made.nets[equal] = create_subnet(backbone, keep_ratios=dict(schedule.keep_ratios), operator="tome")
+            made.cost[equal] = tome.macs(schedule) / costs.base_macs
+        made.tome[name] = equal
+    made.nets["pool"] = create_subnet(backbone, keep_ratios={"*": keep}, operator="pool")
+    made.cost["pool"] = pool.macs(MergeSchedule.uniform(costs.layers, keep, "pool")) / costs.base_macs
+    made.nets["free"] = free_net(backbone, costs.layers, keep)
+    for net in made.nets.values():
+        net.eval().to(memory_format=torch.channels_last)
+    return made

@@ -1,0 +1,218 @@
+"""Studies whose searches are compared: options, nets kept in files, and a reference that scores fronts."""
+
+import argparse
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load_file, save_file
+
+from harness.records import read_results, write_json
+from harness.timing import Seconds
+from ltmsearch.callbacks import Callbacks
+from ltmsearch.config.settings import StudySettings
+from ltmsearch.costs import within_budgets
+from ltmsearch.data.digits import Clutter
+from ltmsearch.engine.steps import WarmUp, warm_up
+from ltmsearch.search.pareto import hypervolume
+from ltmsearch.search.setup import Workbench, prepare
+from ltmsearch.search.trial import Evaluator
+
+OPTIONS: dict[str, Any] = {
+    "backbone": "vit_tiny_patch16_224",
+    "budget_gflops": 0.055,
+    "img_size": 64,
+    "clutter": False,
+    "one_base": True,
+    "trials": 60,
+    "batch_size": 16,
+    "base_steps": 700,
+    "base_lr": 5e-4,
+    "sandwich_steps": 40,
+    "sandwich_lr": 1e-4,
+    "proxy_steps": 3,
+    "proxy_lr": 2e-4,
+    "calibration_images": 32,
+    "val_images": 128,
+    "reference_steps": 100,
+    "reference_images": 300,
+}
+"""Options and their defaults, those of the published figures. `one_base`: all seeds start from one base net."""
+QUICK: dict[str, Any] = {
+    "trials": 4,
+    "base_steps": 2,
+    "sandwich_steps": 2,
+    "batch_size": 4,
+    "proxy_steps": 1,
+    "calibration_images": 8,
+    "val_images": 16,
+    "reference_steps": 2,
+    "reference_images": 16,
+    "seeds": 2,
+}
+CLEAN = Clutter(min_scale=0.8, max_scale=1.0, fragments=0, fragment_scale=0.4)
+"""Digits that fill the image and have nothing beside them: a small ViT learns them from scratch in a minute."""
+
+
+def add_search_options(parser: argparse.ArgumentParser) -> None:
+    """Add `OPTIONS`."""
+    for name, default in OPTIONS.items():
+        kind: dict[str, Any] = {"type": type(default)}
+        if isinstance(default, bool):
+            kind = {"action": argparse.BooleanOptionalAction}
+        parser.add_argument(f"--{name.replace('_', '-')}", default=default, help=f"default: {default}", **kind)
+
+
+def prepare_study(args: argparse.Namespace, seed: int) -> Workbench:
+    """Supernet, data, space and settings of one seed, without a search of the IB weight."""
+    taken = ("backbone", "budget_gflops", "img_size", "batch_size", "trials", "proxy_steps", "proxy_lr")
+    settings = StudySettings.make(
+        "benchmark",
+        **{name: getattr(args, name) for name in taken},
+        proxy_img_size=args.img_size,
+        base_img_size=args.img_size,
+        seed=seed,
+        precision="fp32",
+        device="cpu",
+        calibration_images=args.calibration_images,
+        val_images=args.val_images,
+        rescore_candidates=8,
+        rescore_images=args.val_images + args.reference_images,
+    )
+    bench = prepare(settings, Callbacks())
+    if not args.clutter:
+        for split in (bench.evaluator.data.train, bench.evaluator.data.validation):
+            split.dataset.clutter = CLEAN
+            split.kept, split.prepared = {}, {}
+    changed = bench.settings.model_copy(update={"rescore_images": args.val_images})
+    return replace(bench, space=replace(bench.space, ib_weights=None), settings=changed)
+
+
+def uniform_line(bench: Workbench) -> list[np.ndarray]:
+    """Uniform schedules within the budget, of every keep ratio and form of the space, costliest first."""
+    space = bench.space
+    wanted = sorted({choice for options in space.choices for choice in options if choice.keep_ratio < 1}, reverse=True)
+    line: dict[Any, np.ndarray] = {}
+    for choice in wanted:
+        indices = space.nearest(choice.keep_ratio, choice.form)
+        if within_budgets(bench.budgets, indices[None])[0]:
+            line.setdefault(bench.costs.network_key(space.schedule(indices)), indices)
+    return sorted(line.values(), key=lambda indices: -bench.budgets[0].costs(indices[None])[0])
+
+
+@dataclass
+class SavedNets:
+    """Base net, warmed-up shared weights, and reference of one seed."""
+
+    bench: Workbench
+    folder: Path
+    seed: int
+    args: argparse.Namespace
+
+    def load(self, name: str) -> Seconds:
+        """Load a net into the supernet, trained where it is missing; the seconds of its training."""
+        args, supernet = self.args, self.bench.evaluator.supernet
+        sandwich = {"base_steps": 0, "base_img_size": args.img_size, "lr": args.sandwich_lr}
+        path, start = self.folder / name, "base"
+        if name == "base":
+            path = self.folder.parent / "base-0" if args.one_base else path
+            seed, start = 0 if args.one_base else self.seed, ""
+            plan = WarmUp(
+                base_steps=args.base_steps, base_img_size=args.img_size, sandwich_steps=0, subnets=0, lr=args.base_lr
+            )
+        elif name == "warm":
+            seed, plan = 1000 + self.seed, WarmUp(**sandwich, sandwich_steps=args.sandwich_steps, subnets=1)
+        else:
+            seed, plan = 2000 + self.seed, WarmUp(**sandwich, sandwich_steps=args.reference_steps, subnets=2)
+        note = path.with_suffix(".json")
+        if not note.exists():
+            if start:
+                self.load(start)
+            seconds = self._train(plan, seed)
+            state = {key: value.contiguous() for key, value in supernet.state_dict().items()}
+            save_file(state, path.with_suffix(".safetensors"))
+            write_json(note, [seconds.wall, seconds.processor])
+            print(f"{path}: {seconds.processor:.0f} s", flush=True)
+        supernet.load_state_dict(load_file(path.with_suffix(".safetensors")))
+        return Seconds(*json.loads(note.read_text()))
+
+    def _train(self, plan: WarmUp, seed: int) -> Seconds:
+        start, space, evaluator = Seconds.now(), self.bench.space, self.bench.evaluator
+        batch_size = self.bench.settings.batch_size
+        steps = warm_up(
+            evaluator.supernet,
+            plan,
+            batches=evaluator.data.train_batches(batch_size=batch_size, steps=plan.steps, seed=seed),
+            cheapest=space.schedule(space.cheapest),
+            draw=lambda rng: space.schedule(space.random(rng, 1)[0]),
+            seed=seed,
+            runtime=evaluator.runtime,
+        )
+        for _ in steps:
+            pass
+        return Seconds.now() - start
+
+
+@dataclass
+class Reference:
+    """Scores of schedules by the reference supernet of a seed, on images that no search uses; kept in a file."""
+
+    nets: SavedNets
+    known: dict[str, list[float]] = field(init=False)
+    """Indices -> top-1, loss."""
+
+    def __post_init__(self) -> None:
+        bench = self.nets.bench
+        self.space, self.costs, self.budget = bench.space, bench.costs, bench.budgets[0]
+        keys = bench.evaluator.data.validation_keys[self.nets.args.val_images :]
+        self.images = len(keys)
+        self.evaluator = Evaluator(
+            supernet=bench.evaluator.supernet,
+            data=replace(bench.evaluator.data, validation_keys=keys, validation_size=len(keys)),
+            runtime=bench.evaluator.runtime,
+            settings=bench.settings,
+        )
+        self.path = self.nets.folder / "reference-scores.json"
+        self.known = read_results(self.path)
+        self.line = [indices.tolist() for indices in uniform_line(bench)]
+        self.score(self.line)
+
+    def score(self, wanted: Iterable[list[int]]) -> None:
+        """Score schedules that are not known."""
+        new = [indices for indices in wanted if str(indices) not in self.known]
+        if not new:
+            return
+        self.nets.load("reference")
+        by_net = {self.costs.network_key(self.space.schedule(json.loads(key))): key for key in self.known}
+        for indices in new:
+            schedule = self.space.schedule(indices)
+            key = by_net.setdefault(self.costs.network_key(schedule), str(indices))
+            if key not in self.known:
+                score = self.evaluator.score(schedule, images=self.images)
+                self.known[key] = [score.top1, score.loss]
+            self.known[str(indices)] = self.known[key]
+        write_json(self.path, self.known)
+
+    def top1(self, indices: list[int]) -> float:
+        """Top-1 of a known schedule."""
+        return self.known[str(indices)][0]
+
+    @property
+    def corner(self) -> float:
+        """Top-1 of the worst uniform schedule."""
+        return min(self.top1(indices) for indices in self.line)
+
+    def gain(self, points: list[tuple[float, float]]) -> float:
+        """Hypervolume of (top-1, GFLOPs) over the range of costs: mean points of top-1 above the corner."""
+        low, limit = self.budget.reachable()[0], self.nets.args.budget_gflops
+        return hypervolume(points, (self.corner, limit), (True, False)) / (limit - low)
+
+    def gain_of(self, front: Iterable[list[int]]) -> float:
+        """The same for the schedules of a front by the reference's own scores."""
+        front = list(front)
+        self.score(front)
+        costs = [self.costs.gflops(self.space.schedule(indices)) for indices in front]
+        return self.gain([(self.top1(indices), cost) for indices, cost in zip(front, costs, strict=True)])

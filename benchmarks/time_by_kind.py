@@ -1,0 +1,142 @@
+"""Time and multiply-adds of plain and merged nets by kind of work.
+
+Claim:    where latency does not follow GFLOPs, convolutions and norms, which merging never touches, take the time.
+Command:  python benchmarks/time_by_kind.py
+Duration: ten minutes
+Result:   benchmarks/results/time_by_kind.json
+Page:     docs/benchmarks/costs.md
+
+The nets are those of `merged_latency.py`: one keep ratio in all layers, 224 px, eager, one thread; torch.profiler.
+"""
+
+from collections import Counter
+from typing import Any
+
+import torch
+from harness.arguments import add_backbones, benchmark_parser, parse
+from harness.records import settings_of, write_results
+from harness.tables import print_table
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from ltmsearch.costs import traced_macs_by_module
+from ltmsearch.engine.runtime import keep_freed_memory
+from ltmsearch.merging import Merge
+from ltmsearch.models import MERGING, create_subnet
+
+BACKBONES = ("mobilevit_xs", "mobilevit_s", "efficientvit_b1", "vit_small_patch16_224", "swin_tiny_patch4_window7_224")
+SIZE = (224, 224)
+NORMS = (nn.BatchNorm2d, nn.LayerNorm)
+KINDS = ("convolution", "norm, activation", "attention", "MLP", "merging", "rest")
+
+
+def module_kind(path: str, module: nn.Module) -> str | None:
+    """Kind that everything inside a module belongs to, where there is one."""
+    known = {MERGING: "merging", "attn": "attention", "mlp": "MLP"}
+    return "attention" if type(module).__name__ == "LiteMLA" else known.get(path.rpartition(".")[2])
+
+
+def operator_kind(operator: str, labels: set[str]) -> str:
+    """Kind of one operator call inside labelled modules."""
+    if "merging" in labels:
+        return "merging"
+    if "conv" in operator:
+        return "convolution"
+    if any(part in operator for part in ("norm", "silu", "gelu", "hardswish", "relu")):
+        return "norm, activation"
+    if "attention" in labels or "attention" in operator:
+        return "attention"
+    return "MLP" if "MLP" in labels else "rest"
+
+
+def label_module(module: nn.Module, label: str) -> None:
+    """Record a module's work under a label."""
+    scopes: list[Any] = []
+
+    def enter(*_: Any) -> None:
+        scopes.append(record_function(label))
+        scopes[-1].__enter__()
+
+    module.register_forward_pre_hook(enter)
+    module.register_forward_hook(lambda *_: scopes.pop().__exit__(None, None, None))
+
+
+def time_by_kind(net: nn.Module, images: Tensor, runs: int) -> dict[str, float]:
+    """Share of the time by kind; unmerging counts as merging."""
+    for path, module in net.named_modules():
+        if kind := module_kind(path, module):
+            label_module(module, kind)
+    unmerge_change = Merge.unmerge_change
+
+    def recorded(merge: Merge, before: Tensor, change: Tensor) -> Tensor:
+        with record_function("merging"):
+            return unmerge_change(merge, before, change)
+
+    Merge.unmerge_change = recorded  # type: ignore[method-assign]
+    try:
+        with torch.inference_mode():
+            net(images)
+            with profile(activities=[ProfilerActivity.CPU]) as profiler:
+                for _ in range(runs):
+                    net(images)
+    finally:
+        Merge.unmerge_change = unmerge_change  # type: ignore[method-assign]
+    spent: Counter[str] = Counter()
+    for event in profiler.events():
+        parent, labels = event.cpu_parent, set()
+        while parent is not None:
+            labels.add(parent.name)
+            parent = parent.cpu_parent
+        if event.name.startswith("aten::"):
+            spent[operator_kind(event.name, labels)] += event.self_cpu_time_total
+    return {kind: spent[kind] / spent.total() for kind in KINDS}
+
+
+def macs_by_kind(net: nn.Module) -> dict[str, float]:
+    """Share of the multiply-adds by kind."""
+    counted, found = traced_macs_by_module(net, SIZE), Counter[str]()
+    for path, module in net.named_modules():
+        kind = module_kind(path, module)
+        if isinstance(module, nn.Conv2d):
+            found["convolution"] += counted[path]
+        elif isinstance(module, NORMS):
+            found["norm, activation"] += counted[path]
+        elif kind:
+            inside = [name for name, part in module.named_modules() if isinstance(part, (*NORMS, nn.Conv2d))]
+            found[kind] += counted[path] - sum(counted[f"{path}.{name}"] for name in inside)
+    found["rest"] = counted[""] - found.total()
+    return {kind: found[kind] / counted[""] for kind in KINDS}
+
+
+def main() -> None:
+    parser = benchmark_parser(__doc__)
+    add_backbones(parser, BACKBONES)
+    parser.add_argument("--keep", type=float, default=0.5, help="keep ratio of all layers")
+    parser.add_argument("--form", default="hard", help="form of the merged net")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--runs", type=int, default=10, help="calls that are profiled")
+    args = parse(parser, backbones=["mobilevit_xxs"], batch_sizes=[1], runs=1)
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    results: dict[str, Any] = {}
+    merging: dict[str, Any]
+    rows = []
+    for backbone in args.backbones:
+        for name, ratio in (("plain", None), ("merged", args.keep)):
+            merging = {"keep_ratios": {"*": ratio}, "forms": args.form, "mask_start": "content"}
+            net = create_subnet(backbone, **(merging if ratio else {})).eval()
+            shares = {"multiply-adds": macs_by_kind(net)}
+            net.to(memory_format=torch.channels_last)
+            for batch in args.batch_sizes:
+                images = torch.randn(batch, 3, *SIZE).to(memory_format=torch.channels_last)
+                shares[f"time at batch {batch}"] = time_by_kind(net, images, args.runs)
+            results.setdefault(backbone, {})[name] = shares
+            rows += [
+                [f"{backbone}, {name}, {what}", *(f"{by[kind]:.1%}" for kind in KINDS)] for what, by in shares.items()
+            ]
+    print_table("shares by kind of work", ("net", *KINDS), rows)
+    write_results(args.out / "time_by_kind.json", settings=settings_of(args), backbones=results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Processor seconds and memory of a trial by image size, batch size and network; seconds of a cost table by depth.
+
+Claim:    a trial grows with its images' pixels, slower with the batch, and costs of deep nets stay small.
+Command:  python benchmarks/trial_cost.py
+Duration: half an hour
+Result:   benchmarks/results/trial_cost.json and .html
+Page:     docs/benchmarks/search.md
+
+Real trials (`Evaluator.evaluate`), each point in a process of its own, so that its peak memory is its own.
+"""
+
+import argparse
+import json
+from typing import Any
+
+import plotly.graph_objects as go
+from harness.arguments import benchmark_parser, parse
+from harness.figures import BLUE, GREY, ORANGE, Panel, Series, draw, save_figure
+from harness.records import settings_of, write_results
+from harness.tables import print_table
+from harness.timing import Seconds, in_own_process, least_seconds, peak_mib
+
+BUDGETS = {
+    "mobilevit_xxs": 0.27,
+    "mobilevit_s": 1.2,
+    "vit_tiny_patch16_224": 0.7,
+    "swin_tiny_patch4_window7_224": 3.5,
+    "vit_small_patch16_36x1_224": 6.0,
+}
+IMAGE_SIZES, BATCH_SIZES, DEPTHS = (64, 96, 128, 160, 192, 224), (4, 8, 16, 32, 64), (6, 12, 24, 36, 48)
+
+
+def measure_trial(backbone: str, repeats: int, **settings: Any) -> dict[str, Any]:
+    """Least processor seconds of some trials after one that warms up, and the peak memory."""
+    from ltmsearch import StudySettings
+    from ltmsearch.callbacks import Callbacks
+    from ltmsearch.search.setup import prepare
+    from ltmsearch.search.trial import parameters
+
+    bench = prepare(StudySettings.make(backbone=backbone, budget_gflops=BUDGETS[backbone], **settings), Callbacks())
+    weights, schedule = parameters(bench.evaluator.supernet), bench.space.schedule(bench.space.nearest(0.5))
+
+    def trial() -> None:
+        bench.evaluator.evaluate(weights, schedule, ib_weight=0.1, seed=0)
+
+    trial()
+    seconds = least_seconds(repeats, trial).processor
+    return {"seconds": seconds, "peak_mib": peak_mib(), "layers": len(bench.space.layers)}
+
+
+def measure_depth(depth: int) -> dict[str, Any]:
+    """Seconds to count a ViT of so many blocks and make its cost table, and microseconds to cost a schedule."""
+    import numpy as np
+
+    from ltmsearch.costs import cost_model
+    from ltmsearch.models import create_subnet, get_adapter
+    from ltmsearch.schedules.space import SearchSpace, SpaceFile
+
+    backbone = "vit_tiny_patch16_224"
+    net, start = create_subnet(backbone, depth=depth), Seconds.now()
+    costs = cost_model(backbone, net, (224, 224))
+    file = SpaceFile.load(None, family=get_adapter(backbone).family)
+    space = SearchSpace.build(file, costs.layer_grids, reduces_cost=costs.reduces_cost)
+    table = costs.table(space.choices)
+    counted = (Seconds.now() - start).wall
+    schedules = space.random(np.random.default_rng(0), 10_000)
+    costed = least_seconds(1, lambda: table.costs(schedules)).wall
+    return {"table_seconds": counted, "cost_microseconds": 1e6 * costed / len(schedules)}
+
+
+def measure_all(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """All points by part."""
+
+    def trial(backbone: str = args.backbone, **settings: Any) -> dict[str, Any]:
+        return in_own_process(__file__, backbone=backbone, repeats=args.repeats, **settings)
+
+    return {
+        "image size": [trial(proxy_img_size=size) for size in args.img_sizes],
+        "batch size": [trial(batch_size=size) for size in args.batch_sizes],
+        "network": [trial(backbone) for backbone in args.backbones],
+        "depth": [in_own_process(__file__, depth=depth) for depth in args.depths],
+    }
+
+
+def figure(results: dict[str, list[dict[str, Any]]]) -> go.Figure:
+    """Seconds and memory against image size and batch size; seconds of a cost table against depth."""
+    panels = []
+    for part, key in (("image size", "proxy_img_size"), ("batch size", "batch_size")):
+        points = results[part]
+        x = [point[key] for point in points]
+        seconds = Series(x=x, y=[point["seconds"] for point in points], color=BLUE, name="seconds of a trial")
+        memory = Series(x=x, y=[point["peak_mib"] for point in points], color=GREY, name="peak memory", second=True)
+        axes: dict[str, Any] = {
+            "x_axis": {"title": part},
+            "y_axis": {"title": "processor seconds"},
+            "second_axis": {"title": "MiB"},
+        }
+        panels.append(Panel(title=part, series=[seconds, memory], **axes))
+    deep = results["depth"]
+    x, y = [point["depth"] for point in deep], [point["table_seconds"] for point in deep]
+    table = Series(x=x, y=y, color=ORANGE, name="seconds to count a network once")
+    panels.append(Panel(title="blocks of a ViT", series=[table], x_axis={"title": "blocks"}))
+    return draw("Time and memory of one trial", panels, columns=3)
+
+
+def main() -> None:
+    parser = benchmark_parser(__doc__)
+    parser.add_argument("--backbone", default="mobilevit_s", help="backbone whose image and batch sizes vary")
+    parser.add_argument("--backbones", nargs="+", default=list(BUDGETS), choices=list(BUDGETS))
+    parser.add_argument("--img-sizes", type=int, nargs="+", default=list(IMAGE_SIZES))
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=list(BATCH_SIZES))
+    parser.add_argument("--depths", type=int, nargs="+", default=list(DEPTHS))
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--point", help="measure one point, as JSON: used by the benchmark itself")
+    small = {"backbone": "mobilevit_xxs", "backbones": [], "img_sizes": [64], "batch_sizes": [4], "depths": [6]}
+    args = parse(parser, **small, repeats=1)
+    if args.point:
+        options = json.loads(args.point)
+        print(json.dumps(measure_depth(**options) if "depth" in options else measure_trial(**options)))
+        return
+    results = measure_all(args)
+    for part, points in results.items():
+        rows = [[", ".join(f"{name} {value}" for name, value in point.items())] for point in points]
+        print_table(part, ("point",), rows)
+    write_results(args.out / "trial_cost.json", settings=settings_of(args), **results)
+    save_figure(figure(results), args.out, "trial_cost", title="Time and memory of one trial")
+
+
+if __name__ == "__main__":
+    main()
