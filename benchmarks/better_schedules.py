@@ -157,7 +157,7 @@ def run_case(name: str, args: argparse.Namespace) -> Outcome:
     """All trainings of one case."""
     case = CASES[name]
     if args.quick:
-        case = replace(case, base_steps=8, tuned_steps=2, bases=1)
+        case = replace(case, base_steps=8, tuned_steps=2, bases=1, score_images=64)
     training = ShortTraining(case, args.work / name.replace(":", "-"), args.data_dir)
     nets = EqualCostNets(training, (QUICK_SEARCH if args.quick else SEARCH).split(), args.learning_steps)
     outcome = Outcome(nets, args.seeds)

@@ -86,7 +86,7 @@ def prepare_study(args: argparse.Namespace, seed: int) -> Workbench:
     if not args.clutter:
         for split in (bench.evaluator.data.train, bench.evaluator.data.validation):
             split.dataset.clutter = CLEAN
-            split.kept, split.prepared = {}, {}
+            split.pixel_cache, split.tensor_cache = {}, {}
     changed = bench.settings.model_copy(update={"rescore_images": args.val_images})
     return replace(bench, space=replace(bench.space, ib_weights=None), settings=changed)
 
@@ -171,7 +171,7 @@ class Reference:
         self.images = len(keys)
         self.evaluator = Evaluator(
             supernet=bench.evaluator.supernet,
-            data=replace(bench.evaluator.data, validation_keys=keys, validation_size=len(keys)),
+            data=replace(bench.evaluator.data, validation_keys=keys),
             runtime=bench.evaluator.runtime,
             settings=bench.settings,
         )

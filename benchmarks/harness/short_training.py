@@ -58,6 +58,8 @@ class Case:
     """Whether in bf16 where the processor has it: slower than fp32 in nets that are mostly convolutions."""
     base_steps: int = 240
     tuned_steps: int = 60
+    score_images: int | None = None
+    """Images of each score; None: all."""
     bases: int = 3
     """Number of trained bases; with one, seeds share it and differ in their training."""
 
@@ -158,8 +160,10 @@ class ShortTraining:
         return {**content, "seconds": round(time.perf_counter() - begun, 1)}
 
     def score(self, model: nn.Module, data: ImageData) -> Score:
-        """Score on all validation images of some data."""
-        return score(model, data.validation_batches(batch_size=SCORING_BATCH), self.runtime)
+        """Score on the validation images of some data."""
+        return score(
+            model, data.validation_batches(batch_size=SCORING_BATCH, limit=self.case.score_images), self.runtime
+        )
 
     def _model(self, recipe: Recipe, init: Path | None) -> nn.Module:
         torch.manual_seed(recipe.seed)
