@@ -174,7 +174,7 @@ def main() -> None:
     add_search_options(parser)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--independent-steps", type=int, default=12, help="steps of a trial of `independent`")
-    args = parse(parser, **QUICK, independent_steps=1)
+    args = parse(parser, **QUICK, independent_steps=1, methods=["default", "independent", "uniform"])
     seeds = {str(seed): run_seed(seed, args) for seed in range(args.seeds)}
     curves = {name: [seed["methods"][name]["curve"] for seed in seeds.values()] for name in args.methods}
     print_tables(curves, args.trials)
