@@ -11,7 +11,7 @@ import runpy
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from typer.main import get_command
 
@@ -21,20 +21,17 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ltmsearch"
 COMMANDS = ROOT / "docs/reference/commands.md"
 ARCHITECTURE = ROOT / "docs/architecture.md"
-KINDS = {int: "whole number", float: "number", Path: "path"}
-"""Name of an option's value by its type; all other types are text."""
 HEAD = """# Commands
 
 <!-- Written by `python docs/make_reference.py` from the command line itself; do not edit. -->
 
-Every command takes `--help` (`-h`); `ltmsearch --version` prints the version. Exit codes: 0 done; 2 the input is wrong
-(explained in one line); 143
-stopped by SIGTERM; 1 any other failure.
+Every command takes `--help` (`-h`); `ltmsearch --version` prints the version. Exit codes: 0 success; 2 wrong input
+(one line with the rule, the value received and a suggestion); 143 stopped by SIGTERM; 1 any other failure.
 """
 
 
 def commands_page() -> str:
-    """The commands reference."""
+    """Text of the page."""
     commands: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
     return "\n".join((HEAD, *(_section(name, command) for name, command in commands.items())))
 
@@ -42,17 +39,16 @@ def commands_page() -> str:
 def _section(name: str, command: Any) -> str:
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option"]
-    usage = " ".join(("ltmsearch", name, *(_value(a, command) for a in arguments), "[OPTIONS]"))
-    paragraphs = [" ".join(line.split()) for line in (command.help or "").split("\n\n")]
+    usage = " ".join(("ltmsearch", name, *(a.metavar for a in arguments), "[OPTIONS]"))
     lines = [f"## {name}", "", f"```text\n{usage}\n```", ""]
-    for line in paragraphs:
-        is_example, _, example = line.partition(": ")
-        code = is_example in ("Example", "Several GPUs")
-        lines += [f"{is_example}: `{example}`" if code else _plain(line), ""]
+    for paragraph in (" ".join(text.split()) for text in command.help.split("\n\n")):
+        label, _, example = paragraph.partition(": ")
+        is_code = label in ("Example", "Several GPUs")
+        lines += [f"{label}: `{example}`" if is_code else _plain(paragraph), ""]
     if arguments:
-        lines += ["| argument | |", "|---|---|", *(_row(f"`{_value(a, command)}`", a) for a in arguments), ""]
+        lines += ["| argument | |", "|---|---|", *(_row(f"`{a.metavar}`", a) for a in arguments), ""]
     for panel, members in groupby(sorted(options, key=_panel_order(options)), key=_panel):
-        lines += [f"| {panel} | |", "|---|---|", *(_row(_spelling(o, command), o) for o in members), ""]
+        lines += [f"| {panel} | |", "|---|---|", *(_row(_spelling(o), o) for o in members), ""]
     return "\n".join(lines)
 
 
@@ -66,37 +62,23 @@ def _panel_order(options: list[Any]) -> Callable[[Any], int]:
     return lambda option: panels.index(_panel(option))
 
 
-def _value(parameter: Any, command: Any) -> str:
-    """Placeholder of a parameter's value, such as `RECIPE|BACKBONE` or `number`."""
-    if parameter.metavar or parameter.param_type_name == "argument":
-        return str(parameter.metavar or parameter.name.upper())
-    # The types come from the callback, because options store them differently in different versions of typer.
-    annotation = get_type_hints(command.callback)[parameter.name]
-    (kind, *_) = get_args(annotation) or [annotation]
-    return KINDS.get(kind, "text")
-
-
-def _spelling(option: Any, command: Any) -> str:
+def _spelling(option: Any) -> str:
     names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
-    return names if option.is_flag else f"{names} {_value(option, command)}"
+    return f"{names} {option.metavar}".rstrip()
 
 
-def _row(what: str, parameter: Any) -> str:
-    cells = (what, _plain(" ".join(_sentences(parameter))))
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+def _row(first: str, parameter: Any) -> str:
+    text = parameter.help or ""
+    if parameter.required and parameter.param_type_name == "option":
+        text += " Must be given."
+    elif parameter.default not in (None, False) and "default:" not in text:
+        text += f" (default: {parameter.default})"
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in (first, _plain(text)))} |"
 
 
 def _plain(text: str) -> str:
-    """Text in one line, with `<` escaped for Markdown."""
+    """Text in which Markdown sees no tags."""
     return " ".join(text.split()).replace("<", "&lt;")
-
-
-def _sentences(parameter: Any) -> Iterator[str]:
-    yield parameter.help or ""
-    if parameter.required and parameter.param_type_name == "option":
-        yield "Must be given."
-    elif parameter.default not in (None, False):
-        yield f"(default: {parameter.default})"
 
 
 def architecture_page() -> str:

@@ -211,7 +211,7 @@ def test_a_crash_at_a_bad_moment_loses_and_doubles_nothing(
 def test_more_trials_continue_and_other_settings_are_refused(finished: Path, tmp_path: Path) -> None:
     run_study(tiny(tmp_path, trials=4))
     first = outcome(tmp_path)[0]
-    with pytest.raises(InputError, match="seed is 0 there and 3 now; proxy_steps is 1 there and 2 now"):
+    with pytest.raises(InputError, match="seed was 0 and is now 3; proxy_steps was 1 and is now 2"):
         run_study(tiny(tmp_path, seed=3, proxy_steps=2))
     pd.testing.assert_frame_equal(outcome(tmp_path)[0], first)
     run_study(tiny(tmp_path, trials=5))

@@ -1,38 +1,15 @@
-"""The application that the commands belong to, and what they share."""
+"""The Typer application and the options that several commands share."""
 
-import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from typer.core import TyperGroup
 
-from ltmsearch.cli import options
-from ltmsearch.errors import unknown_name
-
-ORDER = ("run", "front", "dashboard", "train", "validate", "export", "visualize", "space", "cost", "profile")
-"""The commands as they are listed: as they are used one after the other, and behind them those that tell of a backbone.
-"""
-
-
-class InOrder(TyperGroup):
-    """The commands in their order; for a name that is none of theirs, the nearest one."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """The names of all commands."""
-        return sorted(self.commands, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that the arguments name."""
-        if args and args[0] not in self.commands and not ctx.resilient_parsing:
-            raise unknown_name("command", args[0], self.commands)
-        return super().resolve_command(ctx, args)
-
+from ltmsearch.cli.options import OUTPUT, field_option, flag
+from ltmsearch.config.settings import StudySettings
 
 app = typer.Typer(
     name="ltmsearch",
-    cls=InOrder,
     help="Find which layers of a vision transformer should merge tokens, and how much, under a compute budget.\n\n"
     "Example: ltmsearch run --backbone mobilevit_s --budget-gflops 1.2",
     no_args_is_help=True,
@@ -40,53 +17,20 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-OUTPUT, DATA = "Output", "Data"
-"""Panels of the help."""
+DATA = "Data"
+"""Panel of the help."""
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory of a study.")]
-DataDir = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR",
-        help="Image folder with train/ and validation/ (or val/), one folder per class.",
-        rich_help_panel=DATA,
-    ),
-]
-Dataset = Annotated[
-    str | None,
-    options.such_as(
-        options.DATASETS, "digits (built in), folder, or a timm data set name. (default: digits)", panel=DATA
-    ),
-]
-
-
-def flag(*names_and_help: str, panel: str | None = None) -> Any:
-    """An option without a value.
-
-    Args:
-        names_and_help: Its names, and last what it does.
-        panel: Of the help.
-    """
-    *options, help = names_and_help
-    return typer.Option(*options, metavar="", help=help, rich_help_panel=panel)  # else the help says <bool>
-
-
-AsJson = Annotated[bool, flag("--json", "Print one JSON document and nothing else on standard output.", panel=OUTPUT)]
-Quiet = Annotated[bool, flag("--quiet", "-q", "No progress, no table.", panel=OUTPUT)]
-QuietProgress = Annotated[bool, flag("--quiet", "-q", "No progress.", panel=OUTPUT)]
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file, e.g. of a study's recipes/ folder.")]
+DataDir = Annotated[Path | None, field_option(StudySettings, "data_dir", panel=DATA)]
+Dataset = Annotated[str | None, field_option(StudySettings, "dataset", panel=DATA)]
+Device = Annotated[str, field_option(StudySettings, "device")]
+AsJson = Annotated[bool, flag("--json", "Print the result to standard output as one JSON document.", panel=OUTPUT)]
+Quiet = Annotated[bool, flag("--quiet", "-q", "Print no progress and no table.", panel=OUTPUT)]
+QuietProgress = Annotated[bool, flag("--quiet", "-q", "Print no progress.", panel=OUTPUT)]
 Verbose = Annotated[
-    bool, flag("--verbose", "-v", "Log to standard error what is decided, timed and written.", panel=OUTPUT)
+    bool, flag("--verbose", "-v", "Log decisions, timings and written files to standard error.", panel=OUTPUT)
 ]
-
-
-def speaks() -> bool:
-    """Whether this process is the one that prints: of those that torchrun starts, the first."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def say(console: Console, line: str) -> None:
-    """Print one line as it is, however long."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _version(wanted: bool) -> None:

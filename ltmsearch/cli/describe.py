@@ -1,32 +1,35 @@
-"""Commands that describe a backbone without training anything: `space` and `cost`."""
+"""The `space` and `cost` commands, which describe a backbone without training anything."""
 
 from typing import Annotated
 
 import typer
 
-from ltmsearch.cli import options
-from ltmsearch.cli.app import AsJson, app
+from ltmsearch.cli.app import AsJson
+from ltmsearch.cli.options import choice_option, completing, field_option
 from ltmsearch.cli.terminal import print_json, results
+from ltmsearch.config.names import backbone_names
+from ltmsearch.config.settings import StudySettings
 from ltmsearch.errors import InputError
+from ltmsearch.schedules.schedule import Form
 
-Backbone = Annotated[str, options.backbone_argument("timm name, e.g. mobilevit_s.")]
-ImgSize = Annotated[
-    int, typer.Option(help="Side in pixels of the images that costs are counted for.", min=32, max=2048)
+Backbone = Annotated[
+    str,
+    typer.Argument(metavar="BACKBONE", help="timm name, e.g. mobilevit_s.", autocompletion=completing(backbone_names)),
 ]
-Operator = Annotated[str, options.one_of(options.OPERATORS, "Merging operator")]
+ImgSize = Annotated[
+    int, typer.Option(metavar="INT", help="Image side in pixels for which costs are counted.", min=32, max=2048)
+]
+Operator = Annotated[str, field_option(StudySettings, "operator")]
 
 
-@app.command()
 def space(
     backbone: Backbone,
     img_size: ImgSize = 224,
     operator: Operator = "ltm",
-    space: Annotated[
-        str | None, options.shipped_option("search_spaces", "Search-space file. (default: that of the family)")
-    ] = None,
+    space: Annotated[str | None, field_option(StudySettings, "space")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a backbone's layers, tokens, shares of the cost, what merging saves, and the reachable range.
+    """Show a backbone's layers with their tokens and costs, the savings of merging, and the range of reachable costs.
 
     Example: ltmsearch space mobilevit_s
     """
@@ -39,21 +42,21 @@ def space(
         print_space(results(), record)
 
 
-@app.command()
 def cost(
     backbone: Backbone,
     keep: Annotated[
-        str | None, typer.Option(help="Keep ratios in the layers' order, e.g. 0.7,1,0.5,… or one for all.")
+        str | None,
+        typer.Option(
+            metavar="RATIOS", help="Keep ratios in (0, 1] in layer order, such as 0.7,1,0.5, or one for all layers."
+        ),
     ] = None,
     img_size: ImgSize = 224,
     operator: Operator = "ltm",
-    form: Annotated[
-        str | None, options.one_of(options.FORMS, "Of the merges, for the operator ltm", default="soft")
-    ] = None,
-    num_classes: Annotated[int, typer.Option(help="Width of the classifier.", min=1)] = 1000,
+    form: Annotated[str | None, choice_option(Form, "Form of the merges; default: the operator's first")] = None,
+    num_classes: Annotated[int, typer.Option(metavar="INT", help="Number of classes.", min=1)] = 1000,
     as_json: AsJson = False,
 ) -> None:
-    """Count one schedule by formula and by tracing the built subnet; without --keep the plain net.
+    """Count the multiply-adds of one schedule, by formula and by tracing; without --keep, of the unmerged network.
 
     Example: ltmsearch cost mobilevit_s --keep 0.5 --json
     """
@@ -74,4 +77,4 @@ def _ratios(text: str | None) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"--keep must be numbers in (0, 1] with commas between them, but got {text!r}") from None
+        raise InputError(f"--keep must be numbers in (0, 1], separated by commas, but got {text!r}") from None

@@ -1,4 +1,4 @@
-"""Commands that take a subnet out of a study or a training and into use: `export`."""
+"""The `export` command."""
 
 from functools import partial
 from pathlib import Path
@@ -6,44 +6,54 @@ from typing import Annotated
 
 import typer
 
-from ltmsearch.cli.app import AsJson, Quiet, Verbose, app, flag, say
-from ltmsearch.cli.terminal import print_json, results, watched
+from ltmsearch.cli.app import AsJson, Quiet, Verbose
+from ltmsearch.cli.options import flag
+from ltmsearch.cli.terminal import print_json, results, say, watched
 
 RunOrTraining = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory of a study, or a training's folder.")]
 
-_of_study = partial(typer.Option, rich_help_panel="Of a study")
+_of_study = partial(typer.Option, rich_help_panel="Trials of a study")
 
 
-@app.command()
 def export(
     run: RunOrTraining,
-    trial: Annotated[int | None, _of_study(help="This trial.")] = None,
-    top: Annotated[int | None, _of_study(help="The best K of the front. (default: 1)", metavar="K", min=1)] = None,
-    under_gflops: Annotated[float | None, _of_study(help="The best of the front up to this cost.")] = None,
+    trial: Annotated[int | None, _of_study(metavar="INT", help="Export this trial.")] = None,
+    top: Annotated[
+        int | None, _of_study(metavar="INT", help="Export this many of the front's best. (default: 1)", min=1)
+    ] = None,
+    under_gflops: Annotated[
+        float | None, _of_study(metavar="FLOAT", help="Export the best of the front up to this many GFLOPs per image.")
+    ] = None,
     under_ms: Annotated[
-        float | None, _of_study(help="The best of the front up to this latency, where it had a latency budget.")
+        float | None,
+        _of_study(
+            metavar="FLOAT",
+            help="Export the best of the front up to this latency in milliseconds, if the study has a latency budget.",
+        ),
     ] = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="These weights. (default: RUN/best.safetensors)", rich_help_panel="Of a training"
+            metavar="FILE",
+            help="Weights to export. (default: RUN/best.safetensors)",
+            rich_help_panel="Trained weights of a training",
         ),
     ] = None,
-    weights: Annotated[bool, flag("--weights", "Also the weights, as a folder that timm opens (safetensors).")] = False,
-    onnx: Annotated[bool, flag("--onnx", "Also an ONNX file, compared in onnxruntime.")] = False,
-    program: Annotated[bool, flag("--program", "Also a program of torch.export (.pt2).")] = False,
+    weights: Annotated[bool, flag("--weights", "Write the weights too, as a safetensors folder for timm.")] = False,
+    onnx: Annotated[bool, flag("--onnx", "Write an ONNX file too, verified in onnxruntime.")] = False,
+    program: Annotated[bool, flag("--program", "Write a torch.export program too (.pt2).")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write recipes, on request weights and programs, into RUN/export/<trial>/, of a training into RUN/export/.
+    """Write recipes, and on request weights and programs, to RUN/export/<trial>/ (for a training: to RUN/export/).
 
-    Every file is opened again and compared with the net.
+    Every file is loaded again and compared with the network.
 
     Example: ltmsearch export runs/my-study --under-gflops 1.15 --weights --onnx
     """
-    stopped = "files that are whole stay, the same command writes all again"
-    with watched(quiet=quiet, verbose=verbose, stopped=lambda: stopped) as callbacks:
+    next_step = "complete files remain; repeat the command to write all files again"
+    with watched(quiet=quiet, verbose=verbose, next_step=lambda: next_step) as callbacks:
         from ltmsearch.export import export_run
 
         files = export_run(

@@ -1,23 +1,21 @@
-"""Commands on a study that is there: `front` and `dashboard`."""
+"""The `front` and `dashboard` commands, which show an existing study."""
 
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from ltmsearch.cli.app import AsJson, Quiet, RunFolder, app, say
-from ltmsearch.cli.terminal import print_json, results
+from ltmsearch.callbacks import Callbacks
+from ltmsearch.cli.app import AsJson, Quiet, RunFolder
+from ltmsearch.cli.terminal import notes, print_json, results, say
 
 
-@app.command()
 def front(run: RunFolder, as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """Print a study's front and what was learned of its layers, and write its tables, plots and report again.
+    """Print a study's front and the findings on its layers, and write its tables, plots and report again.
 
-    While a driver is at work on the study nothing is written.
+    Nothing is written while another process is running the study.
 
     Example: ltmsearch front runs/mobilevit_s-ltm-1.2gflops-224-digits
     """
-    from ltmsearch.callbacks import Callbacks
     from ltmsearch.cli.progress import Notes
     from ltmsearch.io.files import refuse_links_outward
     from ltmsearch.reporting.findings import find
@@ -30,9 +28,9 @@ def front(run: RunFolder, as_json: AsJson = False, quiet: Quiet = False) -> None
     refuse_links_outward(run)
     study = Run.open(run)
     settings, records = study.settings, study.trials
-    callbacks = Callbacks() if quiet else Notes(Console(stderr=True))
-    if driver := who_drives(run):  # it writes the same files, with more trials
-        callbacks.note(f"{run} is driven by {driver}: nothing is written, its files are that driver's")
+    callbacks = Callbacks() if quiet else Notes(notes())
+    if driver := who_drives(run):
+        callbacks.note(f"{run} is being run by {driver}, which writes its files: nothing is written here")
     else:
         write_tables_and_plots(run, settings, records, callbacks)
     if as_json:
@@ -43,22 +41,22 @@ def front(run: RunFolder, as_json: AsJson = False, quiet: Quiet = False) -> None
         print_findings(console, find(records, settings.axis.name))
 
 
-@app.command()
 def dashboard(
     run: RunFolder,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0: a free one.", min=0, max=65535)] = 8080,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(metavar="INT", help="Port to listen on; 0 picks a free one.", min=0, max=65535)
+    ] = 8080,
 ) -> None:
-    """Open optuna-dashboard on a study, also while it runs.
+    """Open optuna-dashboard on a study, also while it is running.
 
     Example: ltmsearch dashboard runs/my-study --port 8080
     """
     from ltmsearch.reporting.dashboard.server import serve_dashboard
 
-    def tell(address: str) -> None:
+    def show(address: str) -> None:
         if host not in ("127.0.0.1", "::1", "localhost"):
-            warning = "the dashboard asks for no password: all who reach it can change and delete studies"
-            say(Console(stderr=True), warning)
-        say(results(), f"dashboard of {run} on {address} (Ctrl-C ends it)")
+            say(notes(), "the dashboard has no password: everyone who can reach it can change and delete studies")
+        say(results(), f"dashboard of {run} on {address} (stop it with Ctrl-C)")
 
-    serve_dashboard(run, host=host, port=port, on_start=tell)
+    serve_dashboard(run, host=host, port=port, on_start=show)

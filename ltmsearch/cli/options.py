@@ -1,79 +1,167 @@
-"""What may stand behind an option: shown in the help, offered by the shell's completion.
+"""Command-line options generated from configuration fields: their names, help, choices and defaults."""
 
-The library says which names it takes, and refuses others; here they stand once more, so that completing a command line
-imports neither torch nor timm. A test holds both alike.
-"""
-
-from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
-from typing import Any, Literal
+import re
+from collections.abc import Callable, Collection, Sequence
+from inspect import Parameter, signature
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
-from ltmsearch.config.backbone_names import BACKBONES
-from ltmsearch.io.presets import shipped_folder
+from ltmsearch.config.cli_option import CliOption
 
-OPERATORS = ("ltm", "pool", "tome")
-FORMS = ("soft", "hard", "matched")
-SAMPLERS = ("auto", "tpe", "gp", "nsga2", "random")
-PRECISIONS = ("auto", "fp32", "bf16")
-RUNTIMES = ("torch", "compile", "onnxruntime")
-DTYPES = ("fp32", "bf16", "fp16")
-MEMORY_FORMATS = ("channels_last", "contiguous")
-CLIP_MODES = ("norm", "value", "agc")
-SCHEDS = ("cosine", "tanh", "step", "constant", "poly", "wsd", "rsqrt")
-REMODES = ("pixel", "const", "rand")
-MIXUP_MODES = ("batch", "pair", "elem")
-AMP_DTYPES = ("bfloat16", "float16")
-DEVICES = ("auto", "cpu", "cuda")
-"""Numbered ones, such as cuda:1, do too."""
-DATASETS = ("digits", "folder", "torch/cifar10", "torch/cifar100", "torch/fashion_mnist", "torch/mnist")
-"""The most usual ones."""
+OUTPUT = "Output"
+"""Panel of the help that comes last."""
+LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+"""Limits of numbers, by the name that pydantic gives them."""
 
 
-def one_of(names: Sequence[str], meaning: str, *, default: str | None = None, panel: str | None = None) -> Any:
-    """An option that takes one of a few names, which its help lists.
+def options_from(
+    model: type[BaseModel], *, leave_out: Collection[str], defaults: bool = True
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorate a command so that it takes every field of a model as an option.
+
+    The command receives them in its `**` parameter: as text that the model has to parse, as a bool for switches, and
+    as None where an option is not given.
 
     Args:
-        names: What it takes.
-        meaning: What it is.
-        default: What holds without it, where that is no value of the option's own.
-        panel: Of the help.
+        model: Its fields' docstrings are the help.
+        leave_out: Fields that are no options.
+        defaults: Whether the help shows the fields' defaults.
     """
-    help = f"{meaning}: {', '.join(names[:-1])} or {names[-1]}." + (f" (default: {default})" if default else "")
-    return typer.Option(metavar="NAME", help=help, rich_help_panel=panel, autocompletion=_starting(lambda: names))
+    generated = [
+        Parameter(
+            name,
+            Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                _value_type(field), field_option(model, name, panel=_presentation(field).panel, default=defaults)
+            ],
+        )
+        for name, field in model.model_fields.items()
+        if name not in leave_out
+    ]
+
+    def decorate(command: Any) -> Any:
+        *own, _generated = signature(command).parameters.values()
+        own = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in own]
+        first = [parameter for parameter in own if _panel(parameter) != OUTPUT]
+        last = [parameter for parameter in own if _panel(parameter) == OUTPUT]
+        command.__signature__ = signature(command).replace(parameters=[*first, *generated, *last])
+        return command
+
+    return decorate
 
 
-def such_as(names: Sequence[str], help: str, *, panel: str | None = None) -> Any:
-    """An option that takes one of some names, or others."""
-    return typer.Option(metavar="NAME", help=help, rich_help_panel=panel, autocompletion=_starting(lambda: names))
+def field_option(model: type[BaseModel], name: str, *, panel: str | None = None, default: bool = True) -> Any:
+    """A `typer.Option` with the help, choices and completion of a field.
+
+    Args:
+        model: Model of the field.
+        name: Name of the field.
+        panel: Panel of the help.
+        default: Whether the help shows the field's default.
+    """
+    field = model.model_fields[name]
+    shown = _presentation(field)
+    facts = "; ".join(filter(None, (_values(field), _default(field) if default else "")))
+    text = f"{field.description} ({facts})" if facts else f"{field.description}"
+    return typer.Option(
+        metavar=shown.metavar or _metavar(field),
+        help=re.sub(r"`(\w+)`", lambda match: _spelled(match[1], model), " ".join(text.split())),
+        rich_help_panel=panel,
+        show_default=False,
+        autocompletion=completing(_choices(field) or shown.suggestions),
+    )
 
 
-def backbone_option(help: str) -> Any:
-    """An option that takes the name of a backbone."""
-    return typer.Option(metavar="NAME", help=help, autocompletion=_starting(backbones))
+def choice_option(names: Any, meaning: str) -> Any:
+    """A `typer.Option` that takes one of a few names.
+
+    Args:
+        names: A `Literal` type.
+        meaning: Help text, to which the names are added.
+    """
+    help = f"{meaning} ({_listed(get_args(names))})"
+    return typer.Option(metavar="NAME", help=help, show_default=False, autocompletion=completing(get_args(names)))
 
 
-def backbone_argument(help: str, metavar: str = "BACKBONE") -> Any:
-    """An argument that takes the name of a backbone."""
-    return typer.Argument(metavar=metavar, help=help, autocompletion=_starting(backbones))
+def completing(names: Sequence[str] | Callable[[], Sequence[str]]) -> Callable[[str], list[str]]:
+    """Shell completion by names that start with what was typed; without any, the shell completes files."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in (names() if callable(names) else names) if name.startswith(incomplete)]
+
+    return complete
 
 
-def shipped_option(kind: Literal["search_spaces", "studies"], help: str, *, panel: str | None = None) -> Any:
-    """An option that takes a file, or the name of one that ltmsearch brings along."""
-    shipped = _starting(lambda: _shipped(kind))
-    return typer.Option(metavar="FILE|NAME", help=help, rich_help_panel=panel, autocompletion=shipped)
+def flag(*names_and_help: str, panel: str | None = None) -> Any:
+    """A `typer.Option` without a value.
+
+    Args:
+        names_and_help: Its names, and last its help.
+        panel: Panel of the help.
+    """
+    *names, help = names_and_help
+    return typer.Option(*names, metavar="", help=help, rich_help_panel=panel)  # else the help says <bool>
 
 
-def backbones() -> Iterable[str]:
-    """The timm names of all backbones."""
-    return chain.from_iterable(BACKBONES.values())
+def _panel(parameter: Parameter) -> str | None:
+    (option,) = parameter.annotation.__metadata__
+    return option.rich_help_panel if isinstance(option.rich_help_panel, str) else None
 
 
-def _shipped(kind: Literal["search_spaces", "studies"]) -> list[str]:
-    return sorted(path.stem for path in shipped_folder(kind).glob("*.yaml"))
+def _presentation(field: FieldInfo) -> CliOption:
+    return next((each for each in field.metadata if isinstance(each, CliOption)), CliOption())
 
 
-def _starting(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
-    """The names that begin as what was typed; where there is none, the shell offers files."""
-    return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
+def _kind(field: FieldInfo) -> Any:
+    """Type of a field's values other than None."""
+    kinds = [kind for kind in get_args(field.annotation) if kind is not NoneType]
+    return kinds[0] if NoneType in get_args(field.annotation) else field.annotation
+
+
+def _choices(field: FieldInfo) -> tuple[str, ...]:
+    return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+
+
+def _value_type(field: FieldInfo) -> Any:
+    kind = _kind(field)
+    if get_origin(kind) is tuple:
+        return tuple.__class_getitem__((str,) * len(get_args(kind))) | None
+    return (bool if kind is bool else str) | None
+
+
+def _metavar(field: FieldInfo) -> str:
+    names = {int: "INT", float: "FLOAT", bool: "", str: "TEXT"}
+    return names.get(_kind(field), "NAME")
+
+
+def _values(field: FieldInfo) -> str:
+    """Choices or range of a field."""
+    if names := _choices(field):
+        return _listed(names)
+    suggestions = _presentation(field).suggestions
+    if suggestions and not callable(suggestions):
+        return f"e.g. {', '.join(suggestions)}"
+    limits = {sign: getattr(limit, sign) for limit in field.metadata for sign in LIMITS if hasattr(limit, sign)}
+    if "ge" in limits and "le" in limits:
+        return f"{limits['ge']} to {limits['le']}"
+    return ", ".join(f"{LIMITS[sign]} {limit}" for sign, limit in limits.items())
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _default(field: FieldInfo) -> str:
+    text = _presentation(field).default
+    if text is None and field.default is not None and not isinstance(field.default, bool) and not field.is_required():
+        text = f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+    return f"default: {text}" if text else ""
+
+
+def _spelled(name: str, model: type[BaseModel]) -> str:
+    return f"--{name.replace('_', '-')}" if name in model.model_fields else name

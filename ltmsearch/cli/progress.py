@@ -1,4 +1,4 @@
-"""A run's progress on the terminal: a bar per phase with the time left, and lines between them."""
+"""Progress of a command on the terminal: one bar per phase with the time left, and notes between the bars."""
 
 import logging
 import time
@@ -10,12 +10,12 @@ from ltmsearch.callbacks import Callbacks
 
 _log = logging.getLogger(__name__)
 
-LINE_EVERY_SECONDS = 30.0
-"""Where no bar can be drawn, a line tells how it stands this often."""
+SECONDS_PER_LINE = 30.0
+"""Interval of progress lines where no bar can be drawn."""
 
 
 class Notes(Callbacks):
-    """Prints notes, draws nothing."""
+    """Prints notes, but no progress."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -26,7 +26,7 @@ class Notes(Callbacks):
 
 
 class ProgressBars(Notes):
-    """Bars on a terminal; elsewhere, as in a log file, a line now and then."""
+    """Draws bars on a terminal; elsewhere, such as in a log file, prints a line now and then."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
@@ -38,6 +38,8 @@ class ProgressBars(Notes):
             TextColumn("{task.fields[status]}"),
             console=console,
         )
+        # Asked for colours, rich takes a file for a terminal.
+        self._draws = console.is_terminal and not console.is_dumb_terminal and console.file.isatty()
         self._task: TaskID | None = None
         self._name = ""
         self._total = 0
@@ -47,11 +49,11 @@ class ProgressBars(Notes):
         """See `Callbacks`."""
         self._name, self._total, self._last_line = name, total, 0.0
         _log.info("%s%s", name, f": {total} parts" if total else "")
-        if not self._can_draw():
+        if not self._draws:
             return
         if self._task is None:
             self._progress.start()
-        elif self._progress.tasks[-1].total is None or not self._progress.tasks[-1].finished:
+        elif not self._progress.tasks[-1].finished:
             self._progress.stop_task(self._task)
         self._task = self._progress.add_task(name, total=total or None, status="")
 
@@ -59,13 +61,9 @@ class ProgressBars(Notes):
         """See `Callbacks`."""
         if self._task is not None:
             self._progress.update(self._task, completed=done, status=status)
-        elif time.monotonic() - self._last_line > LINE_EVERY_SECONDS or done == self._total:
+        elif time.monotonic() - self._last_line > SECONDS_PER_LINE or done == self._total:
             self._last_line = time.monotonic()
             self.note(f"{self._name}: {done} of {self._total} {status}".rstrip())
-
-    def _can_draw(self) -> bool:
-        """Whether a bar can be drawn over itself: asked for colours, rich calls a file a terminal too."""
-        return self.console.is_terminal and not self.console.is_dumb_terminal and self.console.file.isatty()
 
     def close(self) -> None:
         """See `Callbacks`."""

@@ -1,64 +1,111 @@
-"""What a command puts where: its result on standard output; progress, notes, logs and errors on standard error."""
+"""Terminal output: results on standard output; progress, notes, logs and errors on standard error."""
 
 import errno
-import json
 import logging
-import math
+import os
+import platform
+import shlex
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, nullcontext
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import typer
+from pydantic_core import to_json
 from rich.console import Console
 
-from ltmsearch.cli.app import say, speaks
-from ltmsearch.cli.log import logged
-from ltmsearch.errors import InputError, LtmsearchError
-
-if TYPE_CHECKING:
-    from ltmsearch.callbacks import Callbacks
+from ltmsearch.callbacks import Callbacks
+from ltmsearch.errors import InputError, LtmsearchError, without_passwords
 
 _log = logging.getLogger(__name__)
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says where no more can be written."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TERMINATED = 128 + signal.SIGTERM
 """Exit code after SIGTERM, by the shells' convention."""
+LIBRARIES = ("ltmsearch", "torch", "torchvision", "timm", "optuna", "numpy", "pandas", "plotly", "onnx", "onnxruntime")
+"""Libraries whose versions are logged."""
+
+
+def is_main_process() -> bool:
+    """Whether this process prints: the first of those that torchrun starts."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def results() -> Console:
-    """Where a command's result is printed: coloured on a terminal, plain in a file or a pipe."""
+    """Console for results: coloured on a terminal, plain in a file or a pipe."""
     return Console()
 
 
+def notes() -> Console:
+    """Console for everything else; silent in all but the main process."""
+    return Console(stderr=True, quiet=not is_main_process())
+
+
+def say(console: Console, line: str) -> None:
+    """Print one line as it is, however long."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def print_json(document: Any) -> None:
-    """Print a result as one JSON document. What is not finite is null: JSON has no other word for it."""
-    typer.echo(json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False))
+    """Print a result as one JSON document, with null for NaN and infinities."""
+    typer.echo(to_json(document, indent=2, inf_nan_mode="null").decode())
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(held) for name, held in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(held) for held in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+class _ConsoleHandler(logging.Handler):
+    """Prints through the console that draws the progress bars, so that lines appear above them."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.DEBUG)
+        self.console = console
+        pattern = "{asctime}.{msecs:03.0f} {levelname:<5} {name}: {message}"
+        self.setFormatter(logging.Formatter(pattern, "%Y-%m-%d %H:%M:%S", style="{"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.console.print(self.format(record), markup=False, highlight=False, soft_wrap=True, style="dim")
+
+
+@contextmanager
+def logging_to(console: Console) -> Iterator[None]:
+    """Print the records of ltmsearch's loggers to a console inside the `with` block."""
+    logger, handler, start = logging.getLogger("ltmsearch"), _ConsoleHandler(console), time.monotonic()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    _log.info("%s", without_passwords(shlex.join(["ltmsearch", *sys.argv[1:]])))
+    _log.info("in %s; %s, %s CPUs, process %s", os.getcwd(), platform.platform(), os.cpu_count(), os.getpid())
+    _log.info("Python %s, %s", platform.python_version(), ", ".join(map(_with_version, LIBRARIES)))
+    try:
+        yield
+    finally:
+        _log.info("finished after %.1f s", time.monotonic() - start)
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def _with_version(library: str) -> str:
+    try:
+        return f"{library} {version(library)}"
+    except PackageNotFoundError:
+        return f"{library} not installed"
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came, as machines send it that are about to be taken away: the command ends as after Ctrl-C."""
+    """SIGTERM was received, as before a machine is taken away; the command ends as after Ctrl-C."""
 
 
 @contextmanager
 def _termination_raised() -> Iterator[None]:
-    """Have the first SIGTERM raise `Terminated` inside the `with` block, and those that follow do nothing."""
+    """Raise `Terminated` inside the `with` block at the first SIGTERM, and ignore those that follow."""
 
     def terminate(*_: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Terminated
 
-    if threading.current_thread() is not threading.main_thread():  # only there can signals be caught
+    if threading.current_thread() is not threading.main_thread():  # other threads cannot handle signals
         yield
         return
     before = signal.signal(signal.SIGTERM, terminate)
@@ -69,37 +116,36 @@ def _termination_raised() -> Iterator[None]:
 
 
 @contextmanager
-def watched(*, quiet: bool, verbose: bool, stopped: Callable[[], str]) -> Iterator["Callbacks"]:
-    """The long part of a command: whoever tells of its progress, until it is over or interrupted.
+def watched(*, quiet: bool, verbose: bool, next_step: Callable[[], str]) -> Iterator[Callbacks]:
+    """Run the long part of a command with progress output, and report an interruption in one line.
 
     Args:
-        quiet: Tell nothing.
+        quiet: Print neither progress nor notes.
         verbose: Log to standard error as well.
-        stopped: After Ctrl-C or SIGTERM: how to go on, what is there already.
+        next_step: Advice for the user after Ctrl-C, SIGTERM or a full disk.
 
     Raises:
-        InputError: If both are asked for.
+        InputError: If `quiet` and `verbose` are both set.
     """
     if quiet and verbose:
         raise InputError("--quiet and --verbose cannot both be given")
-    from ltmsearch.callbacks import Callbacks
     from ltmsearch.cli.progress import ProgressBars
 
-    console = Console(stderr=True, quiet=not speaks())
+    console = notes()
     callbacks = Callbacks() if quiet else ProgressBars(console)
-    with logged(console, verbose=verbose):
+    with logging_to(console) if verbose else nullcontext():
         try:
             with _termination_raised():
                 yield callbacks
         except KeyboardInterrupt as interrupt:
             callbacks.close()
             terminated = isinstance(interrupt, Terminated)
-            say(console, f"{'terminated' if terminated else 'stopped'}; {stopped()}")
+            say(console, f"{'terminated' if terminated else 'stopped'}; {next_step()}")
             raise typer.Exit(TERMINATED if terminated else 1) from None
         except OSError as error:
-            _log.debug("raised here:", exc_info=True)  # the error's line alone would not say
-            if error.errno in FULL:
-                raise LtmsearchError(f"{error.strerror}: {error.filename}; {stopped()}") from error
+            _log.debug("raised here:", exc_info=True)
+            if error.errno in DISK_FULL:
+                raise LtmsearchError(f"{error.strerror}: {error.filename}; {next_step()}") from error
             raise
         finally:
             callbacks.close()

@@ -1,56 +1,58 @@
-"""The command that draws merges: `visualize`."""
+"""The `visualize` command."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ltmsearch.cli.app import AsJson, Quiet, Verbose, app, say
-from ltmsearch.cli.terminal import print_json, results, watched
+from ltmsearch.cli.app import AsJson, Quiet, RecipeFile, Verbose
+from ltmsearch.cli.terminal import print_json, results, say, watched
 from ltmsearch.errors import InputError
 
 
-@app.command()
 def visualize(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")],
+    recipe: RecipeFile,
     more: Annotated[
         list[Path] | None, typer.Argument(metavar="FILE", help="Further images, so that --image *.jpg works.")
     ] = None,
     image: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE...", help="Image file. (default: some built-in digits, if it was found on them)"),
+        typer.Option(
+            metavar="FILE...", help="Image to draw. (default: built-in digits, if the recipe was found on them)"
+        ),
     ] = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Weights of the recipe's network. (default: those beside the recipe, or else fresh ones)",
+            help="Weights of the recipe's network. (default: those next to the recipe, otherwise untrained ones)",
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder to write to. (default: <recipe>-merges beside the recipe)"),
+        typer.Option(metavar="DIR", help="Folder to write to. (default: <recipe>-merges next to the recipe)"),
     ] = None,
-    img_size: Annotated[int | None, typer.Option(help="Side of the images in pixels. (default: the recipe's)")] = None,
+    img_size: Annotated[
+        int | None, typer.Option(metavar="INT", help="Image side in pixels. (default: the recipe's)")
+    ] = None,
     at: Annotated[
         str | None,
         typer.Option(
             metavar="X,Y",
-            help="Show the merged token that this place of the image goes to, in pixels as the net sees it. "
-            "(default: a large one)",
+            help="Pixel of the network's input whose merged token is highlighted. (default: one in a large token)",
         ),
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Draw which patches of an image merge: a picture of all layers, and a page with a slider that needs no network.
+    """Draw which patches of an image merge: one picture of all layers, and an HTML page with a slider.
 
     Example: ltmsearch visualize runs/my-study/recipes/4.yaml --image cat.jpg
     """
     place = None if at is None else _place(at)
-    stopped = "pictures that are whole stay, the same command draws all again"
-    with watched(quiet=quiet, verbose=verbose, stopped=lambda: stopped) as callbacks:
+    next_step = "complete pictures remain; repeat the command to draw all again"
+    with watched(quiet=quiet, verbose=verbose, next_step=lambda: next_step) as callbacks:
         from ltmsearch.reporting.merges.visualize import visualize_recipe
 
         drawn = visualize_recipe(
@@ -74,5 +76,5 @@ def _place(text: str) -> tuple[float, float]:
     try:
         x, y = (float(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"--at must be two numbers, X,Y, such as 112,80, but got {text!r}") from None
+        raise InputError(f"--at must be two numbers X,Y, such as 112,80, but got {text!r}") from None
     return x, y

@@ -1,4 +1,4 @@
-"""What the costs of a front are: multiply-adds or milliseconds."""
+"""Cost axis of a front: multiply-adds or milliseconds."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,16 +11,16 @@ UNITS: dict[CostName, str] = {"gflops": "GFLOPs", "latency_ms": "ms"}
 
 @dataclass(frozen=True, kw_only=True)
 class CostAxis:
-    """The cost that a front weighs against top-1, as people are to read it."""
+    """The cost that a front weighs against top-1, with its name and unit for people."""
 
     name: CostName = "gflops"
     """Field of a trial's record."""
     title: str = "GFLOPs per image (one multiply-add = one FLOP)"
-    """What is told beside the axis of a plot."""
+    """Title of the axis in a plot."""
     budget: float | None = None
     """Its limit; None without one."""
     lowest: float | None = None
-    """The lower end of a range of budgets; None where there is one budget."""
+    """Lower end of a range of budgets; None if there is one budget."""
 
     @property
     def unit(self) -> str:
@@ -28,5 +28,5 @@ class CostAxis:
         return UNITS[self.name]
 
     def text(self, cost: float) -> str:
-        """A cost with its unit, four digits behind the point for GFLOPs."""
+        """A cost with its unit."""
         return f"{cost:.4f} GFLOPs" if self.name == "gflops" else f"{cost:.2f} ms"

@@ -2,10 +2,10 @@
 
 import platform
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from ltmsearch.config.cli_option import CliOption
 from ltmsearch.errors import InputError, shortened
 from ltmsearch.io.files import write_atomic
 from ltmsearch.io.yaml_models import check, load, read_yaml, to_yaml
@@ -25,7 +26,7 @@ from ltmsearch.schedules.schedule import MergeSchedule
 
 SCHEMA = 1
 PREFIX = "ltm_"
-"""Of the timm names of networks that merge."""
+"""Prefix of the timm names of networks that merge tokens."""
 
 NET = ("schema_version", "model", "schedule", "provenance")
 """Fields that describe the network and its origin. All others configure training and may be overridden for it."""
@@ -36,11 +37,21 @@ The network: timm.create_model(model, keep_ratios=schedule, operator=operator, f
 after `import ltmsearch`. Training keys have the names and meanings of timm's training script."""
 
 
+_network, _optimizer, _rate, _images, _loss, _format, _switch = (
+    partial(CliOption, panel=f"Recipe: {panel}")
+    for panel in (
+        "network and length", "optimizer", "learning rate", "augmentation and regularization",
+        "information bottleneck and distillation", "weight averaging and number format",
+        "switches",  # in a panel of their own: their names are wide
+    )
+)  # fmt: skip
+
+
 class Recipe(BaseModel):
-    """A subnet and how to train it. The defaults are those of the published LTM-MobileViT training.
+    """A subnet and its training. The defaults are those of the published LTM-MobileViT training.
 
     Raises:
-        InputError: Through `load_recipe`, for a name or value that does not fit.
+        InputError: Through `load_recipe`, for an unknown key or an invalid value.
     """
 
     model_config = ConfigDict(
@@ -59,112 +70,111 @@ class Recipe(BaseModel):
     """timm name of the network, `ltm_<backbone>`."""
     schedule: MergeSchedule
     """Keep ratios, operator and forms; in the file the keys `schedule`, `operator` and `forms`."""
-    num_classes: int = Field(ge=2)
-    """Width of the classifier."""
+    num_classes: Annotated[int, _network()] = Field(ge=2)
+    """Number of classes."""
+    img_size: Annotated[int, _network()] = Field(ge=32, le=2048)
+    """Image side in pixels."""
 
-    img_size: int = Field(ge=32, le=2048)
-    """Side of the images, in pixels."""
-
-    epochs: int = Field(default=300, ge=1)
-    """Passes over the training images."""
-    train_steps_per_epoch: int | None = Field(default=None, ge=1)
-    """Steps that count as one epoch; without it one pass over the training images."""
-    batch_size: int = Field(default=256, ge=2)
+    epochs: Annotated[int, _network()] = Field(default=300, ge=1)
+    """Number of epochs, including warm-up and cool-down."""
+    train_steps_per_epoch: Annotated[int | None, _network()] = Field(default=None, ge=1)
+    """Optimizer steps per epoch; without it, an epoch is one pass over the training images."""
+    batch_size: Annotated[int, _network()] = Field(default=256, ge=2)
     """Images per optimizer step, over all devices and accumulated parts (4 × 64 in the published training)."""
-    grad_accum_steps: int = Field(default=1, ge=1)
-    """Parts that a batch is computed in, one after another, to save memory."""
-    opt: str = "adamw"
-    """timm's name of the optimizer."""
-    lr: float = Field(default=2e-4, gt=0)
+    grad_accum_steps: Annotated[int, _network()] = Field(default=1, ge=1)
+    """Parts into which a batch is split to save memory; their gradients are accumulated."""
+    opt: Annotated[str, _optimizer()] = "adamw"
+    """timm name of the optimizer."""
+    lr: Annotated[float, _rate()] = Field(default=2e-4, gt=0)
     """Peak learning rate."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    """Of weights only: not of biases, norms and what the merging operators exempt."""
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Of optimizers that have one."""
-    layer_decay: float | None = Field(default=None, gt=0, le=1)
-    """Factor on the learning rate from each group of layers to the one below it."""
-    clip_grad: float | None = Field(default=None, gt=0)
-    """Limit on the gradient, in the sense of clip_mode."""
-    clip_mode: Literal["norm", "value", "agc"] = "norm"
-    """What clip_grad limits: the whole norm, each value, or each unit's norm relative to its weights'."""
-    sched: Literal["cosine", "tanh", "step", "constant", "poly", "wsd", "rsqrt"] = "cosine"
-    """timm's name of the learning-rate schedule."""
-    sched_on_updates: bool = True
-    """Change the learning rate with every step, not with every epoch."""
-    min_lr: float = Field(default=2e-5, ge=0)
-    """Learning rate at the end."""
-    warmup_epochs: int = Field(default=5, ge=0)
-    """Epochs in which the learning rate rises to its peak."""
-    warmup_lr: float = Field(default=1e-5, ge=0)
-    """Where it rises from."""
-    cooldown_epochs: int = Field(default=0, ge=0)
-    """Epochs at min_lr after the schedule's end."""
-    decay_epochs: float = Field(default=90, gt=0)
-    """Epochs between drops of a step schedule."""
-    decay_rate: float = Field(default=0.1, gt=0)
+    weight_decay: Annotated[float, _optimizer()] = Field(default=0.01, ge=0)
+    """Weight decay; biases, norms and the parameters that merging operators exempt are not decayed."""
+    momentum: Annotated[float, _optimizer()] = Field(default=0.9, ge=0, lt=1)
+    """Momentum, for optimizers that use it."""
+    layer_decay: Annotated[float | None, _optimizer()] = Field(default=None, gt=0, le=1)
+    """Factor by which the learning rate falls from each group of layers to the one before it."""
+    clip_grad: Annotated[float | None, _optimizer()] = Field(default=None, gt=0)
+    """Gradient clipping threshold, as `clip_mode` defines it."""
+    clip_mode: Annotated[Literal["norm", "value", "agc"], _optimizer()] = "norm"
+    """Quantity that `clip_grad` limits: the global norm, each value, or each unit's norm relative to its weights'."""
+    sched: Annotated[Literal["cosine", "tanh", "step", "constant", "poly", "wsd", "rsqrt"], _rate()] = "cosine"
+    """timm name of the learning-rate schedule."""
+    sched_on_updates: Annotated[bool, _switch()] = True
+    """Update the learning rate after every step instead of every epoch."""
+    min_lr: Annotated[float, _rate()] = Field(default=2e-5, ge=0)
+    """Final learning rate."""
+    warmup_epochs: Annotated[int, _rate()] = Field(default=5, ge=0)
+    """Epochs over which the learning rate rises to its peak."""
+    warmup_lr: Annotated[float, _rate()] = Field(default=1e-5, ge=0)
+    """Initial learning rate of the warm-up."""
+    cooldown_epochs: Annotated[int, _rate()] = Field(default=0, ge=0)
+    """Final epochs at `min_lr`."""
+    decay_epochs: Annotated[float, _rate()] = Field(default=90, gt=0)
+    """Epochs between the drops of a step schedule."""
+    decay_rate: Annotated[float, _rate()] = Field(default=0.1, gt=0)
     """Factor of each drop."""
 
-    smoothing: float = Field(default=0.1, ge=0, lt=1)
+    smoothing: Annotated[float, _images()] = Field(default=0.1, ge=0, lt=1)
     """Label smoothing."""
-    aa: str | None = "rand-m9-mstd0.5"
-    """timm's automatic augmentation, e.g. rand-m9-mstd0.5 or augmix-m3."""
-    scale: tuple[float, float] = (0.08, 1.0)
-    """Smallest and largest share of the area that a random crop takes."""
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Least and greatest aspect ratio of a random crop."""
-    hflip: float = Field(default=0.5, ge=0, le=1)
-    """Probability of mirroring."""
-    color_jitter: float | None = Field(default=0.4, ge=0)
-    """Strength of random brightness, contrast and saturation; aa takes its place where both are given."""
-    reprob: float = Field(default=0.2, ge=0, le=1)
+    aa: Annotated[str | None, _images(metavar="POLICY")] = "rand-m9-mstd0.5"
+    """timm policy of automatic augmentation, e.g. rand-m9-mstd0.5 or augmix-m3; none is off."""
+    scale: Annotated[tuple[float, float], _images(metavar="LOW HIGH")] = (0.08, 1.0)
+    """Range of a random crop's area, as shares of the image."""
+    ratio: Annotated[tuple[float, float], _images(metavar="LOW HIGH")] = (3 / 4, 4 / 3)
+    """Range of a random crop's aspect ratio."""
+    hflip: Annotated[float, _images()] = Field(default=0.5, ge=0, le=1)
+    """Probability of a horizontal flip."""
+    color_jitter: Annotated[float | None, _images()] = Field(default=0.4, ge=0)
+    """Strength of random brightness, contrast and saturation; unused if `aa` is set."""
+    reprob: Annotated[float, _images()] = Field(default=0.2, ge=0, le=1)
     """Probability of random erasing."""
-    remode: Literal["pixel", "const", "rand"] = "pixel"
-    """What is put in the place of what is erased."""
-    recount: int = Field(default=1, ge=1)
-    """Patches erased."""
-    mixup: float = Field(default=0.0, ge=0)
+    remode: Annotated[Literal["pixel", "const", "rand"], _images()] = "pixel"
+    """Fill of erased areas: noise per pixel, zero, or one random colour."""
+    recount: Annotated[int, _images()] = Field(default=1, ge=1)
+    """Maximum number of erased areas per image."""
+    mixup: Annotated[float, _images()] = Field(default=0.0, ge=0)
     """Alpha of mixup; 0 is off."""
-    cutmix: float = Field(default=0.0, ge=0)
-    """Alpha of cutmix; 0 is off."""
-    mixup_prob: float = Field(default=1.0, ge=0, le=1)
-    """Probability of mixup or cutmix per batch."""
-    mixup_switch_prob: float = Field(default=0.5, ge=0, le=1)
-    """Probability of cutmix where both are on."""
-    mixup_mode: Literal["batch", "pair", "elem"] = "batch"
-    """Whether batches, pairs of images or images are mixed each in their own way."""
-    mixup_off_epoch: int = Field(default=0, ge=0)
-    """Epoch from which on nothing is mixed; 0: none."""
-    drop_path: float | None = Field(default=None, ge=0, lt=1)
-    """Stochastic depth; without it the network's own."""
+    cutmix: Annotated[float, _images()] = Field(default=0.0, ge=0)
+    """Alpha of CutMix; 0 is off."""
+    mixup_prob: Annotated[float, _images()] = Field(default=1.0, ge=0, le=1)
+    """Probability of applying mixup or CutMix to a batch."""
+    mixup_switch_prob: Annotated[float, _images()] = Field(default=0.5, ge=0, le=1)
+    """Probability of choosing CutMix where both are on."""
+    mixup_mode: Annotated[Literal["batch", "pair", "elem"], _images()] = "batch"
+    """Unit that is mixed with its own parameters: the batch, a pair of images, or each image."""
+    mixup_off_epoch: Annotated[int, _images()] = Field(default=0, ge=0)
+    """Epoch from which mixup and CutMix are off; 0: never."""
+    drop_path: Annotated[float | None, _images()] = Field(default=None, ge=0, lt=1)
+    """Stochastic depth rate; without it, the network's own."""
 
-    model_ema: bool = True
-    """Average the weights over the steps; the average is what is deployed where it scores better."""
-    model_ema_decay: float = Field(default=0.9995, ge=0, lt=1)
-    """Share of the average that each step keeps."""
-    model_ema_warmup: bool = True
-    """Keep less in the first steps, or a short training would end with an average of its start."""
-    amp: bool = True
-    """Mixed precision, where the device has it."""
-    amp_dtype: Literal["bfloat16", "float16"] = "bfloat16"
-    """Its number format; float16 scales the loss."""
-    sync_bn: bool = False
-    """BatchNorm statistics over all devices (not on CPUs)."""
-    seed: int = Field(default=42, ge=0, lt=2**31)
-    """Of everything random."""
+    model_ema: Annotated[bool, _switch()] = True
+    """Keep a moving average of the weights; it is exported if it scores better."""
+    model_ema_decay: Annotated[float, _format()] = Field(default=0.9995, ge=0, lt=1)
+    """Decay of the moving average, per step."""
+    model_ema_warmup: Annotated[bool, _switch()] = True
+    """Lower `model_ema_decay` in the first steps, so that a short training does not average its initial weights."""
+    amp: Annotated[bool, _switch()] = True
+    """Train in mixed precision where the device supports it."""
+    amp_dtype: Annotated[Literal["bfloat16", "float16"], _format()] = "bfloat16"
+    """Number format of mixed precision; float16 scales the loss."""
+    sync_bn: Annotated[bool, _switch()] = False
+    """Synchronize BatchNorm statistics over all devices (not on CPUs)."""
+    seed: Annotated[int, _network()] = Field(default=42, ge=0, lt=2**31)
+    """Random seed."""
 
-    ib_weight: float = Field(default=0.1, ge=0)
+    ib_weight: Annotated[float, _loss()] = Field(default=0.1, ge=0)
     """Weight of the information-bottleneck loss; 0 is off."""
-    ib_warmup_ratio: float = Field(default=0.3, ge=0, le=1)
-    """Share of the epochs before it sets in."""
-    ib_beta: float = Field(default=1.0, gt=0)
-    """How sharply an image belongs to its nearest centroid."""
-    distill_loss_weight: float = Field(default=0.0, ge=0)
-    """Weight of matching a teacher's logits, the unmerged net's; 0 is off."""
-    kd_temperature: float = Field(default=4.0, gt=0)
-    """Temperature of that match."""
+    ib_warmup_ratio: Annotated[float, _loss()] = Field(default=0.3, ge=0, le=1)
+    """Share of the epochs before the information-bottleneck loss starts."""
+    ib_beta: Annotated[float, _loss()] = Field(default=1.0, gt=0)
+    """Sharpness with which the information-bottleneck loss assigns an image to its nearest centroid."""
+    distill_loss_weight: Annotated[float, _loss()] = Field(default=0.0, ge=0)
+    """Weight of the distillation loss against the unmerged network's logits; 0 is off."""
+    kd_temperature: Annotated[float, _loss()] = Field(default=4.0, gt=0)
+    """Temperature of the distillation loss."""
 
     provenance: dict[str, Any] = Field(default_factory=dict)
-    """Where the schedule comes from: study, trial, seed, versions, counted and measured costs, proxy score."""
+    """Origin of the schedule: study, trial, seed, versions, counted and measured costs, proxy score."""
 
     @model_validator(mode="before")
     @classmethod
@@ -200,7 +210,7 @@ class Recipe(BaseModel):
         return content
 
     @model_validator(mode="after")
-    def _goes_together(self) -> "Recipe":
+    def _check_combinations(self) -> "Recipe":
         if self.warmup_epochs + self.cooldown_epochs >= self.epochs and self.sched != "constant":
             raise ValueError(
                 f"warmup_epochs + cooldown_epochs must be less than epochs, but got {self.warmup_epochs} + "
@@ -211,23 +221,23 @@ class Recipe(BaseModel):
         for name in ("scale", "ratio"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
-                raise ValueError(f"{name} must be two numbers above 0 in rising order, but got {low:g} and {high:g}")
+                raise ValueError(f"{name} must be two increasing numbers above 0, but got {low:g} and {high:g}")
         return self
 
     @field_validator("model")
     @classmethod
-    def _is_ours(cls, value: str) -> str:
+    def _check_prefix(cls, value: str) -> str:
         if not value.startswith(PREFIX):
             raise ValueError(f"must be {PREFIX}<backbone>, such as {PREFIX}mobilevit_s")
         return value
 
     @property
     def backbone(self) -> str:
-        """timm name of the plain net."""
+        """timm name of the unmerged network."""
         return self.model.removeprefix(PREFIX)
 
     def model_kwargs(self) -> dict[str, Any]:
-        """What `timm.create_model(recipe.model, ...)` takes beside the name."""
+        """Keyword arguments of `timm.create_model(recipe.model, ...)`."""
         return {
             "keep_ratios": dict(self.schedule.keep_ratios),
             "operator": self.schedule.operator,
@@ -237,15 +247,15 @@ class Recipe(BaseModel):
         }
 
     def changed(self, keys: dict[str, Any]) -> "Recipe":
-        """The same recipe with other values for some keys, checked.
+        """A copy with other values for some keys.
 
         Raises:
-            InputError: For a value that does not fit.
+            InputError: For an invalid value.
         """
         return check(Recipe, {**self.model_dump(), **keys}, "recipe")
 
     def to_yaml(self) -> str:
-        """The text of a recipe's file."""
+        """Text of a recipe file."""
         return to_yaml(self.model_dump(), HEADER)
 
     def save(self, path: Path) -> Path:
@@ -257,11 +267,11 @@ def load_recipe(path: str | Path) -> Recipe:
     """Read a recipe.
 
     Raises:
-        InputError: If the file is missing, is no recipe, or is of a version that this ltmsearch does not read.
+        InputError: If the file is missing, invalid, or of another schema version.
     """
     path = Path(path)
     version = read_yaml(path).get("schema_version")
-    if version != SCHEMA:  # told before anything that another version may well hold
+    if version != SCHEMA:  # checked first, since another version may have other keys
         raise InputError(
             f"{path}: schema_version must be {SCHEMA} for this ltmsearch, but got {shortened(repr(version))}"
         )

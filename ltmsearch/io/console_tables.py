@@ -1,4 +1,4 @@
-"""Tables that fit the terminal: columns that find no room side by side go into further tables, and no cell is cut."""
+"""Tables that fit the terminal: columns that do not fit move to further tables, and no cell is cut."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -9,22 +9,22 @@ from rich.table import Table
 
 Column = TypeVar("Column")
 
-WITHOUT_END = 10_000
-"""Columns of a terminal on which every table fits."""
+UNLIMITED = 10_000
+"""Width of a terminal that every table fits."""
 
 
 def width_of(console: Console, table: Table) -> int:
-    """The columns of the terminal that a table takes if nothing in it is wrapped."""
-    return Measurement.get(console, console.options.update(width=WITHOUT_END), table).maximum
+    """Width of a table in characters if nothing in it is wrapped."""
+    return Measurement.get(console, console.options.update(width=UNLIMITED), table).maximum
 
 
 def print_in_parts(console: Console, columns: Sequence[Column], build: Callable[[Sequence[Column]], Table]) -> None:
-    """Prints one table, or where it is too wide for the console as few as do.
+    """Print one table, or the smallest number of tables that fit the console.
 
     Args:
-        console: Where to print.
-        columns: What the table has a column for, beside those that every part begins with; at least one.
-        build: Makes the table of some of them.
+        console: Console to print to.
+        columns: Columns to distribute; at least one.
+        build: Makes a table of some of them, with the columns that every table repeats.
     """
     tables: list[Table] = []
     for parts in range(1, len(columns) + 1):

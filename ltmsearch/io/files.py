@@ -1,5 +1,6 @@
-"""Files that are either the old version or the whole new one, never half of it."""
+"""Files: atomic writing, reading with limits, and checks of paths that a user names."""
 
+import json
 import logging
 import os
 import re
@@ -8,19 +9,22 @@ import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ltmsearch.errors import InputError
 
 _log = logging.getLogger(__name__)
 
 MEGA = 1_000_000
+MAX_JSON_BYTES = 64 * MEGA
+"""Of a JSON file; a latency profile has some hundred kilobytes."""
 
 
 def refuse_special(path: Path) -> None:
-    """Raise where a path leads to something whose content never ends or never begins: a device, a pipe, a socket.
+    """Raise if a path leads to a device, a pipe or a socket, which may never end or never begin.
 
     Raises:
-        InputError: For these; whoever opens the file tells of one that is missing or a folder.
+        InputError: For these only; a missing file or a folder is left to the caller.
     """
     try:
         mode = path.stat().st_mode
@@ -32,14 +36,14 @@ def refuse_special(path: Path) -> None:
 
 
 def read_whole(path: Path, *, most: int) -> bytes:
-    """The content of a file that a user names.
+    """Content of a file that a user names.
 
     Args:
         path: The file.
-        most: Bytes that it may have: far more than any that ltmsearch writes.
+        most: Its maximum size in bytes.
 
     Raises:
-        InputError: If it is larger, or no file but a device, a pipe or a socket.
+        InputError: If it is larger, or a device, a pipe or a socket.
         OSError: If it is missing or cannot be read.
     """
     refuse_special(path)
@@ -50,13 +54,44 @@ def read_whole(path: Path, *, most: int) -> bytes:
     return content
 
 
-def refuse_links_outward(folder: Path) -> None:
-    """Raise where a link below a folder leads out of it: what is written through it would change files elsewhere.
+def read_json(path: Path) -> Any:
+    """Content of a JSON file of at most `MAX_JSON_BYTES`.
 
-    Folders that are copied or unpacked from an archive may hold such links without anyone's knowing.
+    Raises:
+        InputError: See `read_whole`.
+        OSError: See `read_whole`.
+        ValueError: If it is not JSON in UTF-8; see `parse_json`.
+    """
+    return parse_json(read_whole(path, most=MAX_JSON_BYTES).decode("utf-8"))
+
+
+def parse_json(text: str) -> Any:
+    """Content of a JSON text, in which NaN and infinities are allowed, as Python writes them.
+
+    Raises:
+        ValueError: If it is not JSON, nested too deeply, has an integer of more than 64 bits, or half a character.
+    """
+    try:
+        content = json.loads(text, parse_int=_int64)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if re.search(r"\\u[dD][89a-fA-F]", text):  # otherwise valid UTF-8 has no surrogates
+        json.dumps(content, ensure_ascii=False).encode()
+    return content
+
+
+def _int64(digits: str) -> int:
+    number = int(digits)
+    if abs(number) >= 2**63:
+        raise ValueError(f"numbers must fit into 64 bits, but {digits[:20]}… does not")
+    return number
+
+
+def refuse_links_outward(folder: Path) -> None:
+    """Raise if a link below a folder leads out of it, so that writing through it would change files elsewhere.
 
     Args:
-        folder: It need not exist.
+        folder: It need not exist. If it was copied or unpacked, it may contain links that nobody knows of.
 
     Raises:
         InputError: Naming the link.
@@ -66,17 +101,17 @@ def refuse_links_outward(folder: Path) -> None:
         for path in (Path(parent, name) for name in (*folders, *files)):
             if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
                 raise InputError(
-                    f"{folder} must hold its own files, but {path.relative_to(root)} is a link to "
-                    f"{os.path.realpath(path)}: put the file itself there, or remove the link"
+                    f"{folder} must contain its own files, but {path.relative_to(root)} is a link to "
+                    f"{os.path.realpath(path)}: replace the link by the file, or remove it"
                 )
 
 
 def refuse_unwritable(folder: Path, what: str) -> None:
-    """Raise unless a folder can be made or written into: before hours of work, not after.
+    """Raise unless a folder can be created or written to: before hours of work, not after.
 
     Args:
         folder: It need not exist.
-        what: What it is, for the message.
+        what: Its description in the message.
 
     Raises:
         InputError: With the reason.
@@ -92,18 +127,16 @@ def refuse_unwritable(folder: Path, what: str) -> None:
 def write_atomic(
     path: str | Path, content: str | bytes | Callable[[Path], object], *, before: Path | None = None
 ) -> Path:
-    """Writes a file under a temporary name in the same folder, flushes it to disk and renames it.
+    """Write a file under a temporary name in the same folder, flush it to disk and rename it.
 
-    Whoever opens `path` meanwhile, or after a crash, finds the previous file or the new one. If writing
-    fails, the previous file stays and the temporary one is removed. A `path` that is a link keeps pointing to
-    its target, and the target is what is replaced.
+    A reader, at any time or after a crash, finds the previous file or the new one. If writing fails, the previous file
+    stays and the temporary one is removed. If `path` is a link, its target is replaced.
 
     Args:
         path: The file to create or replace. Its folder must exist.
         content: Text (stored as UTF-8, line ends as given), bytes, or a function that writes the file at the
-            temporary path it receives, which ends like `path` for writers that look at the ending.
-        before: Where the previous file is kept, if there is one, in the same folder. Only where a file system has no
-            links is there a moment in which it is there alone.
+            temporary path it receives, which has the ending of `path`.
+        before: Path in the same folder at which the previous file is kept, if there is one.
 
     Returns:
         `path`, as a `Path`.
@@ -112,7 +145,7 @@ def write_atomic(
         OSError: The folder is missing, not writable, or the disk is full.
     """
     target, start = Path(os.path.realpath(path)), time.perf_counter()
-    # Not `tempfile`: its files are readable by the owner only, and the renamed file would stay so.
+    # Not `tempfile`: its files are readable by the owner only, also after renaming.
     temporary = _draft(target)
     try:
         if callable(content):
@@ -130,13 +163,13 @@ def write_atomic(
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None and error.errno is not None:
-            raise OSError(error.errno, error.strerror, str(path)) from error  # which file, writing itself does not say
+            raise OSError(error.errno, error.strerror, str(path)) from error  # a failing write does not name its file
         raise
     return Path(path)
 
 
 def remove_drafts(folder: Path) -> None:
-    """Remove what processes left half written in a folder that have ended since, killed before they could tidy up.
+    """Remove half-written files of killed processes from a folder.
 
     Args:
         folder: It need not exist.
@@ -145,7 +178,7 @@ def remove_drafts(folder: Path) -> None:
         made_by = _DRAFT.fullmatch(path.name)
         if made_by is not None and not _lives(int(made_by[1])):
             path.unlink(missing_ok=True)
-            _log.info("removed %s, which a process left half written", path)
+            _log.info("removed %s, the half-written file of a process that has ended", path)
 
 
 _DRAFT = re.compile(r"\..+-(\d+)-[0-9a-f]{8}(?:\.\w+)?")
@@ -153,7 +186,7 @@ _DRAFT = re.compile(r"\..+-(\d+)-[0-9a-f]{8}(?:\.\w+)?")
 
 
 def _draft(path: Path) -> Path:
-    """A name beside a file for what is to take its place; it tells the process, so that leftovers can be told."""
+    """A temporary name next to a file, with the process's id for `remove_drafts`."""
     return path.with_name(f".{path.stem}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
 
 
@@ -162,13 +195,13 @@ def _lives(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it is another user's
+    except OSError:  # another user's process
         return True
     return True
 
 
 def _keep(target: Path, before: Path) -> None:
-    """Give a file a second name, which replaces another one."""
+    """Give a file a second name in one step; only without hard links is the first name missing for a moment."""
     link = _draft(before)
     try:
         os.link(target, link)
@@ -179,7 +212,7 @@ def _keep(target: Path, before: Path) -> None:
 
 
 def _flush_names(folder: Path) -> None:
-    """Have a folder's names on the disk, so that a power loss does not undo a rename; where the system offers it."""
+    """Flush a folder to disk if the system can, so that a power loss does not undo a rename."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:

@@ -1,6 +1,6 @@
-"""Finding the files that come with ltmsearch: search spaces and ready-made studies.
+"""Presets shipped with ltmsearch: search spaces and ready-made studies.
 
-In a checkout `search_spaces/` and `studies/` stand beside the package; in an installed wheel they are inside it.
+In a checkout, `search_spaces/` and `studies/` are next to the package; in an installed wheel, inside it.
 """
 
 from pathlib import Path
@@ -8,11 +8,13 @@ from typing import Literal
 
 from ltmsearch.errors import unknown_name
 
+Kind = Literal["search_spaces", "studies"]
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def shipped_folder(kind: Literal["search_spaces", "studies"]) -> Path:
-    """The folder of that kind.
+def shipped_folder(kind: Kind) -> Path:
+    """Folder of the shipped files of a kind.
 
     Raises:
         FileNotFoundError: If the installation is incomplete.
@@ -23,20 +25,25 @@ def shipped_folder(kind: Literal["search_spaces", "studies"]) -> Path:
     raise FileNotFoundError(f"this installation of ltmsearch has no {kind}/")
 
 
-def find_file(kind: Literal["search_spaces", "studies"], name: str) -> Path:
-    """A user's file where there is one of that path, else the shipped file of that name.
+def shipped_names(kind: Kind) -> list[str]:
+    """Names of the shipped files of a kind, sorted."""
+    return sorted(path.stem for path in shipped_folder(kind).glob("*.yaml"))
+
+
+def find_file(kind: Kind, name: str) -> Path:
+    """The user's file at this path if there is one, else the shipped file of this name.
 
     Args:
-        kind: Which shipped folder to look into.
+        kind: Folder of shipped files to search.
         name: A path, or a shipped file's name with or without folder and ending.
 
     Raises:
-        InputError: If there is neither, with the shipped names.
+        InputError: If there is neither; it lists the shipped names.
     """
-    path = Path(name)
+    path, shipped = Path(name), shipped_names(kind)
     if path.is_file():
         return path
-    shipped = {file.stem: file for file in sorted(shipped_folder(kind).glob("*.yaml"))}
-    if path.parent.name in ("", kind) and path.suffix in ("", ".yaml") and path.name.removesuffix(".yaml") in shipped:
-        return shipped[path.name.removesuffix(".yaml")]
+    stem = path.name.removesuffix(".yaml")
+    if path.parent.name in ("", kind) and path.suffix in ("", ".yaml") and stem in shipped:
+        return shipped_folder(kind) / f"{stem}.yaml"
     raise unknown_name("file", name, shipped)

@@ -12,8 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ltmsearch.errors import InputError, shortened
-from ltmsearch.io.files import refuse_special, write_atomic
-from ltmsearch.io.json_text import parse_json
+from ltmsearch.io.files import parse_json, refuse_special, write_atomic
 
 KEY = "ltmsearch"
 """Name of the entry of the file's header."""

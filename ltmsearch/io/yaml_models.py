@@ -1,14 +1,12 @@
-"""YAML files at the border: read safely, checked by a pydantic model, refused in one line that says where."""
+"""YAML files read into pydantic models: safely, and with errors in one line that names the file and the line."""
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 from yaml.constructor import ConstructorError
 from yaml.reader import ReaderError
 
@@ -19,28 +17,25 @@ Model = TypeVar("Model", bound=BaseModel)
 Place = tuple[int | str, ...]
 """Names and positions that lead to a value, outermost first: ("layers", 0, "pattern")."""
 
-# libyaml where PyYAML was built with it, which is ten times faster.
+# libyaml, where PyYAML was built with it, is ten times faster.
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-TEXT_TAG = "tag:yaml.org,2002:str"
+_TAGS = "tag:yaml.org,2002:"
 
-MOST_BYTES = MEGA // 4
+MAX_BYTES = MEGA // 4
 """Of a YAML file; the largest that ltmsearch writes, a recipe, has about 5,000."""
-MOST_VALUES = 10_000
-"""Names and values in it, each alias counted as all that it stands for: a few lines may mean billions."""
-MOST_LEVELS = 50
-"""Lists and mappings inside one another."""
-MOST_DIGITS = 100
+MAX_VALUES = 10_000
+"""Names and values, each alias counted as everything it stands for: a few lines may mean billions."""
+MAX_LEVELS = 50
+"""Nested lists and mappings."""
+MAX_DIGITS = 100
 """Characters of a number."""
-_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-_FOREIGN = ("binary", "omap", "pairs")
-"""Types of YAML that no setting has, and that most programs do not know."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        InputError: If the file is missing, unreadable, not YAML, not a mapping of names, or gives a name twice.
+        InputError: If the file is missing, unreadable, not YAML, not a mapping of names, or has a name twice.
     """
     return _read(path)[0]
 
@@ -49,103 +44,58 @@ def load(model: type[Model], path: Path) -> Model:
     """Build a model from a YAML file.
 
     Args:
-        model: What the file must fit. Its `extra` decides whether unknown names are refused.
+        model: Model that the file must fit. Its `extra` decides whether unknown names are refused.
         path: The file.
 
     Raises:
-        InputError: Like `read_yaml`, and for the first name or value that does not fit: its line, the rule, the value
-            received, what would do.
+        InputError: As for `read_yaml`, and for the first unknown name or invalid value: its line, the rule, the value
+            received and a suggestion.
     """
     content, tree = _read(path)
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise _mistake(error, model, str(path), tree) from None
+        raise _input_error(error, model, str(path), tree) from None
 
 
 def check(model: type[Model], content: dict[str, Any], where: str) -> Model:
-    """Build a model from the content of a command line or a program.
+    """Build a model from values of a command line or a program.
 
     Args:
-        model: What the content must fit. Its `extra` decides whether unknown names are refused.
+        model: Model that the content must fit. Its `extra` decides whether unknown names are refused.
         content: Names and values.
-        where: Put before the message, e.g. the command.
+        where: Prefix of an error message, e.g. the command.
 
     Raises:
-        InputError: For the first name or value that does not fit: the rule, the value received, what would do.
+        InputError: For the first unknown name or invalid value: the rule, the value received and a suggestion.
     """
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise _mistake(error, model, where) from None
+        raise _input_error(error, model, where) from None
+
+
+def to_yaml(content: dict[str, Any], header: str) -> str:
+    """YAML text in the given order, below a comment."""
+    comment = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())
+    return comment + yaml.dump(content, Dumper=_DUMPER, sort_keys=False, allow_unicode=True, width=100)
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with limits. It refuses names given twice and tells the line of what it cannot build."""
-
-    def __init__(self, text: str, path: Path) -> None:
-        super().__init__(text)
-        self.path = path
-        self._values = self._levels = 0
-        self._stands_for: dict[yaml.Node, int] = {}
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        before, alias = self._values, self.check_event(yaml.AliasEvent)
-        self._levels += 1
-        if self._levels > MOST_LEVELS:
-            raise InputError(f"{self.path} must be YAML of at most {MOST_LEVELS} levels, but is nested too deeply")
-        node = super().compose_node(parent, index)
-        self._levels -= 1
-        if node is None:
-            return None
-        if node.tag.rpartition(":")[2] in _FOREIGN:
-            raise self._refused(node, "values must be text, numbers, true or false, null, lists or mappings")
-        if alias and node not in self._stands_for:
-            raise InputError(f"{self.path}:{_line(node)}: an alias must not stand inside what it stands for")
-        self._values += self._stands_for[node] if alias else 1
-        if self._values > MOST_VALUES:
-            raise InputError(f"{self.path} must hold at most {MOST_VALUES:,} values, aliases counted, but holds more")
-        if not alias:
-            self._stands_for[node] = self._values - before
-        return node
-
-    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
-        node = super().compose_scalar_node(anchor)
-        if node.tag in _NUMBERS and len(node.value) > MOST_DIGITS:
-            raise self._refused(node, f"numbers must have at most {MOST_DIGITS} characters")
-        if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in node.value):
-            raise self._refused(node, "text must be of whole characters, none of them null")
-        return node
-
-    def _refused(self, node: yaml.Node, rule: str) -> InputError:
-        held = _shown(node.value) if isinstance(node, yaml.ScalarNode) else node.tag.rpartition(":")[2]
-        return InputError(f"{self.path}:{_line(node)}: {rule}, but got {held}")
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        lines: dict[tuple[str, str], int] = {}
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if (first := lines.get((key.tag, key.value))) is not None:
-                raise InputError(
-                    f"{self.path}:{_line(key)}: {_shown(key.value)} must be given once, but stands in line {first} too"
-                )
-            lines[key.tag, key.value] = _line(key)
-        return node
+    """PyYAML's safe loader, which also reports the line of a value that its tag does not allow."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            # PyYAML's own, e.g. for 2026-02-30 or `!!bool x`
-            held = _shown(node.value) if isinstance(node, yaml.ScalarNode) else type(node).__name__
-            problem = f"{held} is no {node.tag.rpartition(':')[2]}"
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # e.g. 2026-02-30
+            problem = f"{_shown_node(node)} is not a valid {_kind(node)}"
             raise ConstructorError(None, None, problem, node.start_mark) from error
 
 
 def _read(path: Path) -> tuple[dict[str, Any], yaml.MappingNode]:
-    """The mapping in a YAML file, and the nodes it was built from: they know their lines."""
+    """The mapping in a YAML file, and the nodes it was built from, which know their lines."""
     try:
-        text = read_whole(path, most=MOST_BYTES).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+        text = read_whole(path, most=MAX_BYTES).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except UnicodeDecodeError as error:
@@ -154,114 +104,161 @@ def _read(path: Path) -> tuple[dict[str, Any], yaml.MappingNode]:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     try:
-        loader = _Loader(text, path)
+        loader = _Loader(text)
         tree = loader.get_single_node()
+        if tree is not None:
+            _count_values(tree, path, {})
         content = None if tree is None else loader.construct_document(tree)
+    except RecursionError:
+        raise InputError(f"{path} must have at most {MAX_LEVELS} nested levels, but has more") from None
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise InputError(f"{path}:{line}: must be YAML: character {error.character:#04x} is not allowed") from None
     except yaml.MarkedYAMLError as error:
         raise InputError(f"{path}{_syntax(error)}") from None
     if not isinstance(tree, yaml.MappingNode) or not isinstance(content, dict):
-        held = "is empty" if content is None else f"holds {_shown(content)}"
-        raise InputError(f"{path} must hold a mapping of names to values, but {held}")
+        got = "is empty" if content is None else f"contains {_shown(content)}"
+        raise InputError(f"{path} must be a mapping of names to values, but {got}")
     for key, _ in tree.value:
-        if key.tag != TEXT_TAG:
-            kind = key.tag.rpartition(":")[2]
-            raise InputError(f"{path}:{_line(key)}: names must be text, but {_shown(key.value)} is {kind} in YAML")
+        if _kind(key) != "str":
+            raise InputError(
+                f"{path}:{_line(key)}: names must be text, but {_shown(key.value)} is {_kind(key)} in YAML"
+            )
     return content, tree
 
 
+def _count_values(node: yaml.Node, path: Path, counts: dict[yaml.Node, int], level: int = 1) -> int:
+    """Number of values that a node stands for, refusing what no file of ltmsearch needs.
+
+    Args:
+        node: An alias is the node that it stands for.
+        path: File of the node.
+        counts: Results for the nodes before this one, 0 for those around it.
+        level: Nodes around this one, and this one.
+    """
+    if node in counts:
+        if not counts[node]:
+            raise InputError(f"{path}:{_line(node)}: an alias must not be part of its own value")
+        return counts[node]
+    counts[node] = 0
+    if level > MAX_LEVELS:
+        raise RecursionError
+    if rule := _broken_rule(node):
+        raise InputError(f"{path}:{_line(node)}: {rule}, but got {_shown_node(node)}")
+    inside: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        _refuse_duplicates(node, path)
+        inside = [each for pair in node.value for each in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        inside = node.value
+    counts[node] = 1 + sum(_count_values(each, path, counts, level + 1) for each in inside)
+    if counts[node] > MAX_VALUES:
+        raise InputError(f"{path} must have at most {MAX_VALUES:,} values, including those of aliases, but has more")
+    return counts[node]
+
+
+def _broken_rule(node: yaml.Node) -> str | None:
+    if _kind(node) in ("binary", "omap", "pairs"):
+        return "values must be text, numbers, true or false, null, lists or mappings"
+    if isinstance(node, yaml.ScalarNode):
+        if _kind(node) in ("int", "float") and len(node.value) > MAX_DIGITS:
+            return f"numbers must have at most {MAX_DIGITS} characters"
+        if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in node.value):
+            return "text must consist of valid characters other than null"
+    return None
+
+
+def _refuse_duplicates(node: yaml.MappingNode, path: Path) -> None:
+    lines: dict[tuple[str, str], int] = {}
+    for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+        if first := lines.get((key.tag, key.value)):
+            raise InputError(
+                f"{path}:{_line(key)}: {_shown(key.value)} must be given once, but is also in line {first}"
+            )
+        lines[key.tag, key.value] = _line(key)
+
+
 def _syntax(error: yaml.MarkedYAMLError) -> str:
-    """`:line: problem` of a PyYAML error, with what it was reading then and where that began."""
+    """`:line: problem` of a PyYAML error, with its context and where that begins."""
     at = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
     began = f" from line {error.context_mark.line + 1}" if error.context_mark else ""
     context = f"{error.context}{began}, " if error.context else ""
     return f"{at}: must be YAML: {context}{error.problem}"
 
 
-def _mistake(error: ValidationError, model: type[BaseModel], where: str, tree: yaml.Node | None = None) -> InputError:
-    """The first thing that pydantic refused, in one line. Unknown names come first: often the others follow from them.
-
-    Args:
-        error: What pydantic says.
-        model: The model that it comes from.
-        where: File or command.
-        tree: The file's nodes.
-    """
+def _input_error(
+    error: ValidationError, model: type[BaseModel], where: str, tree: yaml.Node | None = None
+) -> InputError:
+    """Pydantic's first error in one line; unknown names come first, since other errors often follow from them."""
     errors = error.errors(include_url=False)
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
-    place, unknown = first["loc"], first["type"] == "extra_forbidden"
-    key, value = _find(tree, place) if tree else (None, None)
-    if node := key if unknown else value:
+    place, rule = first["loc"], first["msg"].removeprefix("Value error, ")
+    dotted = ".".join(shortened(str(part)) for part in place)
+    unknown = first["type"] == "extra_forbidden"
+    if tree is not None and (node := _node_at(tree, place, of_name=unknown)):
         where = f"{where}:{_line(node)}"
     if unknown:
         *outer, name = place
-        at = f"{_dotted(outer)}: " if outer else ""
-        known = _settings_at(model, tuple(outer))
-        told = str(unknown_name("setting", str(name), known)) if known else f"unknown setting {_shown(name)}"
-        return InputError(f"{where}: {at}{told}")
+        at = f"{dotted.rpartition('.')[0]}: " if outer else ""
+        known = _names_at(model, tuple(outer))
+        return InputError(
+            f"{where}: {at}{unknown_name('setting', str(name), known) if known else f'unknown setting {_shown(name)}'}"
+        )
     if first["type"] == "missing":
-        return InputError(f"{where}: {_dotted(place)} must be given")
-    rule = first["msg"].removeprefix("Value error, ")
-    if not place:  # about several settings at once
+        return InputError(f"{where}: {dotted} must be given")
+    if not place:  # a rule about several settings
         return InputError(f"{where}: {rule}")
-    near = did_you_mean(str(first["input"]), _choices(first)) if first["type"] == "literal_error" else ""
-    secret = any("password" in str(part) for part in place)
-    return InputError(f"{where}: {_dotted(place)}: {rule}, but got {'***' if secret else _shown(first['input'])}{near}")
+    choices = re.findall(r"'([^']*)'", first["ctx"]["expected"]) if first["type"] == "literal_error" else []
+    got = "***" if "password" in dotted else _shown(first["input"])
+    return InputError(
+        f"{where}: {with_subject(dotted, rule)}, but got {got}{did_you_mean(str(first['input']), choices)}"
+    )
 
 
-def _choices(error: ErrorDetails) -> list[str]:
-    """The values that would do, where pydantic says that a value is none of them."""
-    return re.findall(r"'([^']*)'", error["ctx"]["expected"])
+def with_subject(name: str, rule: str) -> str:
+    """A rule of pydantic with the name of what breaks it: "seed must be a valid integer"."""
+    rule = re.sub(r"^\w+ should", "must", rule).partition(", unable to parse")[0]
+    return f"{name} {rule}" if rule.startswith("must") else f"{name}: {rule}"
 
 
-def _find(tree: yaml.Node, place: Place) -> tuple[yaml.Node | None, yaml.Node | None]:
-    """Name and value of what stands at a place; of the innermost thing around it that is in the file, else None."""
-    key: yaml.Node | None = None
-    value: yaml.Node | None = None
+def _node_at(tree: yaml.Node, place: Place, *, of_name: bool) -> yaml.Node | None:
+    """Node of the innermost value at a place that the file contains, or of its name; None if it contains none."""
+    found: tuple[yaml.Node, yaml.Node] | None = None
     node = tree
     for part in place:
-        found: list[tuple[yaml.Node, yaml.Node]] = []
+        pairs: list[tuple[yaml.Node, yaml.Node]] = []
         if isinstance(node, yaml.MappingNode):
-            found = [(name, held) for name, held in node.value if name.value == str(part)]
+            pairs = [(name, value) for name, value in node.value if name.value == str(part)]
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
-            found = [(item, item) for item in node.value[part : part + 1]]
-        if found:  # parts that pydantic adds, such as the branch of a union, are not in the file
-            key, value = found[-1]  # PyYAML puts what `<<` merges before a mapping's own
-            node = value
-    return key, value
+            pairs = [(item, item) for item in node.value[part : part + 1]]
+        if pairs:  # parts that pydantic adds, such as the branch of a union, are not in the file
+            found = pairs[-1]  # PyYAML puts what `<<` merges before a mapping's own values
+            node = found[1]
+    return found and found[0 if of_name else 1]
 
 
-def _settings_at(kind: Any, place: Place) -> list[str]:
-    """Names of the settings that a place may hold, as far as types tell.
-
-    Args:
-        kind: A model or another annotation.
-        place: From there inwards.
-    """
+def _names_at(kind: Any, place: Place) -> list[str]:
+    """Names of the settings at a place inside a type; empty if the type alone does not tell."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         if not place:
             return list(kind.model_fields)
         field = kind.model_fields.get(str(place[0]))
-        return _settings_at(field.annotation, place[1:]) if field else []
+        return _names_at(field.annotation, place[1:]) if field else []
     inside = place if get_origin(kind) in (Annotated, Union, UnionType) else place[1:]
-    return next(filter(None, (_settings_at(each, inside) for each in get_args(kind))), [])
+    return next(filter(None, (_names_at(each, inside) for each in get_args(kind))), [])
 
 
 def _line(node: yaml.Node) -> int:
     return node.start_mark.line + 1
 
 
-def _dotted(place: Iterable[int | str]) -> str:
-    return ".".join(shortened(str(part)) for part in place)
+def _kind(node: yaml.Node) -> str:
+    return str(node.tag).removeprefix(_TAGS)
+
+
+def _shown_node(node: yaml.Node) -> str:
+    return _shown(node.value) if isinstance(node, yaml.ScalarNode) else _kind(node)
 
 
 def _shown(value: Any) -> str:
     return shortened(without_passwords(repr(value)))
-
-
-def to_yaml(content: dict[str, Any], header: str) -> str:
-    """YAML text in the given order, under a comment."""
-    comment = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())
-    return comment + yaml.dump(content, Dumper=_DUMPER, sort_keys=False, allow_unicode=True, width=100)

@@ -11,8 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ltmsearch.costs import CostModel, LatencyModel, Timing, fit_latency
 from ltmsearch.errors import InputError, shortened
-from ltmsearch.io.files import write_atomic
-from ltmsearch.io.json_text import read_json
+from ltmsearch.io.files import read_json, write_atomic
 from ltmsearch.latency.measurement import Reading
 from ltmsearch.latency.target import LatencyTarget, target_file_name
 from ltmsearch.schedules.schedule import Form, MergeSchedule

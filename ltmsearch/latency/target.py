@@ -4,20 +4,16 @@ import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from ltmsearch.config.names import Engine, MemoryFormat, NumberFormat
 from ltmsearch.engine.runtime import find_device, has_bf16
 from ltmsearch.errors import InputError, not_among
 from ltmsearch.io.yaml_models import check
 from ltmsearch.programs import require_onnx
-
-Engine = Literal["torch", "compile", "onnxruntime"]
-"""What runs the net: torch as it is, `torch.compile`, or onnxruntime."""
-NumberFormat = Literal["fp32", "bf16", "fp16"]
-MemoryFormat = Literal["channels_last", "contiguous"]
 
 
 class LatencyTarget(BaseModel):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ltmsearch.config.recipe import Recipe
 from ltmsearch.errors import InputError
-from ltmsearch.io.json_text import parse_json
+from ltmsearch.io.files import parse_json
 from ltmsearch.models import MERGING, load_weights
 
 WEIGHTS = "model.safetensors"

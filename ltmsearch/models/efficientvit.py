@@ -12,8 +12,8 @@ import torch
 from timm.models.efficientvit_mit import EfficientVitBlock, LiteMLA, MBConv
 from torch import Tensor, nn
 
-from ltmsearch.config.backbone_names import BACKBONES
 from ltmsearch.config.defaults import Learning
+from ltmsearch.config.names import BACKBONES
 from ltmsearch.merging import MergeOperator
 from ltmsearch.models.adapter import BlockAdapter, LayerShape, captured_outputs, merge_target, register_family
 from ltmsearch.schedules.grid import Grid, tokens

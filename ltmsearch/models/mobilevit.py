@@ -12,7 +12,7 @@ from timm.models.mobilevit import MobileVitBlock
 from timm.models.vision_transformer import Block
 from torch import nn
 
-from ltmsearch.config.backbone_names import BACKBONES
+from ltmsearch.config.names import BACKBONES
 from ltmsearch.merging import MergeOperator
 from ltmsearch.models.adapter import (
     Adapter,

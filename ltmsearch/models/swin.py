@@ -17,8 +17,8 @@ from timm.layers import PatchEmbed
 from timm.models.swin_transformer import SwinTransformerBlock, window_partition, window_reverse
 from torch import Tensor, nn
 
-from ltmsearch.config.backbone_names import BACKBONES
 from ltmsearch.config.defaults import Learning
+from ltmsearch.config.names import BACKBONES
 from ltmsearch.models.adapter import BlockAdapter, LayerShape, captured_outputs, merge_target, register_family
 from ltmsearch.models.transformer import NORM_MACS
 from ltmsearch.schedules.grid import Grid, tokens

@@ -13,8 +13,8 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from ltmsearch.config.backbone_names import BACKBONES
 from ltmsearch.config.defaults import Learning
+from ltmsearch.config.names import BACKBONES
 from ltmsearch.merging import MergeOperator
 from ltmsearch.models.adapter import Adapter, Chain, attach_operator, blank_image, register_family
 from ltmsearch.models.transformer import NORM_MACS, BlockShape, MergingBlocks

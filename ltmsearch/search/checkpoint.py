@@ -17,8 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ltmsearch.errors import InputError, shortened
-from ltmsearch.io.files import refuse_special, write_atomic
-from ltmsearch.io.json_text import parse_json
+from ltmsearch.io.files import parse_json, refuse_special, write_atomic
 
 WEIGHTS, PREVIOUS = "supernet.safetensors", "supernet.previous.safetensors"
 """Names in a run directory: of the shared weights, and of those before them."""

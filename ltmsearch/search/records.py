@@ -18,8 +18,7 @@ import pandas as pd
 from ltmsearch.config.objective import CostName
 from ltmsearch.errors import InputError
 from ltmsearch.io.csv_tables import Converter, optional, read_rows, whole
-from ltmsearch.io.files import write_atomic
-from ltmsearch.io.json_text import parse_json
+from ltmsearch.io.files import parse_json, write_atomic
 from ltmsearch.schedules.schedule import Form, MergeSchedule
 from ltmsearch.search.pareto import is_non_dominated
 

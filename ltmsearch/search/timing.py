@@ -16,8 +16,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from ltmsearch.errors import InputError
-from ltmsearch.io.files import write_atomic
-from ltmsearch.io.json_text import read_json
+from ltmsearch.io.files import read_json, write_atomic
 
 TIMES = "times.json"
 """Name of the file in a run directory."""

@@ -1,4 +1,4 @@
-"""The command line: what a person types, what comes back, and with which exit code."""
+"""Commands that describe a backbone or show a study, and configuration files."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.command_line import call, tiny_study
+from support.command_line import Ltmsearch
 from support.profiles import costs_of, whole_space
 from support.sizes import TINY
 
@@ -15,20 +15,9 @@ from ltmsearch.config.settings import StudySettings
 from ltmsearch.io.presets import shipped_folder
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of a finished study."""
-    return tiny_study(tmp_path_factory.mktemp("cli"))
-
-
-@pytest.fixture(autouse=True)
-def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
-
-
-def test_cost_as_json_counts_both_ways(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cost_counts_by_formula_and_by_tracing(ltmsearch: Ltmsearch) -> None:
     keep = "0.7,1,0.5,1,1,0.3,1,1,0.5"
-    code, out, _ = call("cost", "mobilevit_s", "--keep", keep, "--json", monkeypatch=monkeypatch, capsys=capsys)
+    code, out, _ = ltmsearch("cost", "mobilevit_s", "--keep", keep, "--json")
     record = json.loads(out)
     assert code == 0
     assert list(record) == [
@@ -40,22 +29,20 @@ def test_cost_as_json_counts_both_ways(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert record["tokens"]["stages.2.1.transformer.0"] == [196, 132]
     assert record["forms"] == {}
     arguments = ("cost", "mobilevit_s", "--keep", keep, "--form", "hard", "--json")
-    code, out, _ = call(*arguments, monkeypatch=monkeypatch, capsys=capsys)
+    code, out, _ = ltmsearch(*arguments)
     hard = json.loads(out)
     assert code == 0
     assert hard["forms"] == {layer: "hard" for layer, ratio in hard["keep_ratios"].items() if ratio < 1}
     assert len(hard["forms"]) == 4
     assert hard["gflops"] == hard["gflops_traced"] < record["gflops"]
-    code, out, _ = call("cost", "mobilevit_s", "--json", monkeypatch=monkeypatch, capsys=capsys)
+    code, out, _ = ltmsearch("cost", "mobilevit_s", "--json")
     plain = json.loads(out)
     assert plain["gflops"] == plain["base_gflops"]
     assert set(plain["keep_ratios"].values()) == {1.0}
 
 
-def test_space_shows_where_merging_costs_more_than_it_saves(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, _ = call("space", "mobilevit_s", "--json", monkeypatch=monkeypatch, capsys=capsys)
+def test_space_marks_merges_that_cost_more_than_they_save(ltmsearch: Ltmsearch) -> None:
+    code, out, _ = ltmsearch("space", "mobilevit_s", "--json")
     record = json.loads(out)
     assert code == 0
     assert record["lowest_gflops"] < 1.2 < record["base_gflops"] <= record["highest_gflops"]
@@ -67,48 +54,42 @@ def test_space_shows_where_merging_costs_more_than_it_saves(
         assert merge["offered"] == (merge["saved_gflops"] > merge["mask_gflops"])
     assert [choice for choice, merge in merges.items() if not merge["offered"]] == [(0.7, "soft")]
     assert 0.4 < sum(layer["share"] for layer in record["layers"]) < 0.5
-    code, out, _ = call("space", "mobilevit_s", monkeypatch=monkeypatch, capsys=capsys)
+    code, out, _ = ltmsearch("space", "mobilevit_s")
     assert code == 0
     assert max(len(line) for line in out.splitlines()) <= 80
     assert "stages.4.1.transformer.2" in out
     lines = [line.split() for line in out.splitlines()]
     at = next(i for i, words in enumerate(lines) if words[:1] == ["stages.2.1.transformer.1"])
     assert lines[at][3:5] == ["saves", "21.4"]
-    assert lines[at + 1][:3] == ["soft", "31.4!", "24.0"], "dearer than what it saves: marked, not offered"
+    assert lines[at + 1][:3] == ["soft", "31.4!", "24.0"], "its mask costs more than the merge saves"
     assert lines[at + 2][0] == "hard"
     assert [word for words in lines for word in words if word[0].isdigit() and word.endswith("!")] == ["31.4!"]
 
 
-def test_front_writes_again_what_was_lost(
-    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_front_restores_lost_files(finished: Path, ltmsearch: Ltmsearch) -> None:
     wanted = (finished / "front.csv").read_text()
-    (finished / "front.csv").unlink()
-    (finished / "front.html").unlink()
-    (finished / "layers.html").unlink()
-    (finished / "findings.json").unlink()
-    (finished / "report.html").unlink()
-    code, out, _ = call("front", str(finished), monkeypatch=monkeypatch, capsys=capsys)
+    lost = ("front.csv", "front.html", "layers.html", "findings.json", "report.html")
+    for name in lost:
+        (finished / name).unlink()
+    code, out, _ = ltmsearch("front", finished)
     assert code == 0
     assert "GFLOPs" in out
     assert (finished / "front.csv").read_text() == wanted
-    assert (finished / "front.html").exists()
-    assert (finished / "layers.html").exists()
-    assert (finished / "report.html").exists()
-    told = json.loads((finished / "findings.json").read_text(encoding="utf-8"))["sentences"]
-    assert " ".join(" ".join(told).split()) in " ".join(out.split())
-    code, out, _ = call("front", str(finished), "--json", monkeypatch=monkeypatch, capsys=capsys)
+    assert [name for name in lost if not (finished / name).exists()] == []
+    sentences = json.loads((finished / "findings.json").read_text(encoding="utf-8"))["sentences"]
+    assert " ".join(" ".join(sentences).split()) in " ".join(out.split())
+    code, out, _ = ltmsearch("front", finished, "--json")
     rows = json.loads(out)
     assert [row["trial"] for row in rows] == [int(line.split(",")[0]) for line in wanted.splitlines()[1:]]
     assert list(rows[0]) == wanted.splitlines()[0].split(",")
     assert rows[0]["latency_ms"] is None, "not measured"
     assert set(rows[0]["keep_ratios"]) == set(whole_space(costs_of("mobilevit_xxs", 224), "mobilevit_xxs").layers)
-    code, out, err = call("front", str(finished), "--quiet", monkeypatch=monkeypatch, capsys=capsys)
+    code, out, err = ltmsearch("front", finished, "--quiet")
     assert (code, out, err) == (0, "", "")
 
 
-def test_a_missing_browser_is_tried_and_told_of_once(
-    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_missing_browser_is_reported_once(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, ltmsearch: Ltmsearch
 ) -> None:
     tried = []
 
@@ -117,40 +98,27 @@ def test_a_missing_browser_is_tried_and_told_of_once(
         return "it needs Chrome"
 
     monkeypatch.setattr("ltmsearch.io.figures._write_png", no_browser)
-    code, _, err = call("front", str(finished), monkeypatch=monkeypatch, capsys=capsys)
+    code, _, err = ltmsearch("front", finished)
     assert code == 0
     assert tried == ["front.png"]
     assert err.count("it needs Chrome") == 1
 
 
-def test_config_files_and_options_that_win(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_options_override_a_config_file(tmp_path: Path, ltmsearch: Ltmsearch) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("\n".join(f"{name}: {value}" for name, value in TINY.items()))
     out_dir = tmp_path / "run"
-    code, _, err = call(
-        "run",
-        "--config",
-        str(path),
-        "--trials",
-        "1",
-        "--out",
-        str(out_dir),
-        "--quiet",
-        monkeypatch=monkeypatch,
-        capsys=capsys,
-    )
+    code, _, err = ltmsearch("run", "--config", path, "--trials", 1, "--out", out_dir, "--quiet")
     assert code == 0, err
     assert "trials: 1\n" in (out_dir / "settings.yaml").read_text()
     path.write_text("backbone: mobilevit_xxs\nbudget: 1\n")
-    code, _, err = call("run", "--config", str(path), monkeypatch=monkeypatch, capsys=capsys)
+    code, _, err = ltmsearch("run", "--config", str(path))
     assert code == 2
     assert "mine.yaml:2: unknown setting 'budget'" in err
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in shipped_folder("studies").glob("*.yaml")))
-def test_shipped_studies_are_reachable_and_say_how_to_run_them(name: str) -> None:
+def test_shipped_studies_have_reachable_budgets(name: str) -> None:
     from ltmsearch.costs.describe import describe_space
     from ltmsearch.io.presets import find_file
     from ltmsearch.io.yaml_models import read_yaml
@@ -171,7 +139,7 @@ def test_dashboard_serves_the_study(finished: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-m", "ltmsearch", "dashboard", str(finished), "--port", str(port)])
+    process = subprocess.Popen([sys.executable, "-m", "ltmsearch", "dashboard", finished, "--port", str(port)])
     try:
         for _ in range(120):
             try:

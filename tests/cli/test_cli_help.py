@@ -1,26 +1,27 @@
-"""Help and completion: quick, readable at 80 columns, and in step with what the library takes."""
+"""Help and completion: quick, readable at 80 columns, and generated from the configuration fields."""
 
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import get_args
 
 import pytest
-from support.command_line import call
+from pydantic import BaseModel
+from support.command_line import Ltmsearch
 from typer.main import get_command
 
-from ltmsearch.cli import options
-from ltmsearch.cli.app import ORDER
 from ltmsearch.cli.main import app
+from ltmsearch.cli.run import NO_OPTIONS
+from ltmsearch.config.recipe import NET, Recipe
+from ltmsearch.config.settings import StudySettings
 
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
-HEAVY = {"torch", "torchvision", "timm", "optuna", "pandas", "plotly", "sklearn", "numpy"}
+HEAVY = {"torch", "torchvision", "timm", "optuna", "pandas", "plotly", "sklearn", "numpy", "sqlalchemy"}
 
 
 def imported_by(arguments: Sequence[str], **environment: str) -> tuple[str, set[str]]:
-    """What `ltmsearch ARGUMENTS` prints in a process of its own, and which heavy libraries it imports."""
+    """Output of `ltmsearch ARGUMENTS` in a process of its own, and the heavy libraries that it imports."""
     code = (
         "import atexit, json, sys\n"
         f"atexit.register(lambda: print(json.dumps(sorted({HEAVY!r} & set(sys.modules))), file=sys.stderr))\n"
@@ -34,7 +35,7 @@ def imported_by(arguments: Sequence[str], **environment: str) -> tuple[str, set[
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("run", "--help"), ("train", "-h"), ("--version",)])
-def test_help_is_quick_because_heavy_imports_wait(arguments: tuple[str, ...]) -> None:
+def test_help_imports_no_heavy_library(arguments: tuple[str, ...]) -> None:
     out, heavy = imported_by(arguments)
     assert out
     assert heavy == set()
@@ -43,7 +44,7 @@ def test_help_is_quick_because_heavy_imports_wait(arguments: tuple[str, ...]) ->
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        (("",), list(ORDER)),
+        (("",), list(COMMANDS)),
         (("pr",), ["profile"]),
         (("run", "--sampler", ""), ["auto", "tpe", "gp", "nsga2", "random"]),
         (("run", "--backbone", "mobilevit_x"), ["mobilevit_xxs", "mobilevit_xs"]),
@@ -60,7 +61,7 @@ def test_help_is_quick_because_heavy_imports_wait(arguments: tuple[str, ...]) ->
         (("front", "runs/"), [""]),
     ],
 )
-def test_the_shell_completes_without_heavy_imports(words: tuple[str, ...], offered: list[str]) -> None:
+def test_completion_imports_no_heavy_library(words: tuple[str, ...], offered: list[str]) -> None:
     out, heavy = imported_by(
         (), _LTMSEARCH_COMPLETE="complete_bash", COMP_WORDS=" ".join(("ltmsearch", *words)), COMP_CWORD=str(len(words))
     )
@@ -75,11 +76,9 @@ def test_a_completion_script_is_shown(shell: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", *sorted(COMMANDS)])
-def test_help_is_whole_at_80_columns(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_help_is_whole_at_80_columns(name: str, monkeypatch: pytest.MonkeyPatch, ltmsearch: Ltmsearch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    code, out, _ = call(*filter(None, (name, "--help")), monkeypatch=monkeypatch, capsys=capsys)
+    code, out, _ = ltmsearch(*filter(None, (name, "--help")))
     assert code == 0
     assert max(map(len, out.splitlines())) <= 80
     assert "Example: ltmsearch" in out
@@ -88,38 +87,34 @@ def test_help_is_whole_at_80_columns(
     assert [option for option in options if option.startswith("--") and option not in out] == [], "none is cut"
 
 
-def test_every_command_has_its_place_in_the_list() -> None:
-    assert set(ORDER) == set(COMMANDS)
-
-
-def test_run_has_its_options_in_panels(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_has_its_options_in_panels(monkeypatch: pytest.MonkeyPatch, ltmsearch: Ltmsearch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    _, out, _ = call("run", "--help", monkeypatch=monkeypatch, capsys=capsys)
+    _, out, _ = ltmsearch("run", "--help")
     panels = [line.split()[1] for line in out.splitlines() if line.startswith("╭─")]
-    assert panels == ["Options", "Data", "Start", "Search", "Proxy", "Workers", "Latency", "Output"]
+    assert panels == ["Options", "Data", "Initial", "Search", "Warm-up", "Parallel", "Latency", "Output"]
 
 
-def test_the_names_that_are_offered_are_those_that_the_library_takes() -> None:
-    from ltmsearch.config.recipe import Recipe
-    from ltmsearch.config.settings import Precision, Sampler
-    from ltmsearch.latency.target import Engine, MemoryFormat, NumberFormat
-    from ltmsearch.merging import OPERATORS
+def test_listed_names_match_the_registries() -> None:
+    from ltmsearch.config.names import OPERATORS, backbone_names
+    from ltmsearch.merging import OPERATORS as REGISTERED
     from ltmsearch.models import known_backbones
-    from ltmsearch.schedules.schedule import Form
 
-    def of_recipe(key: str) -> tuple[str, ...]:
-        return get_args(Recipe.model_fields[key].annotation)
+    assert sorted(backbone_names()) == sorted(known_backbones())
+    assert set(OPERATORS) == set(REGISTERED)
 
-    assert sorted(options.backbones()) == sorted(known_backbones())
-    assert set(options.OPERATORS) == set(OPERATORS)
-    assert get_args(Form) == options.FORMS
-    assert get_args(Sampler) == options.SAMPLERS
-    assert get_args(Precision) == options.PRECISIONS
-    assert get_args(Engine) == options.RUNTIMES
-    assert get_args(NumberFormat) == options.DTYPES
-    assert get_args(MemoryFormat) == options.MEMORY_FORMATS
-    assert of_recipe("clip_mode") == options.CLIP_MODES
-    assert of_recipe("sched") == options.SCHEDS
-    assert of_recipe("remode") == options.REMODES
-    assert of_recipe("mixup_mode") == options.MIXUP_MODES
-    assert of_recipe("amp_dtype") == options.AMP_DTYPES
+
+@pytest.mark.parametrize(
+    ("name", "model", "leave_out", "help"),
+    [
+        ("run", StudySettings, NO_OPTIONS, {"trials": "not count. (at least 1; default: 24)"}),
+        ("train", Recipe, NET, {"min_lr": "Final learning rate. (at least 0)", "cooldown_epochs": "at --min-lr. ("}),
+    ],
+)
+def test_every_field_is_an_option_with_its_docstring(
+    name: str, model: type[BaseModel], leave_out: tuple[str, ...], help: dict[str, str]
+) -> None:
+    options = {param.name: param for param in COMMANDS[name].params}
+    for field in set(model.model_fields) - set(leave_out):
+        assert model.model_fields[field].description, f"{field} has no docstring"
+        assert options[field].opts == [f"--{field.replace('_', '-')}"]
+    assert [field for field, text in help.items() if text not in options[field].help] == []

@@ -1,17 +1,17 @@
-"""The command line: `profile`."""
+"""The `profile` command."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.command_line import call
+from support.command_line import Ltmsearch
 from support.profiles import costs_of, whole_space
 
 
 @pytest.fixture
 def quick_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As few subnets and runs as there can be."""
+    """The minimum of subnets and measurements."""
     for name, value in (("SECONDS", 0.0), ("FEWEST", 16), ("MOST", 16), ("ROUNDS", 1), ("PLAIN_VISITS", 1)):
         monkeypatch.setattr(f"ltmsearch.latency.build.{name}", value)
     monkeypatch.setattr("ltmsearch.latency.study.ROUNDS", 1)
@@ -23,8 +23,8 @@ PROFILE = ("profile", "mobilevit_xxs", "--device", "cpu", "--img-size", "96", "-
 
 
 @pytest.mark.usefixtures("quick_timing")
-def test_a_backbone_is_profiled_once_and_found_again(
-    tmp_path: Path, user_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_backbone_profile_is_kept_and_reused(
+    tmp_path: Path, user_cache: Path, monkeypatch: pytest.MonkeyPatch, ltmsearch: Ltmsearch
 ) -> None:
     from ltmsearch.latency import LatencyProfile, build
 
@@ -37,7 +37,7 @@ def test_a_backbone_is_profiled_once_and_found_again(
 
     monkeypatch.setattr("ltmsearch.latency.command.build_profile", counted)
     copy = tmp_path / "folder/copy.json"
-    code, out, err = call(*PROFILE, "--json", "--out", str(copy), monkeypatch=monkeypatch, capsys=capsys)
+    code, out, err = ltmsearch(*PROFILE, "--json", "--out", copy)
     assert code == 0, err
     record = json.loads(out)
     (kept,) = (user_cache / "ltmsearch/profiles").iterdir()
@@ -56,26 +56,24 @@ def test_a_backbone_is_profiled_once_and_found_again(
     assert {name.split()[1] for name in record["uniform"]} == {"soft", "hard"}
     assert all(record["lowest_ms"] <= net["latency_ms"] <= record["highest_ms"] for net in record["uniform"].values())
     assert made == ["mobilevit_xxs"]
-    code, out, _ = call(*PROFILE, "--json", monkeypatch=monkeypatch, capsys=capsys)
+    code, out, _ = ltmsearch(*PROFILE, "--json")
     assert (code, json.loads(out)) == (0, record)
-    code, out, _ = call(*PROFILE, monkeypatch=monkeypatch, capsys=capsys)
+    code, out, _ = ltmsearch(*PROFILE)
     assert code == 0
     assert f"kept in {kept}" in out
     assert f"plain net {profile.plain.ms:.2f} ± " in out
-    assert made == ["mobilevit_xxs"], "found, not timed"
+    assert made == ["mobilevit_xxs"], "read, not measured"
     kept.write_text("damaged")
-    assert call(*PROFILE, "--json", monkeypatch=monkeypatch, capsys=capsys)[0] == 0
+    assert ltmsearch(*PROFILE, "--json")[0] == 0
     assert len(made) == 2
     assert LatencyProfile.load_file(kept).backbone == "mobilevit_xxs"
-    assert call(*PROFILE, "--again", "--json", monkeypatch=monkeypatch, capsys=capsys)[0] == 0
+    assert ltmsearch(*PROFILE, "--again", "--json")[0] == 0
     assert len(made) == 3
     assert len(list((user_cache / "ltmsearch/profiles").iterdir())) == 1
 
 
 @pytest.mark.usefixtures("quick_timing")
-def test_a_recipes_net_is_timed_beside_the_plain_one(
-    tmp_path: Path, user_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_recipe_is_measured_with_its_unmerged_network(tmp_path: Path, user_cache: Path, ltmsearch: Ltmsearch) -> None:
     from ltmsearch.config.recipe import Recipe
 
     recipe = Recipe(
@@ -84,7 +82,7 @@ def test_a_recipes_net_is_timed_beside_the_plain_one(
     )  # fmt: skip
     recipe.save(tmp_path / "17.yaml")
     arguments = ("profile", str(tmp_path / "17.yaml"), "--device", "cpu")
-    code, out, err = call(*arguments, "--json", monkeypatch=monkeypatch, capsys=capsys)
+    code, out, err = ltmsearch(*arguments, "--json")
     assert code == 0, err
     record = json.loads(out)
     assert list(record) == ["backbone", "recipe", "target", "nets"]
@@ -94,9 +92,9 @@ def test_a_recipes_net_is_timed_beside_the_plain_one(
     assert merged["gflops"] < plain["gflops"]
     assert all(net["reading"]["ms"] > 0 for net in (plain, merged))
     assert merged["reading"]["visits"] == 1
-    larger = call(*arguments, "--img-size", "96", "--json", monkeypatch=monkeypatch, capsys=capsys)[1]
+    larger = ltmsearch(*arguments, "--img-size", "96", "--json")[1]
     assert json.loads(larger)["target"]["img_size"] == 96
-    code, out, _ = call(*arguments, monkeypatch=monkeypatch, capsys=capsys)
+    code, out, _ = ltmsearch(*arguments)
     assert code == 0
     assert [word for word in ("plain mobilevit_xxs", "17.yaml", "× plain", "visits") if word not in out] == []
-    assert not user_cache.exists(), "what is kept is a backbone's"
+    assert not user_cache.exists(), "only profiles of backbones are kept"

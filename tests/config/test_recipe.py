@@ -1,4 +1,4 @@
-"""Recipes: what is written opens again, and what does not fit is told."""
+"""Recipes: written files open again, and invalid ones are refused."""
 
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def test_recipes_without_forms_merge_in_the_first_one(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"learning_rate": 1}, "unknown setting 'learning_rate'"),
-        ({"epochs": 0}, "epochs: Input should be greater than or equal to 1, but got 0"),
+        ({"epochs": 0}, "epochs must be greater than or equal to 1, but got 0"),
         ({"schedule": {"a": 1.5}}, r"must be in \(0, 1\], but layer a has 1.5"),
         (
             {"forms": {"a": "firm"}},
@@ -65,7 +65,7 @@ def test_recipes_without_forms_merge_in_the_first_one(tmp_path: Path) -> None:
         ({"schema_version": 2}, "schema_version must be 1 for this ltmsearch, but got 2"),
     ],
 )
-def test_what_does_not_fit_is_told(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_invalid_recipes_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump({"schema_version": 1, **MINIMAL, **change}))
     with pytest.raises(InputError, match=message):
@@ -80,8 +80,8 @@ def test_code_in_yaml_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
 
 
-def test_a_recipe_of_an_earlier_day_still_opens() -> None:
-    """Written by version 0.1.0; it must not be written anew when the format changes."""
+def test_recipes_of_version_0_1_0_still_open() -> None:
+    """Written by version 0.1.0; it must not be rewritten when the format changes."""
     recipe = load_recipe(Path(__file__).parents[1] / "data" / "recipe_v1.yaml")
     assert (recipe.model, recipe.schedule.operator, recipe.img_size, recipe.num_classes) == (
         "ltm_mobilevit_s",
@@ -98,7 +98,7 @@ def test_a_recipe_of_an_earlier_day_still_opens() -> None:
 def test_keys_can_be_changed_and_are_checked() -> None:
     recipe = Recipe(**MINIMAL)
     assert recipe.changed({"lr": 1e-3, "aa": None}) == Recipe(**MINIMAL, lr=1e-3, aa=None)
-    with pytest.raises(InputError, match="recipe: epochs: Input should be greater than or equal to 1, but got 0"):
+    with pytest.raises(InputError, match="recipe: epochs must be greater than or equal to 1, but got 0"):
         recipe.changed({"epochs": 0})
 
 
@@ -107,11 +107,11 @@ def test_keys_can_be_changed_and_are_checked() -> None:
     [
         ({"epochs": 5, "warmup_epochs": 5}, r"warmup_epochs \+ cooldown_epochs must be less than epochs"),
         ({"min_lr": 1.0}, "min_lr must be at most lr, but got 1 and 0.0002"),
-        ({"scale": (1.0, 0.1)}, "scale must be two numbers above 0 in rising order, but got 1 and 0.1"),
-        ({"model": "mobilevit_s"}, "model: must be ltm_<backbone>, such as ltm_mobilevit_s, but got 'mobilevit_s'"),
-        ({"lr": float("inf")}, "lr: Input should be a finite number"),
+        ({"scale": (1.0, 0.1)}, "scale must be two increasing numbers above 0, but got 1 and 0.1"),
+        ({"model": "mobilevit_s"}, "model must be ltm_<backbone>, such as ltm_mobilevit_s, but got 'mobilevit_s'"),
+        ({"lr": float("inf")}, "lr must be a finite number"),
     ],
 )
-def test_keys_must_go_together(change: dict[str, Any], message: str) -> None:
+def test_invalid_combinations_of_keys_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Recipe(**MINIMAL).changed(change)

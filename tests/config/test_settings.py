@@ -96,16 +96,16 @@ def test_settings_with_a_latency_budget_round_trip(tmp_path: Path, given: dict[s
     ("change", "message"),
     [
         ({"budget_ms": None}, "budget_gflops, budget_ms or both must be given"),
-        ({"budget_ms": 0}, "budget_ms: Input should be greater than 0"),
+        ({"budget_ms": 0}, "budget_ms must be greater than 0"),
         ({"budget_ms": None, "budget_gflops": 1.2, "latency_batch": 2}, "latency_batch needs budget_ms"),
         ({"budget_ms": None, "budget_gflops": 1.2, "latency_profile": "p"}, "latency_profile needs budget_ms"),
-        ({"latency_profile": "p", "latency_batch": 2}, "latency_batch cannot be given beside it"),
-        ({"latency_profile": "p", "latency_device": "cpu"}, "latency_device cannot be given beside it"),
-        ({"latency_runtime": "tensorrt"}, "latency_runtime: Input should be 'torch', 'compile' or 'onnxruntime'"),
-        ({"latency_dtype": "fp8"}, "latency_dtype: Input should be 'fp32', 'bf16' or 'fp16'"),
-        ({"latency_memory_format": "nhwc"}, "latency_memory_format: Input should be 'channels_last' or 'contiguous'"),
-        ({"latency_batch": 0}, "latency_batch: Input should be greater than or equal to 1"),
-        ({"latency_threads": 0}, "latency_threads: Input should be greater than or equal to 1"),
+        ({"latency_profile": "p", "latency_batch": 2}, "latency_batch cannot be given with it"),
+        ({"latency_profile": "p", "latency_device": "cpu"}, "latency_device cannot be given with it"),
+        ({"latency_runtime": "tensorrt"}, "latency_runtime must be 'torch', 'compile' or 'onnxruntime'"),
+        ({"latency_dtype": "fp8"}, "latency_dtype must be 'fp32', 'bf16' or 'fp16'"),
+        ({"latency_memory_format": "nhwc"}, "latency_memory_format must be 'channels_last' or 'contiguous'"),
+        ({"latency_batch": 0}, "latency_batch must be greater than or equal to 1"),
+        ({"latency_threads": 0}, "latency_threads must be greater than or equal to 1"),
     ],
 )
 def test_latency_options_that_do_not_fit_are_told(change: dict[str, object], message: str) -> None:
@@ -117,21 +117,21 @@ def test_latency_options_that_do_not_fit_are_told(change: dict[str, object], mes
 def test_differences_are_named_but_trials_may_change() -> None:
     stored = settings().resolved("cpu")
     settings(trials=99, timeout=5).resolved("cpu").refuse_unless_continues(stored, Path("run"))
-    with pytest.raises(InputError, match="seed is 0 there and 4 now.*--study NAME or --out DIR"):
+    with pytest.raises(InputError, match="seed was 0 and is now 4.*--study NAME or --out DIR"):
         settings(seed=4).resolved("cpu").refuse_unless_continues(stored, Path("run"))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"trials": True}, "trials: must be a number"),
-        ({"update_share": 1.5}, "update_share: Input should be less than or equal to 1, but got 1.5"),
+        ({"trials": True}, "trials must be a number"),
+        ({"update_share": 1.5}, "update_share must be less than or equal to 1, but got 1.5"),
         ({"dataset": "folder"}, "dataset 'folder' needs data_dir"),
-        ({"ib_beta": 0}, "ib_beta: Input should be greater than 0"),
-        ({"ib_beta": float("inf")}, "ib_beta: Input should be a finite number"),
-        ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
+        ({"ib_beta": 0}, "ib_beta must be greater than 0"),
+        ({"ib_beta": float("inf")}, "ib_beta must be a finite number"),
+        ({"seed": -1}, "seed must be greater than or equal to 0"),
         ({"bugdet_gflops": 1}, "unknown setting 'bugdet_gflops': did you mean budget_gflops"),
-        ({"study": "a/b"}, "study: String should match pattern"),
+        ({"study": "a/b"}, "study must match pattern"),
     ],
 )
 def test_values_that_do_not_fit_are_told(change: dict[str, object], message: str) -> None:

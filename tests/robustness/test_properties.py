@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ltmsearch.config.recipe import Recipe, load_recipe
 from ltmsearch.config.settings import ResolvedSettings, StudySettings
 from ltmsearch.errors import InputError, printable
-from ltmsearch.io.json_text import parse_json
+from ltmsearch.io.files import parse_json
 from ltmsearch.io.yaml_models import load, read_yaml, to_yaml
 from ltmsearch.merging import get_operator
 from ltmsearch.schedules.grid import target_grid

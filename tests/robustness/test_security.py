@@ -262,7 +262,7 @@ class TestNoPathEscapes:
         for asked in (("front", run), ("export", run), ("dashboard", run)):
             code, said = command(*asked)
             assert code == 2
-            assert "study: String should match pattern" in said
+            assert "study must match pattern" in said
 
     @pytest.mark.parametrize("trial", ["../1", "/etc/1", "1/../../2", "1.0", "-1", "0x1", " "])
     def test_a_trial_s_number_is_no_path(self, trial: str, run: Path, command: Command) -> None:

@@ -255,12 +255,12 @@ def test_the_zero_of_ib_weights_is_no_weight_and_the_ends_are_what_they_say() ->
         ),
         (
             HEAD + "keep_ratios: [0.5]\nforms: [soft, firm]\n",
-            "mine.yaml:4: forms.1: Input should be 'soft', 'hard' or 'matched', but got 'firm'",
+            "mine.yaml:4: forms.1 must be 'soft', 'hard' or 'matched', but got 'firm'",
         ),
         (HEAD + "keep_ratios: [0.5]\nforms: []\n", r"mine.yaml:4: forms: must name at least one, but got \[\]"),
         (
             HEAD + "keep_ratios: [0.5]\nlayers:\n  - pattern: a\n    keep_ratios: [0.5]\n    forms: [Hard]\n",
-            "mine.yaml:7: layers.0.forms.0: Input should be 'soft', 'hard' or 'matched', but got 'Hard'",
+            "mine.yaml:7: layers.0.forms.0 must be 'soft', 'hard' or 'matched', but got 'Hard'",
         ),
         (
             HEAD + "keep_ratios: [0.5]\nlayers: [{pattern: a, keep_ratios: [0.5], form: [hard]}]\n",
@@ -285,7 +285,7 @@ def test_the_zero_of_ib_weights_is_no_weight_and_the_ends_are_what_they_say() ->
         (HEAD + "keep_ratios: [0.5]\nib_weight: 0.1\n", "mine.yaml:4: ib_weight: .* valid tuple, but got 0.1"),
         (HEAD + "keep_ratios: [0.5]\nib_weight: [0.1, much]\n", "mine.yaml:4: ib_weight.1: .* valid number.*'much'"),
         (HEAD + "keep_ratios: [0.5]\nib_weights: [0.1, 1]\n", "mine.yaml:4: unknown .*did you mean ib_weight"),
-        ("- a\n- b\n", "must hold a mapping"),
+        ("- a\n- b\n", "must be a mapping"),
         ("a: [1\n", "mine.yaml:2: must be YAML"),
     ],
 )

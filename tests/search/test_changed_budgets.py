@@ -98,9 +98,9 @@ class TestRange:
     ("given", "message"),
     [
         ("0.3-0.2", "must be LOW-HIGH with LOW < HIGH, such as 1.1-1.4, but got 0.3-0.2"),
-        ("0.2-", "budget_gflops: Input should be a valid number"),
-        ("much", "budget_gflops: Input should be a valid number"),
-        ("0.2-0.3-0.4", "budget_gflops: Input should be a valid number"),
+        ("0.2-", "budget_gflops must be a valid number"),
+        ("much", "budget_gflops must be a valid number"),
+        ("0.2-0.3-0.4", "budget_gflops must be a valid number"),
     ],
 )
 def test_ranges_that_are_none_are_told(given: str, message: str) -> None:
@@ -183,7 +183,7 @@ class TestOtherBudgets:
 
     def test_another_kind_of_cost_is_refused(self, run: Path) -> None:
         before = (run / "settings.yaml").read_bytes()
-        with pytest.raises(InputError, match=r"holds a study without a budget in ms; it can go on with another limit"):
+        with pytest.raises(InputError, match=r"contains a study without a budget in ms, which may change its limit"):
             run_study(tiny(run, **START, budget_ms=9.0))
         assert (run / "settings.yaml").read_bytes() == before
 

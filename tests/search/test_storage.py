@@ -11,9 +11,8 @@ import pytest
 from support.sizes import TINY
 
 from ltmsearch import StudySettings, run_study
-from ltmsearch.cli.log import without_passwords
 from ltmsearch.config.storage_url import Address, read_address
-from ltmsearch.errors import InputError
+from ltmsearch.errors import InputError, without_passwords
 
 SECRET = "pa/ss#w0rd"
 

@@ -1,6 +1,7 @@
 """`ltmsearch` as a person calls it, in this process."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from ltmsearch.cli.main import main
 from ltmsearch.config.settings import StudySettings
 from ltmsearch.study import run_study
 from support.sizes import TINY
+
+Ltmsearch = Callable[..., tuple[int, str, str]]
+"""`ltmsearch ARGUMENTS`: exit code, standard output, standard error."""
 
 
 class Notes(Callbacks):

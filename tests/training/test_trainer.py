@@ -244,8 +244,8 @@ class TestCommand:
         ("arguments", "message"),
         [
             (("--epochs", "1"), "warmup_epochs + cooldown_epochs must be less than epochs, but got 1 + 0 and 1"),
-            (("--sched", "cosin"), "sched: Input should be 'cosine'"),
-            (("--lr", "-1"), "recipe: lr: Input should be greater than 0, but got -1.0"),
+            (("--sched", "cosin"), "sched must be 'cosine'"),
+            (("--lr", "-1"), "recipe: lr must be greater than 0, but got '-1'"),
         ],
     )
     def test_keys_are_checked(

@@ -1,7 +1,24 @@
-"""The timm names of the backbones of every family.
+"""Names that settings accept, in a module that imports nothing heavy, for `--help` and shell completion."""
 
-They stand here, where nothing is imported, and not in the adapters, so that completing a command line needs no torch.
-"""
+from typing import Literal
+
+OPERATORS = ("ltm", "pool", "tome")
+"""Built-in merging operators."""
+DEVICES = ("auto", "cpu", "cuda")
+"""Common devices; others, such as cuda:1, are accepted too."""
+DATASETS = ("digits", "folder", "torch/cifar10", "torch/cifar100", "torch/fashion_mnist", "torch/mnist")
+"""Common data sets; others that timm reads are accepted too."""
+
+Sampler = Literal["auto", "tpe", "gp", "nsga2", "random"]
+"""Optuna samplers."""
+Precision = Literal["auto", "fp32", "bf16"]
+"""Number formats of a study."""
+Engine = Literal["torch", "compile", "onnxruntime"]
+"""Runtimes whose latency is measured: torch without compilation, `torch.compile` and onnxruntime."""
+NumberFormat = Literal["fp32", "bf16", "fp16"]
+"""Number formats of weights and images in latency measurements."""
+MemoryFormat = Literal["channels_last", "contiguous"]
+"""Memory layouts of images in latency measurements."""
 
 BACKBONES: dict[str, tuple[str, ...]] = {
     "mobilevit": ("mobilevit_xxs", "mobilevit_xs", "mobilevit_s"),
@@ -66,3 +83,9 @@ BACKBONES: dict[str, tuple[str, ...]] = {
         "swin_s3_base_224",
     ),
 }  # fmt: skip
+"""timm names of the backbones, by family."""
+
+
+def backbone_names() -> list[str]:
+    """timm names of the backbones of all families."""
+    return [name for family in BACKBONES.values() for name in family]

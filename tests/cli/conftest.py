@@ -1,0 +1,27 @@
+"""Fixtures of the command line: one finished study, and `ltmsearch` as a function."""
+
+from pathlib import Path
+
+import pytest
+from support.command_line import Ltmsearch, call, tiny_study
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run directory of a finished study."""
+    return tiny_study(tmp_path_factory.mktemp("cli"))
+
+
+@pytest.fixture(autouse=True)
+def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
+
+
+@pytest.fixture
+def ltmsearch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ltmsearch:
+    """Exit code, standard output and standard error of `ltmsearch ARGUMENTS`."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        return call(*map(str, arguments), monkeypatch=monkeypatch, capsys=capsys)
+
+    return run
