@@ -22,7 +22,7 @@ from ltmsearch.search.checkpoint import load_checkpoint
 from ltmsearch.search.driver import Driver
 from ltmsearch.search.samplers import make_sampler
 from ltmsearch.search.shared_weights import SharedWeights
-from ltmsearch.search.tally import PATIENCE
+from ltmsearch.search.tally import MAX_REJECTED
 from ltmsearch.search.trial import Evaluator, TrialResult
 
 
@@ -286,7 +286,7 @@ def test_stubborn_samplers_do_not_stall_the_study(tmp_path: Path, monkeypatch: p
     with pytest.raises(KeyboardInterrupt):
         run_study(tiny(tmp_path / "b", trials=6), Interrupt(20))
     interrupted = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path}/b/run/study.db").trials
-    assert 0 < sum(trial.state == TrialState.PRUNED for trial in interrupted) < PATIENCE
+    assert 0 < sum(trial.state == TrialState.PRUNED for trial in interrupted) < MAX_REJECTED
     run_study(tiny(tmp_path / "b", trials=6))
     assert_same(tmp_path / "a", tmp_path / "b")
 

@@ -112,7 +112,7 @@ def _keep_ratios(findings: Findings, axis: CostAxis) -> go.Heatmap:
 
 
 def _cell(record: TrialRecord, layer: str) -> str:
-    return record.in_short(layer) if record.schedule.keep_ratios[layer] < 1 else ""
+    return record.short_ratio(layer) if record.schedule.keep_ratios[layer] < 1 else ""
 
 
 def _point(record: TrialRecord, axis: CostAxis, *, units: bool) -> str:

@@ -73,8 +73,8 @@ def front_picture(records: Iterable[TrialRecord], axis: CostAxis) -> FrontPictur
 
 def shown_top1(record: TrialRecord) -> float:
     """The top-1 a scored trial is drawn at."""
-    assert record.standing is not None, record
-    return record.standing
+    assert record.ranking_top1 is not None, record
+    return record.ranking_top1
 
 
 def _inside(value: float, limits: Range) -> bool:

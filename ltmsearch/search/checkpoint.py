@@ -1,6 +1,6 @@
-"""The shared weights on disk: safetensors with the state of the search in its header, so that both change at once.
+"""Checkpoints of the shared weights: safetensors with the state of the search in the header, so both change at once.
 
-The last two stay: should weights and study ever disagree, the one that fits the study is among them.
+The last two are kept: if weights and study ever disagree, one of them matches the study.
 """
 
 import hashlib
@@ -20,35 +20,35 @@ from ltmsearch.errors import InputError, shortened
 from ltmsearch.io.files import parse_json, refuse_special, write_atomic
 
 WEIGHTS, PREVIOUS = "supernet.safetensors", "supernet.previous.safetensors"
-"""Names in a run directory: of the shared weights, and of those before them."""
+"""Files in a run directory: the shared weights, and the version before."""
 SIDECAR = "supernet.json"
 _KEY = "ltmsearch"
-"""Of the header's entry for the state."""
+"""Header entry of the state."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointState:
-    """What the weights stand for."""
+    """State of the search that belongs to the weights."""
 
     class_names: list[str]
     """Classes in the order of the classifier's outputs."""
     version: int
-    """How many trials have moved the weights; 0 after the warm-up."""
+    """Number of trials that have updated the weights; 0 after the warm-up."""
     scored: int
-    """How many trials of the study had come to a score when they were saved, that of `trial` included."""
+    """Number of scored trials at the time of saving, including `trial`."""
     space: str
     """`SearchSpace.digest` of the study."""
     trial: int | None
-    """Number of the trial that came to a score last."""
+    """Number of the trial that was scored last."""
     outcome: dict[str, Any] | None
-    """What that trial reported, so that it can be told to the study again after a crash in between."""
+    """Outcome of that trial, so that the study can store it after a crash in between."""
 
 
 _STATE = TypeAdapter(CheckpointState)
 
 
 class Checkpoint(NamedTuple):
-    """One file of shared weights, read."""
+    """Shared weights read from a file."""
 
     weights: dict[str, Tensor]
     """State dict of the supernet."""
@@ -56,12 +56,12 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(folder: Path, weights: Mapping[str, Tensor], state: CheckpointState) -> None:
-    """Write `supernet.safetensors` atomically, keep the one before, then write `supernet.json` for people.
+    """Write `supernet.safetensors` atomically, keep the version before, and write `supernet.json` for people.
 
     Args:
         folder: The run directory.
         weights: State dict of the supernet.
-        state: Goes into the header of the weights file, with the weights' hash.
+        state: Written to the header of the weights file, with the hash of the weights.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     described = {**asdict(state), "sha256": digest(tensors)}
@@ -71,7 +71,7 @@ def save_checkpoint(folder: Path, weights: Mapping[str, Tensor], state: Checkpoi
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, types, shapes and values, whatever the order; contiguous tensors in main memory."""
+    """SHA-256 of names, types, shapes and values in any order. Tensors must be contiguous and on the CPU."""
     total = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -80,11 +80,11 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def load_checkpoint(folder: Path, *, space: str | None = None) -> Checkpoint | None:
-    """Read what `save_checkpoint` wrote; None where there is none yet.
+    """Read the last checkpoint; None if there is none.
 
     Args:
         folder: The run directory.
-        space: `SearchSpace.digest` of the study that wants to go on; None: of whichever study.
+        space: `SearchSpace.digest` of the study that continues; None: any.
 
     Raises:
         InputError: If the file is damaged, foreign, or of another space.
@@ -96,13 +96,13 @@ def load_checkpoint(folder: Path, *, space: str | None = None) -> Checkpoint | N
 
 
 def load_previous(folder: Path, *, space: str | None = None) -> Checkpoint | None:
-    """Read the weights before the last ones; arguments and errors as in `load_checkpoint`."""
+    """Read the checkpoint before the last; arguments and errors as in `load_checkpoint`."""
     path = folder / PREVIOUS
     return _read(path, space) if path.exists() else None
 
 
 def scored_trials(folder: Path) -> int:
-    """How many scored trials the shared weights in a run directory know of; 0 where there are none, or none to read."""
+    """Number of scored trials in the last checkpoint; 0 if there is none or it cannot be read."""
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             known = json.loads((file.metadata() or {})[_KEY])["scored"]
@@ -121,19 +121,19 @@ def _read(path: Path, space: str | None) -> Checkpoint:
         written = described.pop("sha256")
         state = _STATE.validate_python(vars(CheckpointState(**described)))
         if digest(weights) != written:
-            raise ValueError("its weights are not those that were written")
+            raise ValueError("the weights differ from those that were written")
     except (SafetensorError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path} must be the shared weights of an ltmsearch study, but cannot be read "
+            f"{path} must hold the shared weights of a study, but cannot be read "
             f"({type(error).__name__}: {shortened(str(error), 200)}); {_remedy(path)}"
         ) from error
     if space is not None and state.space != space:
-        raise InputError(f"{path} belongs to another search space ({state.space}, this one is {space})")
+        raise InputError(f"{path} belongs to another search space ({state.space}); this study has {space}")
     return Checkpoint(weights, state)
 
 
 def _remedy(path: Path) -> str:
     if path.name == PREVIOUS:
-        return "begin anew with --out DIR"
+        return "start a new run with --out DIR"
     before = path.with_name(PREVIOUS)
-    return f"move it away to {f'go on from {before.name}' if before.exists() else 'warm up anew'}"
+    return f"move it away to {f'continue from {before.name}' if before.exists() else 'repeat the warm-up'}"

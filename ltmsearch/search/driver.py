@@ -1,8 +1,8 @@
-"""The driver of a study: Optuna proposes schedules, the shared weights answer.
+"""The driver of a study: it asks Optuna for schedules and has workers evaluate them with the shared weights.
 
-It is the only writer: it asks Optuna, hands trials to the workers, moves the shared weights, saves them, and tells
-the outcome. With one worker, what a trial does depends on the settings and on what was told before, never on how often
-the run was interrupted in between; with several it depends on their order too.
+The driver is the only writer: it asks Optuna, sends trials to workers, updates and saves the shared weights, and stores
+the outcome. With one worker, a trial depends only on the settings and on the trials before it, never on how often the
+run was interrupted; with several workers it also depends on the order in which they finish.
 """
 
 import logging
@@ -33,8 +33,8 @@ from ltmsearch.search.optuna_records import (
     MEASURED,
     RESCORED,
     completed_trial,
+    count_trained,
     set_constraints,
-    trained,
     trial_record,
     trial_records,
     with_current_budgets,
@@ -43,7 +43,7 @@ from ltmsearch.search.records import TrialRecord, select_front
 from ltmsearch.search.rescoring import same_nets, select_candidates
 from ltmsearch.search.samplers import make_sampler
 from ltmsearch.search.setup import Workbench
-from ltmsearch.search.shared_weights import SharedWeights, choose, waits
+from ltmsearch.search.shared_weights import SharedWeights, select_checkpoint, unstored_trial
 from ltmsearch.search.storage import open_storage, open_study, under_limits
 from ltmsearch.search.tally import Tally, TrialLogger, sampler_is_stuck
 from ltmsearch.search.timing import ELSEWHERE, SCORING, TIMING, TRAINING, Clock
@@ -56,31 +56,31 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RunningTrial:
-    """A trial that a worker has."""
+    """A trial that a worker is evaluating."""
 
     trial: Trial
     schedule: MergeSchedule
     ib_weight: float
     cost: float
     version: int
-    """Of the shared weights that it started from."""
+    """Version of the shared weights that the trial started from."""
     counts: bool
-    """Whether it is one of `--trials`: the plain net, scored for comparison, is not."""
+    """Whether it counts towards `--trials`; the plain network, scored for comparison, does not."""
     log: TrialLogger
 
 
 class Driver:
-    """One study in one run directory: the shared weights, the Optuna study, and what is written of both.
+    """Runs one study in one run directory.
 
     Args:
-        bench: What the study works with.
-        folder: The run directory.
+        bench: Supernet, data, costs and space of the study.
+        folder: Run directory.
         callbacks: Receives progress.
-        clock: Counts the time.
-        storage: Of the study; None: as the settings say.
-        workers: Who evaluates trials; None: this process.
+        clock: Measures the time of each part.
+        storage: Optuna storage; None: the one in the settings.
+        workers: Evaluate the trials; None: this process.
+        confirm: Raises `LeaseLost` if another driver has taken the study over; called before every write.
         hooks: Called as trials start and end.
-        confirm: Raises once another driver took the study over; called before whatever two must not write.
     """
 
     def __init__(
@@ -123,16 +123,14 @@ class Driver:
             confirm=confirm,
         )
 
-    # -- shared weights ------------------------------------------------------------------------------------------
-
     def warm_up(self, found: Sequence[Checkpoint]) -> None:
-        """Train the shared weights, or take those that go with the study.
+        """Train the shared weights, or load the checkpoint that matches the study.
 
         Args:
-            found: The last two that were saved, newest first; fewer if there are not so many.
+            found: The last two checkpoints, newest first; fewer if there are fewer.
         """
         if found:
-            checkpoint, line = choose(found, self._trials())
+            checkpoint, line = select_checkpoint(found, self._trials())
             self.shared.resume(checkpoint)
             if line is not None:
                 self.callbacks.note(line)
@@ -140,7 +138,7 @@ class Driver:
             return
         warming = WarmUpRun(self.bench, self.folder)
         if begun := warming.resume():
-            self.callbacks.note(f"continuing the warm-up behind step {begun} of {warming.plan.steps}")
+            self.callbacks.note(f"continuing the warm-up after step {begun} of {warming.plan.steps}")
         self.callbacks.phase("warming up", warming.plan.steps)
         for loss in warming.steps():
             self.callbacks.advance(warming.done, f"loss {loss:.2f}")
@@ -152,33 +150,30 @@ class Driver:
         warming.remove()
 
     def settle(self) -> None:
-        """Bring the study up to the weights and the budgets: tell a trial that a crash kept from being told, and tell
-        the trials of an earlier run again, if it had other budgets."""
-        untold = waits(self.shared.state, self._trials())
-        if untold is not None and self.shared.state.outcome is not None:
-            self._tell(Trial(self.study, untold._trial_id), self.shared.state.outcome)
+        """Store the outcome of a trial that a crash left running, and apply changed budgets to earlier trials."""
+        pending = unstored_trial(self.shared.state, self._trials())
+        if pending is not None and self.shared.state.outcome is not None:
+            self._store(Trial(self.study, pending._trial_id), self.shared.state.outcome)
         limits = {b.constraint: [b.minimum / b.per_unit, b.limit / b.per_unit] for b in self.budgets}
-        before, done = self.study, trained(self._trials())
+        before, done = self.study, count_trained(self._trials())
         self.study = under_limits(
             before, limits, lambda trial: with_current_budgets(trial, self.bench), keep=(MEASURED,)
         )
         self.hooks.study_updated(self.study, self.records())
         if self.study is not before:
-            known = f"{done} trials are known from other budgets"
-            more = "" if done < self.settings.trials else f"; --trials {done + done // 2} would search under these too"
+            known = f"{done} trials were made under other budgets"
+            more = "" if done < self.settings.trials else f"; use --trials {done + done // 2} to search under these too"
             self.callbacks.note(known + more)
 
-    # -- trials --------------------------------------------------------------------------------------------------
-
     def wants_trials(self) -> bool:
-        """Whether the study has fewer trials than it is to have."""
-        return trained(self._trials()) < self.settings.trials
+        """Whether the study has fewer trials than the settings ask for."""
+        return count_trained(self._trials()) < self.settings.trials
 
     def search(self, *, until: float | None) -> None:
-        """Run trials until their number is reached or the time is up.
+        """Run trials until their number or the time limit is reached.
 
         Args:
-            until: No new trial begins after this `time.monotonic()`.
+            until: Start no new trial after this `time.monotonic()`.
 
         Raises:
             WorkersLost: If no worker is left.
@@ -189,8 +184,8 @@ class Driver:
         while True:
             tally.update(trials := self._trials())
             done = tally.trained
-            self.callbacks.advance(done, tally.words(running=len(self.running) if self.workers.elsewhere else 0))
-            begun = done + sum(flight.counts for flight in self.running.values())
+            self.callbacks.advance(done, tally.summary(running=len(self.running) if self.workers.elsewhere else 0))
+            begun = done + sum(running.counts for running in self.running.values())
             time_is_up = until is not None and time.monotonic() > until
             if begun < self.settings.trials and not time_is_up and self.workers.free():
                 self._begin(*self._next_trial(trials, tally.unfinished, first))
@@ -207,14 +202,13 @@ class Driver:
     ) -> tuple[Trial, Callable[[int], BaseSampler]]:
         """The trial that an earlier run left unfinished, else a new one; and the sampler of its i-th parameter.
 
-        Samplers are made afresh for every trial from its number, so that an interrupted study makes the same proposals
-        as one that was not.
+        Each trial gets new samplers, seeded by its number, so that an interrupted study makes the same proposals as an
+        uninterrupted one.
         """
         self._asked_at = time.perf_counter()
         left = [t for t in unfinished if t.state == TrialState.RUNNING and t.number not in self.running]
         waiting = [t for t in unfinished if t.state == TrialState.WAITING]
         if not left and not waiting:
-            # One at a time, as whether the sampler is at a loss shows only trial by trial.
             if first:
                 self._enqueue(first.popleft())
             elif sampler_is_stuck(trials):
@@ -229,29 +223,38 @@ class Driver:
         return trial, lambda place: sampler(1 + place)
 
     def _begin(self, trial: Trial, sampler: Callable[[int], BaseSampler]) -> None:
-        """Suggest, tell at once if it is over budget, else hand it out."""
+        """Suggest a schedule; reject it if it is over budget, else send it to a worker."""
         indices, ib_weight = suggest(trial, self.bench.space, sampler)
         schedule = self.bench.space.schedule(indices)
         log = TrialLogger(trial, schedule, sampling=time.perf_counter() - self._asked_at)
         trial.set_user_attr("ib_weight", ib_weight)
         self.hooks.trial_started(trial, schedule)
-        cost, told = float(self.budgets[0].costs(indices[None])[0]), set_constraints(trial, self.budgets, indices)
-        reference = not indices.any()  # the plain net is scored as a reference even if it is over the budget
-        if max(told) > 0 and not reference:
+        cost, values = float(self.budgets[0].costs(indices[None])[0]), set_constraints(trial, self.budgets, indices)
+        reference = not indices.any()  # the plain network is scored for comparison even if it is over budget
+        if max(values) > 0 and not reference:
             self._end(trial, state=TrialState.PRUNED)
             log.rejected()
             return
         seed, steps = derive_seed(self.settings.seed, trial.number + 1), 0 if reference else None
-        version, weights = self.shared.lend()
+        version, weights = self.shared.check_out()
         task = Task(
-            trial=trial.number, schedule=schedule, ib_weight=ib_weight, seed=seed, steps=steps,
+            trial=trial.number,
+            schedule=schedule,
+            ib_weight=ib_weight,
+            seed=seed,
+            steps=steps,
             limit=self.bench.trial_limit(),
-        )  # fmt: skip
+        )
         self.workers.start(task, version, weights)
         self.running[trial.number] = RunningTrial(
-            trial=trial, schedule=schedule, ib_weight=ib_weight, cost=cost, version=version,
-            counts=trial.user_attrs.get("label") != "plain", log=log,
-        )  # fmt: skip
+            trial=trial,
+            schedule=schedule,
+            ib_weight=ib_weight,
+            cost=cost,
+            version=version,
+            counts=trial.user_attrs.get("label") != "plain",
+            log=log,
+        )
 
     def _answers(self) -> list[Answer]:
         with self.clock.part(ELSEWHERE if self.workers.elsewhere else TRAINING):
@@ -261,43 +264,48 @@ class Driver:
                     self.clock.move(answer.result.scoring_seconds, SCORING)
         return answers
 
-    def _finish(self, flight: RunningTrial, answer: Answer) -> None:
-        """Move the shared weights by what a trial came to, and tell it."""
-        trial, result, start = flight.trial, answer.result, self.shared.take_back(flight.version)
+    def _finish(self, running: RunningTrial, answer: Answer) -> None:
+        """Update the shared weights with a trial's result, and store its outcome."""
+        trial, result, start = running.trial, answer.result, self.shared.check_in(running.version)
         if answer.worker:
-            trial.set_user_attr("worker", answer.worker)  # one machine of many may be the sick one
+            trial.set_user_attr("worker", answer.worker)  # one machine of many may be faulty
         if result is None:
             trial.set_user_attr("failure", answer.failure)
             self._end(trial, state=TrialState.FAIL)
-            flight.log.failed(answer.failure)
-            self.callbacks.note(f"trial {trial.number} failed alone: {answer.failure}")
+            running.log.failed(answer.failure)
+            self.callbacks.note(f"trial {trial.number} failed: {answer.failure}")
             return
-        age = self.shared.version - flight.version
+        age = self.shared.version - running.version
         outcome = {
-            "top1": result.score.top1, "top1_se": result.score.top1_se, "loss": result.score.loss, "cost": flight.cost,
-            "seconds": round(result.seconds, 3), "supernet_version": flight.version, "age": age,
-        }  # fmt: skip
+            "top1": result.score.top1,
+            "top1_se": result.score.top1_se,
+            "loss": result.score.loss,
+            "cost": running.cost,
+            "seconds": round(result.seconds, 3),
+            "supernet_version": running.version,
+            "age": age,
+        }
         if (terms := result.score.ib) is not None:
             outcome |= {"mi_x": terms.mi_x, "mi_y": terms.mi_y, "ibb": terms.ibb}
         if result.batch_size is not None:
             outcome["batch_size"] = result.batch_size
-            self.callbacks.note(f"trial {trial.number} trained on {result.batch_size} images a step: memory was full")
-        if not flight.schedule.merging_layers and result.score.is_at_chance(len(self.shared.state.class_names)):
+            self.callbacks.note(f"trial {trial.number} trained with batch size {result.batch_size}: memory was full")
+        if not running.schedule.merging_layers and result.score.is_at_chance(len(self.shared.state.class_names)):
             self.callbacks.note(
-                f"the plain net has learned next to nothing ({result.score.top1:.1f} %): scores cannot tell schedules "
-                "apart; more --base-steps, --pretrained or --checkpoint FILE would help"
+                f"the plain network is near chance ({result.score.top1:.1f} %), so scores say nothing about schedules; "
+                "use more --base-steps, --pretrained or --checkpoint FILE"
             )
         self.confirm()
         self.hooks.trial_scored(trial, trial_record(completed_trial(trial, outcome), self.bench), result.merges)
-        self.shared.move(result.weights, start, age=age)
+        self.shared.update(result.weights, start, age=age)
         saving = time.perf_counter()
-        self.shared.keep(trial.number, outcome)
+        self.shared.save_outcome(trial.number, outcome)
         saving = time.perf_counter() - saving
-        flight.log.scored(outcome, ib_weight=flight.ib_weight, version=self.shared.version, saving=saving)
-        self._tell(trial, outcome)
+        running.log.scored(outcome, ib_weight=running.ib_weight, version=self.shared.version, saving=saving)
+        self._store(trial, outcome)
         self.clock.tick()
 
-    def _tell(self, trial: Trial, outcome: dict[str, Any]) -> None:
+    def _store(self, trial: Trial, outcome: dict[str, Any]) -> None:
         for name, value in outcome.items():
             if name not in ("top1", "cost"):
                 trial.set_user_attr(name, value)
@@ -305,11 +313,11 @@ class Driver:
 
     def _end(self, trial: Trial, *, values: list[float] | None = None, state: TrialState | None = None) -> None:
         self.confirm()
-        told = self.study.tell(trial, values, state)
-        self.hooks.trial_finished(self.study, told, trial_record(told, self.bench))
+        stored = self.study.tell(trial, values, state)
+        self.hooks.trial_finished(self.study, stored, trial_record(stored, self.bench))
 
     def _first_trials(self) -> deque[InitialTrial]:
-        """The first trials, but those that the study has already."""
+        """The initial trials that the study does not have yet."""
         queued = [trial.system_attrs.get("fixed_params", trial.params) for trial in self._trials()]
         held = {tuple(sorted(params.items())) for params in queued}
         first = initial_trials(self.bench, np.random.default_rng(derive_seed(self.settings.seed)))
@@ -319,18 +327,16 @@ class Driver:
         params = enqueue_params(self.bench, trial)
         self.study.enqueue_trial(params, user_attrs={"kind": trial.kind, "label": trial.label})
 
-    # -- the end -------------------------------------------------------------------------------------------------
-
     def rescore(self) -> None:
-        """Score the candidates for the front again, all with the final shared weights and on more images."""
+        """Score the candidates for the front again, with the final shared weights and on more images."""
         known = self.study.user_attrs.get(RESCORED, {})
-        if known.get("version") == self.shared.version and known.get("trials") == trained(self._trials()):
+        if known.get("version") == self.shared.version and known.get("trials") == count_trained(self._trials()):
             return
         load_parameters(self.bench.evaluator.supernet, self.shared.weights)
-        alike = same_nets(self.records(), self._proxy_net)
-        chosen, cost = [group[0] for group in alike], self.settings.axis.name
+        groups = same_nets(self.records(), self._proxy_net)
+        chosen, cost = [group[0] for group in groups], self.settings.axis.name
         candidates = select_candidates(chosen, self.settings.rescore_candidates, cost)
-        self.callbacks.phase("scoring again", len(candidates))
+        self.callbacks.phase("final scores", len(candidates))
         scores = {}
         for done, record in enumerate(candidates):
             self.callbacks.advance(done, record.name)
@@ -339,16 +345,16 @@ class Driver:
             _log.info(
                 "%s scored again: top-1 %.2f ± %.2f %%, loss %.4f", record.name, score.top1, score.top1_se, score.loss
             )
-            for same in next(group for group in alike if group[0] is record):
+            for same in next(group for group in groups if group[0] is record):
                 scores[str(same.trial)] = [score.top1, score.top1_se, score.loss]
         self.callbacks.advance(len(candidates))
         self.confirm()
         self.study.set_user_attr(
-            RESCORED, {"version": self.shared.version, "trials": trained(self._trials()), "scores": scores}
+            RESCORED, {"version": self.shared.version, "trials": count_trained(self._trials()), "scores": scores}
         )
 
     def measure(self) -> None:
-        """Time the front and the plain net end to end, where there is a latency budget and this is its device."""
+        """Time the front and the plain network end to end, if latency has a budget and is measured on this device."""
         latency = self.bench.latency
         if latency is None or not latency.here:
             return
@@ -365,11 +371,11 @@ class Driver:
             self.study.set_user_attr(MEASURED, known | seen)
 
     def _proxy_net(self, record: TrialRecord) -> Hashable:
-        """What tells the trial's net from others at the size of proxy training."""
+        """Key of the trial's network at the proxy's image size."""
         return self.bench.proxy_costs.network_key(record.schedule)
 
     def records(self) -> list[TrialRecord]:
-        """Every finished trial as plain data."""
+        """Records of all finished trials."""
         return trial_records(self.study, self.bench)
 
     def _trials(self) -> list[FrozenTrial]:

@@ -1,4 +1,4 @@
-"""What a study tries first, before the sampler proposes: no training is needed to know that these are worth a trial."""
+"""Initial trials: baselines and schedules that cover the range of costs, tried before the sampler proposes."""
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
@@ -11,33 +11,33 @@ from ltmsearch.search.setup import Workbench
 from ltmsearch.search.trial import IB_WEIGHT
 
 STARTUP_SHARE = 1 / 3
-"""Share of the trials that cover the range of costs before the sampler takes over, but for those in their place."""
+"""Share of the trials that cover the range of costs before the sampler takes over."""
 UNIFORM_BASELINES = 2
-"""Uniform schedules of a form within the budget that are tried for comparison, the dearest."""
+"""Uniform schedules per form that are tried for comparison: the costliest within the budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InitialTrial:
-    """A schedule to be tried."""
+    """A schedule to try."""
 
     indices: np.ndarray
     """(L,) choice indices."""
     kind: Kind
-    """What it is tried for."""
+    """Reason for the trial."""
     label: str = ""
-    """What it is called."""
+    """Name in tables and plots."""
 
 
 def initial_trials(bench: Workbench, rng: np.random.Generator) -> list[InitialTrial]:
-    """The plain net, uniform schedules, the front of an earlier study, and schedules that cover the range of costs.
+    """The plain network, uniform schedules, the front of an earlier study, and schedules that cover the range of costs.
 
-    The plain net is scored as a reference even where it is over the budget; the others keep it. Uniform schedules come
-    in every form: which form suits a backbone is the largest difference between schedules there is. Of schedules that
-    are the same net the first stands for all. Uniform schedules of further forms and what an earlier study found take
-    the place of as many that cover the range, but of half at most; these are tried in an order that spreads over it.
+    The plain network is scored for comparison even if it is over budget; all others are within it. Uniform schedules
+    come in every form, since the form makes the largest difference between schedules. Schedules that give the same
+    network are tried once. Uniform schedules of further forms and those of an earlier study replace up to half of the
+    schedules that cover the range.
 
     Args:
-        bench: What the study works with.
+        bench: Costs, space and budgets of the study.
         rng: Draws the schedules that cover the range.
     """
     known: set[Hashable] = set()
@@ -51,11 +51,11 @@ def initial_trials(bench: Workbench, rng: np.random.Generator) -> list[InitialTr
 
 
 def draw_within_budget(bench: Workbench, *place: int) -> InitialTrial:
-    """A schedule for a study whose sampler proposes none within the budget.
+    """A random schedule within the budget, for a sampler that proposes none.
 
     Args:
-        bench: What the study works with.
-        place: Where it is drawn; it is the same there, however often the study is interrupted.
+        bench: Costs, space and budgets of the study.
+        place: Position in the study, which seeds the draw.
     """
     rng = np.random.default_rng(derive_seed(bench.settings.seed, *place))
     (indices,) = sample_by_cost(bench.space, bench.budgets, number=1, rng=rng)
@@ -63,18 +63,18 @@ def draw_within_budget(bench: Workbench, *place: int) -> InitialTrial:
 
 
 def enqueue_params(bench: Workbench, trial: InitialTrial) -> dict[str, float]:
-    """The parameters that a trial is queued with in Optuna, the IB weight's among them."""
+    """Optuna parameters of an enqueued trial, including the IB weight."""
     indices: list[int] = trial.indices.tolist()
     params: dict[str, float] = dict(zip(bench.space.layers, indices, strict=True))
     if (weights := bench.space.ib_weights) is not None:
-        # By the schedule and not by its place, so that what is queued again is known again.
+        # Seeded by the schedule, not by its position: a schedule that is enqueued twice has the same parameters.
         rng = np.random.default_rng(derive_seed(bench.settings.seed, *indices))
         params[IB_WEIGHT] = weights.zero if trial.kind == "baseline" else weights.draw(rng)
     return params
 
 
 def derive_seed(seed: int, *path: int) -> int:
-    """A seed of its own for each place in a study."""
+    """A seed for one position in a study."""
     return int(np.random.SeedSequence((seed, *path)).generate_state(1)[0])
 
 
@@ -106,6 +106,6 @@ def _in_order(bench: Workbench, rng: np.random.Generator) -> Iterator[InitialTri
 
 
 def _bits_reversed(number: int) -> float:
-    """The van der Corput sequence: places in this order fill a range ever more finely."""
+    """The van der Corput sequence: positions in this order cover a range ever more finely."""
     digits = f"{number:b}"
     return int(digits[::-1], 2) / 2 ** len(digits)

@@ -1,4 +1,4 @@
-"""What Optuna keeps of a study's trials: as plain records, and told again when budgets change."""
+"""Trials as Optuna stores them: converted to plain records, and adapted when budgets change."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -15,26 +15,29 @@ from ltmsearch.search.setup import Workbench
 from ltmsearch.search.trial import IB_WEIGHT
 
 RESCORED = "rescored"
-"""The study's attribute for scores with the final weights: `version`, `trials` (how many had been trained), `scores`
+"""Study attribute with the scores by the final weights: `version`, `trials` (number of trained ones), `scores`
 (trial → top-1, its standard error, loss)."""
-DASHBOARD_CONSTRAINTS = "constraints"
-"""A trial's system attribute for constraints as Optuna 4 had them, and what Optuna 5's begin with."""
-UNTRIED = "untried"
-"""A trial's attribute: it was over an earlier budget and keeps the present one, but nothing is known of it."""
 MEASURED = "measured"
-"""The study's attribute for latencies timed at the close: trial → milliseconds, their standard error."""
+"""Study attribute with the latencies timed at the end: trial → milliseconds, their standard error."""
+UNTRIED = "untried"
+"""Trial attribute: the trial was rejected under an earlier budget, is within the present one, and has no score."""
+DASHBOARD_CONSTRAINTS = "constraints"
+"""Trial system attribute for constraints in Optuna 4; a prefix of those of Optuna 5. optuna-dashboard 0.21 reads only
+this one: without it, infeasible trials look feasible."""
 
 _STATES: dict[TrialState, State] = {
-    TrialState.COMPLETE: "scored", TrialState.PRUNED: "over budget", TrialState.FAIL: "failed",
-}  # fmt: skip
+    TrialState.COMPLETE: "scored",
+    TrialState.PRUNED: "over budget",
+    TrialState.FAIL: "failed",
+}
 
 
 def trial_records(study: optuna.Study, bench: Workbench) -> list[TrialRecord]:
-    """Every finished trial, but those of which nothing is known.
+    """Records of all finished trials except those without any result.
 
     Args:
-        study: The Optuna study.
-        bench: What it works with.
+        study: Optuna study.
+        bench: Costs, space and budgets of the study.
     """
     attributes = study.user_attrs
     rescored, measured = attributes.get(RESCORED), attributes.get(MEASURED)
@@ -44,42 +47,39 @@ def trial_records(study: optuna.Study, bench: Workbench) -> list[TrialRecord]:
 
 
 def completed_trial(trial: Trial, outcome: dict[str, Any]) -> FrozenTrial:
-    """A trial that runs, as it will be once its outcome is told.
-
-    Args:
-        trial: Running, with all its parameters.
-        outcome: What its evaluation came to.
-    """
-    told = create_trial(
+    """A running trial as it will be stored with its outcome."""
+    completed = create_trial(
         state=TrialState.COMPLETE,
         values=[outcome["top1"], outcome["cost"]],
         params=trial.params,
         distributions=trial.distributions,
         user_attrs=trial.user_attrs | outcome,
     )
-    told.number = trial.number
-    return told
+    completed.number = trial.number
+    return completed
 
 
 def set_constraints(trial: Trial, budgets: Sequence[Budget], indices: np.ndarray) -> list[float]:
-    """Tell Optuna how far a schedule is outside each budget.
+    """Store the distance of a schedule from each budget with its trial.
 
     Args:
-        trial: Running.
-        budgets: What it is held against.
-        indices: (L,) its choices.
+        trial: Running trial.
+        budgets: Budgets of the study.
+        indices: (L,) choice indices of the schedule.
+
+    Returns:
+        One value per constraint; at most 0 is feasible.
     """
-    told = constraint_values(budgets, indices)
-    for name, miss in told.items():
-        if name not in trial.constraints:  # an interrupted trial has it already, and Optuna keeps the first
-            trial.set_constraint(name, miss)
-    # optuna-dashboard 0.21 knows only Optuna 4's form of constraints: without it, infeasible trials look feasible.
-    trial.storage.set_trial_system_attr(trial._trial_id, DASHBOARD_CONSTRAINTS, list(told.values()))
-    return list(told.values())
+    values = constraint_values(budgets, indices)
+    for name, value in values.items():
+        if name not in trial.constraints:  # Optuna keeps the first value; an interrupted trial has one already
+            trial.set_constraint(name, value)
+    trial.storage.set_trial_system_attr(trial._trial_id, DASHBOARD_CONSTRAINTS, list(values.values()))
+    return list(values.values())
 
 
-def trained(trials: Sequence[FrozenTrial]) -> int:
-    """How many count: trained, whether they came to a score or failed."""
+def count_trained(trials: Sequence[FrozenTrial]) -> int:
+    """Number of trials that count towards `--trials`: trained, whether scored or failed."""
     counted = (TrialState.COMPLETE, TrialState.FAIL)
     return sum(
         t.state in counted and t.user_attrs.get("label") != "plain" and UNTRIED not in t.user_attrs for t in trials
@@ -87,16 +87,16 @@ def trained(trials: Sequence[FrozenTrial]) -> int:
 
 
 def with_current_budgets(trial: FrozenTrial, bench: Workbench) -> FrozenTrial:
-    """A finished trial as it would have been told under the present budgets.
+    """A finished trial with constraints and state recomputed for the present budgets.
 
-    What was over budget then and is not now has no score, so that nothing is known of it. It keeps its place, since
-    seeds and recipes go by numbers, but is told as failed, which samplers pass over.
+    A trial that was rejected then and is feasible now has no score. It keeps its number, since seeds and recipes depend
+    on numbers, and becomes a failed trial, which samplers ignore.
     """
     copy, indices = deepcopy(trial), np.array([trial.params[layer] for layer in bench.space.layers])
     constraints = constraint_values(bench.budgets, indices)
     copy.system_attrs = {n: v for n, v in copy.system_attrs.items() if n.partition(":")[0] != DASHBOARD_CONSTRAINTS}
-    for name, miss in constraints.items():
-        copy.set_constraint(name, miss)
+    for name, value in constraints.items():
+        copy.set_constraint(name, value)
     copy.system_attrs = {**copy.system_attrs, DASHBOARD_CONSTRAINTS: list(constraints.values())}
     if copy.state == TrialState.PRUNED or UNTRIED in copy.user_attrs:
         untried = max(constraints.values()) <= 0
@@ -112,24 +112,21 @@ def trial_record(
     rescored: dict[str, Any] | None = None,
     measured: dict[str, list[float]] | None = None,
 ) -> TrialRecord:
-    """A finished trial as plain data.
+    """The record of a finished trial.
 
     Args:
-        trial: Of the study.
-        bench: What the study works with.
-        rescored: Its attribute `RESCORED`.
-        measured: Its attribute `MEASURED`.
+        trial: Finished trial of the study.
+        bench: Costs, space and budgets of the study.
+        rescored: Study attribute `RESCORED`.
+        measured: Study attribute `MEASURED`.
     """
     rescored = rescored or {"version": None, "scores": {}}
-    again = rescored["scores"].get(str(trial.number))
+    final = rescored["scores"].get(str(trial.number))
     timed_ms, timed_se_ms = (measured or {}).get(str(trial.number), (None, None))
     indices = np.array([trial.params[layer] for layer in bench.space.layers])
     schedule, weights = bench.space.schedule(indices), bench.space.ib_weights
-    state, attrs, feasible = (
-        _STATES[trial.state],
-        trial.user_attrs,
-        bool(within_budgets(bench.budgets, indices[None])[0]),
-    )
+    attrs, feasible = trial.user_attrs, bool(within_budgets(bench.budgets, indices[None])[0])
+    state = _STATES[trial.state]
     if state == "over budget" and feasible:
         state = "below range"
     return TrialRecord(
@@ -139,22 +136,16 @@ def trial_record(
         state=state,
         feasible=feasible,
         gflops=bench.costs.gflops(schedule),
-        # A fit knows no zero: far from what was timed it may fall below.
+        # The linear fit may go below zero far from the timed subnets.
         latency_ms=max(0.0, bench.latency.model.latency_ms(schedule)) if bench.latency else None,
         latency_measured_ms=timed_ms,
         latency_measured_se_ms=timed_se_ms,
         top1=trial.values[0] if state == "scored" else None,
-        top1_se=attrs.get("top1_se"),
-        loss=attrs.get("loss"),
-        rescored_top1=again[0] if again else None,
-        rescored_top1_se=again[1] if again else None,
-        rescored_loss=again[2] if again else None,
-        rescored_version=rescored["version"] if again else None,
+        **{name: attrs.get(name) for name in ("top1_se", "loss", "mi_x", "mi_y", "ibb", "supernet_version", "seconds")},
+        rescored_top1=final[0] if final else None,
+        rescored_top1_se=final[1] if final else None,
+        rescored_loss=final[2] if final else None,
+        rescored_version=rescored["version"] if final else None,
         ib_weight=weights.weight(trial.params[IB_WEIGHT]) if weights else 0.0,
-        mi_x=attrs.get("mi_x"),
-        mi_y=attrs.get("mi_y"),
-        ibb=attrs.get("ibb"),
-        supernet_version=attrs.get("supernet_version"),
-        seconds=attrs.get("seconds"),
         schedule=schedule,
     )

@@ -1,7 +1,7 @@
-"""Pareto maths for two objectives: which points no other beats, and how much area they dominate.
+"""Pareto fronts and hypervolume for two objectives.
 
-Everywhere: n points; `points` (n, 2) holds one row per point and one column per objective; `maximize` says
-for each column whether more is better; a row with NaN stands for "not measured".
+`points` is (n, 2): one row per point, one column per objective. `maximize` says for each column whether more is better.
+A row with NaN means "not measured".
 """
 
 import numpy as np
@@ -96,6 +96,22 @@ def hypervolume_curve(points: ArrayLike, reference: tuple[float, float], maximiz
         front = front[is_non_dominated(front, maximize)]  # stays short, and loses nothing that counts
         curve[index] = hypervolume(front, reference, maximize)
     return curve
+
+
+def front_ranks(points: list[tuple[float, float]], maximize: tuple[bool, bool]) -> list[int]:
+    """Front number of each point: 0 for the Pareto front, 1 for the front of the remaining points, and so on."""
+    ranks = [0] * len(points)
+    left, rank = list(range(len(points))), 0
+    while left:
+        on_front = is_non_dominated(np.array([points[i] for i in left]), maximize)
+        if not on_front.any():  # only points with NaN are left
+            on_front[:] = True
+        for index, is_on in zip(list(left), on_front, strict=True):
+            ranks[index] = rank
+            if is_on:
+                left.remove(index)
+        rank += 1
+    return ranks
 
 
 def _as_points(points: ArrayLike) -> Floats:

@@ -1,7 +1,7 @@
-"""What is known about each trial, as plain data, and its two tables: `trials.csv` and `front.csv`.
+"""Trial records as plain data, and the tables `trials.csv` and `front.csv`.
 
-The study writes records, reports and recipes read them; nothing here knows Optuna, torch or plotly. Units:
-top-1 in percent (0-100), standard errors in percentage points, loss in nats, latency in milliseconds.
+Independent of Optuna, torch and plotly. Units: top-1 in percent (0-100), standard errors in percentage points, loss in
+nats, latency in milliseconds.
 """
 
 import json
@@ -23,7 +23,7 @@ from ltmsearch.schedules.schedule import Form, MergeSchedule
 from ltmsearch.search.pareto import is_non_dominated
 
 TRIALS, FRONT = "trials.csv", "front.csv"
-"""Names of the two tables in a run directory."""
+"""Tables in a run directory."""
 
 Kind = Literal["searched", "start-up", "baseline"]
 State = Literal["scored", "over budget", "below range", "failed"]
@@ -46,13 +46,13 @@ FRONT_COLUMNS = (
 
 
 class BestScore(NamedTuple):
-    """How well a trial does, by the best measurement there is."""
+    """The best available score of a trial."""
 
     top1: float
     top1_se: float | None
     loss: float | None
     rescored: bool
-    """Whether it was measured with the final weights; else when the trial ran."""
+    """Whether it was measured with the final weights; else with those of the trial."""
 
     def __str__(self) -> str:
         return f"{self.top1:.1f}" + ("" if self.top1_se is None else f" ± {self.top1_se:.1f}")
@@ -60,33 +60,33 @@ class BestScore(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRecord:
-    """One trial of a study. What was not measured is None.
+    """One trial of a study. Values that were not measured are None.
 
     Raises:
-        ValueError: A field is out of its range, or a score does not go with the state.
+        ValueError: A field is out of range, or a score contradicts the state.
     """
 
     trial: int
     """Number of the trial in the study, from 0."""
     kind: Kind
-    """Proposed by the sampler, drawn to cover the range at the start, or enqueued for comparison."""
+    """Proposed by the sampler, drawn at the start to cover the range of costs, or added for comparison."""
     label: str = ""
-    """What a baseline is called, e.g. "plain" or "uniform 0.5", or where a start-up trial comes from; else empty."""
+    """Name of a baseline, e.g. "plain" or "uniform 0.5", or origin of a start-up trial; else empty."""
     state: State
     """"over budget" and "below range" (of budgets) were rejected by their cost alone, "failed" diverged or broke: none
     has a score."""
     feasible: bool
-    """Within every budget. A plain net over budget is scored as a reference and stays infeasible."""
+    """Within every budget. A plain network over budget is scored for comparison and stays infeasible."""
     gflops: float
-    """Cost of one image, by the counting rule of `ltmsearch.costs`."""
+    """1e9 multiply-adds per image; see `ltmsearch.costs` for what is counted."""
     latency_ms: float | None = None
-    """Predicted, of one batch; None in a study without a latency budget."""
+    """Predicted latency of one batch; None in a study without a latency budget."""
     latency_measured_ms: float | None = None
-    """Timed end to end at the study's close, where that was done."""
+    """Latency timed end to end at the end of the study."""
     latency_measured_se_ms: float | None = None
     """Its standard error."""
     top1: float | None = None
-    """Score when the trial ran, with the shared weights of that moment."""
+    """Score at the time of the trial, with the shared weights of that time."""
     top1_se: float | None = None
     loss: float | None = None
     rescored_top1: float | None = None
@@ -96,15 +96,15 @@ class TrialRecord:
     rescored_version: int | None = None
     """Version of the shared weights behind `rescored_top1`."""
     expected_top1: float | None = None
-    """What the front goes by: the re-scored top-1, steadied by the loss. See `rescoring.with_expected_top1`."""
+    """Mean of the re-scored top-1 and the top-1 predicted from the loss; used to rank the front."""
     ib_weight: float | None = None
-    """Weight of the IB loss in the trial's training; 0 is none."""
+    """Weight of the IB loss in the trial's training; 0 is off."""
     mi_x: float | None = None
-    """I(X̃;X) of features and inputs of the validation images, after the trial's training, in nats."""
+    """I(X̃;X) of features and inputs on the validation images after the trial's training, in nats."""
     mi_y: float | None = None
-    """I(X̃;Y) of features and labels of the same."""
+    """I(X̃;Y) of features and labels on the same images, in nats."""
     ibb: float | None = None
-    """Bound of their difference, what the IB loss is."""
+    """Upper bound of their difference: the IB loss."""
     supernet_version: int | None = None
     """Version of the shared weights behind `top1`."""
     seconds: float | None = None
@@ -143,52 +143,51 @@ class TrialRecord:
                 raise ValueError(f"`{name}` needs `state` 'scored', but got state={self.state!r}.")
 
     def cost(self, name: CostName) -> float:
-        """Its cost of one kind.
+        """Cost on one axis.
 
         Raises:
-            ValueError: If that is not known.
+            ValueError: If it is unknown.
         """
         cost: float | None = getattr(self, name)
         if cost is None:
-            raise ValueError(f"`{name}` of trial {self.trial} is not known.")
+            raise ValueError(f"`{name}` of trial {self.trial} is unknown.")
         return cost
 
     @property
     def name(self) -> str:
-        """The label, or the number for trials without one."""
+        """The label, or else the number."""
         return self.label or f"trial {self.trial}"
 
     @property
     def score(self) -> BestScore | None:
-        """The re-scored values where there are any, else those of the trial's time, None without a score."""
+        """The final score, else the score at the time of the trial, else None."""
         if self.rescored_top1 is not None:
             return BestScore(self.rescored_top1, self.rescored_top1_se, self.rescored_loss, True)
         return None if self.top1 is None else BestScore(self.top1, self.top1_se, self.loss, False)
 
     @property
-    def standing(self) -> float | None:
-        """The top-1 that the trial is ranked and drawn by: the expected one, else as measured, None without a score."""
+    def ranking_top1(self) -> float | None:
+        """Top-1 used for ranking and plots: expected, else measured, else None."""
         if self.expected_top1 is not None:
             return self.expected_top1
         return None if self.score is None else self.score.top1
 
     def by_stage(self) -> list[tuple[str, str]]:
-        """The keep ratios in short, as `("stages.2.1.transformer", "1 .5 .5h")`.
+        """Short keep ratios per stage, such as `("stages.2.1.transformer", "1 .5 .5h")`.
 
-        1 is a plain layer; h marks the hard form, m the matched one. A stage is what stands before the last number in
-        the names of its layers.
+        1 is a plain layer; h marks the hard form, m the matched form. A stage is a layer's name without the last number.
         """
         stages = groupby(self.schedule.keep_ratios.items(), key=lambda item: item[0].rpartition(".")[0])
-        return [(stage, " ".join(self.in_short(layer) for layer, _ in layers)) for stage, layers in stages]
+        return [(stage, " ".join(self.short_ratio(layer) for layer, _ in layers)) for stage, layers in stages]
 
-    def in_short(self, layer: str) -> str:
-        """The keep ratio and form of one layer, as `by_stage` writes them."""
+    def short_ratio(self, layer: str) -> str:
+        """Keep ratio and form of one layer, as in `by_stage`."""
         letter = {"hard": "h", "matched": "m"}.get(self.schedule.form(layer) or "", "")
         return f"{self.schedule.keep_ratio(layer):.3g}".removeprefix("0") + letter
 
 
 def form_key(records: Iterable[TrialRecord]) -> str:
-    """What the letters behind keep ratios mean, where there are any."""
+    """Legend of the form letters in use; empty if there are none."""
     used = {form for record in records for form in record.schedule.forms.values()}
     letters = [f"{form[0]} {form}" for form in ("hard", "matched") if form in used]
     return f" ({', '.join(letters)} form)" if letters else ""
@@ -198,34 +197,34 @@ TRIALS_COLUMNS = (*(field.name for field in fields(TrialRecord) if field.name !=
 
 
 def select_front(records: Iterable[TrialRecord], cost: CostName = "gflops") -> list[TrialRecord]:
-    """The feasible re-scored trials whose expected top-1 and cost no other one beats, best first, so dearest first.
+    """The Pareto front of the feasible re-scored trials by expected top-1 and cost, best first, so costliest first.
 
-    Of trials equal in both, the one of lower re-scored loss stands for all; after that the earlier one.
+    Of trials with equal top-1 and cost, the one with the lower re-scored loss is kept, then the earlier one.
     """
     candidates = [r for r in records if r.feasible and r.rescored_top1 is not None]
-    points = np.array([(r.standing, r.cost(cost)) for r in candidates])
+    points = np.array([(r.ranking_top1, r.cost(cost)) for r in candidates])
     kept = is_non_dominated(points, (True, False))
     front: dict[float, TrialRecord] = {}  # on a front, equal cost means equal top-1 as well
     for record in (r for r, keep in zip(candidates, kept, strict=True) if keep):
         rival = front.setdefault(record.cost(cost), record)
         if _tie_order(record) < _tie_order(rival):
             front[record.cost(cost)] = record
-    return [front[dearest] for dearest in sorted(front, reverse=True)]  # dearest first is best first
+    return [front[highest] for highest in sorted(front, reverse=True)]  # the costliest is the best
 
 
 def select_references(records: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """What a front is compared with: the plain net and, of the other baselines within the budget, the best.
+    """The scored baselines to compare a front with: the plain network, and the best other one within the budget.
 
-    Only those with a score; re-scored ones go before others.
+    Re-scored baselines are preferred.
     """
     baselines = [(r, r.score) for r in records if r.kind == "baseline" and r.score is not None]
     plain = [r for r, _ in baselines if not r.schedule.merging_layers]
-    rivals = [(score.rescored, r.standing, -r.trial, r) for r, score in baselines if r.feasible and r not in plain]
+    rivals = [(score.rescored, r.ranking_top1, -r.trial, r) for r, score in baselines if r.feasible and r not in plain]
     return plain[:1] + [best[-1] for best in sorted(rivals, key=lambda rival: rival[:3])[-1:]]
 
 
 def front_table(records: Iterable[TrialRecord], cost: CostName = "gflops") -> pd.DataFrame:
-    """The front of `records` as `front.csv` holds it: re-scored values, keep ratios as a JSON object."""
+    """The front in the columns of `front.csv`: re-scored values, keep ratios as a JSON object."""
     final = [
         replace(
             r,
@@ -240,25 +239,25 @@ def front_table(records: Iterable[TrialRecord], cost: CostName = "gflops") -> pd
 
 
 def trials_table(records: Iterable[TrialRecord]) -> pd.DataFrame:
-    """All trials in their order, a column for each field of `TrialRecord`, keep ratios as a JSON object."""
+    """All trials in order, one column per field of `TrialRecord`, keep ratios as a JSON object."""
     in_order = sorted(records, key=lambda r: r.trial)
     return _table(TRIALS_COLUMNS, [_row(record, TRIALS_COLUMNS) for record in in_order])
 
 
 def write_csv(frame: pd.DataFrame, path: str | Path) -> Path:
-    """Writes a table so that reading it gives the same floats again; see `write_atomic` for how."""
+    """Write a table atomically; reading it gives the same floats."""
     return write_atomic(path, frame.to_csv(index=False, lineterminator="\n"))
 
 
 def read_trials(path: str | Path, operator: str) -> list[TrialRecord]:
-    """Reads what `write_csv(trials_table(...), path)` wrote: the same records, in the order of trials.
+    """Read `trials.csv`: the same records in the same order.
 
     Args:
         path: The table.
         operator: Merging operator of the study.
 
     Raises:
-        InputError: The file is missing, damaged, or not a table of trials.
+        InputError: The file is missing, damaged or not a table of trials.
     """
     records: list[TrialRecord] = []
     for place, row in _read(path, TRIALS_COLUMNS):
@@ -307,7 +306,7 @@ def _record(place: str, row: dict[str, Any], operator: str) -> TrialRecord:
 
 
 def _table(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> pd.DataFrame:
-    """A frame whose types do not depend on the rows: a column without any value is still one of numbers."""
+    """A frame whose column types do not depend on the rows."""
     frame = pd.DataFrame.from_records(list(rows), columns=list(columns))
     return frame.astype({name: _COLUMN_TYPES.get(name, "float64") for name in columns})
 
@@ -357,4 +356,4 @@ _CONVERTERS: dict[str, Converter] = {
     "keep_ratios": _ratios,
     "forms": _forms,
 }
-"""Of the columns that are not numbers with gaps."""
+"""Converters of the columns that are not optional numbers."""

@@ -1,4 +1,4 @@
-"""The samplers that propose schedules to a study, by name."""
+"""Optuna samplers by name."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
         InputError: If the name is unknown.
     """
     if name not in _SAMPLERS:
-        raise InputError(f"unknown sampler {name!r}: known are auto, {', '.join(_SAMPLERS)}")
+        raise InputError(f"`--sampler` must be auto, {', '.join(_SAMPLERS)}, but got {name!r}")
     return _SAMPLERS[name](seed)
 
 
@@ -22,7 +22,7 @@ def _tpe(seed: int) -> BaseSampler:
     return TPESampler(multivariate=True, n_startup_trials=8, seed=seed)
 
 
-# GP takes seconds a proposal and does not learn from rejected ones, so TPE is what `auto` means.
+# `auto` is TPE: GP takes seconds per proposal and does not learn from rejected ones.
 _SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "auto": _tpe,
     "tpe": _tpe,

@@ -1,4 +1,4 @@
-"""From settings to everything a study works with. Bad input is refused here, before anything is written."""
+"""Set-up of a study: supernet, data, costs, space and budgets. Bad input is refused before anything is written."""
 
 import logging
 import math
@@ -33,47 +33,45 @@ from ltmsearch.search.warm_start import Prior
 _log = logging.getLogger(__name__)
 
 BELOW_RANGE = 0.1
-"""How far below a range of budgets schedules are still tried, as a share of its width: the lowest budget is to have
+"""Margin below a range of budgets in which schedules are still tried, as a share of the range: the lowest budget then has
 points on both sides."""
-
-
-LEAST_LIMIT, PATIENCE = 300.0, 20
-"""Without --trial-timeout a trial may take so many seconds, or so many times what is expected, whichever is more."""
+MIN_TRIAL_LIMIT, TRIAL_LIMIT_FACTOR = 300.0, 20
+"""Default time limit of a trial: at least so many seconds, and at least so many times the expected duration."""
 
 
 class ImageSeconds(NamedTuple):
-    """Measured seconds per image of the plain net at `settings.proxy_img_size`."""
+    """Measured seconds per image of the plain network at `settings.proxy_img_size`."""
 
     training: float
-    """Of a training step."""
+    """Training step."""
     trial: float
-    """Of a training step that leaves alone what lies ahead of the first layer."""
+    """Training step with frozen modules before the first merging layer."""
     scoring: float
-    """Of a forward pass, from the first layer on where the beginning is remembered."""
+    """Forward pass; with cached outputs of the modules before the first merging layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workbench:
-    """Everything a study works with."""
+    """Settings, supernet, data, costs, space and budgets of one study."""
 
     settings: ResolvedSettings
-    """The settings."""
+    """Settings with every default filled in."""
     costs: CostModel
     """Costs at `settings.img_size`, with the data's number of classes."""
     proxy_costs: CostModel
-    """Costs, and above all grids, at `settings.proxy_img_size`."""
+    """Costs and token grids at `settings.proxy_img_size`."""
     space: SearchSpace
-    """What is searched."""
+    """Search space."""
     budgets: tuple[Budget, ...]
-    """What schedules must keep; the first is what the front weighs against top-1."""
+    """Limits on costs; the first is the cost axis of the front."""
     latency: StudyLatency | None
     """Latencies at `settings.img_size`; None without a latency budget."""
     evaluator: Evaluator
     """Supernet, data and runtime."""
     seconds_per_image: ImageSeconds
-    """How long everything takes here."""
+    """Measured speed."""
     prior: Prior | None = None
-    """The study that this one starts from."""
+    """Earlier study that this one starts from."""
 
     def warm_up(self, optimizer: Optimizer | None = None, first_step: int = 0) -> Iterator[float]:
         """Train the shared weights from where they are; yields the plain net's loss after every step.
@@ -102,13 +100,13 @@ class Workbench:
 
     @property
     def device(self) -> str:
-        """Where everything runs, in which number format, with how many threads."""
+        """Device, number format and threads."""
         runtime = self.evaluator.runtime
         threads = torch.get_num_threads()
         return f"{runtime}, {threads} thread{'s' * (threads > 1)}" if runtime.device.type == "cpu" else str(runtime)
 
     def describe(self) -> list[str]:
-        """Lines for a person: what is searched, on what, how, and how long it will take."""
+        """Notes for the user: network, data, device, search and expected duration."""
         s, (low, high) = self.settings, self.costs.table(self.space.choices).reachable()
         growth = f"{s.proxy_img_size} px"
         if s.base_img_size < s.proxy_img_size:
@@ -116,11 +114,11 @@ class Workbench:
         lines = [
             f"{s.backbone} with {s.operator} merging: {len(self.space.layers)} layers, "
             f"{self.space.size:,} schedules, {low / GIGA:.3f} to {high / GIGA:.3f} GFLOPs at {s.img_size} px "
-            f"(plain net {self.costs.base_macs / GIGA:.3f}; multiply-adds per image)" + self._budget_in_gflops(),
+            f"(plain network {self.costs.base_macs / GIGA:.3f}; multiply-adds per image)" + self._budget_in_gflops(),
             *self._latency_lines(),
             f"data: {self.evaluator.data.description}",
             f"device: {self.device}",
-            f"warm-up: {s.base_steps} steps of the plain net at {growth}, {s.sandwich_steps} sandwich steps "
+            f"warm-up: {s.base_steps} steps of the plain network at {growth}, {s.sandwich_steps} sandwich steps "
             f"at {s.proxy_img_size}, batch {s.batch_size}, learning rate {s.warmup_lr:g}",
             f"trials: {s.trials}, each {s.proxy_steps} steps at {s.proxy_img_size} px, learning rate {s.proxy_lr:g}, "
             f"scored on {s.val_images} images; best {s.rescore_candidates} scored again on {s.rescore_images}",
@@ -128,7 +126,7 @@ class Workbench:
             f"expected to take about {self.estimated_seconds() / 60:.1f} minutes",
         ]
         if self.prior is not None:
-            lines.insert(1, f"starts from the weights of {self.prior.run}, and tries its front first")
+            lines.insert(1, f"starts from the weights of {self.prior.run} and tries its front first")
         alike = colliding_ratios(self.space, self.proxy_costs.layer_grids)
         if alike:
             by_groups: dict[str, list[str]] = {}
@@ -139,7 +137,7 @@ class Workbench:
                 f"{text} at {layers[0]}" + (f" and {len(layers) - 1} more" if len(layers) > 1 else "")
                 for text, layers in by_groups.items()
             )
-            lines.append(f"at {s.proxy_img_size} px these keep ratios give one grid and score alike: {shown}")
+            lines.append(f"at {s.proxy_img_size} px these keep ratios give the same grid and equal scores: {shown}")
         return lines
 
     def _budget_in_gflops(self) -> str:
@@ -162,16 +160,16 @@ class Workbench:
         return f"IB loss: weights 0 and {weights.low:g} to {weights.high:g}, β {self.settings.ib_beta:g}"
 
     def trial_seconds(self) -> float:
-        """Expected wall time of one trial."""
+        """Expected wall time of one trial, in seconds."""
         s, (_, step, score) = self.settings, self.seconds_per_image
         return s.proxy_steps * s.batch_size * step + (s.calibration_images + s.val_images) * score
 
     def trial_limit(self) -> float:
-        """Seconds that a trial may take before it is given up."""
-        return self.settings.trial_timeout or max(LEAST_LIMIT, PATIENCE * self.trial_seconds())
+        """Time limit of a trial, in seconds."""
+        return self.settings.trial_timeout or max(MIN_TRIAL_LIMIT, TRIAL_LIMIT_FACTOR * self.trial_seconds())
 
     def estimated_seconds(self) -> float:
-        """Expected wall time of the whole study, from the measured seconds per image."""
+        """Expected wall time of the study in seconds, from the measured seconds per image."""
         s, (train, step, score) = self.settings, self.seconds_per_image
         plan = warm_up_plan(s)
         pixels = sum(plan.img_size(step, full=s.proxy_img_size) ** 2 for step in range(s.base_steps))
@@ -182,15 +180,15 @@ class Workbench:
 
 
 def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None = None) -> Workbench:
-    """Build the supernet, count costs, read the space and the data, choose the number format, know the latencies.
+    """Build the supernet, count costs, read space and data, choose the number format, profile latency.
 
     Args:
-        settings: What the user asked for.
-        callbacks: Receives a note on images that are decoded, and of subnets that are timed.
-        clock: Counts the time that a latency profile takes on its own.
+        settings: Settings as given by the user.
+        callbacks: Receives the progress of reading images and timing subnets.
+        clock: Measures the time of latency profiling.
 
     Raises:
-        InputError: If some setting cannot be followed: the first that is found, cheap checks first.
+        InputError: If a setting cannot be applied; quick checks come first.
     """
     adapter = get_adapter(settings.backbone)
     get_operator(settings.operator)
@@ -199,7 +197,7 @@ def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None =
     resolved = settings.resolved(device.type, adapter.learning, prior.settings if prior else None)
     space_file = SpaceFile.load(resolved.space, family=adapter.family)
     if resolved.budget_ms is not None and resolved.latency_profile is None:
-        settings_target(resolved, num_classes=1)  # refused now, not when the data are read
+        settings_target(resolved, num_classes=1)  # refuse before the data are read
     evaluator = prepare_evaluator(resolved, callbacks)
     supernet = evaluator.supernet
     if prior is not None:
@@ -248,7 +246,7 @@ def _measure(evaluator: Evaluator, images: Tensor, many: Tensor) -> ImageSeconds
     training = step_seconds(runtime, supernet, images)
     with supernet.frozen_prefix():
         trial = step_seconds(runtime, supernet, images)
-    for _ in range(2):  # the second time knows the beginning
+    for _ in range(2):  # the second pass uses the cached prefix
         with prefix_cache.replay("timing"):
             scoring = step_seconds(runtime, supernet, many, train=False)
     return ImageSeconds(training / len(images), trial / len(images), scoring / len(many))
@@ -258,11 +256,11 @@ def prepare_evaluator(settings: ResolvedSettings, callbacks: Callbacks) -> Evalu
     """Build the supernet, read the data, choose the number format.
 
     Args:
-        settings: Of the study.
-        callbacks: Receives a note on images that are decoded.
+        settings: Settings of the study.
+        callbacks: Receives the progress of reading images.
 
     Raises:
-        InputError: If the data or the weights cannot be had.
+        InputError: If data or weights are not available.
     """
     torch.manual_seed(settings.seed)
     start = time.perf_counter()
@@ -287,7 +285,7 @@ def prepare_evaluator(settings: ResolvedSettings, callbacks: Callbacks) -> Evalu
 def make_budgets(
     settings: StudySettings, space: SearchSpace, costs: CostModel, latency: StudyLatency | None
 ) -> tuple[Budget, ...]:
-    """The budgets of a study; where latency has one, it comes first."""
+    """The budgets of a study; a latency budget comes first."""
     budgets = []
     if latency is not None and settings.budget_ms is not None:
         budgets.append(Budget(name="latency_ms", table=latency.model.table(space.choices), limit=settings.budget_ms))
@@ -301,7 +299,7 @@ def make_budgets(
 
 
 def warm_up_plan(settings: ResolvedSettings) -> WarmUp:
-    """The warm-up that the settings ask for."""
+    """Warm-up steps of the settings."""
     return WarmUp(
         base_steps=settings.base_steps,
         base_img_size=settings.base_img_size,
@@ -312,10 +310,10 @@ def warm_up_plan(settings: ResolvedSettings) -> WarmUp:
 
 
 def check_budgets(settings: StudySettings, space: SearchSpace, budgets: Sequence[Budget]) -> None:
-    """Refuse a budget that no schedule, or every schedule, meets.
+    """Refuse a budget that no schedule meets, or every schedule.
 
     Raises:
-        InputError: With the reachable range.
+        InputError: Names the reachable range.
     """
     for budget in budgets:
         of_latency = budget.name == "latency_ms"
@@ -325,21 +323,21 @@ def check_budgets(settings: StudySettings, space: SearchSpace, budgets: Sequence
         given = f"{limit:g}" if lowest == limit else f"{lowest:g}-{limit:g}"
         net = f"{settings.backbone} at {settings.img_size} px"
         if low == high:
-            advice = "; larger images or batches, or another runtime, may tell otherwise" if of_latency else ""
+            advice = "; try larger images or batches, or another runtime" if of_latency else ""
             raise InputError(
-                f"{option} {given} leaves nothing to search: no merge that the space offers saves {unit}, and "
-                f"{net} takes {low:.{digits}f}{advice}"
+                f"{option} {given} leaves nothing to search: no merge in the space saves {unit}; {net} costs "
+                f"{low:.{digits}f}{advice}"
             )
         if not low <= lowest <= limit < high:
-            rule = "is below what merging can reach" if lowest < low else "constrains nothing"
+            rule = "is too low" if lowest < low else "is above the cost of the plain network"
             raise InputError(
-                f"{option} {given} {rule}: {net} reaches {low:.{digits}f} to {high:.{digits}f} {unit} "
+                f"{option} {given} {rule}: merging reaches {low:.{digits}f} to {high:.{digits}f} {unit} for {net} "
                 f"(per {'batch' if of_latency else 'image, multiply-adds'})"
             )
     if len(budgets) > 1 and not len(sample_by_cost(space, budgets, number=1, rng=np.random.default_rng(0))):
         raise InputError(
-            f"--budget-gflops {settings.budget_gflops:g} and --budget-ms {settings.budget_ms:g} can each be met, but "
-            "no schedule was found that meets both: raise one of them"
+            f"--budget-gflops {settings.budget_gflops:g} and --budget-ms {settings.budget_ms:g} can be met separately, "
+            "but no schedule meets both; raise one of them"
         )
 
 

@@ -1,4 +1,4 @@
-"""The shared weights of a search: lent to trials, moved by what comes back, on disk after every move."""
+"""The shared weights of a search: given to trials, updated by their results, saved after every update."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,15 +19,15 @@ Weights = dict[str, Tensor]
 
 
 class SharedWeights:
-    """The present weights, and those before them that trials still run with.
+    """The current weights, and the earlier versions that running trials started from.
 
     Args:
-        supernet: Its parameters are the first version; it is what is saved.
-        folder: The run directory.
-        state: What its weights stand for.
-        share: How much of a trial's change they keep.
-        staleness_power: How quickly that falls with the age of what the trial started from; see `decayed_share`.
-        confirm: Raises where they must not be saved any more.
+        supernet: Its parameters are the first version; its state dict is what is saved.
+        folder: Run directory.
+        state: State of the search that belongs to these weights.
+        share: Share of a trial's change that the weights take over.
+        staleness_power: How fast that share falls with the age of the trial's weights; see `decayed_share`.
+        confirm: Raises if the weights must not be saved any more.
     """
 
     def __init__(
@@ -47,45 +47,45 @@ class SharedWeights:
         self.staleness_power = staleness_power
         self.confirm = confirm
         self.weights = parameters(supernet)
-        self._lent: Counter[int] = Counter()
+        self._users: Counter[int] = Counter()
         self._versions: dict[int, Weights] = {}
 
     @property
     def version(self) -> int:
-        """How often they were moved."""
+        """Number of updates so far."""
         return self.state.version
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Take the place of weights that were saved."""
+        """Load a checkpoint."""
         self.supernet.load_state_dict(checkpoint.weights)
         self.weights, self.state = parameters(self.supernet), checkpoint.state
 
     def save_warmed_up(self) -> None:
-        """Take the supernet's present parameters, and save them."""
+        """Take over the supernet's parameters after the warm-up, and save them."""
         self.weights = parameters(self.supernet)
         self.save()
 
-    def lend(self) -> tuple[int, Weights]:
-        """The present version and its weights, which are kept until they are back."""
-        self._lent[self.version] += 1
+    def check_out(self) -> tuple[int, Weights]:
+        """The current version and its weights, which are kept until `check_in`."""
+        self._users[self.version] += 1
         self._versions[self.version] = self.weights
         return self.version, self.weights
 
-    def take_back(self, version: int) -> Weights:
-        """What a trial started from, which it needs no longer."""
+    def check_in(self, version: int) -> Weights:
+        """The weights of a version that a trial has finished with."""
         weights = self._versions[version]
-        self._lent[version] -= 1
-        if not self._lent[version]:
-            del self._lent[version], self._versions[version]
+        self._users[version] -= 1
+        if not self._users[version]:
+            del self._users[version], self._versions[version]
         return weights
 
-    def move(self, trained: Mapping[str, Tensor], start: Weights, *, age: int) -> None:
-        """Take over a share of what a trial changed; without training nothing moves.
+    def update(self, trained: Mapping[str, Tensor], start: Weights, *, age: int) -> None:
+        """Take over a share of a trial's change: W ← W + share · (W' − W_start).
 
         Args:
-            trained: Its parameters W'; empty without training.
-            start: Those that it started from, W_base.
-            age: How many versions these are behind.
+            trained: Parameters W' of the trial; empty if it did not train, and then nothing changes.
+            start: Parameters W_start that it started from.
+            age: Number of versions by which these are behind.
         """
         if not trained:
             return
@@ -98,73 +98,68 @@ class SharedWeights:
             }
         self.state = replace(self.state, version=self.version + 1)
 
-    def keep(self, trial: int, outcome: dict[str, Any]) -> None:
-        """Save the weights together with what a trial came to, before it is told."""
+    def save_outcome(self, trial: int, outcome: dict[str, Any]) -> None:
+        """Save the weights together with a trial's outcome, before Optuna stores it."""
         self.state = replace(self.state, trial=trial, outcome=outcome, scored=self.state.scored + 1)
         self.save()
 
     def save(self) -> None:
-        """Write them to the run directory."""
+        """Write the weights to the run directory."""
         self.confirm()
         load_parameters(self.supernet, self.weights)
         save_checkpoint(self.folder, self.supernet.state_dict(), self.state)
 
 
 def decayed_share(share: float, age: int, *, power: float) -> float:
-    """How much of a trial's change the shared weights keep: share / (1 + age)^power.
+    """The share of a trial's change that the shared weights take over: share / (1 + age)^power.
 
-    Several workers finish trials that started from weights which others have moved since. What they learned is told
-    about another place than where it is applied, the more so the older it is (Xie et al., "Asynchronous Federated
-    Optimization", 2019, equation 5 with polynomial weighting).
+    With several workers, a trial's update is computed at older weights than those it is added to. Xie et al.,
+    "Asynchronous Federated Optimization", https://arxiv.org/abs/1903.03934, polynomial staleness weighting.
 
     Args:
-        share: Without age.
-        age: Versions since the trial started.
-        power: 0 weighs all alike.
+        share: Share at age 0.
+        age: Updates since the trial started.
+        power: 0 ignores the age.
     """
     return float(share * (1 + age) ** -power)
 
 
-def scored(trials: Sequence[FrozenTrial]) -> int:
-    """How many trials have come to a score."""
+def count_scored(trials: Sequence[FrozenTrial]) -> int:
+    """Number of scored trials."""
     return sum(trial.state == TrialState.COMPLETE for trial in trials)
 
 
-def fits(state: CheckpointState, trials: Sequence[FrozenTrial]) -> bool:
-    """Whether weights and study tell of the same trials.
+def matches_study(state: CheckpointState, trials: Sequence[FrozenTrial]) -> bool:
+    """Whether weights and study contain the same trials.
 
-    They do also where the last one is in the weights and was not told yet: a crash came in between.
-
-    Args:
-        state: Of the weights.
-        trials: Of the study.
+    They also match if the last trial is in the weights and still running in the study: a crash came in between.
     """
-    told = scored(trials)
-    return state.scored == told or (state.scored == told + 1 and waits(state, trials) is not None)
+    stored = count_scored(trials)
+    return state.scored == stored or (state.scored == stored + 1 and unstored_trial(state, trials) is not None)
 
 
-def waits(state: CheckpointState, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
-    """The trial whose outcome is in the weights and was not told yet, if there is one."""
+def unstored_trial(state: CheckpointState, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    """The running trial whose outcome is saved with the weights but not stored in the study; None if there is none."""
     if state.outcome is None:
         return None
     running = (trial for trial in trials if trial.state == TrialState.RUNNING)
     return next((trial for trial in running if trial.number == state.trial), None)
 
 
-def choose(found: Sequence[Checkpoint], trials: Sequence[FrozenTrial]) -> tuple[Checkpoint, str | None]:
-    """The weights that go with a study, of the last two; and a line for a person where they are not simply the last.
+def select_checkpoint(found: Sequence[Checkpoint], trials: Sequence[FrozenTrial]) -> tuple[Checkpoint, str | None]:
+    """The checkpoint that matches the study; and a note if that is not simply the last one.
 
     Args:
         found: Newest first; at least one.
-        trials: Of the study.
+        trials: Trials of the study.
     """
+    newest, stored = found[0], count_scored(trials)
     for place, checkpoint in enumerate(found):
-        if fits(checkpoint.state, trials):
-            behind = f"the last shared weights know {found[0].state.scored} scored trials, the study {scored(trials)}"
-            return checkpoint, None if place == 0 else f"{behind}: going on from those before, which fit"
-    newest, told = found[0], scored(trials)
-    line = (
-        f"the shared weights know {newest.state.scored} scored trials, the study {told}: one of the two was put back "
-        "or lost its last trials; going on with both as they are"
+        if matches_study(checkpoint.state, trials):
+            mismatch = f"the last shared weights contain {newest.state.scored} scored trials, the study {stored}"
+            return checkpoint, None if place == 0 else f"{mismatch}: continuing with the weights before, which match"
+    note = (
+        f"the shared weights contain {newest.state.scored} scored trials, the study {stored}: one of them was restored "
+        "or lost its last trials; continuing with both as they are"
     )
-    return newest._replace(state=replace(newest.state, scored=told, trial=None, outcome=None)), line
+    return newest._replace(state=replace(newest.state, scored=stored, trial=None, outcome=None)), note

@@ -1,4 +1,4 @@
-"""How a study stands: Optuna's trials in counts and words, for the progress and the log."""
+"""Counts of a study's trials, and the log lines of each trial."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -8,36 +8,38 @@ from typing import Any
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ltmsearch.schedules.schedule import MergeSchedule
-from ltmsearch.search.optuna_records import trained
+from ltmsearch.search.optuna_records import count_trained
 
 _log = logging.getLogger(__name__)
 
-PATIENCE = 12
-"""Proposals over budget in a row before a schedule within the budget is drawn instead."""
+MAX_REJECTED = 12
+"""Proposals over budget in a row after which a schedule within the budget is drawn instead."""
 
 
 class Tally:
-    """What has come of a study's trials so far. Each is looked at once it has ended, and then no more: going through
-    all of them at every step of a search would take the longer the more there are."""
+    """Running counts of a study's trials.
+
+    Each trial is counted once, when it has ended: recounting all of them at every step would make a long search slow.
+    """
 
     def __init__(self) -> None:
         self.trained = 0
-        """Trials that count, as `history.trained` has it."""
+        """Trials that count towards `--trials`."""
         self.feasible = 0
-        """Scored within the budget."""
-        self.over = 0
+        """Scored trials within the budget."""
+        self.rejected = 0
         """Proposals over a budget."""
         self.best: float | None = None
-        """Highest top-1 within the budget."""
+        """Highest top-1 within the budget, in percent."""
         self.unfinished: list[FrozenTrial] = []
-        """Trials that wait or run, in their order."""
+        """Waiting and running trials, in order."""
         self._seen = 0
 
     def update(self, trials: Sequence[FrozenTrial]) -> None:
-        """Count what has ended since.
+        """Count the trials that have ended since the last call.
 
         Args:
-            trials: All of the study, in their order.
+            trials: All trials of the study, in order.
         """
         numbers = [*(trial.number for trial in self.unfinished), *range(self._seen, len(trials))]
         self._seen = len(trials)
@@ -47,35 +49,31 @@ class Tally:
                 self._count(trials[number])
 
     def _count(self, trial: FrozenTrial) -> None:
-        self.trained += trained([trial])
-        self.over += trial.state == TrialState.PRUNED
+        self.trained += count_trained([trial])
+        self.rejected += trial.state == TrialState.PRUNED
         if trial.state == TrialState.COMPLETE and max(trial.constraints.values()) <= 0:
             self.feasible += 1
             self.best = trial.values[0] if self.best is None else max(self.best, trial.values[0])
 
-    def words(self, *, running: int = 0) -> str:
-        """All that in a few words.
-
-        Args:
-            running: How many workers have a trial; 0: that is not told.
-        """
+    def summary(self, *, running: int = 0) -> str:
+        """The counts in one line; `running` is the number of trials in progress, 0 leaves it out."""
         best = f", best {self.best:.1f} %" if self.best is not None else ""
-        at_work = f", {running} running" if running else ""
-        return f"{self.feasible} within budget{best}, {self.over} over it{at_work}"
+        in_progress = f", {running} running" if running else ""
+        return f"{self.feasible} within budget{best}, {self.rejected} over budget{in_progress}"
 
 
 def sampler_is_stuck(trials: list[FrozenTrial]) -> bool:
-    """Whether the last `PATIENCE` proposals, or a multiple of it, were over budget; one that a worker has was not."""
+    """Whether the last `MAX_REJECTED` proposals, or a multiple of that, were all over budget."""
     rejected = len(list(takewhile(lambda trial: trial.state == TrialState.PRUNED, reversed(trials))))
-    return rejected > 0 and rejected % PATIENCE == 0
+    return rejected > 0 and rejected % MAX_REJECTED == 0
 
 
 class TrialLogger:
-    """What the log tells of one trial.
+    """Writes one log line per trial.
 
     Args:
-        trial: As it runs.
-        schedule: What was proposed.
+        trial: The running trial.
+        schedule: The proposed schedule.
         sampling: Seconds that the proposal took.
     """
 
@@ -85,31 +83,39 @@ class TrialLogger:
         self._trial = trial
         self._name = f"trial {trial.number} ({kind})"
         self._sampling = f"sampler {1e3 * sampling:.1f} ms"
-        self._ratios = " ".join(
-            f"{ratio:g}{schedule.forms.get(layer, '')[:1]}" for layer, ratio in schedule.keep_ratios.items()
-        )
+        ratios = schedule.keep_ratios.items()
+        self._ratios = " ".join(f"{ratio:g}{schedule.forms.get(layer, '')[:1]}" for layer, ratio in ratios)
 
     def rejected(self) -> None:
-        """It is over a budget, or below the range of budgets."""
+        """Log that the trial is outside a budget."""
         missed = ", ".join(f"{name}: {miss:.4f}" for name, miss in self._trial.constraints.items() if miss > 0)
         _log.info("%s rejected, %s; %s; keep ratios %s", self._name, missed, self._sampling, self._ratios)
 
     def failed(self, reason: str) -> None:
-        """It came to no score."""
+        """Log that the trial has no score."""
         _log.info("%s failed, %s; %s; keep ratios %s", self._name, reason, self._sampling, self._ratios)
 
     def scored(self, outcome: Mapping[str, Any], *, ib_weight: float, version: int, saving: float) -> None:
-        """It has a score.
+        """Log the trial's score.
 
         Args:
-            outcome: What is told of it.
-            ib_weight: Of its training.
-            version: Of the shared weights after it.
+            outcome: Score, cost and times of the trial.
+            ib_weight: IB loss weight of its training.
+            version: Version of the shared weights after it.
             saving: Seconds that saving them took.
         """
+        score = f"top-1 {outcome['top1']:.2f} ± {outcome['top1_se']:.2f} %, loss {outcome['loss']:.4f}"
         _log.info(
-            "%s: cost %.4f, top-1 %.2f ± %.2f %%, loss %.4f, IB weight %.3g, %.2f s; %s, checkpoint %.1f ms; "
-            "weights version %d to %d; keep ratios %s",
-            self._name, outcome["cost"], outcome["top1"], outcome["top1_se"], outcome["loss"], ib_weight,
-            outcome["seconds"], self._sampling, 1e3 * saving, outcome["supernet_version"], version, self._ratios,
-        )  # fmt: skip
+            "%s: cost %.4f, %s, IB weight %.3g, %.2f s; %s, checkpoint %.1f ms; weights version %d to %d; "
+            "keep ratios %s",
+            self._name,
+            outcome["cost"],
+            score,
+            ib_weight,
+            outcome["seconds"],
+            self._sampling,
+            1e3 * saving,
+            outcome["supernet_version"],
+            version,
+            self._ratios,
+        )

@@ -1,9 +1,8 @@
-"""Where the time of a study went: seconds of its parts, added up over every call that continued it.
+"""Time spent on each part of a study, summed over all calls that continued it.
 
-`times.json` in the run directory holds one entry for each call of `ltmsearch run`: when, on what, with which versions,
-and the seconds of each part. It is written again every few seconds between trials and at the end of the call, also
-after Ctrl-C; a call that is killed loses what it counted since. What a call did before it had a run directory counts
-too; what it took to import libraries does not.
+`times.json` in the run directory has one entry per call of `ltmsearch run`: start, device, versions, and the seconds of
+each part. It is written every few seconds between trials and at the end of the call, also after Ctrl-C; a killed call
+loses the seconds since. The time to import libraries is not counted.
 """
 
 import time
@@ -19,15 +18,15 @@ from ltmsearch.errors import InputError
 from ltmsearch.io.files import read_json, write_atomic
 
 TIMES = "times.json"
-"""Name of the file in a run directory."""
+"""File in a run directory."""
 
 SET_UP, PROFILING, WARM_UP, TRAINING = "setting up", "profiling latency", "warm-up", "training trials"
 SCORING, OVERHEAD, RESCORING, TIMING = "scoring trials", "sampler, storage, checkpoints", "scoring again", "timing nets"
 WRITING, ELSEWHERE = "writing results", "waiting for workers"
 SAVE_SECONDS = 5.0
-"""Between two times that a search saves what it counted, so that this takes no time to speak of."""
+"""Least seconds between two saves during a search."""
 PARTS = (SET_UP, PROFILING, WARM_UP, TRAINING, SCORING, ELSEWHERE, OVERHEAD, RESCORING, TIMING, WRITING)
-"""In the order in which they begin."""
+"""All parts, in the order in which they start."""
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -38,25 +37,25 @@ class Stint(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     started: AwareDatetime
-    """When, with the offset of the place's clock."""
+    """Local time with its UTC offset."""
     device: str
     """Hardware, number format, threads."""
     versions: dict[str, str]
-    """Of Python and the libraries."""
+    """Versions of Python and libraries."""
     seconds: dict[str, Seconds]
-    """Part → its wall time."""
+    """Part → wall time in seconds."""
 
     @property
     def total(self) -> float:
-        """Seconds of all its parts."""
+        """Seconds of all parts."""
         return sum(self.seconds.values())
 
 
 class Times(BaseModel):
-    """All calls that a study was made in.
+    """All calls of a study.
 
     Raises:
-        InputError: Through `load`, for a file that is none.
+        InputError: Through `load`, for a damaged file.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,11 +63,11 @@ class Times(BaseModel):
     schema_version: Literal[1] = 1
     """Version of this format."""
     stints: tuple[Stint, ...] = ()
-    """In their order."""
+    """In order of time."""
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Part → its wall time in all calls, in the order of `PARTS`; parts that no call had are missing."""
+        """Part → wall time of all calls in seconds, in the order of `PARTS`; parts that did not run are missing."""
         known = dict.fromkeys([*PARTS, *(part for stint in self.stints for part in stint.seconds)])
         sums = {part: sum(stint.seconds.get(part, 0.0) for stint in self.stints) for part in known}
         return {part: seconds for part, seconds in sums.items() if any(part in stint.seconds for stint in self.stints)}
@@ -80,7 +79,7 @@ class Times(BaseModel):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read a run directory's `times.json`; a run made before there was one has no stints.
+        """Read `times.json` of a run directory; without the file there are no calls.
 
         Raises:
             InputError: The file cannot be read, is damaged or of another version.
@@ -92,13 +91,12 @@ class Times(BaseModel):
             return cls()
         except (OSError, ValueError, ValidationError):
             raise InputError(
-                f"{path} must be as ltmsearch run writes it, but is damaged or of another version; without it the "
-                "study goes on, and times count from then on"
+                f"{path} is damaged or of another version; delete it to continue the study and count times from now on"
             ) from None
 
 
 class Clock:
-    """Counts every second once, in the innermost of the parts that run; seconds outside all of them not at all."""
+    """Measures wall time: each second counts for the innermost running part only, and not at all outside of parts."""
 
     def __init__(self) -> None:
         self.started = datetime.now().astimezone().replace(microsecond=0)
@@ -109,7 +107,7 @@ class Clock:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Count what runs inside the `with` block to a part, also when it ends in an exception."""
+        """Count the `with` block as a part, also if it raises."""
         self._count()
         self._running.append(name)
         self.seconds.setdefault(name, 0.0)
@@ -120,7 +118,7 @@ class Clock:
             self._running.pop()
 
     def move(self, seconds: float, name: str) -> None:
-        """Count some seconds of the part that runs to another one, at most those that it has."""
+        """Move seconds from the running part to another, at most those that it has."""
         self._count()
         running = self._running[-1]
         seconds = min(seconds, self.seconds[running])
@@ -128,25 +126,25 @@ class Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def keep(self, folder: Path, *, device: str, versions: Mapping[str, str]) -> None:
-        """From now on `save` writes to this run directory, behind the calls that are known there.
+        """Set the run directory that `save` writes to; earlier calls there are kept.
 
         Args:
-            folder: The run directory.
+            folder: Run directory.
             device: Hardware, number format, threads.
-            versions: Of Python and the libraries.
+            versions: Versions of Python and libraries.
 
         Raises:
-            InputError: As `Times.load`.
+            InputError: If its `times.json` is damaged.
         """
         self._kept = folder / TIMES, Times.load(folder), device, versions
 
     def tick(self) -> None:
-        """Save, unless that was less than `SAVE_SECONDS` ago."""
+        """Save, unless the last save was less than `SAVE_SECONDS` ago."""
         if time.perf_counter() - self._saved >= SAVE_SECONDS:
             self.save()
 
     def save(self) -> None:
-        """Write what is counted so far, if `keep` said where."""
+        """Write the times so far, if `keep` has set a run directory."""
         self._count()
         self._saved = self._since
         if self._kept is None:
@@ -158,7 +156,7 @@ class Clock:
         write_atomic(path, times.model_dump_json(indent=1) + "\n")
 
     def leave(self) -> None:
-        """Save nothing any more: another driver writes the run directory now."""
+        """Stop saving: another driver writes the run directory now."""
         self._kept = None
 
     def _count(self) -> None:

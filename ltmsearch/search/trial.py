@@ -1,4 +1,4 @@
-"""One trial: Optuna suggests a schedule and an IB weight, the supernet answers with a short proxy training."""
+"""Trials: suggest a schedule and an IB weight, train the subnet for a few steps, score it."""
 
 import math
 import time
@@ -30,21 +30,21 @@ from ltmsearch.schedules.space import SearchSpace
 SCORING_BATCH = 32
 """Images per forward pass when nothing is trained."""
 EXAMPLES = 2
-"""Validation images whose merges are looked at in every trial, the first."""
+"""Number of validation images whose merges are recorded in every trial."""
 IB_WEIGHT = "ib_weight"
-"""Name of the parameter for the IB weight, beside one per layer."""
+"""Optuna parameter of the IB weight; the others are named after their layers."""
 
 
 def suggest(trial: optuna.Trial, space: SearchSpace, sampler: Callable[[int], BaseSampler]) -> tuple[np.ndarray, float]:
-    """(L,) choice indices, one integer per layer, which samplers do best with, and the weight of the IB loss.
+    """(L,) choice indices, and the weight of the IB loss.
 
-    A suggestion does not depend on how many were drawn before it in this process: a trial that was interrupted
-    half way is suggested the rest as if it had not been.
+    Each parameter has its own sampler, so that a trial that was interrupted half way gets the same remaining
+    suggestions.
 
     Args:
-        trial: A running trial.
-        space: What to choose from.
-        sampler: The sampler for the i-th parameter, for those that Optuna draws one by one.
+        trial: Running trial.
+        space: Choices per layer.
+        sampler: Makes the sampler of the i-th parameter.
     """
     indices: list[int] = []
     for layer, options in zip(space.layers, space.choices, strict=True):
@@ -59,34 +59,34 @@ def suggest(trial: optuna.Trial, space: SearchSpace, sampler: Callable[[int], Ba
 
 @dataclass(frozen=True, kw_only=True)
 class ExampleMerges:
-    """What a subnet merges in a few images."""
+    """Merges of a subnet in a few images."""
 
     images: np.ndarray
     """(B, 3, height, width), as the network takes them."""
     layers: list[tuple[LayerMerges, ...]]
-    """For each image the layers that merge."""
+    """Merging layers of each image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResult:
-    """What one trial gives back."""
+    """Result of one trial."""
 
     weights: dict[str, Tensor]
-    """The trained parameters W', by name; empty if there was no training."""
+    """Trained parameters W' by name; empty if there was no training."""
     score: Score
     """On the validation images, with the information terms."""
     seconds: float
     """Wall time."""
     scoring_seconds: float = 0.0
-    """How much of it recalibrating and scoring took."""
+    """Part of it spent on recalibration and scoring."""
     merges: ExampleMerges | None = None
-    """As it was scored; None where nobody looked."""
+    """Merges as scored; None if they were not recorded."""
     batch_size: int | None = None
-    """Images of a training step where they had to be fewer than the settings say; else None."""
+    """Batch size, if memory forced a smaller one than the settings; else None."""
 
 
 class Deadline:
-    """The time by which a trial must have ended.
+    """Time limit of a trial.
 
     Args:
         limit: Seconds from now.
@@ -96,7 +96,7 @@ class Deadline:
         self.limit = limit
         self._end = time.monotonic() + limit
 
-    def watched(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    def limit_time(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
         """The same batches.
 
         Raises:
@@ -104,24 +104,22 @@ class Deadline:
         """
         for batch in batches:
             if time.monotonic() > self._end:
-                raise TrialTooLong(f"it took longer than the {self.limit:g} s that a trial may (--trial-timeout)")
+                raise TrialTooLong(f"took longer than the limit of {self.limit:g} s (--trial-timeout)")
             yield batch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """Answers trials on one device. It holds no state between them beside the supernet it works in, and what of a
-    forward pass is the same in all."""
+    """Evaluates trials on one device. Between trials it keeps only the supernet and its prefix cache."""
 
     supernet: Supernet
     data: ImageData
     runtime: Runtime
     settings: ResolvedSettings
-    """Of the study."""
 
     @cached_property
     def prefix_cache(self) -> PrefixCache:
-        """The modules ahead of the first layer."""
+        """Cached outputs of the modules before the first merging layer."""
         return PrefixCache(self.supernet)
 
     def evaluate(
@@ -136,41 +134,40 @@ class Evaluator:
     ) -> TrialResult:
         """Start from shared weights, train the subnet for a few steps, recalibrate, score.
 
-        BatchNorm statistics come back as they were: only the result carries anything away. Where the memory of the
-        device is full, it is tried once more with half the images a step.
+        BatchNorm statistics are restored afterwards. If memory is full, the trial is repeated once with half the batch
+        size.
 
         Args:
             weights: The shared parameters W, by name.
             schedule: The subnet.
-            ib_weight: Weight of the IB loss beside cross entropy. It sets in after the first half of the steps, whose
-                images give its statistics; where there is but one step, the calibration images do.
-            seed: Of the training images, and of whatever a net draws while it trains.
+            ib_weight: Weight of the IB loss beside cross entropy. It starts after the first half of the steps, whose
+                images give its statistics; with a single step the calibration images do.
+            seed: Seed of the training images and of random layers.
             steps: Training steps; None: `settings.proxy_steps`.
-            limit: Seconds that it may take, looked at between batches.
+            limit: Time limit in seconds, checked between batches.
 
         Raises:
             TrialDiverged: If the loss or a feature is not finite.
-            TrialTooLong: If it takes longer.
-            TrialOutOfMemory: If the memory is full the second time too.
+            TrialTooLong: If the time limit is exceeded.
+            TrialOutOfMemory: If memory is full with the smaller batches too.
         """
         steps = self.settings.proxy_steps if steps is None else steps
-        ends = Deadline(limit)
-        whole = self.settings.batch_size
-        for batch_size in (whole, max(2, whole // 2)):
+        deadline = Deadline(limit)
+        full = self.settings.batch_size
+        for batch_size in (full, max(2, full // 2)):
             try:
                 with self._seeded(seed):
-                    result = self._evaluated(weights, schedule, ib_weight, seed, steps, batch_size, ends)
-                return result if batch_size == whole else replace(result, batch_size=batch_size)
+                    result = self._evaluated(weights, schedule, ib_weight, seed, steps, batch_size, deadline)
+                return result if batch_size == full else replace(result, batch_size=batch_size)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
             free_memory(self.runtime.device)  # outside of `except`, whose traceback holds the tensors
-        raise TrialOutOfMemory(f"memory is full with {whole} and with {batch_size} images a step")
+        raise TrialOutOfMemory(f"memory is full with batch sizes {full} and {batch_size}")
 
     @contextmanager
     def _seeded(self, seed: int) -> Iterator[None]:
-        """What nets draw while they train, such as paths to drop, is drawn from a seed; generators come back as they
-        were."""
+        """Seed random layers, such as drop path, and restore the generators afterwards."""
         device = self.runtime.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
@@ -184,7 +181,7 @@ class Evaluator:
         seed: int,
         steps: int,
         batch_size: int,
-        ends: Deadline,
+        deadline: Deadline,
     ) -> TrialResult:
         start, settings = time.perf_counter(), self.settings
         load_parameters(self.supernet, weights)
@@ -193,14 +190,19 @@ class Evaluator:
                 batches = self.data.train_batches(batch_size=batch_size, steps=steps, seed=seed)
                 half, ib = steps // 2, None
                 if ib_weight:
-                    ib = (ib_weight, self._new_ib() if half else self._fitted_by_calibration(schedule))
+                    ib = (ib_weight, self._new_ib() if half else self._recalibrated(schedule))
                 proxy_train(
-                    self.supernet, schedule, ends.watched(batches), lr=settings.proxy_lr, runtime=self.runtime, ib=ib,
+                    self.supernet,
+                    schedule,
+                    deadline.limit_time(batches),
+                    lr=settings.proxy_lr,
+                    runtime=self.runtime,
+                    ib=ib,
                     ib_from=half,
-                )  # fmt: skip
+                )
             trained = time.perf_counter()
             with self._as_scored(schedule, information=True) as fitted:
-                result, merges = self._validated(settings.val_images, fitted, ends), self._example_merges()
+                result, merges = self._validated(settings.val_images, fitted, deadline), self._example_merges()
             scored = time.perf_counter()
         return TrialResult(
             weights=parameters(self.supernet) if steps else {},
@@ -211,38 +213,37 @@ class Evaluator:
         )
 
     def score(self, schedule: MergeSchedule, *, images: int, information: bool = False) -> Score:
-        """Score the supernet's present weights under a schedule, with BatchNorm statistics of its own.
+        """Score the supernet's current weights under a schedule, with recalibrated BatchNorm statistics.
 
         Args:
             schedule: The subnet.
-            images: How many of the fixed validation images.
-            information: Whether to measure the information terms as well, by statistics of the calibration images.
+            images: Number of validation images; the same ones for every subnet.
+            information: Also estimate the information terms, with statistics of the calibration images.
         """
         with self._as_scored(schedule, information=information) as ib:
             return self._validated(images, ib)
 
     @contextmanager
     def _as_scored(self, schedule: MergeSchedule, *, information: bool) -> Iterator[IBLoss | None]:
-        """The supernet under a schedule, with BatchNorm statistics of its own; gives the IB loss if it is wanted."""
+        """Activate a schedule with recalibrated BatchNorm statistics; yields the fitted IB loss if asked for."""
         with self.supernet.active(schedule), preserve_batchnorm(self.supernet):
-            batches = self.data.calibration_batches(batch_size=SCORING_BATCH)
             if information:
-                yield self._recalibrated(schedule, batches)
+                yield self._recalibrated(schedule)
                 return
+            batches = self.data.calibration_batches(batch_size=SCORING_BATCH)
             with self.prefix_cache.replay("calibration"):
                 recalibrate(self.supernet, batches, self.runtime)
             yield None
 
-    def _validated(self, images: int, ib: IBLoss | None, ends: Deadline | None = None) -> Score:
+    def _validated(self, images: int, ib: IBLoss | None, deadline: Deadline | None = None) -> Score:
         validation: Batches = self.data.validation_batches(batch_size=SCORING_BATCH, limit=images)
-        if ends is not None:
-            validation = ends.watched(validation)
+        if deadline is not None:
+            validation = deadline.limit_time(validation)
         with self.prefix_cache.replay("validation", images):
             return score(self.supernet.model, validation, self.runtime, ib=ib)
 
     @cached_property
     def _chains(self) -> tuple[Chain, ...]:
-        """Of the images that trials see."""
         size = self.settings.proxy_img_size
         return get_adapter(self.settings.backbone).chains(self.supernet.model, (size, size))
 
@@ -251,29 +252,26 @@ class Evaluator:
         layers = trace_merges(self.settings.backbone, self.supernet.model, images, self._chains)
         return ExampleMerges(images=images.numpy(), layers=layers)
 
-    def _recalibrated(self, schedule: MergeSchedule, batches: Batches) -> IBLoss:
-        """An IB loss fitted to a subnet, on the pass that gives it BatchNorm statistics of its own."""
-        ib = self._new_ib()
+    def _recalibrated(self, schedule: MergeSchedule) -> IBLoss:
+        """Recalibrate BatchNorm statistics and fit an IB loss in the same pass."""
+        ib, batches = self._new_ib(), self.data.calibration_batches(batch_size=SCORING_BATCH)
         with self.supernet.active(schedule), self.prefix_cache.replay("calibration"):
             recalibrate_and_fit(ib, self.supernet.model, batches, self.runtime)
         return ib
-
-    def _fitted_by_calibration(self, schedule: MergeSchedule) -> IBLoss:
-        return self._recalibrated(schedule, self.data.calibration_batches(batch_size=SCORING_BATCH))
 
     def _new_ib(self) -> IBLoss:
         width, classes = feature_dim(self.supernet.model), self.data.num_classes
         return IBLoss(feature_dim=width, num_classes=classes, beta=self.settings.ib_beta).to(self.runtime.device)
 
     def recalibrated_subnet(self, schedule: MergeSchedule) -> nn.Module:
-        """The stand-alone subnet of the supernet's present weights, with BatchNorm statistics of its own."""
+        """The stand-alone subnet with the supernet's current weights and recalibrated BatchNorm statistics."""
         subnet = self.supernet.extract(schedule)
         recalibrate(subnet, self.data.calibration_batches(batch_size=SCORING_BATCH), self.runtime)
         return subnet
 
 
 def parameters(supernet: Supernet) -> dict[str, Tensor]:
-    """A copy of the shared parameters, by name."""
+    """Copies of the supernet's parameters by name."""
     return {name: parameter.detach().clone() for name, parameter in supernet.named_parameters()}
 
 

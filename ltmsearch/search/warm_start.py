@@ -1,4 +1,4 @@
-"""What an earlier study knows: its shared weights, and the schedules of its front."""
+"""Warm start: the shared weights and the front of an earlier study."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,46 +19,45 @@ from ltmsearch.search.run import Run
 
 @dataclass(frozen=True, kw_only=True)
 class Prior:
-    """An earlier study of the same backbone, with whatever data, budget and operator."""
+    """An earlier study of the same backbone, with any data, budget and operator."""
 
     run: Path
-    """Its run directory."""
+    """Run directory."""
     settings: ResolvedSettings
-    """Its settings."""
+    """Settings."""
     front: tuple[TrialRecord, ...]
-    """Its front, best first."""
+    """Front, best first."""
 
     @classmethod
     def open(cls, run: Path, *, backbone: str) -> "Prior":
-        """Read a run directory.
+        """Read the run directory of an earlier study.
 
         Args:
-            run: Where it is.
-            backbone: Of the study that is to start from it.
+            run: Run directory.
+            backbone: Backbone of the new study.
 
         Raises:
-            InputError: If it holds no study that came to trials, or one of another backbone.
+            InputError: If the folder holds no study with trials, or one of another backbone.
         """
         for name in (SETTINGS, WEIGHTS, TRIALS):
             if not (run / name).is_file():
                 raise InputError(
-                    f"--resume-from must be the run directory of a study that ended or was stopped, but {run} holds no "
-                    f"{name}"
+                    f"--resume-from must be the run directory of a finished or stopped study, but {run} has no {name}"
                 )
         earlier = Run.open(run)
         settings = earlier.settings
         if settings.backbone != backbone:
             raise InputError(
-                f"--resume-from must be a study of {backbone}, but {run} is one of {settings.backbone}: "
-                "weights and schedules do not carry over"
+                f"--resume-from must be a study of {backbone}, but {run} is of {settings.backbone}: weights and "
+                "schedules cannot be reused"
             )
         return cls(run=run, settings=settings, front=tuple(earlier.front))
 
     def load_into(self, supernet: Supernet) -> LoadReport:
-        """Give a supernet the earlier shared weights, in place: with another operator or other classes what fits.
+        """Load the earlier shared weights into a supernet, as far as operator and classes match.
 
         Returns:
-            What stayed as initialised and what was not used.
+            The parameters that stayed as initialised and those that were not used.
 
         Raises:
             InputError: If the file is damaged.
@@ -66,7 +65,7 @@ class Prior:
         return load_weights(supernet.model, self.run / WEIGHTS)
 
     def schedules(self, space: SearchSpace) -> list[tuple[str, np.ndarray]]:
-        """The front's schedules as (name, (L,) choice indices), each layer at what the space has nearest."""
+        """The schedules of the front as (name, (L,) choice indices), each layer at the nearest choice of the space."""
         return [
             (f"trial {record.trial} of {self.settings.study}", nearest(space, record.schedule)) for record in self.front
         ]
@@ -75,7 +74,7 @@ class Prior:
 def nearest(space: SearchSpace, schedule: MergeSchedule) -> np.ndarray:
     """(L,) choice indices nearest to a schedule, which may be of another operator.
 
-    Per layer the nearest keep ratio counts first, then the same form; a plain layer stays plain.
+    The keep ratio is matched first, then the form; a plain layer stays plain.
     """
     return np.array(
         [

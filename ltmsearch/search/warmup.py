@@ -1,4 +1,4 @@
-"""The warm-up as it stands, on disk now and then: a run that is stopped in it goes on from there."""
+"""The warm-up of the shared weights, saved at intervals so that an interrupted one continues."""
 
 import logging
 import time
@@ -16,19 +16,19 @@ from ltmsearch.search.setup import Workbench, warm_up_plan
 _log = logging.getLogger(__name__)
 
 PROGRESS = "warmup.safetensors"
-"""Name of the file in a run directory, as long as the warm-up lasts."""
+"""File in the run directory during the warm-up."""
 SAVE_SECONDS = 30.0
-"""Between two savings, at least."""
+"""Least seconds between two saves."""
 SAVING_SHARE = 0.02
-"""And at most this share of the time goes into saving."""
+"""Largest share of the time that may go into saving."""
 
 
 class WarmUpRun:
     """Trains the shared weights of a study.
 
     Args:
-        bench: What the study works with; its supernet is trained in place.
-        folder: The run directory.
+        bench: Settings and supernet of the study; the supernet is trained in place.
+        folder: Run directory.
     """
 
     def __init__(self, bench: Workbench, folder: Path) -> None:
@@ -37,34 +37,37 @@ class WarmUpRun:
         self.plan = warm_up_plan(bench.settings)
         self.optimizer = make_optimizer(bench.evaluator.supernet, self.plan.lr)
         self.done = 0
-        """Steps that were taken."""
+        """Steps taken so far."""
         self._saved, self._saving = time.monotonic(), 0.0
 
     def resume(self) -> int:
-        """Take up a warm-up that was stopped; how many steps it had taken, 0 if there is none.
+        """Load an interrupted warm-up.
+
+        Returns:
+            Steps it had taken; 0 if there is none.
 
         Raises:
-            InputError: If its file is damaged, or of another study.
+            InputError: If its file is damaged or of another study.
         """
         if not self.path.exists():
             return 0
         state = load_state(self.path)
         wrong = f"{self.path} must be the warm-up of this study, but"
         if state.get("space") != self.bench.space.digest() or state.get("steps") != self.plan.steps:
-            raise InputError(f"{wrong} is that of another; move it away to warm up anew")
+            raise InputError(f"{wrong} is of another study; move it away to repeat the warm-up")
         try:
             done = int(state["done"])
             self.bench.evaluator.supernet.load_state_dict(state["supernet"])
             self.optimizer.load_state_dict(state["optimizer"])
-            _lie_as_parameters_do(self.optimizer)
+            _match_memory_layout(self.optimizer)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
-            raise InputError(f"{wrong} does not fit it ({reason}); move it away to warm up anew") from error
+            raise InputError(f"{wrong} does not match ({reason}); move it away to repeat the warm-up") from error
         self.done = done
         return done
 
     def steps(self) -> Iterator[float]:
-        """Take the steps that are left; yields the plain net's loss after each.
+        """Take the remaining steps; yields the plain network's loss after each.
 
         Raises:
             TrialDiverged: If the loss is not finite.
@@ -74,11 +77,11 @@ class WarmUpRun:
             yield loss
 
     def is_due(self) -> bool:
-        """Whether it is time to save."""
+        """Whether a save is due."""
         return time.monotonic() - self._saved >= max(SAVE_SECONDS, self._saving / SAVING_SHARE)
 
     def save(self) -> None:
-        """Write where it stands; between two steps only."""
+        """Save the state, between two steps."""
         start = time.monotonic()
         state = {
             "space": self.bench.space.digest(), "steps": self.plan.steps, "done": self.done,
@@ -87,15 +90,15 @@ class WarmUpRun:
         save_state(self.path, state)
         self._saved = time.monotonic()
         self._saving = self._saved - start
-        _log.debug("the warm-up is saved behind step %d, in %.2f s", self.done, self._saving)
+        _log.debug("saved the warm-up after step %d in %.2f s", self.done, self._saving)
 
     def remove(self) -> None:
-        """Remove the file: the shared weights themselves are on disk."""
+        """Delete the file once the shared weights are saved."""
         self.path.unlink(missing_ok=True)
 
 
-def _lie_as_parameters_do(optimizer: Optimizer) -> None:
-    """Give an optimizer's averages the memory layout of their parameters: fused steps go through both by place."""
+def _match_memory_layout(optimizer: Optimizer) -> None:
+    """Give an optimizer's averages the memory layout of their parameters, which fused optimizers require."""
     for parameter, held in optimizer.state.items():
         for name, value in held.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:

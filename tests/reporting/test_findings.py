@@ -311,7 +311,7 @@ def test_the_picture_has_every_layer_and_every_point() -> None:
         for column, record in enumerate(findings.front):
             ratio = record.schedule.keep_ratios[layer]
             assert table.z[row][column] == 1 - ratio
-            assert table.text[row][column] == ("" if ratio == 1 else record.in_short(layer))
+            assert table.text[row][column] == ("" if ratio == 1 else record.short_ratio(layer))
     assert {"h" in words for words in table.text[4]} == {r.schedule.keep_ratios[MOBILEVIT[4]] < 1 for r in few.front}
     colours = dict(zip(losses.y, losses.marker.color, strict=True))
     assert len({colours[layer] for layer in PLANTED}) == 1

@@ -86,7 +86,7 @@ def test_hovering_over_a_front_point_tells_its_numbers(browse: Browse, report: P
             const box = plot.getBoundingClientRect();
             return [box.left + xaxis._offset + xaxis.d2p(gflops), box.top + yaxis._offset + yaxis.d2p(top1)];
         }""",
-        [best.gflops, best.standing],
+        [best.gflops, best.ranking_top1],
     )
     page.mouse.move(place[0] - 40, place[1] - 40)
     page.mouse.move(*place, steps=5)

@@ -110,7 +110,7 @@ def test_ranges_that_are_none_are_told(given: str, message: str) -> None:
 
 
 def test_a_range_that_begins_below_what_merging_reaches_is_told(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"--budget-gflops 0.1-0.27 is below what merging can reach"):
+    with pytest.raises(InputError, match=r"--budget-gflops 0.1-0.27 is too low"):
         run_study(tiny(tmp_path / "run", budget_gflops="0.1-0.27"))
     assert not (tmp_path / "run").exists()
 
@@ -251,7 +251,7 @@ class TestResumeFrom:
             Prior.open(run, backbone="mobilevit_xxs")
 
     def test_a_study_of_another_backbone_is_told(self, finished: Path, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="must be a study of vit_tiny_patch16_224, but .* is one of mobilevit_xxs"):
+        with pytest.raises(InputError, match="must be a study of vit_tiny_patch16_224, but .* is of mobilevit_xxs"):
             Prior.open(finished, backbone="vit_tiny_patch16_224")
 
     def test_one_start_at_a_time(self) -> None:

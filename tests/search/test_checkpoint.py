@@ -45,7 +45,7 @@ def test_round_trip_and_sidecar(tmp_path: Path) -> None:
 def test_none_and_foreign(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path, space="abc") is None
     save_checkpoint(tmp_path, {"a": torch.zeros(2)}, STATE)
-    with pytest.raises(InputError, match=r"another search space \(abc, this one is xyz\)"):
+    with pytest.raises(InputError, match=r"another search space \(abc\); this study has xyz"):
         load_checkpoint(tmp_path, space="xyz")
 
 
@@ -99,7 +99,7 @@ def test_every_flipped_bit_of_the_weights_is_noticed(tmp_path: Path) -> None:
             damaged = bytearray(whole)
             damaged[place] ^= 1 << bit
             (tmp_path / WEIGHTS).write_bytes(damaged)
-            with pytest.raises(InputError, match="not those that were written"):
+            with pytest.raises(InputError, match="differ from those that were written"):
                 load_checkpoint(tmp_path)
 
 
@@ -107,8 +107,8 @@ def test_every_flipped_bit_of_the_weights_is_noticed(tmp_path: Path) -> None:
 def test_damage_is_told_with_what_would_do(tmp_path: Path, known_before: bool) -> None:
     for _ in range(1 + known_before):
         save_checkpoint(tmp_path, {"a": torch.zeros(2)}, STATE)
-    remedy = "go on from supernet.previous.safetensors" if known_before else "warm up anew"
+    remedy = "continue from supernet.previous.safetensors" if known_before else "repeat the warm-up"
     for content in (b"", b"garbage", (tmp_path / WEIGHTS).read_bytes()[:-1]):
         (tmp_path / WEIGHTS).write_bytes(content)
-        with pytest.raises(InputError, match=f"must be the shared weights.*; move it away to {remedy}"):
+        with pytest.raises(InputError, match=f"must hold the shared weights.*; move it away to {remedy}"):
             load_checkpoint(tmp_path)

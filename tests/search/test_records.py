@@ -158,7 +158,11 @@ def test_the_front_goes_by_the_expected_top1() -> None:
     assert [r.trial for r in select_front(records)] == [1, 3]
     assert front_table(records).expected_top1.tolist() == [75.5, 75.0]
     assert front_table(records).top1.tolist() == [75.0, 74.0], "what was measured is told as it is"
-    assert [record(0, rescored_top1=None).standing, records[0].standing, record(0).standing] == [70.0, 75.5, 75.0]
+    assert [record(0, rescored_top1=None).ranking_top1, records[0].ranking_top1, record(0).ranking_top1] == [
+        70.0,
+        75.5,
+        75.0,
+    ]
     uniform = [dataclasses.replace(r, kind="baseline") for r in records]
     assert select_references(uniform) == [uniform[0]]
 

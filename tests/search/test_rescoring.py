@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from support.records import make_record
 
+from ltmsearch.search.pareto import front_ranks
 from ltmsearch.search.records import TrialRecord
-from ltmsearch.search.rescoring import front_ranks, remove_trend, same_nets, select_candidates, with_expected_top1
+from ltmsearch.search.rescoring import remove_trend, same_nets, select_candidates, with_expected_top1
 
 
 def record(trial: int, gflops: float, top1: float, loss: float, **changes: object) -> TrialRecord:
@@ -99,9 +100,9 @@ def test_a_lucky_image_does_not_beat_a_lower_loss() -> None:
     better, lucky, *_ = with_expected_top1(
         [again(0, 75.0, 0.80), again(1, 75.2, 0.90), again(2, 70.0, 1.0), again(3, 80.0, 0.7)]
     )
-    assert better.standing is not None
-    assert lucky.standing is not None
-    assert better.standing > lucky.standing
+    assert better.ranking_top1 is not None
+    assert lucky.ranking_top1 is not None
+    assert better.ranking_top1 > lucky.ranking_top1
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_a_clock_that_keeps_nothing_writes_nothing(tmp_path: Path, monkeypatch: 
 )
 def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / TIMES).write_text(text)
-    with pytest.raises(InputError, match="times.json must be as ltmsearch run writes it") as refused:
+    with pytest.raises(InputError, match="times.json is damaged or of another version") as refused:
         Times.load(tmp_path)
     assert "\n" not in str(refused.value)
 

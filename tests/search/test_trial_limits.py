@@ -17,7 +17,7 @@ from ltmsearch.config.settings import StudySettings
 from ltmsearch.data.loading import ImageData
 from ltmsearch.errors import TrialOutOfMemory, TrialTooLong, is_out_of_memory
 from ltmsearch.schedules.schedule import MergeSchedule
-from ltmsearch.search.setup import LEAST_LIMIT, prepare
+from ltmsearch.search.setup import MIN_TRIAL_LIMIT, prepare
 from ltmsearch.search.trial import Evaluator, parameters
 
 FULL = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
@@ -70,7 +70,7 @@ class TestMemory:
         self, evaluator: Evaluator, half: MergeSchedule, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         narrow = Narrow(monkeypatch, 1)
-        with pytest.raises(TrialOutOfMemory, match="memory is full with 4 and with 2 images a step"):
+        with pytest.raises(TrialOutOfMemory, match="memory is full with batch sizes 4 and 2"):
             evaluator.evaluate(parameters(evaluator.supernet), half, seed=3)
         assert narrow.asked == [4, 2]
 
@@ -100,14 +100,14 @@ class TestMemory:
         monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
         records = run_study(tiny(tmp_path / "run"), Heard()).trials
         assert [r.state for r in records if r.label != "plain"].count("failed") == 1
-        assert sum("trained on 2 images a step: memory was full" in line for line in lines) == 1
-        assert sum("failed alone: memory is full with 4 and with 2 images a step" in line for line in lines) == 1
+        assert sum("trained with batch size 2: memory was full" in line for line in lines) == 1
+        assert sum("failed: memory is full with batch sizes 4 and 2" in line for line in lines) == 1
 
 
 class TestTime:
     @pytest.mark.parametrize("steps", [0, 1])
     def test_what_takes_too_long_is_given_up(self, evaluator: Evaluator, half: MergeSchedule, steps: int) -> None:
-        with pytest.raises(TrialTooLong, match=r"longer than the 1e-09 s that a trial may \(--trial-timeout\)"):
+        with pytest.raises(TrialTooLong, match=r"longer than the limit of 1e-09 s \(--trial-timeout\)"):
             evaluator.evaluate(parameters(evaluator.supernet), half, seed=3, steps=steps, limit=1e-9)
 
     def test_the_study_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +119,6 @@ class TestTime:
 
     def test_without_a_limit_there_is_a_wide_one(self) -> None:
         bench = prepare(StudySettings.make("test", **TINY), Callbacks())
-        assert bench.trial_limit() == LEAST_LIMIT
+        assert bench.trial_limit() == MIN_TRIAL_LIMIT
         settings = bench.settings.model_copy(update={"proxy_steps": 10**6})
         assert replace(bench, settings=settings).trial_limit() == 20 * replace(bench, settings=settings).trial_seconds()

@@ -54,7 +54,7 @@ def test_a_run_that_is_stopped_in_it_goes_on(tmp_path: Path, monkeypatch: pytest
         run_study(tiny(tmp_path / "run", trials=2, **PLAN), Interrupt(5))
     assert (tmp_path / "run" / PROGRESS).exists()
     run_study(tiny(tmp_path / "run", trials=2, **PLAN), Heard())
-    assert any(line.startswith("continuing the warm-up behind step ") for line in lines)
+    assert any(line.startswith("continuing the warm-up after step ") for line in lines)
     assert not (tmp_path / "run" / PROGRESS).exists()
     weights, others = load_checkpoint(tmp_path / "whole"), load_checkpoint(tmp_path / "run")
     assert weights is not None
@@ -83,5 +83,5 @@ def test_that_of_another_study_is_not_taken(tmp_path: Path) -> None:
     bench = prepare(tiny(tmp_path / "run", **PLAN), Callbacks())
     WarmUpRun(bench, tmp_path).save()
     other = prepare(tiny(tmp_path / "run", **{**PLAN, "base_steps": 4}), Callbacks())
-    with pytest.raises(InputError, match="must be the warm-up of this study, but is that of another; move it away"):
+    with pytest.raises(InputError, match="must be the warm-up of this study, but is of another study; move it away"):
         WarmUpRun(other, tmp_path).resume()

@@ -169,4 +169,4 @@ def _setting(value: Any) -> str:
 
 
 def _point(record: TrialRecord, axis: CostAxis) -> str:
-    return f"{record.standing:.1f} % at {axis.text(record.cost(axis.name))}"
+    return f"{record.ranking_top1:.1f} % at {axis.text(record.cost(axis.name))}"
