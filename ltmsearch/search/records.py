@@ -175,7 +175,7 @@ class TrialRecord:
     def by_stage(self) -> list[tuple[str, str]]:
         """Short keep ratios per stage, such as `("stages.2.1.transformer", "1 .5 .5h")`.
 
-        1 is a plain layer; h marks the hard form, m the matched form. A stage is a layer's name without the last number.
+        1 is a plain layer; h marks the hard form, m the matched form. A stage is a layer's name without its last part.
         """
         stages = groupby(self.schedule.keep_ratios.items(), key=lambda item: item[0].rpartition(".")[0])
         return [(stage, " ".join(self.short_ratio(layer) for layer, _ in layers)) for stage, layers in stages]

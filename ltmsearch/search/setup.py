@@ -33,8 +33,8 @@ from ltmsearch.search.warm_start import Prior
 _log = logging.getLogger(__name__)
 
 BELOW_RANGE = 0.1
-"""Margin below a range of budgets in which schedules are still tried, as a share of the range: the lowest budget then has
-points on both sides."""
+"""Margin below a range of budgets in which schedules are still tried, as a share of the range, so that the lowest
+budget has points on both sides."""
 MIN_TRIAL_LIMIT, TRIAL_LIMIT_FACTOR = 300.0, 20
 """Default time limit of a trial: at least so many seconds, and at least so many times the expected duration."""
 

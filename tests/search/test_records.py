@@ -188,9 +188,9 @@ def test_the_front_of_a_latency_study_weighs_latency() -> None:
 def test_a_cost_that_is_not_known_is_told() -> None:
     assert record(7, gflops=1.5, latency_ms=2.5).cost("gflops") == 1.5
     assert record(7, latency_ms=2.5, latency_measured_ms=9.0).cost("latency_ms") == 2.5
-    with pytest.raises(ValueError, match="`latency_ms` of trial 7 is not known"):
+    with pytest.raises(ValueError, match="`latency_ms` of trial 7 is unknown"):
         record(7).cost("latency_ms")
-    with pytest.raises(ValueError, match="`latency_ms` of trial 7 is not known"):
+    with pytest.raises(ValueError, match="`latency_ms` of trial 7 is unknown"):
         select_front([record(7)], "latency_ms")
 
 
