@@ -188,7 +188,7 @@ def test_a_crash_at_a_bad_moment_loses_and_doubles_nothing(
 ) -> None:
     target, name = {
         "before the weights are saved": (SharedWeights, "save"),
-        "between weights and telling": (Driver, "_tell"),
+        "between weights and telling": (Driver, "_store"),
         "while suggesting": (optuna.Trial, "suggest_int"),
         "before the weight is suggested": (optuna.Trial, "suggest_float"),
     }[moment]
@@ -196,7 +196,7 @@ def test_a_crash_at_a_bad_moment_loses_and_doubles_nothing(
 
     def crash_once(*args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
-        if calls[0] == {"save": 5, "_tell": 4, "suggest_int": 60, "suggest_float": 7}[name]:
+        if calls[0] == {"save": 5, "_store": 4, "suggest_int": 60, "suggest_float": 7}[name]:
             raise RuntimeError("power cut")
         return original(*args, **kwargs)
 
@@ -259,7 +259,7 @@ def test_a_trial_that_diverges_fails_alone(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("operator", ["pool", "tome"])
 def test_baseline_operators_can_be_searched_too(tmp_path: Path, operator: str) -> None:
     result = run_study(tiny(tmp_path, operator=operator, trials=3))
-    assert load_recipe(tmp_path / f"run/recipes/{result.front[0].trial}.yaml").operator == operator
+    assert load_recipe(tmp_path / f"run/recipes/{result.front[0].trial}.yaml").schedule.operator == operator
 
 
 def test_time_limit_ends_the_search_but_not_the_results(tmp_path: Path) -> None:
@@ -313,11 +313,11 @@ def test_samplers_by_name(name: str) -> None:
     [
         (
             lambda run: (run / "supernet.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      "),
-            "must be the shared weights",
+            "must hold the shared weights",
         ),
         (
             lambda run: (run / "supernet.safetensors").write_bytes((run / "supernet.safetensors").read_bytes()[:99]),
-            "must be the shared weights",
+            "must hold the shared weights",
         ),
         (
             lambda run: [path.unlink() for path in run.glob("supernet.*safetensors")],

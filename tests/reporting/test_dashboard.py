@@ -225,7 +225,7 @@ def test_an_interrupted_trial_has_each_file_once(tmp_path: Path, monkeypatch: py
     target, name = {
         "while files are written": (FileSystemArtifactStore, "write"),
         "before the weights are saved": (SharedWeights, "save"),
-        "before it is told": (Driver, "_tell"),
+        "before it is told": (Driver, "_store"),
     }[moment]
     original, left = getattr(target, name), [5]
 

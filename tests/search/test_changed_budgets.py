@@ -240,9 +240,12 @@ class TestResumeFrom:
     @pytest.mark.parametrize(
         ("missing", "message"),
         [
-            ("settings.yaml", "--resume-from must be the run directory of a study that ended.*holds no settings.yaml"),
-            ("supernet.safetensors", "holds no supernet.safetensors"),
-            ("trials.csv", "holds no trials.csv"),
+            (
+                "settings.yaml",
+                "--resume-from must be the run directory of a finished or stopped study.*has no settings.yaml",
+            ),
+            ("supernet.safetensors", "has no supernet.safetensors"),
+            ("trials.csv", "has no trials.csv"),
         ],
     )
     def test_what_is_no_study_is_told(self, run: Path, tmp_path: Path, missing: str, message: str) -> None:
