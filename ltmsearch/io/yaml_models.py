@@ -215,6 +215,15 @@ def _input_error(
     )
 
 
+def first_line(error: ValidationError) -> str:
+    """Pydantic's first error in one line: the field, the rule and the value received."""
+    first = error.errors(include_url=False)[0]
+    rule = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return rule
+    return f"{with_subject(str(first['loc'][0]), rule)}, but got {_shown(first['input'])}"
+
+
 def with_subject(name: str, rule: str) -> str:
     """A rule of pydantic with the name of what breaks it: "seed must be a valid integer"."""
     rule = re.sub(r"^\w+ should", "must", rule).partition(", unable to parse")[0]

@@ -7,19 +7,22 @@ nats, latency in milliseconds.
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
+from pydantic import Field, ValidationError, model_validator
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from ltmsearch.config.objective import CostName
-from ltmsearch.errors import InputError
-from ltmsearch.io.csv_tables import Converter, optional, read_rows, whole
+from ltmsearch.errors import InputError, shortened
+from ltmsearch.io.csv_tables import optional, read_rows
 from ltmsearch.io.files import parse_json, write_atomic
-from ltmsearch.schedules.schedule import Form, MergeSchedule
+from ltmsearch.io.yaml_models import first_line
+from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.pareto import is_non_dominated
 
 TRIALS, FRONT = "trials.csv", "front.csv"
@@ -27,6 +30,10 @@ TRIALS, FRONT = "trials.csv", "front.csv"
 
 Kind = Literal["searched", "start-up", "baseline"]
 State = Literal["scored", "over budget", "below range", "failed"]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
 FRONT_COLUMNS = (
     "trial",
@@ -58,7 +65,7 @@ class BestScore(NamedTuple):
         return f"{self.top1:.1f}" + ("" if self.top1_se is None else f" ± {self.top1_se:.1f}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@pydantic_dataclass(frozen=True, kw_only=True)
 class TrialRecord:
     """One trial of a study. Values that were not measured are None.
 
@@ -66,7 +73,7 @@ class TrialRecord:
         ValueError: A field is out of range, or a score contradicts the state.
     """
 
-    trial: int
+    trial: Count
     """Number of the trial in the study, from 0."""
     kind: Kind
     """Proposed by the sampler, drawn at the start to cover the range of costs, or added for comparison."""
@@ -77,70 +84,51 @@ class TrialRecord:
     has a score."""
     feasible: bool
     """Within every budget. A plain network over budget is scored for comparison and stays infeasible."""
-    gflops: float
+    gflops: NonNegative
     """1e9 multiply-adds per image; see `ltmsearch.costs` for what is counted."""
-    latency_ms: float | None = None
+    latency_ms: NonNegative | None = None
     """Predicted latency of one batch; None in a study without a latency budget."""
-    latency_measured_ms: float | None = None
+    latency_measured_ms: NonNegative | None = None
     """Latency timed end to end at the end of the study."""
-    latency_measured_se_ms: float | None = None
+    latency_measured_se_ms: NonNegative | None = None
     """Its standard error."""
-    top1: float | None = None
+    top1: Percent | None = None
     """Score at the time of the trial, with the shared weights of that time."""
-    top1_se: float | None = None
-    loss: float | None = None
-    rescored_top1: float | None = None
+    top1_se: NonNegative | None = None
+    loss: Finite | None = None
+    rescored_top1: Percent | None = None
     """Score with the final shared weights, comparable between trials."""
-    rescored_top1_se: float | None = None
-    rescored_loss: float | None = None
-    rescored_version: int | None = None
+    rescored_top1_se: NonNegative | None = None
+    rescored_loss: Finite | None = None
+    rescored_version: Count | None = None
     """Version of the shared weights behind `rescored_top1`."""
-    expected_top1: float | None = None
+    expected_top1: Percent | None = None
     """Mean of the re-scored top-1 and the top-1 predicted from the loss; used to rank the front."""
-    ib_weight: float | None = None
+    ib_weight: NonNegative | None = None
     """Weight of the IB loss in the trial's training; 0 is off."""
-    mi_x: float | None = None
+    mi_x: Finite | None = None
     """I(X̃;X) of features and inputs on the validation images after the trial's training, in nats."""
-    mi_y: float | None = None
+    mi_y: Finite | None = None
     """I(X̃;Y) of features and labels on the same images, in nats."""
-    ibb: float | None = None
+    ibb: Finite | None = None
     """Upper bound of their difference: the IB loss."""
-    supernet_version: int | None = None
+    supernet_version: Count | None = None
     """Version of the shared weights behind `top1`."""
-    seconds: float | None = None
+    seconds: NonNegative | None = None
     """Wall time of the trial."""
     schedule: MergeSchedule
     """Keep ratio and form of every layer that may merge, in the order of the network."""
 
-    def __post_init__(self) -> None:
-        _check_choice("kind", self.kind, get_args(Kind))
-        _check_choice("state", self.state, get_args(State))
-        _check_range("trial", self.trial, low=0)
-        for name in (
-            "gflops",
-            "latency_ms",
-            "latency_measured_ms",
-            "latency_measured_se_ms",
-            "top1_se",
-            "rescored_top1_se",
-            "seconds",
-            "supernet_version",
-            "rescored_version",
-            "ib_weight",
-        ):
-            _check_range(name, getattr(self, name), low=0)
-        for name in ("top1", "rescored_top1", "expected_top1"):
-            _check_range(name, getattr(self, name), low=0, high=100)
-        for name in ("loss", "rescored_loss", "mi_x", "mi_y", "ibb"):
-            _check_range(name, getattr(self, name))
+    @model_validator(mode="after")
+    def _check_state(self) -> Self:
         if (self.top1 is not None) != (self.state == "scored"):
             raise ValueError(
-                f"`top1` must be given when `state` is 'scored' and only then, "
-                f"but got state={self.state!r}, top1={self.top1!r}."
+                f"top1 must be given if and only if state is 'scored', but got {self.state!r}, {self.top1!r}"
             )
         for name in ("rescored_top1", "expected_top1"):
             if getattr(self, name) is not None and self.state != "scored":
-                raise ValueError(f"`{name}` needs `state` 'scored', but got state={self.state!r}.")
+                raise ValueError(f"{name} needs state 'scored', but got {self.state!r}")
+        return self
 
     def cost(self, name: CostName) -> float:
         """Cost on one axis.
@@ -260,7 +248,8 @@ def read_trials(path: str | Path, operator: str) -> list[TrialRecord]:
         InputError: The file is missing, damaged or not a table of trials.
     """
     records: list[TrialRecord] = []
-    for place, row in _read(path, TRIALS_COLUMNS):
+    columns = dict.fromkeys(TRIALS_COLUMNS, optional(str))
+    for place, row in read_rows(path, columns, key="trial"):
         record = _record(place, row, operator)
         first = records[0] if records else record
         if list(record.schedule.keep_ratios) != list(first.schedule.keep_ratios):
@@ -269,23 +258,8 @@ def read_trials(path: str | Path, operator: str) -> list[TrialRecord]:
     return records
 
 
-def _read(path: str | Path, columns: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-    return read_rows(path, {name: _CONVERTERS.get(name, optional(float)) for name in columns}, key="trial")
-
-
 def _tie_order(record: TrialRecord) -> tuple[float, int]:
     return (math.inf if record.rescored_loss is None else record.rescored_loss, record.trial)
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(choices)}, but got {name}={value!r}.")
-
-
-def _check_range(name: str, value: float | None, *, low: float = -math.inf, high: float = math.inf) -> None:
-    # Not finite is refused everywhere: NaN would be lost in a CSV, and a diverged trial has no score.
-    if value is not None and not (math.isfinite(value) and low <= value <= high):
-        raise ValueError(f"`{name}` must be finite and in [{low:g}, {high:g}], but got {name}={value!r}.")
 
 
 def _row(record: TrialRecord, columns: Sequence[str]) -> tuple[Any, ...]:
@@ -296,13 +270,23 @@ def _row(record: TrialRecord, columns: Sequence[str]) -> tuple[Any, ...]:
 
 
 def _record(place: str, row: dict[str, Any], operator: str) -> TrialRecord:
-    ratios, forms = row.pop("keep_ratios"), row.pop("forms")
-    if unknown := sorted(forms.keys() - ratios.keys()):
-        raise InputError(f"{place}: `forms` must name layers of `keep_ratios`, but got {unknown[0]}")
     try:
-        return TrialRecord(**row, schedule=MergeSchedule(keep_ratios=ratios, operator=operator, forms=forms))
+        ratios, forms = (_json_object(name, row.pop(name)) for name in ("keep_ratios", "forms"))
+        if unknown := sorted(forms.keys() - ratios.keys()):
+            raise ValueError(f"forms must name layers of keep_ratios, but got {unknown[0]}")
+        schedule = MergeSchedule(keep_ratios=ratios, operator=operator, forms=forms)
+        return TrialRecord(**row | {"label": row["label"] or ""}, schedule=schedule)
+    except ValidationError as error:
+        raise InputError(f"{place}: {first_line(error)}") from None
     except (ValueError, InputError) as error:
         raise InputError(f"{place}: {error}") from None
+
+
+def _json_object(name: str, text: str | None) -> dict[str, Any]:
+    value = parse_json(text or "")
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be a JSON object with one entry per layer, but got {shortened(str(text))}")
+    return value
 
 
 def _table(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> pd.DataFrame:
@@ -322,38 +306,3 @@ _COLUMN_TYPES = {
     "keep_ratios": "object",
     "forms": "object",
 }
-
-
-def _flag(text: str) -> bool:
-    if text not in ("True", "False"):
-        raise ValueError(f"must be True or False, but got {text!r}")
-    return text == "True"
-
-
-def _ratios(text: str) -> dict[str, float]:
-    ratios = parse_json(text)
-    if not isinstance(ratios, dict) or not all(type(ratio) in (int, float) for ratio in ratios.values()):
-        raise ValueError(f"must be a JSON object of keep ratios by layer, but got {text!r}")
-    return ratios
-
-
-def _forms(text: str) -> dict[str, Form]:
-    forms = parse_json(text)
-    if not isinstance(forms, dict) or not all(form in get_args(Form) for form in forms.values()):
-        raise ValueError(f"must be a JSON object of {', '.join(get_args(Form))} by layer, but got {text!r}")
-    return forms
-
-
-_CONVERTERS: dict[str, Converter] = {
-    "trial": whole,
-    "kind": str,
-    "label": str,
-    "state": str,
-    "feasible": _flag,
-    "gflops": float,
-    "supernet_version": optional(whole),
-    "rescored_version": optional(whole),
-    "keep_ratios": _ratios,
-    "forms": _forms,
-}
-"""Converters of the columns that are not optional numbers."""
