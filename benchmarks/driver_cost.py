@@ -27,7 +27,7 @@ from ltmsearch.search.driver import Driver
 from ltmsearch.search.setup import Workbench
 from ltmsearch.search.trial import parameters
 from ltmsearch.search.workers.actor import to_arrays
-from ltmsearch.search.workers.ray_connection import connect
+from ltmsearch.search.workers.connection import connect
 
 
 def weights_seconds(bench: Workbench) -> Seconds:

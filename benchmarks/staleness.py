@@ -38,7 +38,7 @@ from harness.virtual_cluster import Durations, VirtualWorkers
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.search.records import select_front
 from ltmsearch.search.trial import load_parameters
-from ltmsearch.search.workers.local import evaluated
+from ltmsearch.search.workers.local import evaluate_task
 
 CASES = ((1, 0.5), (2, 0.5), (4, 0.0), (4, 0.5), (4, 1.0), (16, 0.0), (16, 0.5), (16, 1.0))
 """Workers and staleness power; with one worker the power changes nothing."""
@@ -63,7 +63,7 @@ def search(nets: SavedNets, reference: Reference, workers: int, power: float) ->
         virtual = VirtualWorkers(
             workers,
             DURATIONS,
-            lambda task, weights: evaluated(evaluator, task, weights),
+            lambda task, weights: evaluate_task(evaluator, task, weights),
             seed=made.seed,
             counts_driver=False,
         )

@@ -16,7 +16,7 @@ from ltmsearch.search.lease import Lease
 from ltmsearch.search.records import TRIALS, select_front, trials_table, write_csv
 from ltmsearch.search.resume import OpenRun, open_run
 from ltmsearch.search.run import Run
-from ltmsearch.search.storage import told_when_lost
+from ltmsearch.search.storage import reraise_storage_errors
 from ltmsearch.search.timing import OVERHEAD, RESCORING, WARM_UP, WRITING, Clock
 from ltmsearch.search.workers.ray import RayWorkers
 
@@ -43,8 +43,8 @@ def run_study(settings: StudySettings, callbacks: Callbacks | None = None, *, ta
     until = None if settings.timeout is None else start + settings.timeout
     with ExitStack() as stack:
         stack.callback(callbacks.close)
-        lease = stack.enter_context(Lease(takeover=takeover, tell=callbacks.note))
-        stack.enter_context(told_when_lost(settings))
+        lease = stack.enter_context(Lease(settings.run_dir, takeover=takeover, callbacks=callbacks))
+        stack.enter_context(reraise_storage_errors(settings))
         stack.callback(clock.save)
         try:
             run = open_run(settings, callbacks, clock, lease, stack)
@@ -90,7 +90,7 @@ def _search(driver: Driver, run: OpenRun, until: float | None) -> None:
         with clock.part(OVERHEAD):
             driver.settle()
             if run.connection is not None and driver.wants_trials():
-                driver.workers = RayWorkers.of_study(run.connection, run.bench, driver.callbacks)
+                driver.workers = RayWorkers.for_study(run.connection, run.bench, driver.callbacks)
             driver.search(until=until)
         driver.workers.close()
         with clock.part(RESCORING):

@@ -26,7 +26,7 @@ from ltmsearch.search.driver import Driver
 from ltmsearch.search.pareto import hypervolume
 from ltmsearch.search.setup import Workbench, prepare
 from ltmsearch.search.shared_weights import SharedWeights
-from ltmsearch.search.storage import open_storage, patient
+from ltmsearch.search.storage import RetryingStorage, open_storage
 from ltmsearch.search.trial import ExampleMerges, TrialResult, parameters
 from ltmsearch.search.workers import Answer, Task
 
@@ -166,7 +166,7 @@ def simulate(
         folder, bench = Path(name), with_settings(bench, out=name)
         storage: BaseStorage = InMemoryStorage()
         if charges is None:
-            storage = patient(open_storage(bench.settings, folder), bench.settings, print)
+            storage = RetryingStorage(open_storage(bench.settings, folder), bench.settings, Callbacks())
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         driver = SimulatedDriver(bench, folder, cluster, storage, charges or {})
         cluster.resume()

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from ltmsearch.search.workers import Answer, Task
-from ltmsearch.search.workers.ray import SECOND_CHANCES
+from ltmsearch.search.workers.ray import MAX_RETRIES
 
 Evaluate = Callable[[Task, Mapping[str, Tensor]], Answer]
 """Answer of a trial from its task and the weights that it started with."""
@@ -82,7 +82,7 @@ class VirtualWorkers:
         counts_driver: Whether the driver's time counts. If not, the order of events does not depend on the machine.
     """
 
-    elsewhere = True
+    remote = True
 
     def __init__(
         self, number: int, durations: Durations, evaluate: Evaluate, *, seed: int, counts_driver: bool = True
@@ -172,7 +172,7 @@ class VirtualWorkers:
             return [self.evaluate(sent.task, sent.weights)]
         if event.kind == "fails":
             return [Answer(trial=sent.task.trial, failure="made up")]
-        if sent.lost + 1 > SECOND_CHANCES:
+        if sent.lost + 1 > MAX_RETRIES:
             return [Answer(trial=sent.task.trial, failure=f"{sent.lost + 1} workers died with it")]
         self._again.append(replace(sent, lost=sent.lost + 1))
         return []

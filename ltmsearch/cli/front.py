@@ -22,14 +22,14 @@ def front(run: RunFolder, as_json: AsJson = False, quiet: Quiet = False) -> None
     from ltmsearch.reporting.json_summary import front_rows
     from ltmsearch.reporting.pareto_plot import print_findings, print_front
     from ltmsearch.reporting.write import write_tables_and_plots
-    from ltmsearch.search.lease import who_drives
+    from ltmsearch.search.lease import current_driver
     from ltmsearch.search.run import Run
 
     refuse_links_outward(run)
     study = Run.open(run)
     settings, records = study.settings, study.trials
     callbacks = Callbacks() if quiet else Notes(notes())
-    if driver := who_drives(run):
+    if driver := current_driver(run):
         callbacks.note(f"{run} is being run by {driver}, which writes its files: nothing is written here")
     else:
         write_tables_and_plots(run, settings, records, callbacks)

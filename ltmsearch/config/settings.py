@@ -212,10 +212,12 @@ class StudySettings(BaseModel):
         given = values.get("storage") if isinstance(values, dict) else None
         if not isinstance(given, str):
             return values
-        from ltmsearch.config.storage_url import read_address  # imports sqlalchemy, which `--help` need not wait for
+        from ltmsearch.config.storage_url import (
+            parse_storage_url,  # imports sqlalchemy, which `--help` need not wait for
+        )
 
         try:
-            url, password = read_address(given)
+            url, password = parse_storage_url(given)
         except InputError as error:  # as a ValueError, pydantic reports it with the file and its line
             raise ValueError(str(error)) from None
         return {**values, "storage": url} | ({} if password is None else {"storage_password": password})

@@ -45,11 +45,12 @@ from ltmsearch.search.samplers import make_sampler
 from ltmsearch.search.setup import Workbench
 from ltmsearch.search.shared_weights import SharedWeights, select_checkpoint, unstored_trial
 from ltmsearch.search.storage import open_storage, open_study, under_limits
+from ltmsearch.search.storage.optuna_private import trial_id
 from ltmsearch.search.tally import Tally, TrialLogger, sampler_is_stuck
 from ltmsearch.search.timing import ELSEWHERE, SCORING, TIMING, TRAINING, Clock
 from ltmsearch.search.trial import load_parameters, suggest
 from ltmsearch.search.warmup import WarmUpRun
-from ltmsearch.search.workers import Answer, Task, ThisProcess, Workers
+from ltmsearch.search.workers import Answer, LocalWorker, Task, Workers
 
 _log = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ class Driver:
         self.folder = folder
         self.callbacks = callbacks
         self.clock = clock or Clock()
-        self.workers = workers or ThisProcess(bench.evaluator)
+        self.workers = workers or LocalWorker(bench.evaluator)
         self.confirm = confirm
         self.hooks = hooks or StudyHooks()
         storage = storage or open_storage(self.settings, folder)
@@ -153,7 +154,7 @@ class Driver:
         """Store the outcome of a trial that a crash left running, and apply changed budgets to earlier trials."""
         pending = unstored_trial(self.shared.state, self._trials())
         if pending is not None and self.shared.state.outcome is not None:
-            self._store(Trial(self.study, pending._trial_id), self.shared.state.outcome)
+            self._store(Trial(self.study, trial_id(pending)), self.shared.state.outcome)
         limits = {b.constraint: [b.minimum / b.per_unit, b.limit / b.per_unit] for b in self.budgets}
         before, done = self.study, count_trained(self._trials())
         self.study = under_limits(
@@ -184,7 +185,7 @@ class Driver:
         while True:
             tally.update(trials := self._trials())
             done = tally.trained
-            self.callbacks.advance(done, tally.summary(running=len(self.running) if self.workers.elsewhere else 0))
+            self.callbacks.advance(done, tally.summary(running=len(self.running) if self.workers.remote else 0))
             begun = done + sum(running.counts for running in self.running.values())
             time_is_up = until is not None and time.monotonic() > until
             if begun < self.settings.trials and not time_is_up and self.workers.free():
@@ -219,7 +220,7 @@ class Driver:
             return make_sampler(self.settings.sampler, seed=derive_seed(self.settings.seed, number, place))
 
         self.study.sampler = sampler(0)
-        trial = Trial(self.study, left[0]._trial_id) if left else self.study.ask()
+        trial = Trial(self.study, trial_id(left[0])) if left else self.study.ask()
         return trial, lambda place: sampler(1 + place)
 
     def _begin(self, trial: Trial, sampler: Callable[[int], BaseSampler]) -> None:
@@ -257,10 +258,10 @@ class Driver:
         )
 
     def _answers(self) -> list[Answer]:
-        with self.clock.part(ELSEWHERE if self.workers.elsewhere else TRAINING):
+        with self.clock.part(ELSEWHERE if self.workers.remote else TRAINING):
             answers = self.workers.answers()
             for answer in answers:
-                if answer.result is not None and not self.workers.elsewhere:
+                if answer.result is not None and not self.workers.remote:
                     self.clock.move(answer.result.scoring_seconds, SCORING)
         return answers
 

@@ -12,6 +12,7 @@ from ltmsearch.costs import Budget, constraint_values, within_budgets
 from ltmsearch.search.records import State, TrialRecord
 from ltmsearch.search.rescoring import with_expected_top1
 from ltmsearch.search.setup import Workbench
+from ltmsearch.search.storage.optuna_private import trial_id
 from ltmsearch.search.trial import IB_WEIGHT
 
 RESCORED = "rescored"
@@ -74,7 +75,7 @@ def set_constraints(trial: Trial, budgets: Sequence[Budget], indices: np.ndarray
     for name, value in values.items():
         if name not in trial.constraints:  # Optuna keeps the first value; an interrupted trial has one already
             trial.set_constraint(name, value)
-    trial.storage.set_trial_system_attr(trial._trial_id, DASHBOARD_CONSTRAINTS, list(values.values()))
+    trial.storage.set_trial_system_attr(trial_id(trial), DASHBOARD_CONSTRAINTS, list(values.values()))
     return list(values.values())
 
 

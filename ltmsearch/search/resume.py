@@ -1,4 +1,4 @@
-"""What a search makes sure of before it begins or goes on, so that bad input changes nothing in its run directory."""
+"""Start or continue a run: check everything first, so that bad input changes nothing in the run directory."""
 
 import json
 import logging
@@ -14,36 +14,36 @@ from ltmsearch.errors import InputError
 from ltmsearch.io.files import refuse_links_outward, refuse_unwritable, remove_drafts, write_atomic
 from ltmsearch.latency import PROFILE
 from ltmsearch.search.checkpoint import WEIGHTS, Checkpoint, load_checkpoint, load_previous, scored_trials
-from ltmsearch.search.lease import FileBoard, Lease
+from ltmsearch.search.lease import DriverFile, Lease
 from ltmsearch.search.records import TRIALS
 from ltmsearch.search.run import Run
 from ltmsearch.search.setup import Workbench, prepare
-from ltmsearch.search.soundness import refuse_damaged_study
 from ltmsearch.search.storage import (
-    StudyBoard,
+    DriverAttribute,
+    RetryingStorage,
+    connect_storage,
     open_storage,
     open_study,
-    patient,
-    reach_storage,
-    refuse_another_storage,
+    refuse_damaged_study,
+    refuse_other_storage,
 )
 from ltmsearch.search.timing import SET_UP, Clock, Times
-from ltmsearch.search.workers.ray_connection import Connection, connect, wanted
+from ltmsearch.search.workers.connection import Connection, connect, needs_ray
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenRun:
-    """A run directory that this process alone may write, and all that its search works with."""
+    """A run directory that only this process may write, and everything that its search needs."""
 
     bench: Workbench
     storage: BaseStorage
-    """Of the study."""
+    """Storage of the study."""
     found: list[Checkpoint]
-    """The last two shared weights, newest first, as many as there are."""
+    """The last two shared weights, newest first; fewer if fewer exist."""
     connection: Connection | None
-    """Ray, where the study asks for workers on it."""
+    """The connection to Ray, if the study needs it."""
 
     @property
     def folder(self) -> Path:
@@ -52,68 +52,68 @@ class OpenRun:
 
 
 def open_run(settings: StudySettings, callbacks: Callbacks, clock: Clock, lease: Lease, stack: ExitStack) -> OpenRun:
-    """Check everything, cheap checks first, then write `settings.yaml`.
+    """Check everything, fast checks first, then write `settings.yaml`.
 
     Args:
-        settings: What the user asked for.
-        callbacks: Hears what is searched, on what, how.
-        clock: Counts the time.
-        lease: Held when this returns.
-        stack: Lets go of what was connected.
+        settings: Settings as the user gave them.
+        callbacks: Receives notes on the search space, the data and the device.
+        clock: Records the time of the setup.
+        lease: Acquired here.
+        stack: Receives the cleanup of connections.
 
     Raises:
-        InputError: For the first thing that does not fit; nothing is changed then.
+        InputError: For the first check that fails; nothing is changed then.
     """
     folder = settings.run_dir
     refuse_unwritable(folder, "the run directory")
-    lease.hold(FileBoard(folder))
+    lease.acquire(DriverFile(folder))
     refuse_links_outward(folder)
     remove_drafts(folder)
     Times.load(folder)  # refused where it is damaged before anything is written
     stored = Run.open(folder).settings if Run.exists(folder) else None
     if stored is not None:
         settings.refuse_other_costs(stored, folder)  # before anything is timed
-    if stored is not None and settings.study is None:  # the name is made of the budget, which may be another now
+    if stored is not None and settings.study is None:  # its name contains the budget, which may have changed
         settings = settings.model_copy(update={"study": stored.study, "out": str(folder)})
-    refuse_another_storage(settings, stored)
+    refuse_other_storage(settings, stored)
     refuse_damaged_study(settings, folder, scored=scored_trials(folder))
-    storage = reach_storage(settings, begun=(folder / WEIGHTS).exists(), tell=callbacks.note)
-    board = None if storage is None or settings.storage is None else StudyBoard(storage, settings)
-    if board is not None and board.is_there():
-        lease.hold(board)
+    storage = connect_storage(settings, started=(folder / WEIGHTS).exists(), callbacks=callbacks)
+    attribute = None if storage is None or settings.storage is None else DriverAttribute(storage, settings)
+    if attribute is not None and attribute.study_exists():
+        lease.acquire(attribute)
     connection = None
     with clock.part(SET_UP):
-        if wanted(settings):
+        if needs_ray(settings):
             connection = connect(settings)
             stack.callback(connection.close)
         bench = prepare(settings, callbacks, clock)
     if stored is not None:
         bench.settings.refuse_unless_continues(stored, folder)
-    found = _last_weights(bench)
+    found = _load_weights(bench)
     for line in bench.describe():
         callbacks.note(line)
     _log.info("settings: %s", json.dumps(bench.settings.public(), ensure_ascii=False))
     lease.confirm()
-    storage = storage or patient(open_storage(settings, folder), settings, callbacks.note)
+    storage = storage or RetryingStorage(open_storage(settings, folder), settings, callbacks)
     open_study(storage, bench.settings.study, cost=bench.settings.axis.name)
-    if board is not None:
-        lease.hold(board)
+    if attribute is not None:
+        lease.acquire(attribute)
     _write_settings(bench)
     return OpenRun(bench=bench, storage=storage, found=found, connection=connection)
 
 
-def _last_weights(bench: Workbench) -> list[Checkpoint]:
+def _load_weights(bench: Workbench) -> list[Checkpoint]:
     folder, space = bench.settings.run_dir, bench.space.digest()
     newest = load_checkpoint(folder, space=space)
     if newest is None:
         if (folder / TRIALS).exists():
-            raise InputError(f"{folder} has trials but no shared weights; begin anew with --out DIR")
+            raise InputError(f"{folder} has trials but no shared weights: start a new run with --out DIR")
         return []
     found = [newest]
-    if (folder / WEIGHTS).exists():  # else the previous ones are the newest
-        with suppress(InputError):  # damaged, they are of no use, and of no harm while the last ones are whole
-            before = load_previous(folder, space=space)
-            found += [] if before is None else [before]
+    if (folder / WEIGHTS).exists():  # else the previous weights are the newest
+        with suppress(InputError):  # damaged previous weights do no harm while the newest are intact
+            previous = load_previous(folder, space=space)
+            found += [] if previous is None else [previous]
     for checkpoint in found:
         bench.evaluator.supernet.check_weights(checkpoint.weights, folder / WEIGHTS)
     return found

@@ -347,7 +347,7 @@ class TestServer:
 
         assert refused(tmp_path) == f"expected the run directory of a study, but {tmp_path} has no settings.yaml"
         shutil.copy(finished / "settings.yaml", tmp_path)
-        assert f"but there is no {tmp_path}/study.db" in refused(tmp_path)
+        assert f"but {tmp_path}/study.db is missing" in refused(tmp_path)
         assert not (tmp_path / "study.db").exists()
         (tmp_path / "study.db").write_text("no database")
         assert "is damaged or another file (file is not a database)" in refused(tmp_path)

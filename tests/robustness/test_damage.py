@@ -19,8 +19,7 @@ from support.fuzzing import at_most, outcome
 from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.search.checkpoint import digest
-from ltmsearch.search.soundness import refuse_damaged_study
-from ltmsearch.search.storage import find_study, open_storage
+from ltmsearch.search.storage import find_study, open_storage, refuse_damaged_study
 
 SECONDS = 60
 """That a command may take: it takes few, and none may wait for ever."""
@@ -209,7 +208,7 @@ def test_a_database_that_is_gone_does_not_begin_a_new_search(run: Path, images: 
     (run / "study.db").unlink()
     told = command(*arguments("run", run, images))
     assert (told.code, told.changed) == (2, set())
-    assert told.error.endswith("put a copy of it back, or begin another study with --study NAME or --out DIR")
+    assert told.error.endswith("restore a copy of it, or start another study with --study NAME or --out DIR")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

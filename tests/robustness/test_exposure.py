@@ -13,7 +13,7 @@ from support.command_line import call, tiny, tiny_study
 from test_fuzz import RECORDS
 
 from ltmsearch.config.objective import CostAxis
-from ltmsearch.config.storage_url import read_address
+from ltmsearch.config.storage_url import parse_storage_url
 from ltmsearch.errors import InputError
 from ltmsearch.reporting.dashboard.notes import LayerTokens, study_note, trial_note
 from ltmsearch.reporting.findings import find
@@ -148,7 +148,7 @@ class TestPasswords:
         for make in (InputError, Exception):
             line = str(make(f"cannot reach postgresql+psycopg://me:{SECRET}@host:5432/d now"))
             assert (SECRET in line) == (make is Exception)
-        assert read_address(f"postgresql://me:{SECRET}@host/d").password == SECRET
+        assert parse_storage_url(f"postgresql://me:{SECRET}@host/d").password == SECRET
 
     def test_the_environment_is_not_logged(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

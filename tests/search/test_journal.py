@@ -1,4 +1,4 @@
-"""Studies in a journal on a shared disk: the same trials as in a file, half lines, damage, and foreign files."""
+"""Studies in a journal on a shared disk: the same trials as in SQLite, half lines, damage, and foreign files."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ from ltmsearch import run_study
 from ltmsearch.config.settings import StudySettings
 from ltmsearch.errors import InputError, StorageLost
 from ltmsearch.search.storage import find_study, open_storage
-from ltmsearch.search.storage.errors import JournalFailed
+from ltmsearch.search.storage.errors import JournalError
 from ltmsearch.search.storage.journal import Journal
 from ltmsearch.search.trial import Evaluator
 
@@ -26,10 +26,10 @@ HALF = b'{"op_code":8,"worker_id":"0b1c-1403'
 
 
 @pytest.fixture(autouse=True)
-def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A PNG starts a browser; its own tests do that. Nor does anybody else take these studies meanwhile."""
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No browser for a PNG, and no wait for drivers that do not exist."""
     monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
-    monkeypatch.setattr("ltmsearch.search.storage.study_lease.SETTLING_SECONDS", 0.0)
+    monkeypatch.setattr("ltmsearch.search.storage.driver_attribute.SETTLING_SECONDS", 0.0)
 
 
 def tiny(run: Path, **changes: Any) -> StudySettings:
@@ -37,7 +37,7 @@ def tiny(run: Path, **changes: Any) -> StudySettings:
 
 
 def trials_of(run: Path) -> pd.DataFrame:
-    """What must be the same in equal studies."""
+    """The columns that are the same in equal studies."""
     return pd.read_csv(run / "trials.csv").drop(columns="seconds")
 
 
@@ -47,25 +47,24 @@ def append(path: Path, content: bytes) -> None:
 
 
 def some_journal(path: Path) -> int:
-    """A study of three trials, without this program; the size of its file."""
+    """Write a study of three trials with Optuna alone; return the size of the file."""
     study = optuna.create_study(storage=JournalStorage(JournalFileBackend(str(path))), study_name="some")
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
     return path.stat().st_size
 
 
 class TestStudies:
-    def test_a_study_is_the_same_in_it_as_in_a_file(self, tmp_path: Path) -> None:
+    def test_a_study_is_the_same_as_in_sqlite(self, tmp_path: Path) -> None:
         run_study(whole(tmp_path / "file", trials=3))
         with pytest.raises(KeyboardInterrupt):
             run_study(tiny(tmp_path / "run", study="same"), Interrupt(7))
         append(tmp_path / "studies.log", HALF)
         notes = Notes()
         run_study(tiny(tmp_path / "run", study="same"), notes)
-        (line,) = [line for line in notes.lines if "half a line" in line]
-        assert (
-            line
-            == f"dropped half a line of {len(HALF)} bytes at the end of {tmp_path}/studies.log: its writer was killed"
+        removed = (
+            f"removed half a line of {len(HALF)} bytes at the end of {tmp_path}/studies.log: its writer was killed"
         )
+        assert [line for line in notes.lines if "half a line" in line] == [removed]
         pd.testing.assert_frame_equal(trials_of(tmp_path / "file"), trials_of(tmp_path / "run"))
         assert not (tmp_path / "run/study.db").exists()
         assert not (tmp_path / "studies.log.lock").exists()
@@ -80,15 +79,13 @@ class TestStudies:
         study = find_study(storage, "one")
         assert study is not None
         assert study.study_name == "one #2"
-        with pytest.raises(InputError, match=r"holds a study two with trials already, but .*/other has no shared"):
+        with pytest.raises(InputError, match=r"contains a study two with trials already, but .*/other has no shared"):
             run_study(tiny(tmp_path / "other", study="two"))
-        with pytest.raises(InputError, match=r"kept in the storage journal:///.*/studies.log, but got no --storage"):
+        with pytest.raises(InputError, match="must continue in the storage journal:///.*, but got no --storage"):
             run_study(whole(tmp_path / "one", study="one"))
         assert not (tmp_path / "other").exists()
 
-    def test_damage_while_a_study_runs_is_told_in_one_line(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_damage_while_a_study_runs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         original = Evaluator.evaluate
 
         def damaging(*args: Any, **kwargs: Any) -> Any:
@@ -96,7 +93,7 @@ class TestStudies:
             return original(*args, **kwargs)
 
         monkeypatch.setattr(Evaluator, "evaluate", damaging)
-        message = r"the storage journal:///.*/studies.log was lost: .*/studies.log is damaged; the same command"
+        message = r"the storage journal:///.*/studies.log was lost: .* damaged: line \d+ is not a record; the same"
         with pytest.raises(StorageLost, match=message):
             run_study(tiny(tmp_path / "run"))
 
@@ -106,7 +103,7 @@ class TestStudies:
         append(tmp_path / "studies.log", HALF)
         size = (tmp_path / "studies.log").stat().st_size
         assert_pages_are_served(tmp_path / "run", name="served", trials=4)
-        assert (tmp_path / "studies.log").stat().st_size == size, "whoever looks mends nothing"
+        assert (tmp_path / "studies.log").stat().st_size == size, "reading repairs nothing"
 
 
 class TestFiles:
@@ -122,27 +119,27 @@ class TestFiles:
         ],
     )
     def test_a_foreign_file_is_refused_and_stays(self, tmp_path: Path, content: bytes, line: int) -> None:
-        """But for what may be the first half line of a journal."""
+        """Except for a possible first half line of a journal."""
         path = tmp_path / "studies.log"
         path.write_bytes(content)
         if not line:
             open_storage(tiny(tmp_path / "run"), tmp_path / "run")
             assert path.read_bytes() == b""
             return
-        with pytest.raises(InputError, match=f"is no journal, or damaged: line {line} is none of a journal's"):
+        with pytest.raises(InputError, match=f"is not a journal, or is damaged: line {line} is not a record"):
             run_study(tiny(tmp_path / "run"))
         assert path.read_bytes() == content
         assert {entry.name for entry in tmp_path.iterdir()} == {"studies.log"}
 
     @pytest.mark.parametrize("line", [0, 5, -1])
-    def test_damage_is_told_with_its_line_and_nothing_is_overwritten(self, tmp_path: Path, line: int) -> None:
+    def test_damage_is_reported_with_its_line(self, tmp_path: Path, line: int) -> None:
         path = tmp_path / "studies.log"
         some_journal(path)
         lines = path.read_bytes().splitlines(keepends=True)
         lines[line] = lines[line].replace(b"{", b"[", 1)
         path.write_bytes(b"".join(lines))
         number = range(1, len(lines) + 1)[line]
-        with pytest.raises(InputError, match=f"or damaged: line {number} is none of a journal's; nothing was changed"):
+        with pytest.raises(InputError, match=f"or is damaged: line {number} is not a record"):
             run_study(tiny(tmp_path / "run"))
         assert path.read_bytes() == b"".join(lines)
         assert not (tmp_path / "run").exists()
@@ -168,13 +165,13 @@ class TestFiles:
         def refused(path: Any, mode: int) -> bool:
             return Path(path) != tmp_path and original(path, mode)
 
-        monkeypatch.setattr("ltmsearch.search.storage.journal.os.access", refused)  # root may write anywhere
-        with pytest.raises(InputError, match=f"its lock cannot be made in {tmp_path}: Permission denied"):
+        monkeypatch.setattr("ltmsearch.search.storage.journal.os.access", refused)  # tests may run as root
+        with pytest.raises(InputError, match=f"its lock cannot be created in {tmp_path}: Permission denied"):
             open_storage(tiny(tmp_path / "run"), tmp_path / "run")
 
 
 class TestWriting:
-    def test_half_a_line_of_another_process_is_dropped_by_whoever_writes_next(self, tmp_path: Path) -> None:
+    def test_the_next_writer_removes_half_a_line(self, tmp_path: Path) -> None:
         path = tmp_path / "studies.log"
         some_journal(path)
         storage = JournalStorage(Journal(path))
@@ -187,7 +184,7 @@ class TestWriting:
         assert len(again.trials) == 3
 
     @pytest.mark.parametrize("tail", [HALF + 30 * b"\0", b"\0" * 200, b'{"op', HALF * 4000])
-    def test_what_a_power_failure_leaves(self, tmp_path: Path, tail: bytes) -> None:
+    def test_remains_of_a_power_failure(self, tmp_path: Path, tail: bytes) -> None:
         size = some_journal(tmp_path / "studies.log")
         append(tmp_path / "studies.log", tail)
         open_storage(tiny(tmp_path / "run"), tmp_path / "run")
@@ -206,20 +203,20 @@ class TestWriting:
 
         with monkeypatch.context() as patch:
             patch.setattr("ltmsearch.search.storage.journal.os.write", full)
-            with pytest.raises(JournalFailed, match="No space left on device") as caught:
+            with pytest.raises(JournalError, match="No space left on device") as caught:
                 study.set_user_attr("kept", True)
-        assert not caught.value.passes
+        assert not caught.value.temporary
         assert path.stat().st_size == size
         assert not Path(f"{path}.lock").exists()
         study.set_user_attr("kept", True)
         assert study.user_attrs == {"kept": True}
 
-    def test_a_file_that_vanished_is_not_made_anew(self, tmp_path: Path) -> None:
+    def test_a_file_that_vanished_is_not_created_again(self, tmp_path: Path) -> None:
         path = tmp_path / "studies.log"
         some_journal(path)
         study = optuna.load_study(study_name="some", storage=JournalStorage(Journal(path)))
         path.unlink()
-        with pytest.raises(JournalFailed, match="No such file or directory") as caught:
+        with pytest.raises(JournalError, match="No such file or directory") as caught:
             study.set_user_attr("kept", True)
-        assert caught.value.passes, "a shared disk may come back"
+        assert caught.value.temporary, "a shared disk may come back"
         assert not path.exists()

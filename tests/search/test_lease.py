@@ -1,4 +1,4 @@
-"""One driver per study: who is refused, who counts as ended, what a takeover does, and that two never both win."""
+"""One driver per study: a running driver is refused, a dead one replaced, and two never both win."""
 
 import json
 import os
@@ -7,242 +7,248 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from support.command_line import Notes
 
 from ltmsearch.errors import InputError, LeaseLost
-from ltmsearch.search.lease import DRIVER, FileBoard, Lease, Owner, who_drives
+from ltmsearch.search.lease import DRIVER_FILE, DriverFile, Holder, Lease, current_driver
 
-HOLDS = """
-import sys, time
+DRIVER = """
+import os, sys
 from pathlib import Path
 from ltmsearch.errors import InputError
-from ltmsearch.search.lease import FileBoard, Lease
-with Lease() as lease:
+from ltmsearch.search.lease import DriverFile, Lease
+folder = Path(sys.argv[1])
+with Lease(folder) as lease:
     sys.stdin.readline()
     try:
-        lease.hold(FileBoard(Path(sys.argv[1])))
+        lease.acquire(DriverFile(folder))
     except InputError as error:
         print(error, flush=True)
     else:
-        print("holds", flush=True)
+        if "fork" in sys.argv and os.fork() == 0:
+            os.close(1)
+            sys.stdin.read()
+            os._exit(0)
+        print("acquired", flush=True)
         sys.stdin.readline()
 """
-"""A driver in a process of its own: takes a lease when it is told to, and lets it go when it is told again."""
-
-BEAT = 0.2
+"""A driver in its own process: acquires a lease at the first line of input, and releases it at the next."""
 
 
-class Driver:
-    """Such a process."""
+class Loud(Notes):
+    """Fails at any note."""
 
-    def __init__(self, folder: Path) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", HOLDS, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def go(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-
-    def says(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def close(self) -> None:
-        if self.process.returncode is None:
-            self.process.kill()
-        self.process.communicate()
+    def note(self, line: str) -> None:
+        pytest.fail(line)
 
 
-def put_up(folder: Path, **changes: object) -> Owner:
-    """A record as a driver leaves it that was killed, with some of it changed."""
-    owner = Owner.this_process().model_copy(update={"token": "another", **changes})
+@contextmanager
+def drivers(folder: Path, *options: str, number: int = 1) -> Iterator[list["subprocess.Popen[str]"]]:
+    command = [sys.executable, "-c", DRIVER, str(folder), *options]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(number)]  # type: ignore[call-overload]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def start(*processes: "subprocess.Popen[str]") -> list[str]:
+    """Let drivers acquire their lease at the same moment, and return what they print."""
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    return [process.stdout.readline().strip() for process in processes if process.stdout is not None]
+
+
+def leave_record(folder: Path, **changes: object) -> Holder:
+    """Write the record of a driver that was killed, with some changes."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / DRIVER).write_text(owner.model_dump_json())
-    return owner
+    holder = Holder.this_process(folder / DRIVER_FILE).model_copy(update={"token": "another", **changes})
+    (folder / DRIVER_FILE).write_text(holder.model_dump_json())
+    return holder
 
 
-def held_by(folder: Path) -> str:
-    return str(json.loads((folder / DRIVER).read_text())["token"])
+def recorded_token(folder: Path) -> str:
+    return str(json.loads((folder / DRIVER_FILE).read_text())["token"])
 
 
-class TestTaking:
-    def test_it_leaves_nothing(self, tmp_path: Path) -> None:
-        folder = tmp_path / "runs/one"
-        with Lease() as lease:
-            lease.hold(FileBoard(folder))
-            lease.hold(FileBoard(folder))
-            lease.confirm()
-            assert held_by(folder) == lease.owner.token
+def acquired(folder: Path, *, quiet: bool = True) -> None:
+    with Lease(folder, callbacks=Loud() if quiet else None) as lease:
+        lease.acquire(DriverFile(folder))
+        lease.confirm()
+        assert recorded_token(folder) == lease.holder.token
+
+
+class TestAcquire:
+    def test_nothing_is_left(self, tmp_path: Path) -> None:
+        acquired(tmp_path / "runs/one")
         assert list(tmp_path.iterdir()) == []
-
-    def test_what_came_into_the_folder_stays(self, tmp_path: Path) -> None:
-        with Lease() as lease:
-            lease.hold(FileBoard(tmp_path / "runs/one"))
+        with Lease(tmp_path / "runs/one") as lease:
+            lease.acquire(DriverFile(tmp_path / "runs/one"))
             (tmp_path / "runs/one/settings.yaml").touch()
         assert [path.name for path in (tmp_path / "runs/one").iterdir()] == ["settings.yaml"]
 
     def test_a_second_driver_is_refused_in_one_line(self, tmp_path: Path) -> None:
-        with Lease() as first, Lease() as second:
-            first.hold(FileBoard(tmp_path))
-            os.utime(tmp_path / DRIVER, (time.time() - 300,) * 2)
+        with Lease(tmp_path) as first, Lease(tmp_path) as second:
+            first.acquire(DriverFile(tmp_path))
+            os.utime(tmp_path / DRIVER_FILE, (time.time() - 300,) * 2)
             with pytest.raises(InputError) as caught:
-                second.hold(FileBoard(tmp_path))
+                second.acquire(DriverFile(tmp_path))
             first.confirm()
-        owner = first.owner
         assert str(caught.value) == (
-            f"{tmp_path} is driven by {owner.user}@{owner.host}, process {os.getpid()}, since "
-            f"{owner.started:%Y-%m-%d %H:%M:%S} (last sign of life 5 min ago): wait until it ends, or end it by "
-            "continuing here with --takeover"
+            f"the run directory {tmp_path} is driven by {first.holder} (last heartbeat 5 min ago): wait until it ends, "
+            "or end it by adding --takeover to this command"
         )
+        assert f"{first.holder.user}@{first.holder.host}, process {os.getpid()}, since 20" in str(caught.value)
 
-    def test_a_process_that_was_killed_blocks_nobody(self, tmp_path: Path) -> None:
-        other = Driver(tmp_path)
-        try:
-            other.go()
-            assert other.says() == "holds"
-            assert str(other.process.pid) in str(who_drives(tmp_path))
-            with Lease(tell=pytest.fail) as lease, pytest.raises(InputError, match=f"process {other.process.pid}"):
-                lease.hold(FileBoard(tmp_path))
-            other.process.send_signal(signal.SIGKILL)
-            os.waitid(os.P_PID, other.process.pid, os.WEXITED | os.WNOWAIT)  # a zombie: nobody has asked for its end
-            assert who_drives(tmp_path) is None
-            with Lease(tell=pytest.fail) as lease:
-                lease.hold(FileBoard(tmp_path))
-                lease.confirm()
-        finally:
-            other.close()
+    @pytest.mark.parametrize("options", [(), ("fork",)])
+    def test_a_killed_driver_is_replaced_at_once(self, tmp_path: Path, options: tuple[str, ...]) -> None:
+        """Also before its parent has noticed, and while a child that it forked still runs."""
+        with drivers(tmp_path, *options) as (other,):
+            assert start(other) == ["acquired"]
+            assert f"process {other.pid}" in str(current_driver(tmp_path))
+            with pytest.raises(InputError, match=f"process {other.pid}"):
+                acquired(tmp_path)
+            other.send_signal(signal.SIGKILL)
+            os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
+            assert current_driver(tmp_path) is None
+            acquired(tmp_path)
 
-    def test_what_this_process_could_not_take_down_blocks_nobody(self, tmp_path: Path) -> None:
-        """A notebook goes on where its storage was lost."""
+    def test_a_lease_that_could_not_be_released_blocks_nobody(self, tmp_path: Path) -> None:
+        """A notebook continues after its storage was lost."""
 
-        class Stuck(FileBoard):
-            def remove(self, owner: Owner) -> None:
+        class Stuck(DriverFile):
+            def read(self) -> None:
                 raise OSError("the disk is gone")
 
-        with Lease() as lease:
-            lease.hold(Stuck(tmp_path))
-        assert held_by(tmp_path) == lease.owner.token
-        with Lease(tell=pytest.fail) as another:
-            another.hold(FileBoard(tmp_path))
+        with Lease(tmp_path) as lease:
+            store = DriverFile(tmp_path)
+            lease.acquire(store)
+            store.__class__ = Stuck
+        assert recorded_token(tmp_path) == lease.holder.token
+        acquired(tmp_path)
 
-    def test_a_process_id_that_is_used_again_blocks_nobody(self, tmp_path: Path) -> None:
-        put_up(tmp_path, born="1")
-        with Lease(tell=pytest.fail) as lease:
-            lease.hold(FileBoard(tmp_path))
+    def test_a_copied_record_names_its_driver(self, tmp_path: Path) -> None:
+        with Lease(tmp_path / "run") as lease:
+            lease.acquire(DriverFile(tmp_path / "run"))
+            (tmp_path / "copy").mkdir()
+            (tmp_path / "copy" / DRIVER_FILE).write_bytes((tmp_path / "run" / DRIVER_FILE).read_bytes())
+            with pytest.raises(InputError, match=f"is driven by {lease.holder}"):
+                acquired(tmp_path / "copy")
+        acquired(tmp_path / "copy")
 
     def test_a_folder_that_cannot_be_written(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
-        with Lease() as lease, pytest.raises(InputError, match="the run directory .*/file/run cannot be written"):
-            lease.hold(FileBoard(tmp_path / "file/run"))
+        with pytest.raises(InputError, match="the run directory .*/file/run cannot be written"):
+            acquired(tmp_path / "file/run")
 
 
-class TestWatching:
+class TestOtherHosts:
     @pytest.mark.parametrize("text", [None, "", '{"token": "x"}', "\0\xff"])
-    def test_another_host_that_gives_no_sign_of_life_has_ended(self, tmp_path: Path, text: str | None) -> None:
-        """The same goes for a file that is damaged."""
-        put_up(tmp_path, place="elsewhere", host="node7", pid=1)
+    def test_without_heartbeats_the_driver_has_ended(self, tmp_path: Path, text: str | None) -> None:
+        """Also if its record is damaged."""
+        leave_record(tmp_path, machine="another", host="node7", pid=1)
         if text is not None:
-            (tmp_path / DRIVER).write_text(text)
+            (tmp_path / DRIVER_FILE).write_text(text)
+        assert ("node7" if text is None else "an unknown process") in str(current_driver(tmp_path))
         notes = Notes()
-        with Lease(tell=notes.note, beat_seconds=BEAT) as lease:
-            lease.hold(FileBoard(tmp_path))
+        with Lease(tmp_path, callbacks=notes, heartbeat_seconds=0.1) as lease:
+            lease.acquire(DriverFile(tmp_path))
             lease.confirm()
         (line,) = notes.lines
-        assert ("@node7, process 1, since" if text is None else f"somebody whose {DRIVER} is damaged") in line
-        assert "whose process cannot be seen from here: watching for" in line
+        assert ("@node7, process 1, since" if text is None else "an unknown process, as its record is damaged") in line
+        assert "which cannot be checked from here: waiting" in line
 
-    def test_another_host_that_gives_one_is_at_work(self, tmp_path: Path) -> None:
-        put_up(tmp_path, place="elsewhere", host="node7")
-        over = threading.Event()
+    def test_a_driver_with_heartbeats_is_refused(self, tmp_path: Path) -> None:
+        leave_record(tmp_path, machine="another", host="node7")
+        beat = threading.Timer(0.2, os.utime, (tmp_path / DRIVER_FILE,))
+        beat.start()
+        with Lease(tmp_path, heartbeat_seconds=0.4) as lease, pytest.raises(InputError, match="driven by .*@node7"):
+            lease.acquire(DriverFile(tmp_path))
+        beat.join()
+        assert recorded_token(tmp_path) == "another"
 
-        def live() -> None:
-            while not over.wait(BEAT):
-                os.utime(tmp_path / DRIVER)
-
-        thread = threading.Thread(target=live)
-        thread.start()
-        try:
-            with Lease(beat_seconds=BEAT) as lease, pytest.raises(InputError, match="is driven by .*@node7"):
-                lease.hold(FileBoard(tmp_path))
-        finally:
-            over.set()
-            thread.join()
-        assert held_by(tmp_path) == "another"
-
-    def test_a_driver_gives_signs_of_life_whatever_happens_to_them(self, tmp_path: Path) -> None:
-        class Broken(FileBoard):
+    def test_heartbeats_survive_errors(self, tmp_path: Path) -> None:
+        class Broken(DriverFile):
             beats = 0
 
-            def beat(self, owner: Owner) -> None:
-                super().beat(owner)
+            def beat(self, text: str) -> None:
+                super().beat(text)
                 self.beats += 1
                 raise OSError("the disk is gone")
 
-        board = Broken(tmp_path)
-        with Lease(beat_seconds=0.01) as lease:
-            lease.hold(board)
-            os.utime(tmp_path / DRIVER, (0, 0))
+        store = Broken(tmp_path)
+        with Lease(tmp_path, heartbeat_seconds=0.01) as lease:
+            lease.acquire(store)
+            os.utime(tmp_path / DRIVER_FILE, (0, 0))
             deadline = time.monotonic() + 30
-            while board.beats < 3:
+            while store.beats < 3:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             lease.confirm()
-            assert (tmp_path / DRIVER).stat().st_mtime > 0
+            assert (tmp_path / DRIVER_FILE).stat().st_mtime > 0
 
 
 class TestTakeover:
     def test_the_earlier_driver_notices(self, tmp_path: Path) -> None:
         notes = Notes()
-        with Lease(beat_seconds=0.01) as earlier:
-            earlier.hold(FileBoard(tmp_path))
-            with Lease(takeover=True, tell=notes.note) as later:
-                later.hold(FileBoard(tmp_path))
-                time.sleep(0.1)  # signs of life of the earlier one must not put it up again
+        with Lease(tmp_path, heartbeat_seconds=0.01) as earlier:
+            store = DriverFile(tmp_path)
+            earlier.acquire(store)
+            with Lease(tmp_path, takeover=True, callbacks=notes) as later:
+                later.acquire(DriverFile(tmp_path))
+                time.sleep(0.1)  # heartbeats of the earlier driver must not bring it back
                 later.confirm()
-                with pytest.raises(LeaseLost, match=f"was taken over by {later.owner}: this driver ends"):
+                with pytest.raises(LeaseLost, match=f"was taken over by {later.holder}: this driver ends"):
                     earlier.confirm()
-                FileBoard(tmp_path).remove(earlier.owner)
-                assert held_by(tmp_path) == later.owner.token
-            with pytest.raises(LeaseLost, match="no longer says that this process drives it"):
+                with pytest.raises(InputError, match=f"driven by {later.holder}"):
+                    acquired(tmp_path)
+                store.clear(earlier._text)
+                assert recorded_token(tmp_path) == later.holder.token
+            with pytest.raises(LeaseLost, match="no longer names this process as its driver"):
                 earlier.confirm()
-        assert notes.lines == [f"taking {tmp_path} over from {earlier.owner}, which ends as soon as it notices"]
+        (line,) = notes.lines
+        assert (
+            line == f"taking the run directory {tmp_path} over from {earlier.holder}, which ends before its next write"
+        )
 
-    def test_nobody_is_there(self, tmp_path: Path) -> None:
-        with Lease(takeover=True, tell=pytest.fail) as lease:
-            lease.hold(FileBoard(tmp_path))
+    @pytest.mark.parametrize("machine", [None, "another"])
+    def test_other_hosts_are_not_awaited(self, tmp_path: Path, machine: str | None) -> None:
+        if machine is not None:
+            leave_record(tmp_path, machine=machine)
+        with Lease(tmp_path, takeover=True, heartbeat_seconds=1e6) as lease:
+            lease.acquire(DriverFile(tmp_path))
             lease.confirm()
 
-    def test_another_host_is_not_watched(self, tmp_path: Path) -> None:
-        put_up(tmp_path, place="elsewhere")
-        with Lease(takeover=True, beat_seconds=1e6) as lease:
-            lease.hold(FileBoard(tmp_path))
-            lease.confirm()
 
-
-class TestTwoAtOnce:
-    @pytest.mark.parametrize("before", ["nothing", "a driver that ended"])
-    def test_threads(self, tmp_path: Path, before: str) -> None:
+class TestRace:
+    @pytest.mark.parametrize("record", [False, True])
+    def test_one_of_several_threads_wins(self, tmp_path: Path, record: bool) -> None:
         for number in range(20):
             folder = tmp_path / str(number)
-            if before != "nothing":
-                put_up(folder, born="1")
+            if record:
+                leave_record(folder)
             barrier, outcomes = threading.Barrier(4), []
 
             def drive(folder: Path = folder, barrier: threading.Barrier = barrier, to: list[str] = outcomes) -> None:
-                with Lease() as lease:
+                with Lease(folder) as lease:
                     barrier.wait()
                     try:
-                        lease.hold(FileBoard(folder))
+                        lease.acquire(DriverFile(folder))
                         lease.confirm()
                     except InputError as error:
                         to.append(str(error))
                     else:
-                        to.append("holds")
+                        to.append("acquired")
                     barrier.wait()
 
             threads = [threading.Thread(target=drive) for _ in range(4)]
@@ -250,27 +256,11 @@ class TestTwoAtOnce:
                 thread.start()
             for thread in threads:
                 thread.join()
-            assert outcomes.count("holds") == 1
+            assert outcomes.count("acquired") == 1
             assert sum("is driven by" in outcome for outcome in outcomes) == 3
 
-    def test_processes(self, tmp_path: Path) -> None:
-        drivers = [Driver(tmp_path / "run") for _ in range(3)]
-        try:
-            for driver in drivers:
-                driver.go()
-            said = [driver.says() for driver in drivers]
-            assert said.count("holds") == 1
-            assert sum("is driven by" in line for line in said) == 2
-        finally:
-            for driver in drivers:
-                driver.close()
-
-
-def test_who_drives(tmp_path: Path) -> None:
-    assert who_drives(tmp_path) is None
-    put_up(tmp_path, born="1")
-    assert who_drives(tmp_path) is None
-    put_up(tmp_path, place="elsewhere", host="node7")
-    assert "@node7, process " in str(who_drives(tmp_path))
-    (tmp_path / DRIVER).write_text("{")
-    assert who_drives(tmp_path) == f"somebody whose {DRIVER} is damaged"
+    def test_one_of_several_processes_wins(self, tmp_path: Path) -> None:
+        with drivers(tmp_path / "run", number=3) as processes:
+            lines = start(*processes)
+        assert lines.count("acquired") == 1
+        assert sum("is driven by" in line for line in lines) == 2

@@ -1,4 +1,4 @@
-"""Studies in a real PostgreSQL: the same trials as in a file, no password anywhere, and a server that is killed."""
+"""Studies in a real PostgreSQL: the same trials as in SQLite, no password anywhere, and a server that is killed."""
 
 import json
 import subprocess
@@ -21,6 +21,7 @@ from ltmsearch import run_study
 from ltmsearch.config.settings import ResolvedSettings, StudySettings
 from ltmsearch.errors import InputError, StorageLost
 from ltmsearch.search.storage import find_study, open_storage
+from ltmsearch.search.storage.optuna_private import system_attrs
 from ltmsearch.search.trial import Evaluator
 
 SECRET = "pa/ss#w0rd"
@@ -28,7 +29,7 @@ SECRET = "pa/ss#w0rd"
 
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A PNG starts a browser; its own tests do that."""
+    """No browser for a PNG."""
     monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
 
 
@@ -37,7 +38,7 @@ def tiny(run: Path, **changes: Any) -> StudySettings:
 
 
 def trials_of(run: Path) -> pd.DataFrame:
-    """What must be the same in equal studies."""
+    """The columns that are the same in equal studies."""
     return pd.read_csv(run / "trials.csv").drop(columns="seconds")
 
 
@@ -46,13 +47,11 @@ def call(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_a_study_is_the_same_in_it_as_in_a_file(
-    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_study_is_the_same_as_in_sqlite(postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_study(tiny(tmp_path / "file"))
     with pytest.raises(KeyboardInterrupt):
         run_study(tiny(tmp_path / "run", study="same", storage=postgres.url(password=True)), Interrupt(7))
-    monkeypatch.setenv("PGPASSWORD", postgres.password)  # libpq's own way, where the URL holds none
+    monkeypatch.setenv("PGPASSWORD", postgres.password)  # read by libpq if the URL has none
     run_study(tiny(tmp_path / "run", study="same", storage=postgres.url()))
     pd.testing.assert_frame_equal(trials_of(tmp_path / "file"), trials_of(tmp_path / "run"))
     kept = b"".join(path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file())
@@ -60,7 +59,7 @@ def test_a_study_is_the_same_in_it_as_in_a_file(
     storage = open_storage(ResolvedSettings.load(tmp_path / "run/settings.yaml"), tmp_path, existing=True)
     study = find_study(storage, "same")
     assert study is not None
-    attributes = [study.user_attrs, study._storage.get_study_system_attrs(study._study_id)]
+    attributes = [study.user_attrs, system_attrs(study)]
     attributes += [attrs for trial in study.trials for attrs in (trial.user_attrs, trial.system_attrs)]
     assert postgres.password not in json.dumps(attributes)
     tighter = run_study(tiny(tmp_path / "run", study="same", storage=postgres.url(), budget_gflops=0.25))
@@ -69,7 +68,7 @@ def test_a_study_is_the_same_in_it_as_in_a_file(
 
 
 @pytest.mark.slow
-def test_its_pages_are_served_and_front_and_export_need_no_database(
+def test_only_the_dashboard_needs_the_database(
     postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PGPASSWORD", raising=False)
@@ -86,7 +85,7 @@ def test_its_pages_are_served_and_front_and_export_need_no_database(
     assert_pages_are_served(tmp_path / "run", name="served", trials=4)
 
 
-def test_a_server_that_goes_away_is_told_in_one_line(
+def test_a_lost_server_ends_the_run_in_one_line(
     postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = tiny(tmp_path / "run", study="lost", storage=postgres.url(password=True))
@@ -100,7 +99,7 @@ def test_a_server_that_goes_away_is_told_in_one_line(
 
     def cut_off(*args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
-        if calls[0] == 2:  # what a server does to its clients when it stops, and it lets none in again
+        if calls[0] == 2:  # the server ends all connections and refuses new ones
             others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
             administrate(postgres.password, "ALTER ROLE searcher PASSWORD 'another'", others)
         return original(*args, **kwargs)
@@ -122,14 +121,12 @@ def test_a_wrong_password_and_a_database_without_a_study(postgres: Postgres, tmp
     with pytest.raises(InputError, match="password authentication failed") as caught:
         run_study(wrong)
     assert SECRET not in str(caught.value)
-    with pytest.raises(InputError, match="no password was given: it may stand in --storage of `run`, in PGPASSWORD"):
+    with pytest.raises(InputError, match="no password was given: put it into --storage of `run`, PGPASSWORD"):
         run_study(tiny(tmp_path / "run", storage=postgres.url()))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_server_that_is_killed_is_waited_for(
-    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_server_is_awaited(postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_study(tiny(tmp_path / "file"))
     original, calls, notes = Evaluator.evaluate, [0], Notes()
 
@@ -165,7 +162,7 @@ def test_it_may_be_killed_at_any_moment(
             postgres.kill()
             threading.Timer(1, postgres.start).start()
 
-    monkeypatch.setattr("ltmsearch.search.storage.study_lease.SETTLING_SECONDS", 0.0)
+    monkeypatch.setattr("ltmsearch.search.storage.driver_attribute.SETTLING_SECONDS", 0.0)
     event.listen(Engine, "after_cursor_execute", kill_at_that_moment)
     try:
         run_study(tiny(tmp_path / "run", study=f"killed-{moment}", storage=postgres.url(password=True)))

@@ -1,4 +1,4 @@
-"""Workers on a real Ray of this machine: they die, hang and refuse, and the search goes on."""
+"""Workers on a real Ray on this machine: they die, hang and fail, and the search continues."""
 
 import ctypes
 import json
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from support.command_line import tiny, tiny_options
+from support.command_line import Notes, tiny, tiny_options
 from support.processes import children, title
 
 from ltmsearch import run_study
@@ -28,33 +28,25 @@ from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.checkpoint import load_checkpoint
 from ltmsearch.search.trial import TrialResult
 from ltmsearch.search.workers import Answer, Task
-from ltmsearch.search.workers.actor import Ready, Refused
+from ltmsearch.search.workers.actor import Ready
+from ltmsearch.search.workers.connection import Connection, connect
 from ltmsearch.search.workers.ray import RayWorkers
-from ltmsearch.search.workers.ray_connection import Connection, connect
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 
 
-class Heard(Callbacks):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, line: str) -> None:
-        self.lines.append(line)
-
-
-class Told:
-    """A worker that does what a trial's number says, in a folder where it leaves a mark."""
+class Scripted:
+    """A worker whose behaviour depends on the number of the trial, and that counts its tries in a folder."""
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
 
-    def prepare(self, state: dict[str, np.ndarray]) -> Ready | Refused:
+    def prepare(self, state: dict[str, np.ndarray]) -> Ready:
         if (self.folder / "refuse").exists():
-            return Refused("the worker on here: no such folder")
+            raise InputError("the worker on here: no such folder")
         if (self.folder / "die at once").exists():
             os._exit(1)
-        return Ready(host="here", pid=os.getpid(), device="cpu", threads=1, memory_gib=float(len(state)))
+        return Ready(host="here", device="cpu", threads=len(state))
 
     def evaluate(self, task: Task, weights: dict[str, np.ndarray]) -> Answer:
         mark = self.folder / f"{task.trial}"
@@ -63,13 +55,13 @@ class Told:
         if task.trial == 1 and tries == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         if task.trial == 2:
-            ctypes.string_at(0)  # dies of a segmentation fault whoever takes it
+            ctypes.string_at(0)  # a segmentation fault at every try
         if task.trial == 3 and tries == 0:
             time.sleep(3600)
         if task.trial == 4:
             return Answer(trial=4, failure="it diverged")
         if task.trial == 5:
-            raise ZeroDivisionError("a mistake in the program")
+            raise ZeroDivisionError("a bug")
         score = Score(top1=float(weights["a"].sum()), top1_se=1.0, loss=1.0, images=8)
         return Answer(trial=task.trial, result=TrialResult(weights={"a": weights["a"] + 1}, score=score, seconds=0.1))
 
@@ -102,10 +94,10 @@ def cluster() -> Iterator[str]:
         head.wait(timeout=60)
 
 
-def workers(connection: Connection, folder: Path, heard: Callbacks, number: int = 2) -> RayWorkers:
+def workers(connection: Connection, folder: Path, notes: Callbacks, number: int = 2) -> RayWorkers:
     return RayWorkers(
-        connection, number=number, gpus=0, arguments=(str(folder),), state={"a": torch.zeros(3)}, callbacks=heard,
-        worker=Told,
+        connection, number=number, gpus=0, arguments=(str(folder),), state={"a": torch.zeros(3)}, callbacks=notes,
+        worker=Scripted,
     )  # fmt: skip
 
 
@@ -128,11 +120,9 @@ def answered(pool: RayWorkers, tasks: list[Task]) -> dict[int, Answer]:
 
 
 class TestWorkers:
-    def test_each_trial_starts_from_the_weights_that_it_was_handed(
-        self, connection: Connection, tmp_path: Path
-    ) -> None:
-        heard = Heard()
-        pool = workers(connection, tmp_path, heard)
+    def test_each_trial_starts_from_its_weights(self, connection: Connection, tmp_path: Path) -> None:
+        notes = Notes()
+        pool = workers(connection, tmp_path, notes)
         while pool.free() < 2:
             assert pool.answers() == []
         answers = answered(pool, [task(number) for number in range(10, 20)])
@@ -140,53 +130,51 @@ class TestWorkers:
             assert answer.result is not None
             assert answer.result.score.top1 == 3 * number
             assert torch.equal(answer.result.weights["a"], torch.full((3,), number + 1.0))
-        assert heard.lines[0] == "2 workers start on this machine"
-        assert any(line.startswith("2 workers are ready on here: cpu, 1 thread each") for line in heard.lines)
-        assert len(pool._weights) <= 3, "weights that no trial runs with are let go"
+        assert notes.lines[0] == "starting 2 workers on this machine"
+        assert any(line == "2 workers ready on here: cpu, 1 CPU threads each" for line in notes.lines)
+        assert len(pool._weights) <= 3, "unused weights are dropped"
         pool.close()
 
-    def test_trials_of_workers_that_die_or_hang_go_to_others(
+    def test_trials_of_dead_workers_are_repeated(
         self, connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("ltmsearch.search.workers.ray.HANG_SECONDS", 1.0)
-        heard = Heard()
-        pool = workers(connection, tmp_path, heard)
+        notes = Notes()
+        pool = workers(connection, tmp_path, notes)
         answers = answered(pool, [task(1), task(2), task(3, limit=3.0), task(4), task(6), task(7)])
         pool.close()
         assert {n for n, a in answers.items() if a.result is not None} == {1, 3, 6, 7}
-        assert answers[2].failure == "3 workers ended over it, the last on here: its process died"
+        assert answers[2].failure == "3 workers ended during it, the last on here: its process died"
         assert answers[4].failure == "it diverged"
         assert {n: (tmp_path / str(n)).read_text() for n in (1, 2, 3, 4, 6)} == {
             1: "xx", 2: "xxx", 3: "xx", 4: "x", 6: "x",
         }  # fmt: skip
-        given = [line for line in heard.lines if "is given to another" in line]
+        given = [line for line in notes.lines if "another worker repeats the trial" in line]
         assert len(given) == 4
-        assert "the worker of trial 3 ended on here (it had not answered in time)" in "\n".join(given)
+        assert "the worker of trial 3 ended on here (it exceeded its time limit)" in "\n".join(given)
 
-    def test_an_error_of_the_program_ends_the_search_with_the_workers_traceback(
-        self, connection: Connection, tmp_path: Path
-    ) -> None:
+    def test_a_programming_error_ends_the_search(self, connection: Connection, tmp_path: Path) -> None:
         pool = workers(connection, tmp_path, Callbacks())
-        with pytest.raises(ZeroDivisionError, match="a mistake in the program"):
+        with pytest.raises(ZeroDivisionError, match="a bug"):
             answered(pool, [task(5)])
         pool.close()
 
-    def test_what_a_user_can_mend_is_told_in_one_line(self, connection: Connection, tmp_path: Path) -> None:
+    def test_an_input_error_is_reported_in_one_line(self, connection: Connection, tmp_path: Path) -> None:
         (tmp_path / "refuse").touch()
         pool = workers(connection, tmp_path, Callbacks())
         with pytest.raises(InputError, match=r"^the worker on here: no such folder$"):
             pool.answers()
         pool.close()
 
-    def test_workers_that_never_come_up_end_the_search(self, connection: Connection, tmp_path: Path) -> None:
+    def test_workers_that_never_start_end_the_search(self, connection: Connection, tmp_path: Path) -> None:
         (tmp_path / "die at once").touch()
         pool = workers(connection, tmp_path, Callbacks())
-        with pytest.raises(WorkersLost, match="workers end while they start .*; the same command continues"):
+        with pytest.raises(WorkersLost, match="workers end during their start .*; the same command continues"):
             pool.answers()
         pool.close()
 
 
-def test_a_local_run_listens_on_loopback_alone(connection: Connection) -> None:
+def test_a_local_run_listens_on_loopback_only(connection: Connection) -> None:
     own = {os.getpid(), *children(os.getpid())}
     sockets = {
         os.readlink(link)
@@ -231,11 +219,11 @@ def run(folder: Path, *more: str, kill: str | None = None, **changed: Any) -> "s
 
 
 class TestStudies:
-    def test_one_worker_on_a_cluster_is_the_study_without_it(self, tmp_path: Path, cluster: str) -> None:
+    def test_one_worker_on_a_cluster_gives_the_same_study(self, tmp_path: Path, cluster: str) -> None:
         run_study(tiny(tmp_path / "here"))
         done = run(tmp_path / "ray", ray_address=cluster)
         assert done.returncode == 0, done.stderr
-        assert f"1 worker starts on the cluster at {cluster}" in done.stderr
+        assert f"starting 1 worker on the cluster at {cluster}" in done.stderr
         one, other = (pd.read_csv(tmp_path / name / "trials.csv").drop(columns="seconds") for name in ("here", "ray"))
         pd.testing.assert_frame_equal(one, other)
         weights, others = load_checkpoint(tmp_path / "here"), load_checkpoint(tmp_path / "ray")
@@ -243,13 +231,13 @@ class TestStudies:
         assert others is not None
         assert all(torch.equal(value, others.weights[name]) for name, value in weights.weights.items())
 
-    def test_a_worker_that_is_killed_costs_a_moment(self, tmp_path: Path) -> None:
+    def test_a_killed_worker_is_replaced(self, tmp_path: Path) -> None:
         done = run(tmp_path / "run", "--json", kill="ray::TrialWorker.evaluate", workers=2, trials=10, proxy_steps=4)
         assert done.returncode == 0, done.stderr
-        told = json.loads(done.stdout)
-        assert "is given to another" in done.stderr
+        summary = json.loads(done.stdout)
+        assert "another worker repeats the trial" in done.stderr
         trials = pd.read_csv(tmp_path / "run/trials.csv")
         assert trials.trial.tolist() == list(range(len(trials)))
         assert (trials.state[trials.label != "plain"] == "scored").sum() == 10
-        assert len(told["front"]) >= 1
+        assert len(summary["front"]) >= 1
         assert "waiting for workers" in (tmp_path / "run/times.json").read_text()

@@ -1,4 +1,4 @@
-"""Trials that run at once: the driver over workers that answer in any order."""
+"""Parallel trials: the driver with workers that answer in any order, and the options for Ray."""
 
 import random
 from collections import Counter
@@ -20,23 +20,22 @@ from ltmsearch.search.checkpoint import load_checkpoint, load_previous
 from ltmsearch.search.driver import Driver
 from ltmsearch.search.setup import Workbench, prepare
 from ltmsearch.search.shared_weights import decayed_share
-from ltmsearch.search.workers import Answer, Task, ThisProcess
-from ltmsearch.search.workers.local import evaluated
-from ltmsearch.search.workers.ray import settings_of_workers
-from ltmsearch.search.workers.ray_connection import gpu_share, refuse_what_it_lacks, wanted
+from ltmsearch.search.workers import Answer, LocalWorker, Task
+from ltmsearch.search.workers.connection import check_resources, gpu_share, needs_ray
+from ltmsearch.search.workers.local import evaluate_task
+from ltmsearch.search.workers.ray import worker_settings
 
 
-class Jumbled:
-    """As many workers as one likes, in this process: each trial is evaluated from what it was handed, and answers come
-    in an order drawn by chance.
+class Shuffled:
+    """Workers in this process that evaluate their tasks, and answer in random order.
 
     Args:
-        bench: What the study works with.
-        number: How many workers.
-        after: Answers after which all of them are lost; None: never.
+        bench: Setup of the study.
+        number: Number of workers.
+        after: Number of answers after which all workers are lost; None: never.
     """
 
-    elsewhere = True
+    remote = True
 
     def __init__(self, bench: Workbench, number: int, *, after: int | None = None) -> None:
         self.evaluator, self.number, self.left = bench.evaluator, number, after
@@ -57,7 +56,7 @@ class Jumbled:
         if self.left is not None:
             self.left -= 1
         task, _, weights = self.handed.pop(self.chance.randrange(len(self.handed)))
-        return [evaluated(self.evaluator, task, weights)]
+        return [evaluate_task(self.evaluator, task, weights)]
 
     def close(self) -> None:
         pass
@@ -68,7 +67,7 @@ def bench_of(folder: Path, **changes: Any) -> Workbench:
 
 
 def driven(bench: Workbench, folder: Path, workers: Any) -> Driver:
-    """A driver that has searched."""
+    """A driver after its search."""
     folder.mkdir(exist_ok=True)
     driver = Driver(bench, folder, Callbacks(), workers=workers)
     found = [load(folder, space=bench.space.digest()) for load in (load_checkpoint, load_previous)]
@@ -79,21 +78,21 @@ def driven(bench: Workbench, folder: Path, workers: Any) -> Driver:
 
 
 class TestAtOnce:
-    def test_all_trials_are_there_once_and_no_more_than_asked_for(self, tmp_path: Path) -> None:
-        workers = Jumbled(bench := bench_of(tmp_path / "run"), 4)
+    def test_each_trial_runs_once(self, tmp_path: Path) -> None:
+        workers = Shuffled(bench := bench_of(tmp_path / "run"), 4)
         driver = driven(bench, tmp_path / "run", workers)
         trials = driver.study.trials
         assert workers.most == 4
         assert Counter(t.state.name for t in trials if t.user_attrs.get("label") != "plain")["COMPLETE"] == 9
         assert not any(t.state == optuna.trial.TrialState.RUNNING for t in trials)
         nets = [tuple(sorted(t.params.items())) for t in trials]
-        assert len(set(nets)) == len(nets), "workers that wait at the same moment are not handed the same schedule"
+        assert len(set(nets)) == len(nets), "parallel workers never get the same schedule"
 
-    def test_weights_are_the_sum_of_what_trials_changed_weighed_by_age(self, tmp_path: Path) -> None:
+    def test_weights_sum_the_changes_of_trials_by_age(self, tmp_path: Path) -> None:
         bench = bench_of(tmp_path / "run", staleness_power=1.0)
         moves: list[tuple[float, Mapping[str, Tensor], Mapping[str, Tensor]]] = []
 
-        class Watched(Jumbled):
+        class Watched(Shuffled):
             def answers(self) -> list[Answer]:
                 handed = {task.trial: (version, weights) for task, version, weights in self.handed}
                 (answer,) = super().answers()
@@ -115,24 +114,23 @@ class TestAtOnce:
         ages = [t.user_attrs["age"] for t in driver.study.trials if "age" in t.user_attrs]
         assert max(ages) > 0
 
-    def test_one_at_a_time_is_the_study_without_workers(self, tmp_path: Path) -> None:
+    def test_one_worker_is_the_study_without_workers(self, tmp_path: Path) -> None:
         one, other = (bench_of(tmp_path / name) for name in ("here", "one"))
-        here = driven(one, tmp_path / "here", ThisProcess(one.evaluator))
-        jumbled = driven(other, tmp_path / "one", Jumbled(other, 1))
-        assert [t.params for t in here.study.trials] == [t.params for t in jumbled.study.trials]
-        assert [t.values for t in here.study.trials] == [t.values for t in jumbled.study.trials]
-        assert all(torch.equal(v, jumbled.shared.weights[n]) for n, v in here.shared.weights.items())
+        here = driven(one, tmp_path / "here", LocalWorker(one.evaluator))
+        shuffled = driven(other, tmp_path / "one", Shuffled(other, 1))
+        assert [t.params for t in here.study.trials] == [t.params for t in shuffled.study.trials]
+        assert [t.values for t in here.study.trials] == [t.values for t in shuffled.study.trials]
+        assert all(torch.equal(v, shuffled.shared.weights[n]) for n, v in here.shared.weights.items())
 
-    @pytest.mark.parametrize("after", [1, 5])
-    def test_trials_that_ran_when_it_ended_are_run_again_under_their_numbers(self, tmp_path: Path, after: int) -> None:
+    def test_interrupted_trials_run_again_under_their_numbers(self, tmp_path: Path) -> None:
         run = tmp_path / "run"
         with pytest.raises(WorkersLost):
-            driven(bench := bench_of(run), run, Jumbled(bench, 3, after=after))
+            driven(bench := bench_of(run), run, Shuffled(bench, 3, after=5))
         stored = optuna.load_study(study_name=None, storage=f"sqlite:///{run}/study.db").trials
         running = {t.number: t.params for t in stored if t.state == optuna.trial.TrialState.RUNNING}
         told = {t.number: t.values for t in stored if t.values}
         assert len(running) in (2, 3)
-        driver = driven(bench := bench_of(run), run, Jumbled(bench, 3))
+        driver = driven(bench := bench_of(run), run, Shuffled(bench, 3))
         trials = driver.study.trials
         assert all(trials[number].params == params for number, params in running.items())
         assert all(trials[number].values == values for number, values in told.items())
@@ -145,61 +143,66 @@ def settings(**changes: Any) -> StudySettings:
     return StudySettings.make("test", backbone="mobilevit_xxs", budget_gflops=0.27, **changes)
 
 
-def test_workers_are_told_what_they_need_and_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_workers_receive_no_password(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     resolved = settings(
         workers=2, data_dir="images", checkpoint="net.pth", storage="postgresql://me:secret@host/db"
     ).resolved("cpu")
-    told = settings_of_workers(resolved, precision="bf16", on_gpus=True)
-    assert told["data_dir"] == f"{tmp_path}/images", "workers are started in other folders"
-    assert (told["precision"], told["device"], told["checkpoint"]) == ("bf16", "cuda", None)
-    assert "secret" not in str(told)
-    ResolvedSettings(**told)
+    sent = worker_settings(resolved, precision="bf16", on_gpus=True)
+    assert sent["data_dir"] == f"{tmp_path}/images", "workers start in other folders"
+    assert (sent["precision"], sent["device"], sent["checkpoint"]) == ("bf16", "cuda", None)
+    assert "secret" not in str(sent)
+    ResolvedSettings(**sent)
 
 
-class TestWhatIsAskedOfRay:
-    def test_one_worker_needs_none(self) -> None:
-        assert not wanted(settings())
-        assert wanted(settings(workers=2))
-        assert wanted(settings(ray_address="auto"))
+class TestRayOptions:
+    def test_one_worker_needs_no_ray(self) -> None:
+        assert not needs_ray(settings())
+        assert needs_ray(settings(workers=2))
+        assert needs_ray(settings(ray_address="auto"))
 
     @pytest.mark.parametrize(
         ("changes", "cpus", "gpus", "message"),
         [
-            ({"workers": 8}, 4, 0, "--workers 8 needs a CPU each, but here has 4"),
-            ({"workers": 2, "gpus_per_worker": 0.5}, 4, 0, "needs GPUs, but here has none: --gpus-per-worker 0 would"),
-            ({"workers": 4, "gpus_per_worker": 1}, 8, 2, "more than the 2 GPUs that here has: --workers 2 would do"),
-            ({"workers": 5, "gpus_per_worker": 0.4}, 8, 2, "more than the 2 GPUs that here has: --workers 4 would do"),
+            ({"workers": 8}, 4, 0, "--workers must be at most the CPUs of here, 4, but got 8"),
+            (
+                {"workers": 2, "gpus_per_worker": 0.5},
+                4,
+                0,
+                "must be 0 as here has no GPUs, but got 0.5",
+            ),
+            ({"workers": 4, "gpus_per_worker": 1}, 8, 2, "more than the 2 GPUs of here: use --workers 2"),
+            ({"workers": 5, "gpus_per_worker": 0.4}, 8, 2, "more than the 2 GPUs of here: use --workers 4"),
             (
                 {"workers": 2, "gpus_per_worker": 2},
                 8,
                 1,
-                "more than the 1 GPUs that here has: --gpus-per-worker 1",
+                "more than the 1 GPUs of here: use --gpus-per-worker 1",
             ),
         ],
     )
-    def test_what_a_cluster_lacks_is_refused_at_once(
+    def test_missing_resources_are_refused(
         self, changes: dict[str, Any], cpus: float, gpus: float, message: str
     ) -> None:
         with pytest.raises(InputError, match=message):
-            refuse_what_it_lacks(settings(**changes), cpus=cpus, gpus=gpus, where="here")
+            check_resources(settings(**changes), cpus=cpus, gpus=gpus, where="here")
 
     @pytest.mark.parametrize(
         ("changes", "gpus"),
         [({"workers": 4}, 0), ({"workers": 4, "gpus_per_worker": 0}, 0), ({"workers": 4, "gpus_per_worker": 0.5}, 2),
          ({"workers": 3, "gpus_per_worker": 0.3333}, 1)],
     )  # fmt: skip
-    def test_what_it_has_is_not(self, changes: dict[str, Any], gpus: float) -> None:
-        refuse_what_it_lacks(settings(**changes), cpus=4, gpus=gpus, where="here")
+    def test_sufficient_resources_are_accepted(self, changes: dict[str, Any], gpus: float) -> None:
+        check_resources(settings(**changes), cpus=4, gpus=gpus, where="here")
 
     @pytest.mark.parametrize(
         ("workers", "gpus", "share"), [(1, 4, 1.0), (4, 4, 1.0), (8, 4, 0.5), (9, 4, 0.3333), (4, 0, 0.0)]
     )
-    def test_gpus_are_shared_out_evenly(self, workers: int, gpus: float, share: float) -> None:
+    def test_gpus_are_divided_evenly(self, workers: int, gpus: float, share: float) -> None:
         asked = settings(workers=workers, ray_address="auto")
         assert gpu_share(asked, device="cuda", gpus=gpus) == share
         assert gpu_share(asked, device="cpu", gpus=gpus) == 0
-        refuse_what_it_lacks(asked.model_copy(update={"gpus_per_worker": share}), cpus=64, gpus=gpus, where="here")
+        check_resources(asked.model_copy(update={"gpus_per_worker": share}), cpus=64, gpus=gpus, where="here")
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -209,7 +212,7 @@ class TestWhatIsAskedOfRay:
             ({"workers": 0}, "greater than or equal to 1"),
         ],
     )
-    def test_what_cannot_be_meant(self, changes: dict[str, Any], message: str) -> None:
+    def test_invalid_options(self, changes: dict[str, Any], message: str) -> None:
         with pytest.raises(InputError, match=message):
             settings(**changes)
 
@@ -222,7 +225,7 @@ class TestWhatIsAskedOfRay:
             ("127.0.0.1:99999", "127.0.0.1:99999 cannot be reached"),
         ],
     )
-    def test_a_cluster_that_is_none_is_told_at_once(self, tmp_path: Path, address: str, message: str) -> None:
+    def test_an_unreachable_cluster_is_refused(self, tmp_path: Path, address: str, message: str) -> None:
         with pytest.raises(InputError, match=message):
             run_study(tiny(tmp_path / "run", ray_address=address))
         assert not (tmp_path / "run").exists()

@@ -25,6 +25,8 @@ from ltmsearch.search.hooks import StudyHooks
 from ltmsearch.search.records import TrialRecord, select_front
 from ltmsearch.search.setup import Workbench
 from ltmsearch.search.storage import ARTIFACTS
+from ltmsearch.search.storage.optuna_private import set_system_attr, study_id, system_attrs
+from ltmsearch.search.storage.optuna_private import trial_id as id_of
 from ltmsearch.search.trial import ExampleMerges
 
 SCHEDULE_COLUMNS = ("layer", "keep_ratio", "form", "tokens_before", "tokens_after", "windows")
@@ -92,7 +94,7 @@ class DashboardHooks(StudyHooks):
 
     def trial_finished(self, study: optuna.Study, trial: FrozenTrial, record: TrialRecord) -> None:
         """Give a trial that was just told its note."""
-        self._write_note(study, trial._trial_id, self._trial_note(record, on_front=False), version=1)
+        self._write_note(study, id_of(trial), self._trial_note(record, on_front=False), version=1)
 
     def study_updated(self, study: optuna.Study, records: list[TrialRecord]) -> None:
         """Bring all notes up to what is known now, and the plots where there is a front.
@@ -100,9 +102,9 @@ class DashboardHooks(StudyHooks):
         Args:
             records: All trials.
         """
-        held = study._storage.get_study_system_attrs(study._study_id)
+        held = system_attrs(study)
         front = select_front(records, self.bench.settings.axis.name)
-        ids = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}
+        ids = {trial.number: id_of(trial) for trial in study.get_trials(deepcopy=False)}
         notes: dict[int | None, str] = {
             ids[record.trial]: self._trial_note(record, on_front=record in front) for record in records
         }
@@ -140,7 +142,7 @@ class DashboardHooks(StudyHooks):
         parts = split_body(text, trial_id)
         stale = {f"{note_str_key_prefix(trial_id)}{part}": "" for part in range(len(parts), older)}
         for name, value in {note_ver_key(trial_id): version, **parts, **stale}.items():
-            study._storage.set_study_system_attr(study._study_id, name, value)
+            set_system_attr(study, name, value)
 
     def _schedule(self, record: TrialRecord) -> MergeSchedule:
         return record.schedule
@@ -150,7 +152,7 @@ class DashboardHooks(StudyHooks):
 
 
 def _link(study: optuna.Study, number: int) -> str:
-    return f"/dashboard/studies/{study._study_id}/trials?numbers={number}"
+    return f"/dashboard/studies/{study_id(study)}/trials?numbers={number}"
 
 
 def _schedule_table(layers: Sequence[LayerTokens]) -> bytes:

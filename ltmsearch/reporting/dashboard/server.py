@@ -14,8 +14,8 @@ from optuna_dashboard import wsgi
 from ltmsearch.errors import InputError
 from ltmsearch.io.files import refuse_links_outward
 from ltmsearch.search.run import Run
-from ltmsearch.search.soundness import refuse_damaged_study
-from ltmsearch.search.storage import ARTIFACTS, find_study, open_storage
+from ltmsearch.search.storage import ARTIFACTS, find_study, open_storage, refuse_damaged_study
+from ltmsearch.search.storage.optuna_private import study_id
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -60,5 +60,5 @@ def serve_dashboard(run: Path, *, host: str, port: int, on_start: Callable[[str]
         raise InputError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
     named = f"[{host}]" if ":" in host else host
     with server, suppress(KeyboardInterrupt):
-        on_start(f"http://{named}:{server.server_port}/dashboard/studies/{study._study_id}")
+        on_start(f"http://{named}:{server.server_port}/dashboard/studies/{study_id(study)}")
         server.serve_forever()

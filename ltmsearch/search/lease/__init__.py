@@ -1,7 +1,7 @@
-"""One driver per study: who drives it is written where the study lies, and a second driver is refused."""
+"""One driver per study: the driver is recorded with the study, and a second driver is refused."""
 
-from ltmsearch.search.lease.board import DRIVER, Board, FileBoard, Posted
-from ltmsearch.search.lease.lease import Lease, who_drives
-from ltmsearch.search.lease.owner import Owner
+from ltmsearch.search.lease.driver_file import DRIVER_FILE, DriverFile
+from ltmsearch.search.lease.holder import Holder, Record
+from ltmsearch.search.lease.lease import Lease, current_driver
 
-__all__ = ["DRIVER", "Board", "FileBoard", "Lease", "Owner", "Posted", "who_drives"]
+__all__ = ["DRIVER_FILE", "DriverFile", "Holder", "Lease", "Record", "current_driver"]

@@ -1,49 +1,73 @@
-"""Taking, keeping and losing the right to drive a study."""
+"""Acquire, keep and lose the right to drive a study."""
 
 import logging
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.errors import InputError, LeaseLost
-from ltmsearch.search.lease.board import DRIVER, Board, FileBoard, Posted
-from ltmsearch.search.lease.owner import Owner
+from ltmsearch.search.lease.driver_file import DRIVER_FILE, DriverFile
+from ltmsearch.search.lease.holder import Holder, Record
 
 _log = logging.getLogger(__name__)
 
-BEAT_SECONDS = 10.0
-"""Between two signs of life."""
-WATCHED_BEATS = 2.5
-"""A driver whose process cannot be asked has ended if it gives no sign of life for as many times that."""
-REMEDY = "wait until it ends, or end it by continuing here with --takeover"
+HEARTBEAT_SECONDS = 10.0
+"""Time between two heartbeats."""
+WATCHED_HEARTBEATS = 2.5
+"""A driver on another host has ended if it misses this many heartbeats."""
+
+
+class RecordStore(Protocol):
+    """A place that records the holder of a lease: a run directory or a storage."""
+
+    subject: str
+    """The study or its run directory, as the subject of a message."""
+
+    def read(self) -> Record | None: ...
+    def write(self, text: str) -> None: ...
+
+    def beat(self, text: str) -> None:
+        """Record a heartbeat if this text is still recorded."""
+
+    def clear(self, text: str) -> None:
+        """Remove this text if it is still recorded, and release the lock."""
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Keep other drivers from writing, as far as possible."""
 
 
 class Lease:
-    """The right to drive one study, for as long as the `with` block lasts.
+    """The right to drive one study, for the duration of the `with` block.
 
-    A thread gives signs of life meanwhile; whatever fails in it never ends the run.
+    A thread sends heartbeats meanwhile; errors in it never end the run.
 
     Args:
-        takeover: Take it from a driver that is at work.
-        tell: Hears in one line of what takes long or happens to another driver.
-        beat_seconds: Between two signs of life.
+        folder: The run directory of the driver.
+        takeover: Take the lease from a driver that is running.
+        callbacks: Receives a note on each wait and each takeover.
+        heartbeat_seconds: Time between two heartbeats; None: `HEARTBEAT_SECONDS`.
     """
 
     def __init__(
-        self, *, takeover: bool = False, tell: Callable[[str], None] = _log.info, beat_seconds: float | None = None
+        self,
+        folder: Path,
+        *,
+        takeover: bool = False,
+        callbacks: Callbacks | None = None,
+        heartbeat_seconds: float | None = None,
     ) -> None:
-        self.owner = Owner.this_process()
-        self._takeover = takeover
-        self._tell = tell
-        self._beat_seconds = BEAT_SECONDS if beat_seconds is None else beat_seconds
-        self._boards: list[Board] = []
-        self._taken_from: list[Owner | None] = []
+        self.holder = Holder.this_process(folder / DRIVER_FILE)
+        self._text = self.holder.model_dump_json(indent=1) + "\n"
+        self._takeover, self._callbacks = takeover, callbacks or Callbacks()
+        self._seconds = HEARTBEAT_SECONDS if heartbeat_seconds is None else heartbeat_seconds
+        self._stores: list[RecordStore] = []
+        self._taken_from: list[Holder | None] = []
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._give_signs_of_life, name="lease", daemon=True)
+        self._thread = threading.Thread(target=self._send_heartbeats, name="lease", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -53,102 +77,112 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
-        self._thread.join(timeout=self._beat_seconds)
-        for board in self._boards:
-            with suppress(Exception):  # what stays there names a lease that has ended
-                board.remove(self.owner)
-        self.owner.end()
+        self._thread.join(timeout=self._seconds)
+        for store in self._stores:
+            with suppress(Exception):  # a record that remains names a lease that has ended
+                store.clear(self._text)
 
-    def hold(self, board: Board) -> None:
-        """Put this process up on a board, unless it hangs there already.
+    def acquire(self, store: RecordStore) -> None:
+        """Record this process as the driver, unless it is already.
 
         Raises:
-            InputError: If another driver is at work.
+            InputError: If another driver is running.
         """
-        there = board.read()
-        while there is None or there.owner != self.owner:
-            if there is not None:
-                self._refuse_if_at_work(board, there)
-            if board.post(self.owner, instead_of=there):
-                break
-            there = board.read()
-        if board not in self._boards:
-            self._boards.append(board)
+        if store not in self._stores:
+            self._stores.append(store)
+        while not self._holds(store):
+            found = store.read()
+            if found is not None:
+                self._refuse_running(store, found)
+            try:
+                with store.exclusive():
+                    now = store.read()
+                    if (now and now.text) == (found and found.text):
+                        store.write(self._text)
+            except FileNotFoundError:  # another driver has just removed the empty folder
+                continue
+            except OSError as error:
+                raise InputError(f"{store.subject} cannot be written: {error.strerror or error}") from error
 
     def confirm(self) -> None:
-        """Make sure that this process still holds the lease: before anything is written that two must not write.
+        """Check that this process still holds the lease. Call it before each write that must not happen twice.
 
         Raises:
             LeaseLost: If it does not.
         """
-        for board in self._boards:
-            there = board.read()
-            if there is None:
+        for store in self._stores:
+            found = store.read()
+            if found is None:
                 raise LeaseLost(
-                    f"{board.what} no longer says that this process drives it, so another one may have done so: this "
-                    "one ends and writes nothing more; the same command continues"
+                    f"{store.subject} no longer names this process as its driver, so another one may have taken over: "
+                    "this one ends and writes nothing more; the same command continues"
                 )
-            if there.owner != self.owner:
-                raise LeaseLost(
-                    f"{board.what} was taken over by {_named(there)}: this driver ends and writes nothing more"
-                )
+            if found.text != self._text:
+                raise LeaseLost(f"{store.subject} was taken over by {found}: this driver ends and writes nothing more")
 
-    def _refuse_if_at_work(self, board: Board, there: Posted) -> None:
-        ended = there.owner.has_ended() if there.owner is not None else None
+    def _holds(self, store: RecordStore) -> bool:
+        found = store.read()
+        return found is not None and found.text == self._text
+
+    def _refuse_running(self, store: RecordStore, found: Record) -> None:
+        holder = found.holder
+        ended = None if holder is None else holder.has_ended()
         if ended:
-            _log.info("%s was driven by %s, which has ended", board.what, there.owner)
+            _log.info("%s was driven by %s, which has ended", store.subject, found)
         elif self._takeover:
-            if there.owner is None or there.owner not in self._taken_from:  # it hangs on two boards
-                self._tell(f"taking {board.what} over from {_named(there)}, which ends as soon as it notices")
-            self._taken_from.append(there.owner)
+            if holder is None or holder not in self._taken_from:  # it may be in two stores
+                self._callbacks.note(f"taking {store.subject} over from {found}, which ends before its next write")
+            self._taken_from.append(holder)
         elif ended is None:
-            self._watch(board, there)
+            self._watch(store, found)
         else:
-            raise _refusal(board, there)
+            raise _refusal(store, found)
 
-    def _watch(self, board: Board, there: Posted) -> None:
-        """Wait for a sign of life of a driver that may be on another machine, whose clock may differ."""
-        seconds = WATCHED_BEATS * self._beat_seconds
-        self._tell(
-            f"{board.what} was driven by {_named(there)}, whose process cannot be seen from here: watching for "
-            f"{seconds:.0f} s whether it gives a sign of life"
+    def _watch(self, store: RecordStore, found: Record) -> None:
+        """Return if a driver on another host sends no heartbeat.
+
+        Raises:
+            InputError: If it sends one.
+        """
+        seconds = WATCHED_HEARTBEATS * self._seconds
+        self._callbacks.note(
+            f"{store.subject} was driven by {found}, which cannot be checked from here: waiting {seconds:.0f} s for a "
+            "heartbeat"
         )
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             time.sleep(min(0.5, seconds / 10))
-            now = board.read()
+            now = store.read()
             if now is None:
                 return
-            if now.sign != there.sign:
-                # It may have been put up half the first time, and by a process that can be asked.
-                if now.owner is not None and now.owner.has_ended():
-                    return
-                raise _refusal(board, now)
+            if now != found:
+                raise _refusal(store, now)
 
-    def _give_signs_of_life(self) -> None:
-        while not self._over.wait(self._beat_seconds):
-            for board in list(self._boards):
+    def _send_heartbeats(self) -> None:
+        while not self._over.wait(self._seconds):
+            for store in list(self._stores):
                 try:
-                    board.beat(self.owner)
+                    store.beat(self._text)
                 except Exception as error:
-                    _log.debug("no sign of life could be given in %s: %s", board.what, type(error).__name__)
+                    _log.debug("no heartbeat in %s: %s", store.subject, type(error).__name__)
 
 
-def who_drives(folder: Path) -> str | None:
-    """The driver that is, as far as can be seen at once, at work in a run directory.
+def current_driver(folder: Path) -> str | None:
+    """The driver of a run directory that is running, or may be running on another host.
 
     Args:
         folder: The run directory.
     """
-    there = FileBoard(folder).read()
-    if there is None or (there.owner is not None and there.owner.has_ended()):
+    found = DriverFile(folder).read()
+    if found is None or (found.holder is not None and found.holder.has_ended()):
         return None
-    return _named(there)
+    return str(found)
 
 
-def _refusal(board: Board, there: Posted) -> InputError:
-    return InputError(f"{board.what} is driven by {_named(there)} (last sign of life {there.last_seen}): {REMEDY}")
-
-
-def _named(there: Posted) -> str:
-    return str(there.owner) if there.owner is not None else f"somebody whose {DRIVER} is damaged"
+def _refusal(store: RecordStore, found: Record) -> InputError:
+    seconds = max(0.0, time.time() - found.heartbeat)
+    ago = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    return InputError(
+        f"{store.subject} is driven by {found} (last heartbeat {ago} ago): wait until it ends, or end it by adding "
+        "--takeover to this command"
+    )

@@ -1,171 +1,173 @@
-"""A storage that waits for a database which goes away for a minute, so that no caller has to."""
+"""A storage that retries lost connections, and reads again only the trials that changed."""
 
-import abc
+import copy
 import time
+from abc import ABCMeta
 from collections.abc import Callable, Container, Sequence
-from functools import partial
+from contextlib import suppress
 from typing import Any
 
-from optuna.exceptions import DuplicatedStudyError
+import tenacity
 from optuna.storages import BaseStorage
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.settings import StudySettings
-from ltmsearch.search.storage.cache import cached
-from ltmsearch.search.storage.errors import FAILURES, may_pass, reason
+from ltmsearch.search.storage.errors import STORAGE_ERRORS, describe, is_temporary
+from ltmsearch.search.storage.optuna_private import trial_id as id_of
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, *[30.0] * 9)
-"""Seconds between two tries, about five minutes in all."""
+"""Seconds between attempts, about five minutes in all."""
 
 
-def patient(storage: BaseStorage, settings: StudySettings, tell: Callable[[str], None]) -> "PatientStorage":
-    """A study's storage for whoever drives the study.
-
-    Args:
-        storage: What `open_storage` gave.
-        settings: Of the study.
-        tell: Receives a note on each wait in one line.
-    """
-    where = f"the storage {settings.storage}" if settings.storage else f"the storage in {settings.run_dir}"
-    said = partial(reason, password=settings.storage_password)
-    return PatientStorage(storage, where, tell, said)  # type: ignore[abstract]
-
-
-def _patiently(name: str) -> Callable[..., Any]:
-    def method(self: "PatientStorage", *args: Any, **kwargs: Any) -> Any:
-        return self.wait_for(lambda: getattr(self.storage, name)(*args, **kwargs))
+def _forward(name: str) -> Callable[..., Any]:
+    def method(self: "RetryingStorage", *args: Any, **kwargs: Any) -> Any:
+        if name.startswith("set_trial_"):
+            self.changed.add(args[0] if args else kwargs["trial_id"])
+        return self.retry(lambda: getattr(self.storage, name)(*args, **kwargs))
 
     method.__name__ = name
     return method
 
 
-def _every_method_waits(cls: type) -> type:
-    """Give a class all of the storage's methods that it does not have of its own."""
-    for name, method in vars(BaseStorage).items():
-        if callable(method) and not name.startswith("_") and name not in vars(cls):
-            setattr(cls, name, _patiently(name))
-    return abc.update_abstractmethods(cls)
+_Forwarding: Any = ABCMeta(
+    "_Forwarding",
+    (BaseStorage,),
+    {n: _forward(n) for n, method in vars(BaseStorage).items() if callable(method) and not n.startswith("_")},
+)
+"""A storage that forwards every method."""
 
 
-@_every_method_waits
-class PatientStorage(BaseStorage):
-    """Tries again what may pass, with growing pauses, and tells of each.
+class RetryingStorage(_Forwarding):
+    """Retries temporary errors with growing pauses, and caches the trials of a study.
 
-    A try that fails may have been written, and only the answer lost. Attributes and parameters are written again
-    without harm; what would be there twice is looked for first. That is certain, as the one driver of a study alone
-    adds trials to it.
+    A failed call may have been written and only its answer lost. Attributes and parameters are simply written again;
+    before a trial is created again, it is looked up. The lookup is exact because the only driver of a study is the only
+    process that adds trials while it runs.
+
+    Optuna's own cache reads every running trial again at each step, because other processes might have changed it: with
+    hundreds of workers that takes most of a driver's time. Here only trials that were written through this object, and
+    new ones, are read.
 
     Args:
-        storage: What is asked.
-        where: It, as a line begins with it.
-        tell: Receives a note on each wait.
-        reason: What an error says, in one line.
-        pauses: Seconds between two tries; None: `PAUSES`.
-        sleep: Waits.
+        storage: As `open_storage` returns it.
+        settings: Settings of the study.
+        callbacks: Receives a note before each retry.
+        sleep: Waits for a number of seconds.
     """
 
     def __init__(
         self,
         storage: BaseStorage,
-        where: str,
-        tell: Callable[[str], None],
-        reason: Callable[[Exception], str],
+        settings: StudySettings,
+        callbacks: Callbacks,
         *,
-        pauses: Sequence[float] | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.storage = cached(storage)
-        self.where = where
-        self.pauses = tuple(PAUSES if pauses is None else pauses)
-        self._tell, self._reason, self._sleep = tell, reason, sleep
-        self._newest: dict[int, int] = {}
+        self.storage, self.callbacks = storage, callbacks
+        self.where = f"the storage {settings.storage}" if settings.storage else f"the storage in {settings.run_dir}"
+        self.pauses: Sequence[float] = PAUSES
+        self.changed: set[int] = set()
+        """Ids of trials that may differ from the cache. A trial is added before the write, which may fail midway."""
+        self._password, self._sleep = settings.storage_password, sleep
+        self._trials: dict[int, list[FrozenTrial]] = {}
 
-    def wait_for(self, call: Callable[[], Any], again: Callable[[], Any] | None = None) -> Any:
-        """What a call gives, once it succeeds.
+    def retry(self, call: Callable[[], Any], repeat: Callable[[], Any] | None = None) -> Any:
+        """The result of a call, once it succeeds.
 
         Args:
-            call: The first try.
-            again: Each further one; None: the same.
+            call: The first attempt.
+            repeat: Each further attempt; None: `call`.
 
         Raises:
-            FAILURES: If waiting does not help, or no longer.
+            STORAGE_ERRORS: If the error is permanent, or all attempts fail.
         """
-        waited = 0.0
-        for pause in (*self.pauses, None):
-            try:
-                given = call() if not waited or again is None else again()
-            except FAILURES as error:
-                if pause is None or not may_pass(error):
-                    self.pauses = ()  # whatever is asked while the run ends is not waited for anew
-                    raise
-                self._tell(f"{self.where} does not answer: {self._reason(error)}; trying again in {pause:g} s")
-                self._pause(pause)
-                waited += pause
-            else:
-                if waited:
-                    self._tell(f"{self.where} answers again after {waited:.0f} s")
-                return given
-        raise AssertionError("the last try has no pause behind it")
+        attempts = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(is_temporary),
+            wait=tenacity.wait_chain(*map(tenacity.wait_fixed, self.pauses or (0.0,))),
+            stop=tenacity.stop_after_attempt(len(self.pauses) + 1),
+            before_sleep=self._note_retry,
+            sleep=self._sleep,
+            reraise=True,
+        )
+        number = 0
 
-    def _pause(self, seconds: float) -> None:
+        def attempt() -> Any:
+            nonlocal number
+            number += 1
+            return call() if number == 1 or repeat is None else repeat()
+
         try:
-            self._sleep(seconds)
-        except BaseException:  # Ctrl-C: as above
-            self.pauses = ()
+            result = attempts(attempt)
+        except (*STORAGE_ERRORS, KeyboardInterrupt, SystemExit):
+            self.pauses = ()  # calls made while the run ends are not retried
             raise
+        if number > 1:
+            self.callbacks.note(f"{self.where} answers again after {sum(self.pauses[: number - 1]):.0f} s")
+        return result
 
-    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
-        """See `BaseStorage`."""
-
-        def again() -> int:
-            try:
-                return self.storage.create_new_study(directions, study_name)
-            except DuplicatedStudyError:
-                return self.storage.get_study_id_from_name(study_name or "")
-
-        return self.wait_for(lambda: self.storage.create_new_study(directions, study_name), again)
+    def _note_retry(self, state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, Exception) and state.next_action:
+            pause = state.next_action.sleep
+            self.callbacks.note(
+                f"{self.where} does not answer: {describe(error, self._password)}; trying again in {pause:g} s"
+            )
 
     def delete_study(self, study_id: int) -> None:
         """See `BaseStorage`."""
 
-        def again() -> None:
-            if any(study._study_id == study_id for study in self.storage.get_all_studies()):
+        def repeat() -> None:
+            with suppress(KeyError):
                 self.storage.delete_study(study_id)
 
-        self.wait_for(lambda: self.storage.delete_study(study_id), again)
+        self.retry(lambda: self.storage.delete_study(study_id), repeat)
+        self._trials.pop(study_id, None)
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """See `BaseStorage`."""
-        if study_id not in self._newest:
-            self.get_all_trials(study_id, deepcopy=False)
-        newest = self._newest[study_id]
+        number = len(self.get_all_trials(study_id, deepcopy=False))
 
-        def again() -> int:
-            trials = self.storage.get_all_trials(study_id, deepcopy=False)
-            made = [trial._trial_id for trial in trials if trial._trial_id > newest]
-            return made[-1] if made else self.storage.create_new_trial(study_id, template_trial)
+        def repeat() -> int:
+            found = self._find(study_id, number)
+            return self.storage.create_new_trial(study_id, template_trial) if found is None else found
 
-        number = self.wait_for(lambda: self.storage.create_new_trial(study_id, template_trial), again)
-        self._newest[study_id] = number
-        return number
+        return self.retry(lambda: self.storage.create_new_trial(study_id, template_trial), repeat)
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """See `BaseStorage`."""
+        self.changed.add(trial_id)
+
+        def repeat() -> bool:
+            stored = self.storage.get_trial(trial_id)
+            if stored.state == state and stored.values == (None if values is None else list(values)):
+                return True
+            return self.storage.set_trial_state_values(trial_id, state, values)
+
+        return self.retry(lambda: self.storage.set_trial_state_values(trial_id, state, values), repeat)
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
         """See `BaseStorage`."""
-        trials = self.wait_for(lambda: self.storage.get_all_trials(study_id, deepcopy, states))
-        if states is None:
-            self._newest[study_id] = max((trial._trial_id for trial in trials[-1:]), default=-1)
+        trials = self.retry(lambda: self._read_changed(study_id))
+        trials = [trial for trial in trials if states is None or trial.state in states]
+        return copy.deepcopy(trials) if deepcopy else trials
+
+    def _read_changed(self, study_id: int) -> list[FrozenTrial]:
+        if study_id not in self._trials:
+            self._trials[study_id] = list(self.storage.get_all_trials(study_id, deepcopy=False))
+        trials = self._trials[study_id]
+        for place in [place for place, trial in enumerate(trials) if id_of(trial) in self.changed]:
+            trials[place] = self.storage.get_trial(id_of(trials[place]))
+            self.changed.discard(id_of(trials[place]))
+        while (new := self._find(study_id, len(trials))) is not None:
+            trials.append(self.storage.get_trial(new))
+            self.changed.discard(new)
         return trials
 
-    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """See `BaseStorage`."""
-
-        def again() -> bool:
-            held = self.storage.get_trial(trial_id)
-            if held.state == state and held.values == (None if values is None else list(values)):
-                return True
-            return self.storage.set_trial_state_values(trial_id, state, values)
-
-        return self.wait_for(lambda: self.storage.set_trial_state_values(trial_id, state, values), again)
+    def _find(self, study_id: int, number: int) -> int | None:
+        try:
+            return self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
+        except KeyError:
+            return None

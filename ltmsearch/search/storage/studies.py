@@ -1,4 +1,4 @@
-"""Studies in a storage: found, made, and told again under other limits."""
+"""Studies in a storage: find them, create them, and copy them when their budgets change."""
 
 import re
 from collections.abc import Callable
@@ -8,38 +8,39 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from ltmsearch.config.objective import UNITS, CostName
+from ltmsearch.search.storage.optuna_private import set_system_attr, study_storage, system_attrs, trial_id
 
 LIMITS = "limits"
-"""The study's attribute for the limits that its trials were told under."""
-HELD_BY, BEAT = "ltmsearch:driver", "ltmsearch:driver:beat"
-"""The study's system attributes for who drives it, and for the last sign of life: token and time."""
+"""The user attribute of a study with the limits that the constraints of its trials were computed from."""
+DRIVER = "ltmsearch:driver"
+"""The system attribute of a study for the holder of its lease."""
 DASHBOARD = ("dashboard", "artifacts")
-"""First parts of the names of the study's system attributes that optuna-dashboard shows: notes, plots, files."""
+"""First parts of the names of the system attributes that optuna-dashboard shows: notes, plots, files."""
 
 
 def open_study(storage: BaseStorage, name: str, *, cost: CostName = "gflops") -> optuna.Study:
-    """The Optuna study of that name, created where there is none: top-1 up, the cost down.
+    """Load the Optuna study of a name, or create it: maximize top-1, minimize the cost.
 
     Args:
-        storage: What `open_storage` gave; studies of other names in it are left alone.
-        name: Of the study; those that took its place under other limits have a number behind it.
+        storage: As `open_storage` returns it; other studies in it stay as they are.
+        name: Name of the study. A copy under other limits has a number appended, and replaces it.
         cost: The second objective.
     """
-    successors = _successors(storage, name)
-    for number, successor in list(successors.items()):
-        if LIMITS not in optuna.load_study(study_name=successor, storage=storage).user_attrs:  # cut off half way
-            optuna.delete_study(study_name=successor, storage=storage)
-            del successors[number]
-    study = _create(storage, successors[max(successors)] if successors else name)
+    copies = _copies(storage, name)
+    for number, copy in list(copies.items()):
+        if LIMITS not in optuna.load_study(study_name=copy, storage=storage).user_attrs:  # interrupted midway
+            optuna.delete_study(study_name=copy, storage=storage)
+            del copies[number]
+    study = _create(storage, copies[max(copies)] if copies else name)
     study.set_metric_names(["top-1 (%)", UNITS[cost]])
     return study
 
 
 def find_study(storage: BaseStorage, name: str) -> optuna.Study | None:
-    """The Optuna study of that name as it stands, None where there is none. Nothing is written."""
-    known, successors = optuna.get_all_study_names(storage), _successors(storage, name)
-    for each in [*(successors[number] for number in sorted(successors, reverse=True)), name]:
-        study = optuna.load_study(study_name=each, storage=storage) if each in known else None
+    """Load the Optuna study of a name, None if there is none. Writes nothing."""
+    existing, copies = optuna.get_all_study_names(storage), _copies(storage, name)
+    for each in [*(copies[number] for number in sorted(copies, reverse=True)), name]:
+        study = optuna.load_study(study_name=each, storage=storage) if each in existing else None
         if study is not None and (each == name or LIMITS in study.user_attrs):
             return study
     return None
@@ -48,61 +49,57 @@ def find_study(storage: BaseStorage, name: str) -> optuna.Study | None:
 def under_limits(
     study: optuna.Study,
     limits: dict[str, list[float]],
-    with_current_budgets: Callable[[FrozenTrial], FrozenTrial],
+    convert: Callable[[FrozenTrial], FrozenTrial],
     *,
     keep: tuple[str, ...] = (),
 ) -> optuna.Study:
-    """The study, if its trials were told under these limits; else one that holds them told again, in its place.
+    """The study if its constraints were computed from these limits, else a copy with new constraints that replaces it.
 
-    Optuna keeps what a trial was told for ever, constraints too. The new study counts once it is whole, and the old one
-    is removed then: whatever happens in between, one of them is there. Notes, artifacts and its driver come along.
+    Optuna cannot change the constraints of a finished trial. The copy counts once it is complete, and the original is
+    deleted after that, so one of them exists at any time. Notes, artifacts and the lease are copied.
 
     Args:
-        study: What `open_study` gave.
-        limits: What its constraints rest on.
-        with_current_budgets: Makes of a finished trial what is to stand in its place.
-        keep: Attributes of the study that hold under any limits.
+        study: As `open_study` returns it.
+        limits: Limits of the constraints.
+        convert: Returns a finished trial with constraints under these limits.
+        keep: User attributes that are valid under any limits.
     """
     if study.user_attrs.get(LIMITS, limits) == limits:
         study.set_user_attr(LIMITS, limits)
         return study
     name, _, number = study.study_name.partition(" #")
-    new = _create(study._storage, f"{name} #{int(number or 1) + 1}")
+    new = _create(study_storage(study), f"{name} #{int(number or 1) + 1}")
     new.set_metric_names(study.metric_names or [])
-    held = study._storage.get_study_system_attrs(study._study_id)
-    for name in (BEAT, HELD_BY):
-        if name in held:
-            new._storage.set_study_system_attr(new._study_id, name, held[name])
+    set_system_attr(new, DRIVER, system_attrs(study).get(DRIVER, ""))
     for trial in study.get_trials():
         if trial.state.is_finished():
-            new.add_trial(with_current_budgets(trial))
+            new.add_trial(convert(trial))
     _copy_notes(study, new)
     for attribute in keep:
         if attribute in study.user_attrs:
             new.set_user_attr(attribute, study.user_attrs[attribute])
     new.set_user_attr(LIMITS, limits)
-    optuna.delete_study(study_name=study.study_name, storage=study._storage)
+    optuna.delete_study(study_name=study.study_name, storage=study_storage(study))
     return new
 
 
 def _copy_notes(study: optuna.Study, new: optuna.Study) -> None:
-    """What optuna-dashboard keeps of a study and, by their ids, of its trials; artifacts of trials lie with these."""
+    """Copy the attributes of optuna-dashboard, whose names contain the ids of trials."""
     finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
     ids = {
-        str(old._trial_id): str(copy._trial_id)
+        str(trial_id(old)): str(trial_id(copy))
         for old, copy in zip(finished, new.get_trials(deepcopy=False), strict=True)
     }
-    for name, value in study._storage.get_study_system_attrs(study._study_id).items():
+    for name, value in system_attrs(study).items():
         kind, _, rest = name.partition(":")
-        trial, colon, what = rest.partition(":")
-        if trial.isdigit():  # of a trial that had not ended it is left out, as the trial is
-            name = f"{kind}:{ids[trial]}{colon}{what}" if trial in ids else ""
+        trial, colon, part = rest.partition(":")
+        if trial.isdigit():  # notes of unfinished trials are left out, as the trials are
+            name = f"{kind}:{ids[trial]}{colon}{part}" if trial in ids else ""
         if name and kind in DASHBOARD:
-            new._storage.set_study_system_attr(new._study_id, name, value)
+            set_system_attr(new, name, value)
 
 
-def _successors(storage: BaseStorage, name: str) -> dict[int, str]:
-    """Studies that took the place of one, by their numbers."""
+def _copies(storage: BaseStorage, name: str) -> dict[int, str]:
     found = (re.fullmatch(re.escape(name) + r" #(\d+)", study) for study in optuna.get_all_study_names(storage))
     return {int(match[1]): match[0] for match in found if match}
 

@@ -1,6 +1,6 @@
-"""Who evaluates the trials of a search: this process, or workers on Ray."""
+"""Workers that evaluate the trials of a search: this process, or processes on Ray."""
 
-from ltmsearch.search.workers.local import ThisProcess
+from ltmsearch.search.workers.local import LocalWorker
 from ltmsearch.search.workers.tasks import Answer, Task, Workers
 
-__all__ = ["Answer", "Task", "ThisProcess", "Workers"]
+__all__ = ["Answer", "LocalWorker", "Task", "Workers"]

@@ -1,8 +1,7 @@
-"""What a worker on Ray does: it holds a supernet and the images on its device, and evaluates what it is handed."""
+"""A worker on Ray: keeps a supernet and the images on its device, and evaluates tasks."""
 
 import os
 import socket
-import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,103 +16,79 @@ from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.errors import InputError
 from ltmsearch.search.setup import prepare_evaluator
 from ltmsearch.search.trial import Evaluator
-from ltmsearch.search.workers.local import evaluated
+from ltmsearch.search.workers.local import evaluate_task
 from ltmsearch.search.workers.tasks import Answer, Task
 
 Arrays = Mapping[str, np.ndarray]
-"""Tensors by name as Ray's object store holds them, which workers read in place."""
+"""Tensors by name, as workers read them in place from Ray's object store."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """A worker that may be handed trials."""
+    """A worker that can evaluate tasks."""
 
     host: str
-    """Name of its machine."""
-    pid: int
-    """Of its process."""
     device: str
     """Device and number format."""
     threads: int
-    """Of its matrix products on a CPU."""
-    memory_gib: float
-    """What its process holds."""
-
-
-@dataclass(frozen=True)
-class Refused:
-    """What a worker cannot do for a reason that the user can mend, such as data that its machine lacks."""
-
-    reason: str
+    """Threads of its matrix products on a CPU."""
 
 
 class TrialWorker:
-    """Lives in a process of its own, on whatever machine of the cluster.
+    """A worker in its own process, on any machine of the cluster.
 
     Args:
-        settings: Of the study, as `ResolvedSettings.public` gives them.
-        threads: Of matrix products on a CPU.
+        settings: Settings of the study, as `ResolvedSettings.public` returns them.
+        threads: Threads of matrix products on a CPU.
     """
 
     def __init__(self, settings: dict[str, Any], threads: int) -> None:
         self.settings = ResolvedSettings(**settings)
         self.threads = threads
+        self.host = socket.gethostname()
         self.evaluator: Evaluator | None = None
 
-    def prepare(self, state: Arrays) -> Ready | Refused:
+    def prepare(self, state: Arrays) -> Ready:
         """Build the supernet and read the data.
 
         Args:
-            state: State dict of the driver's supernet: buffers count, parameters come anew with every trial.
+            state: State dict of the driver's supernet, for its buffers: parameters come with every task.
+
+        Raises:
+            InputError: For errors that the user can fix, such as data that is missing on this machine.
         """
         torch.set_num_threads(self.threads)
         try:
             self.evaluator = prepare_evaluator(self.settings, Callbacks())
         except InputError as error:
-            return Refused(f"the worker on {socket.gethostname()}: {error}")
+            raise InputError(f"the worker on {self.host}: {error}") from None
         self.evaluator.supernet.load_state_dict(to_tensors(state))
-        return Ready(
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            device=str(self.evaluator.runtime.device),
-            threads=self.threads,
-            memory_gib=_resident_bytes() / 2**30,
-        )
+        return Ready(host=self.host, device=str(self.evaluator.runtime.device), threads=self.threads)
 
-    def evaluate(self, task: Task, weights: Arrays) -> Answer | Refused:
-        """Evaluate a trial from these parameters; what it trained comes back as arrays."""
+    def evaluate(self, task: Task, weights: Arrays) -> Answer:
+        """Evaluate a task from these parameters; the trained parameters are returned as arrays.
+
+        Raises:
+            InputError: For errors that the user can fix.
+        """
         if self.evaluator is None:
-            raise RuntimeError("`prepare` must come before `evaluate`")
+            raise RuntimeError("`prepare` must be called before `evaluate`")
         try:
-            answer = evaluated(
-                self.evaluator, task, to_tensors(weights), worker=f"{socket.gethostname()}:{os.getpid()}"
-            )
+            answer = evaluate_task(self.evaluator, task, to_tensors(weights), worker=f"{self.host}:{os.getpid()}")
         except InputError as error:
-            return Refused(f"the worker on {socket.gethostname()}: {error}")
+            raise InputError(f"the worker on {self.host}: {error}") from None
         if answer.result is None:
             return answer
         return replace(answer, result=replace(answer.result, weights=to_arrays(answer.result.weights)))
 
 
 def to_arrays(tensors: Mapping[str, Tensor]) -> Any:
-    """Tensors as arrays in main memory."""
+    """Copy tensors to arrays in main memory."""
     return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
 
 
 def to_tensors(arrays: Arrays) -> dict[str, Tensor]:
-    """Arrays as tensors over the same memory, which must only be read."""
+    """View arrays as tensors over the same memory, which must not be written."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
-
-
-def _resident_bytes() -> int:
-    """What this process holds in memory; on systems without /proc what it held at most."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,4 +1,4 @@
-"""One worker that is this process: the default, and the reference for all others."""
+"""The worker in this process: the default, and the reference for all others."""
 
 from collections.abc import Mapping
 
@@ -9,40 +9,40 @@ from ltmsearch.search.trial import Evaluator
 from ltmsearch.search.workers.tasks import Answer, Task
 
 
-class ThisProcess:
-    """Evaluates one trial at a time, when its answer is asked for.
+class LocalWorker:
+    """Evaluates one trial at a time, when its answer is requested.
 
     Args:
-        evaluator: Does the work.
+        evaluator: Trains and scores the subnets.
     """
 
-    elsewhere = False
+    remote = False
 
     def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
-        self._handed: tuple[Task, Mapping[str, Tensor]] | None = None
+        self._next: tuple[Task, Mapping[str, Tensor]] | None = None
 
     def free(self) -> int:
         """See `Workers`."""
-        return int(self._handed is None)
+        return int(self._next is None)
 
     def start(self, task: Task, version: int, weights: Mapping[str, Tensor]) -> None:
         """See `Workers`."""
-        self._handed = task, weights
+        self._next = task, weights
 
     def answers(self) -> list[Answer]:
         """See `Workers`."""
-        if self._handed is None:
+        if self._next is None:
             return []
-        (task, weights), self._handed = self._handed, None
-        return [evaluated(self.evaluator, task, weights)]
+        (task, weights), self._next = self._next, None
+        return [evaluate_task(self.evaluator, task, weights)]
 
     def close(self) -> None:
         """See `Workers`."""
 
 
-def evaluated(evaluator: Evaluator, task: Task, weights: Mapping[str, Tensor], worker: str = "") -> Answer:
-    """Evaluate one trial; one that fails alone is an answer too."""
+def evaluate_task(evaluator: Evaluator, task: Task, weights: Mapping[str, Tensor], worker: str = "") -> Answer:
+    """Evaluate one trial; the failure of a single trial becomes an answer."""
     try:
         result = evaluator.evaluate(
             weights, task.schedule, ib_weight=task.ib_weight, seed=task.seed, steps=task.steps, limit=task.limit

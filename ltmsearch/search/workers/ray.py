@@ -1,4 +1,4 @@
-"""Workers on Ray: each an actor that holds a supernet; weights travel once per version through the object store."""
+"""Workers on Ray: actors that each keep a supernet; each version of the weights is sent once, by the object store."""
 
 import logging
 import re
@@ -16,60 +16,59 @@ from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.errors import InputError, WorkersLost
 from ltmsearch.search.setup import Workbench
-from ltmsearch.search.workers.actor import Ready, Refused, TrialWorker, to_arrays, to_tensors
-from ltmsearch.search.workers.ray_connection import Connection, gpu_share
+from ltmsearch.search.workers.actor import Ready, TrialWorker, to_arrays, to_tensors
+from ltmsearch.search.workers.connection import Connection, gpu_share
 from ltmsearch.search.workers.tasks import Answer, Task
 
 _log = logging.getLogger(__name__)
 
-SECOND_CHANCES = 2
-"""How often a trial whose worker died is given to another."""
+MAX_RETRIES = 2
+"""Number of times that a trial whose worker died is given to another worker."""
 START_SECONDS = 900.0
-"""How long no worker at all may be there before the search gives up."""
-LOOK_SECONDS = 2.0
-"""How often workers that take too long are looked for."""
+"""Time without any worker after which the search gives up."""
+POLL_SECONDS = 2.0
+"""Time between two checks for workers that exceed their limit."""
 HANG_FACTOR, HANG_SECONDS = 1.5, 30.0
-"""A worker that does not notice its trial's time limit itself is ended after so many times that and so many seconds."""
+"""A worker is killed after the time limit of its trial times the factor, plus the seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Handed:
-    """A trial with what it starts from."""
+class Assignment:
+    """A task, the version of its initial weights, and the number of workers that died during it."""
 
     task: Task
     version: int
     lost: int = 0
-    """How many workers died over it."""
 
 
 @dataclass(kw_only=True)
-class Seat:
-    """A worker's place: an actor, and what it is doing."""
+class Slot:
+    """The place of a worker: an actor, and its current call."""
 
     actor: Any
-    doing: Any
-    """Ray's reference to the call that runs; None: nothing."""
-    handed: Handed | None = None
-    """None while it starts or has nothing."""
-    since: float = 0.0
-    """When that call began, by `time.monotonic`."""
+    call: Any
+    """Ray's reference to the call that runs; None: the worker is free."""
+    since: float
+    """Start of the call, by `time.monotonic`."""
+    assignment: Assignment | None = None
+    """None while the worker starts or is free."""
     ready: Ready | None = None
 
 
 class RayWorkers:
-    """Several workers, of this machine or of a cluster.
+    """Several workers on this machine or on a cluster.
 
     Args:
-        connection: Ray, connected.
-        number: How many.
-        gpus: Of each, fractions too.
-        arguments: Of `worker`.
+        connection: The connection to Ray.
+        number: Number of workers.
+        gpus: GPUs per worker, which may be a fraction.
+        arguments: Arguments of `worker`.
         state: State dict of the driver's supernet.
-        callbacks: Receives a note on workers that come and go.
+        callbacks: Receives notes on workers that start and end.
         worker: Class of the actors.
     """
 
-    elsewhere = True
+    remote = True
 
     def __init__(
         self,
@@ -82,201 +81,188 @@ class RayWorkers:
         callbacks: Callbacks,
         worker: type = TrialWorker,
     ) -> None:
-        self.ray = connection.ray
-        self.connection = connection
-        self.callbacks = callbacks
+        self.ray, self.connection, self.callbacks = connection.ray, connection, callbacks
         self._arguments = arguments
         options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": 0, "max_concurrency": 1}
         self._actor_class = self.ray.remote(**options)(worker)
         self._state = self.ray.put(to_arrays(state))
         self._weights: dict[int, Any] = {}
-        self._again: deque[Handed] = deque()
+        self._retries: deque[Assignment] = deque()
         self._failed_starts = 0
-        self._someone_since = time.monotonic()
-        self._told_ready = False
-        self._seats = [self._seat() for _ in range(number)]
-        start, with_gpus = "workers start" if number > 1 else "worker starts", f", {gpus:g} GPUs each" * (gpus > 0)
-        callbacks.note(f"{number} {start} on {connection.where}{with_gpus}")
+        self._last_ready = time.monotonic()
+        self._reported_ready = False
+        self._slots = [self._new_slot() for _ in range(number)]
+        with_gpus = f", {gpus:g} GPUs each" * (gpus > 0)
+        callbacks.note(f"starting {_count(number)} on {connection.where}{with_gpus}")
 
     @classmethod
-    def of_study(cls, connection: Connection, bench: Workbench, callbacks: Callbacks) -> "RayWorkers":
-        """The workers that a study asks for.
+    def for_study(cls, connection: Connection, bench: Workbench, callbacks: Callbacks) -> "RayWorkers":
+        """Start the workers that a study asks for.
 
         Args:
-            connection: Ray, connected.
-            bench: What the study works with.
-            callbacks: Receives a note on workers that come and go.
+            connection: The connection to Ray.
+            bench: Setup of the study.
+            callbacks: Receives notes on workers that start and end.
         """
         settings, runtime = bench.settings, bench.evaluator.runtime
         gpus = gpu_share(settings, device=runtime.device.type, gpus=connection.gpus)
-        told = settings_of_workers(settings, precision=runtime.precision, on_gpus=gpus > 0)
+        sent = worker_settings(settings, precision=runtime.precision, on_gpus=gpus > 0)
         per_machine = -(-settings.workers // max(1, connection.machines))
         threads = max(1, torch.get_num_threads() // per_machine)
         return cls(
-            connection, number=settings.workers, gpus=gpus, arguments=(told, threads),
+            connection, number=settings.workers, gpus=gpus, arguments=(sent, threads),
             state=bench.evaluator.supernet.state_dict(), callbacks=callbacks,
         )  # fmt: skip
 
-    def _seat(self) -> Seat:
+    def _new_slot(self) -> Slot:
         actor = self._actor_class.remote(*self._arguments)
-        return Seat(actor=actor, doing=actor.prepare.remote(self._state), since=time.monotonic())
-
-    # -- what the driver calls -----------------------------------------------------------------------------------
+        return Slot(actor=actor, call=actor.prepare.remote(self._state), since=time.monotonic())
 
     def free(self) -> int:
         """See `Workers`."""
-        return max(0, sum(seat.doing is None for seat in self._seats) - len(self._again))
+        return max(0, sum(slot.call is None for slot in self._slots) - len(self._retries))
 
     def start(self, task: Task, version: int, weights: Mapping[str, Tensor]) -> None:
         """See `Workers`."""
         if version not in self._weights:
             self._weights[version] = self.ray.put(to_arrays(weights))
-        self._hand_out(Handed(task=task, version=version))
+        self._assign(Assignment(task=task, version=version))
 
     def answers(self) -> list[Answer]:
         """See `Workers`."""
         while True:
-            while self._again and any(seat.doing is None for seat in self._seats):
-                self._hand_out(self._again.popleft())
-            calls = {seat.doing: seat for seat in self._seats if seat.doing is not None}
+            while self._retries and any(slot.call is None for slot in self._slots):
+                self._assign(self._retries.popleft())
+            calls = {slot.call: slot for slot in self._slots if slot.call is not None}
             if not calls:
                 return []
-            done, _ = self.ray.wait(list(calls), num_returns=1, timeout=LOOK_SECONDS)
-            ended = [answer for call in done for answer in self._ended(calls[call])]
-            self._end_what_hangs()
-            self._give_up_without_workers()
-            if ended or (done and self.free()):
+            done, _ = self.ray.wait(list(calls), num_returns=1, timeout=POLL_SECONDS)
+            answers = [answer for call in done for answer in self._collect(calls[call])]
+            self._kill_hanging()
+            self._check_ready()
+            if answers or (done and self.free()):
                 self._drop_unused_weights()
-                return ended
+                return answers
 
     def close(self) -> None:
         """See `Workers`."""
-        for seat in self._seats:
-            self.ray.kill(seat.actor)
-        self._seats = []
+        for slot in self._slots:
+            self.ray.kill(slot.actor)
+        self._slots = []
         self._weights.clear()
 
-    # -- how it is done ------------------------------------------------------------------------------------------
+    def _assign(self, assignment: Assignment) -> None:
+        slot = next(slot for slot in self._slots if slot.call is None)
+        slot.call = slot.actor.evaluate.remote(assignment.task, self._weights[assignment.version])
+        slot.assignment, slot.since = assignment, time.monotonic()
 
-    def _hand_out(self, handed: Handed) -> None:
-        seat = next(seat for seat in self._seats if seat.doing is None)
-        seat.doing = seat.actor.evaluate.remote(handed.task, self._weights[handed.version])
-        seat.handed, seat.since = handed, time.monotonic()
-
-    def _ended(self, seat: Seat) -> list[Answer]:
-        """What a call that ended came to; a worker that died is replaced."""
+    def _collect(self, slot: Slot) -> list[Answer]:
+        """The answer of a call that ended, if it was a task; a worker that died is replaced."""
         try:
-            told = self.ray.get(seat.doing)
-        except self.ray.exceptions.RayTaskError:
+            returned = self.ray.get(slot.call)
+        except self.ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, InputError):
+                raise error.cause from None
             raise  # an error in the program, with the worker's traceback
         except self.ray.exceptions.RayError as error:
-            return self._replace(seat, _reason(error))
-        handed, seat.doing, seat.handed = seat.handed, None, None
-        if isinstance(told, Refused):
-            raise InputError(told.reason)
-        if isinstance(told, Ready):
-            seat.ready, self._failed_starts = told, 0
-            self._tell_when_all_are_ready()
+            return self._replace(slot, _describe(error))
+        slot.call = slot.assignment = None
+        if isinstance(returned, Ready):
+            slot.ready, self._failed_starts = returned, 0
+            self._report_ready()
             return []
-        if handed is None:
-            raise RuntimeError("a worker answered without having been asked")
-        result = told.result
-        return [told if result is None else replace(told, result=replace(result, weights=to_tensors(result.weights)))]
+        result = returned.result
+        if result is not None:
+            result = replace(result, weights=to_tensors(result.weights))
+        return [replace(returned, result=result)]
 
-    def _replace(self, seat: Seat, reason: str) -> list[Answer]:
-        """Put another worker in the place of one that died; its trial is tried again, or fails at last."""
-        handed, where = seat.handed, f"on {seat.ready.host}" if seat.ready else "while it started"
-        self._seats[self._seats.index(seat)] = self._seat()
-        if handed is None:
-            self._failed_starts += seat.ready is None
-            if self._failed_starts >= max(3, len(self._seats)):
-                raise WorkersLost(f"workers end while they start ({reason}); the same command continues")
-            self.callbacks.note(f"a worker ended {where} ({reason}); another takes its place")
+    def _replace(self, slot: Slot, reason: str) -> list[Answer]:
+        """Start a new worker for one that died; its trial is tried again, and fails after the last retry."""
+        assignment, where = slot.assignment, f"on {slot.ready.host}" if slot.ready else "during its start"
+        self._slots[self._slots.index(slot)] = self._new_slot()
+        if assignment is None:
+            self._failed_starts += slot.ready is None
+            if self._failed_starts >= max(3, len(self._slots)):
+                raise WorkersLost(f"workers end during their start ({reason}); the same command continues")
+            self.callbacks.note(f"a worker ended {where} ({reason}); starting another")
             return []
-        lost = handed.lost + 1
-        if lost > SECOND_CHANCES:
-            return [
-                Answer(trial=handed.task.trial, failure=f"{lost} workers ended over it, the last {where}: {reason}")
-            ]
-        self.callbacks.note(
-            f"the worker of trial {handed.task.trial} ended {where} ({reason}); the trial is given to another"
-        )
-        self._again.append(replace(handed, lost=lost))
+        trial, lost = assignment.task.trial, assignment.lost + 1
+        if lost > MAX_RETRIES:
+            return [Answer(trial=trial, failure=f"{lost} workers ended during it, the last {where}: {reason}")]
+        self.callbacks.note(f"the worker of trial {trial} ended {where} ({reason}); another worker repeats the trial")
+        self._retries.append(replace(assignment, lost=lost))
         return []
 
-    def _end_what_hangs(self) -> None:
-        for seat in self._seats:
-            if seat.handed is None or seat.doing is None:
+    def _kill_hanging(self) -> None:
+        for slot in self._slots:
+            if slot.assignment is None or slot.call is None:
                 continue
-            limit = HANG_FACTOR * seat.handed.task.limit + HANG_SECONDS
-            if time.monotonic() - seat.since > limit:
-                _log.warning("trial %d is not back after %.0f s: its worker is ended", seat.handed.task.trial, limit)
-                self.ray.kill(seat.actor)  # its call ends with an error, and is dealt with as any other's
-                seat.since = time.monotonic()
+            limit = HANG_FACTOR * slot.assignment.task.limit + HANG_SECONDS
+            if time.monotonic() - slot.since > limit:
+                _log.warning("trial %d takes more than %.0f s: killing its worker", slot.assignment.task.trial, limit)
+                self.ray.kill(slot.actor)  # the call then ends with an error, as for any worker that died
+                slot.since = time.monotonic()
 
-    def _give_up_without_workers(self) -> None:
+    def _check_ready(self) -> None:
         now = time.monotonic()
-        if any(seat.ready is not None for seat in self._seats):
-            self._someone_since = now
-        elif now - self._someone_since > START_SECONDS:
+        if any(slot.ready is not None for slot in self._slots):
+            self._last_ready = now
+        elif now - self._last_ready > START_SECONDS:
             raise WorkersLost(
-                f"no worker came up within {START_SECONDS / 60:g} minutes on {self.connection.where}; the same command "
+                f"no worker started within {START_SECONDS / 60:g} minutes on {self.connection.where}; the same command "
                 "continues"
             )
 
     def _drop_unused_weights(self) -> None:
-        used = {seat.handed.version for seat in self._seats if seat.handed} | {handed.version for handed in self._again}
-        newest = max(self._weights, default=0)
-        self._weights = {version: ref for version, ref in self._weights.items() if version in used or version == newest}
+        running = [slot.assignment for slot in self._slots if slot.assignment]
+        used = {each.version for each in [*running, *self._retries]} | {max(self._weights, default=0)}
+        self._weights = {version: ref for version, ref in self._weights.items() if version in used}
 
-    def _tell_when_all_are_ready(self) -> None:
-        ready = [seat.ready for seat in self._seats if seat.ready is not None]
-        if self._told_ready or len(ready) < len(self._seats):
+    def _report_ready(self) -> None:
+        ready = [slot.ready for slot in self._slots if slot.ready is not None]
+        if self._reported_ready or len(ready) < len(self._slots):
             return
-        self._told_ready = True
-        hosts, device = {each.host for each in ready}, ready[0].device
-        threads = f", {ready[0].threads} thread{'s' * (ready[0].threads > 1)} each" if device == "cpu" else ""
-        are = "workers are" if len(ready) > 1 else "worker is"
-        self.callbacks.note(
-            f"{len(ready)} {are} ready on {', '.join(sorted(hosts))}: {device}{threads}, "
-            f"{max(each.memory_gib for each in ready):.1f} GiB of memory each"
-        )
+        self._reported_ready = True
+        hosts = ", ".join(sorted({each.host for each in ready}))
+        device, threads = ready[0].device, f", {ready[0].threads} CPU threads each" * (ready[0].device == "cpu")
+        self.callbacks.note(f"{_count(len(ready))} ready on {hosts}: {device}{threads}")
 
 
-def settings_of_workers(settings: ResolvedSettings, *, precision: str, on_gpus: bool) -> dict[str, Any]:
-    """What workers are told of a study: its settings, less what they get from the driver.
+def worker_settings(settings: ResolvedSettings, *, precision: str, on_gpus: bool) -> dict[str, Any]:
+    """The settings of a study for its workers, without what they receive from the driver.
 
     Args:
-        settings: Of the study.
-        precision: The driver's number format, whatever a worker would measure.
+        settings: Settings of the study.
+        precision: The driver's number format.
         on_gpus: Whether workers have GPUs.
     """
-    given: dict[str, Any] = {"precision": precision, "device": "cuda" if on_gpus else "cpu"}
-    given |= {"pretrained": False, "checkpoint": None, "resume_from": None}  # their weights are the shared ones
+    changes: dict[str, Any] = {"precision": precision, "device": "cuda" if on_gpus else "cpu"}
+    changes |= {"pretrained": False, "checkpoint": None, "resume_from": None}  # they receive the shared weights
     if settings.data_dir is not None:
-        given["data_dir"] = str(Path(settings.data_dir).absolute())  # they were started in other folders
-    return settings.public() | given
+        changes["data_dir"] = str(Path(settings.data_dir).absolute())  # workers start in other folders
+    return settings.public() | changes
 
 
-def _reason(error: Exception) -> str:
-    """What Ray says of a worker that died, in a few words."""
+def _count(number: int) -> str:
+    return f"{number} worker{'s' * (number > 1)}"
+
+
+def _describe(error: Exception) -> str:
+    """The cause of a worker's death in a few words, from Ray's many lines."""
     lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines() or [type(error).__name__]
-    if "creation task" in lines[0]:  # then the last line is that of the traceback
+    if "creation task" in lines[0]:  # the last line is that of the traceback
         return lines[-1].strip()
-    said = " ".join(" ".join(lines).split())
-    for sign, words in _SIGNS.items():
-        if sign in said:
-            return words
-    return said[:160]
+    text = " ".join(" ".join(lines).split())
+    return next((words for part, words in _CAUSES.items() if part in text), text[:160])
 
 
-_SIGNS = {
+_CAUSES = {
     "memory pressure": "Ray ended it because memory was full",
     "node has died": "its machine is gone",
     "node died": "its machine is gone",
-    "ray.kill": "it had not answered in time",
+    "ray.kill": "it exceeded its time limit",
     "unexpectedly exits": "its process died",
     "process has died": "its process died",
     "temporarily unavailable": "it cannot be reached",
 }
-"""Parts of Ray's many lines, and what they come to; the first that is found counts."""
+"""Parts of Ray's messages and their meaning; the first match counts."""

@@ -1,4 +1,4 @@
-"""What is handed to whoever evaluates trials, and what comes back."""
+"""Tasks for workers and their answers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,60 +12,59 @@ from ltmsearch.search.trial import TrialResult
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A trial to be evaluated."""
+    """A trial to evaluate."""
 
     trial: int
-    """Its number."""
+    """Number of the trial."""
     schedule: MergeSchedule
-    """The subnet."""
     ib_weight: float
     """Weight of the IB loss."""
     seed: int
-    """Of the training images."""
+    """Seed of the training images."""
     steps: int | None
-    """Training steps; None: as the settings say."""
+    """Training steps; None: as in the settings."""
     limit: float
-    """Seconds that it may take."""
+    """Time limit in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a trial came to: a result, or the reason why there is none."""
+    """The result of a task, or the reason why there is none."""
 
     trial: int
-    """Its number."""
+    """Number of the trial."""
     result: TrialResult | None = None
-    """None if it failed."""
+    """None if the trial failed."""
     failure: str = ""
-    """Why it failed."""
+    """Reason of the failure."""
     worker: str = ""
-    """Who evaluated it; empty: this process."""
+    """Host and process of the worker; empty for this process."""
 
 
 class Workers(Protocol):
-    """Whoever evaluates trials: this process, or several others at once."""
+    """Interface of workers: this process, or several others at once."""
 
-    elsewhere: bool
+    remote: bool
     """Whether trials run in other processes."""
 
     def free(self) -> int:
-        """How many more trials can be started now."""
+        """Number of trials that can be started now."""
 
     def start(self, task: Task, version: int, weights: Mapping[str, Tensor]) -> None:
-        """Hand out a trial.
+        """Start a trial.
 
         Args:
             task: The trial.
-            version: Of the weights.
-            weights: Parameters to start from, by name. They are not changed.
+            version: Version of the weights.
+            weights: Initial parameters by name. They are not changed.
         """
 
     def answers(self) -> list[Answer]:
-        """Wait for something to happen; the trials that ended, possibly none, where a worker became free.
+        """Wait for trials to end and return them; the list is empty if only a worker became free.
 
         Raises:
-            WorkersLost: If no worker is left, and none can be had.
+            WorkersLost: If no worker is left and none can be started.
         """
 
     def close(self) -> None:
-        """End all workers; trials that run are dropped."""
+        """End all workers and drop the trials that run."""

@@ -1,11 +1,10 @@
-"""The way to Ray: on this machine alone, or a cluster that runs already; refused at once where it cannot serve."""
+"""Connect to Ray, on this machine or on a running cluster, and check at once that it has enough CPUs and GPUs."""
 
 import logging
 import math
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,49 +14,45 @@ from typing import Any
 
 from ltmsearch.config.settings import StudySettings
 from ltmsearch.errors import InputError
+from ltmsearch.search.workers.ray_private import LOOPBACK, allow_clusters, listen_on_loopback, silence_worker_logs
 
 _log = logging.getLogger(__name__)
 
 _ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # it would tell its makers
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what it will do anyway, without a warning
+    "RAY_USAGE_STATS_ENABLED": "0",  # no reports to Ray's developers
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a future default; without it Ray warns
 }
-_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Ray's switch for systems whose firewall asks: where it is 0, its services listen on loopback alone. Otherwise they do
-on all interfaces, whatever address they are given."""
-_ALONE = {
-    _LOOPBACK: "0",
-    "RAY_AUTH_MODE": "token",  # who connects must know what stands in ~/.ray/auth_token, which Ray makes
+_LOCAL_ENVIRONMENT = {
+    LOOPBACK: "0",
+    "RAY_AUTH_MODE": "token",  # clients must know ~/.ray/auth_token, which Ray creates
 }
-"""What Ray reads when it is imported, unless the user has told it otherwise; the second for this machine alone."""
+"""Environment variables that Ray reads when it is imported, unless the user has set them."""
 CONNECT_SECONDS = 10
-"""How long a cluster may take to answer."""
+"""Time that a cluster may take to answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Connection:
-    """Ray, connected."""
+    """A connection to Ray."""
 
     ray: Any
     """The module."""
     where: str
     """`this machine`, or the cluster's address."""
     gpus: float
-    """Of all machines."""
+    """Number of GPUs on all machines."""
     machines: int
-    """How many."""
     local: bool
     """Whether Ray was started for this run, and ends with it."""
 
     def close(self) -> None:
-        """Let go of Ray; what was started for this run ends."""
+        """Disconnect from Ray, and end it if it was started for this run."""
         self.ray.shutdown()
-        if self.local and os.environ.get(_LOOPBACK) == "0":  # else a cluster could not be joined from this process
-            del os.environ[_LOOPBACK]
-            self.ray._private.ray_constants.ENABLE_RAY_CLUSTER = sys.platform.startswith("linux")
+        if self.local:
+            allow_clusters(self.ray)
 
 
-def wanted(settings: StudySettings) -> bool:
+def needs_ray(settings: StudySettings) -> bool:
     """Whether a study asks for workers on Ray."""
     return settings.workers > 1 or settings.ray_address is not None
 
@@ -66,29 +61,27 @@ def connect(settings: StudySettings) -> Connection:
     """Start Ray on this machine, on loopback as far as it allows, or connect to a cluster.
 
     Args:
-        settings: Of the study.
+        settings: Settings of the study.
 
     Raises:
-        InputError: If Ray is missing, the cluster does not answer, or it lacks CPUs or GPUs for the workers, for which
-            Ray would wait for ever.
+        InputError: If Ray is missing, the cluster does not answer, or there are too few CPUs or GPUs for the workers,
+            in which case Ray would wait for ever.
     """
-    environment = _ENVIRONMENT | (_ALONE if settings.ray_address is None else {})
-    if settings.ray_address is not None and _token_known():
-        environment["RAY_AUTH_MODE"] = "token"  # a cluster that asks for none takes no offence
+    local = settings.ray_address is None
+    environment = _ENVIRONMENT | (_LOCAL_ENVIRONMENT if local else {})
+    if not local and _has_token():
+        environment["RAY_AUTH_MODE"] = "token"  # clusters without tokens accept it
     for name, value in environment.items():
         os.environ.setdefault(name, value)
     try:
         import ray
     except ImportError:
-        option = "--workers" if settings.ray_address is None else "--ray-address"
+        option = "--workers" if local else "--ray-address"
         raise InputError(f"{option} needs Ray: pip install 'ltmsearch[ray]'") from None
-    # Ray prints what it says of workers that died to standard output, where results stand; we say it ourselves.
-    ray._private.worker._worker_logs_enabled = False
-    if settings.ray_address is None:
-        # Ray reads the switch when it is imported, which another run in this process may have done for a cluster.
-        ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
-    with _signals_kept():
+    silence_worker_logs(ray)
+    with _keep_signal_handlers():
         if settings.ray_address is None:
+            listen_on_loopback(ray)
             ray.init(
                 address="local", num_cpus=settings.workers, include_dashboard=False, log_to_driver=False,
                 configure_logging=False,
@@ -98,14 +91,14 @@ def connect(settings: StudySettings) -> Connection:
     resources = ray.cluster_resources()
     connection = Connection(
         ray=ray,
-        where="this machine" if settings.ray_address is None else f"the cluster at {settings.ray_address}",
+        where="this machine" if local else f"the cluster at {settings.ray_address}",
         gpus=resources.get("GPU", 0),
         machines=sum(node["Alive"] for node in ray.nodes()),
-        local=settings.ray_address is None,
+        local=local,
     )
     _log.info("Ray on %s: %s", connection.where, resources)
     try:
-        refuse_what_it_lacks(settings, cpus=resources.get("CPU", 0), gpus=connection.gpus, where=connection.where)
+        check_resources(settings, cpus=resources.get("CPU", 0), gpus=connection.gpus, where=connection.where)
     except InputError:
         connection.close()
         raise
@@ -113,8 +106,8 @@ def connect(settings: StudySettings) -> Connection:
 
 
 @contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Leave Ctrl-C and SIGTERM to whoever had them: Ray takes the latter, to end the process at once."""
+def _keep_signal_handlers() -> Iterator[None]:
+    """Restore the handlers of Ctrl-C and SIGTERM: Ray's handler of SIGTERM ends the process at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -127,7 +120,7 @@ def _signals_kept() -> Iterator[None]:
 
 
 def _join(ray: Any, address: str) -> None:
-    rule = "--ray-address must be a Ray cluster that runs, auto or HOST:PORT, but"
+    rule = "--ray-address must be a running Ray cluster, auto or HOST:PORT, but"
     host, colon, port = address.rpartition(":")
     if address != "auto":
         if not colon or not port.isdigit() or "/" in host:
@@ -135,56 +128,54 @@ def _join(ray: Any, address: str) -> None:
         try:  # Ray itself would try for minutes
             socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
         except (OSError, OverflowError) as error:
-            raise InputError(
-                f"{rule} {address} cannot be reached ({getattr(error, 'strerror', None) or error})"
-            ) from None
-    logging.getLogger("ray").setLevel(logging.CRITICAL)  # it says in ten lines what the error says in one
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{rule} {address} cannot be reached ({reason})") from None
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # its ten lines repeat the error below
     try:
         ray.init(address=address, log_to_driver=False, configure_logging=False)
     except (ConnectionError, RuntimeError, ValueError, AssertionError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
-        token = "" if _token_known() else "; if it asks for a token, put it into ~/.ray/auth_token (ray get-auth-token)"
+        token = "" if _has_token() else "; if it needs a token, write it to ~/.ray/auth_token (ray get-auth-token)"
         raise InputError(f"{rule} {address} cannot be used ({reason}{token})") from None
 
 
-def _token_known() -> bool:
-    """Whether Ray finds the token here that a cluster may ask for."""
+def _has_token() -> bool:
     named = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     return named or Path("~/.ray/auth_token").expanduser().is_file()
 
 
-def refuse_what_it_lacks(settings: StudySettings, *, cpus: float, gpus: float, where: str) -> None:
+def check_resources(settings: StudySettings, *, cpus: float, gpus: float, where: str) -> None:
     """Raise unless all workers can run at once.
 
     Raises:
-        InputError: With what would do.
+        InputError: With an option that works.
     """
     if settings.workers > cpus:
-        raise InputError(f"--workers {settings.workers} needs a CPU each, but {where} has {cpus:g}")
+        raise InputError(f"--workers must be at most the CPUs of {where}, {cpus:g}, but got {settings.workers}")
     share = settings.gpus_per_worker
     if not share:
         return
     if not gpus:
         raise InputError(
-            f"--gpus-per-worker {share:g} needs GPUs, but {where} has none: --gpus-per-worker 0 would do, with "
+            f"--gpus-per-worker must be 0 as {where} has no GPUs, but got {share:g}: use --gpus-per-worker 0 with "
             "--device cpu"
         )
     fit = int(gpus // share) if share >= 1 else int(gpus) * int(1 / share + 1e-9)
     if settings.workers > fit:
         advice = f"--workers {fit}" if fit else f"--gpus-per-worker {min(1.0, gpus):g}"
         raise InputError(
-            f"--workers {settings.workers} with --gpus-per-worker {share:g} need more than the {gpus:g} GPUs that "
-            f"{where} has: {advice} would do"
+            f"--workers {settings.workers} with --gpus-per-worker {share:g} need more than the {gpus:g} GPUs of "
+            f"{where}: use {advice}"
         )
 
 
 def gpu_share(settings: StudySettings, *, device: str, gpus: float) -> float:
-    """GPUs of each worker: as told, else on CUDA an equal part of all that there are, one at most.
+    """GPUs per worker: the user's choice, else on CUDA an equal part of all GPUs, at most one.
 
     Args:
-        settings: Of the study.
-        device: Type of the study's device.
-        gpus: Of the cluster.
+        settings: Settings of the study.
+        device: Device type of the study.
+        gpus: GPUs of the cluster.
     """
     if settings.gpus_per_worker is not None:
         return settings.gpus_per_worker
