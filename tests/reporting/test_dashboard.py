@@ -350,4 +350,4 @@ class TestServer:
         assert f"but {tmp_path}/study.db is missing" in refused(tmp_path)
         assert not (tmp_path / "study.db").exists()
         (tmp_path / "study.db").write_text("no database")
-        assert "is damaged or another file (file is not a database)" in refused(tmp_path)
+        assert "is damaged or foreign (file is not a database)" in refused(tmp_path)
