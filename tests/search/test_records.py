@@ -249,7 +249,7 @@ DAMAGE = {
     "cut in the schedule": (lambda text: text[: text.rindex("stages")], "whole CSV file"),
     "a word for a number": (
         lambda text: text.replace("75.0", "much"),
-        "line 2: top1 must be a valid number, but got 'much'",
+        "rescored_top1 must be a valid number",
     ),
     "no cost": (lambda text: text.replace("1.25", ""), "line 2: gflops must"),
     "not a number": (lambda text: text.replace("75.0", "nan"), "must be a finite number"),
