@@ -159,15 +159,18 @@ def _must_not_be_called(*_: object, **__: object) -> TrialResult:
     raise AssertionError("nothing was left to do")
 
 
-def test_same_seed_same_study_another_seed_another(finished: Path, tmp_path: Path) -> None:
+def test_the_seed_determines_the_study(finished: Path, tmp_path: Path) -> None:
     run_study(tiny(tmp_path / "a"))
     assert_same(finished, tmp_path / "a")
     run_study(tiny(tmp_path / "b", seed=1))
     assert not outcome(tmp_path / "b")[0].equals(outcome(finished)[0])
 
 
-@pytest.mark.parametrize("after", [2, 6, 9, 12])
-def test_interrupted_studies_end_as_if_they_had_not_been(finished: Path, tmp_path: Path, after: int) -> None:
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("after", [9, *(pytest.param(after, marks=SLOW) for after in (2, 6, 12))])
+def test_interrupted_studies_end_the_same(finished: Path, tmp_path: Path, after: int) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_study(tiny(tmp_path), Interrupt(after))
     run_study(tiny(tmp_path))
@@ -175,28 +178,22 @@ def test_interrupted_studies_end_as_if_they_had_not_been(finished: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "moment",
+    ("target", "name", "call"),
     [
-        "before the weights are saved",
-        "between weights and telling",
-        "while suggesting",
-        "before the weight is suggested",
+        pytest.param(SharedWeights, "save", 5, id="before saving the weights", marks=SLOW),
+        pytest.param(Driver, "_store", 4, id="between saving and storing"),
+        pytest.param(optuna.Trial, "suggest_int", 60, id="while suggesting"),
+        pytest.param(optuna.Trial, "suggest_float", 7, id="before suggesting the IB weight", marks=SLOW),
     ],
 )
-def test_a_crash_at_a_bad_moment_loses_and_doubles_nothing(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+def test_a_crash_loses_and_repeats_nothing(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Any, name: str, call: int
 ) -> None:
-    target, name = {
-        "before the weights are saved": (SharedWeights, "save"),
-        "between weights and telling": (Driver, "_store"),
-        "while suggesting": (optuna.Trial, "suggest_int"),
-        "before the weight is suggested": (optuna.Trial, "suggest_float"),
-    }[moment]
     original, calls = getattr(target, name), [0]
 
     def crash_once(*args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
-        if calls[0] == {"save": 5, "_store": 4, "suggest_int": 60, "suggest_float": 7}[name]:
+        if calls[0] == call:
             raise RuntimeError("power cut")
         return original(*args, **kwargs)
 
@@ -208,7 +205,7 @@ def test_a_crash_at_a_bad_moment_loses_and_doubles_nothing(
     assert_same(finished, tmp_path)
 
 
-def test_more_trials_continue_and_other_settings_are_refused(finished: Path, tmp_path: Path) -> None:
+def test_more_trials_continue_the_study(finished: Path, tmp_path: Path) -> None:
     run_study(tiny(tmp_path, trials=4))
     first = outcome(tmp_path)[0]
     with pytest.raises(InputError, match="seed was 0 and is now 3; proxy_steps was 1 and is now 2"):
@@ -221,7 +218,7 @@ def test_more_trials_continue_and_other_settings_are_refused(finished: Path, tmp
     assert (longer.state == "scored").sum() == (first.state == "scored").sum() + 1
 
 
-def test_proposals_over_the_budget_are_never_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proposals_over_budget_are_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluated: list[float] = []
     original = Evaluator.evaluate
 
@@ -238,7 +235,7 @@ def test_proposals_over_the_budget_are_never_trained(tmp_path: Path, monkeypatch
     assert len(evaluated) == 9
 
 
-def test_a_trial_that_diverges_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_diverging_trial_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, calls, seen = Evaluator.evaluate, [0], []
 
     def diverge_once(self: Evaluator, weights: Any, *args: Any, **kwargs: Any) -> TrialResult:
@@ -256,13 +253,13 @@ def test_a_trial_that_diverges_fails_alone(tmp_path: Path, monkeypatch: pytest.M
     assert all(torch.equal(seen[2][name], value) for name, value in seen[3].items())
 
 
-@pytest.mark.parametrize("operator", ["pool", "tome"])
-def test_baseline_operators_can_be_searched_too(tmp_path: Path, operator: str) -> None:
+@pytest.mark.parametrize("operator", ["tome", pytest.param("pool", marks=SLOW)])
+def test_baseline_operators_are_searched(tmp_path: Path, operator: str) -> None:
     result = run_study(tiny(tmp_path, operator=operator, trials=3))
     assert load_recipe(tmp_path / f"run/recipes/{result.front[0].trial}.yaml").schedule.operator == operator
 
 
-def test_time_limit_ends_the_search_but_not_the_results(tmp_path: Path) -> None:
+def test_the_time_limit_still_writes_results(tmp_path: Path) -> None:
     result = run_study(tiny(tmp_path, trials=500, timeout=0.001))
     assert result.trials == []
     assert (tmp_path / "run/front.csv").read_text().startswith("trial,gflops")
@@ -277,7 +274,7 @@ class Stubborn(optuna.samplers.RandomSampler):
         return distribution.low + (name == "stages.2.1.transformer.0")
 
 
-def test_stubborn_samplers_do_not_stall_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stuck_sampler_does_not_stall_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ltmsearch.search.driver.make_sampler", lambda *_, **__: Stubborn())
     result = run_study(tiny(tmp_path / "a", trials=6))
     assert sum(record.state == "scored" and record.label != "plain" for record in result.trials) == 6
@@ -291,7 +288,7 @@ def test_stubborn_samplers_do_not_stall_the_study(tmp_path: Path, monkeypatch: p
     assert_same(tmp_path / "a", tmp_path / "b")
 
 
-def test_without_ib_weights_in_the_space_nothing_of_them_is_searched(tmp_path: Path) -> None:
+def test_a_space_without_ib_weights(tmp_path: Path) -> None:
     lines = find_file("search_spaces", "mobilevit").read_text().splitlines(keepends=True)
     space = tmp_path / "space.yaml"
     space.write_text("".join(line for line in lines if not line.startswith("ib_weight")))
@@ -331,9 +328,7 @@ def test_samplers_by_name(name: str) -> None:
     ],
     ids=["foreign weights", "truncated weights", "no weights", "typo", "no YAML"],
 )
-def test_damaged_run_directories_are_told_and_left_alone(
-    finished: Path, tmp_path: Path, damage: Any, message: str
-) -> None:
+def test_damaged_run_directories_are_refused(finished: Path, tmp_path: Path, damage: Any, message: str) -> None:
     subprocess.run(["cp", "-r", str(finished / "run"), str(tmp_path / "run")], check=True)
     damage(tmp_path / "run")
     before = {
