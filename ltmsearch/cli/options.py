@@ -129,8 +129,8 @@ def _choices(field: FieldInfo) -> tuple[str, ...]:
 
 def _value_type(field: FieldInfo) -> Any:
     kind = _kind(field)
-    if get_origin(kind) is tuple:
-        return tuple.__class_getitem__((str,) * len(get_args(kind))) | None
+    if get_origin(kind) is tuple:  # a range
+        return tuple[str, str] | None
     return (bool if kind is bool else str) | None
 
 

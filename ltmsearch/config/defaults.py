@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Learning:
-    """How a backbone family is trained briefly from scratch."""
+    """Hyperparameters of a backbone family's warm-up from scratch."""
 
     lr: float = 1e-3
     """Peak learning rate (AdamW)."""

@@ -16,12 +16,11 @@ from ltmsearch.io.yaml_models import check, load, to_yaml
 
 SETTINGS = "settings.yaml"
 """Name of the settings file in a run directory."""
-BUDGETS = ("budget_gflops", "lowest_gflops", "budget_ms")
-"""Settings that limit costs. A study may continue with other limits, but not with another kind of cost."""
-WORKERS = ("workers", "ray_address", "gpus_per_worker", "trial_timeout")
-"""Settings of the workers, which may change when a study continues."""
-MAY_CHANGE = frozenset({"trials", "timeout", "out", "storage_password", *BUDGETS, *WORKERS})
-"""Settings that may change when a study continues."""
+MAY_CHANGE = frozenset(
+    {"trials", "timeout", "out", "storage_password", "budget_gflops", "lowest_gflops", "budget_ms"}
+    | {"workers", "ray_address", "gpus_per_worker", "trial_timeout"}
+)
+"""Settings that may change when a study continues; but a budget may not change to another kind of cost."""
 
 HEADER = """Settings of one ltmsearch study, with all defaults filled in. The study continues only with these;
 budgets, `trials` and `timeout` may change. Sizes in pixels, costs in 1e9 multiply-adds per image, times in seconds."""
@@ -298,6 +297,11 @@ class StudySettings(BaseModel):
     def run_dir(self) -> Path:
         """`out`, or `runs/<study>`."""
         return Path(self.out) if self.out else Path("runs") / self.study_name
+
+    def located(self, stored: "StudySettings | None") -> Self:
+        """The same settings with `study` and `out` filled in; a stored study keeps its name if its budget changes."""
+        name = stored.study if stored is not None and self.study is None else self.study_name
+        return self.model_copy(update={"study": name, "out": str(self.run_dir)})
 
     @property
     def axis(self) -> CostAxis:

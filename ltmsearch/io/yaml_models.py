@@ -24,7 +24,7 @@ _TAGS = "tag:yaml.org,2002:"
 MAX_BYTES = MEGA // 4
 """Of a YAML file; the largest that ltmsearch writes, a recipe, has about 5,000."""
 MAX_VALUES = 10_000
-"""Names and values, each alias counted as everything it stands for: a few lines may mean billions."""
+"""Names and values, with those that aliases repeat: a few lines may expand to billions."""
 MAX_LEVELS = 50
 """Nested lists and mappings."""
 MAX_DIGITS = 100
@@ -128,10 +128,10 @@ def _read(path: Path) -> tuple[dict[str, Any], yaml.MappingNode]:
 
 
 def _count_values(node: yaml.Node, path: Path, counts: dict[yaml.Node, int], level: int = 1) -> int:
-    """Number of values that a node stands for, refusing what no file of ltmsearch needs.
+    """Number of values in a node, refusing what no file of ltmsearch needs.
 
     Args:
-        node: An alias is the node that it stands for.
+        node: The node; PyYAML puts the same one in the place of its aliases.
         path: File of the node.
         counts: Results for the nodes before this one, 0 for those around it.
         level: Nodes around this one, and this one.
@@ -247,7 +247,7 @@ def _node_at(tree: yaml.Node, place: Place, *, of_name: bool) -> yaml.Node | Non
 
 
 def _names_at(kind: Any, place: Place) -> list[str]:
-    """Names of the settings at a place inside a type; empty if the type alone does not tell."""
+    """Names of the settings at a place inside a type; empty if the type does not determine them."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         if not place:
             return list(kind.model_fields)

@@ -73,8 +73,7 @@ def open_run(settings: StudySettings, callbacks: Callbacks, clock: Clock, lease:
     stored = Run.open(folder).settings if Run.exists(folder) else None
     if stored is not None:
         settings.refuse_other_costs(stored, folder)  # before anything is timed
-    if stored is not None and settings.study is None:  # its name contains the budget, which may have changed
-        settings = settings.model_copy(update={"study": stored.study, "out": str(folder)})
+    settings = settings.located(stored)
     refuse_other_storage(settings, stored)
     refuse_damaged_study(settings, folder, scored=scored_trials(folder))
     storage = connect_storage(settings, started=(folder / WEIGHTS).exists(), callbacks=callbacks)

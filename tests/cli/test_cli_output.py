@@ -106,9 +106,9 @@ def test_rejected_proposals_are_logged_with_the_reason(
     result = run_study(StudySettings.make("test", **settings))
     rejected = [record.trial for record in result.trials if record.state == "over budget"]
     assert rejected, "a budget that random proposals miss"
-    told = [record.getMessage() for record in caplog.records if " rejected, " in record.getMessage()]
-    assert [line.split()[1] for line in told] == [str(trial) for trial in rejected]
-    assert all("GFLOPs over budget: 0.0" in line and "; sampler " in line for line in told)
+    lines = [record.getMessage() for record in caplog.records if " rejected, " in record.getMessage()]
+    assert [line.split()[1] for line in lines] == [str(trial) for trial in rejected]
+    assert all("GFLOPs over budget: 0.0" in line and "; sampler " in line for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -197,9 +197,9 @@ def test_a_full_disk_ends_with_advice_how_to_continue(
 
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full_in_the_end)
-        code, _, told = ltmsearch("run", *tiny_options(out="r", trials=3))
+        code, _, err = ltmsearch("run", *tiny_options(out="r", trials=3))
     assert code == 1
-    assert re.search(r"\nfailed: No space left on device: r/\S+; repeat the command to continue from r\n", told)
+    assert re.search(r"\nfailed: No space left on device: r/\S+; repeat the command to continue from r\n", err)
     assert not [path for path in Path("r").rglob(".*") if path.is_file()], "no half-written file remains"
-    code, _, told = ltmsearch("run", *tiny_options(out="r", trials=3), "--quiet")
-    assert (code, told) == (0, "")
+    code, _, err = ltmsearch("run", *tiny_options(out="r", trials=3), "--quiet")
+    assert (code, err) == (0, "")

@@ -18,7 +18,7 @@ def test_the_page_needs_no_network(tmp_path: Path) -> None:
     assert written.note is None
     page = written.paths[0].read_text(encoding="utf-8")
     assert len(page.encode()) < 6_000_000
-    # The tags of the page itself; the bundled plotly.js holds tags in its strings.
+    # The tags of the page itself; the bundled plotly.js has tags in its strings.
     scripts = re.findall(r"<script\b[^>]*>", page)
     assert scripts
     assert not [tag for tag in scripts if "src=" in tag]
@@ -28,9 +28,7 @@ def test_the_page_needs_no_network(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "run") == ["curves.html"]
 
 
-def test_without_a_browser_the_page_is_written_and_a_note_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_browser_a_note_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "no-such-browser"))
     (tmp_path / "front.png").write_bytes(b"old")
     written = write_drawing(FIGURE, tmp_path, "front", title="t")

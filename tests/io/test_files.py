@@ -1,3 +1,5 @@
+"""Atomic writing: the previous file or the new one, and nothing else."""
+
 import os
 import stat
 from pathlib import Path
@@ -20,7 +22,7 @@ def test_every_form_of_content_writes_the_same_bytes(tmp_path: Path, content) ->
     assert os.listdir(tmp_path) == ["a.yaml"]
 
 
-def test_a_callback_gets_a_name_in_the_same_folder_with_the_same_ending(tmp_path: Path) -> None:
+def test_a_callback_gets_a_path_with_the_same_ending(tmp_path: Path) -> None:
     seen: list[Path] = []
 
     def write(path: Path) -> None:
@@ -59,7 +61,7 @@ def test_a_callback_that_writes_nothing_is_an_os_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permission bits and links")
-def test_a_new_file_has_the_usual_permissions_and_a_link_stays_a_link(tmp_path: Path) -> None:
+def test_permissions_are_usual_and_links_stay_links(tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("x")
     write_atomic(tmp_path / "atomic", "x")
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "atomic")]
