@@ -1,4 +1,4 @@
-"""Costs: exact multiply-adds by formula, fvcore's traced count as the ground truth, and latency from measured nets."""
+"""Costs of schedules: multiply-adds by formula, checked against fvcore's traced count, and predicted latency."""
 
 from ltmsearch.costs.budget import Budget, constraint_values, in_budget_range, within_budgets
 from ltmsearch.costs.latency import WHOLE_NET, LatencyModel, Timing, fit_latency

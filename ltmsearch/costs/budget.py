@@ -1,4 +1,4 @@
-"""A limit on one cost, and the costs it is held against."""
+"""Budgets: limits on a cost of the schedules of a space."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from ltmsearch.costs.tables import CostTable
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The largest cost of a kind that a schedule of a space may have."""
+    """Limit on one kind of cost."""
 
     name: CostName
-    """The kind of cost."""
+    """Kind of cost."""
     table: CostTable
-    """Costs of the space."""
+    """Costs of the schedules of the space."""
     limit: float
-    """In units of the table."""
+    """Largest cost, in units of the table."""
     per_unit: float = 1.0
-    """Units of the table in a GFLOP or millisecond."""
+    """Units of the table per GFLOP or millisecond."""
     minimum: float = 0.0
-    """Schedules that cost less, in units of the table, are within the budget but not worth a trial."""
+    """Lower end of the range, in units of the table: cheaper schedules meet the budget, but get no trial."""
 
     @property
     def constraint(self) -> str:
-        """Key of its constraint in Optuna: feasible trials have a value of at most 0."""
+        """Key of the constraint in Optuna; feasible trials have a value of at most 0."""
         return f"{UNITS[self.name]} over budget"
 
     def costs(self, indices: np.ndarray) -> np.ndarray:
@@ -35,12 +35,12 @@ class Budget:
         return costs
 
     def excess(self, indices: np.ndarray) -> np.ndarray:
-        """(S,) how far (S, L) schedules are over the limit, in GFLOPs or milliseconds; at most 0 within it."""
+        """(S,) excess of (S, L) schedules over the limit, in GFLOPs or milliseconds; at most 0 within the budget."""
         excess: np.ndarray = (self.table.costs(indices) - self.limit) / self.per_unit
         return excess
 
     def shortfall(self, indices: np.ndarray) -> np.ndarray:
-        """(S,) how far (S, L) schedules are below what is worth a trial; at most 0 for those that are."""
+        """(S,) shortfall of (S, L) schedules below the minimum, in GFLOPs or milliseconds; at most 0 in the range."""
         shortfall: np.ndarray = (self.minimum - self.table.costs(indices)) / self.per_unit
         return shortfall
 
@@ -51,18 +51,18 @@ class Budget:
 
 
 def constraint_values(budgets: Sequence[Budget], indices: np.ndarray) -> dict[str, float]:
-    """How far one (L,) schedule is from being worth a trial, by the budgets' keys in Optuna; at most 0 where it is."""
+    """Constraint values of one (L,) schedule by the budgets' keys in Optuna; at most 0 in the range of a budget."""
     one = indices[None]
     return {budget.constraint: float(max(budget.excess(one)[0], budget.shortfall(one)[0])) for budget in budgets}
 
 
 def in_budget_range(budgets: Sequence[Budget], indices: np.ndarray) -> np.ndarray:
-    """(S,) whether (S, L) schedules keep every budget, and none by too much."""
-    enough: np.ndarray = np.all([budget.shortfall(indices) <= 0 for budget in budgets], axis=0)
-    return enough & within_budgets(budgets, indices)
+    """(S,) whether (S, L) schedules are in the range of every budget."""
+    above: np.ndarray = np.all([budget.shortfall(indices) <= 0 for budget in budgets], axis=0)
+    return above & within_budgets(budgets, indices)
 
 
 def within_budgets(budgets: Sequence[Budget], indices: np.ndarray) -> np.ndarray:
-    """(S,) whether (S, L) schedules keep every budget."""
-    kept: np.ndarray = np.all([budget.excess(indices) <= 0 for budget in budgets], axis=0)
-    return kept
+    """(S,) whether (S, L) schedules are within every budget."""
+    below: np.ndarray = np.all([budget.excess(indices) <= 0 for budget in budgets], axis=0)
+    return below

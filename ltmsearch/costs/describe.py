@@ -1,4 +1,4 @@
-"""What a backbone costs, layer by layer: records and tables of `ltmsearch space` and `ltmsearch cost`."""
+"""Costs of a backbone by layer: records and tables of `ltmsearch space` and `ltmsearch cost`."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,13 +28,13 @@ class ScheduleCost:
     operator: str
     keep_ratios: dict[str, float]
     forms: dict[str, str]
-    """Layer name → form, where it is not the operator's first."""
+    """Layer name → form, unless it is the operator's default."""
     gflops: float
     """By formula."""
     gflops_traced: float
     """fvcore's count of the built subnet."""
     base_gflops: float
-    """Of the plain net."""
+    """Cost of the plain network."""
     tokens: dict[str, tuple[int, int]]
     """Layer name → tokens before and after its merge."""
 
@@ -45,30 +45,30 @@ class ScheduleCost:
 
 @dataclass(frozen=True, kw_only=True)
 class MergeBalance:
-    """What merging at one layer alone costs and saves."""
+    """Costs and savings of a merge at only one layer."""
 
     keep_ratio: float
     form: str
-    """`soft`, `hard` or `matched`."""
+    """Form: `soft`, `hard` or `matched`."""
     mask_gflops: float
-    """Of mask, merge and unmerge."""
+    """Cost of mask, merge and unmerge."""
     saved_gflops: float
-    """What the rest of the net computes less."""
+    """Savings in the rest of the network."""
     offered: bool
-    """Whether the space holds it: it must save more than it costs."""
+    """Whether the space contains it: it must save more than it costs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerBalance:
-    """What one layer costs, and what merging there alone costs and saves."""
+    """Cost of one layer, and costs and savings of merges at only this layer."""
 
     name: str
     tokens: int
-    """Before the merge, of one window."""
+    """Tokens of one window before the merge."""
     gflops: float
-    """Of the plain layer."""
+    """Cost of the plain layer."""
     share: float
-    """Of the plain net's cost."""
+    """Share of the plain network's cost."""
     merges: list[MergeBalance]
     """Every keep ratio of the search-space file in every form."""
 
@@ -133,7 +133,7 @@ def describe_cost(
 
 
 def describe_space(backbone: str, *, img_size: int, operator: str, space: str | None) -> SpaceCost:
-    """A backbone's layers, what merging at each costs and saves, and the range of costs.
+    """Describe a backbone's layers, costs and savings of merges at each, and the range of costs.
 
     Raises:
         InputError: For an unknown name, or a search-space file that does not fit.
@@ -182,8 +182,8 @@ def _balance(costs: CostModel, layer: str, choice: Choice, *, offered: bool) -> 
 
 
 def print_cost(console: Console, record: ScheduleCost) -> None:
-    """A sentence of totals, and tokens by layer."""
-    _print_words(
+    """Print totals, and tokens by layer."""
+    _print_text(
         console,
         f"{record.backbone} at {record.img_size} px, {record.operator}: {record.gflops:.4f} GFLOPs "
         f"({record.gflops / record.base_gflops:.0%} of the plain net's {record.base_gflops:.4f}; "
@@ -196,12 +196,12 @@ def print_cost(console: Console, record: ScheduleCost) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     console.print(table)
-    _print_words(console, COUNTING_RULE)
+    _print_text(console, COUNTING_RULE)
 
 
 def print_space(console: Console, record: SpaceCost) -> None:
-    """Totals, and per layer what merging there alone costs and saves."""
-    _print_words(
+    """Print totals, and costs and savings of merges at each layer."""
+    _print_text(
         console,
         f"{record.backbone} at {record.img_size} px, {record.operator}: plain {record.base_gflops:.4f} GFLOPs; "
         f"{record.schedules:,} schedules reach {record.lowest_gflops:.4f} to {record.highest_gflops:.4f}",
@@ -214,20 +214,19 @@ def print_space(console: Console, record: SpaceCost) -> None:
         "same tokens as another ratio.",
         highlight=False,
     )
-    _print_words(console, COUNTING_RULE)
+    _print_text(console, COUNTING_RULE)
 
 
 def _balance_table(layers: Sequence[LayerBalance], ratios: Sequence[float]) -> Table:
-    """What merging at each layer costs and saves, for some of the keep ratios."""
     table = Table("layer", "tokens", "share", "", *(f"{ratio:g}" for ratio in ratios), box=None)
     for column in table.columns:
         column.no_wrap = True
     for column in (*table.columns[1:3], *table.columns[4:]):
         column.justify = "right"
-    for alike in _alike(layers):
-        layer = alike[0]
-        name = layer.name if len(alike) == 1 else f"{layer.name} … {alike[-1].name.rpartition('.')[2]}"
-        share = f"{layer.share:.1%}" if len(alike) == 1 else f"{len(alike)}×{layer.share:.1%}"
+    for group in _similar_layers(layers):
+        layer = group[0]
+        name = layer.name if len(group) == 1 else f"{layer.name} … {group[-1].name.rpartition('.')[2]}"
+        share = f"{layer.share:.1%}" if len(group) == 1 else f"{len(group)}×{layer.share:.1%}"
         saved = {merge.keep_ratio: _mflops(merge.saved_gflops) for merge in layer.merges}
         table.add_row(name, str(layer.tokens), share, "saves", *(saved.get(ratio, "-") for ratio in ratios))
         for form in dict.fromkeys(merge.form for merge in layer.merges):
@@ -236,8 +235,8 @@ def _balance_table(layers: Sequence[LayerBalance], ratios: Sequence[float]) -> T
     return table
 
 
-def _alike(layers: Sequence[LayerBalance]) -> list[list[LayerBalance]]:
-    """Runs of neighbouring layers of one stage that are alike but for their names."""
+def _similar_layers(layers: Sequence[LayerBalance]) -> list[list[LayerBalance]]:
+    """Consecutive layers of a stage that differ only in their names."""
     return [
         list(run)
         for _, run in groupby(layers, key=lambda layer: (layer.name.rpartition(".")[0], replace(layer, name="")))
@@ -253,5 +252,5 @@ def _cost(merge: MergeBalance) -> str:
     return text if merge.offered else f"[red]{text}![/red]"
 
 
-def _print_words(console: Console, words: str) -> None:
-    console.print(words, markup=False, highlight=False)
+def _print_text(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False)

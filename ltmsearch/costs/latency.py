@@ -1,10 +1,9 @@
-"""Latency of any schedule in microseconds, from a model fitted to subnets that were timed.
+"""Latency of any schedule, predicted in microseconds by a model fitted to timed subnets.
 
-A merge changes the time of the layers of its chain and of nothing else. So each kind of chain has a linear model of its
-own of the milliseconds that its merges add or save: what a merge of some form to some ratio takes by itself, what the
-layers before and behind it save with the tokens that are gone, and what attention among merged tokens takes to weigh
-them. Where every chain was timed by itself, each kind is fitted to its own times, which leaves out the noise of all
-that never changes, such as convolutions; where only the whole net was timed, all kinds are fitted together.
+A merge changes only the time of its chain. So each kind of chain has a linear model of the milliseconds that its merges
+add or save: the time of the merge itself by form and ratio, the time saved in the layers before and after it, and the
+time of weighted attention among merged tokens. If chains were timed separately, each kind is fitted to its own times,
+without the noise of the rest of the network; if only the whole network was timed, all kinds are fitted together.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -23,28 +22,28 @@ from ltmsearch.schedules.grid import Grid, target_grid, tokens
 from ltmsearch.schedules.schedule import Choice, MergeSchedule
 
 WHOLE_NET = ""
-"""Name of the segment that is the whole net."""
+"""Name of the segment that is the whole network."""
 MEGA = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """What a subnet was seen to take beyond the plain net, in milliseconds; less than zero where it saves time."""
+    """Measured latency of a subnet less that of the plain network, in milliseconds."""
 
     schedule: MergeSchedule
     """The subnet."""
     extra_ms: Mapping[str, float]
-    """`Chain.module` → what is within it; or `WHOLE_NET` alone."""
+    """`Chain.module` → its part; or only `WHOLE_NET`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyModel(ChainedCosts):
-    """Milliseconds of one batch on one target."""
+    """Milliseconds per batch on one target."""
 
     base_ms: float
-    """Of the plain net."""
+    """Latency of the plain network."""
     weights: Mapping[str, float]
-    """Milliseconds by the name of a feature: see `layer_features`."""
+    """Milliseconds per unit of each feature: see `layer_features`."""
 
     @property
     def base(self) -> float:
@@ -55,7 +54,7 @@ class LatencyModel(ChainedCosts):
         """See `ChainedCosts.step`.
 
         Raises:
-            ValueError: If no subnet that was timed took this choice at such a layer.
+            ValueError: If no timed subnet has this choice at such a layer.
         """
         features = layer_features(chain, layer, grid, choice, self.operator)
         unknown = [name for name in features if name not in self.weights]
@@ -68,25 +67,17 @@ class LatencyModel(ChainedCosts):
         return float(sum(self.weights[name] * value for name, value in after_chain_features(chain, grid).items()))
 
     def latency_ms(self, schedule: MergeSchedule) -> float:
-        """Of one batch under a schedule."""
+        """Milliseconds of one batch under a schedule."""
         return float(self.cost(schedule))
 
 
 def kind(chain: Chain) -> Hashable:
-    """Equal for chains that take the same time under the same choices."""
+    """Key that is equal for chains with the same latency under the same choices."""
     return chain.grid, chain.unmerges, tuple(replace(layer, name="") for layer in chain.layers)
 
 
 def layer_features(chain: Chain, layer: LayerShape, grid: Grid, choice: Choice, operator: str) -> dict[str, float]:
-    """What the time of a layer depends on, beside the plain layer's: name → number, zeros left out.
-
-    Args:
-        chain: The chain it is in.
-        layer: Its shape.
-        grid: The grid that comes in.
-        choice: What it is.
-        operator: Name of the merging operator.
-    """
+    """Features of a layer's time on the incoming `grid`, relative to the plain layer: name → non-zero value."""
     target = target_grid(grid, choice.keep_ratio)
     features = {
         "tokens before": float(tokens(grid) - tokens(chain.grid)),
@@ -105,13 +96,13 @@ def layer_features(chain: Chain, layer: LayerShape, grid: Grid, choice: Choice, 
 
 
 def after_chain_features(chain: Chain, grid: Grid) -> dict[str, float]:
-    """What the time behind a chain that leaves `grid` depends on, where nothing is undone."""
+    """Features of the time behind a chain with outgoing `grid`, if merges are not undone."""
     gone = tokens(grid) - tokens(chain.grid)
     return {} if chain.unmerges or not gone else {"tokens left": float(gone)}
 
 
 def chain_features(chain: Chain, schedule: MergeSchedule, costs: ChainedCosts) -> dict[str, float]:
-    """The features of all layers of a chain under a schedule, added up."""
+    """Sum of the features of a chain under a schedule."""
     total: dict[str, float] = {}
     grid = chain.grid
     for layer in chain.layers:
@@ -123,20 +114,18 @@ def chain_features(chain: Chain, schedule: MergeSchedule, costs: ChainedCosts) -
 
 
 def fit_latency(costs: CostModel, base_ms: float, timings: Sequence[Timing]) -> LatencyModel:
-    """Fit the model to subnets that were timed.
-
-    Ridge regression, its strength chosen by leaving out one row at a time (scikit-learn's `RidgeCV`).
+    """Fit the model to timed subnets by ridge regression with leave-one-out validation (`RidgeCV`).
 
     Args:
-        costs: The shapes of the layers.
-        base_ms: Latency of the plain net.
-        timings: Of subnets; either all by chain or all as a whole.
+        costs: Costs with the shapes of the layers.
+        base_ms: Latency of the plain network.
+        timings: Timed subnets, either all by chain or all as a whole.
 
     Raises:
         ValueError: If there are no timings.
     """
     if not timings:
-        raise ValueError("`timings` must hold at least one subnet.")
+        raise ValueError("`timings` must contain at least one subnet.")
     whole = WHOLE_NET in timings[0].extra_ms
     groups: dict[Hashable, list[tuple[dict[str, float], float]]] = {}
     for timing in timings:
@@ -157,7 +146,7 @@ def fit_latency(costs: CostModel, base_ms: float, timings: Sequence[Timing]) -> 
 
 
 def _fit(rows: Sequence[tuple[Mapping[str, float], float]]) -> dict[str, float]:
-    """Weights of one linear model without a constant: the plain net adds nothing."""
+    """Weights of a linear model without intercept: the plain network adds nothing."""
     names = list(dict.fromkeys(name for features, _ in rows for name in features))
     if not names:
         return {}

@@ -1,8 +1,7 @@
 """Exact multiply-adds of any schedule in microseconds, without building or tracing a subnet.
 
-The plain net is traced once. What a schedule changes is the sum, over its layers, of terms that depend on the grid that
-comes in and the grid that goes on, so that the whole cost is a walk along each chain of layers. The result equals
-fvcore's count of the built subnet as an integer.
+The plain network is traced once. A schedule adds terms for each layer that depend on the layer's incoming and outgoing
+grid, so that the cost is a sum along each chain of layers. The result is exactly fvcore's count of the built subnet.
 """
 
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ class CostModel(ChainedCosts):
     """Multiply-adds of one image, exact integers."""
 
     base_macs: int
-    """Multiply-adds of the plain net."""
+    """Multiply-adds of the plain network."""
 
     @property
     def base(self) -> int:
@@ -50,20 +49,11 @@ class CostModel(ChainedCosts):
         return self.macs(schedule) / GIGA
 
     def plain_layer_macs(self) -> dict[str, int]:
-        """What each layer costs in the plain net."""
+        """Multiply-adds of each layer in the plain network."""
         return {layer.name: plain_macs(layer, chain.grid) for chain in self.chains for layer in chain.layers}
 
     def merge_balance(self, layer: str, choice: Choice) -> tuple[int, int]:
-        """What a merge at one layer alone costs, and what it saves behind itself.
-
-        Args:
-            layer: Its name.
-            choice: Keep ratio and form.
-
-        Returns:
-            Multiply-adds of mask, merge and unmerge, and those that the plain net computes more than this one beside
-            them.
-        """
+        """Multiply-adds of mask, merge and unmerge at only one layer, and those saved in the rest of the network."""
         macs = self.cost_at_one_layer(layer, choice)
         chain, shape = next((c, shape) for c in self.chains for shape in c.layers if shape.name == layer)
         overhead = merge_macs(chain, shape, get_operator(self.operator), chain.grid, choice)
@@ -71,18 +61,18 @@ class CostModel(ChainedCosts):
 
 
 def plain_macs(layer: LayerShape, grid: Grid) -> int:
-    """Cost of a layer that does not merge."""
+    """Multiply-adds of a layer that does not merge."""
     return layer.macs_before(grid) + layer.macs_after(grid)
 
 
 def layer_macs(chain: Chain, layer: LayerShape, operator: type[MergeOperator], grid: Grid, choice: Choice) -> int:
-    """Cost of a layer on `grid` that takes a choice, its share of the unmerge included."""
+    """Multiply-adds of a layer on `grid` under a choice, with its share of the unmerge."""
     target = target_grid(grid, choice.keep_ratio)
     return layer.macs_before(grid) + layer.macs_after(target) + merge_macs(chain, layer, operator, grid, choice)
 
 
 def merge_macs(chain: Chain, layer: LayerShape, operator: type[MergeOperator], grid: Grid, choice: Choice) -> int:
-    """Cost of the mask, the merge and the unmerge of a layer, zero where nothing merges."""
+    """Multiply-adds of mask, merge and unmerge of a layer; zero if it does not merge."""
     target = target_grid(grid, choice.keep_ratio)
     if target == grid:
         return 0
@@ -94,32 +84,32 @@ def merge_macs(chain: Chain, layer: LayerShape, operator: type[MergeOperator], g
 
 
 def cost_model(backbone: str, model: nn.Module, img_size: Grid, operator: str = "ltm") -> CostModel:
-    """Trace a net once and read off the shapes of its layers.
+    """Trace a network once and record the shapes of its layers.
 
     Args:
         backbone: timm name.
-        model: The backbone, plain or with operators that are all inactive, with its final classifier.
+        model: The backbone, plain or with inactive operators, with its final classifier.
         img_size: (rows, columns) in pixels.
-        operator: Name of the merging operator whose costs are wanted.
+        operator: Name of the merging operator.
 
     Raises:
-        ValueError: If some layer of the model merges.
+        ValueError: If a layer of the model merges.
     """
     adapter = get_adapter(backbone)
     active = [name for name, op in attached_operators(model, adapter.layers(model)).items() if op.keep_ratio < 1]
     if active:
-        raise ValueError(f"`model` must be plain to be traced as the base, but it merges at {', '.join(active)}.")
+        raise ValueError(f"`model` must be plain, but it merges at {', '.join(active)}.")
     get_operator(operator)
     return CostModel(base_macs=traced_macs(model, img_size), chains=adapter.chains(model, img_size), operator=operator)
 
 
 def backbone_costs(backbone: str, img_size: int, operator: str = "ltm", **timm_kwargs: Any) -> CostModel:
-    """The cost model of a backbone at square images, from timm's plain net built anew.
+    """The cost model of a backbone, which is built for it, at square images.
 
     Args:
         backbone: timm name.
-        img_size: Side in pixels.
-        operator: Name of the merging operator whose costs are wanted.
+        img_size: Side of the images, in pixels.
+        operator: Name of the merging operator.
         timm_kwargs: Passed to `timm.create_model`, e.g. `num_classes`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Schedules that spread over the costs below a budget: what a study tries first."""
+"""Random schedules spread evenly over the costs of a budget's range."""
 
 from collections.abc import Sequence
 
@@ -8,29 +8,27 @@ from ltmsearch.costs.budget import Budget, in_budget_range
 from ltmsearch.schedules.space import SearchSpace
 
 POOL = 20_000
-"""Random schedules to pick from; costing them takes milliseconds."""
+"""Number of random candidates; computing their costs takes milliseconds."""
 
 
 def sample_by_cost(
     space: SearchSpace, budgets: Sequence[Budget], *, number: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Random schedules within the budgets whose costs are spread evenly from the cheapest to the first budget.
-
-    The cheapest is the cheapest that is worth a trial.
+    """Random schedules in the range of all budgets, with costs spread evenly over the range of the first.
 
     Args:
-        space: What to draw from.
-        budgets: What they must keep; their costs are those of the first.
-        number: How many.
-        rng: Source of randomness.
+        space: The search space.
+        budgets: The budgets; the first determines the cost.
+        number: Number of schedules.
+        rng: Random generator.
 
     Returns:
-        (≤ number, L) choice indices, distinct, dearest first; fewer where the space has no more.
+        (≤ number, L) distinct choice indices by decreasing cost; fewer if the space has no more.
     """
     first = budgets[0]
     pool = np.unique(np.concatenate([space.random(rng, POOL), space.cheapest[None]]), axis=0)
     pool = pool[in_budget_range(budgets, pool)]
-    pool = pool[rng.permutation(len(pool))]  # so that ties in cost are not broken by the order of indices
+    pool = pool[rng.permutation(len(pool))]  # or ties in cost would be broken by the order of indices
     if not len(pool) or number < 1:
         return pool[:0]
     costs = first.table.costs(pool)

@@ -1,7 +1,7 @@
-"""Costs that a schedule changes layer by layer: multiply-adds and latency walk along the same chains.
+"""Costs that are sums over layers, for multiply-adds and latency, and their tables for a whole space.
 
-What a schedule costs is what the plain net costs, plus one difference per layer that depends on the grid that comes in
-and the choice that is taken. So a cost is a walk along each chain of layers, and the costs of a whole space are tables.
+The cost of a schedule is that of the plain network plus one difference per layer, which depends on the incoming grid
+and the layer's choice.
 """
 
 from abc import ABC, abstractmethod
@@ -19,32 +19,25 @@ from ltmsearch.schedules.schedule import Choice, MergeSchedule
 
 @dataclass(frozen=True, kw_only=True)
 class ChainedCosts(ABC):
-    """Costs of one backbone at one image size under one operator. The unit is the subclass's."""
+    """Costs of one backbone at one image size under one operator, in a unit of the subclass."""
 
     chains: tuple[Chain, ...]
-    """The shapes of its layers."""
+    """Shapes of the layers."""
     operator: str = "ltm"
     """Name of the merging operator."""
 
     @property
     @abstractmethod
     def base(self) -> float:
-        """Cost of the plain net."""
+        """Cost of the plain network."""
 
     @abstractmethod
     def step(self, chain: Chain, layer: LayerShape, grid: Grid, choice: Choice) -> float:
-        """What a layer costs more than in the plain net, its share of the unmerge included.
-
-        Args:
-            chain: The chain it is in.
-            layer: Its shape.
-            grid: The grid that comes in.
-            choice: What it is.
-        """
+        """Cost of a layer on the incoming `grid`, with its share of the unmerge, less that of the plain layer."""
 
     @abstractmethod
     def after_chain(self, chain: Chain, grid: Grid) -> float:
-        """What the net costs more behind a chain that leaves `grid`, where nothing is undone."""
+        """Cost behind a chain with outgoing `grid`, less that of the plain network, if merges are not undone."""
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -53,11 +46,11 @@ class ChainedCosts(ABC):
 
     @property
     def layer_grids(self) -> dict[str, Grid]:
-        """The full grid that each layer sees in the plain net."""
+        """Full grid of each layer."""
         return {layer.name: chain.grid for chain in self.chains for layer in chain.layers}
 
     def cost(self, schedule: MergeSchedule) -> Any:
-        """Cost of a schedule, by a walk along the chains."""
+        """Cost of a schedule."""
         total: Any = self.base
         for chain in self.chains:
             grid = chain.grid
@@ -70,11 +63,11 @@ class ChainedCosts(ABC):
         return total
 
     def choice(self, schedule: MergeSchedule, layer: str) -> Choice:
-        """What a schedule makes of a layer, its form named."""
+        """A layer's choice in a schedule, with an explicit form."""
         return Choice(schedule.keep_ratio(layer), schedule.form(layer) or get_operator(self.operator).forms[0])
 
     def grids(self, schedule: MergeSchedule) -> dict[str, tuple[Grid, Grid]]:
-        """For every layer the grid that comes in and the grid that goes on."""
+        """Incoming and outgoing grid of each layer."""
         result = {}
         for chain in self.chains:
             grid = chain.grid
@@ -85,32 +78,32 @@ class ChainedCosts(ABC):
         return result
 
     def tokens(self, schedule: MergeSchedule) -> dict[str, tuple[int, int]]:
-        """For every layer the number of tokens before and after its merge, (N, P)."""
+        """Number of tokens before and after the merge of each layer, (N, P)."""
         return {name: (tokens(grid), tokens(target)) for name, (grid, target) in self.grids(schedule).items()}
 
     def network_key(self, schedule: MergeSchedule) -> Hashable:
-        """Equal for schedules that are the same network at this image size: same grids, merged in the same forms."""
+        """Key that is equal for schedules with the same grids and forms, which are the same network at this size."""
         return tuple(
             (grid, target, self.choice(schedule, layer).form if target != grid else None)
             for layer, (grid, target) in self.grids(schedule).items()
         )
 
     def cost_at_one_layer(self, layer: str, choice: Choice) -> Any:
-        """Cost of the net in which only one layer takes a choice and all others are plain.
+        """Cost of the network in which only one layer merges.
 
         Raises:
-            ValueError: If there is no such layer.
+            ValueError: If the layer does not exist.
         """
         if layer not in self.layers:
             raise ValueError(f"`layer` must be one of {', '.join(self.layers)}, but got {layer=}.")
         return self.cost(MergeSchedule.uniform([layer], choice.keep_ratio, self.operator, choice.form))
 
     def reduces_cost(self, layer: str, choice: Choice) -> bool:
-        """Whether a merge at one layer alone saves more than it costs."""
+        """Whether a merge at only one layer saves more than it costs."""
         return bool(self.cost_at_one_layer(layer, choice) < self.base)
 
     def table(self, choices: Sequence[Sequence[Choice]]) -> "CostTable":
-        """Costs of all schedules that take one of `choices[i]` at layer i."""
+        """Costs of all schedules with one of `choices[i]` at layer i."""
         return CostTable.build(self, choices)
 
 
@@ -118,33 +111,25 @@ class ChainedCosts(ABC):
 class CostTable:
     """Costs of a finite space, vectorised: schedules are rows of choice indices.
 
-    The grids that can reach a layer are numbered. `step[l][g, c]` is the cost of layer l when grid g comes in and
-    choice c is taken, relative to the plain layer; `move[l][g, c]` is the number, at the next layer, of the grid that
-    goes on. Whole numbers stay whole.
+    The possible incoming grids of each layer are numbered. `step[l][g, c]` is the cost of layer l for grid g and choice
+    c, less that of the plain layer; `move[l][g, c]` is the number of the outgoing grid at the next layer. Integers
+    remain integers.
     """
 
     base: float
-    """Cost of the plain net."""
+    """Cost of the plain network."""
     step: tuple[np.ndarray, ...]
     """Per layer: (grids in, choices) int64 or float64."""
     move: tuple[np.ndarray, ...]
     """Per layer: (grids in, choices) int64."""
     starts: tuple[bool, ...]
-    """Per layer: whether a new chain begins, on grid number 0."""
+    """Per layer: whether it is the first of a chain, with grid number 0."""
 
     @classmethod
     def build(cls, model: ChainedCosts, choices: Sequence[Sequence[Choice]]) -> "CostTable":
-        """Fill the tables.
-
-        Args:
-            model: The costs.
-            choices: Per layer, in the order of execution, what it may be.
-
-        Raises:
-            ValueError: If there is not one list of choices per layer.
-        """
+        """Compute the tables for the choices of each layer, in the order of execution."""
         if len(choices) != len(model.layers):
-            raise ValueError(f"`choices` must have one entry per layer ({len(model.layers)}), got {len(choices)}.")
+            raise ValueError(f"`choices` must have one entry per layer ({len(model.layers)}), but got {len(choices)}.")
         step, move, starts = [], [], []
         by_layer = iter(choices)
         for chain in model.chains:
@@ -164,14 +149,7 @@ class CostTable:
         return cls(base=model.base, step=tuple(step), move=tuple(move), starts=tuple(starts))
 
     def costs(self, indices: np.ndarray) -> np.ndarray:
-        """Costs of many schedules.
-
-        Args:
-            indices: (S, L) choice index per schedule and layer.
-
-        Returns:
-            (S,), of whole numbers where all costs are.
-        """
+        """(S,) costs of (S, L) choice indices."""
         total = np.full(len(indices), self.base)
         grid = np.zeros(len(indices), dtype=np.int64)
         for layer, (step, move, start) in enumerate(zip(self.step, self.move, self.starts, strict=True)):
@@ -183,12 +161,12 @@ class CostTable:
         return total
 
     def reachable(self) -> tuple[Any, Any]:
-        """The smallest and the largest cost of any schedule of the space, by dynamic programming over the grids."""
+        """Smallest and largest cost of the space, by dynamic programming over the grids."""
         return self._extreme(np.min), self._extreme(np.max)
 
     def _extreme(self, pick: Callable[..., np.ndarray]) -> Any:
         total = np.asarray(self.base)
-        rest = np.zeros(0)  # per grid: the best cost of the rest of the chain from there on
+        rest = np.zeros(0)  # per grid: best cost of the rest of the chain
         layers = list(zip(self.step, self.move, self.starts, strict=True))
         for index, (step, move, start) in reversed(list(enumerate(layers))):
             last = index + 1 == len(layers) or layers[index + 1][2]

@@ -1,8 +1,7 @@
 """The ground truth of costs: fvcore's count of a traced model.
 
-The counting rule: one image at a stated size; one multiply-add counts as one; fvcore's total, plus the attention
-products QKᵀ and AV, for which fvcore has no handle when timm runs them fused. Index and element-wise operations count
-zero, as everywhere in fvcore.
+Counting rule: one image at a stated size; one multiply-add counts as one; fvcore's total, plus the attention products
+QKᵀ and AV, for which fvcore has no handle if they are fused. Index and element-wise operations count zero.
 """
 
 import logging
@@ -29,30 +28,20 @@ def attention_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
 
 
 def traced_macs(model: nn.Module, img_size: Grid) -> int:
-    """Multiply-adds of one forward pass for one image, by tracing the model as it stands.
-
-    Args:
-        model: Left in the mode (training or evaluation) it was in.
-        img_size: (rows, columns) in pixels.
-    """
+    """Multiply-adds of one forward pass for one image of `img_size` (rows, columns) pixels."""
     return traced_macs_by_module(model, img_size)[""]
 
 
 def traced_macs_by_module(model: nn.Module, img_size: Grid) -> dict[str, int]:
-    """The same by module path, each with all that it contains; "" is the whole model.
-
-    Args:
-        model: Left in the mode (training or evaluation) it was in.
-        img_size: (rows, columns) in pixels.
-    """
+    """The same by module path, each with its submodules; "" is the whole model. The model's mode is restored."""
     image = blank_image(model, img_size)
     was_training = model.training
     logger = logging.getLogger("fvcore.nn.jit_analysis")
     level = logger.level
     try:
-        logger.setLevel(logging.ERROR)  # it lists every uncounted element-wise operation
+        logger.setLevel(logging.ERROR)  # it lists all element-wise operations
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # the tracer's remarks on shapes that are constants to us
+            warnings.simplefilter("ignore")  # of the tracer, about constant shapes
             analysis = FlopCountAnalysis(model.eval(), image)
             analysis.set_op_handle("aten::scaled_dot_product_attention", attention_macs)
             return {name: int(macs) for name, macs in analysis.by_module().items()}

@@ -1,9 +1,9 @@
-"""Cluttered digits: a data set that is always there, drawn from the digits bundled with scikit-learn.
+"""Cluttered digits: a built-in data set, drawn from the digits bundled with scikit-learn.
 
 The protocol is Cluttered MNIST's (Mnih, Heess, Graves and Kavukcuoglu, "Recurrent Models of Visual
 Attention", 2014, https://arxiv.org/abs/1406.6247): one whole digit at a random place of a larger canvas, and
-fragments cut from other digits as distractors. Most of a picture is empty or misleading, so a model gains
-from telling tokens apart. The digits are scikit-learn's 1,797 of 8×8 pixels, enlarged; here the whole digit's
+fragments cut from other digits as distractors. Most of a picture is empty or misleading, so it matters which
+tokens a model merges. The digits are scikit-learn's 1,797 of 8×8 pixels, enlarged; here the whole digit's
 size varies as well.
 """
 
@@ -28,12 +28,12 @@ GLYPH_PIXELS = 8
 """Side of a bundled digit, in pixels."""
 
 HOLD_OUT_EVERY = 4
-"""Of each class, every fourth bundled digit belongs to the validation split alone."""
+"""Every fourth bundled digit of a class belongs to the validation split."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clutter:
-    """How hard the pictures are. Raises `InputError` where a value is out of its range."""
+    """Difficulty of the pictures. Raises `InputError` if a value is out of range."""
 
     min_scale: float
     """Smallest side of the whole digit, as a share of the canvas, in (0, max_scale]."""
@@ -42,7 +42,7 @@ class Clutter:
     """Largest side of the whole digit, as a share of the canvas, in [min_scale, 1]."""
 
     fragments: int
-    """How many fragments of other digits lie on the canvas, from 0."""
+    """Number of fragments of other digits, from 0."""
 
     fragment_scale: float
     """Side of a fragment as a share of the whole digit's side, in (0, 1]; Cluttered MNIST has 8/28."""
@@ -62,7 +62,7 @@ DEFAULT_CLUTTER = Clutter(min_scale=0.5, max_scale=0.8, fragments=2, fragment_sc
 
 @dataclass(frozen=True, kw_only=True)
 class Patch:
-    """One square of a bundled digit, and where it goes on the canvas."""
+    """One square of a bundled digit, and its place on the canvas."""
 
     glyph: int
     """Number of the bundled digit, in scikit-learn's order."""
@@ -85,14 +85,14 @@ class ClutteredDigits(Dataset[tuple[Image.Image, int]]):
     def __init__(
         self, split: Split, *, img_size: int, seed: int, length: int, clutter: Clutter = DEFAULT_CLUTTER
     ) -> None:
-        """Checks the arguments; raises `InputError`.
+        """Raises `InputError` if an argument is out of range.
 
         Args:
             split: "train" or "validation".
             img_size: Side of the canvas in pixels, at least that of a bundled digit.
             seed: Any integer from 0.
             length: Number of images, from 1.
-            clutter: How hard the pictures are.
+            clutter: Difficulty of the pictures.
         """
         if split not in SPLITS:
             raise InputError(f"`split` must be 'train' or 'validation', but got split={split!r}")
@@ -121,7 +121,7 @@ class ClutteredDigits(Dataset[tuple[Image.Image, int]]):
         return draw(self.scene(index), self.img_size), index % len(CLASS_NAMES)
 
     def scene(self, index: int) -> tuple[Patch, ...]:
-        """What image `index` shows: the whole digit, then the fragments. Raises `IndexError` out of range."""
+        """Content of image `index`: the whole digit, then the fragments. Raises `IndexError` out of range."""
         if not 0 <= index < self.length:
             raise IndexError(f"index {index} is out of range for {self.length} images")
         of_split, of_class = _pools(self.split)
@@ -137,7 +137,7 @@ class ClutteredDigits(Dataset[tuple[Image.Image, int]]):
                 place=(left * (1 - side), top * (1 - side), side),
             )
         ]
-        # Fragments are enlarged as much as the digit, so that the width of strokes tells nothing.
+        # Fragments are enlarged as much as the digit, so that the width of strokes does not distinguish them.
         cut, part = self.clutter.fragment_scale * GLYPH_PIXELS, self.clutter.fragment_scale * side
         for pick, cut_left, cut_top, left, top in rng.random((self.clutter.fragments, 5)).tolist():
             others = len(of_split) - 1  # counted from the one after the whole digit, which is never reached
@@ -152,7 +152,7 @@ class ClutteredDigits(Dataset[tuple[Image.Image, int]]):
 
 
 def draw(scene: Sequence[Patch], img_size: int) -> Image.Image:
-    """The scene on a black canvas, `img_size` grey pixels a side; where patches overlap, the brighter shows."""
+    """Draw a scene on a black canvas, `img_size` grey pixels a side; overlapping patches show the brighter pixel."""
     glyphs, _ = _bundled()
     canvas = np.zeros((img_size, img_size), dtype=np.uint8)
     for patch in scene:
@@ -169,7 +169,7 @@ def draw(scene: Sequence[Patch], img_size: int) -> Image.Image:
 @cache
 def _bundled() -> tuple[tuple[Image.Image, ...], npt.NDArray[np.int64]]:
     """scikit-learn's digits as grey images, and their labels (1797,)."""
-    from sklearn.datasets import load_digits  # a second of import that other data sets need not pay
+    from sklearn.datasets import load_digits  # a second of import that other data sets do not need
 
     bundle = load_digits()
     pixels = np.rint(bundle.images * (255 / 16)).astype(np.uint8)  # the bundle counts from 0 to 16

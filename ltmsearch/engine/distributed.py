@@ -1,4 +1,4 @@
-"""Processes that train one network together: started by torchrun, or one alone."""
+"""Distributed training: the process group of torchrun, or a single process."""
 
 import os
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ from ltmsearch.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """This process's place among those that work together; what they exchange."""
+    """Rank of this process in its group, and collective operations."""
 
     rank: int = 0
-    """Number of this process, from 0."""
+    """Rank of this process, from 0."""
     world: int = 1
-    """How many there are."""
+    """Number of processes."""
 
     @property
     def is_main(self) -> bool:
@@ -28,26 +28,23 @@ class Ranks:
 
     @property
     def shard(self) -> tuple[int, int]:
-        """What `ImageData` takes to give each process its own images."""
+        """Argument of `ImageData` that gives each process its own images."""
         return self.rank, self.world
 
     def all_reduce_(self, values: Tensor) -> Tensor:
-        """Add up a tensor over all processes, in place."""
+        """Sum a tensor over all processes, in place."""
         if self.world > 1:
             dist.all_reduce(values)
         return values
 
     def broadcast_(self, values: Tensor) -> Tensor:
-        """Overwrite a tensor by that of the main process."""
+        """Overwrite a tensor with that of the main process."""
         if self.world > 1:
             dist.broadcast(values, src=0)
         return values
 
     def gather_interleaved(self, rows: Tensor) -> Tensor:
-        """(n, …) rows of every process to (n · world, …), in turns: the order in which one process would have them.
-
-        Every process must have as many rows.
-        """
+        """Gather (n, …) rows of every process, equally many, as (n · world, …), in the order of a single process."""
         if self.world == 1:
             return rows
         parts = [torch.empty_like(rows) for _ in range(self.world)]
@@ -55,23 +52,23 @@ class Ranks:
         return torch.stack(parts, dim=1).flatten(0, 1)
 
     def barrier(self) -> None:
-        """Until every process is here."""
+        """Wait for all processes."""
         if self.world > 1:
             dist.barrier()
 
 
 @contextmanager
 def process_group(device: str) -> Iterator[tuple[Ranks, str]]:
-    """Join the processes that torchrun started, and leave them at the end; alone without torchrun.
+    """Join the process group of torchrun inside the `with` block; without torchrun, a single process.
 
     Args:
-        device: What the user asked for. Of CUDA devices every process of a machine takes its own.
+        device: The user's choice. Each process of a machine takes a CUDA device of its own.
 
     Yields:
         The ranks, and the name of this process's device.
 
     Raises:
-        InputError: If a machine has fewer CUDA devices than processes, or one device is named for all.
+        InputError: If a machine has fewer CUDA devices than processes, or `device` names a single one.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1 or not dist.is_torchelastic_launched():
@@ -81,11 +78,11 @@ def process_group(device: str) -> Iterator[tuple[Ranks, str]]:
     if cuda:
         local = int(os.environ["LOCAL_RANK"])
         if device.startswith("cuda:"):
-            raise InputError(f"--device must be cuda or auto where torchrun starts {world} processes, but got {device}")
+            raise InputError(f"`--device` must be cuda or auto if torchrun starts {world} processes, but got {device}")
         if local >= torch.cuda.device_count():
             raise InputError(
-                f"each process needs a CUDA device of its own, but there are {torch.cuda.device_count()} for process "
-                f"{local}; start fewer, or give --device cpu"
+                f"each process needs its own CUDA device, but got {torch.cuda.device_count()} for process {local}: "
+                "start fewer processes, or give --device cpu"
             )
         device = f"cuda:{local}"
         torch.cuda.set_device(local)

@@ -1,4 +1,4 @@
-"""Scoring a subnet: fresh BatchNorm statistics, then one fixed set of validation images, the same for every subnet."""
+"""Score a subnet: recompute BatchNorm statistics, then evaluate on validation images fixed for all subnets."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -20,37 +20,37 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 """(B, 3, height, width) images and (B,) labels."""
 
 TOP = 5
-"""Guesses that top-5 counts."""
+"""Number of guesses in top-5."""
 IB_IMAGES = 256
 IB_IMAGES_PER_CLASS = 4
-"""Images that statistics of the IB loss come from, whichever are more, where only they need the pass."""
+"""Images to fit the IB loss to, whichever are more, if the network has no BatchNorm."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """How well one subnet classifies."""
+    """Classification scores of one subnet."""
 
     top1: float
     """Top-1 accuracy, 0-100."""
     top1_se: float
-    """Its standard error, in points."""
+    """Standard error of top-1, in points."""
     loss: float
     """Mean cross-entropy, nats."""
     images: int
     """Number of validation images."""
     top5: float | None = None
-    """Top-5 accuracy, 0-100; None with five classes or fewer, where it says nothing."""
+    """Top-5 accuracy, 0-100; None with five classes or fewer."""
     ib: IBTerms | None = None
-    """The information terms, where statistics for them were given."""
+    """Information terms, if requested."""
 
     def is_at_chance(self, num_classes: int) -> bool:
-        """Whether top-1 cannot be told from guessing, by three standard errors."""
+        """Whether top-1 is within three standard errors of guessing."""
         return self.top1 - 100 / num_classes < 3 * self.top1_se
 
 
 @contextmanager
 def preserve_batchnorm(model: nn.Module) -> Iterator[None]:
-    """Restore every BatchNorm's statistics and momentum on exit, also on error: nothing leaks between subnets."""
+    """Restore the statistics and momentum of all BatchNorm layers on exit."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     kept = [({name: buffer.clone() for name, buffer in norm.named_buffers()}, norm.momentum) for norm in norms]
     try:
@@ -66,11 +66,11 @@ def preserve_batchnorm(model: nn.Module) -> Iterator[None]:
 def recalibrate(model: nn.Module, batches: Batches, runtime: Runtime) -> None:
     """Replace BatchNorm statistics by those of the given images under the active schedule.
 
-    Shared running statistics fit no subnet: each shifts the activations in its own way (Yu & Huang, 2019).
+    Shared running statistics fit no subnet (Yu & Huang, 2019, https://arxiv.org/abs/1903.05134).
 
     Args:
-        model: As it is to be scored.
-        batches: Images by the evaluation transform; their labels are not looked at.
+        model: The model.
+        batches: Images by the evaluation transform; labels are ignored.
         runtime: Device and number format.
     """
     with runtime.autocast():
@@ -78,11 +78,11 @@ def recalibrate(model: nn.Module, batches: Batches, runtime: Runtime) -> None:
 
 
 def recalibrate_and_fit(ib: IBLoss, model: nn.Module, batches: Batches, runtime: Runtime) -> None:
-    """`recalibrate`, and fit an IB loss to the features that come by.
+    """`recalibrate`, and fit an IB loss to the features of the same pass.
 
     Args:
         ib: Fitted in place.
-        model: A timm model, as it is to be scored. Without BatchNorm, some of the images pass for the fit alone.
+        model: A timm model. Without BatchNorm, only some of the images are used.
         batches: Images by the evaluation transform, and labels.
         runtime: Device and number format.
 
@@ -90,27 +90,17 @@ def recalibrate_and_fit(ib: IBLoss, model: nn.Module, batches: Batches, runtime:
         TrialDiverged: If a feature is not finite.
     """
     if any(isinstance(module, _BatchNorm) for module in model.modules()):
-        with _noted_for_ib(model, batches, runtime) as (coming, notes):
-            recalibrate(model, coming, runtime)
+        with _recorded(model, batches, runtime) as (recorded, samples):
+            recalibrate(model, recorded, runtime)
     else:
-        notes = _noted_on_a_pass(model, ib_batches(batches, ib.num_classes), runtime)
-    notes.fit(ib)
+        samples = _forward_samples(model, ib_batches(batches, ib.num_classes), runtime)
+    samples.fit(ib)
 
 
 def fit_ib(ib: IBLoss, model: nn.Module, batches: Batches, runtime: Runtime) -> bool:
-    """Take the statistics of an IB loss from images, in evaluation mode; the model's mode is restored.
-
-    Args:
-        ib: Fitted in place.
-        model: A timm model, as it stands.
-        batches: Images and labels.
-        runtime: Device and number format.
-
-    Returns:
-        Whether the features are finite; if not, nothing was fitted.
-    """
+    """Fit an IB loss in place to images in evaluation mode; False, and no fit, if features are not finite."""
     try:
-        _noted_on_a_pass(model, batches, runtime).fit(ib)
+        _forward_samples(model, batches, runtime).fit(ib)
     except TrialDiverged:
         return False
     return True
@@ -118,23 +108,23 @@ def fit_ib(ib: IBLoss, model: nn.Module, batches: Batches, runtime: Runtime) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class IBSamples:
-    """What an IB loss is fitted to, noted while images pass through a model."""
+    """Samples to fit an IB loss to, recorded in forward passes."""
 
     features: list[Tensor] = field(default_factory=list)
     inputs: list[Tensor] = field(default_factory=list)
     targets: list[Tensor] = field(default_factory=list)
 
     def add(self, features: Tensor, images: Tensor, targets: Tensor) -> None:
-        """Note a batch: (B, D') features of (B, 3, height, width) images, and their labels."""
+        """Record a batch: (B, D') features of (B, 3, height, width) images, and their labels."""
         self.features.append(features.detach())
         self.inputs.append(input_features(images))
         self.targets.append(targets)
 
     def fit(self, ib: IBLoss) -> None:
-        """Fit to all that was noted.
+        """Fit an IB loss in place.
 
         Raises:
-            TrialDiverged: If a feature is not finite; then nothing is fitted.
+            TrialDiverged: If a feature is not finite; nothing is then fitted.
         """
         features = torch.cat(self.features)
         if not bool(features.isfinite().all()):
@@ -142,36 +132,36 @@ class IBSamples:
         ib.fit(features, torch.cat(self.inputs), torch.cat(self.targets).to(features.device), seed=0)
 
 
-def _noted_on_a_pass(model: nn.Module, batches: Batches, runtime: Runtime) -> IBSamples:
+def _forward_samples(model: nn.Module, batches: Batches, runtime: Runtime) -> IBSamples:
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), _noted_for_ib(model, batches, runtime) as (coming, notes):
-            for images, _ in coming:
+        with torch.no_grad(), _recorded(model, batches, runtime) as (recorded, samples):
+            for images, _ in recorded:
                 with runtime.autocast():
                     model(images)
     finally:
         model.train(was_training)
-    return notes
+    return samples
 
 
 @contextmanager
-def _noted_for_ib(model: nn.Module, batches: Batches, runtime: Runtime) -> Iterator[tuple[Batches, IBSamples]]:
-    """The same batches, and notes of each that was passed through the model."""
+def _recorded(model: nn.Module, batches: Batches, runtime: Runtime) -> Iterator[tuple[Batches, IBSamples]]:
+    """The same batches, and samples of those that were passed through the model."""
 
-    def coming() -> Iterator[tuple[Tensor, Tensor]]:
+    def recorded() -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in batches:
             images = runtime.images(images)
             yield images, labels
-            notes.add(features.pop(), images, labels)
+            samples.add(features.pop(), images, labels)
 
     with pooled_features(model) as features:
-        notes = IBSamples()
-        yield coming(), notes
+        samples = IBSamples()
+        yield recorded(), samples
 
 
 def ib_batches(batches: Batches, num_classes: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The first batches, up to the images that statistics of the IB loss need."""
+    """The first batches, with enough images to fit the IB loss."""
     needed = max(IB_IMAGES, IB_IMAGES_PER_CLASS * num_classes)
     for images, labels in batches:
         yield images, labels
@@ -188,14 +178,14 @@ def score(
     ib: IBLoss | None = None,
     add_up: Callable[[Tensor], Tensor] = lambda totals: totals,
 ) -> Score:
-    """Top-1, top-5 and cross-entropy in evaluation mode, on wish the information terms; the model's mode is restored.
+    """Score a classifier in evaluation mode; the mode is restored.
 
     Args:
-        model: Classifier, as it stands.
+        model: The classifier.
         batches: Images and labels.
         runtime: Device and number format.
-        ib: Fitted statistics for the information terms; None: none.
-        add_up: Adds up a float64 vector of totals over the processes that share the images.
+        ib: Fitted IB loss for the information terms, if wanted.
+        add_up: Sums a float64 vector of totals over the processes that share the images.
 
     Raises:
         ValueError: If there are no images.
@@ -203,34 +193,34 @@ def score(
     was_training = model.training
     model.eval()
     meter = IBMeter(ib) if ib is not None else None
-    counts = torch.zeros(4, dtype=torch.float64, device=runtime.device)  # right, right among five, loss, images
+    counts = torch.zeros(4, dtype=torch.float64, device=runtime.device)  # correct, correct in top-5, loss, images
     classes = 0
     try:
         with torch.inference_mode(), ExitStack() as stack:
-            seen = stack.enter_context(pooled_features(model)) if meter is not None else []
+            features = stack.enter_context(pooled_features(model)) if meter is not None else []
             for batch, labels in batches:
                 images, labels = runtime.images(batch), labels.to(runtime.device, non_blocking=True)
                 with runtime.autocast():
                     logits = model(images)
                 logits, classes = logits.float(), logits.shape[1]
-                ranks = logits.topk(min(TOP, classes), dim=1).indices == labels[:, None]
+                hits = logits.topk(min(TOP, classes), dim=1).indices == labels[:, None]
                 loss = F.cross_entropy(logits, labels, reduction="sum")
-                counts += torch.stack((ranks[:, 0].sum(), ranks.sum(), loss, loss.new_full((), len(labels))))
+                counts += torch.stack((hits[:, 0].sum(), hits.sum(), loss, loss.new_full((), len(labels))))
                 if meter is not None:
-                    meter.add(seen.pop(), input_features(images), labels)
+                    meter.add(features.pop(), input_features(images), labels)
     finally:
         model.train(was_training)
     totals = add_up(counts if meter is None else torch.cat((counts, meter.totals)))
-    right, among_five, loss_sum, number = totals[:4].tolist()
+    correct, in_top5, loss_sum, number = totals[:4].tolist()
     if not number:
-        raise ValueError("`batches` must hold at least one image.")
+        raise ValueError("`batches` must contain at least one image.")
     if meter is not None:
         meter.totals.copy_(totals[4:])
-    share = right / number
+    share = correct / number
     return Score(
         top1=100 * share,
         top1_se=100 * math.sqrt(share * (1 - share) / number),
-        top5=100 * among_five / number if classes > TOP else None,
+        top5=100 * in_top5 / number if classes > TOP else None,
         loss=loss_sum / number,
         images=round(number),
         ib=meter.terms() if meter is not None else None,

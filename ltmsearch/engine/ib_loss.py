@@ -1,9 +1,8 @@
-"""The information-bottleneck (IB) loss: features should tell the class and forget the rest of the image.
+"""The information-bottleneck (IB) loss: features should predict the class and ignore the rest of the image.
 
 Features and images are random variables X~ and X through soft cluster memberships, and the loss is a separable upper
-bound of I(X~;X) - I(X~;Y). Formulas follow the LTM paper (Wang & Yang,
-"Efficient Visual Transformer by Learnable Token Merging", 2024); the authors set `beta = 1` and refresh the statistics
-once per epoch.
+bound of I(X~;X) - I(X~;Y). Formulas follow the LTM paper (https://arxiv.org/abs/2407.15219); the authors set `beta = 1`
+and refresh the statistics once per epoch.
 
 Legend: B images of a batch, N of a set, D' features, P = 3 * 16 * 16 pixels, K clusters, C classes;
 i an image, a a cluster of features, b a cluster of images, y a class.
@@ -21,23 +20,23 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 SIDE = 16
-"""Side of the pictures that stand for the images, in pixels."""
+"""Side of the pooled images, in pixels."""
 INPUT_DIM = 3 * SIDE * SIDE
 LARGE_SET = 20_000
-"""Rows above which k-means looks at mini-batches."""
+"""Rows above which k-means uses mini-batches."""
 ITERATIONS = 100
-"""Of k-means, at most. It ends where the centroids stand still."""
+"""Largest number of k-means iterations."""
 SMOOTHING = 1.0
-"""Images that each class is given beforehand, spread over all clusters: Q has no zero, and absent classes have 1/K."""
+"""Pseudo-count of images per class, spread over all clusters: Q has no zero, and absent classes have 1/K."""
 FEW_PER_CLUSTER = 4
-"""Points per cluster below which k-means starts at random: a careful choice would take nearly all of the time, and
-hardly matter where nearly every point is a cluster."""
+"""Points per cluster below which k-means starts at random: k-means++ would take nearly all of the time, and hardly
+matter if nearly every point is a cluster."""
 CHUNK = 8192
-"""Rows whose memberships are computed at a time."""
+"""Rows per chunk of memberships."""
 
 
 def input_features(images: Tensor) -> Tensor:
-    """What stands for an image: its pixels averaged by area to 16 x 16, as one vector of length 1.
+    """Input vector of an image: its pixels averaged by area to 16 x 16, normalised to length 1.
 
     Args:
         images: (B, 3, H, W), normalised, of any size.
@@ -70,9 +69,9 @@ class IBTerms:
     """The information terms of a set of images, in nats."""
 
     mi_x: float
-    """Plug-in estimate of I(X~;X), what the features tell of the image."""
+    """Plug-in estimate of I(X~;X), the information of features about images."""
     mi_y: float
-    """Plug-in estimate of I(X~;Y), what they tell of the class."""
+    """Plug-in estimate of I(X~;Y), their information about classes."""
     ibb: float
     """The bound: IB <= IBB + H(X) - H(X~), see `IBLoss`."""
 
@@ -96,13 +95,13 @@ class IBLoss(nn.Module):
     As sum_a phi~(i,a) = 1, the first term is mean_i sum_b phi(i,b) log phi(i,b): it does not depend on the network, its
     gradient is zero, and `forward` is the second term alone. `IBMeter` reports both.
 
-    Nothing in IBB holds H(X~) up: features that all lie in one cluster lower it as well, and I(X~;Y) with it. So it is
-    a term beside cross entropy, not a loss of its own.
+    IBB alone collapses H(X~): features that are all in one cluster lower it as well, and I(X~;Y) with it. So it is
+    a term to add to cross entropy, not a loss of its own.
 
     Args:
-        feature_dim: D', width of the features: what the classifier takes.
+        feature_dim: D', width of the classifier's input.
         num_classes: C.
-        clusters: K of the features and of the images; as many as classes if not given.
+        clusters: K of the features and of the images; None: C.
         beta: How sharply an image belongs to its nearest centroid, above 0. On vectors of length 1, memberships are
             nearly uniform at 1 (0.9 of their greatest entropy with 20 clusters) and sharp at 10 (0.2).
     """
@@ -116,7 +115,7 @@ class IBLoss(nn.Module):
         clusters = num_classes if clusters is None else clusters
         if min(feature_dim, num_classes, clusters) < 1 or not 0 < beta < float("inf"):
             got = f"{feature_dim=}, {num_classes=}, {clusters=}, {beta=}"
-            raise ValueError(f"sizes must be 1 or more and `beta` above 0, but got {got}")
+            raise ValueError(f"sizes must be at least 1 and `beta` positive, but got {got}")
         super().__init__()
         self.num_classes = num_classes
         self.clusters = clusters
@@ -147,7 +146,7 @@ class IBLoss(nn.Module):
 
     def require_fitted(self) -> None:
         """Raises ValueError before `fit`."""
-        # Remembered, since reading the buffer on a GPU waits for all that was queued there.
+        # Remembered, since reading the buffer waits for all work queued on a GPU.
         self._known_fitted = self._known_fitted or bool(self.fitted)
         if not self._known_fitted:
             raise ValueError("IBLoss must be fitted before it is used: call fit(features, inputs, targets, seed=...)")
@@ -175,22 +174,22 @@ class IBLoss(nn.Module):
 
     @torch.no_grad()
     def fit(self, features: Tensor, inputs: Tensor, targets: Tensor, *, seed: int) -> None:
-        """Take centroids and Q from a set of images; once fitted, k-means starts from the centroids there are.
+        """Fit centroids and Q to a set of images; a repeated fit starts from the current centroids.
 
         Args:
             features: (N, D'), of any length and dtype.
             inputs: (N, P) as `input_features` gives them.
             targets: (N,) labels, or (N, C) label distributions.
-            seed: Of k-means. The same seed and numbers give the same statistics, on any number of threads.
+            seed: Seed of k-means. The same seed and numbers give the same statistics, on any number of threads.
 
         Raises:
             ValueError: If there are no images, or features are not finite.
         """
         if not len(features) or not (len(features) == len(inputs) == len(targets)):
             got = f"{len(features)} features, {len(inputs)} inputs, {len(targets)} targets"
-            raise ValueError(f"fit needs images, and of each features, input and target, but got {got}")
+            raise ValueError(f"`features`, `inputs` and `targets` must have the same positive length, but got {got}")
         if not bool(features.isfinite().all()):
-            raise ValueError("features must be finite, but some are not")
+            raise ValueError("`features` must be finite, but some are not")
         for buffer, points in (
             (self.feature_centroids, F.normalize(features.float(), dim=1)),
             (self.input_centroids, inputs.float()),
@@ -207,29 +206,24 @@ class IBLoss(nn.Module):
 
 
 def _centroids(points: np.ndarray, clusters: int, start: np.ndarray | None, seed: int) -> np.ndarray:
-    """k-means of (N, D) points: (clusters, D). Where there are too few points, they are centroids more than once."""
+    """k-means of (N, D) points: (clusters, D). Points are repeated if there are too few."""
     if len(points) <= clusters:
         return np.resize(points, (clusters, points.shape[1]))
     kind = MiniBatchKMeans if len(points) > LARGE_SET else KMeans
     careful = len(points) >= FEW_PER_CLUSTER * clusters
     init = start if start is not None else "k-means++" if careful else "random"
-    # One thread: with more, the order of sums, and with it the last digits, depends on their number.
+    # One thread: with more, the order of sums, and so the last digits, depends on their number.
     with threadpool_limits(limits=1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than clusters: no harm here
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than clusters: harmless here
         means = kind(clusters, init=init, n_init=1, max_iter=ITERATIONS, random_state=seed).fit(points)
     return means.cluster_centers_.astype(np.float32)
 
 
 class IBMeter:
-    """Adds up, batch by batch, what the information terms of a set of images need.
-
-    Args:
-        loss: Whose statistics are used; fitted.
-    """
+    """Accumulates the information terms of a set of images, batch by batch, with the statistics of a fitted loss."""
 
     totals: Tensor
-    """Flat float64 sums over images on the device of `loss`: the terms of several processes' images together are those
-    of the sum of their totals."""
+    """Flat float64 sums over images on the device of `loss`; they may be summed over processes."""
 
     def __init__(self, loss: IBLoss) -> None:
         loss.require_fitted()
@@ -255,15 +249,11 @@ class IBMeter:
             first += torch.xlogy(phi_x, phi_x).sum()
 
     def terms(self) -> IBTerms:
-        """The terms of all that was added.
-
-        Raises:
-            ValueError: If that is nothing.
-        """
+        """The terms of all images added; raises ValueError if there are none."""
         with_x, with_y, first = (part.cpu() for part in self._parts())
         images = with_y.sum()
         if not images > 0:
-            raise ValueError("terms need images, but none was added")
+            raise ValueError("`terms` needs images, but none was added")
         second = -(with_y * self.loss.q.cpu().double().log()).sum()
         return IBTerms(mi_x=_information(with_x), mi_y=_information(with_y), ibb=float((first + second) / images))
 

@@ -1,4 +1,4 @@
-"""What lies ahead of the first layer is the same under every schedule: images that come again need not pass it."""
+"""Cache of the outputs before the first layer, which are the same under every schedule."""
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -12,48 +12,45 @@ from ltmsearch.models import prefix_modules
 from ltmsearch.models.supernet import Supernet
 
 LIMIT = 1 << 30
-"""Bytes that are remembered at most; batches beyond pass through as usual."""
+"""Largest size of the cache, in bytes; batches beyond it are computed every time."""
 
 
 class PrefixCache:
-    """The modules ahead of a supernet's first layer, with their outputs for batches that pass again and again.
+    """Outputs of the modules before a supernet's first layer for batches that are used repeatedly.
 
-    Trials leave their weights alone (`Supernet.frozen_prefix`), and BatchNorm statistics that are taken anew from the
-    same images are the same. In a MobileViT this is half of a forward pass. Outputs are those of the same modules for
-    the same batches, to the bit.
+    Trials do not train these modules (`Supernet.frozen_prefix`), and BatchNorm statistics recomputed from the same
+    images are the same. In a MobileViT this is half of a forward pass. Outputs are equal to the bit.
 
     Args:
-        supernet: Its weights may change: what was remembered is dropped when those of the beginning do.
-        limit: Bytes to remember at most.
+        supernet: The supernet. The cache is cleared when the weights of these modules change.
+        limit: Largest size in bytes.
     """
 
     def __init__(self, supernet: Supernet, limit: int = LIMIT) -> None:
         self.modules = [supernet.model.get_submodule(path) for path in prefix_modules(supernet.model, supernet.layers)]
         self.norms = [m for module in self.modules for m in module.modules() if isinstance(m, _BatchNorm)]
-        self.left = self.limit = limit
+        self.bytes_left = self.limit = limit
         self._weights: list[Tensor] = []
         self._outputs: dict[Hashable, list[Tensor]] = {}
         self._statistics: dict[Hashable, list[dict[str, Tensor]]] = {}
 
     @contextmanager
     def replay(self, *key: Hashable) -> Iterator[None]:
-        """Take the outputs for the n-th batch inside the `with` block from the last time, as far as they are known.
-
-        BatchNorm statistics of the beginning end as they did the last time.
+        """Reuse the outputs of the n-th batch, and the BatchNorm statistics, of the last block with the same key.
 
         Args:
-            key: Tells apart what passes: equal keys stand for equal batches in the same order, mode and number format.
+            key: Equal keys mean equal batches in the same order, mode and number format.
         """
-        self._forget_if_trained()
-        known = self._outputs.setdefault(key, [])
+        self._clear_if_trained()
+        cached = self._outputs.setdefault(key, [])
         batch = [0]
         try:
             for module in self.modules:
-                module.forward = self._answering(module, known, batch)
+                module.forward = self._cached_forward(module, cached, batch)
             yield
         except BaseException:
-            if key not in self._statistics:  # without them, outputs are of no use
-                self.left += sum(output.nbytes for output in self._outputs.pop(key))
+            if key not in self._statistics:  # without statistics, outputs are useless
+                self.bytes_left += sum(output.nbytes for output in self._outputs.pop(key))
             raise
         finally:
             for module in self.modules:
@@ -67,26 +64,26 @@ class PrefixCache:
                 for name, buffer in norm.named_buffers():
                     buffer.copy_(statistics[name])
 
-    def _answering(self, module: nn.Module, known: list[Tensor], batch: list[int]) -> Callable[[Any], Any]:
+    def _cached_forward(self, module: nn.Module, cached: list[Tensor], batch: list[int]) -> Callable[[Any], Any]:
         compute, last = module.forward, module is self.modules[-1]
 
-        def forward(entering: Any) -> Any:
-            is_known = batch[0] < len(known)
-            leaving = (known[batch[0]] if last else entering) if is_known else compute(entering)
+        def forward(x: Any) -> Any:
+            is_cached = batch[0] < len(cached)
+            output = (cached[batch[0]] if last else x) if is_cached else compute(x)
             if last:
-                if not is_known and batch[0] == len(known) and leaving.nbytes <= self.left:
-                    known.append(leaving)
-                    self.left -= leaving.nbytes
+                if not is_cached and batch[0] == len(cached) and output.nbytes <= self.bytes_left:
+                    cached.append(output)
+                    self.bytes_left -= output.nbytes
                 batch[0] += 1
-            return leaving
+            return output
 
         return forward
 
-    def _forget_if_trained(self) -> None:
+    def _clear_if_trained(self) -> None:
         now = [parameter for module in self.modules for parameter in module.parameters()]
         if len(now) == len(self._weights) and all(map(torch.equal, now, self._weights)):
             return
         self._weights = [parameter.detach().clone() for parameter in now]
         self._outputs.clear()
         self._statistics.clear()
-        self.left = self.limit
+        self.bytes_left = self.limit

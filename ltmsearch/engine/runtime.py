@@ -1,4 +1,4 @@
-"""Where and in which number format the networks run: device, autocast, memory layout."""
+"""Device, number format and memory layout in which networks run."""
 
 import ctypes
 import gc
@@ -19,16 +19,16 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """One choice of device and number format, for training and scoring alike."""
+    """Device and number format, for training and scoring."""
 
     device: torch.device
-    """Where the weights live."""
+    """Device of the weights."""
     dtype: torch.dtype
-    """Number format of matrix products and convolutions (torch autocast); float16 needs its loss scaled."""
+    """Number format of matrix products and convolutions (torch autocast); float16 needs loss scaling."""
     channels_last: bool
     """Whether images and convolution weights are stored channels last."""
     reason: str
-    """One phrase: why this precision."""
+    """Reason for this precision, in one phrase."""
 
     @property
     def precision(self) -> str:
@@ -36,7 +36,7 @@ class Runtime:
         return _SHORT[self.dtype]
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Move a model to the device and into the memory layout, in place; see `keep_freed_memory` for a CPU."""
+        """Move a model to the device and memory layout in place; on a CPU, also `keep_freed_memory`."""
         if self.device.type == "cpu":
             keep_freed_memory()
         layout = torch.channels_last if self.channels_last else torch.preserve_format
@@ -46,7 +46,7 @@ class Runtime:
         """(B, 3, height, width) images on the device and in the memory layout."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         if self.device.type == "cuda" and images.device.type == "cpu":
-            images = images.pin_memory()  # only from there does the copy run beside the GPU's work
+            images = images.pin_memory()  # only then is the copy asynchronous
         return images.to(self.device, non_blocking=True).contiguous(memory_format=layout)
 
     @contextmanager
@@ -62,14 +62,11 @@ class Runtime:
 
 
 def keep_freed_memory() -> bool:
-    """Have the C library keep memory that tensors gave back, for the tensors that come next; once for the process.
+    """Make glibc keep freed memory for later tensors, for the whole process; False for other C libraries.
 
-    glibc gives every block of 32 MiB and more back to the system at once, and smaller ones as it thinks fit; the system
-    hands them out again page by page, zeroed. On activations that takes longer than many a layer (here 50 ms against 9
-    for an addition with 50 MB of results). Allocators that serve networks, such as jemalloc, keep memory too.
-
-    Returns:
-        Whether the C library was told; others than glibc have no such setting.
+    By default glibc returns every block of 32 MiB and more to the system, which zeroes it page by page when it is
+    allocated again. For activations that takes longer than many layers: 50 ms against 9 for an addition with 50 MB of
+    results.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -79,7 +76,7 @@ def keep_freed_memory() -> bool:
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what nothing holds any more, after an attempt that found the memory full."""
+    """Free unreferenced memory after an out-of-memory error."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -102,17 +99,17 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
         if device.type not in ("cpu", "cuda"):
-            raise RuntimeError(f"{device.type} has not been tried")  # e.g. mps, which lacks the float64 of scores
+            raise RuntimeError(f"{device.type} is not supported")  # e.g. mps, which lacks the float64 of scores
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0].partition(". ")[0].partition(" (")[0]
-        if reason.startswith("Expected one of"):  # and then torch lists twenty
-            reason = "torch knows no such device"
-        raise InputError(f"--device {name!r} cannot be used ({reason}); auto, cpu or cuda would do") from error
+        if reason.startswith("Expected one of"):  # followed by a list of twenty
+            reason = "torch has no such device"
+        raise InputError(f"`--device` must be auto, cpu or cuda, but got {name!r} ({reason})") from error
     return device
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the hardware multiplies in bfloat16; emulated, it is many times slower than fp32."""
+    """Whether the hardware supports bfloat16; emulated, it is many times slower than fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     features = torch.cpu.get_capabilities()
@@ -120,14 +117,12 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def choose_runtime(device: torch.device, precision: Precision, model: nn.Module, images: Tensor) -> Runtime:
-    """Settle the number format.
-
-    `auto` takes bf16 where the hardware has it and where training steps are measured to be at least 1.1 times as fast.
+    """Choose the number format: `auto` is bf16 if the hardware supports it and a training step is 1.1 times as fast.
 
     Args:
         device: Where to run.
         precision: The user's choice.
-        model: Measured on a training step where that decides; weights and buffers come back as they were.
+        model: Used to measure a training step, if needed; weights and buffers are restored.
         images: (B, 3, height, width) typical batch.
     """
 
@@ -136,36 +131,34 @@ def choose_runtime(device: torch.device, precision: Precision, model: nn.Module,
         return Runtime(device=device, dtype=dtype, channels_last=True, reason=reason)
 
     if precision != "auto":
-        return runtime(precision == "bf16", "as asked")
+        return runtime(precision == "bf16", "as requested")
     if not has_bf16(device):
-        return runtime(False, "no bf16 instructions here")
+        return runtime(False, "no bf16 instructions")
     seconds = {bf16: step_seconds(runtime(bf16, ""), model, images) for bf16 in (False, True)}
     gain = seconds[False] / seconds[True]
     return runtime(gain >= 1.1, f"bf16 measured {gain:.1f}x as fast")
 
 
 def amp_runtime(device: torch.device, *, amp: bool, dtype: Literal["bfloat16", "float16"]) -> Runtime:
-    """The number format of a full training, as asked; on a CPU without bf16 instructions fp32 stands for bf16.
+    """The number format of a full training; on a CPU without bf16 instructions fp32 replaces bf16.
 
     Raises:
         InputError: If a GPU lacks bf16.
     """
-    chosen, reason = getattr(torch, dtype) if amp else torch.float32, "as asked"
+    chosen, reason = getattr(torch, dtype) if amp else torch.float32, "as requested"
     if chosen == torch.bfloat16 and not has_bf16(device):
         if device.type != "cpu":
-            raise InputError(f"{device} has no bfloat16: --amp-dtype float16 or --no-amp would do")
-        chosen, reason = torch.float32, "no bf16 instructions here"  # emulated it is many times slower and no better
+            raise InputError(f"{device} does not support bfloat16: give --amp-dtype float16 or --no-amp")
+        chosen, reason = torch.float32, "no bf16 instructions"
     return Runtime(device=device, dtype=chosen, channels_last=True, reason=reason)
 
 
 def step_seconds(runtime: Runtime, model: nn.Module, images: Tensor, *, train: bool = True) -> float:
-    """Seconds of one forward pass, with `train` also backward: the fastest of three after one that warms up.
-
-    Weights, buffers and mode come back as they were.
+    """Seconds of one forward pass, with `train` also backward: the fastest of three after a warm-up.
 
     Args:
         runtime: Device and number format.
-        model: Moved to the device.
+        model: Moved to the device; weights, buffers and mode are restored.
         images: (B, 3, height, width).
         train: Whether to measure a training step.
     """

@@ -1,4 +1,4 @@
-"""Training steps on shared weights: the warm-up of the supernet, and the short proxy training of one trial."""
+"""Training of shared weights: the warm-up of the supernet, and the proxy training of a trial."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -26,37 +26,37 @@ CLIP_NORM = 5.0
 """Largest norm of the gradient of one step."""
 LABEL_SMOOTHING = 0.1
 SIZE_STRIDE = 16
-"""Growing images gain this many pixels at a time; each new size costs the kernels a moment to set up."""
+"""Increment of growing images, in pixels; kernels need set-up time for each new size."""
 LR_FLOOR = 0.05
 """The learning rate ends at this share of its peak."""
-GPU_READS = 16
-"""On a GPU the losses of so many steps are read together."""
+GPU_READ_INTERVAL = 16
+"""Number of steps whose losses are read together on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WarmUp:
-    """The supernet's training before the first trial: the plain net alone, then the sandwich rule."""
+    """Plan of the supernet's training before the first trial: the plain network alone, then the sandwich rule."""
 
     base_steps: int
-    """Steps of the plain net on labels."""
+    """Steps of the plain network on labels."""
     base_img_size: int
-    """Side in pixels to which images are shrunk at first: a net learns its first features there at a fraction of the
-    cost. In the second half of these steps they grow to full size (progressive learning: Tan & Le, "EfficientNetV2",
-    2021, section 4). Going to full size at once instead cost 26 points of the plain net's top-1 on the digits."""
+    """Initial side of the images, in pixels; in the second half of the base steps they grow to full size (progressive
+    learning: EfficientNetV2, https://arxiv.org/abs/2104.00298, section 4). A jump to full size instead cost 26 points
+    of the plain network's top-1 on the digits."""
     sandwich_steps: int
-    """Steps in which subnets learn to match the plain net."""
+    """Steps in which subnets learn to match the plain network."""
     subnets: int
-    """Random schedules per sandwich step, beside the plain net and the cheapest schedule."""
+    """Random schedules per sandwich step, besides the plain network and the cheapest schedule."""
     lr: float
     """Peak learning rate (AdamW)."""
 
     def img_size(self, step: int, full: int) -> int:
-        """Side in pixels of the images of a step, in strides of `SIZE_STRIDE`."""
+        """Side of the images of a step, in pixels, in increments of `SIZE_STRIDE`."""
         progress = step / self.base_steps if self.base_steps else 1.0
         if progress >= 1 or self.base_img_size >= full:
             return full
         grown = (full - self.base_img_size) * max(0.0, 2 * progress - 1)
-        # To the nearest stride, so that the last of these steps see full size.
+        # Rounded, so that the last of these steps use full size.
         size = self.base_img_size + SIZE_STRIDE * int(grown / SIZE_STRIDE + 0.5)
         return full if size + SIZE_STRIDE / 2 >= full else size
 
@@ -67,13 +67,13 @@ class WarmUp:
 
 
 def make_optimizer(supernet: Supernet, lr: float) -> Optimizer:
-    """AdamW by timm's factory: no weight decay on biases, norms and what the operators exempt."""
-    # Fused: the other forms take three times as long on a CPU, where that is felt on small images.
+    """AdamW without weight decay on biases, norms and parameters that the operators exempt."""
+    # Fused: the other implementations take three times as long on a CPU.
     return create_optimizer_v2(supernet, opt="adamw", lr=lr, weight_decay=WEIGHT_DECAY, fused=True)
 
 
 def disable_inplace_activations(model: nn.Module) -> None:
-    """Let activations whose gradient needs their input write elsewhere: in place, autograd copies the input first."""
+    """Disable in-place activations whose gradient needs their input, which autograd would have to copy."""
     for module in model.modules():
         if isinstance(module, nn.SiLU | nn.Hardswish):
             module.inplace = False
@@ -91,11 +91,10 @@ def warm_up(
     optimizer: Optimizer | None = None,
     first_step: int = 0,
 ) -> Iterator[float]:
-    """Train the shared weights; yields the plain net's loss after every step, on a GPU the one that was read last.
+    """Train the shared weights; yields the plain network's loss after every step (on a GPU, the last one read).
 
-    In a sandwich step the plain net learns from labels, the cheapest schedule and a few random ones learn from the
-    plain net's logits, and the gradients of all add up to one step (Yu & Huang, "Universally Slimmable Networks", 2019:
-    sandwich rule and in-place distillation).
+    In a sandwich step the plain network learns from labels, the cheapest schedule and a few random ones learn from its
+    logits, and all gradients are summed (sandwich rule and in-place distillation: https://arxiv.org/abs/1903.05134).
 
     Args:
         supernet: Trained in place.
@@ -103,10 +102,10 @@ def warm_up(
         batches: One per step, from `first_step` on.
         cheapest: The schedule of least cost.
         draw: Draws a random schedule.
-        seed: Of the schedules.
+        seed: Seed of the schedules.
         runtime: Device and number format.
-        optimizer: As `make_optimizer` gives it; None: a new one.
-        first_step: The first step; those before were taken by the same weights and optimizer.
+        optimizer: Optimizer of the earlier steps; None: a new one.
+        first_step: Number of steps that are done already.
 
     Raises:
         TrialDiverged: If the loss is not finite.
@@ -117,9 +116,29 @@ def warm_up(
     for _ in range(max(0, first_step - plan.base_steps) * plan.subnets):
         draw(rng)
     optimizer = optimizer or make_optimizer(supernet, plan.lr)
+    lr = _lr_schedule(optimizer, plan)
+    monitor = LossMonitor("the warm-up", interval=read_interval(runtime.device))
+    disable_inplace_activations(supernet)
+    supernet.train()
+    for step, (images, labels) in enumerate(batches, start=first_step):
+        sandwich = step >= plan.base_steps
+        images = downscale(images, plan.img_size(step, full=images.shape[-1]))
+        images, labels = runtime.images(images), labels.to(runtime.device, non_blocking=True)
+        lr.step_update(step)
+        loss, logits = _label_loss(supernet, images, labels, runtime)
+        loss.backward()
+        if sandwich:
+            schedules = [cheapest, *(draw(rng) for _ in range(plan.subnets))]
+            _distil(supernet, images, logits.detach().softmax(dim=1), schedules, runtime)
+        _step(supernet, optimizer, loss, monitor)
+        yield monitor.last
+    monitor.read()
+
+
+def _lr_schedule(optimizer: Optimizer, plan: WarmUp) -> CosineLRScheduler:
     for group in optimizer.param_groups:
-        group["lr"] = plan.lr  # the schedule takes it for the peak
-    lr = CosineLRScheduler(
+        group["lr"] = plan.lr  # timm reads the peak from here
+    return CosineLRScheduler(
         optimizer,
         t_initial=plan.steps,
         lr_min=LR_FLOOR * plan.lr,
@@ -127,26 +146,10 @@ def warm_up(
         warmup_lr_init=LR_FLOOR * plan.lr,
         t_in_epochs=False,
     )
-    watch = LossMonitor("the warm-up", every=reads(runtime.device))
-    disable_inplace_activations(supernet)
-    supernet.train()
-    for step, (images, labels) in enumerate(batches, start=first_step):
-        sandwich = step >= plan.base_steps
-        images = shrunk(images, plan.img_size(step, full=images.shape[-1]))
-        images, labels = runtime.images(images), labels.to(runtime.device, non_blocking=True)
-        lr.step_update(step)
-        loss, logits = _label_loss(supernet, images, labels, runtime)
-        loss.backward()
-        if sandwich:
-            schedules = [cheapest, *(draw(rng) for _ in range(plan.subnets))]
-            _match(supernet, images, logits.detach().softmax(dim=1), schedules, runtime)
-        _step(supernet, optimizer, loss, watch)
-        yield watch.last
-    watch.read()
 
 
-def shrunk(images: Tensor, img_size: int) -> Tensor:
-    """(B, 3, S, S) images at a smaller size; as they are where they are no larger."""
+def downscale(images: Tensor, img_size: int) -> Tensor:
+    """(B, 3, S, S) images resized to a smaller size; unchanged if they are not larger."""
     if images.shape[-1] <= img_size:
         return images
     return F.interpolate(images, size=(img_size, img_size), mode="bilinear", antialias=True)
@@ -162,29 +165,26 @@ def proxy_train(
     ib: tuple[float, IBLoss] | None = None,
     ib_from: int = 0,
 ) -> float | None:
-    """The proxy training of one trial: a few steps of one subnet on labels, in place.
+    """Train one subnet for a few steps on labels, in place, and return the mean loss (None without steps).
 
-    What lies ahead of the first layer is alike in all subnets, and is left as the warm-up made it.
+    Parameters before the first layer, which all subnets share unchanged, are not trained.
 
     Args:
-        supernet: Its shared weights are trained, from the first layer on.
+        supernet: The shared weights.
         schedule: The subnet.
         batches: One per step.
         lr: Constant learning rate (AdamW).
         runtime: Device and number format.
-        ib: Weight of the IB loss beside cross entropy, and that loss; None: none.
-        ib_from: The step, from 0, that the IB loss sets in with. The images of the steps before give its statistics, as
-            those of an epoch do in full training; if there are none, it must be fitted to this subnet already.
-
-    Returns:
-        Mean loss over the steps, None without steps.
+        ib: Weight of the IB loss added to cross entropy, and that loss; None: no IB loss.
+        ib_from: First step, from 0, with the IB loss. It is fitted to the images of the steps before; without any, it
+            must be fitted to this subnet already.
 
     Raises:
-        TrialDiverged: If the loss, or a feature that the IB loss is fitted to, is not finite.
+        TrialDiverged: If the loss, or a feature to fit the IB loss to, is not finite.
     """
     optimizer = make_optimizer(supernet, lr)
-    watch = LossMonitor("the proxy training", every=reads(runtime.device))
-    before = IBSamples()
+    monitor = LossMonitor("the proxy training", interval=read_interval(runtime.device))
+    samples = IBSamples()
     disable_inplace_activations(supernet)
     supernet.train()
     with supernet.active(schedule), supernet.frozen_prefix(), ExitStack() as stack:
@@ -194,17 +194,17 @@ def proxy_train(
             loss, _ = _label_loss(supernet, images, labels, runtime)
             if ib:
                 ib_weight, ib_loss = ib
-                seen = features.pop()
+                own = features.pop()
                 if step == ib_from > 0:
-                    before.fit(ib_loss)
+                    samples.fit(ib_loss)
                 if step >= ib_from:
-                    loss = loss + ib_weight * ib_loss(seen, labels)
+                    loss = loss + ib_weight * ib_loss(own, labels)
                 else:
-                    before.add(seen, images, labels)
+                    samples.add(own, images, labels)
             loss.backward()
-            _step(supernet, optimizer, loss, watch)
-    watch.read()
-    return watch.mean
+            _step(supernet, optimizer, loss, monitor)
+    monitor.read()
+    return monitor.mean
 
 
 def _label_loss(supernet: Supernet, images: Tensor, labels: Tensor, runtime: Runtime) -> tuple[Tensor, Tensor]:
@@ -214,13 +214,10 @@ def _label_loss(supernet: Supernet, images: Tensor, labels: Tensor, runtime: Run
     return F.cross_entropy(logits.float(), labels, label_smoothing=LABEL_SMOOTHING), logits.float()
 
 
-def _match(
+def _distil(
     supernet: Supernet, images: Tensor, target: Tensor, schedules: Sequence[MergeSchedule], runtime: Runtime
 ) -> None:
-    """Add the gradients of subnets that match the plain net's (B, classes) probabilities.
-
-    What lies ahead of the first layer computes the same in all of them, so that only the plain net trains it.
-    """
+    """Add the gradients of subnets that match the plain network's (B, classes) probabilities."""
     with supernet.frozen_prefix():
         for schedule in schedules:
             with supernet.active(schedule), runtime.autocast():
@@ -230,61 +227,61 @@ def _match(
 
 
 class LossMonitor:
-    """Watches over the losses of a training, without waiting for the device at every step.
+    """Monitors the losses of a training without synchronising with the device at every step.
 
-    Reading a number waits for all that was queued on a GPU. So there losses are read together, and a training that
-    diverged goes on until they are; on a CPU, where `every` is 1, it ends before the step is taken.
+    Reading a number waits for all work queued on a GPU, so losses are read together there. A training that diverged
+    stops at the next reading; on a CPU, with an interval of 1, before the step.
 
     Args:
-        what: What is trained, for the message.
-        every: Steps from one reading to the next.
+        name: Name of the training, for the message.
+        interval: Steps between readings.
     """
 
-    def __init__(self, what: str, *, every: int) -> None:
-        self.what = what
-        self.every = every
+    def __init__(self, name: str, *, interval: int) -> None:
+        self.name = name
+        self.interval = interval
         self.last = math.nan
-        """The loss that was read last. The first is read at once."""
+        """The last loss that was read. The first is read at once."""
         self._unread: list[Tensor] = []
         self._total, self._steps = 0.0, 0
 
     @property
     def mean(self) -> float | None:
-        """Mean of the losses read, None before the first."""
+        """Mean of the losses read so far, None before the first."""
         return self._total / self._steps if self._steps else None
 
-    def note(self, loss: Tensor, norm: Tensor) -> None:
-        """Take in the loss of a step and the norm of its gradient, and read what there is when it is time.
+    def add(self, loss: Tensor, norm: Tensor) -> None:
+        """Add the loss and gradient norm of a step, and read them at the end of an interval.
 
         Raises:
-            TrialDiverged: If one that is read is not finite.
+            TrialDiverged: If a number that is read is not finite.
         """
         self._unread.append(torch.stack((loss.detach(), norm.detach())))
-        if len(self._unread) == self.every or not self._steps:
+        if len(self._unread) == self.interval or not self._steps:
             self.read()
 
     def read(self) -> None:
-        """Read what is unread; arguments as in `note`."""
+        """Read all unread losses; raises as `add`."""
         if not self._unread:
             return
         numbers = torch.stack(self._unread).tolist()
         self._unread = []
         if not all(math.isfinite(loss) and math.isfinite(norm) for loss, norm in numbers):
-            raise TrialDiverged(f"{self.what} diverged: the loss or its gradient is not finite")
+            raise TrialDiverged(f"{self.name} diverged: the loss or its gradient is not finite")
         self.last = numbers[-1][0]
         self._total += sum(loss for loss, _ in numbers)
         self._steps += len(numbers)
 
 
-def reads(device: torch.device) -> int:
-    """How many steps' losses are read together on a device."""
-    return 1 if device.type == "cpu" else GPU_READS
+def read_interval(device: torch.device) -> int:
+    """Number of steps whose losses are read together on a device."""
+    return 1 if device.type == "cpu" else GPU_READ_INTERVAL
 
 
-def _step(supernet: Supernet, optimizer: Optimizer, loss: Tensor, watch: LossMonitor) -> None:
+def _step(supernet: Supernet, optimizer: Optimizer, loss: Tensor, monitor: LossMonitor) -> None:
     norm = torch.nn.utils.clip_grad_norm_(supernet.parameters(), CLIP_NORM)
     try:
-        watch.note(loss, norm)
+        monitor.add(loss, norm)
         optimizer.step()
     finally:
         optimizer.zero_grad(set_to_none=True)

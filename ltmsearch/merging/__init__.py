@@ -1,4 +1,4 @@
-"""Merging tokens: pure tensor functions and the operators built on them. Importing it registers every operator."""
+"""Token merging: pure tensor functions and operators built on them. Importing the package registers all operators."""
 
 from ltmsearch.merging.ltm import CONTENT_GAIN, PLACE_GAIN, LearnableTokenMerging
 from ltmsearch.merging.operator import (

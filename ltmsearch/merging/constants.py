@@ -1,4 +1,4 @@
-"""Tables of numbers as tensors: made once per device, and anew where an exporter is watching."""
+"""Constant tensors: created once per device, and again inside each exported program."""
 
 from collections.abc import Callable, Hashable
 from functools import lru_cache
@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 
-def tensors(make: Callable[..., Any], *args: Hashable, device: torch.device) -> tuple[Tensor, ...]:
-    """What `make(*args)` returns, one array or several, as int64 and float32 tensors that nobody may write to."""
-    # A program that is exported holds its tables as numbers of its own: to it, kept tensors would be inputs.
-    return (_to_tensors if torch.compiler.is_exporting() else _known)(make, args, device)
+def constant_tensors(make: Callable[..., Any], *args: Hashable, device: torch.device) -> tuple[Tensor, ...]:
+    """The arrays that `make(*args)` returns, as read-only int64 and float32 tensors."""
+    # An exported program contains its constants: cached tensors would become inputs.
+    return (_to_tensors if torch.compiler.is_exporting() else _cached)(make, args, device)
 
 
 def row_starts(batch: int, groups: int, count: int, device: torch.device) -> Tensor:
-    """(B, G, 1) int64: the row of the first of P tokens of each image and group, all P one below the other."""
-    return tensors(_row_starts, batch, groups, count, device=device)[0]
+    """(B, G, 1) int64: the first of P consecutive rows of each image and group."""
+    return constant_tensors(_row_starts, batch, groups, count, device=device)[0]
 
 
 def _row_starts(batch: int, groups: int, count: int) -> np.ndarray:
@@ -27,7 +27,7 @@ def _row_starts(batch: int, groups: int, count: int) -> np.ndarray:
 def _to_tensors(make: Callable[..., Any], args: tuple[Hashable, ...], device: torch.device) -> tuple[Tensor, ...]:
     made = make(*args)
     tables = made if isinstance(made, tuple) else (made,)
-    # Made outside inference mode: a tensor born inside could never take part in training later.
+    # Outside of inference mode: a tensor created inside could not be used in training later.
     with torch.inference_mode(False):
         return tuple(
             torch.tensor(table, dtype=torch.int64 if table.dtype.kind == "i" else torch.float32, device=device)
@@ -35,10 +35,10 @@ def _to_tensors(make: Callable[..., Any], args: tuple[Hashable, ...], device: to
         )
 
 
-# Numpy's work is not for `torch.compile` to trace: neither from a frame of its own, behind a break in the graph, …
-_kept_tensors = lru_cache(maxsize=2048)(torch.compiler.disable(_to_tensors))
+# `torch.compile` must not trace NumPy: neither in a frame of its own, after a graph break, …
+_cached_tensors = lru_cache(maxsize=2048)(torch.compiler.disable(_to_tensors))
 
 
 @torch.compiler.assume_constant_result  # … nor as a part of another
-def _known(make: Callable[..., Any], args: tuple[Hashable, ...], device: torch.device) -> tuple[Tensor, ...]:
-    return _kept_tensors(make, args, device)
+def _cached(make: Callable[..., Any], args: tuple[Hashable, ...], device: torch.device) -> tuple[Tensor, ...]:
+    return _cached_tensors(make, args, device)

@@ -1,16 +1,15 @@
 """The Learnable Token Merging operator in its three forms.
 
 LTM's mask module is an unrolled gradient step on IBB, a separable upper bound of the information-bottleneck loss
-("Efficient Visual Transformer by Learnable Token Merging", Wang & Yang, 2024). The gradient with respect to the mask
-has the form ∇G_np = ⟨Z_n, R_p⟩; the module starts from a place prior and takes a step in a learned direction of that
-form, at rank d.
+("Efficient Visual Transformer by Learnable Token Merging", Wang & Yang, 2024, https://arxiv.org/abs/2407.15219). The
+gradient with respect to the mask has the form ∇G_np = ⟨Z_n, R_p⟩; the module starts from a spatial prior and takes a
+step in a learned direction of that form, at rank d.
 
-The *soft* form shares every token out over merged tokens, by two matrix products with an (N, P) mask. The *hard* form
-sends it whole to the one it belongs to most, by index, and builds no such matrix; its seeds are the soft form's. The
-*matched* form leaves the grid: it joins the most alike tokens wherever they are, as ToMe does, but along the learned
-directions and with the learned importance. It is what holds best in a trained network where merges accumulate and
-nothing comes back (ViT): on a grid, tokens that differ must merge because they are neighbours. All forms have the same
-weights, so that what was trained in one can run in another.
+The *soft* form distributes each token over merged tokens, by two products with an (N, P) mask. The *hard* form sends it
+to the one with the largest share, by index, without such a matrix. The *matched* form ignores the grid: it joins the
+most similar tokens, as ToMe does, but by the learned directions and importance. It works best in trained networks that
+do not undo merges (ViT): on a grid, different tokens must merge because they are neighbours. All forms have the same
+weights, so that those trained in one form work in another.
 
 Shapes: B images, G groups that share the mask, N tokens in, P tokens out, D channels, d mask rank, H heads.
 """
@@ -23,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltmsearch.merging.assignment import Assignment, HardAssignment, SoftAssignment
-from ltmsearch.merging.constants import tensors
+from ltmsearch.merging.constants import constant_tensors
 from ltmsearch.merging.matching import average, match, matching_macs, unit
 from ltmsearch.merging.operator import MaskStart, Merge, MergeOperator, MergeShape, register_operator
 from ltmsearch.merging.prior import area_overlap, local_cells, log_overlap, mean_sides, seed_sides
@@ -32,25 +31,25 @@ from ltmsearch.schedules.grid import tokens as token_count
 from ltmsearch.schedules.schedule import Form
 
 RANK = 16
-"""d: width of the space in which tokens are compared with the seeds of the merged tokens."""
+"""d: width of the space in which tokens are compared with the seeds of merged tokens."""
 HEADS = 4
-"""H: channel groups with an importance of their own."""
+"""H: channel groups with separate importance."""
 IMPORTANCE_LIMIT = 4.0
-"""The learned log-importance is clamped to ± this: no token counts more than e⁴ times its size."""
+"""Largest absolute log-importance: no token counts more than e⁴ times its size."""
 CONTENT_GAIN = 20.0
-"""κ at the start when LTM is put into trained weights: tokens cluster by content."""
+"""Initial κ for trained backbone weights: tokens cluster by content."""
 PLACE_GAIN = 0.0
-"""κ at the start when training from scratch: tokens merge by place until training finds better."""
+"""Initial κ for training from scratch: tokens merge by place."""
 EMPTY_TOTAL = 1e-30
-"""Total weight of a merged token that no token goes to, so that nothing divided by it is zero."""
+"""Total weight of an empty merged token, to avoid division by zero."""
 EMPTY_SIZE = 1e-4
-"""Size of a merged token that no token goes to: attention all but ignores it."""
+"""Size of an empty merged token: attention practically ignores it."""
 NEAR = 9
-"""Cells that a token may go to: the 3×3 around it."""
+"""Number of cells that a token can go to: the 3×3 around it."""
 
 
 def soft_shares(values: Tensor, sizes: Tensor, grid: Grid, target: Grid, kappa: Tensor) -> Tensor:
-    """A: how much of token n goes to merged token p.
+    """A: the share of token n in merged token p.
 
         c = l2norm(Oᵀ (s·v)),   A = softmax over p of (log O + κ · v cᵀ)
 
@@ -64,42 +63,35 @@ def soft_shares(values: Tensor, sizes: Tensor, grid: Grid, target: Grid, kappa: 
     Returns:
         (B, N, P) float32; rows sum to 1; zero where the prior O is zero.
     """
-    (prior,) = tensors(area_overlap, grid, target, device=values.device)
-    (log_prior,) = tensors(log_overlap, grid, target, device=values.device)
+    (prior,) = constant_tensors(area_overlap, grid, target, device=values.device)
+    (log_prior,) = constant_tensors(log_overlap, grid, target, device=values.device)
     seeds = torch.bmm(prior.mT.expand(values.shape[0], -1, -1), sizes[..., None] * values)  # (B, P, d)
     seeds = kappa * unit(seeds)  # κ goes to the smaller factor of v cᵀ
     return torch.bmm(values, seeds.mT).add_(log_prior).softmax(dim=-1)
 
 
 def local_logits(values: Tensor, sizes: Tensor, grid: Grid, target: Grid, kappa: Tensor) -> tuple[Tensor, Tensor]:
-    """The same log O + κ · v cᵀ on the 3×3 cells around each token, which hold all of A, without an (N, P) matrix.
-
-    Args:
-        values: (B, N, d) unit vectors v.
-        sizes: (B, N) s.
-        grid: (h, w) with h·w = N.
-        target: (p, q) with p·q = P.
-        kappa: () gain of content over place, ≥ 0.
+    """log O + κ · v cᵀ on the 3×3 cells around each token, where A is not zero; arguments as in `soft_shares`.
 
     Returns:
         (N, 9) int64 cells and (B, N, 9) float32 logits, −inf for cells outside of the target.
     """
     batch, n, rank = values.shape
-    cells, log_prior = tensors(local_cells, grid, target, device=values.device)
-    sides = tensors(seed_sides, grid, target, device=values.device)
-    seeds = kappa * unit(_side_by_side(sizes[..., None] * values, grid, *sides))  # (B, P, d)
+    cells, log_prior = constant_tensors(local_cells, grid, target, device=values.device)
+    sides = constant_tensors(seed_sides, grid, target, device=values.device)
+    seeds = kappa * unit(_separable_product(sizes[..., None] * values, grid, *sides))  # (B, P, d)
     near = seeds.index_select(1, cells.flatten()).view(-1, NEAR, rank)
-    likeness = torch.bmm(near, values.reshape(-1, rank, 1)).view(batch, n, NEAR)
-    return cells, likeness.add_(log_prior)
+    similarity = torch.bmm(near, values.reshape(-1, rank, 1)).view(batch, n, NEAR)
+    return cells, similarity.add_(log_prior)
 
 
 def area_mean(values: Tensor, grid: Grid, target: Grid) -> Tensor:
     """The mean of the tokens under each merged token by the area they share: (B, G, N, C) to (B, G, P, C)."""
-    sides = tensors(mean_sides, grid, target, device=values.device)
-    return _side_by_side(values.flatten(0, 1), grid, *sides).unflatten(0, values.shape[:2])
+    sides = constant_tensors(mean_sides, grid, target, device=values.device)
+    return _separable_product(values.flatten(0, 1), grid, *sides).unflatten(0, values.shape[:2])
 
 
-def _side_by_side(values: Tensor, grid: Grid, rows: Tensor, columns: Tensor) -> Tensor:
+def _separable_product(values: Tensor, grid: Grid, rows: Tensor, columns: Tensor) -> Tensor:
     """Σ_k (R_k ⊗ C_k) values with (p·k, h) R and (q, k·w) C: (B, h·w, C) to (B, p·q, C)."""
     batch, _, channels = values.shape
     values = values.reshape(batch, grid[0], -1)
@@ -109,32 +101,32 @@ def _side_by_side(values: Tensor, grid: Grid, rows: Tensor, columns: Tensor) -> 
     return both.view(batch, -1, channels)
 
 
-def _least_totals() -> np.ndarray:
-    """(H + 1, 1) what the weights of a merged token per head, and its size, are at least."""
+def _minimum_totals() -> np.ndarray:
+    """(H + 1, 1) lower limits of the total weight per head and of the size."""
     return np.array([[EMPTY_TOTAL]] * HEADS + [[EMPTY_SIZE]])
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Masks and sizes are computed in float32, whatever runs around them."""
-    wanted = torch.is_autocast_enabled(device.type)
-    return torch.autocast(device.type, enabled=False) if wanted else nullcontext()
+    """Disable autocast: masks and sizes are computed in float32."""
+    enabled = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
 
 
-def any_of(empty: Tensor) -> bool:
-    """Whether some merged token is empty; taken for granted where to ask is to wait for a GPU, or a tracer watches."""
-    watched = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-    return watched or empty.device.type != "cpu" or bool(empty.any())
+def any_empty(empty: Tensor) -> bool:
+    """Whether a merged token is empty; assumed if the answer needs a synchronisation with a GPU, or when tracing."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    return traced or empty.device.type != "cpu" or bool(empty.any())
 
 
 @register_operator
 class LearnableTokenMerging(MergeOperator):
-    """The elastic mask module: V (D, d) and κ say which tokens belong together, u (D, H) which of them count.
+    """The elastic mask module: V (D, d) and κ decide which tokens merge, u (D, H) how much each counts.
 
     With κ = 0 and u = 0 its soft form is area pooling, the operator `pool`.
 
     Args:
         dim: D, divisible by `HEADS`.
-        start: How it merges before it is trained.
+        start: Initial mask.
 
     Raises:
         ValueError: If `dim` cannot be divided into heads.
@@ -148,7 +140,7 @@ class LearnableTokenMerging(MergeOperator):
         if dim % HEADS or dim < RANK:
             raise ValueError(f"`dim` must be a multiple of {HEADS} and at least {RANK}, but got {dim=}.")
         self._start = start
-        # The same orthonormal start in every layer and every run: it does not use up the caller's random numbers.
+        # The same orthonormal start in every layer and run, from a generator of its own.
         directions = torch.randn(dim, RANK, generator=torch.Generator().manual_seed(0))
         self.directions = nn.Parameter(torch.linalg.qr(directions)[0].contiguous())
         self.importance = nn.Parameter(torch.zeros(dim, HEADS))
@@ -159,7 +151,7 @@ class LearnableTokenMerging(MergeOperator):
         return {"importance", "kappa"}
 
     def assign(self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid) -> tuple[Assignment, Tensor]:
-        """Where the tokens go and how much they count, from the mean of the groups.
+        """Assignment and weights of tokens, from the mean of the groups.
 
         Args:
             tokens: (B, G, N, D).
@@ -170,7 +162,7 @@ class LearnableTokenMerging(MergeOperator):
         Returns:
             The assignment, and (B, H, N) weights w > 0; float32.
         """
-        # The mask sees the tokens but does not train them: a sharp softmax into Z harms the backbone.
+        # Tokens are detached: gradients of a sharp softmax harm the backbone.
         content = tokens.detach().float()
         content = content.mean(dim=1) if tokens.shape[1] > 1 else content.squeeze(1)
         content = F.layer_norm(content, content.shape[-1:])
@@ -187,46 +179,46 @@ class LearnableTokenMerging(MergeOperator):
         position = cells.expand(choice.shape[0], -1, -1).gather(2, choice).squeeze(-1)
         gate = None
         if logits.requires_grad:
-            # One, but with the gradient of the logarithm of the share: what gains from the choice makes it surer.
+            # One, but with the gradient of the logarithm of the share: a helpful choice becomes more certain.
             best = logits.softmax(dim=-1).gather(2, choice).squeeze(-1)
             gate = best / best.detach()
         return HardAssignment(position, token_count(target), gate), weights
 
     def _gain(self) -> Tensor:
-        """κ ≥ 0, with the gradient of the identity: a κ that a step took below zero can come back."""
+        """κ ≥ 0, with the gradient of the identity: a negative κ can recover."""
         gain = self.kappa.clamp_min(0)
         return self.kappa + (gain - self.kappa).detach() if torch.is_grad_enabled() else gain
 
     def _matched(self, values: Tensor, sizes: Tensor, count: int) -> HardAssignment:
-        """The assignment by matching (B, N, d) unit vectors v, whatever the grid."""
+        """Assignment by matching (B, N, d) unit vectors v."""
         position = match(values.detach(), sizes, count, normed=True)
         if not values.requires_grad:
             return HardAssignment(position, count)
-        # What chose is not differentiable: as a stand-in, how surely a token's likeness to its merged token joins it.
+        # The choice is not differentiable; its stand-in is the sigmoid of a token's similarity to its merged token.
         seeds, _ = average(values[:, None], sizes, HardAssignment(position, count))
         own = HardAssignment(position, count).spread(unit(seeds))[:, 0]
-        sure = (self._gain() * (values * own).sum(dim=-1)).sigmoid()
-        return HardAssignment(position, count, sure / sure.detach())
+        certainty = (self._gain() * (values * own).sum(dim=-1)).sigmoid()
+        return HardAssignment(position, count, certainty / certainty.detach())
 
     def forward(self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None) -> Merge:
         """X̃_p = Σ_n A_np w_n Z_n / Σ_n A_np w_n per head, sizes Aᵀ s; arguments as in `MergeOperator`."""
         with full_precision(tokens.device):
             assignment, w = self.assign(tokens, sizes, grid, target)
             totals = assignment.collect_few(torch.cat((w, sizes[:, None]), dim=1))  # (B, H + 1, P)
-            (least,) = tensors(_least_totals, device=tokens.device)
-            totals, merged_sizes = totals.clamp(min=least).split_with_sizes((HEADS, 1), dim=1)
+            (minimum,) = constant_tensors(_minimum_totals, device=tokens.device)
+            totals, merged_sizes = totals.clamp(min=minimum).split_with_sizes((HEADS, 1), dim=1)
         weighted = tokens.unflatten(-1, (HEADS, -1)) * w.mT[:, None, ..., None].to(tokens.dtype)
         summed = assignment.collect(weighted.flatten(-2))
         merged = summed.unflatten(-1, (HEADS, -1)) / totals.mT[:, None, ..., None]
         merged = merged.flatten(-2).to(summed.dtype)
         if self.fills_empty and self.form == "hard":
             empty = totals[:, :1, :, None] <= EMPTY_TOTAL
-            if any_of(empty):
+            if any_empty(empty):
                 merged = torch.where(empty, area_mean(tokens, grid, target).to(merged.dtype), merged)
         return Merge(tokens=merged, sizes=merged_sizes.squeeze(1), assignment=assignment)
 
     def on_backbone_weights_loaded(self) -> None:
-        """Where the start was left open, cluster by content from now on."""
+        """With `start="auto"`, cluster by content from now on."""
         if self._start == "auto":
             with torch.no_grad():
                 self.kappa.fill_(CONTENT_GAIN)
@@ -235,7 +227,7 @@ class LearnableTokenMerging(MergeOperator):
     def merge_macs(shape: MergeShape, form: Form) -> int:
         """Norm (4 per element) and projection; then seeds, logits and the weighted sums of the form.
 
-        Where empty merged tokens are filled, as if some were empty in every image.
+        Filling of empty merged tokens is counted as if every image had some.
         """
         n, p, d = shape.n, shape.p, shape.dim
         mask = 4 * n * d + n * d * (RANK + HEADS)
@@ -243,9 +235,9 @@ class LearnableTokenMerging(MergeOperator):
             return mask + 2 * n * p * RANK + shape.groups * n * p * d + n * p * (HEADS + 1)
         if form == "matched":
             return mask + matching_macs(n, p, RANK)
-        side_by_side = shape.target[0] * n + p * shape.grid[1]  # rows first, then columns; per channel
-        mask += 2 * RANK * side_by_side + n * NEAR * RANK
-        return mask + (shape.groups * d * side_by_side if shape.filled else 0)
+        separable = shape.target[0] * n + p * shape.grid[1]  # rows first, then columns; per channel
+        mask += 2 * RANK * separable + n * NEAR * RANK
+        return mask + (shape.groups * d * separable if shape.filled else 0)
 
     @staticmethod
     def unmerge_macs(shape: MergeShape, form: Form) -> int:

@@ -1,7 +1,7 @@
-"""Bipartite soft matching: which tokens are so alike that one may stand for both.
+"""Bipartite soft matching of the most similar tokens.
 
-Written from the description in "Token Merging: Your ViT But Faster" (Bolya et al., ICLR 2023), section 3. Differences:
-tokens keep their order; where fewer than half are to stay, matching is repeated.
+From "Token Merging: Your ViT But Faster" (Bolya et al., ICLR 2023, https://arxiv.org/abs/2210.09461), section 3.
+Differences: tokens keep their order; matching is repeated if fewer than half of the tokens are to remain.
 
 Shapes: B images, G groups that share the assignment, N tokens in, P tokens out, C channels of the keys.
 """
@@ -13,23 +13,23 @@ from ltmsearch.merging.assignment import Assignment, HardAssignment
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Vectors in the last dimension brought to length 1; zero stays zero."""
+    """Vectors in the last dimension, normalised to length 1; zero remains zero."""
     return vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min(1e-12)
 
 
 def match(keys: Tensor, sizes: Tensor, count: int, *, normed: bool = False) -> Tensor:
-    """Match until `count` tokens are left; merged tokens go on with the mean of their keys.
+    """Match until `count` tokens remain; the key of a merged token is the mean of its tokens'.
 
     Args:
         keys: (B, N, C).
         sizes: (B, N).
         count: P < N.
-        normed: Whether the keys are unit vectors already.
+        normed: Whether the keys are unit vectors.
 
     Returns:
         (B, N) int64: the merged token of each token.
     """
-    n = int(keys.shape[1])  # a number also while a tracer watches
+    n = int(keys.shape[1])  # an int also in a traced program
     position = None
     for merges in rounds(n, count):
         step = match_once(keys if normed else unit(keys.float()), merges)
@@ -54,7 +54,7 @@ def match_once(keys: Tensor, merges: int) -> Tensor:
         merges: Number of pairs, 1 ≤ merges ≤ ⌊N/2⌋.
 
     Returns:
-        (B, N) int64: the new position of every token among the N − merges that stay, in their old order.
+        (B, N) int64: the new position of every token among the N − merges that remain, in their old order.
     """
     batch, n, _ = keys.shape
     if not 1 <= merges <= n // 2:
@@ -63,14 +63,14 @@ def match_once(keys: Tensor, merges: int) -> Tensor:
     best, partner = similarity.max(dim=-1)
     merged = best.argsort(dim=-1, descending=True, stable=True)[:, :merges]  # indices into the first set
     target = partner.gather(1, merged).mul_(2).add_(1)
-    merged = 2 * merged  # and now into all
+    merged = 2 * merged  # indices into all tokens
     position = torch.ones(batch, n, dtype=torch.long, device=keys.device).scatter_(1, merged, 0)
     position = position.cumsum(dim=1).sub_(1)
     return position.scatter_(1, merged, position.gather(1, target))
 
 
 def rounds(n: int, p: int) -> list[int]:
-    """How many pairs each round merges to bring n tokens to p, at most half of what is left at a time."""
+    """Numbers of pairs to merge in each round, at most half of the remaining tokens, from n tokens to p."""
     out = []
     while n > p:
         out.append(min(n - p, n // 2))
@@ -79,7 +79,7 @@ def rounds(n: int, p: int) -> list[int]:
 
 
 def average(values: Tensor, sizes: Tensor, assignment: Assignment) -> tuple[Tensor, Tensor]:
-    """Size-weighted mean of (B, G, N, C) values by merged token, and the (B, P) sizes of those."""
+    """Size-weighted mean of (B, G, N, C) values in each merged token, and the (B, P) new sizes."""
     new_sizes = assignment.collect_few(sizes[:, None])  # (B, 1, P)
     total = assignment.collect(values * sizes[:, None, :, None].to(values.dtype))
     return total / new_sizes[..., None].to(total.dtype), new_sizes[:, 0]

@@ -1,4 +1,4 @@
-"""What a merging operator is, and the registry of them.
+"""Interface and registry of merging operators.
 
 Shapes: B images, G groups of tokens that share one mask (the pixel positions of a MobileViT patch; otherwise 1),
 N tokens in on an h×w grid, P tokens out on a p×q grid, D channels.
@@ -16,41 +16,40 @@ from ltmsearch.schedules.grid import Grid, tokens
 from ltmsearch.schedules.schedule import Form
 
 MaskStart = Literal["auto", "content", "place"]
-"""How a fresh mask merges. `content`: tokens that look alike, right when LTM is put into trained weights. `place`:
-tokens that stand together, right when training from scratch. `auto`: `place` until the weights of a plain backbone are
-loaded around it, `content` from then on."""
+"""Initial mask of LTM. `content` merges similar tokens, for trained backbone weights. `place` merges neighbouring
+tokens, for training from scratch. `auto` is `place` until weights of a plain backbone are loaded, then `content`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Merge:
-    """The outcome of one merge."""
+    """Result of one merge."""
 
     tokens: Tensor
     """(B, G, P, D) merged tokens X̃."""
     sizes: Tensor
-    """(B, P) float32: how many input tokens stand behind each; the sum over P is that of the sizes before."""
+    """(B, P) float32: number of input tokens in each; the sum over P is that of the sizes before."""
     assignment: Assignment
-    """Takes values of the merged tokens back to the tokens they came from."""
+    """Carries values between tokens and merged tokens."""
 
     def unmerge(self, before: Tensor, after: Tensor) -> Tensor:
-        """Residual unmerge `Z + A (X̃_out − X̃_in)`: the identity when the merged path changed nothing.
+        """Residual unmerge `Z + A (X̃_out − X̃_in)`: the identity if the merged tokens did not change.
 
         Args:
-            before: (B, G, N, D) the tokens Z that were merged.
-            after: (B, G, P, D) what the merged path made of `tokens`.
+            before: (B, G, N, D) tokens Z before the merge.
+            after: (B, G, P, D) merged tokens after further layers.
         """
         return self.unmerge_change(before, after - self.tokens)
 
     def unmerge_change(self, before: Tensor, change: Tensor) -> Tensor:
-        """`Z + A · change`, for a path that knows what it added to the merged tokens."""
+        """`Z + A · change`, if the change of the merged tokens is known."""
         back = self.assignment.spread(change)
-        # In place where that loses nothing: under autocast products come in fewer bits than the tokens have.
+        # In place only in the same dtype: under autocast products have fewer bits than the tokens.
         return back.add_(before) if back.dtype == before.dtype else before + back
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergeShape:
-    """The sizes of one merge that its cost depends on."""
+    """Sizes of one merge that determine its cost."""
 
     grid: Grid
     """(h, w) before."""
@@ -63,7 +62,7 @@ class MergeShape:
     groups: int
     """G, groups of tokens that share the assignment."""
     filled: bool
-    """Whether merged tokens that no token goes to get the pooled value: see `MergeOperator.fills_empty`."""
+    """See `MergeOperator.fills_empty`."""
 
     @property
     def n(self) -> int:
@@ -79,27 +78,27 @@ class MergeShape:
 class MergeOperator(nn.Module):
     """Merges the N tokens of a grid into the P tokens of a smaller one.
 
-    An operator has at most a few weights of its own; none depends on N, P or the image size, so that one set serves
-    every keep ratio at every resolution. A target equal to the grid never reaches an operator.
+    No weight of an operator depends on N, P or the image size, so that one set serves every keep ratio at every
+    resolution. An operator is never called with a target equal to the grid.
 
     Args:
-        dim: D, for operators that have weights.
-        start: How it merges before it is trained, for operators that learn.
+        dim: D, for operators with weights.
+        start: Initial mask, for operators that learn.
     """
 
     name: ClassVar[str]
     needs_keys: ClassVar[bool] = False
-    """Whether `forward` wants the attention keys of the layer."""
+    """Whether `forward` needs the attention keys of the layer."""
     forms: ClassVar[tuple[Form, ...]]
-    """The forms it can merge in; the first is the default."""
+    """Supported forms; the first is the default."""
 
     keep_ratio: float = 1.0
-    """The keep ratio the layer runs at. Set by `set_schedule`, by nobody else."""
+    """Keep ratio of the layer; set only by `set_schedule`."""
     form: Form
-    """One of `forms`: how the layer merges. Set by `set_schedule`, by nobody else."""
+    """Form of the merge, one of `forms`; set only by `set_schedule`."""
     fills_empty: bool = False
-    """Whether a merged token that no token goes to takes the pooled value of its place: set by adapters whose layer
-    runs a convolution over the merged grid."""
+    """Whether empty merged tokens get the pooled value of their place: set by adapters whose layer runs a convolution
+    on the merged grid."""
 
     def __init__(self, dim: int, start: MaskStart = "auto") -> None:
         super().__init__()
@@ -107,27 +106,26 @@ class MergeOperator(nn.Module):
 
     @abstractmethod
     def forward(self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None) -> Merge:
-        """Merge.
+        """Merge tokens.
 
         Args:
             tokens: (B, G, N, D).
-            sizes: (B, N) float32, how many input tokens stand behind each token; ones before the first merge.
+            sizes: (B, N) float32, number of input tokens in each token; ones before the first merge.
             grid: (h, w) with h·w = N.
             target: (p, q), smaller than `grid`.
-            keys: (B, N, C) attention keys, averaged over heads and groups, where `needs_keys`.
+            keys: (B, N, C) attention keys, averaged over heads and groups, if `needs_keys`.
         """
 
     def on_backbone_weights_loaded(self) -> None:
-        """Called when trained weights are loaded around an operator without weights for the operator itself."""
+        """Called when weights of a plain backbone are loaded, without weights of this operator."""
         return
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the operator's weights that weight decay would pull away from their meaning."""
+        """Names of the operator's weights without weight decay."""
         return set()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        # A checkpoint of the plain backbone holds nothing for the operators: they keep what they have, and the
-        # loader has nothing to complain about. One that holds something must hold all.
+        # A checkpoint of a plain backbone has no weights of operators, which is not an error; a partial one is.
         if any(name.startswith(prefix) for name in state_dict):
             super()._load_from_state_dict(state_dict, prefix, *rest)
 
@@ -147,7 +145,7 @@ OPERATORS: dict[str, type[MergeOperator]] = {}
 
 
 def register_operator(operator: type[MergeOperator]) -> type[MergeOperator]:
-    """Class decorator: make an operator known under its `name`."""
+    """Class decorator that registers an operator under its `name`."""
     OPERATORS[operator.name] = operator
     return operator
 
@@ -156,7 +154,7 @@ def get_operator(name: str) -> type[MergeOperator]:
     """The operator class of that name.
 
     Raises:
-        InputError: If there is none, with the nearest name.
+        InputError: If there is none.
     """
     if name not in OPERATORS:
         raise unknown_name("operator", name, OPERATORS)
@@ -164,11 +162,7 @@ def get_operator(name: str) -> type[MergeOperator]:
 
 
 def check_form(operator: str, form: str) -> Form:
-    """The form, if the operator has it.
-
-    Raises:
-        InputError: If it does not, with those that it has.
-    """
+    """Return the form; raise InputError if the operator does not support it."""
     for known in get_operator(operator).forms:
         if form == known:
             return known

@@ -1,9 +1,9 @@
-"""The place prior alone, as a baseline: area pooling onto the smaller grid, weighted by size."""
+"""Area pooling onto the smaller grid, weighted by size: the spatial prior alone, as a baseline."""
 
 from torch import Tensor
 
 from ltmsearch.merging.assignment import SoftAssignment
-from ltmsearch.merging.constants import tensors
+from ltmsearch.merging.constants import constant_tensors
 from ltmsearch.merging.matching import average
 from ltmsearch.merging.operator import Merge, MergeOperator, MergeShape, register_operator
 from ltmsearch.merging.prior import area_overlap
@@ -19,9 +19,9 @@ class PoolMerging(MergeOperator):
     forms = ("soft",)
 
     def forward(self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None) -> Merge:
-        """Merge; arguments as in `MergeOperator`."""
-        (prior,) = tensors(area_overlap, grid, target, device=tokens.device)
-        assignment = SoftAssignment(prior.expand(tokens.shape[0], -1, -1))  # tokens are shared out alike in every image
+        """See `MergeOperator`."""
+        (prior,) = constant_tensors(area_overlap, grid, target, device=tokens.device)
+        assignment = SoftAssignment(prior.expand(tokens.shape[0], -1, -1))  # the same in every image
         merged, merged_sizes = average(tokens, sizes, assignment)
         return Merge(tokens=merged, sizes=merged_sizes, assignment=assignment)
 

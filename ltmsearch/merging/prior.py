@@ -1,4 +1,4 @@
-"""The place prior of a merge: how the cells of an h×w grid overlap those of a p×q grid.
+"""The spatial prior of a merge: overlap of the cells of an h×w grid with those of a p×q grid.
 
 Shapes: N = h·w tokens in, P = p·q tokens out.
 """
@@ -10,12 +10,12 @@ import numpy as np
 from ltmsearch.schedules.grid import Grid
 
 SPREAD = 0.02
-"""δ: the share of a token's mass that the prior spreads over the 3×3 target cells around it, so that content can
-move the token to a cell that its own area does not touch."""
+"""δ: share of a token's mass that the prior spreads over the 3×3 target cells around it, so that content can move the
+token to a cell that its own area does not touch."""
 
 
 def _side_overlap(length: int, target: int) -> np.ndarray:
-    """(length, target) share of each of `length` equal segments that lies in each of `target` equal segments."""
+    """(length, target) share of each of `length` equal segments in each of `target` equal segments."""
     edges_in = np.arange(length + 1) / length
     edges_out = np.arange(target + 1) / target
     low = np.maximum(edges_in[:-1, None], edges_out[None, :-1])
@@ -57,7 +57,7 @@ def area_overlap(grid: Grid, target: Grid) -> np.ndarray:
 
 @lru_cache(maxsize=512)
 def side_shares(length: int, target: int) -> tuple[np.ndarray, np.ndarray]:
-    """The two parts of the prior along one side of the grid, of which `area_overlap` is made.
+    """The two factors of `area_overlap` along one side of the grid.
 
     O = (1 − δ) · R ⊗ C + δ · R' ⊗ C', so that products with O need no (N, P) matrix.
 
@@ -66,7 +66,7 @@ def side_shares(length: int, target: int) -> tuple[np.ndarray, np.ndarray]:
         target: After it.
 
     Returns:
-        R and R', each (length, target) float64, read-only, rows sum to 1: overlap, and nearness.
+        R and R', each (length, target) float64, read-only, rows sum to 1: overlap and neighbourhood.
     """
     overlap = _side_overlap(length, target)
     near = _side_neighbours(overlap)
@@ -117,8 +117,8 @@ def seed_sides(grid: Grid, target: Grid) -> tuple[np.ndarray, np.ndarray]:
     """Oᵀ as two products along the sides: first over rows, then over columns.
 
     Returns:
-        (p·2, h) both parts of every row's share, one below the other, in which stand 1 − δ and δ as well; and
-        (q, 2·w) both parts of every column's share, side by side, so that the second product adds up the parts.
+        (p·2, h) both parts of each row's share, stacked and scaled by 1 − δ and δ; (q, 2·w) both parts of each column's
+        share side by side, so that the second product sums the parts.
     """
     (rows, near_rows), (columns, near_columns) = (side_shares(*side) for side in zip(grid, target, strict=True))
     both_rows = np.stack(((1 - SPREAD) * rows.T, SPREAD * near_rows.T), axis=1).reshape(-1, grid[0])

@@ -1,6 +1,6 @@
-"""Token Merging (ToMe) as a baseline: bipartite soft matching on attention keys (Bolya et al., ICLR 2023).
+"""Token Merging (ToMe, https://arxiv.org/abs/2210.09461) as a baseline: bipartite soft matching on attention keys.
 
-The grid is used for its number of tokens only. Shapes: B images, N tokens in, P tokens out.
+Only the number of tokens of a grid matters. Shapes: B images, N tokens in, P tokens out.
 """
 
 from torch import Tensor
@@ -15,14 +15,14 @@ from ltmsearch.schedules.schedule import Form
 
 @register_operator
 class BipartiteSoftMatching(MergeOperator):
-    """ToMe's operator; nothing is learned."""
+    """ToMe's operator, without weights."""
 
     name = "tome"
     forms = ("matched",)
     needs_keys = True
 
     def forward(self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None) -> Merge:
-        """Merge; arguments as in `MergeOperator`."""
+        """See `MergeOperator`."""
         if keys is None:
             raise ValueError("`keys` must be given: ToMe matches attention keys.")
         count = token_count(target)

@@ -1,8 +1,8 @@
-"""Token grids: what a keep ratio means on a grid of tokens.
+"""Token grids, which quantise keep ratios.
 
-Tokens of an image stand on an h×w grid; merging brings them to a smaller p×q grid. Grids quantise a keep ratio: only
-the grids of a chain from (h, w) down to (1, 1) are used, one row or column less at each step, always taken from the
-side that is relatively longer, so that every grid of the chain keeps the shape of the first as nearly as it can.
+Merging takes the tokens of an h×w grid to a smaller p×q grid. Possible are the grids of a chain from (h, w) down to
+(1, 1): each has one row or column less than the one before, from the relatively longer side, so that all have nearly
+the same shape.
 """
 
 from functools import lru_cache
@@ -14,7 +14,7 @@ Grid: TypeAlias = tuple[int, int]
 
 @lru_cache(maxsize=4096)
 def grid_chain(grid: Grid) -> tuple[Grid, ...]:
-    """The feasible grids below and including `grid`, largest first.
+    """The possible grids from `grid` down to (1, 1).
 
     >>> grid_chain((3, 3))
     ((3, 3), (3, 2), (2, 2), (2, 1), (1, 1))
@@ -25,7 +25,7 @@ def grid_chain(grid: Grid) -> tuple[Grid, ...]:
     p, q = rows, columns
     chain = [(p, q)]
     while (p, q) != (1, 1):
-        # p/rows against q/columns, in integers; on a tie the longer side gives way, on a square grid a column.
+        # Compare p/rows with q/columns in integers; on a tie reduce the longer side, on a square grid the columns.
         if q == 1 or (p > 1 and (p * columns, p) > (q * rows, q)):
             p -= 1
         else:
@@ -36,9 +36,9 @@ def grid_chain(grid: Grid) -> tuple[Grid, ...]:
 
 @lru_cache(maxsize=65536)
 def target_grid(grid: Grid, keep_ratio: float) -> Grid:
-    """The grid of the chain whose number of tokens is nearest to `keep_ratio` times that of `grid`.
+    """The grid of the chain with nearly `keep_ratio` times the tokens of `grid`; on a tie the larger one.
 
-    On a tie the larger grid is taken. A result equal to `grid` means that the layer stays plain.
+    If it is equal to `grid`, the layer does not merge.
 
     Args:
         grid: Rows and columns before the merge.

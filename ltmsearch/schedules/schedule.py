@@ -1,4 +1,4 @@
-"""A merge schedule: the keep ratio of every layer, one point of a search space."""
+"""A merge schedule: keep ratio and form of every layer."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,19 +9,19 @@ from typing import Literal, NamedTuple, TypeVar, get_args
 from ltmsearch.errors import InputError, unknown_name
 
 Form = Literal["soft", "hard", "matched"]
-"""How an operator merges. `soft`: every token is shared out over the merged tokens around its place by a matrix;
-`hard`: it goes whole to one of those, by index; `matched`: the most alike tokens are joined wherever they are."""
+"""Form of a merge. `soft`: each token is distributed over nearby merged tokens by a matrix; `hard`: it goes to one of
+them, by index; `matched`: the most similar tokens are joined, wherever they are."""
 
 Value = TypeVar("Value")
 
 
 class Choice(NamedTuple):
-    """What one layer may be: a keep ratio, and how it merges."""
+    """Keep ratio and form of one layer."""
 
     keep_ratio: float
     """In (0, 1]; 1 is the plain layer."""
     form: Form | None = None
-    """None: the operator's first form."""
+    """None: the operator's default."""
 
     def __str__(self) -> str:
         return f"{self.keep_ratio:g} {self.form}" if self.form else f"{self.keep_ratio:g}"
@@ -29,21 +29,18 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class MergeSchedule:
-    """Keep ratios by layer, the operator that merges, and where it has two forms, which.
-
-    Equal schedules are equal objects with equal hashes, whatever the order their layers were given in.
+    """Keep ratios and forms by layer, and the merging operator. Equality does not depend on the order of layers.
 
     Raises:
-        InputError: If a keep ratio is not a number in (0, 1], or a form is none.
+        InputError: If a keep ratio is not a number in (0, 1], or a form is unknown.
     """
 
     keep_ratios: Mapping[str, float]
-    """Layer name (timm module path) → keep ratio in (0, 1]; a layer that is not named keeps every token."""
+    """Layer name (timm module path) → keep ratio in (0, 1]; other layers keep every token."""
     operator: str = "ltm"
     """Name of a merging operator: see `ltmsearch.merging.OPERATORS`."""
     forms: Mapping[str, Form] = field(default_factory=dict)
-    """Layer name → form of its merge; a layer that is not named merges in the operator's first form. Plain layers have
-    none, whatever was given."""
+    """Layer name → form; other layers have the operator's default. Forms of layers that do not merge are removed."""
 
     def __post_init__(self) -> None:
         for layer, ratio in self.keep_ratios.items():
@@ -68,7 +65,7 @@ class MergeSchedule:
     def uniform(
         cls, layers: Iterable[str], keep_ratio: float, operator: str = "ltm", form: Form | None = None
     ) -> "MergeSchedule":
-        """The same keep ratio, and where given the same form, at every layer."""
+        """The same keep ratio and form at every layer."""
         ratios = dict.fromkeys(layers, keep_ratio)
         return cls(keep_ratios=ratios, operator=operator, forms=dict.fromkeys(ratios, form) if form else {})
 
@@ -99,7 +96,7 @@ class MergeSchedule:
         operator: str = "ltm",
         forms: Mapping[str, Form] | None = None,
     ) -> "MergeSchedule":
-        """A schedule over exactly `layers` from names or patterns; layers that none matches stay plain.
+        """A schedule over exactly `layers` from names or patterns; layers without a match do not merge.
 
         Args:
             layers: The backbone's layers.
@@ -114,21 +111,20 @@ class MergeSchedule:
         return cls(keep_ratios=ratios, operator=operator, forms=_by_layer(layers, forms or {}))
 
     def keep_ratio(self, layer: str) -> float:
-        """The keep ratio of one layer; 1.0 when the schedule does not name it."""
+        """Keep ratio of a layer; 1.0 if the schedule has none."""
         return self.keep_ratios.get(layer, 1.0)
 
     def form(self, layer: str) -> Form | None:
-        """The form of one layer's merge; None for the operator's first."""
+        """Form of a layer; None for the operator's default."""
         return self.forms.get(layer)
 
     @property
     def merging_layers(self) -> tuple[str, ...]:
-        """The layers whose keep ratio is below 1.0, in the order given."""
+        """Layers with a keep ratio below 1.0."""
         return tuple(layer for layer, ratio in self.keep_ratios.items() if ratio < 1.0)
 
 
 def _by_layer(layers: Sequence[str], by_pattern: Mapping[str, Value]) -> dict[str, Value]:
-    """The value of each layer that some name or pattern matches; later entries win."""
     found: dict[str, Value] = {}
     for pattern, value in by_pattern.items():
         hits = [layer for layer in layers if layer == pattern or fnmatchcase(layer, pattern)]

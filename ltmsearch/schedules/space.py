@@ -1,4 +1,4 @@
-"""The search space: which keep ratios and forms each layer may take, and which weights the IB loss.
+"""The search space: possible keep ratios and forms of each layer, and weights of the IB loss.
 
 Read from `search_spaces/<family>.yaml`.
 """
@@ -22,7 +22,7 @@ from ltmsearch.schedules.schedule import Choice, Form, MergeSchedule
 
 SCHEMA = 1
 ZERO_SHARE = 1 / 5
-"""Share of an IB weight's range, on a log scale, that means zero: as often a log-uniform draw is zero."""
+"""Share of an IB weight's range, on a log scale, that means zero."""
 
 
 def _in_range(ratio: float) -> float:
@@ -33,7 +33,7 @@ def _in_range(ratio: float) -> float:
 
 def _some(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if not values:
-        raise ValueError("must name at least one")
+        raise ValueError("must have at least one entry")
     return values
 
 
@@ -48,33 +48,33 @@ Forms = Annotated[tuple[Form, ...], AfterValidator(_some)]
 
 
 class LayerRule(BaseModel):
-    """Keep ratios, and where given forms, of the layers that a pattern matches."""
+    """Keep ratios, and optionally forms, of the layers that match a pattern."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     pattern: str
     """Layer name or shell pattern, e.g. `stages.2.*`."""
     keep_ratios: KeepRatios
-    """Choices; 1.0 (plain) is always one."""
+    """Choices; 1.0 (no merge) is always one."""
     forms: Forms | None = None
-    """Forms of the mask; None: those of the file."""
+    """Forms; None: those of the file."""
 
 
 class SpaceFile(BaseModel):
-    """What a search-space file holds."""
+    """Content of a search-space file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     schema_version: int
     """Version of the format, `SCHEMA`."""
     family: str
-    """The family of backbones the file is for."""
+    """Family of backbones."""
     keep_ratios: KeepRatios
-    """Choices of every layer that no rule matches."""
+    """Choices of layers without a rule."""
     forms: Forms = ("soft", "hard")
-    """Forms of the mask that may be used, for operators that have more than one."""
+    """Forms, for operators with more than one."""
     ib_weight: Annotated[tuple[float, ...], AfterValidator(_low_and_high)] | None = None
-    """Lowest and highest weight of the IB loss; zero is tried too. None: no IB loss."""
+    """Lowest and highest weight of the IB loss, besides zero. None: no IB loss."""
     layers: tuple[LayerRule, ...] = ()
-    """Exceptions; the first that matches a layer holds."""
+    """Exceptions; the first match applies."""
 
     @field_validator("schema_version")
     @classmethod
@@ -85,7 +85,7 @@ class SpaceFile(BaseModel):
 
     @classmethod
     def load(cls, name: str | None, *, family: str) -> "SpaceFile":
-        """Read a file, or a shipped one by its name; None: the family's own.
+        """Load a file, or a built-in one by its name; None: that of the family.
 
         Raises:
             InputError: If it is missing, breaks a rule, or is for another family.
@@ -99,7 +99,7 @@ class SpaceFile(BaseModel):
         return file
 
     def choices_of(self, layer: str) -> tuple[tuple[float, ...], tuple[Form, ...]]:
-        """Keep ratios and forms of one layer, as written."""
+        """Keep ratios and forms of one layer, as in the file."""
         for rule in self.layers:
             if layer == rule.pattern or fnmatchcase(layer, rule.pattern):
                 return rule.keep_ratios, self.forms if rule.forms is None else rule.forms
@@ -108,50 +108,49 @@ class SpaceFile(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class IBWeights:
-    """The weights that the IB loss may take: log-uniform between two ends, and zero.
+    """Possible weights of the IB loss: log-uniform between two limits, or zero.
 
-    Samplers know no mixture of a range and a point. So one number on one range stands for both: what is below `low`
-    means zero.
+    Samplers do not support a mixture of a range and a point, so numbers below `low` mean zero.
     """
 
     low: float
-    """Lowest weight beside zero."""
+    """Lowest weight except zero."""
     high: float
     """Highest weight."""
 
     @property
     def floor(self) -> float:
-        """Where the numbers that mean zero begin."""
+        """Smallest number that means zero."""
         return self.low * (self.low / self.high) ** (ZERO_SHARE / (1 - ZERO_SHARE))
 
     @property
     def zero(self) -> float:
-        """The number in the middle of those that mean zero."""
+        """Geometric mean of the numbers that mean zero."""
         return math.sqrt(self.floor * self.low)
 
     def weight(self, number: float) -> float:
-        """The weight that a number between `floor` and `high` stands for."""
+        """Weight for a number between `floor` and `high`."""
         return number if number >= self.low else 0.0
 
     def draw(self, rng: np.random.Generator) -> float:
-        """A number, log-uniform."""
+        """Draw a number, log-uniform."""
         return min(self.high, self.floor * (self.high / self.floor) ** rng.random())
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
-    """Layers of one backbone and what each may be. A point is one choice index per layer, and an IB weight."""
+    """Layers of one backbone and their choices. A point is one choice index per layer, and an IB weight."""
 
     layers: tuple[str, ...]
     """Layer names in the order of execution."""
     choices: tuple[tuple[Choice, ...], ...]
-    """Per layer what it may be, from plain (index 0) to the smallest keep ratio; of one ratio, the soft form first."""
+    """Choices per layer, from no merge (index 0) to the smallest keep ratio; within a ratio, the soft form first."""
     operator: str = "ltm"
     """Name of the merging operator."""
     operator_forms: tuple[Form, ...] = ("soft", "hard", "matched")
-    """The forms that the operator can merge in; the first is its default. Default: those of `ltm`."""
+    """Forms of the operator; the first is its default."""
     ib_weights: IBWeights | None = None
-    """Weights of the IB loss; None: there is none."""
+    """Weights of the IB loss; None: no IB loss."""
 
     @classmethod
     def build(
@@ -163,17 +162,16 @@ class SearchSpace:
         *,
         reduces_cost: Callable[[str, Choice], bool],
     ) -> "SearchSpace":
-        """The space of a file on a backbone at one image size.
+        """Build the space of a file for a backbone at one image size.
 
-        Keep ratios that give the same grid of tokens at a layer are one: the nearest to it stays. Choices that cost
-        more than they save are left out.
+        Of keep ratios with the same grid of tokens, the nearest to it is kept.
 
         Args:
             file: The choices.
-            layer_grids: Layer name → the full grid it sees, in the order of execution.
+            layer_grids: Layer name → its full grid, in the order of execution.
             operator: Name of the merging operator.
-            operator_forms: The forms that it can merge in, its default first.
-            reduces_cost: Whether a merge at a layer saves more than it costs.
+            operator_forms: Forms of the operator, its default first.
+            reduces_cost: Whether a merge at a layer saves more than it costs; other choices are removed.
 
         Raises:
             InputError: If a rule of the file matches no layer.
@@ -181,7 +179,7 @@ class SearchSpace:
         for rule in file.layers:
             if not any(fnmatchcase(layer, rule.pattern) for layer in layer_grids):
                 raise InputError(
-                    f"the search space's pattern {rule.pattern!r} matches no layer of the backbone; "
+                    f"patterns of a search space must match a layer of the backbone, but got {rule.pattern!r}; "
                     f"its layers are {', '.join(layer_grids)}"
                 )
         return cls(
@@ -210,7 +208,7 @@ class SearchSpace:
         return np.array([len(options) - 1 for options in self.choices])
 
     def schedule(self, indices: Sequence[int] | np.ndarray) -> MergeSchedule:
-        """The schedule of one choice index per layer."""
+        """The schedule of (L,) choice indices."""
         taken = {n: options[int(i)] for n, options, i in zip(self.layers, self.choices, indices, strict=True)}
         first = self.operator_forms[0]
         return MergeSchedule(
@@ -220,11 +218,7 @@ class SearchSpace:
         )
 
     def indices(self, schedule: MergeSchedule) -> np.ndarray:
-        """(L,) choice indices of a schedule that the space holds.
-
-        Raises:
-            ValueError: If what it wants of a layer is not among that layer's choices.
-        """
+        """(L,) choice indices of a schedule; raises ValueError if the space does not contain it."""
         forms = self.operator_forms
         wanted = {}
         for layer in self.layers:
@@ -235,17 +229,12 @@ class SearchSpace:
 
     @property
     def forms(self) -> tuple[Form | None, ...]:
-        """The forms that some choice has, in the operator's order; (None,) where it has but one."""
+        """Forms of all choices, in the operator's order; (None,) if it has only one."""
         offered = {choice.form for options in self.choices for choice in options if choice.keep_ratio < 1}
         return tuple(form for form in self.operator_forms if form in offered) or (None,)
 
     def nearest(self, keep_ratio: float, form: Form | None = None) -> np.ndarray:
-        """(L,) indices of the choice nearest to one keep ratio at every layer.
-
-        Args:
-            keep_ratio: Counts before the form.
-            form: Taken where the layer has that ratio in it; None: the first form that it has there.
-        """
+        """(L,) indices of the choice nearest to a keep ratio at every layer, in `form` if that layer offers it."""
         return np.array(
             [
                 min(
@@ -257,17 +246,17 @@ class SearchSpace:
         )
 
     def random(self, rng: np.random.Generator, number: int) -> np.ndarray:
-        """(number, L) random indices that spread from plain to the smallest ratios.
+        """(number, L) random indices, from no merge to the smallest ratios.
 
-        Each schedule has a level of its own about which its layers vary. Independent draws per layer would nearly all
-        cost about the same, and where merges accumulate nearly all be far too cheap.
+        The layers of a schedule vary around a common level. Schedules of independent draws would nearly all have the
+        same cost, and be far too cheap if merges accumulate.
         """
         level = rng.uniform(-0.1, 1.1, size=(number, 1))
         position = np.clip(level + rng.normal(0.0, 0.3, size=(number, len(self.layers))), 0.0, 1.0)
         return np.rint(position * self.cheapest).astype(np.int64)
 
     def digest(self) -> str:
-        """Short hash of layers, choices, operator and IB weights: equal spaces have equal digests."""
+        """Short hash of layers, choices, operator and IB weights."""
         content: list[Any] = [self.layers, self.choices, self.operator]
         if self.ib_weights is not None:
             content.append([self.ib_weights.low, self.ib_weights.high])
@@ -277,13 +266,13 @@ class SearchSpace:
 def layer_choices(
     keep_ratios: Sequence[float], forms: Sequence[Form], grid: Grid, operator_forms: Sequence[Form]
 ) -> tuple[Choice, ...]:
-    """What a layer on `grid` may be: plain, and every distinct ratio in every form that file and operator have.
+    """Choices of a layer on `grid`: no merge, and each distinct ratio in each form that file and operator share.
 
     Args:
-        keep_ratios: As written in a file.
-        forms: As written in a file; an operator with one form takes that one.
-        grid: The full grid that the layer sees.
-        operator_forms: The forms that the operator can merge in.
+        keep_ratios: Keep ratios in the file.
+        forms: Forms in the file; ignored for an operator with a single form.
+        grid: Full grid of the layer.
+        operator_forms: Forms of the operator.
     """
     offered: list[Form | None] = [None]
     if len(operator_forms) > 1:
@@ -293,7 +282,7 @@ def layer_choices(
 
 
 def distinct_ratios(ratios: Sequence[float], grid: Grid) -> tuple[float, ...]:
-    """Keep ratios that give different grids, 1.0 first and downwards."""
+    """Keep ratios with different grids, from 1.0 downwards."""
     by_grid: dict[Grid, float] = {grid: 1.0}
     for ratio in sorted(ratios, reverse=True):
         target = target_grid(grid, ratio)
@@ -304,21 +293,21 @@ def distinct_ratios(ratios: Sequence[float], grid: Grid) -> tuple[float, ...]:
 
 
 def colliding_ratios(space: SearchSpace, layer_grids: Mapping[str, Grid]) -> dict[str, list[tuple[float, ...]]]:
-    """Choices of a layer that look alike on other grids, e.g. at the smaller images of proxy training.
+    """Keep ratios that have the same grid at another image size, e.g. that of proxy training.
 
     Args:
         space: The space.
-        layer_grids: Layer name → its full grid there.
+        layer_grids: Layer name → its full grid at that size.
 
     Returns:
-        Layer name → groups of keep ratios that give one grid; layers without such groups are left out.
+        Layer name → groups of keep ratios with the same grid, for layers with such groups.
     """
     result = {}
     for layer, options in zip(space.layers, space.choices, strict=True):
         groups: dict[Grid, list[float]] = {}
         for ratio in dict.fromkeys(choice.keep_ratio for choice in options):
             groups.setdefault(target_grid(layer_grids[layer], ratio), []).append(ratio)
-        alike = [tuple(group) for group in groups.values() if len(group) > 1]
-        if alike:
-            result[layer] = alike
+        same = [tuple(group) for group in groups.values() if len(group) > 1]
+        if same:
+            result[layer] = same
     return result

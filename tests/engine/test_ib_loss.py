@@ -338,7 +338,7 @@ def test_use_before_fit_and_senseless_arguments_are_refused() -> None:
         loss.fit(features * float("nan"), inputs, labels, seed=0)
     with pytest.raises(ValueError, match="39 targets"):
         loss.fit(features, inputs, labels[1:], seed=0)
-    with pytest.raises(ValueError, match="needs images"):
+    with pytest.raises(ValueError, match="same positive length"):
         loss.fit(features[:0], inputs[:0], labels[:0], seed=0)
     for beta in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="beta"):

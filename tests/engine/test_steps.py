@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ltmsearch.engine.evaluation import preserve_batchnorm, recalibrate_and_fit
 from ltmsearch.engine.ib_loss import IBLoss, input_features
 from ltmsearch.engine.runtime import Runtime
-from ltmsearch.engine.steps import LossMonitor, WarmUp, make_optimizer, proxy_train, shrunk, warm_up
+from ltmsearch.engine.steps import LossMonitor, WarmUp, downscale, make_optimizer, proxy_train, warm_up
 from ltmsearch.errors import TrialDiverged
 from ltmsearch.models import feature_dim, pooled_features
 from ltmsearch.models.supernet import Supernet
@@ -38,7 +38,7 @@ def test_images_grow_from_base_to_full_size() -> None:
         assert {plan.img_size(step, full=full) for step in range(96, 110)} == {full}
     assert sizes[100:] == [112] * 10
     assert WarmUp(base_steps=5, base_img_size=128, sandwich_steps=0, subnets=1, lr=1).img_size(0, full=112) == 112
-    assert shrunk(torch.rand(1, 3, 112, 112), 64).shape == (1, 3, 64, 64)
+    assert downscale(torch.rand(1, 3, 112, 112), 64).shape == (1, 3, 64, 64)
 
 
 def test_warm_up_trains_every_parameter_and_ends_plain() -> None:
@@ -151,7 +151,7 @@ def test_the_ib_loss_sets_in_late_with_statistics_of_the_steps_before() -> None:
 
 def test_features_that_are_not_finite_fail_the_trial_when_the_ib_loss_sets_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, where the loss itself is read later."""
-    monkeypatch.setattr("ltmsearch.engine.steps.reads", lambda _: 100)
+    monkeypatch.setattr("ltmsearch.engine.steps.read_interval", lambda _: 100)
     good, (_, labels) = batches(2), batches(1)[0]
     broken = [good[0], (torch.full((4, 3, 64, 64), float("inf")), labels), good[1]]
     supernet = fresh()
@@ -177,19 +177,19 @@ def test_losses_are_read_together_where_reading_waits(monkeypatch: pytest.Monkey
     counts: list[int] = []
     read = LossMonitor.read
 
-    def counted(watch: LossMonitor) -> None:
-        counts.append(len(watch._unread))
-        read(watch)
+    def counted(monitor: LossMonitor) -> None:
+        counts.append(len(monitor._unread))
+        read(monitor)
 
     monkeypatch.setattr(LossMonitor, "read", counted)
-    monkeypatch.setattr("ltmsearch.engine.steps.reads", lambda _: 16)
+    monkeypatch.setattr("ltmsearch.engine.steps.read_interval", lambda _: 16)
     assert proxy_train(other, other.schedule, batches(3), lr=1e-3, runtime=RUNTIME) == mean
     assert counts == [1, 2]  # the first at once, for whoever watches; the rest at the end
     assert all(torch.equal(value, parameters(other)[name]) for name, value in parameters(one).items())
 
 
 def test_a_training_that_diverges_between_readings_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ltmsearch.engine.steps.reads", lambda _: 16)
+    monkeypatch.setattr("ltmsearch.engine.steps.read_interval", lambda _: 16)
     good, (_, labels) = batches(3), batches(1)[0]
     broken = [good[0], (torch.full((4, 3, 64, 64), float("nan")), labels), *good[1:]]
     with pytest.raises(TrialDiverged, match="the proxy training diverged"):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltmsearch.merging import OPERATORS, LearnableTokenMerging, MergeOperator
-from ltmsearch.merging.ltm import EMPTY_SIZE, HEADS, IMPORTANCE_LIMIT, RANK, any_of, area_mean
+from ltmsearch.merging.ltm import EMPTY_SIZE, HEADS, IMPORTANCE_LIMIT, RANK, any_empty, area_mean
 from ltmsearch.merging.matching import match_once, rounds
 from ltmsearch.merging.prior import area_overlap, log_overlap, mean_sides, seed_sides, side_shares
 from ltmsearch.models import create_subnet
@@ -170,6 +170,6 @@ def test_tables_along_the_sides_make_the_whole_tables(grid: Grid, target: Grid) 
 
 def test_empty_tokens_are_asked_for_only_where_that_is_free() -> None:
     none, some = torch.zeros(2, 1, 5, 1, dtype=torch.bool), torch.tensor([False, True])
-    assert not any_of(none)
-    assert any_of(some)
-    assert any_of(none.to("meta"))
+    assert not any_empty(none)
+    assert any_empty(some)
+    assert any_empty(none.to("meta"))

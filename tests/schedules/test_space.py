@@ -248,7 +248,7 @@ def test_the_zero_of_ib_weights_is_no_weight_and_the_ends_are_what_they_say() ->
             HEAD + "keep_ratios:\n  - 0.7\n  - 0.5\n  - 0\n",
             r"mine.yaml:6: keep_ratios.2: keep ratios must be .* \(0, 1\], but got 0$",
         ),
-        (HEAD + "keep_ratios: []\n", r"mine.yaml:3: keep_ratios: must name at least one, but got \[\]"),
+        (HEAD + "keep_ratios: []\n", r"mine.yaml:3: keep_ratios: must have at least one entry, but got \[\]"),
         (
             HEAD + "keep_ratios: [0.5]\nlayers:\n  - pattern: a\n    keep_ratios: [0.5, 2]\n",
             r"mine.yaml:6: layers.0.keep_ratios.1: keep ratios must be .* \(0, 1\], but got 2$",
@@ -257,7 +257,7 @@ def test_the_zero_of_ib_weights_is_no_weight_and_the_ends_are_what_they_say() ->
             HEAD + "keep_ratios: [0.5]\nforms: [soft, firm]\n",
             "mine.yaml:4: forms.1 must be 'soft', 'hard' or 'matched', but got 'firm'",
         ),
-        (HEAD + "keep_ratios: [0.5]\nforms: []\n", r"mine.yaml:4: forms: must name at least one, but got \[\]"),
+        (HEAD + "keep_ratios: [0.5]\nforms: []\n", r"mine.yaml:4: forms: must have at least one entry, but got \[\]"),
         (
             HEAD + "keep_ratios: [0.5]\nlayers:\n  - pattern: a\n    keep_ratios: [0.5]\n    forms: [Hard]\n",
             "mine.yaml:7: layers.0.forms.0 must be 'soft', 'hard' or 'matched', but got 'Hard'",
@@ -300,7 +300,7 @@ def test_a_shipped_space_of_another_family_is_told() -> None:
 
 
 def test_a_pattern_without_a_layer_is_told(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="'blocks.\\*' matches no layer"):
+    with pytest.raises(InputError, match="must match a layer .* got 'blocks.\\*'"):
         build(tmp_path, "keep_ratios: [0.5]\nlayers: [{pattern: 'blocks.*', keep_ratios: [0.5]}]\n")
 
 
