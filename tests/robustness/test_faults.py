@@ -1,6 +1,6 @@
-"""Drivers, workers and databases are killed at moments drawn by chance; the same command goes on, and nothing is lost.
+"""Drivers, workers and databases are killed at random moments; the same command continues, and nothing is lost.
 
-Whatever is killed, a study that ends is the study that was never disturbed: same trials, same front, same weights.
+A study that was disturbed ends with the same trials, front and weights as one that was not.
 """
 
 import os
@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from support.command_line import tiny
-from support.faults import Told, assert_weights_are_whole, fingerprint, searching, told
+from support.faults import Trials, assert_weights_are_whole, fingerprint, finished_trials, searching
 from support.postgres import Postgres
 from support.processes import children, title
 
@@ -25,17 +25,17 @@ pytestmark = pytest.mark.slow
 
 
 def seeds(number: int, *, slow: int) -> list[Any]:
-    """Of the moments; each gives a study of its own. Only the first are run with the slow tests.
+    """Seeds of the moments, one study each. Only the first ones run with the slow tests.
 
     Args:
-        number: How many.
-        slow: How many of them are not left to `pytest -m thorough`.
+        number: Number of seeds.
+        slow: Number of seeds that do not need `pytest -m thorough`.
     """
     return [pytest.param(seed, marks=[] if seed < slow else pytest.mark.thorough) for seed in range(number)]
 
 
 KILLS = 5
-"""Per study, at most: one that ends sooner ends."""
+"""Maximum per study."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,11 +46,11 @@ def _no_picture() -> Iterator[None]:
 
 
 class Undisturbed:
-    """A study that nothing happened to, and how long it took in a process of its own."""
+    """A study without faults, and its duration in a separate process."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for _ in range(2):  # the first also pays for what the server of processes imports
+        for _ in range(2):  # the first includes the imports of the process server
             begun = time.monotonic()
             process = searching(folder / f"run{_}")
             process.join()
@@ -77,8 +77,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     return Undisturbed(tmp_path_factory.mktemp("undisturbed"))
 
 
-def assert_kept(before: Told, after: Told) -> None:
-    """What was told is still there, as it was."""
+def assert_kept(before: Trials, after: Trials) -> None:
+    """Check that stored trials are unchanged."""
     assert {number: after.get(number) for number in before} == before
 
 
@@ -86,8 +86,8 @@ def assert_kept(before: Told, after: Told) -> None:
 def test_drivers_are_killed(
     undisturbed: Undisturbed, tmp_path: Path, seed: int, record_property: Callable[[str, object], None]
 ) -> None:
-    """Also while one goes over a study that has ended, and writes its results again."""
-    chance, run, kept, kills = random.Random(seed), tmp_path / "run", Told(), 0
+    """Also while a driver of a finished study writes the results again."""
+    chance, run, kept, kills = random.Random(seed), tmp_path / "run", Trials(), 0
     while kills < KILLS:
         process = searching(run)
         process.join(chance.uniform(0.05, 0.6) * undisturbed.seconds)
@@ -96,15 +96,15 @@ def test_drivers_are_killed(
             process.join()
             kills += 1
         else:
-            assert process.exitcode == 0, run.with_suffix(".told").read_text()
-        now = told(run)
+            assert process.exitcode == 0, run.with_suffix(".log").read_text()
+        now = finished_trials(run)
         assert_kept(kept, now)
         assert_weights_are_whole(run, now)
         kept = now
     process = searching(run)
     process.join()
-    assert process.exitcode == 0, run.with_suffix(".told").read_text()
-    assert_kept(kept, told(run))
+    assert process.exitcode == 0, run.with_suffix(".log").read_text()
+    assert_kept(kept, finished_trials(run))
     undisturbed.assert_same(run)
     record_property("told", f"faults: a driver was killed {kills} times, and the study is as if undisturbed")
 
@@ -126,20 +126,20 @@ def test_databases_are_killed(
         kills += 1
         time.sleep(chance.uniform(0, 1.5))
         postgres.start()
-        if process.exitcode is not None:  # what it reached first is not waited for: then it says so and ends
+        if process.exitcode is not None:  # the first connection of a run is not retried
             process = searching(run, **options)
     process.join(240)
     if process.exitcode != 0:
         process = searching(run, **options)
         process.join(240)
-    assert process.exitcode == 0, run.with_suffix(".told").read_text()
+    assert process.exitcode == 0, run.with_suffix(".log").read_text()
     undisturbed.assert_same(run)
     record_property("told", f"faults: PostgreSQL was killed {kills} times, and the study is as if undisturbed")
 
 
 @pytest.mark.thorough
 def test_workers_are_killed(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
-    """With two workers the order of trials is left to chance, so there is no study to compare with."""
+    """With two workers the order of trials is random, so there is no study to compare with."""
     chance, killed, over = random.Random(0), [], threading.Event()
 
     def kill_now_and_then() -> None:
@@ -156,11 +156,11 @@ def test_workers_are_killed(tmp_path: Path, record_property: Callable[[str, obje
     finally:
         over.set()
         killer.join()
-    trials = told(tmp_path / "run")
+    trials = finished_trials(tmp_path / "run")
     counted = [r for r in result.trials if r.label != "plain" and r.state in ("scored", "failed")]
     assert len(counted) == 60
     failed = [record for record in counted if record.state == "failed"]
-    assert len(failed) <= len(killed) // 3, "a trial fails over the third worker that dies of it, not before"
+    assert len(failed) <= len(killed) // 3, "a trial fails when the third worker dies during it, not before"
     assert sorted(trials) == list(range(len(trials)))
     assert_weights_are_whole(tmp_path / "run", trials)
     assert len(result.front) >= 1

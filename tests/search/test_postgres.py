@@ -11,7 +11,6 @@ import optuna
 import pandas as pd
 import psycopg
 import pytest
-from sqlalchemy import Engine, event
 from support.command_line import Interrupt, Notes
 from support.command_line import tiny as whole
 from support.finished import assert_pages_are_served
@@ -145,28 +144,4 @@ def test_a_killed_server_is_awaited(postgres: Postgres, tmp_path: Path, monkeypa
     assert 2 <= len(waits) <= 4
     assert any("answers again after " in line for line in notes.lines)
     assert not any(postgres.password in line or "\n" in line for line in notes.lines)
-    pd.testing.assert_frame_equal(trials_of(tmp_path / "file"), trials_of(tmp_path / "run"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", [*(pytest.param(m, marks=pytest.mark.thorough) for m in (80, 250, 420)), 640])
-def test_it_may_be_killed_at_any_moment(
-    moment: int, postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run_study(tiny(tmp_path / "file"))
-    statements = [0]
-
-    def kill_at_that_moment(*_: Any) -> None:
-        statements[0] += 1
-        if statements[0] == moment:
-            postgres.kill()
-            threading.Timer(1, postgres.start).start()
-
-    monkeypatch.setattr("ltmsearch.search.storage.driver_attribute.SETTLING_SECONDS", 0.0)
-    event.listen(Engine, "after_cursor_execute", kill_at_that_moment)
-    try:
-        run_study(tiny(tmp_path / "run", study=f"killed-{moment}", storage=postgres.url(password=True)))
-    finally:
-        event.remove(Engine, "after_cursor_execute", kill_at_that_moment)
-    assert statements[0] > moment
     pd.testing.assert_frame_equal(trials_of(tmp_path / "file"), trials_of(tmp_path / "run"))

@@ -1,4 +1,4 @@
-"""A search in a process of its own that a test can kill, without importing everything anew each time."""
+"""Searches in separate processes that tests can kill, started without importing everything each time."""
 
 import hashlib
 import multiprocessing
@@ -17,16 +17,16 @@ from ltmsearch.study import run_study
 from support.command_line import tiny
 
 CONTEXT = multiprocessing.get_context("forkserver")
-"""Its server imports this module once; every process it starts has all that is needed already."""
+"""A server that imports this module once and forks every process."""
 CONTEXT.set_forkserver_preload([__name__])
-# The server looks for it where every Python does, whatever this process has on its path.
+# The server has only the default path of Python and PYTHONPATH.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
 
 
-def _search(folder: Path, told: Path, changes: dict[str, Any]) -> None:
+def _search(folder: Path, log: Path, changes: dict[str, Any]) -> None:
     torch.set_num_threads(1)
-    with told.open("a") as file:
-        os.dup2(file.fileno(), sys.stderr.fileno())  # a traceback of it is to be seen
+    with log.open("a") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())  # shows its traceback
         import ltmsearch.io.figures
 
         ltmsearch.io.figures._write_png = lambda *_: None  # type: ignore[assignment]
@@ -34,21 +34,21 @@ def _search(folder: Path, told: Path, changes: dict[str, Any]) -> None:
 
 
 def searching(folder: Path, **changes: Any) -> Any:
-    """A process that runs, or continues, a study that takes seconds."""
-    process = CONTEXT.Process(target=_search, args=(folder, folder.with_suffix(".told"), changes))
+    """Start a process that runs or continues a study of a few seconds."""
+    process = CONTEXT.Process(target=_search, args=(folder, folder.with_suffix(".log"), changes))
     process.start()
     return process
 
 
-Told = dict[int, tuple[str, tuple[float, ...] | None, tuple[tuple[str, float], ...]]]
-"""Trial → its state, values and parameters."""
+Trials = dict[int, tuple[str, tuple[float, ...] | None, tuple[tuple[str, float], ...]]]
+"""Number of a trial → its state, values and parameters."""
 
 
-def told(folder: Path, storage: str | None = None) -> Told:
-    """The trials that have ended, as the study's database holds them."""
+def finished_trials(folder: Path, storage: str | None = None) -> Trials:
+    """The finished trials in the database of a study."""
     with tempfile.TemporaryDirectory() as scratch:
         if storage is None:
-            for part in folder.glob("study.db*"):  # a copy: looking is not to mend what the next run must mend
+            for part in folder.glob("study.db*"):  # a copy: reading must not repair what the next run has to repair
                 shutil.copy(part, scratch)
             if not Path(scratch, "study.db").exists():
                 return {}
@@ -60,16 +60,16 @@ def told(folder: Path, storage: str | None = None) -> Told:
         finally:
             opened.engine.dispose()
     ended = [trial for trial in trials if trial.state.is_finished()]
-    assert len({trial.number for trial in ended}) == len(ended), "a trial is there twice"
+    assert len({trial.number for trial in ended}) == len(ended), "a trial is stored twice"
     return {
         t.number: (t.state.name, tuple(t.values) if t.values else None, tuple(sorted(t.params.items()))) for t in ended
     }
 
 
-def assert_weights_are_whole(folder: Path, trials: Told) -> None:
-    """The shared weights load, which compares them with their hash, and know of as many trials as the study does."""
+def assert_weights_are_whole(folder: Path, trials: Trials) -> None:
+    """The shared weights match their hash, and their number of trials matches the study."""
     if not (folder / WEIGHTS).exists():
-        assert not trials, "trials were told and no weights were saved"
+        assert not trials, "trials were stored and no weights were saved"
         return
     checkpoint = load_checkpoint(folder)
     assert checkpoint is not None
@@ -78,7 +78,7 @@ def assert_weights_are_whole(folder: Path, trials: Told) -> None:
 
 
 def fingerprint(folder: Path) -> str:
-    """Of the final weights, whatever else the file says."""
+    """Hash of the final weights alone."""
     checkpoint = load_checkpoint(folder)
     assert checkpoint is not None
     total = hashlib.sha256()

@@ -1,6 +1,6 @@
-"""A PostgreSQL server of a test's own: the fixture `postgres` (in `conftest.py`), on loopback, with a password.
+"""A PostgreSQL server for tests: the fixture `postgres` (in `conftest.py`), on loopback, with a password.
 
-The programs are those of the machine, such as Debian's package `postgresql` installs; without them tests are skipped.
+It needs PostgreSQL's programs, as Debian's package `postgresql` installs them; without them tests are skipped.
 """
 
 import os
@@ -20,13 +20,13 @@ import pytest
 
 
 class Postgres:
-    """A server that runs, until it is killed, and again once it is started.
+    """A server that can be killed and started again.
 
     Args:
-        folder: Of its data, already made.
-        programs: The folder of its programs.
-        password: Of its user.
-        options: What `subprocess` needs to run it as another user.
+        folder: An existing folder for its data.
+        programs: Folder of PostgreSQL's programs.
+        password: Password of its user.
+        options: Arguments of `subprocess.Popen`, such as another user.
     """
 
     def __init__(self, folder: Path, programs: Path, password: str, options: dict[str, Any]) -> None:
@@ -40,15 +40,15 @@ class Postgres:
         self._process: subprocess.Popen[bytes] | None = None
 
     def url(self, *, password: bool = False) -> str:
-        """The address of its database, as a user gives it."""
-        told = f":{self.password}" if password else ""
-        return f"postgresql://searcher{told}@127.0.0.1:{self.port}/postgres"
+        """The URL of its database, as a user gives it."""
+        part = f":{self.password}" if password else ""
+        return f"postgresql://searcher{part}@127.0.0.1:{self.port}/postgres"
 
     def start(self) -> None:
         """Start it and wait until it answers."""
         deadline = time.monotonic() + 60
         while True:
-            # What a killed server started may hold its memory for a moment yet, and a new one ends at once then.
+            # Children of a killed server may use its memory for a moment, and a new server ends at once then.
             if self._process is None or self._process.poll() is not None:
                 self._process = subprocess.Popen(self._command, stderr=subprocess.DEVNULL, **self._options)
             try:
@@ -61,11 +61,11 @@ class Postgres:
                 return
 
     def kill(self) -> None:
-        """End it as a crash does."""
+        """Kill it."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """End it; SIGTERM would wait for clients to leave."""
+        """Stop it, without waiting for clients as SIGTERM does."""
         self._end(signal.SIGINT)
 
     def _end(self, how: signal.Signals) -> None:
@@ -76,14 +76,14 @@ class Postgres:
 
 
 def programs() -> Path | None:
-    """The folder of `initdb` and `postgres`, the newest version's."""
+    """The folder of the newest `initdb` and `postgres`."""
     found = shutil.which("initdb")
     folders = [Path(found).parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     return next((folder for folder in folders if (folder / "initdb").is_file()), None)
 
 
 def other_user() -> pwd.struct_passwd | None:
-    """Who runs the server: PostgreSQL refuses to run as root."""
+    """The user that runs the server: PostgreSQL refuses to run as root."""
     if os.getuid() != 0:
         return None
     names = {entry.pw_name: entry for entry in pwd.getpwall()}
@@ -92,7 +92,7 @@ def other_user() -> pwd.struct_passwd | None:
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[Postgres]:
-    """A server of a module's own, gone with its data afterwards; skips where none is installed."""
+    """A server for one module, removed with its data afterwards; skips if PostgreSQL is not installed."""
     folder_of_programs = programs()
     if folder_of_programs is None:
         pytest.skip(
@@ -100,7 +100,7 @@ def postgres() -> Iterator[Postgres]:
         )
     user, password = other_user(), secrets.token_hex(8)
     as_user = {} if user is None else {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-    folder = Path(tempfile.mkdtemp(prefix="ltmsearch-postgres-"))  # not pytest's: only root may look into that
+    folder = Path(tempfile.mkdtemp(prefix="ltmsearch-postgres-"))  # only root may read pytest's folders
     try:
         (folder / "password").write_text(password + "\n")
         for path in (folder, folder / "password"):

@@ -115,8 +115,6 @@ class RetryingStorage(_Forwarding):
             )
 
     def delete_study(self, study_id: int) -> None:
-        """See `BaseStorage`."""
-
         def repeat() -> None:
             with suppress(KeyError):
                 self.storage.delete_study(study_id)
@@ -125,7 +123,6 @@ class RetryingStorage(_Forwarding):
         self._trials.pop(study_id, None)
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        """See `BaseStorage`."""
         number = len(self.get_all_trials(study_id, deepcopy=False))
 
         def repeat() -> int:
@@ -135,7 +132,6 @@ class RetryingStorage(_Forwarding):
         return self.retry(lambda: self.storage.create_new_trial(study_id, template_trial), repeat)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """See `BaseStorage`."""
         self.changed.add(trial_id)
 
         def repeat() -> bool:
@@ -149,7 +145,6 @@ class RetryingStorage(_Forwarding):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """See `BaseStorage`."""
         trials = self.retry(lambda: self._read_changed(study_id))
         trials = [trial for trial in trials if states is None or trial.state in states]
         return copy.deepcopy(trials) if deepcopy else trials

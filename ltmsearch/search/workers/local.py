@@ -23,22 +23,19 @@ class LocalWorker:
         self._next: tuple[Task, Mapping[str, Tensor]] | None = None
 
     def free(self) -> int:
-        """See `Workers`."""
         return int(self._next is None)
 
     def start(self, task: Task, version: int, weights: Mapping[str, Tensor]) -> None:
-        """See `Workers`."""
         self._next = task, weights
 
     def answers(self) -> list[Answer]:
-        """See `Workers`."""
         if self._next is None:
             return []
         (task, weights), self._next = self._next, None
         return [evaluate_task(self.evaluator, task, weights)]
 
     def close(self) -> None:
-        """See `Workers`."""
+        pass
 
 
 def evaluate_task(evaluator: Evaluator, task: Task, weights: Mapping[str, Tensor], worker: str = "") -> Answer:

@@ -119,17 +119,14 @@ class RayWorkers:
         return Slot(actor=actor, call=actor.prepare.remote(self._state), since=time.monotonic())
 
     def free(self) -> int:
-        """See `Workers`."""
         return max(0, sum(slot.call is None for slot in self._slots) - len(self._retries))
 
     def start(self, task: Task, version: int, weights: Mapping[str, Tensor]) -> None:
-        """See `Workers`."""
         if version not in self._weights:
             self._weights[version] = self.ray.put(to_arrays(weights))
         self._assign(Assignment(task=task, version=version))
 
     def answers(self) -> list[Answer]:
-        """See `Workers`."""
         while True:
             while self._retries and any(slot.call is None for slot in self._slots):
                 self._assign(self._retries.popleft())
@@ -145,7 +142,6 @@ class RayWorkers:
                 return answers
 
     def close(self) -> None:
-        """See `Workers`."""
         for slot in self._slots:
             self.ray.kill(slot.actor)
         self._slots = []
@@ -253,16 +249,14 @@ def _describe(error: Exception) -> str:
     if "creation task" in lines[0]:  # the last line is that of the traceback
         return lines[-1].strip()
     text = " ".join(" ".join(lines).split())
-    return next((words for part, words in _CAUSES.items() if part in text), text[:160])
+    return next((words for pattern, words in _CAUSES if re.search(pattern, text)), text[:160])
 
 
-_CAUSES = {
-    "memory pressure": "Ray ended it because memory was full",
-    "node has died": "its machine is gone",
-    "node died": "its machine is gone",
-    "ray.kill": "it exceeded its time limit",
-    "unexpectedly exits": "its process died",
-    "process has died": "its process died",
-    "temporarily unavailable": "it cannot be reached",
-}
-"""Parts of Ray's messages and their meaning; the first match counts."""
+_CAUSES = (
+    ("memory pressure", "Ray ended it because memory was full"),
+    ("node (has )?died", "its machine is gone"),
+    ("ray.kill", "it exceeded its time limit"),
+    ("unexpectedly exits|process has died", "its process died"),
+    ("temporarily unavailable", "it cannot be reached"),
+)
+"""Patterns of Ray's messages and their meaning; the first match counts."""
