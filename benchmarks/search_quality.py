@@ -147,22 +147,25 @@ def print_tables(curves: dict[str, list[Curve]], trials: int) -> None:
     print_table("difference to default, paired by seed", ("method", *numbers), paired)
 
 
-def figure(curves: dict[str, list[Curve]]) -> go.Figure:
+def figure(curves: dict[str, list[Curve]], trials: int) -> go.Figure:
     """Means of the value against trials and seconds; bands of one standard deviation."""
     panels = [
         Panel(title="by trained trials", series=[], x_axis={"title": "trained trials"}),
         Panel(title="by time", series=[], x_axis={"title": "seconds of one thread", "type": "log"}),
     ]
+    longest = max(point["processor"] for of in curves.values() for curve in of for point in curve)
     for method, of in curves.items():
         color, dash, name = LOOKS[method]
         marks = [point["trials"] for point in of[0] if at(of, point["trials"])]
         values = [at(of, n) for n in marks]
+        seconds = [mean(at(of, n, "processor")) for n in marks]
+        if method == "uniform":  # a line at its final value
+            values, marks, seconds = [values[-1]] * 2, [MARKS[0], trials], [seconds[-1], longest]
         banded = method in ("default", "independent") and len(of) > 1
         band = [float(np.std(each, ddof=1)) for each in values] if banded else None
-        seconds = [mean(at(of, n, "processor")) for n in marks]
         for panel, x in zip(panels, (marks, seconds), strict=True):
-            y, mode = [mean(each) for each in values], "markers" if method == "uniform" else "lines"
-            panel.series.append(Series(x=x, y=y, color=color, dash=dash, name=name, band=band, mode=mode))
+            y = [mean(each) for each in values]
+            panel.series.append(Series(x=x, y=y, color=color, dash=dash, name=name, band=band, mode="lines"))
     panels[0].y_axis = {"title": "hypervolume, mean points of top-1", "rangemode": "tozero"}
     return draw("Fronts found: means of the seeds, bands ± 1 sd", panels, share_y=True)
 
@@ -179,7 +182,7 @@ def main() -> None:
     curves = {name: [seed["methods"][name]["curve"] for seed in seeds.values()] for name in args.methods}
     print_tables(curves, args.trials)
     write_results(args.out / "search_quality.json", settings=settings_of(args), seeds=seeds)
-    save_figure(figure(curves), args.out, "search_quality", title="Fronts that searches find")
+    save_figure(figure(curves, args.trials), args.out, "search_quality", title="Fronts that searches find")
 
 
 if __name__ == "__main__":

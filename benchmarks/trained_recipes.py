@@ -105,7 +105,7 @@ class Trainings:
             budget = f"{self.gflops(data, 'ltm') + 5e-5:.4f}"
             command = ["run", "--backbone", args.backbone, "--budget-gflops", budget, "--out", str(run)]
             command += ["--img-size", size, "--proxy-img-size", size, "--trials", str(args.trials)]
-            call_ltmsearch([*command, *self.datasets[data], *args.search_options.split()], run.with_suffix(".log"))
+            call_ltmsearch([*command, *self.datasets[data]], run.with_suffix(".log"))
         call_ltmsearch(["export", str(run), "--top", "1"], run.with_suffix(".log"))
         (exported,) = run.glob("export/*/recipe.yaml")
         return load_recipe(exported)
@@ -177,9 +177,8 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=24, help="trials of the search")
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
     parser.add_argument("--jobs", type=int, default=2, help="trainings side by side")
-    parser.add_argument("--search-options", default="", help="further options of `ltmsearch run`, in one string")
     parser.add_argument("--train-options", default="", help="further options of `ltmsearch train`, in one string")
-    small = {"nets": ["unmerged"], "seeds": 1, "steps": 1, "train_options": "--epochs 1 --val-images 32"}
+    small = {"nets": ["unmerged"], "seeds": 1, "steps": 1, "train_options": "--epochs 1 --warmup-epochs 0"}
     args = parse(parser, **small)
     if "unmerged" not in args.nets:
         parser.error("`--nets` must include unmerged, which the differences are to")

@@ -29,9 +29,6 @@ class Series:
     dash: str = "solid"
     size: int = 7
     opacity: float = 1.0
-    symbol: str = "circle"
-    text: Sequence[str] | None = None
-    """Label of each point."""
     error_x: Sequence[float] | None = None
     error_y: Sequence[float] | None = None
     band: Sequence[float] | None = None
@@ -100,10 +97,8 @@ def _scatter(series: Series, first: bool) -> go.Scatter:
         name=series.name,
         legendgroup=series.name,
         showlegend=bool(series.name) and first,
-        text=series.text,
-        textposition="top center",
         line={"color": series.color, "dash": series.dash, "width": 2.5},
-        marker={"color": series.color, "size": series.size, "opacity": series.opacity, "symbol": series.symbol},
+        marker={"color": series.color, "size": series.size, "opacity": series.opacity},
         error_x=None if series.error_x is None else {"array": list(series.error_x), **errors},
         error_y=None if series.error_y is None else {"array": list(series.error_y), **errors},
     )

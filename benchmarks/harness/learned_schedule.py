@@ -16,9 +16,9 @@ where C counts multiply-adds and T is the target.
 π_l(g) the probability that grid g reaches layer l, E_s[C] = C_plain + Σ_l Σ_g π_l(g) Σ_c p_l(c) step_l[g, c], and
 π_{l+1} follows from π_l and p_l. That is differentiable in θ, so nothing is sampled.
 
-*The accuracy is sampled.* Other ratios give other grids, which no weighted mean of activations stands for. So its
+*The accuracy is sampled.* Other ratios give other grids, whose activations have no weighted mean. So its
 gradient is the score-function estimate from K schedules on the same images, each with the mean of the others as its
-baseline (leave one out, which keeps it unbiased; what the images do to all K alike cancels):
+baseline (leave one out, which keeps it unbiased; effects of the images on all K cancel):
 
     ∇ E_s[CE] ≈ 1/K Σ_k ( CE_k − mean_{j≠k} CE_j ) ∇ Σ_l log p_l(s_kl)
 

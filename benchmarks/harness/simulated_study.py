@@ -107,6 +107,8 @@ class SimulatedDriver(Driver):
         self.charges = charges
         self.busy = {"proposal": 0.0, "answer": 0.0}
         """Processor seconds of sending proposals and of receiving answers."""
+        self.done = {"proposal": 0, "answer": 0}
+        """Number of each."""
         self.ended: dict[int, float] = {}
         """Virtual time at which each trial ended."""
         self.processor: list[float] = []
@@ -127,11 +129,13 @@ class SimulatedDriver(Driver):
     def _begin(self, *asked: Any) -> None:
         with self._timed("proposal"):
             super()._begin(*asked)
+        self.done["proposal"] += 1
         self.workers.spend(self.charges.get("proposal", 0.0))
 
     def _finish(self, *ended: Any) -> None:
         with self._timed("answer"):
             super()._finish(*ended)
+        self.done["answer"] += 1
         self.workers.spend(sum(self.charges.get(part, 0.0) for part in ("answer", "weights", "ray")))
         self.ended[ended[0].trial.number] = self.workers.now
         self.processor.append(time.process_time())
@@ -184,7 +188,7 @@ def simulate(
         "driver_busy": cluster.driver_seconds / cluster.now,
         "workers_busy": cluster.worker_seconds / cluster.now / workers,
         "driver_each": cluster.driver_seconds / len(ended),
-        "each": {part: seconds / len(ended) for part, seconds in driver.busy.items()},
+        "each": {part: seconds / driver.done[part] for part, seconds in driver.busy.items()},
         "age": mean(ages),
         "max_age": max(ages),
         "growth": {n: {"seconds": driver.seconds_at(n), "peak_mib": mib} for n, mib in driver.memory.items()},

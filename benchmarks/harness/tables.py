@@ -8,17 +8,11 @@ from rich.table import Table
 console = Console(width=190, highlight=False)
 
 
-def make_table(title: str, *headings: str, left: int = 1) -> Table:
-    """Table whose first `left` columns are names and the others numbers."""
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+def print_table(title: str, headings: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """Print a table whose first column has names and the others numbers."""
+    table = Table(title_justify="left", box=None, padding=(0, 2, 0, 0))
     for place, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if place < left else "right", no_wrap=True)
-    return table
-
-
-def print_table(title: str, headings: Iterable[str], rows: Iterable[Iterable[str]], *, left: int = 1) -> None:
-    """Print a table."""
-    table = make_table(title, *headings, left=left)
+        table.add_column(heading, justify="right" if place else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    console.print(table)
+    console.print(f"\n{title}", table, sep="\n")
