@@ -1,6 +1,8 @@
 """Argument heads that the benchmarks share."""
 
 import argparse
+import atexit
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -60,6 +62,8 @@ def add_work(parser: argparse.ArgumentParser) -> None:
     quick = "--quick" in sys.argv[1:]
     text = "folder that keeps finished parts: the same command continues after a stop"
     default = Path(tempfile.mkdtemp()) if quick else None
+    if default is not None:
+        atexit.register(shutil.rmtree, default, ignore_errors=True)
     parser.add_argument("--work", type=Path, required=not quick, default=default, help=text)
 
 
