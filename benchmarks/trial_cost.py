@@ -120,8 +120,8 @@ def main() -> None:
         return
     results = measure_all(args)
     for part, points in results.items():
-        rows = [[", ".join(f"{name} {value}" for name, value in point.items())] for point in points]
-        print_table(part, ("point",), rows)
+        values = [[f"{v:.3g}" if isinstance(v, float) else str(v) for v in point.values()] for point in points]
+        print_table(part, points[0] if points else (), values)
     write_results(args.out / "trial_cost.json", settings=settings_of(args), **results)
     save_figure(figure(results), args.out, "trial_cost", title="Time and memory of one trial")
 
