@@ -48,8 +48,8 @@ SEARCH = (
     "--calibration-images 128 --device cpu --quiet"
 )
 QUICK_SEARCH = (
-    "--trials 4 --base-steps 0 --sandwich-steps 2 --batch-size 4 --val-images 32 --rescore-images 32 "
-    "--calibration-images 16 --device cpu --quiet"
+    "--trials 2 --base-steps 0 --sandwich-steps 2 --batch-size 4 --val-images 16 --rescore-images 16 "
+    "--calibration-images 8 --rescore-candidates 2 --device cpu --quiet"
 )
 MARKS = {"searched": (BLUE, 0.22), "searched in range": (GREEN, 0.0), "learned": (YELLOW, -0.22)}
 """Net -> colour, and place beside the middle of its row in the figure."""
