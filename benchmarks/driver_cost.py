@@ -36,7 +36,7 @@ def weights_seconds(bench: Workbench) -> Seconds:
         driver = Driver(with_settings(bench, out=folder), Path(folder), Callbacks())
         start = driver.shared.weights
         trained = {name: value + 1e-4 for name, value in start.items()}
-        moving = least_seconds(5, lambda: driver.shared.move(trained, start, age=3))
+        moving = least_seconds(5, lambda: driver.shared.update(trained, start, age=3))
         return moving + least_seconds(5, driver.shared.save)
 
 

@@ -77,7 +77,7 @@ class MadeUpScores:
 class CountedWeights(SharedWeights):
     """Versions of weights that do not move; moving and saving is charged."""
 
-    def move(self, trained: Any, start: Any, *, age: int) -> None:
+    def update(self, trained: Any, start: Any, *, age: int) -> None:
         self.state = replace(self.state, version=self.version + 1)
 
     def save(self) -> None:
