@@ -1,4 +1,4 @@
-"""A whole study, from its settings to its front: everything is made ready, the driver searches, results are written."""
+"""Run a whole study: set up, search, final scores, results. The only place where the parts are put together."""
 
 import time
 from contextlib import ExitStack
@@ -22,21 +22,21 @@ from ltmsearch.search.workers.ray import RayWorkers
 
 
 def run_study(settings: StudySettings, callbacks: Callbacks | None = None, *, takeover: bool = False) -> Run:
-    """Search, or continue a search that was interrupted or is to have more trials.
+    """Run a search, or continue one that was interrupted or gets more trials.
 
     Args:
-        settings: What to search, on what, how.
+        settings: Settings of the study.
         callbacks: Receives progress.
-        takeover: Continue a study that another driver is at work on; that one ends as soon as it notices.
+        takeover: Take over a study from another driver, which ends as soon as it notices.
 
     Returns:
         The run directory, with its trials, tables, plots and recipes.
 
     Raises:
-        InputError: If the settings cannot be followed, do not continue the study in the run directory, or another
-            driver is at work there.
+        InputError: If a setting is invalid or differs from the study in the run directory, or another driver works on
+            it.
         StorageLost: If the study's database fails later.
-        LeaseLost: If another driver took the study over.
+        LeaseLost: If another driver has taken the study over.
     """
     callbacks = callbacks or Callbacks()
     start, clock = time.monotonic(), Clock()
@@ -76,13 +76,7 @@ def run_study(settings: StudySettings, callbacks: Callbacks | None = None, *, ta
 
 
 def _search(driver: Driver, run: OpenRun, until: float | None) -> None:
-    """Everything between the settings and the results.
-
-    Args:
-        driver: Of the study.
-        run: What it works with.
-        until: No new trial begins after this `time.monotonic()`.
-    """
+    """Warm up, search, compute final scores and latencies."""
     clock = driver.clock
     try:
         with clock.part(WARM_UP):
@@ -98,6 +92,6 @@ def _search(driver: Driver, run: OpenRun, until: float | None) -> None:
         driver.measure()
     except (KeyboardInterrupt, WorkersLost):
         driver.confirm()
-        if driver.records():  # so that `ltmsearch front` shows how far it came
+        if driver.records():  # for `ltmsearch front`
             write_csv(trials_table(driver.records()), driver.folder / TRIALS)
         raise

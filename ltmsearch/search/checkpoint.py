@@ -56,13 +56,7 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(folder: Path, weights: Mapping[str, Tensor], state: CheckpointState) -> None:
-    """Write `supernet.safetensors` atomically, keep the version before, and write `supernet.json` for people.
-
-    Args:
-        folder: The run directory.
-        weights: State dict of the supernet.
-        state: Written to the header of the weights file, with the hash of the weights.
-    """
+    """Write `supernet.safetensors` atomically, keep the version before, and write `supernet.json` for people."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     described = {**asdict(state), "sha256": digest(tensors)}
     content = save(tensors, metadata={_KEY: json.dumps(described)})

@@ -125,11 +125,7 @@ class Driver:
         )
 
     def warm_up(self, found: Sequence[Checkpoint]) -> None:
-        """Train the shared weights, or load the checkpoint that matches the study.
-
-        Args:
-            found: The last two checkpoints, newest first; fewer if there are fewer.
-        """
+        """Train the shared weights, or load the checkpoint that matches the study."""
         if found:
             checkpoint, line = select_checkpoint(found, self._trials())
             self.shared.resume(checkpoint)

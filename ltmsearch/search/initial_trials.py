@@ -35,10 +35,6 @@ def initial_trials(bench: Workbench, rng: np.random.Generator) -> list[InitialTr
     come in every form, since the form makes the largest difference between schedules. Schedules that give the same
     network are tried once. Uniform schedules of further forms and those of an earlier study replace up to half of the
     schedules that cover the range.
-
-    Args:
-        bench: Costs, space and budgets of the study.
-        rng: Draws the schedules that cover the range.
     """
     known: set[Hashable] = set()
     first = []
@@ -51,12 +47,7 @@ def initial_trials(bench: Workbench, rng: np.random.Generator) -> list[InitialTr
 
 
 def draw_within_budget(bench: Workbench, *place: int) -> InitialTrial:
-    """A random schedule within the budget, for a sampler that proposes none.
-
-    Args:
-        bench: Costs, space and budgets of the study.
-        place: Position in the study, which seeds the draw.
-    """
+    """A random schedule within the budget, for a sampler that proposes none."""
     rng = np.random.default_rng(derive_seed(bench.settings.seed, *place))
     (indices,) = sample_by_cost(bench.space, bench.budgets, number=1, rng=rng)
     return InitialTrial(indices=indices, kind="start-up", label="drawn within budget")

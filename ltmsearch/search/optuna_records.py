@@ -34,12 +34,7 @@ _STATES: dict[TrialState, State] = {
 
 
 def trial_records(study: optuna.Study, bench: Workbench) -> list[TrialRecord]:
-    """Records of all finished trials except those without any result.
-
-    Args:
-        study: Optuna study.
-        bench: Costs, space and budgets of the study.
-    """
+    """Records of all finished trials except those without any result."""
     attributes = study.user_attrs
     rescored, measured = attributes.get(RESCORED), attributes.get(MEASURED)
     trials = study.get_trials(deepcopy=False)
@@ -62,12 +57,6 @@ def completed_trial(trial: Trial, outcome: dict[str, Any]) -> FrozenTrial:
 
 def set_constraints(trial: Trial, budgets: Sequence[Budget], indices: np.ndarray) -> list[float]:
     """Store the distance of a schedule from each budget with its trial.
-
-    Args:
-        trial: Running trial.
-        budgets: Budgets of the study.
-        indices: (L,) choice indices of the schedule.
-
     Returns:
         One value per constraint; at most 0 is feasible.
     """
@@ -113,14 +102,7 @@ def trial_record(
     rescored: dict[str, Any] | None = None,
     measured: dict[str, list[float]] | None = None,
 ) -> TrialRecord:
-    """The record of a finished trial.
-
-    Args:
-        trial: Finished trial of the study.
-        bench: Costs, space and budgets of the study.
-        rescored: Study attribute `RESCORED`.
-        measured: Study attribute `MEASURED`.
-    """
+    """The record of a finished trial."""
     rescored = rescored or {"version": None, "scores": {}}
     final = rescored["scores"].get(str(trial.number))
     timed_ms, timed_se_ms = (measured or {}).get(str(trial.number), (None, None))

@@ -239,11 +239,6 @@ def write_csv(frame: pd.DataFrame, path: str | Path) -> Path:
 
 def read_trials(path: str | Path, operator: str) -> list[TrialRecord]:
     """Read `trials.csv`: the same records in the same order.
-
-    Args:
-        path: The table.
-        operator: Merging operator of the study.
-
     Raises:
         InputError: The file is missing, damaged or not a table of trials.
     """

@@ -181,12 +181,6 @@ class Workbench:
 
 def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None = None) -> Workbench:
     """Build the supernet, count costs, read space and data, choose the number format, profile latency.
-
-    Args:
-        settings: Settings as given by the user.
-        callbacks: Receives the progress of reading images and timing subnets.
-        clock: Measures the time of latency profiling.
-
     Raises:
         InputError: If a setting cannot be applied; quick checks come first.
     """
@@ -254,11 +248,6 @@ def _measure(evaluator: Evaluator, images: Tensor, many: Tensor) -> ImageSeconds
 
 def prepare_evaluator(settings: ResolvedSettings, callbacks: Callbacks) -> Evaluator:
     """Build the supernet, read the data, choose the number format.
-
-    Args:
-        settings: Settings of the study.
-        callbacks: Receives the progress of reading images.
-
     Raises:
         InputError: If data or weights are not available.
     """

@@ -115,11 +115,6 @@ def decayed_share(share: float, age: int, *, power: float) -> float:
 
     With several workers, a trial's update is computed at older weights than those it is added to. Xie et al.,
     "Asynchronous Federated Optimization", https://arxiv.org/abs/1903.03934, polynomial staleness weighting.
-
-    Args:
-        share: Share at age 0.
-        age: Updates since the trial started.
-        power: 0 ignores the age.
     """
     return float(share * (1 + age) ** -power)
 
@@ -147,12 +142,7 @@ def unstored_trial(state: CheckpointState, trials: Sequence[FrozenTrial]) -> Fro
 
 
 def select_checkpoint(found: Sequence[Checkpoint], trials: Sequence[FrozenTrial]) -> tuple[Checkpoint, str | None]:
-    """The checkpoint that matches the study; and a note if that is not simply the last one.
-
-    Args:
-        found: Newest first; at least one.
-        trials: Trials of the study.
-    """
+    """The checkpoint that matches the study; and a note if that is not simply the last one."""
     newest, stored = found[0], count_scored(trials)
     for place, checkpoint in enumerate(found):
         if matches_study(checkpoint.state, trials):

@@ -36,11 +36,7 @@ class Tally:
         self._seen = 0
 
     def update(self, trials: Sequence[FrozenTrial]) -> None:
-        """Count the trials that have ended since the last call.
-
-        Args:
-            trials: All trials of the study, in order.
-        """
+        """Count the trials that have ended since the last call."""
         numbers = [*(trial.number for trial in self.unfinished), *range(self._seen, len(trials))]
         self._seen = len(trials)
         self.unfinished = [trials[number] for number in numbers if not trials[number].state.is_finished()]
@@ -69,13 +65,7 @@ def sampler_is_stuck(trials: list[FrozenTrial]) -> bool:
 
 
 class TrialLogger:
-    """Writes one log line per trial.
-
-    Args:
-        trial: The running trial.
-        schedule: The proposed schedule.
-        sampling: Seconds that the proposal took.
-    """
+    """Writes one log line per trial."""
 
     def __init__(self, trial: Trial, schedule: MergeSchedule, *, sampling: float) -> None:
         attributes = trial.user_attrs
@@ -96,14 +86,7 @@ class TrialLogger:
         _log.info("%s failed, %s; %s; keep ratios %s", self._name, reason, self._sampling, self._ratios)
 
     def scored(self, outcome: Mapping[str, Any], *, ib_weight: float, version: int, saving: float) -> None:
-        """Log the trial's score.
-
-        Args:
-            outcome: Score, cost and times of the trial.
-            ib_weight: IB loss weight of its training.
-            version: Version of the shared weights after it.
-            saving: Seconds that saving them took.
-        """
+        """Log the trial's score."""
         score = f"top-1 {outcome['top1']:.2f} ± {outcome['top1_se']:.2f} %, loss {outcome['loss']:.4f}"
         _log.info(
             "%s: cost %.4f, %s, IB weight %.3g, %.2f s; %s, checkpoint %.1f ms; weights version %d to %d; "

@@ -127,12 +127,6 @@ class Clock:
 
     def keep(self, folder: Path, *, device: str, versions: Mapping[str, str]) -> None:
         """Set the run directory that `save` writes to; earlier calls there are kept.
-
-        Args:
-            folder: Run directory.
-            device: Hardware, number format, threads.
-            versions: Versions of Python and libraries.
-
         Raises:
             InputError: If its `times.json` is damaged.
         """

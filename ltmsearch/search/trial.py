@@ -40,11 +40,6 @@ def suggest(trial: optuna.Trial, space: SearchSpace, sampler: Callable[[int], Ba
 
     Each parameter has its own sampler, so that a trial that was interrupted half way gets the same remaining
     suggestions.
-
-    Args:
-        trial: Running trial.
-        space: Choices per layer.
-        sampler: Makes the sampler of the i-th parameter.
     """
     indices: list[int] = []
     for layer, options in zip(space.layers, space.choices, strict=True):
@@ -86,11 +81,7 @@ class TrialResult:
 
 
 class Deadline:
-    """Time limit of a trial.
-
-    Args:
-        limit: Seconds from now.
-    """
+    """Time limit of a trial."""
 
     def __init__(self, limit: float) -> None:
         self.limit = limit

@@ -31,11 +31,6 @@ class Prior:
     @classmethod
     def open(cls, run: Path, *, backbone: str) -> "Prior":
         """Read the run directory of an earlier study.
-
-        Args:
-            run: Run directory.
-            backbone: Backbone of the new study.
-
         Raises:
             InputError: If the folder holds no study with trials, or one of another backbone.
         """

@@ -24,12 +24,7 @@ SAVING_SHARE = 0.02
 
 
 class WarmUpRun:
-    """Trains the shared weights of a study.
-
-    Args:
-        bench: Settings and supernet of the study; the supernet is trained in place.
-        folder: Run directory.
-    """
+    """Trains the shared weights of a study."""
 
     def __init__(self, bench: Workbench, folder: Path) -> None:
         self.bench = bench
