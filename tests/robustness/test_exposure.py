@@ -110,7 +110,7 @@ def test_the_dashboard_listens_on_loopback_unless_told(
         finally:
             process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 0
-        assert ("all who reach it can change and delete studies" in process.stderr.read()) == bool(options)
+        assert ("everyone who can reach it can change and delete studies" in process.stderr.read()) == bool(options)
 
 
 class TestPasswords:
@@ -156,5 +156,5 @@ class TestPasswords:
         monkeypatch.setenv("PGPASSWORD", SECRET)
         arguments = ("export", str(tmp_path), "--verbose")
         _, out, error = call(*arguments, monkeypatch=monkeypatch, capsys=capsys)
-        assert "over after" in error
+        assert "finished after" in error
         assert SECRET not in out + error
