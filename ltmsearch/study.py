@@ -9,11 +9,12 @@ from ltmsearch.config.settings import StudySettings
 from ltmsearch.errors import LeaseLost, WorkersLost
 from ltmsearch.latency import hardware_name
 from ltmsearch.reporting.dashboard.pages import DashboardHooks
-from ltmsearch.reporting.pareto_plot import prediction_lines
+from ltmsearch.reporting.front_table import prediction_lines
+from ltmsearch.reporting.recipes import write_recipes
 from ltmsearch.reporting.write import write_results
 from ltmsearch.search.driver import Driver
 from ltmsearch.search.lease import Lease
-from ltmsearch.search.records import TRIALS, select_front, trials_table, write_csv
+from ltmsearch.search.records import TRIALS, trials_table, write_csv
 from ltmsearch.search.resume import OpenRun, open_run
 from ltmsearch.search.run import Run
 from ltmsearch.search.storage import reraise_storage_errors
@@ -64,15 +65,19 @@ def run_study(settings: StudySettings, callbacks: Callbacks | None = None, *, ta
             with clock.part(WRITING):
                 lease.confirm()
                 records = driver.records()
-                axis = bench.settings.axis
-                for line in prediction_lines(select_front(records, axis.name), axis):
+                write_csv(trials_table(records), run.folder / TRIALS)
+                result = Run.open(run.folder)
+                for line in prediction_lines(result.front, bench.settings.axis):
                     callbacks.note(line)
-                write_results(run.folder, bench, records, callbacks, clock)
+                callbacks.phase("writing", 0)
+                num_classes = bench.evaluator.data.num_classes
+                write_recipes(run.folder, result.front, bench.settings, num_classes=num_classes)
+                write_results(result, callbacks, clock)
                 driver.hooks.study_updated(driver.study, records)
         except LeaseLost:
             clock.leave()
             raise
-        return Run.open(run.folder)
+        return result
 
 
 def _search(driver: Driver, run: OpenRun, until: float | None) -> None:

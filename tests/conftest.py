@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.browser import browse, browser  # noqa: F401 (fixtures)
-from support.finished import images, run, whole  # noqa: F401 (fixtures)
+from support.finished import images, rejecting, run, whole  # noqa: F401 (fixtures)
 from support.postgres import postgres  # noqa: F401 (a fixture)
 
 

@@ -18,27 +18,23 @@ def front(run: RunFolder, as_json: AsJson = False, quiet: Quiet = False) -> None
     """
     from ltmsearch.cli.progress import Notes
     from ltmsearch.io.files import refuse_links_outward
-    from ltmsearch.reporting.findings import find
     from ltmsearch.reporting.json_summary import front_rows
-    from ltmsearch.reporting.pareto_plot import print_findings, print_front
-    from ltmsearch.reporting.write import write_tables_and_plots
+    from ltmsearch.reporting.terminal import print_results
+    from ltmsearch.reporting.write import write_results
     from ltmsearch.search.lease import current_driver
     from ltmsearch.search.run import Run
 
     refuse_links_outward(run)
     study = Run.open(run)
-    settings, records = study.settings, study.trials
     callbacks = Callbacks() if quiet else Notes(notes())
     if driver := current_driver(run):
         callbacks.note(f"{run} is being run by {driver}, which writes its files: nothing is written here")
     else:
-        write_tables_and_plots(run, settings, records, callbacks)
+        write_results(study, callbacks)
     if as_json:
-        print_json(front_rows(records, settings.axis.name))
+        print_json(front_rows(study.trials, study.settings.axis.name))
     elif not quiet:
-        console = results()
-        print_front(console, records, axis=settings.axis)
-        print_findings(console, find(records, settings.axis.name))
+        print_results(results(), study)
 
 
 def dashboard(
@@ -52,11 +48,9 @@ def dashboard(
 
     Example: ltmsearch dashboard runs/my-study --port 8080
     """
+    from ltmsearch.cli.progress import Notes
     from ltmsearch.reporting.dashboard.server import serve_dashboard
 
-    def show(address: str) -> None:
-        if host not in ("127.0.0.1", "::1", "localhost"):
-            say(notes(), "the dashboard has no password: everyone who can reach it can change and delete studies")
-        say(results(), f"dashboard of {run} on {address} (stop it with Ctrl-C)")
-
-    serve_dashboard(run, host=host, port=port, on_start=show)
+    if host not in ("127.0.0.1", "::1", "localhost"):
+        say(notes(), "the dashboard has no password: everyone who can reach it can change and delete studies")
+    serve_dashboard(run, host=host, port=port, callbacks=Notes(results()))

@@ -49,14 +49,12 @@ def run(
 
         print_json(study_document(result))
     elif not quiet:
-        from ltmsearch.reporting.findings import find
         from ltmsearch.reporting.html import PAGE
-        from ltmsearch.reporting.pareto_plot import print_findings, print_front
+        from ltmsearch.reporting.terminal import print_results
 
         console = results()
-        print_front(console, result.trials, axis=result.settings.axis)
-        print_findings(console, find(result.trials, result.settings.axis.name))
-        say(console, f"plots, tables and recipes: {result.folder}; report: {result.folder / PAGE}")
+        print_results(console, result)
+        say(console, f"Results: {result.folder / PAGE}; plots, tables and recipes in {result.folder}")
 
 
 def _settings(given: dict[str, Any], config: str | None) -> StudySettings:

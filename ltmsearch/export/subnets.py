@@ -12,7 +12,7 @@ from ltmsearch.config.recipe import Recipe, load_recipe
 from ltmsearch.config.settings import SETTINGS
 from ltmsearch.errors import InputError
 from ltmsearch.models.checkpoints import load_trained
-from ltmsearch.reporting.write import make_recipe
+from ltmsearch.reporting.recipes import make_recipe
 from ltmsearch.search.checkpoint import WEIGHTS, load_checkpoint
 from ltmsearch.search.records import TrialRecord
 from ltmsearch.search.run import Run

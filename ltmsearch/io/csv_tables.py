@@ -1,6 +1,6 @@
-"""CSV tables that are read back exactly or refused: a file cut off in the middle never passes for a whole one.
+"""CSV tables that are read back exactly or refused: a truncated file is always an error.
 
-Not read by pandas, which fills short rows and guesses types.
+pandas does not read them, because it fills short rows and guesses types.
 """
 
 import csv
@@ -13,27 +13,33 @@ from ltmsearch.errors import InputError, shortened
 from ltmsearch.io.files import MEGA, read_whole, write_atomic
 
 Converter = Callable[[str], Any]
-"""Makes a value of a field's text; raises `ValueError` where it cannot."""
+"""Converts the text of a field; raises `ValueError` if it cannot."""
 MOST_BYTES = 256 * MEGA
-"""Of a table; a row of `trials.csv` has about 2,000, and a study rarely more than some thousand rows."""
+"""Largest table that is read; a row of `trials.csv` has about 2,000 bytes, and few studies have more than some thousand
+rows."""
 
 
-def write_rows(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
-    """Writes a header and rows, atomically. None becomes an empty field, and floats keep every digit."""
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A header and rows as CSV. None becomes an empty field, and floats keep every digit."""
     stream = io.StringIO(newline="")
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(rows)
-    return write_atomic(path, stream.getvalue())
+    return stream.getvalue()
+
+
+def write_rows(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
+    """Write the `csv_text` of a table atomically."""
+    return write_atomic(path, csv_text(columns, rows))
 
 
 def read_rows(path: str | Path, converters: Mapping[str, Converter], *, key: str) -> list[tuple[str, dict[str, Any]]]:
-    """The rows of a CSV with exactly these columns, converted, each with its place for messages.
+    """Read a CSV with exactly these columns: converted rows, each with its location for error messages.
 
     Args:
         path: The file.
-        converters: Column → what makes a value of its text, in the order of the columns.
-        key: The column whose values must all differ.
+        converters: Column → converter of its fields, in the order of the columns.
+        key: Column whose values must be unique.
 
     Raises:
         InputError: The file is missing, damaged, or another table.
@@ -50,13 +56,13 @@ def read_rows(path: str | Path, converters: Mapping[str, Converter], *, key: str
             place = f"{path}, line {reader.line_num}"
             values = _converted(place, row, converters)
             if values[key] in seen:
-                raise InputError(f"{place}: each {key} must stand once, but {values[key]} is there again")
+                raise InputError(f"{place}: each {key} must be unique, but {values[key]} is repeated")
             seen.add(values[key])
             converted.append((place, values))
     except csv.Error as error:
-        raise InputError(f"{path} must be a whole CSV file in UTF-8, but reading it gives: {error}") from None
-    if converted and not text.endswith("\n"):  # 12.3 would pass for 12.34
-        raise InputError(f"{path} must be a whole CSV file, but its last line has no end")
+        raise InputError(f"{path} must be a complete CSV file in UTF-8, but reading it fails: {error}") from None
+    if converted and not text.endswith("\n"):  # 12.3 could be a truncated 12.34
+        raise InputError(f"{path} must be a complete CSV file, but its last line is truncated")
     return converted
 
 
@@ -73,15 +79,15 @@ def _converted(place: str, row: list[str], converters: Mapping[str, Converter]) 
 
 
 def optional(converter: Converter) -> Converter:
-    """The same for a column with gaps: an empty field is None."""
+    """The same converter for a column with gaps: an empty field is None."""
     return lambda text: converter(text) if text else None
 
 
 def whole(text: str) -> int:
-    """A whole number that fits into 64 bits, as those of a data frame must.
+    """An integer of 64 bits, the limit of data frames.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: The text is not such an integer.
     """
     number = int(text)
     if abs(number) >= 2**63:
@@ -93,8 +99,8 @@ def _text(path: str | Path) -> str:
     try:
         return read_whole(Path(path), most=MOST_BYTES).decode("utf-8-sig")
     except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"{path} must be a CSV file, but there is none") from None
+        raise InputError(f"{path} must be a CSV file, but does not exist") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} must be a whole CSV file in UTF-8, but reading it gives: {error}") from None
+        raise InputError(f"{path} must be a complete CSV file in UTF-8, but reading it fails: {error}") from None

@@ -1,4 +1,4 @@
-"""A plotly figure as files: a page that needs no network, and a PNG where a browser is found."""
+"""Plotly figures as files: a page that needs no network, and a PNG where a browser is found."""
 
 import html
 import subprocess
@@ -15,42 +15,54 @@ import plotly.offline
 from ltmsearch.io.files import write_atomic
 
 PNG_SECONDS = 60.0
-"""How long the browser that draws the PNG may take, from start to end. It usually takes 5 s."""
+"""Time limit of the browser that draws a PNG, start included. It usually takes 5 s."""
 
 PLOT_SETTINGS: dict[str, Any] = {
     "displaylogo": False,
     "modeBarButtonsToRemove": ["sendChartToCloud", "select2d", "lasso2d"],
 }
-"""Of a plot in a page: nothing leaves the machine at the press of a button."""
+"""Settings of a plot in a page: no button sends data anywhere."""
 
 WIDTH = 1000
-"""Of a PNG, in points; a point has two pixels each way."""
+"""Width of a PNG in points; a point has two pixels in each direction."""
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart: https://jfly.uni-koeln.de/color/
+BLACK, GREY, PALE, BLUE, ORANGE, RED = "#000000", "#6b6b6b", "#ececec", "#0072B2", "#E69F00", "#D55E00"
+
+TEMPLATE = go.layout.Template(plotly.io.templates["simple_white"])
+"""Fonts, hover boxes and grid lines of every figure."""
+TEMPLATE.layout.update(
+    font={"family": "Helvetica, Arial, sans-serif", "size": 14, "color": BLACK},
+    hoverlabel={"align": "left", "bgcolor": "#ffffff", "font": {"size": 13, "color": BLACK}},
+    xaxis={"showgrid": True, "gridcolor": PALE},
+    yaxis={"showgrid": True, "gridcolor": PALE},
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenDrawing:
-    """What `write_drawing` left behind."""
+    """Result of `write_drawing`."""
 
     paths: tuple[Path, ...]
     """Files written, the page first."""
     note: str | None
-    """One line that says why there is no PNG; None when there is one or none was wanted."""
+    """One line that explains a missing PNG; None if it was written or not requested."""
 
 
 def write_drawing(
     figure: go.Figure, folder: str | Path, stem: str, *, title: str, height: int = 620, png: bool = True
 ) -> WrittenDrawing:
-    """Writes `<stem>.html`, which needs no network, and `<stem>.png` where a browser is found.
+    """Write `<stem>.html`, which needs no network, and `<stem>.png` where a browser is found.
 
-    A PNG that cannot be drawn is no error: the note says why.
+    A PNG that cannot be drawn is not an error: the note gives the reason.
 
     Args:
-        figure: What to show. In the page it fills the window.
-        folder: Where to write; made when missing.
-        stem: Name of the files without their ending.
-        title: Of the page, in the browser's tab.
-        height: Of the PNG, in points; it is `WIDTH` wide. A window that is lower by more than 140 scrolls.
-        png: Whether a PNG is wanted; it takes some seconds.
+        figure: Figure to show. In the page it fills the window.
+        folder: Output folder; created if missing.
+        stem: File name without extension.
+        title: Title of the browser tab.
+        height: Height of the PNG in points, at a width of `WIDTH`. A window lower by more than 140 scrolls.
+        png: Whether to write a PNG; it takes some seconds.
 
     Raises:
         OSError: The folder cannot be written.
@@ -66,18 +78,18 @@ def write_drawing(
     page_path, image_path = write_atomic(folder / f"{stem}.html", page), folder / f"{stem}.png"
     note = _write_png(figure, image_path, height) if png else None
     if note is not None and image_path.exists():
-        note += "; the one that is there is older"
+        note += "; the existing one is older"
     return WrittenDrawing(paths=(page_path, image_path) if png and note is None else (page_path,), note=note)
 
 
 def figure_json(figure: go.Figure) -> str:
-    """A figure as plotly's JavaScript takes it, with nothing in it that could end a script element of a page."""
+    """A figure as JSON for plotly's JavaScript; nothing in it can end a script element of a page."""
     text: str = figure.to_json()
     return text.replace("</", "<\\/")
 
 
 def plotly_script() -> str:
-    """Plotly's JavaScript, some 5 MB, for a page that needs no network."""
+    """Plotly's JavaScript, about 5 MB, for a page that needs no network."""
     script: str = plotly.offline.get_plotlyjs()
     return script
 
@@ -98,25 +110,25 @@ except ChromeNotFoundError:
 
 
 def _write_png(figure: go.Figure, path: Path, height: int) -> str | None:
-    """Draws the PNG; returns why it could not, in one line.
+    """Draw the PNG; returns one line with the reason if that fails.
 
-    A process of its own does it, because a browser that hangs can then be given up, and because what kaleido
-    logs, warns of and does to event loops stays there.
+    A separate process draws it: a hanging browser can be killed, and kaleido's logs, warnings and event loops stay
+    in it.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        source, drawn, said = (Path(scratch, name) for name in ("figure.json", "figure.png", "stderr"))
+        source, drawn, log = (Path(scratch, name) for name in ("figure.json", "figure.png", "stderr"))
         source.write_text(figure.to_json(), encoding="utf-8")
-        # -P: a module in the working folder must not stand in for a library.
+        # -P: a module in the working folder must not replace a library.
         command = [sys.executable, "-P", "-c", _PNG_PROGRAM, str(source), str(drawn), str(WIDTH), str(height)]
-        with said.open("wb") as out:
+        with log.open("wb") as out:
             try:
                 done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=PNG_SECONDS)
             except subprocess.TimeoutExpired:
                 return f"{path.name} not written: the browser took more than {PNG_SECONDS:g} s"
         if done.returncode == 3:
-            return f"{path.name} not written: it needs Chrome or Chromium (`plotly_get_chrome` fetches one)"
+            return f"{path.name} not written: it needs Chrome or Chromium (`plotly_get_chrome` installs one)"
         if done.returncode != 0:
-            last = said.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
+            last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
             return f"{path.name} not written: the browser failed with {last[:200]!r}"
         write_atomic(path, drawn.read_bytes())
     return None

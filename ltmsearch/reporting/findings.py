@@ -1,4 +1,4 @@
-"""What a search learned: which layers the front merges, what merging costs and saves layer by layer, in plain words."""
+"""Findings of a search: which layers the front merges, and the cost and savings of merging at each layer."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -13,39 +13,38 @@ from ltmsearch.reporting.importance import Estimate, Importance, LayerEffect, la
 from ltmsearch.search.records import TrialRecord, select_front
 
 NAMES = 4
-"""Names of layers, or ranges of them, that a list in a sentence holds; the last counts the others where there are more.
-"""
+"""Most layer names or ranges in a list of a sentence; in longer lists the last entry counts the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What is told of a study beside its front."""
+    """Summary of a study beside its table."""
 
     front: tuple[TrialRecord, ...]
-    """The non-dominated re-scored trials, cheapest first."""
+    """The non-dominated rescored trials, lowest cost first."""
     layers: tuple[str, ...]
-    """Every layer that may merge, in the order of the net."""
+    """Every layer that may merge, in network order."""
     importance: Importance
     """From all scored trials, on the front or not."""
 
     @property
     def always(self) -> tuple[str, ...]:
-        """The layers that merge in every point of the front."""
+        """Layers that merge in every point of the front."""
         return tuple(layer for layer in self.layers if self.front and self._merging(layer) == len(self.front))
 
     @property
     def never(self) -> tuple[str, ...]:
-        """The layers that are plain in every point of the front."""
+        """Layers that merge in no point of the front."""
         return tuple(layer for layer in self.layers if self.front and self._merging(layer) == 0)
 
     @property
     def changing(self) -> tuple[str, ...]:
-        """The layers that merge in some points of the front and are plain in others."""
+        """Layers that merge in some points of the front only."""
         return tuple(layer for layer in self.layers if 0 < self._merging(layer) < len(self.front))
 
     @property
     def within_error(self) -> bool:
-        """Whether the top-1 of all points of the front lie no further apart than the largest of their errors."""
+        """Whether all top-1 of the front differ by no more than their largest standard error."""
         scores = [r.score for r in self.front if r.score is not None]
         errors = [s.top1_se for s in scores if s.top1_se is not None]
         top1 = [s.top1 for s in scores]
@@ -56,12 +55,7 @@ class Findings:
 
 
 def find(records: Iterable[TrialRecord], cost: CostName = "gflops") -> Findings:
-    """Find what there is to tell of a study.
-
-    Args:
-        records: All its trials.
-        cost: What its front weighs against top-1.
-    """
+    """Compute the findings from all trials of a study."""
     records = list(records)
     return Findings(
         front=tuple(reversed(select_front(records, cost))),
@@ -71,30 +65,21 @@ def find(records: Iterable[TrialRecord], cost: CostName = "gflops") -> Findings:
 
 
 def sentences(findings: Findings) -> list[str]:
-    """The findings in a few sentences for people, short however many layers there are."""
-    return _of_front(findings) + (_of_importance(findings) if findings.layers else [])
+    """The findings in a few sentences, short for any number of layers."""
+    return _front_sentences(findings) + (_importance_sentences(findings) if findings.layers else [])
 
 
 def write_findings(findings: Findings, path: str | Path) -> Path:
-    """Writes `findings.json`; see `write_atomic` for how."""
-    return write_atomic(
-        path, json.dumps(findings_record(findings), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    )
+    """Write `findings.json` atomically."""
+    document = json.dumps(findings_record(findings), indent=2, ensure_ascii=False, allow_nan=False)
+    return write_atomic(path, document + "\n")
 
 
 def findings_record(findings: Findings) -> dict[str, Any]:
-    """The findings as a JSON object; units are those of the fields that it is made of."""
-    front = [
-        {
-            "trial": record.trial, "gflops": record.gflops, "latency_ms": record.latency_ms,
-            "top1": record.rescored_top1, "top1_se": record.rescored_top1_se, "expected_top1": record.expected_top1,
-            "keep_ratios": dict(record.schedule.keep_ratios), "forms": dict(record.schedule.forms),
-        }
-        for record in findings.front
-    ]  # fmt: skip
+    """The findings as a JSON object, in the units of the records' fields."""
     return {
         "sentences": sentences(findings),
-        "front": front,
+        "front": [_point(record) for record in findings.front],
         "always_merge": list(findings.always),
         "never_merge": list(findings.never),
         "changing": list(findings.changing),
@@ -103,14 +88,27 @@ def findings_record(findings: Findings) -> dict[str, Any]:
     }
 
 
-def name_layers(layers: Sequence[str], among: Sequence[str]) -> str:
-    """Some layers of a net in few words, such as "blocks.0, .3 to .7 and .9".
+def _point(record: TrialRecord) -> dict[str, Any]:
+    return {
+        "trial": record.trial,
+        "gflops": record.gflops,
+        "latency_ms": record.latency_ms,
+        "top1": record.rescored_top1,
+        "top1_se": record.rescored_top1_se,
+        "expected_top1": record.expected_top1,
+        "keep_ratios": dict(record.schedule.keep_ratios),
+        "forms": dict(record.schedule.forms),
+    }
 
-    All layers of a stage are its pattern, `stages.2.1.transformer.*`, which keep ratios may be given by.
+
+def name_layers(layers: Sequence[str], among: Sequence[str]) -> str:
+    """Some layers of a network in few words, such as "blocks.0, .3 to .7 and .9".
+
+    All layers of a stage are written as a pattern that search spaces accept, `stages.2.1.transformer.*`.
 
     Args:
-        layers: Which; at least one.
-        among: All layers of the net in their order.
+        layers: Layers to name; one or more.
+        among: All layers of the network in order.
     """
     if len(layers) == len(among) > 1:
         return f"all {len(among)} layers"
@@ -127,7 +125,7 @@ def name_layers(layers: Sequence[str], among: Sequence[str]) -> str:
 
 
 def _pieces(run: Sequence[str]) -> list[tuple[str, int]]:
-    """A run of neighbours as words, with the number of layers that each stands for."""
+    """Names for a run of neighbours, each with its number of layers."""
     if len(run) < 3:
         return [(layer, 1) for layer in run]
     return [(f"{run[0]} to {run[-1].removeprefix(_stage(run[-1]))}", len(run))]
@@ -137,19 +135,19 @@ def _stage(layer: str) -> str:
     return layer.rpartition(".")[0]
 
 
-def _of_front(findings: Findings) -> list[str]:
+def _front_sentences(findings: Findings) -> list[str]:
     front, always, never, changing = findings.front, findings.always, findings.never, findings.changing
     if not front:
-        return ["There is no front yet: no trial within the budget was scored again."]
+        return ["There is no front yet: no trial within the budget was rescored."]
     if len(front) == 1 and not always:
-        return ["The only point of the front is the plain net."]
+        return ["The only point of the front is the plain network."]
     names = {1: "The only point of the front merges", 2: "Both points of the front merge"}
     parts = []
     if always:
         ratios = sorted({record.schedule.keep_ratios[layer] for record in front for layer in always})
         kept = f"{ratios[0]:g}" if len(ratios) == 1 else f"{ratios[0]:g} to {ratios[-1]:g}"
-        whole = names.get(len(front), f"All {len(front)} points of the front merge")
-        parts.append(f"{whole} {name_layers(always, findings.layers)} (keep ratio {kept})")
+        subject = names.get(len(front), f"All {len(front)} points of the front merge")
+        parts.append(f"{subject} {name_layers(always, findings.layers)} (keep ratio {kept})")
     else:
         parts.append(f"No layer merges in all {len(front)} points of the front")
     if never:
@@ -158,27 +156,26 @@ def _of_front(findings: Findings) -> list[str]:
         parts.append(f"{name_layers(changing, findings.layers)} merge{'s' * (len(changing) == 1)} in some")
     lines = ["; ".join(parts) + "."]
     if findings.within_error:
-        lines.append(
-            "Its points differ in top-1 by less than their standard error: costs tell them apart, not accuracy."
-        )
+        lines.append("The top-1 of these points differ by less than their standard error; their costs differ.")
     return lines
 
 
-def _of_importance(findings: Findings) -> list[str]:
+def _importance_sentences(findings: Findings) -> list[str]:
     importance = findings.importance
     if importance.threshold is None:
         return [
-            f"{importance.trials} scored trials are too few to tell what merging costs at each layer: it takes "
-            f"{importance.needed}."
+            f"{importance.trials} scored trials are too few to estimate the effect of each layer; at least "
+            f"{importance.needed} are needed."
         ]
-    told = sorted((e for e in importance.layers if e.distinct), key=lambda e: -_loss(e))
-    lines = [f"From {importance.trials} scored trials no layer's effect on the score can be told from zero."]
-    if told:
-        parts = [_effect_words(told[0]) + (", the largest estimate" if len(told) > 1 else "")]
-        if len(told) > 1:
-            parts.append(f"{len(told) - 1} more {'layers have' if len(told) > 2 else 'layer has'} an effect")
-        others = len(findings.layers) - len(told)
-        parts += [f"for the other {others} the scores cannot tell"] if others else []
+    effects = sorted((e for e in importance.layers if e.distinct), key=lambda e: -e.loss.value if e.loss else 0.0)
+    lines = [f"In {importance.trials} scored trials no layer's effect on the score is statistically significant."]
+    if effects:
+        parts = [_effect_words(effects[0]) + (", the largest effect" if len(effects) > 1 else "")]
+        if len(effects) > 1:
+            subject = "layers have" if len(effects) > 2 else "layer has"
+            parts.append(f"{len(effects) - 1} more {subject} a significant effect")
+        others = len(findings.layers) - len(effects)
+        parts += [f"effects of the other {others} are not significant"] if others else []
         lines = ["; ".join(parts) + "."]
     saving = max(importance.layers, key=lambda e: e.gflops_saved.value if e.gflops_saved else 0.0)
     if saving.gflops_saved and saving.gflops_saved.value > 0:
@@ -188,22 +185,16 @@ def _of_importance(findings: Findings) -> list[str]:
 
 
 def _effect_words(effect: LayerEffect) -> str:
-    assert effect.loss is not None, effect
-    assert effect.top1 is not None, effect
-    words = f"Merging {effect.layer} to {effect.keep_ratio:g} "
-    words += "adds" if effect.loss.value > 0 else "takes off"
-    words += f" {abs(effect.loss.value):.3f} ± {effect.loss.se:.3f} nats of loss"
-    points = f"top-1 {_points(effect.top1)} points"
-    saved = effect.gflops_saved
-    # Divided by next to nothing, points would be any number.
+    loss, top1, saved = effect.loss, effect.top1, effect.gflops_saved
+    assert loss is not None, effect
+    assert top1 is not None, effect
+    points = f"top-1 {_points(top1)} points"
+    # Dividing by a saving close to zero would give any number.
     if saved is not None and saved.value > 2 * saved.se:
-        points += f", {_points(effect.top1, per=0.1 / saved.value)} per 0.1 GFLOPs saved"
-    return f"{words} ({points})"
+        points += f", {_points(top1, per=0.1 / saved.value)} per 0.1 GFLOPs saved"
+    change = f"{'adds' if loss.value > 0 else 'removes'} {abs(loss.value):.3f} ± {loss.se:.3f} nats of loss"
+    return f"Merging {effect.layer} to {effect.keep_ratio:g} {change} ({points})"
 
 
 def _points(top1: Estimate, per: float = 1.0) -> str:
     return f"{top1.value * per:+.1f} ± {top1.se * per:.1f}".replace("-", "−")
-
-
-def _loss(effect: LayerEffect) -> float:
-    return effect.loss.value if effect.loss else 0.0

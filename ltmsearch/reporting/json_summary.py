@@ -1,4 +1,4 @@
-"""A finished study as plain data for other programs: what `ltmsearch run --json` and `front --json` print."""
+"""A finished study as JSON data, printed by `ltmsearch run --json` and `front --json`."""
 
 import json
 from collections import Counter
@@ -10,16 +10,15 @@ from ltmsearch.reporting.findings import find, sentences
 from ltmsearch.search.records import TrialRecord, front_table
 from ltmsearch.search.run import Run
 
+BASELINE_FIELDS = (
+    *("trial", "label", "feasible", "gflops"),
+    *("latency_ms", "latency_measured_ms", "latency_measured_se_ms", "expected_top1"),
+)
+"""Fields of a baseline's record in the summary, beside its score and schedule."""
+
 
 def study_document(run: Run) -> dict[str, Any]:
-    """Where a study lies, what it was told, its front, what to compare that with, and what was learned.
-
-    Args:
-        run: Run directory of the study.
-
-    Returns:
-        Names and values for JSON. `trials` counts proposals by what became of them.
-    """
+    """Folder, settings, front, baselines and findings of a study; `trials` counts its trials by state."""
     records, cost = run.trials, run.settings.axis.name
     return {
         "folder": str(run.folder),
@@ -32,7 +31,7 @@ def study_document(run: Run) -> dict[str, Any]:
 
 
 def front_rows(records: Iterable[TrialRecord], cost: CostName = "gflops") -> list[dict[str, Any]]:
-    """The rows of `front.csv` by the same names: keep ratios and forms by layer, None where a field is empty."""
+    """The rows of `front.csv`: keep ratios and forms by layer, None for an empty field."""
     table = front_table(records, cost).astype(object)
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.where(table.notna(), None).to_numpy()]
     return [row | {name: json.loads(row[name]) for name in ("keep_ratios", "forms")} for row in rows]
@@ -42,18 +41,8 @@ def _baseline(record: TrialRecord) -> dict[str, Any]:
     score = record.score
     assert score is not None, record
     return {
-        "trial": record.trial,
-        "label": record.label,
-        "feasible": record.feasible,
-        "gflops": record.gflops,
-        "latency_ms": record.latency_ms,
-        "latency_measured_ms": record.latency_measured_ms,
-        "latency_measured_se_ms": record.latency_measured_se_ms,
-        "top1": score.top1,
-        "top1_se": score.top1_se,
-        "loss": score.loss,
-        "expected_top1": record.expected_top1,
-        "rescored": score.rescored,
+        **{name: getattr(record, name) for name in BASELINE_FIELDS},
+        **score._asdict(),
         "keep_ratios": dict(record.schedule.keep_ratios),
         "forms": dict(record.schedule.forms),
     }

@@ -1,95 +1,114 @@
-"""What a search learned of each layer, as a picture: what the front merges, what that costs and what it saves.
+"""Plot of the layers: keep ratios along the front, and the cost and savings of merging.
 
-How the picture reads: a row for each layer, in the order of the net. On the left a column for each point of the front,
-cheapest first, with the keep ratio of every layer; white is plain, and the darker, the fewer tokens are kept. In the
-middle what merging at the layer adds to the loss, with one standard error each way: vermilion where it can be told from
-zero, grey where not. On the right what it saves.
+A row per layer, in network order. Left: a column per point of the front, lowest cost first, with the keep ratio of each
+layer; white is no merging, and darker cells keep fewer tokens. Middle: the loss added by merging at the layer, with one
+standard error in each direction; vermilion if significant, else grey. Right: the GFLOPs saved.
 """
 
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ltmsearch.config.objective import CostAxis
-from ltmsearch.io.figures import WrittenDrawing, write_drawing
+from ltmsearch.io.figures import BLACK, BLUE, GREY, PALE, RED, TEMPLATE
 from ltmsearch.reporting.findings import Findings, sentences
+from ltmsearch.reporting.numbers import cost_text
+from ltmsearch.reporting.pareto_plot import DASHBOARD_HEIGHT, DASHBOARD_TITLE, Place
 from ltmsearch.search.records import TrialRecord, form_key
 
-_BLACK, _GREY, _LIGHT, _PALE, _BLUE, _RED = "#000000", "#6b6b6b", "#b5b5b5", "#e4e4e4", "#0072B2", "#D55E00"
-# One hue that only darkens, for colour-blind readers and for print; white is plain alone.
+LIGHT = "#b5b5b5"
+# One hue that only darkens, for colour-blind readers and for print; only no merging is white.
 _SCALE = [[0.0, "#ffffff"], [0.001, "#e6f0f8"], [0.5, "#6aa9d4"], [1.0, "#08306b"]]
-_ERROR = {"color": _BLACK, "thickness": 1.2, "width": 3}
+_ERROR = {"color": BLACK, "thickness": 1.2, "width": 3}
 _ROW, _LINE = 24, 19
 """Heights in points: of a layer, and of a line of text above."""
-_ABOVE, _BELOW = 80, 105
-"""Heights in points: of the title and headings, and of what stands under the columns."""
+_ABOVE, _BELOW, _PAGE_ABOVE = 80, 105, 40
+"""Heights in points: of the title and headings, of the text below the columns, and of the headings in the report."""
 _CHARACTERS = 160
-"""In a line of text above."""
+"""Length of a line of text above."""
 FEW = 4
-"""Up to so many points have room for units beneath them."""
+"""Most points of a front whose columns have space for units."""
 
 
-def layers_figure(findings: Findings, *, title: str, axis: CostAxis) -> go.Figure:
-    """Draws the findings; how they read is told at the top of this module.
-
-    Args:
-        findings: Of a study.
-        title: First line over the plot.
-        axis: What the front's costs are.
-    """
-    heading = [f"keep ratio{form_key(findings.front)}, white: plain", "loss added by merging, nats", "GFLOPs saved"]
-    widths = [0.5, 0.3, 0.2]
-    figure = make_subplots(1, 3, shared_yaxes=True, column_widths=widths, horizontal_spacing=0.025)
-    figure.update_layout(_layout(findings, title))
+def layers_figure(findings: Findings, *, title: str = "", axis: CostAxis, place: Place = "file") -> go.Figure:
+    """Draw the findings; the module's docstring describes the plot. The report shows no title."""
+    fitted = findings.importance.threshold is not None
+    figure = make_subplots(1, 3, shared_yaxes=True, column_widths=[0.5, 0.3, 0.2], horizontal_spacing=0.025)
+    figure.update_layout(template=TEMPLATE, font_size=13, showlegend=False, bargap=0.35)
     figure.add_trace(_keep_ratios(findings, axis), row=1, col=1)
     figure.add_trace(_losses(findings), row=1, col=2)
     figure.add_trace(_savings(findings), row=1, col=3)
-    rows, ends = list(findings.layers), [len(findings.layers) - 0.5, -0.5]  # the first layer on top
+    rows, ends = list(findings.layers), [len(findings.layers) - 0.5, -0.5]  # the first layer at the top
     named = {"type": "category", "categoryorder": "array", "categoryarray": rows, "tickvals": rows}
-    figure.update_yaxes(range=ends, ticks="", showline=False, **named)
-    points = f"front, cheapest first<br>trial, {axis.unit}, top-1 %" if len(findings.front) > FEW else ""
-    under = {"text": points, "font": {"size": 13}}
-    figure.update_xaxes(title=under, type="category", ticks="", tickangle=0, showline=False, row=1, col=1)
-    if findings.front:  # seen between the cells, or white rows could not be told apart
+    figure.update_yaxes(range=ends, ticks="", showline=False, showgrid=False, **named)
+    points = f"front, lowest cost first<br>trial, {axis.unit}, top-1 %" if len(findings.front) > FEW else ""
+    below = {"text": points, "font": {"size": 13}}
+    plain = {"type": "category", "ticks": "", "tickangle": 0, "showline": False, "showgrid": False}
+    figure.update_xaxes(title=below, **plain, row=1, col=1)
+    if findings.front:  # visible between the cells, to separate white rows
         ground = {"xref": "x domain", "yref": "y domain", "layer": "below", "line": {"width": 0}}
-        figure.add_shape(type="rect", x0=0, x1=1, y0=0, y1=1, fillcolor=_LIGHT, **ground)
-    zero = {"zeroline": True, "zerolinecolor": _BLACK, "zerolinewidth": 1, "showgrid": True, "gridcolor": _PALE}
+        figure.add_shape(type="rect", x0=0, x1=1, y0=0, y1=1, fillcolor=LIGHT, **ground)
+    zero = {"zeroline": True, "zerolinecolor": BLACK, "zerolinewidth": 1, "gridcolor": PALE, "nticks": 5}
     for column in (2, 3):
-        fitted = findings.importance.threshold is not None
-        figure.update_xaxes(visible=fitted, nticks=5, **zero, row=1, col=column)
-    for column, words in enumerate(heading, start=1):
-        start = figure.get_subplot(1, column).xaxis.domain[0]
-        corner = {"x": start, "xref": "paper", "xanchor": "left", "y": 1, "yref": "paper", "yanchor": "bottom"}
-        figure.add_annotation(text=f"<b>{words}</b>", showarrow=False, yshift=4, **corner)
-    for column, words in ((1, "" if findings.front else "no front yet"), (2, _missing(findings))):
-        middle = {"x": sum(figure.get_subplot(1, column).xaxis.domain) / 2, "xref": "paper", "y": 0.5, "yref": "paper"}
-        if words:
-            figure.add_annotation(text=words, showarrow=False, font={"color": _GREY}, **middle)
+        figure.update_xaxes(visible=fitted, **zero, row=1, col=column)
+    _add_words(figure, findings)
+    _fit(figure, findings, title, axis, place)
     return figure
 
 
-def write_layers(
-    findings: Findings, folder: str | Path, *, title: str, axis: CostAxis, png: bool = True
-) -> WrittenDrawing:
-    """Writes `layers.html` and, where a browser is found, `layers.png`, as `write_drawing` does.
+def height(findings: Findings, place: Place = "file") -> int:
+    """Height of the figure in points."""
+    return _above(findings, place) + _ROW * max(len(findings.layers), 8) + _BELOW
 
-    Args:
-        findings: Of a study.
-        folder: Where to write; made when missing.
-        title: First line over the plot.
-        axis: What the front's costs are.
-        png: Whether a PNG is wanted; it takes some seconds.
 
-    Raises:
-        OSError: The folder cannot be written.
-    """
-    figure = layers_figure(findings, title=title, axis=axis)
-    height = _above(findings) + _ROW * max(len(findings.layers), 8) + _BELOW
-    return write_drawing(figure, folder, "layers", title=title, height=height, png=png)
+def _above(findings: Findings, place: Place) -> int:
+    return _PAGE_ABOVE if place == "page" else _ABOVE + _LINE * len(_lines(findings))
+
+
+def _lines(findings: Findings) -> Sequence[str]:
+    return textwrap.wrap(" ".join(sentences(findings)), _CHARACTERS)
+
+
+def _add_words(figure: go.Figure, findings: Findings) -> None:
+    key = form_key(findings.front)
+    headings = (f"keep ratio{key}, white: no merging", "loss added by merging, nats", "GFLOPs saved")
+    for column, words in enumerate(headings, start=1):
+        start = figure.get_subplot(1, column).xaxis.domain[0]
+        corner = {"x": start, "xref": "paper", "xanchor": "left", "y": 1, "yref": "paper", "yanchor": "bottom"}
+        figure.add_annotation(text=f"<b>{words}</b>", showarrow=False, yshift=4, **corner)
+    importance = findings.importance
+    few = f"{importance.trials} scored trials,<br>too few for estimates:<br>{importance.needed} are needed"
+    missing = ("" if findings.front else "no front yet", few if importance.threshold is None else "")
+    for column, words in enumerate(missing, start=1):
+        middle = {"x": sum(figure.get_subplot(1, column).xaxis.domain) / 2, "xref": "paper", "y": 0.5, "yref": "paper"}
+        if words:
+            figure.add_annotation(text=words, showarrow=False, font={"color": GREY}, **middle)
+
+
+def _fit(figure: go.Figure, findings: Findings, title: str, axis: CostAxis, place: Place) -> None:
+    """Title, margins and text sizes for the place of the figure."""
+    if place == "dashboard":
+        heading = {"text": title, **DASHBOARD_TITLE}
+        margin = {"l": 10, "r": 15, "t": 80, "b": 75}
+        figure.update_layout(height=DASHBOARD_HEIGHT, font_size=11, margin=margin, title=heading)
+        if findings.front:
+            points = [f"{r.trial}<br>{r.cost(axis.name):.3f}<br>{r.rescored_top1:.1f}" for r in findings.front]
+            below = f"front, lowest cost first<br>trial, {axis.unit}, top-1 %"
+            ticks = {"tickvals": list(range(len(points))), "ticktext": points}
+            figure.update_xaxes(**ticks, title_text=below, title_font_size=11, row=1, col=1)
+        for column in (2, 3):
+            figure.update_xaxes(nticks=4, tickangle=0, row=1, col=column)
+        for words in figure.select_annotations():  # headings in two lines, so that those of the columns do not meet
+            text = words.text.replace(", ", ",<br>").replace(" by ", "<br>by ")
+            words.update(text=text, align="left", font_size=11)
+        return
+    figure.update_layout(margin={"l": 60, "r": 25, "t": _above(findings, place), "b": _BELOW})
+    if place == "file":
+        small = {"text": "<br>".join(_lines(findings)), "font": {"size": 13, "color": GREY}}
+        at = {"x": 0.01, "y": 1, "yanchor": "top", "pad": {"t": 15}}
+        figure.update_layout(title={"text": title, "subtitle": small, **at})
 
 
 def _keep_ratios(findings: Findings, axis: CostAxis) -> go.Heatmap:
@@ -116,24 +135,24 @@ def _cell(record: TrialRecord, layer: str) -> str:
 
 
 def _point(record: TrialRecord, axis: CostAxis, *, units: bool) -> str:
-    digits = 2 if axis.name == "latency_ms" else 4 if units else 3
-    cost, top1 = f"{record.cost(axis.name):.{digits}f}", f"{record.rescored_top1:.1f}"
-    name = f"trial {record.trial}" if units else str(record.trial)
-    return "<br>".join([name, f"{cost} {axis.unit}", f"{top1} %"] if units else [name, cost, top1])
+    top1 = f"{record.rescored_top1:.1f}"
+    if units:
+        return f"trial {record.trial}<br>{cost_text(record, axis)} {axis.unit}<br>{top1} %"
+    digits = 2 if axis.name == "latency_ms" else 3
+    return f"{record.trial}<br>{record.cost(axis.name):.{digits}f}<br>{top1}"
 
 
 def _losses(findings: Findings) -> go.Bar:
-    shown = [e for e in findings.importance.layers if e.loss is not None]
+    shown = [(e, e.loss, e.top1) for e in findings.importance.layers if e.loss is not None and e.top1 is not None]
     return go.Bar(
-        x=[e.loss.value for e in shown if e.loss],
-        y=[e.layer for e in shown],
-        error_x={"array": [e.loss.se for e in shown if e.loss], **_ERROR},
+        x=[loss.value for _, loss, _ in shown],
+        y=[e.layer for e, _, _ in shown],
+        error_x={"array": [loss.se for _, loss, _ in shown], **_ERROR},
         orientation="h",
-        marker={"color": [_RED if e.distinct else _LIGHT for e in shown]},
+        marker={"color": [RED if e.distinct else LIGHT for e, _, _ in shown]},
         customdata=[
-            (e.keep_ratio, e.loss.se, e.top1.value, e.top1.se, "" if e.distinct else "<br>not to be told from zero")
-            for e in shown
-            if e.loss and e.top1
+            (e.keep_ratio, loss.se, top1.value, top1.se, "" if e.distinct else "<br>not significant")
+            for e, loss, top1 in shown
         ],
         hovertemplate="%{y} to %{customdata[0]:.3g}<br>loss %{x:+.4f} ± %{customdata[1]:.4f} nats<br>"
         "top-1 %{customdata[2]:+.1f} ± %{customdata[3]:.1f} points%{customdata[4]}<extra></extra>",
@@ -141,41 +160,13 @@ def _losses(findings: Findings) -> go.Bar:
 
 
 def _savings(findings: Findings) -> go.Bar:
-    shown = [e for e in findings.importance.layers if e.gflops_saved is not None]
+    shown = [(e, e.gflops_saved) for e in findings.importance.layers if e.gflops_saved is not None]
     return go.Bar(
-        x=[e.gflops_saved.value for e in shown if e.gflops_saved],
-        y=[e.layer for e in shown],
-        error_x={"array": [e.gflops_saved.se for e in shown if e.gflops_saved], **_ERROR},
+        x=[saved.value for _, saved in shown],
+        y=[e.layer for e, _ in shown],
+        error_x={"array": [saved.se for _, saved in shown], **_ERROR},
         orientation="h",
-        marker={"color": _BLUE},
-        customdata=[e.keep_ratio for e in shown],
+        marker={"color": BLUE},
+        customdata=[e.keep_ratio for e, _ in shown],
         hovertemplate="%{y} to %{customdata:.3g}<br>saves %{x:.4f} GFLOPs<extra></extra>",
     )
-
-
-def _missing(findings: Findings) -> str:
-    importance = findings.importance
-    if importance.threshold is not None:
-        return ""
-    return f"{importance.trials} scored trials,<br>too few to tell layers apart:<br>it takes {importance.needed}"
-
-
-def _lines(findings: Findings) -> Sequence[str]:
-    return textwrap.wrap(" ".join(sentences(findings)), _CHARACTERS)
-
-
-def _above(findings: Findings) -> int:
-    return _ABOVE + _LINE * len(_lines(findings))
-
-
-def _layout(findings: Findings, title: str) -> dict[str, Any]:
-    small = {"text": "<br>".join(_lines(findings)), "font": {"size": 13, "color": _GREY}}
-    return {
-        "template": "simple_white",
-        "title": {"text": title, "subtitle": small, "x": 0.01, "y": 1, "yanchor": "top", "pad": {"t": 15}},
-        "font": {"family": "Helvetica, Arial, sans-serif", "size": 13, "color": _BLACK},
-        "hoverlabel": {"align": "left", "bgcolor": "#ffffff", "font": {"size": 13, "color": _BLACK}},
-        "margin": {"l": 60, "r": 25, "t": _above(findings), "b": _BELOW},
-        "showlegend": False,
-        "bargap": 0.35,
-    }

@@ -1,4 +1,4 @@
-"""What the plot of a front shows, decided from plain records without drawing anything."""
+"""Layout of the front's plot, computed from plain records before anything is drawn."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,34 +16,29 @@ UNSCORED = ("over budget", "below range", "failed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrontPicture:
+class FrontLayout:
     """Everything that `front_figure` draws, as plain data."""
 
     marks: dict[tuple[Group, bool], tuple[TrialRecord, ...]]
-    """All records by how they are drawn: their group, and whether they are re-scored. No entry is empty."""
+    """(Group, whether rescored) → its records. No entry is empty."""
     front: tuple[TrialRecord, ...]
-    """The non-dominated re-scored trials, cheapest first."""
+    """The non-dominated rescored trials, lowest cost first."""
     step: tuple[tuple[float, float], ...]
-    """Corners (cost, top-1) of the best top-1 that is expected at each cost, up to the budget."""
+    """Corners (cost, top-1) of the best expected top-1 at each cost, up to the budget."""
     labels: tuple[tuple[TrialRecord, str, str], ...]
-    """A front point or baseline, its words, and the side of the mark where they cover least."""
+    """A front point or baseline, its label, and the side of the mark where the label covers least."""
     x_range: Range
-    """Costs in view: the region of the front and a little beyond the budget."""
+    """Costs in view: those of the front, and slightly beyond the budget."""
     y_range: Range
     """Top-1 in view."""
     beyond: tuple[TrialRecord, ...]
-    """Scored baselines too dear for the view, which are told in words at its right edge."""
+    """Scored baselines that cost more than the view shows; labels at its right edge name them."""
     hidden: tuple[TrialRecord, ...]
-    """What else lies outside the view."""
+    """Other records outside the view."""
 
 
-def front_picture(records: Iterable[TrialRecord], axis: CostAxis) -> FrontPicture:
-    """Decides what the plot shows, without drawing it.
-
-    Args:
-        records: All trials of a study.
-        axis: What the costs are; its budget is where the step line ends and how far the view reaches.
-    """
+def front_layout(records: Iterable[TrialRecord], axis: CostAxis) -> FrontLayout:
+    """Compute the layout of the plot. The step line ends at the budget, and the view slightly beyond."""
     records = sorted(records, key=lambda r: r.trial)
     scored = [r for r in records if r.score]
     front = tuple(reversed(select_front(records, axis.name)))
@@ -59,7 +54,7 @@ def front_picture(records: Iterable[TrialRecord], axis: CostAxis) -> FrontPictur
         r for r in records if _inside(r.cost(axis.name), x_range) and (not r.score or _inside(shown_top1(r), y_range))
     ]
     looks = [(group, rescored) for group in get_args(Group) for rescored in (True, False)]
-    return FrontPicture(
+    return FrontLayout(
         marks={look: same for look in looks if (same := tuple(r for r in records if _look(r) == look))},
         front=front,
         step=tuple(step),
@@ -72,7 +67,7 @@ def front_picture(records: Iterable[TrialRecord], axis: CostAxis) -> FrontPictur
 
 
 def shown_top1(record: TrialRecord) -> float:
-    """The top-1 a scored trial is drawn at."""
+    """The top-1 at which a scored trial is drawn."""
     assert record.ranking_top1 is not None, record
     return record.ranking_top1
 
@@ -86,7 +81,7 @@ def _look(record: TrialRecord) -> tuple[Group, bool]:
 
 
 def _usual(scored: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """All but those so far below the others that to show them would flatten the rest."""
+    """All trials but outliers so low that they would flatten the rest of the plot."""
     if not scored:
         return []
     quarter, most = np.quantile([shown_top1(r) for r in scored], [0.25, 0.75])
@@ -94,7 +89,7 @@ def _usual(scored: Sequence[TrialRecord]) -> list[TrialRecord]:
 
 
 def _x_range(shown: Sequence[TrialRecord], axis: CostAxis, front: Sequence[TrialRecord]) -> Range:
-    """From the cheapest feasible trial to a little beyond the budget; a dearer score only if it is near."""
+    """From the cheapest feasible trial to slightly beyond the budget; more expensive scored trials only if near."""
     useful = [r.cost(axis.name) for r in shown if r.feasible] or [r.cost(axis.name) for r in shown]
     useful += [] if axis.budget is None else [axis.budget]
     if axis.name == "latency_ms":
@@ -105,12 +100,11 @@ def _x_range(shown: Sequence[TrialRecord], axis: CostAxis, front: Sequence[Trial
     span = max(high - low, 0.02 * high)
     costs = [r.cost(axis.name) for r in shown if r.score]
     near = [cost + 0.08 * span for cost in costs if cost <= high + 0.4 * span]
-    # The strip beyond the budget has room for the words at its right edge.
+    # The strip beyond the budget has room for the labels at its right edge.
     return low - 0.08 * span, max([high + 0.25 * span, *near])
 
 
 def _y_range(shown: Sequence[TrialRecord], front: Sequence[TrialRecord]) -> Range:
-    """All scores to be shown, with the error bars of those on the front."""
     if not shown:
         return 0.0, 100.0
     ends = [shown_top1(r) + sign * (r.rescored_top1_se or 0) * (r in front) for r in shown for sign in (-1, 1)]
@@ -121,7 +115,7 @@ def _y_range(shown: Sequence[TrialRecord], front: Sequence[TrialRecord]) -> Rang
 def _labels(
     scored: Sequence[TrialRecord], front: Sequence[TrialRecord], axis: CostAxis, x_range: Range, y_range: Range
 ) -> tuple[tuple[TrialRecord, str, str], ...]:
-    """Words for the front and the baselines, each on the side where it covers fewest marks and earlier words."""
+    """Labels of the front and the baselines, each on the side where it covers the fewest marks and earlier labels."""
     corner, size = np.array([x_range[0], y_range[0]]), np.array([np.ptp(x_range), np.ptp(y_range)])
     at = {r.trial: (np.array([r.cost(axis.name), shown_top1(r)]) - corner) / size for r in scored}
     taken = list(at.values())
@@ -130,9 +124,9 @@ def _labels(
     labels = []
     for record in [*front, *(r for r in scored if r.kind == "baseline" and r not in front)]:
         words = record.label or str(record.trial)
-        # Ties go to the first side: above left of a front point runs neither the step line nor an error bar.
+        # Ties go to the first side: neither the step line nor an error bar is above left of a front point.
         sides = above | below if record in front else below | above
-        # Half the size of the words, in shares of a plot of 880 × 430 pixels, and room for the mark.
+        # Half the size of the label, in shares of a plot of 880 × 430 pixels, and room for the mark.
         half = np.array([len(words) * 7.5 / 2 / 880, 8 / 430])
         middles = {side: at[record.trial] + way * (half + np.array([0.01, 0.03])) for side, way in sides.items()}
         covers = {s: (np.abs(np.array(taken) - m) < half + 0.008).all(axis=1).sum() for s, m in middles.items()}

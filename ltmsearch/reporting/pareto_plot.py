@@ -1,207 +1,94 @@
-"""The front as a picture and as a table, from plain records: compute what is shown, then show it.
+"""Plot of the front among all trials.
 
-How the picture reads: x is the cost that the study weighs, GFLOPs or predicted milliseconds, y is the top-1 that trials
-are ranked by: the expected one where they were scored again, half measured, half told by the loss. Circles are searched
-trials, squares start-up trials, diamonds baselines; filled marks carry the score with the final weights, open ones the
-score of the moment the trial ran, which compares less well. Rings with error bars and the step line are the front.
-Below the axis, ticks are proposals rejected by their cost alone and crosses are failed trials: neither has a score.
-Where the front was timed at the close, a line leads from each of its points to a bar at the measured latency, red
-where that breaks the budget.
+x is the cost of the front, GFLOPs or predicted milliseconds; y is the top-1 used for ranking: the expected one for
+rescored trials, the mean of the measured top-1 and the top-1 predicted from the loss. Circles are searched trials,
+squares start-up trials, diamonds baselines; filled marks are scored with the final weights, open marks when their trial
+ran. Rings with error bars and the step line are the front. Below the axis, ticks are trials rejected by their cost and
+crosses failed trials: neither has a score. If the front was measured, a line leads from each point to a bar at the
+measured latency, red if it is over the budget.
 """
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import plotly.graph_objects as go
-from rich.console import Console
-from rich.table import Table
 
 from ltmsearch.config.objective import CostAxis
-from ltmsearch.io.console_tables import width_of
-from ltmsearch.io.figures import WrittenDrawing, write_drawing
-from ltmsearch.reporting.findings import Findings, sentences
-from ltmsearch.reporting.pareto_layout import UNSCORED, FrontPicture, Group, front_picture, shown_top1
-from ltmsearch.search.records import TrialRecord, form_key, select_front, select_references
+from ltmsearch.io.figures import BLACK, BLUE, GREY, ORANGE, RED, TEMPLATE
+from ltmsearch.reporting.numbers import breaks_budget, with_error
+from ltmsearch.reporting.pareto_layout import UNSCORED, FrontLayout, Group, front_layout, shown_top1
+from ltmsearch.search.records import TrialRecord
 
-RATIOS = "keep ratios"
-ROOM_FOR_RATIOS = 30
-"""Columns of the terminal that keep ratios need beside the numbers of a front."""
+Place = Literal["file", "page", "dashboard"]
+"""Where a figure is shown: alone, in the report below its own heading, or in half of the dashboard's page."""
+DASHBOARD_HEIGHT = 450
+"""Height in points of a plot in the dashboard; it is half a window wide, at least 550."""
+DASHBOARD_TITLE = {"x": 0, "xref": "container", "y": 1, "yanchor": "top", "pad": {"l": 10, "t": 10}, "font_size": 15}
 
-_BLACK, _GREY = "#000000", "#6b6b6b"
-# Colours of Okabe and Ito, told apart by colour-blind readers; the symbols do the same in black and white.
+# The symbols can be told apart without colour.
 STYLES: dict[Group, tuple[str, str, int]] = {
-    "searched": ("circle", "#0072B2", 10),
-    "start-up": ("square", "#E69F00", 10),
-    "baseline": ("diamond", "#D55E00", 13),
-    "over budget": ("line-ns", _GREY, 14),
-    "below range": ("line-ns", _GREY, 14),
-    "failed": ("x-thin", "#D55E00", 10),
+    "searched": ("circle", BLUE, 10),
+    "start-up": ("square", ORANGE, 10),
+    "baseline": ("diamond", RED, 13),
+    "over budget": ("line-ns", GREY, 14),
+    "below range": ("line-ns", GREY, 14),
+    "failed": ("x-thin", RED, 10),
 }
 
 
-def front_figure(records: Iterable[TrialRecord], *, title: str, axis: CostAxis) -> go.Figure:
-    """Draws the front and all other trials; how it reads is told at the top of this module.
-
-    Args:
-        records: All trials of a study.
-        title: First line over the plot.
-        axis: What the costs are, and where the budget line stands.
-    """
-    picture = front_picture(records, axis)
-    figure = go.Figure(layout=_layout(picture, title, axis))
-    for (group, rescored), members in picture.marks.items():
-        # One entry in the legend for each group, with its filled mark where there is one.
-        in_legend = rescored or (group, True) not in picture.marks
+def front_figure(
+    records: Iterable[TrialRecord], *, title: str = "", axis: CostAxis, place: Place = "file"
+) -> go.Figure:
+    """Draw all trials of a study; the module's docstring describes the plot. The report shows no title."""
+    layout = front_layout(records, axis)
+    figure = go.Figure(layout=_figure_layout(layout, title, axis))
+    for (group, rescored), members in layout.marks.items():
+        # One entry in the legend per group, with its filled mark if it has any.
+        in_legend = rescored or (group, True) not in layout.marks
         figure.add_trace(_trace(group, rescored, members, axis, in_legend))
-    _add_front(figure, picture, axis)
-    _add_measured(figure, picture, axis)
-    words: dict[str, Any] = {"showarrow": False, "bgcolor": "rgba(255,255,255,0.8)", "yanchor": "bottom"}
-    if axis.budget is not None:
-        figure.add_vline(x=axis.budget, line={"color": _BLACK, "width": 1.5, "dash": "dash"})
-        foot = {"x": axis.budget, "y": 0, "yref": "y domain", "xanchor": "left", "align": "left"}
-        figure.add_annotation(text=f"budget<br>{axis.budget:g} {axis.unit}", **foot, **words)
-    if axis.lowest is not None:
-        figure.add_vline(x=axis.lowest, line={"color": _BLACK, "width": 1, "dash": "dot"})
-        foot = {"x": axis.lowest, "y": 0, "yref": "y domain", "xanchor": "left", "align": "left"}
-        figure.add_annotation(text=f"lowest budget<br>{axis.lowest:g} {axis.unit}", **foot, **words)
-    for record in picture.beyond:
-        figure.add_hline(y=shown_top1(record), line={"color": STYLES["baseline"][1], "width": 1.5, "dash": "dot"})
+    _add_front(figure, layout, axis)
+    _add_measured(figure, layout, axis)
+    label: dict[str, Any] = {"showarrow": False, "bgcolor": "rgba(255,255,255,0.8)", "yanchor": "bottom"}
+    for limit, name, dash in ((axis.budget, "budget", "dash"), (axis.lowest, "lowest budget", "dot")):
+        if limit is not None:
+            figure.add_vline(x=limit, line={"color": BLACK, "width": 1.5, "dash": dash})
+            foot = {"x": limit, "y": 0, "yref": "y domain", "xanchor": "left", "align": "left"}
+            figure.add_annotation(text=f"{name}<br>{limit:g} {axis.unit}", **foot, **label)
+    for record in layout.beyond:
+        figure.add_hline(y=shown_top1(record), line={"color": RED, "width": 1.5, "dash": "dot"})
         edge = {"x": 1, "xref": "paper", "y": shown_top1(record), "xanchor": "right", "align": "right", "yshift": 6}
         text = f"{record.name}: {shown_top1(record):.1f} %<br>{axis.text(record.cost(axis.name))} →"
-        figure.add_annotation(text=text, **edge, **words)
+        figure.add_annotation(text=text, **edge, **label)
+    if place == "page":
+        figure.update_layout(title=None, margin_t=20)
+    elif place == "dashboard":
+        _fit_dashboard(figure, layout, axis)
     return figure
 
 
-def write_front(
-    records: Iterable[TrialRecord],
-    folder: str | Path,
-    *,
-    title: str,
-    axis: CostAxis,
-    png: bool = True,
-) -> WrittenDrawing:
-    """Writes `front.html` and, where a browser is found, `front.png`, as `write_drawing` does.
-
-    Arguments not named here are `front_figure`'s.
-
-    Args:
-        records: All trials of a study.
-        folder: Where to write; made when missing.
-        png: Whether a PNG is wanted; it takes some seconds.
-
-    Raises:
-        OSError: The folder cannot be written.
-    """
-    figure = front_figure(records, title=title, axis=axis)
-    return write_drawing(figure, folder, "front", title=title, png=png)
-
-
-def print_front(console: Console, records: Iterable[TrialRecord], *, axis: CostAxis) -> None:
-    """Prints the front, best first, and below it the plain net and the best uniform keep ratio.
-
-    Where keep ratios find too little room beside the numbers, they follow in a table of their own.
-
-    Args:
-        console: Where to print; 80 columns are enough.
-        records: All trials of a study.
-        axis: What the costs are, and the budget.
-    """
-    records = list(records)
-    front, references = select_front(records, axis.name), select_references(records)
-    shown = [*front, *references]
-    nets = [" | ".join(ratios for _, ratios in record.by_stage()) for record in front]
-    nets += [record.name + ("" if record.feasible else " (over budget)") for record in references]
-    numbers = [_cells(record, axis) for record in shown]
-    side_by_side = [(*cells, net) for cells, net in zip(numbers, nets, strict=True)]
-    tables = [_table((*_headings(axis), RATIOS), side_by_side, len(front))]
-    apart = _table(_headings(axis), numbers, len(front))
-    if console.width < min(width_of(console, tables[0]), width_of(console, apart) + ROOM_FOR_RATIOS):
-        by_trial = [(str(record.trial), net) for record, net in zip(shown, nets, strict=True)]
-        tables = [apart, _table(("trial", RATIOS), by_trial, len(front))]
-    tables[0].title = _title(front, records, axis)
-    for table in tables:
-        console.print(table)
-    for line in _captions(front, references, axis):
-        console.print(line, markup=False, highlight=False, style="dim")
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], before: int) -> Table:
-    """A table with a line after so many rows. Words wrap, numbers do not."""
-    table = Table()
-    for heading in headings:
-        words = heading == RATIOS
-        table.add_column(heading, justify="left" if words else "right", no_wrap=not words, overflow="fold")
-    for place, row in enumerate(rows):
-        table.add_row(*row, end_section=place == before - 1)
-    return table
-
-
-def _title(front: Sequence[TrialRecord], records: Sequence[TrialRecord], axis: CostAxis) -> str:
-    budget = "" if axis.budget is None else f", budget {axis.budget:g} {axis.unit}"
-    if axis.lowest is not None:
-        budget = f", budgets {axis.lowest:g} to {axis.budget:g} {axis.unit}"
-    return (f"Front: {len(front)} of {len(records)} trials" if front else "No front yet: nothing re-scored") + budget
-
-
-def _captions(front: Sequence[TrialRecord], references: Sequence[TrialRecord], axis: CostAxis) -> list[str]:
-    """What signs in the table mean, those that are in it."""
-    lines = []
-    if front:
-        stages = ", | between stages" if len(front[0].by_stage()) > 1 else ""
-        lines.append(f"keep ratio of each layer{form_key(front)}, 1 = plain{stages}")
-    if any(record.rescored_top1 is None for record in references):
-        lines.append("* scored when the trial ran, not with the final weights")
-    if any(record.expected_top1 is not None for record in front):
-        lines.append("expected: the mean of top-1 and what the loss lets expect; the front goes by it")
-    if any(breaks_budget(record, axis) for record in (*front, *references)):
-        lines.append("! predicted within the budget, but measured over it")
-    return lines
-
-
-def print_findings(console: Console, findings: Findings) -> None:
-    """Prints what the search learned, as one paragraph of at most 80 columns."""
-    console.print(" ".join(sentences(findings)), markup=False, highlight=False, width=min(80, console.width))
-
-
-def breaks_budget(record: TrialRecord, axis: CostAxis) -> bool:
-    """Whether a trial that was predicted to keep a latency budget was measured to break it."""
-    if axis.name != "latency_ms" or axis.budget is None or record.latency_measured_ms is None:
-        return False
-    return record.feasible and record.latency_measured_ms > axis.budget
-
-
-def prediction_lines(front: Sequence[TrialRecord], axis: CostAxis) -> list[str]:
-    """What timing the front said of its predicted latencies; nothing where it was not timed."""
-    timed = [(r, r.cost(axis.name), r.latency_measured_ms) for r in front if r.latency_measured_ms is not None]
-    if not timed:
-        return []
-    error = sum(abs(predicted - measured) / measured for _, predicted, measured in timed) / len(timed)
-    lines = [f"front timed end to end: predictions were off by {error:.1%} on average"]
-    broken = [str(r.trial) for r, _, _ in timed if breaks_budget(r, axis)]
-    if broken:
-        lines.append(f"measured over the budget of {axis.budget:g} ms, and marked: trial {', '.join(broken)}")
-    return lines
+def describe(record: TrialRecord) -> str:
+    """Name of a trial in a hover box."""
+    return f"<b>trial {record.trial}</b>, {record.label or record.kind}"
 
 
 def _hover(record: TrialRecord) -> str:
-    lines = [f"<b>trial {record.trial}</b>, {record.label or record.kind}", f"{record.gflops:.4f} GFLOPs"]
+    lines = [describe(record), f"{record.gflops:.4f} GFLOPs"]
     if record.latency_ms is not None:
         lines[-1] += f", {record.latency_ms:.2f} ms predicted"
     if record.latency_measured_ms is not None:
-        lines.append(f"{_measured(record)} ms measured")
+        lines.append(f"{with_error(record.latency_measured_ms, record.latency_measured_se_ms, 2)} ms measured")
     if record.score is None:
         lines.append(f"{record.state}: no score")
     else:
         lines.append(f"top-1 {record.score} %{'' if record.score.rescored else ' when it ran'}")
         lines += [] if record.score.loss is None else [f"loss {record.score.loss:.4f}"]
     if record.expected_top1 is not None:
-        lines[-1] += f", so {record.expected_top1:.1f} % expected"
+        lines[-1] += f", expected top-1 {record.expected_top1:.1f} %"
     lines += [] if record.ib_weight is None else [f"IB weight {record.ib_weight:.3g}"]
     if record.mi_x is not None and record.mi_y is not None and record.ibb is not None:
         lines.append(f"I(X̃;X) {record.mi_x:.3g}, I(X̃;Y) {record.mi_y:.3g}, IB bound {record.ibb:.3g} nats")
-    lines += [] if record.supernet_version is None else [f"ran with weights version {record.supernet_version}"]
-    lines.append(f"keep ratios, 1 = plain{form_key([record])}:")
+    lines += [] if record.supernet_version is None else [f"shared weights version {record.supernet_version}"]
+    lines.append("keep ratios, 1 = no merging:")
     return "<br>".join(lines + [f"  {stage}: {ratios}" for stage, ratios in record.by_stage()])
 
 
@@ -224,35 +111,34 @@ def _trace(group: Group, rescored: bool, members: Sequence[TrialRecord], axis: C
     )
 
 
-def _add_front(figure: go.Figure, picture: FrontPicture, axis: CostAxis) -> None:
-    x, y = [corner[0] for corner in picture.step], [corner[1] for corner in picture.step]
-    together: dict[str, Any] = {"legendgroup": "front", "hoverinfo": "skip"}  # the mark in the ring answers
-    figure.add_scatter(x=x, y=y, mode="lines", line={"color": _BLACK, "width": 1.5}, showlegend=False, **together)
+def _add_front(figure: go.Figure, layout: FrontLayout, axis: CostAxis) -> None:
+    x, y = [corner[0] for corner in layout.step], [corner[1] for corner in layout.step]
+    together: dict[str, Any] = {"legendgroup": "front", "hoverinfo": "skip"}  # the mark in the ring has a hover box
+    figure.add_scatter(x=x, y=y, mode="lines", line={"color": BLACK, "width": 1.5}, showlegend=False, **together)
     figure.add_scatter(
         name="front, ± 1 standard error",
-        x=[r.cost(axis.name) for r in picture.front],
-        y=[shown_top1(r) for r in picture.front],
-        error_y={"array": [r.rescored_top1_se or 0 for r in picture.front], "color": _BLACK, "thickness": 1.2},
+        x=[r.cost(axis.name) for r in layout.front],
+        y=[shown_top1(r) for r in layout.front],
+        error_y={"array": [r.rescored_top1_se or 0 for r in layout.front], "color": BLACK, "thickness": 1.2},
         mode="markers",
-        marker={"symbol": "circle-open", "size": 18, "color": _BLACK, "line": {"width": 2}},
+        marker={"symbol": "circle-open", "size": 18, "color": BLACK, "line": {"width": 2}},
         **together,
     )
     figure.add_scatter(
-        x=[r.cost(axis.name) for r, _, _ in picture.labels],
-        y=[shown_top1(r) for r, _, _ in picture.labels],
+        x=[r.cost(axis.name) for r, _, _ in layout.labels],
+        y=[shown_top1(r) for r, _, _ in layout.labels],
         mode="markers+text",
-        marker={"size": 17, "opacity": 0},  # not seen: keeps the words off the mark
-        text=[words for _, words, _ in picture.labels],
-        textposition=[side for _, _, side in picture.labels],
+        marker={"size": 17, "opacity": 0},  # invisible: keeps the label off the mark
+        text=[words for _, words, _ in layout.labels],
+        textposition=[side for _, _, side in layout.labels],
         showlegend=False,
         hoverinfo="skip",
     )
 
 
-def _add_measured(figure: go.Figure, picture: FrontPicture, axis: CostAxis) -> None:
-    """From each front point that was timed, a line to a bar where the clock put it."""
-    timed = [r for r in picture.front if axis.name == "latency_ms" and r.latency_measured_ms is not None]
-    for broken, colour, name in ((False, _BLACK, "measured"), (True, "#D55E00", "measured: over budget")):
+def _add_measured(figure: go.Figure, layout: FrontLayout, axis: CostAxis) -> None:
+    timed = [r for r in layout.front if axis.name == "latency_ms" and r.latency_measured_ms is not None]
+    for broken, colour, name in ((False, BLACK, "measured"), (True, RED, "measured: over budget")):
         members = [r for r in timed if breaks_budget(r, axis) == broken]
         if not members:
             continue
@@ -272,48 +158,39 @@ def _add_measured(figure: go.Figure, picture: FrontPicture, axis: CostAxis) -> N
         )
 
 
-def _layout(picture: FrontPicture, title: str, axis: CostAxis) -> dict[str, Any]:
-    subtitle = "filled: re-scored with the final weights, half by top-1, half by loss; open: top-1 when the trial ran"
-    if picture.hidden:
-        scored, all_hidden = sum(r.score is not None for r in picture.hidden), len(picture.hidden)
-        subtitle += (
-            f"<br>not in view: {all_hidden - scored} without a score, {scored} scored (a double click shows all)"
-        )
-    small = {"text": subtitle, "font": {"size": 13, "color": _GREY}}
-    grid = {"showgrid": True, "gridcolor": "#ececec"}
+def _figure_layout(layout: FrontLayout, title: str, axis: CostAxis) -> dict[str, Any]:
+    subtitle = "filled: expected top-1 with the final weights; open: top-1 when the trial ran"
+    if layout.hidden:
+        scored, hidden = sum(r.score is not None for r in layout.hidden), len(layout.hidden)
+        subtitle += f"<br>not in view: {hidden - scored} without a score, {scored} scored (double-click to show all)"
+    small = {"text": subtitle, "font": {"size": 13, "color": GREY}}
     strip = {"range": [0, 1], "domain": [0, 0.08], "tickvals": [0.5], "ticktext": ["no score"], "ticks": ""}
-    heading = "expected top-1, %" if picture.front else "top-1, %"
-    below = 0.1 if any(group in UNSCORED for group, _ in picture.marks) else 0  # where there is a strip
+    below = 0.1 if any(group in UNSCORED for group, _ in layout.marks) else 0  # space for the strip
     return {
-        "template": "simple_white",
+        "template": TEMPLATE,
         "title": {"text": title, "subtitle": small, "x": 0, "xref": "paper", "y": 0.97, "yanchor": "top"},
-        "font": {"family": "Helvetica, Arial, sans-serif", "size": 14, "color": _BLACK},
         "legend": {"orientation": "h", "yref": "container", "y": 0.01, "yanchor": "bottom"},
-        "hoverlabel": {"align": "left", "bgcolor": "#ffffff", "font": {"size": 13, "color": _BLACK}},
         "margin": {"l": 75, "r": 30, "t": 105, "b": 110},
-        "xaxis": {"title": axis.title, "range": picture.x_range, "anchor": "y2" if below else "y", **grid},
-        "yaxis": {"title": heading, "range": picture.y_range, "domain": [below, 1], **grid},
-        "yaxis2": {"fixedrange": True, **strip},
+        "xaxis": {"title": axis.title, "range": layout.x_range, "anchor": "y2" if below else "y"},
+        "yaxis": {
+            "title": "expected top-1, %" if layout.front else "top-1, %",
+            "range": layout.y_range,
+            "domain": [below, 1],
+        },
+        "yaxis2": {"fixedrange": True, "showgrid": False, **strip},
     }
 
 
-def _headings(axis: CostAxis) -> tuple[str, ...]:
-    latency = ("ms", "measured") if axis.name == "latency_ms" else ()
-    return ("trial", "GFLOPs", *latency, "top-1 %", "expected")
-
-
-def _cells(record: TrialRecord, axis: CostAxis) -> tuple[str, ...]:
-    score = record.score
-    assert score is not None, record
-    top1 = f"{score}{'' if score.rescored else '*'}"
-    latency: tuple[str, ...] = ()
-    if axis.name == "latency_ms":
-        measured = "" if record.latency_measured_ms is None else _measured(record)
-        latency = (f"{record.cost(axis.name):.2f}", measured + ("!" if breaks_budget(record, axis) else ""))
-    expected = "" if record.expected_top1 is None else f"{record.expected_top1:.1f}"
-    return str(record.trial), f"{record.gflops:.4f}", *latency, top1, expected
-
-
-def _measured(record: TrialRecord) -> str:
-    error = "" if record.latency_measured_se_ms is None else f" ± {record.latency_measured_se_ms:.2f}"
-    return f"{record.latency_measured_ms:.2f}{error}"
+def _fit_dashboard(figure: go.Figure, layout: FrontLayout, axis: CostAxis) -> None:
+    reading = figure.layout.title.subtitle.text.replace("; ", ";<br>")
+    figure.update_layout(
+        height=DASHBOARD_HEIGHT,
+        font_size=11,
+        margin={"l": 50, "r": 15, "t": 72, "b": 95},
+        title={**DASHBOARD_TITLE, "subtitle": {"text": reading, "font": {"size": 11}}},
+        legend={"font": {"size": 11}, "x": 0, "xref": "container"},
+        xaxis_title_text=axis.title.partition(" (")[0],
+    )
+    # Labels of baselines have no space here.
+    text = [words if record in layout.front else "" for record, words, _ in layout.labels]
+    figure.update_traces(selector={"mode": "markers+text"}, textfont_size=11, text=text)

@@ -45,7 +45,7 @@ def test_results_and_notes_go_to_different_streams(finished: Path, ltmsearch: Lt
     code, out, err = ltmsearch(*continued(finished))
     assert code == 0
     assert "Front: " in out
-    assert f"plots, tables and recipes: {finished}; report: " in out
+    assert f"Results: {finished}/report.html; plots, tables and recipes in {finished}" in out
     assert "warm-up: " in err
     assert "warm-up: " not in out
     assert "Front: " not in err

@@ -1,4 +1,4 @@
-"""The dashboard's pages: what stands in them, that it is there once, and that what a person wrote stays."""
+"""The dashboard's pages: their content, written once, with a person's own notes kept; and the server."""
 
 import csv
 import io
@@ -17,16 +17,16 @@ import pytest
 import yaml
 from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
 from optuna.trial import FrozenTrial, Trial, TrialState
-from optuna_dashboard import save_note
-from optuna_dashboard._note import get_note, get_note_from_system_attrs
+from optuna_dashboard import get_note, save_note
 from PIL import Image
-from support.command_line import Interrupt, tiny, tiny_study
+from support.command_line import Interrupt, Notes, tiny
+from support.finished import REJECTING
 
 from ltmsearch import run_study
 from ltmsearch.config.recipe import Recipe
 from ltmsearch.errors import InputError, TrialDiverged
-from ltmsearch.reporting.dashboard.notes import OWN_WORDS, renewed
-from ltmsearch.reporting.dashboard.pages import DashboardHooks
+from ltmsearch.reporting.dashboard.note_storage import NoteStorage
+from ltmsearch.reporting.dashboard.notes import LAST_LINE, updated_note
 from ltmsearch.reporting.dashboard.server import serve_dashboard
 from ltmsearch.search.driver import Driver
 from ltmsearch.search.records import select_front
@@ -34,20 +34,11 @@ from ltmsearch.search.run import Run
 from ltmsearch.search.shared_weights import SharedWeights
 from ltmsearch.search.trial import Evaluator
 
-START: dict[str, Any] = {"sampler": "random", "budget_gflops": 0.24, "trials": 8}
-"""Of the finished study: it has proposals over its budget."""
-
 
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """A PNG starts a browser; its own tests do that."""
     monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of a finished study with rejected proposals, not to be changed."""
-    return tiny_study(tmp_path_factory.mktemp("finished"), **START)
 
 
 def study_of(run: Path) -> optuna.Study:
@@ -57,8 +48,7 @@ def study_of(run: Path) -> optuna.Study:
 
 
 def notes_of(study: optuna.Study) -> dict[int, str]:
-    attrs = study._storage.get_study_system_attrs(study._study_id)
-    return {trial.number: get_note_from_system_attrs(attrs, trial._trial_id)["body"] for trial in study.trials}
+    return {trial.number: get_note(Trial(study, trial._trial_id)) for trial in study.trials}
 
 
 def files_of(run: Path, study: optuna.Study, trial: FrozenTrial) -> dict[str, bytes]:
@@ -79,9 +69,9 @@ def rows(note: str) -> list[list[str]]:
 
 
 class TestFinishedStudy:
-    def test_every_trial_has_the_attributes_of_its_schedule(self, finished: Path) -> None:
-        records = {record.trial: record for record in Run.open(finished).trials}
-        study = study_of(finished)
+    def test_trials_have_attributes(self, rejecting: Path) -> None:
+        records = {record.trial: record for record in Run.open(rejecting).trials}
+        study = study_of(rejecting)
         assert {trial.state for trial in study.trials} == {TrialState.COMPLETE, TrialState.PRUNED}
         for trial in study.trials:
             attributes, record = trial.user_attrs, records[trial.number]
@@ -96,9 +86,9 @@ class TestFinishedStudy:
         assert plain["label"] == "plain"
         assert plain["tokens_last"] == 16, "a 4×4 grid of patches at 224 px"
 
-    def test_notes_tell_schedule_costs_and_both_scores(self, finished: Path) -> None:
-        records = Run.open(finished).trials
-        notes = notes_of(study_of(finished))
+    def test_trial_notes_have_schedule_costs_and_scores(self, rejecting: Path) -> None:
+        records = Run.open(rejecting).trials
+        notes = notes_of(study_of(rejecting))
         front = select_front(records)
         assert front
         for record in records:
@@ -117,19 +107,19 @@ class TestFinishedStudy:
                 record.rescored_top1 is not None
             )
             assert (": on the front." in notes[record.trial]) == (record in front)
-            assert ("Rejected by its cost alone" in notes[record.trial]) == (record.state == "over budget")
+            assert ("rejected by its cost" in notes[record.trial]) == (record.state == "over budget")
 
-    def test_the_studys_note_holds_the_front_with_links(self, finished: Path) -> None:
-        study = study_of(finished)
-        note, front = get_note(study), select_front(Run.open(finished).trials)
+    def test_study_note_has_the_front_with_links(self, rejecting: Path) -> None:
+        study = study_of(rejecting)
+        note, front = get_note(study), select_front(Run.open(rejecting).trials)
         linked = [row[0] for row in rows(note) if row[0].startswith("[")]
         shown = [f"[{r.trial}](/dashboard/studies/{study._study_id}/trials?numbers={r.trial})" for r in front]
         assert linked[: len(front)] == shown
         assert "0.24 GFLOPs at 224 px" in note
-        assert note.rstrip().endswith(OWN_WORDS)
+        assert note.rstrip().endswith(LAST_LINE)
 
-    def test_plots_are_the_fronts_and_the_layers(self, finished: Path) -> None:
-        study = study_of(finished)
+    def test_plots_are_front_and_layers(self, rejecting: Path) -> None:
+        study = study_of(rejecting)
         attrs = study._storage.get_study_system_attrs(study._study_id)
         plots: dict[str, str] = {}
         for name in sorted(attrs, key=lambda name: int(name.rpartition(":")[2]) if name[-1].isdigit() else 0):
@@ -137,16 +127,16 @@ class TestFinishedStudy:
                 plots.setdefault(name.split(":")[2], "")
                 plots[name.split(":")[2]] += attrs[name]
         assert plots.keys() == {"front", "layers"}
-        front = select_front(Run.open(finished).trials)
+        front = select_front(Run.open(rejecting).trials)
         (ringed,) = [t for t in json.loads(plots["front"])["data"] if t.get("name", "").startswith("front")]
         assert sorted(ringed["x"]) == sorted(record.gflops for record in front)
         assert "stages.2.1.transformer.0" in plots["layers"]
 
-    def test_files_are_the_schedule_the_recipe_and_a_picture(self, finished: Path) -> None:
-        records = {record.trial: record for record in Run.open(finished).trials}
-        study, number = study_of(finished), 0
+    def test_files_are_schedule_recipe_and_picture(self, rejecting: Path) -> None:
+        records = {record.trial: record for record in Run.open(rejecting).trials}
+        study, number = study_of(rejecting), 0
         for trial in study.trials:
-            files, record = files_of(finished, study, trial), records[trial.number]
+            files, record = files_of(rejecting, study, trial), records[trial.number]
             number += len(files)
             if trial.state == TrialState.PRUNED:
                 assert files == {}
@@ -163,28 +153,28 @@ class TestFinishedStudy:
                 assert len(files[name]) < 50_000
                 with Image.open(io.BytesIO(files[name])) as picture:
                     assert picture.width > picture.height > 200
-        assert len(list((finished / "artifacts").iterdir())) == number, "none is left over"
+        assert len(list((rejecting / "artifacts").iterdir())) == number, "no other file is left"
 
-    def test_once_more_changes_nothing(self, finished: Path, tmp_path: Path) -> None:
-        run = Path(shutil.copytree(finished, tmp_path / "run"))
+    def test_a_second_run_changes_nothing(self, rejecting: Path, tmp_path: Path) -> None:
+        run = Path(shutil.copytree(rejecting, tmp_path / "run"))
         study = study_of(run)
         before = study._storage.get_study_system_attrs(study._study_id)
-        run_study(tiny(run, **START))
+        run_study(tiny(run, **REJECTING))
         study = study_of(run)
         assert study._storage.get_study_system_attrs(study._study_id) == before
         assert sorted(p.name for p in (run / "artifacts").iterdir()) == sorted(
-            p.name for p in (finished / "artifacts").iterdir()
+            p.name for p in (rejecting / "artifacts").iterdir()
         )
 
 
-def test_what_a_person_writes_below_the_line_stays(finished: Path, tmp_path: Path) -> None:
-    run = Path(shutil.copytree(finished, tmp_path / "run"))
+def test_text_below_the_line_stays(rejecting: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(rejecting, tmp_path / "run"))
     study = study_of(run)
     old = notes_of(study)
     save_note(study, get_note(study) + "\nShow this to Ada.\n")
     save_note(Trial(study, study.trials[1]._trial_id), old[1] + "\nToo slow on the phone.\n")
     save_note(Trial(study, study.trials[2]._trial_id), "All my own words.")
-    run_study(tiny(run, **{**START, "budget_gflops": 0.23}))
+    run_study(tiny(run, **{**REJECTING, "budget_gflops": 0.23}))
     study = study_of(run)
     new = notes_of(study)
     assert "Show this to Ada." in get_note(study)
@@ -193,16 +183,16 @@ def test_what_a_person_writes_below_the_line_stays(finished: Path, tmp_path: Pat
     assert new[2] == "All my own words."
 
 
-def test_under_other_budgets_notes_files_and_attributes_come_along(finished: Path, tmp_path: Path) -> None:
-    run = Path(shutil.copytree(finished, tmp_path / "run"))
-    before = study_of(finished)
-    run_study(tiny(run, **{**START, "budget_gflops": 0.23}))
+def test_other_budgets_keep_notes_files_and_attributes(rejecting: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(rejecting, tmp_path / "run"))
+    before = study_of(rejecting)
+    run_study(tiny(run, **{**REJECTING, "budget_gflops": 0.23}))
     after = study_of(run)
     assert after._study_id != before._study_id
     records = {record.trial: record for record in Run.open(run).trials}
     notes = notes_of(after)
     for old, new in zip(before.trials, after.trials, strict=True):
-        assert files_of(run, after, new) == files_of(finished, before, old)
+        assert files_of(run, after, new) == files_of(rejecting, before, old)
         assert new.user_attrs == old.user_attrs
         record = records[new.number]
         over = record.state == "scored" and not record.feasible
@@ -218,14 +208,14 @@ def test_under_other_budgets_notes_files_and_attributes_come_along(finished: Pat
     [
         "before the weights are saved",
         pytest.param("while files are written", marks=pytest.mark.slow),
-        pytest.param("before it is told", marks=pytest.mark.slow),
+        pytest.param("before it is stored", marks=pytest.mark.slow),
     ],
 )
 def test_an_interrupted_trial_has_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     target, name = {
         "while files are written": (FileSystemArtifactStore, "write"),
         "before the weights are saved": (SharedWeights, "save"),
-        "before it is told": (Driver, "_store"),
+        "before it is stored": (Driver, "_store"),
     }[moment]
     original, left = getattr(target, name), [5]
 
@@ -251,7 +241,7 @@ def test_an_interrupted_trial_has_each_file_once(tmp_path: Path, monkeypatch: py
     assert len(list((run / "artifacts").iterdir())) == number
 
 
-def test_a_trial_that_failed_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_trials_have_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, calls = Evaluator.evaluate, [0]
 
     def diverge_once(*args: Any, **kwargs: Any) -> Any:
@@ -265,45 +255,42 @@ def test_a_trial_that_failed_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyP
     study = study_of(tmp_path / "run")
     (failed,) = [trial for trial in study.trials if trial.state == TrialState.FAIL]
     assert failed.user_attrs["failure"] == "the proxy training diverged"
-    assert "Failed: the attribute `failure` says why." in notes_of(study)[failed.number]
+    assert "failed; the attribute `failure` has the reason." in notes_of(study)[failed.number]
     assert files_of(tmp_path / "run", study, failed) == {}
 
 
-def test_while_it_runs_the_note_says_that_the_front_is_to_come(tmp_path: Path) -> None:
+def test_a_running_study_has_a_note_without_front(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_study(tiny(tmp_path / "run"), Interrupt(6))
     study = study_of(tmp_path / "run")
-    assert "The front stands here once the candidates for it are scored again" in get_note(study)
-    told = [trial for trial in study.trials if trial.state.is_finished()]
-    assert told
-    assert all(OWN_WORDS in notes_of(study)[trial.number] for trial in told)
+    assert "The front is shown here at the end of the search" in get_note(study)
+    finished = [trial for trial in study.trials if trial.state.is_finished()]
+    assert finished
+    assert all(LAST_LINE in notes_of(study)[trial.number] for trial in finished)
 
 
 @pytest.mark.parametrize(
     ("note", "present", "wanted"),
     [
-        (f"new\n{OWN_WORDS}\n", "", f"new\n{OWN_WORDS}\n"),
-        (f"new\n{OWN_WORDS}\n", f"old\n{OWN_WORDS}\n", f"new\n{OWN_WORDS}\n"),
-        (f"new\n{OWN_WORDS}\n", f"old\n{OWN_WORDS}\n\nmine", f"new\n{OWN_WORDS}\n\nmine"),
-        (f"new\n{OWN_WORDS}\n", f"new\n{OWN_WORDS}\n", None),
-        (f"new\n{OWN_WORDS}\n", f"new\n{OWN_WORDS}\n\nmine", None),
-        (f"new\n{OWN_WORDS}\n", "mine alone", None),
+        (f"new\n{LAST_LINE}\n", "", f"new\n{LAST_LINE}\n"),
+        (f"new\n{LAST_LINE}\n", f"old\n{LAST_LINE}\n", f"new\n{LAST_LINE}\n"),
+        (f"new\n{LAST_LINE}\n", f"old\n{LAST_LINE}\n\nmine", f"new\n{LAST_LINE}\n\nmine"),
+        (f"new\n{LAST_LINE}\n", f"new\n{LAST_LINE}\n", None),
+        (f"new\n{LAST_LINE}\n", f"new\n{LAST_LINE}\n\nmine", None),
+        (f"new\n{LAST_LINE}\n", "mine alone", None),
     ],
 )
-def test_renewed(note: str, present: str, wanted: str | None) -> None:
-    assert renewed(note, present) == wanted
+def test_updated_note(note: str, present: str, wanted: str | None) -> None:
+    assert updated_note(note, present) == wanted
 
 
-def test_a_long_note_becomes_short_again(finished: Path, tmp_path: Path) -> None:
-    run = Path(shutil.copytree(finished, tmp_path / "run"))
+def test_a_long_note_becomes_short_again(rejecting: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(rejecting, tmp_path / "run"))
     study = study_of(run)
     trial = study.trials[1]
-    save_note(Trial(study, trial._trial_id), "word " * 2000 + OWN_WORDS)
-    held = study._storage.get_study_system_attrs(study._study_id)
-    older = sum(name.startswith(f"dashboard:{trial._trial_id}:note_str:") for name in held)
-    assert older > 2
-    DashboardHooks(None, run)._write_note(study, trial._trial_id, "short", version=9, older=older)  # type: ignore[arg-type]
-    assert notes_of(study)[1] == "short"
+    save_note(Trial(study, trial._trial_id), "word " * 2000 + LAST_LINE)
+    NoteStorage(study).write(trial._trial_id, "short")
+    assert notes_of(study)[1] == NoteStorage(study).read(trial._trial_id) == "short"
 
 
 class TestServer:
@@ -311,11 +298,11 @@ class TestServer:
         command = [sys.executable, "-m", "ltmsearch", "dashboard", str(run), *more]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    def test_ctrl_c_ends_it_cleanly(self, finished: Path) -> None:
-        with self.command(finished, "--port", "0") as process:
+    def test_ctrl_c_stops_it(self, rejecting: Path) -> None:
+        with self.command(rejecting, "--port", "0") as process:
             assert process.stdout is not None
             line = process.stdout.readline()
-            assert line.startswith(f"dashboard of {finished} on http://127.0.0.1:")
+            assert line.startswith(f"dashboard of {rejecting} at http://127.0.0.1:")
             address = line.split()[4]
             with urllib.request.urlopen(address, timeout=30) as page:
                 assert b"<title>Optuna Dashboard" in page.read()
@@ -324,29 +311,29 @@ class TestServer:
         assert process.returncode == 0
         assert (out, err) == ("", "")
 
-    def test_a_port_that_is_taken(self, finished: Path) -> None:
+    def test_port_in_use(self, rejecting: Path) -> None:
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
             port = taken.getsockname()[1]
-            with self.command(finished, "--port", str(port)) as process:
+            with self.command(rejecting, "--port", str(port)) as process:
                 out, err = process.communicate(timeout=60)
         assert process.returncode == 2
-        assert out == "", "it does not say that it can be opened"
+        assert out == "", "no address is printed"
         assert err == f"error: cannot listen on 127.0.0.1:{port}: Address already in use\n"
 
-    def test_hosts_that_are_none(self, finished: Path) -> None:
+    def test_unknown_host(self, rejecting: Path) -> None:
         with pytest.raises(InputError, match=r"cannot listen on no\.such\.host\.invalid:0: "):
-            serve_dashboard(finished, host="no.such.host.invalid", port=0, on_start=lambda _: None)
+            serve_dashboard(rejecting, host="no.such.host.invalid", port=0, callbacks=Notes())
 
-    def test_folders_without_a_study(self, finished: Path, tmp_path: Path) -> None:
+    def test_folder_without_a_study(self, rejecting: Path, tmp_path: Path) -> None:
         def refused(run: Path) -> str:
             with pytest.raises(InputError) as caught:
-                serve_dashboard(run, host="127.0.0.1", port=0, on_start=lambda _: None)
+                serve_dashboard(run, host="127.0.0.1", port=0, callbacks=Notes())
             return str(caught.value)
 
         assert refused(tmp_path) == f"expected the run directory of a study, but {tmp_path} has no settings.yaml"
-        shutil.copy(finished / "settings.yaml", tmp_path)
+        shutil.copy(rejecting / "settings.yaml", tmp_path)
         assert f"but {tmp_path}/study.db is missing" in refused(tmp_path)
         assert not (tmp_path / "study.db").exists()
         (tmp_path / "study.db").write_text("no database")

@@ -1,4 +1,4 @@
-"""The dashboard in a browser: of a study that is finished, and of one that is being searched."""
+"""The dashboard in a browser, of a finished and of a running study."""
 
 import os
 import signal
@@ -16,7 +16,6 @@ from playwright.sync_api import Page, expect
 from support.browser import Browse
 from support.sizes import TINY
 
-from ltmsearch import StudySettings, run_study
 from ltmsearch.search.records import select_front
 from ltmsearch.search.run import Run
 
@@ -40,19 +39,8 @@ def served(run: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of a finished study with rejected proposals."""
-    run = tmp_path_factory.mktemp("finished") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
-        changes: dict[str, Any] = {"sampler": "random", "budget_gflops": 0.24, "trials": 8, "out": str(run)}
-        run_study(StudySettings.make("test", **{**TINY, **changes}))
-    return run
-
-
-@pytest.fixture(scope="module")
-def address(finished: Path) -> Iterator[str]:
-    with served(finished) as address:
+def address(rejecting: Path) -> Iterator[str]:
+    with served(rejecting) as address:
         yield address
 
 
@@ -70,7 +58,7 @@ def infeasible(page: Page) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def test_the_main_page_shows_both_fronts_and_what_is_infeasible(browse: Browse, address: str, finished: Path) -> None:
+def test_main_page_shows_fronts_and_infeasible_trials(browse: Browse, address: str, rejecting: Path) -> None:
     visit = browse(address, height=3000)
     front = visit.page.locator("[id='user-defined-plot:front']")
     expect(front).to_contain_text("front, ± 1 standard error")
@@ -78,7 +66,7 @@ def test_the_main_page_shows_both_fronts_and_what_is_infeasible(browse: Browse, 
     expect(visit.page.locator("[id='user-defined-plot:layers']")).to_contain_text("stages.2.1.transformer.0")
     expect(visit.page.locator("#graph-timeline")).to_contain_text("Infeasible")
     expect(visit.page.get_by_text("top-1 (%)").first).to_be_visible()  # named, not "Objective 0"
-    records = Run.open(finished).trials
+    records = Run.open(rejecting).trials
     shown = plots(visit.page)
     (ringed,) = [t for t in shown["user-defined-plot:front"] if t.get("name") == "front, ± 1 standard error"]
     assert sorted(ringed["x"]) == sorted(record.gflops for record in select_front(records))
@@ -90,10 +78,10 @@ def test_the_main_page_shows_both_fronts_and_what_is_infeasible(browse: Browse, 
     assert visit.problems == []
 
 
-def test_the_study_has_a_note_whose_front_leads_to_its_trials(browse: Browse, address: str, finished: Path) -> None:
+def test_study_note_links_to_the_front(browse: Browse, address: str, rejecting: Path) -> None:
     visit = browse(f"{address}/note", height=1600)
-    expect(visit.page.get_by_role("heading", name="How this page reads")).to_be_visible()
-    best = select_front(Run.open(finished).trials)[0]
+    expect(visit.page.get_by_role("heading", name="Reading this page")).to_be_visible()
+    best = select_front(Run.open(rejecting).trials)[0]
     row = visit.page.locator("tr").filter(has_text=f"{best.gflops:.4f}").first
     expect(row).to_contain_text(f"{best.rescored_top1:.1f} ±")
     row.get_by_role("link", name=str(best.trial), exact=True).click()
@@ -102,8 +90,8 @@ def test_the_study_has_a_note_whose_front_leads_to_its_trials(browse: Browse, ad
     assert visit.problems == []
 
 
-def test_a_trials_page_shows_its_note_attributes_and_files(browse: Browse, address: str, finished: Path) -> None:
-    record = next(r for r in Run.open(finished).trials if r.kind == "searched" and r.state == "scored")
+def test_trial_page_shows_note_attributes_and_files(browse: Browse, address: str, rejecting: Path) -> None:
+    record = next(r for r in Run.open(rejecting).trials if r.kind == "searched" and r.state == "scored")
     visit = browse(f"{address}/trials?numbers={record.trial}", height=2600)
     page = visit.page
     layer = page.locator("tr").filter(has_text="stages.3.1.transformer.0")
@@ -122,16 +110,16 @@ def test_a_trials_page_shows_its_note_attributes_and_files(browse: Browse, addre
     assert visit.problems == []
 
 
-def test_a_rejected_trial_is_pruned_and_says_why(browse: Browse, address: str, finished: Path) -> None:
-    record = next(r for r in Run.open(finished).trials if r.state == "over budget")
+def test_rejected_trials_are_pruned_with_a_reason(browse: Browse, address: str, rejecting: Path) -> None:
+    record = next(r for r in Run.open(rejecting).trials if r.state == "over budget")
     visit = browse(f"{address}/trials?numbers={record.trial}", height=1600)
-    expect(visit.page.get_by_text("Rejected by its cost alone, which is over the budget.")).to_be_visible()
+    expect(visit.page.get_by_text("rejected by its cost, which is over the budget")).to_be_visible()
     expect(visit.page.get_by_text("Pruned").first).to_be_visible()
     assert visit.problems == []
 
 
-def trials_told(run: Path) -> int:
-    """How many trials of a search have ended; 0 before it has any."""
+def finished_trials(run: Path) -> int:
+    """Number of finished trials of a search."""
     with closing(sqlite3.connect(run / "study.db", timeout=30)) as database:
         try:
             return int(database.execute("SELECT COUNT(*) FROM trials WHERE datetime_complete NOT NULL").fetchone()[0])
@@ -139,22 +127,22 @@ def trials_told(run: Path) -> int:
             return 0
 
 
-def until_told(run: Path, number: int, search: "subprocess.Popen[bytes]") -> None:
+def wait_for_trials(run: Path, number: int, search: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + 240
-    while not (run / "study.db").is_file() or trials_told(run) < number:
+    while not (run / "study.db").is_file() or finished_trials(run) < number:
         assert search.poll() is None, "the search ended"
         assert time.monotonic() < deadline, f"no {number} trials in time"
         time.sleep(0.5)
 
 
-def test_a_search_is_watched_while_it_runs(browse: Browse, tmp_path: Path) -> None:
+def test_a_running_search_is_shown(browse: Browse, tmp_path: Path) -> None:
     run = tmp_path / "run"
     settings = {**TINY, "trials": 2000, "sampler": "random", "out": run}
     command = [sys.executable, "-m", "ltmsearch", "run", "--quiet"]
     command += [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL) as search:
         try:
-            until_told(run, 4, search)
+            wait_for_trials(run, 4, search)
             with served(run) as address:
                 visit = browse(address, height=3000)
                 expect(visit.page.locator("#graph-pareto-front .scatterlayer .point").nth(2)).to_be_visible()
@@ -163,13 +151,13 @@ def test_a_search_is_watched_while_it_runs(browse: Browse, tmp_path: Path) -> No
                 expect(trial.page.get_by_text("within the budget.")).to_be_visible()
                 expect(trial.page.get_by_text("merges-2.").first).to_be_visible()
                 note = browse(f"{address}/note")
-                expect(note.page.get_by_text("The front stands here once the candidates")).to_be_visible()
-                before = trials_told(run)
-                until_told(run, before + 3, search)
+                expect(note.page.get_by_text("The front is shown here at the end of the search")).to_be_visible()
+                before = finished_trials(run)
+                wait_for_trials(run, before + 3, search)
                 # The page asks again by itself.
                 expect(trial.page.get_by_text(f"Trial {before + 2}", exact=True)).to_be_visible(timeout=60_000)
                 assert [v.problems for v in (visit, trial, note)] == [[], [], []]
-            assert search.poll() is None, "looking on does the search no harm"
+            assert search.poll() is None, "the dashboard does not disturb the search"
         finally:
             search.send_signal(signal.SIGINT)
             search.wait(timeout=60)

@@ -14,8 +14,8 @@ from support.records import make_record
 from ltmsearch.config.objective import CostAxis
 from ltmsearch.reporting.findings import find, findings_record, name_layers, sentences, write_findings
 from ltmsearch.reporting.importance import SPARE, layer_importance
-from ltmsearch.reporting.layer_plot import layers_figure, write_layers
-from ltmsearch.reporting.pareto_plot import print_findings
+from ltmsearch.reporting.layer_plot import layers_figure
+from ltmsearch.reporting.terminal import print_findings
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.records import TrialRecord
 
@@ -78,10 +78,7 @@ def paragraph(records: list[TrialRecord]) -> list[str]:
     return stream.getvalue().splitlines()
 
 
-# -- importance -------------------------------------------------------------------------------------------------------
-
-
-def test_planted_effects_are_found_with_their_sign_size_and_order() -> None:
+def test_planted_effects_are_found() -> None:
     importance = layer_importance(study(MOBILEVIT, 40, loss=PLANTED, saved=SAVED, per_version=-0.01))
     effects = {effect.layer: effect for effect in importance.layers}
     assert tuple(effects) == MOBILEVIT
@@ -98,14 +95,14 @@ def test_planted_effects_are_found_with_their_sign_size_and_order() -> None:
     assert max(effects.values(), key=lambda e: e.loss.value if e.loss else 0).layer == HARMFUL
 
 
-def test_the_keep_ratio_of_an_effect_is_the_middle_of_the_merges_tried() -> None:
+def test_keep_ratio_of_an_effect_is_the_median() -> None:
     records = study(MOBILEVIT, 30)
     tried = [r.schedule.keep_ratios[HARMFUL] for r in records if r.schedule.keep_ratios[HARMFUL] < 1]
     (effect,) = (e for e in layer_importance(records).layers if e.layer == HARMFUL)
     assert effect.keep_ratio == np.median(tried)
 
 
-def test_the_progress_of_the_shared_weights_is_no_merit_of_a_layer_that_came_late() -> None:
+def test_progress_of_the_weights_is_not_an_effect() -> None:
     late = study(MOBILEVIT, 40, late=HELPFUL, per_version=-0.02)
     assert not any(effect.distinct for effect in layer_importance(late).layers)
     # Without the versions the same scores would be laid to the layer, or the check above would prove nothing.
@@ -116,14 +113,14 @@ def test_the_progress_of_the_shared_weights_is_no_merit_of_a_layer_that_came_lat
     assert effects[HELPFUL].loss.value < 0
 
 
-def test_the_choice_of_what_is_scored_again_takes_no_part() -> None:
+def test_rescored_values_are_not_used() -> None:
     records = study(MOBILEVIT, 30, loss=PLANTED)
     again = [dataclasses.replace(r, rescored_top1=99.0, rescored_loss=0.1) for r in records]
     assert layer_importance(again) == layer_importance(records)
 
 
 @pytest.mark.parametrize(("layers", "trials"), [(MOBILEVIT, 24), (SWIN_BASE, 60)], ids=["9 layers", "24 layers"])
-def test_studies_without_any_effect_seldom_show_one(layers: Sequence[str], trials: int) -> None:
+def test_false_alarms_are_rare(layers: Sequence[str], trials: int) -> None:
     studies = [layer_importance(study(layers, trials, seed=seed)) for seed in range(1000, 1200)]
     shown = sum(any(effect.distinct for effect in importance.layers) for importance in studies)
     assert shown <= 20, "10 of 200 are expected; at two standard errors it would be 60 and more"
@@ -131,17 +128,17 @@ def test_studies_without_any_effect_seldom_show_one(layers: Sequence[str], trial
     assert 0.9 < np.mean(inside) < 0.98, "standard errors are what they say"
 
 
-def test_too_few_trials_say_so_and_one_more_is_enough() -> None:
+def test_too_few_trials_are_reported() -> None:
     enough = len(MOBILEVIT) + 2 + SPARE
     few = find(study(MOBILEVIT, enough - 1, loss=PLANTED))
     assert few.importance.threshold is None
     assert not any(effect.loss or effect.distinct for effect in few.importance.layers)
     assert f"{enough - 1} scored trials are too few" in sentences(few)[-1]
-    assert f"takes {enough}." in sentences(few)[-1]
+    assert f"at least {enough} are needed." in sentences(few)[-1]
     assert layer_importance(study(MOBILEVIT, enough)).threshold is not None
 
 
-def test_of_layers_that_never_change_or_only_together_nothing_is_claimed() -> None:
+def test_undetermined_layers_have_no_effect() -> None:
     always, one, other = MOBILEVIT[0], MOBILEVIT[1], MOBILEVIT[2]
     records = [
         dataclasses.replace(
@@ -158,18 +155,15 @@ def test_of_layers_that_never_change_or_only_together_nothing_is_claimed() -> No
     assert effects[HARMFUL].distinct
 
 
-def test_an_effect_on_the_loss_that_top1_contradicts_is_not_told() -> None:
+def test_an_effect_that_top1_contradicts_is_not_significant() -> None:
     records = study(MOBILEVIT, 40, loss=PLANTED)
     contrary = [dataclasses.replace(r, top1=120 - (r.top1 or 0)) for r in records]
     assert any(effect.distinct for effect in layer_importance(records).layers)
     assert not any(effect.distinct for effect in layer_importance(contrary).layers)
 
 
-# -- the front --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("seed", range(5))
-def test_always_never_and_changing_part_the_layers_as_counting_does(seed: int) -> None:
+def test_always_never_and_changing_partition_the_layers(seed: int) -> None:
     rng = random.Random(seed)
     records = [
         point(n, 1.0 + n / 10, 60.0 + n, {layer: rng.choice([1.0, 0.5, 0.7]) for layer in VIT} | {"blocks.3": 0.5})
@@ -184,7 +178,7 @@ def test_always_never_and_changing_part_the_layers_as_counting_does(seed: int) -
     assert "blocks.3" in findings.always
 
 
-def test_the_text_tells_a_front_of_three_points() -> None:
+def test_sentence_on_three_points() -> None:
     ratios = dict.fromkeys(MOBILEVIT, 1.0) | dict.fromkeys(MOBILEVIT[:2], 0.5)
     records = [
         point(0, 1.0, 60.0, ratios | {MOBILEVIT[0]: 0.25, MOBILEVIT[3]: 0.5}),
@@ -198,35 +192,32 @@ def test_the_text_tells_a_front_of_three_points() -> None:
     )
 
 
-def test_fronts_of_one_point_of_none_and_of_no_trials_can_be_told_and_drawn(tmp_path: Path) -> None:
+def test_small_fronts_are_described_and_drawn(tmp_path: Path) -> None:
     merged = point(0, 1.0, 60.0, dict.fromkeys(MOBILEVIT, 0.5))
     plain = point(1, 1.5, 60.0, dict.fromkeys(MOBILEVIT, 1.0))
     open_ones = [dataclasses.replace(merged, rescored_top1=None, rescored_top1_se=None)]
     told = {"one": [merged], "plain": [plain], "open": open_ones, "none": []}
     first = {name: sentences(find(records))[0] for name, records in told.items()}
     assert first["one"] == "The only point of the front merges all 9 layers (keep ratio 0.5)."
-    assert first["plain"] == "The only point of the front is the plain net."
+    assert first["plain"] == "The only point of the front is the plain network."
     assert first["open"].startswith("There is no front yet")
     assert sentences(find([])) == [first["open"]]
     for name, records in told.items():
-        written = write_layers(find(records), tmp_path / name, title=name, axis=CostAxis(), png=False)
-        assert written.paths == (tmp_path / name / "layers.html",)
+        layers_figure(find(records), title=name, axis=CostAxis())
+        (tmp_path / name).mkdir()
         write_findings(find(records), tmp_path / name / "findings.json")
 
 
-def test_points_that_only_their_costs_tell_apart_are_called_so() -> None:
+def test_points_within_one_standard_error_are_reported() -> None:
     ratios = dict.fromkeys(VIT, 0.5)
     near = [point(n, 1.0 + n, 60.0 + n / 10, ratios, rescored_top1_se=1.9) for n in range(3)]
     assert find(near).within_error
-    assert "costs tell them apart, not accuracy" in " ".join(paragraph(near)).replace("  ", " ")
+    assert "differ by less than their standard error" in " ".join(paragraph(near)).replace("  ", " ")
     far = [dataclasses.replace(r, rescored_top1_se=0.15) for r in near]
     assert not find(far).within_error
     unknown = [dataclasses.replace(r, rescored_top1_se=None) for r in near]
     assert not find(unknown).within_error
     assert not find(near[:1]).within_error
-
-
-# -- the text ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -249,17 +240,17 @@ def test_a_whole_stage_is_its_pattern() -> None:
     assert name_layers(("stages.2.blocks.0",), ("stages.2.blocks.0", "stages.3.blocks.0")) == "stages.2.blocks.0"
 
 
-def test_the_text_names_the_dearest_layer_and_leaves_open_what_cannot_be_told() -> None:
+def test_text_names_the_largest_effect() -> None:
     words = sentences(find(study(MOBILEVIT, 40, loss=PLANTED, saved=SAVED)))
     (effect,) = (line for line in words if "nats of loss" in line)
     assert effect.startswith(f"Merging {HARMFUL} to ")
     assert "adds" in effect
     assert "top-1 −" in effect
     assert "per 0.1 GFLOPs saved" in effect
-    assert effect.endswith("the largest estimate; 1 more layer has an effect; for the other 7 the scores cannot tell.")
+    assert effect.endswith("; 1 more layer has a significant effect; effects of the other 7 are not significant.")
     assert words[-1].startswith(f"Merging saves most at {HARMFUL}: ")
     silent = " ".join(sentences(find(study(MOBILEVIT, 24, seed=1))))
-    assert "From 24 scored trials no layer's effect on the score can be told from zero." in silent
+    assert "In 24 scored trials no layer's effect on the score is statistically significant." in silent
     assert "nats" not in silent
 
 
@@ -274,10 +265,7 @@ def test_the_text_stays_short_for_24_layers(seed: int) -> None:
     assert 2 <= len(sentences(find(records))) <= 5
 
 
-# -- files ------------------------------------------------------------------------------------------------------------
-
-
-def test_the_file_holds_the_findings(tmp_path: Path) -> None:
+def test_file_contains_the_findings(tmp_path: Path) -> None:
     findings = find(study(MOBILEVIT, 30, loss=PLANTED))
     held = json.loads(write_findings(findings, tmp_path / "findings.json").read_text(encoding="utf-8"))
     assert held == json.loads(json.dumps(findings_record(findings)))
@@ -294,7 +282,7 @@ def test_the_file_holds_the_findings(tmp_path: Path) -> None:
     assert effects[HARMFUL]["distinct"] is True
 
 
-def test_the_picture_has_every_layer_and_every_point() -> None:
+def test_plot_has_every_layer_and_point() -> None:
     records = study(MOBILEVIT, 40, loss=PLANTED, saved=SAVED)
     few = find(
         [point(n, 1.0 + n, 60.0 + n, records[n].schedule.keep_ratios, forms={MOBILEVIT[4]: "hard"}) for n in range(3)]
@@ -322,7 +310,7 @@ def test_the_picture_has_every_layer_and_every_point() -> None:
     assert sentences(findings)[0][:40] in figure.layout.title.subtitle.text
 
 
-def test_a_picture_of_many_points_tells_units_once_and_latencies_in_ms() -> None:
+def test_many_points_have_units_once() -> None:
     ratios = dict.fromkeys(SWIN_BASE, 0.5)
     records = [point(n, 3.0, 60.0 + n, ratios, latency_ms=10.0 + n) for n in range(8)]
     axis = CostAxis(name="latency_ms")
@@ -330,5 +318,5 @@ def test_a_picture_of_many_points_tells_units_once_and_latencies_in_ms() -> None
     assert figure.data[0].x == tuple(f"{n}<br>{10 + n}.00<br>{60 + n}.0" for n in range(8))
     assert "trial, ms, top-1 %" in figure.layout.xaxis.title.text
     words = " ".join(annotation.text for annotation in figure.layout.annotations)
-    assert "8 scored trials,<br>too few to tell layers apart" in words
+    assert "8 scored trials,<br>too few for estimates" in words
     assert figure.data[1].x == ()

@@ -1,36 +1,31 @@
-"""The report of a small study, in a browser, as a person sees and uses it."""
+"""The report of a small study in a browser."""
 
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page
 from support.browser import Browse
-from support.sizes import TINY
 
-from ltmsearch import StudySettings, run_study
 from ltmsearch.reporting.html import PAGE
 from ltmsearch.search.run import Run
+
+pytestmark = pytest.mark.slow
 
 MARKS = "#plot-front .scatterlayer .trace .points path.point"
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A study in which proposals were rejected."""
-    folder = tmp_path_factory.mktemp("report") / "run"
-    changes = {"sampler": "random", "budget_gflops": 0.23, "trials": 8, "out": str(folder)}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
-        return run_study(StudySettings.make("test", **{**TINY, **changes}))
+@pytest.fixture
+def study(rejecting: Path) -> Run:
+    return Run.open(rejecting)
 
 
 @pytest.fixture
-def report(study: Run) -> Path:
-    return study.folder / PAGE
+def report(rejecting: Path) -> Path:
+    return rejecting / PAGE
 
 
 def traces(page: Page, plot: str) -> dict[str, list[dict[str, object]]]:
-    """Name → the traces of a plot that are drawn under it, as the browser has them: their data and their marks."""
+    """Name → its traces in a plot, with the data and marks that the browser has."""
     found: list[dict[str, object]] = page.evaluate(
         """plot => document.getElementById(plot).calcdata.map(points => {
             const trace = points[0].trace, node = points[0].node3?.node();
@@ -46,7 +41,7 @@ def traces(page: Page, plot: str) -> dict[str, list[dict[str, object]]]:
     return by_name
 
 
-def test_nothing_is_asked_for_and_nothing_goes_wrong(browse: Browse, report: Path) -> None:
+def test_page_loads_without_requests_or_errors(browse: Browse, report: Path) -> None:
     visit = browse(report)
     visit.page.wait_for_function("document.querySelectorAll('.plot .main-svg').length >= 8 * 2")
     visit.page.wait_for_load_state("networkidle")
@@ -75,7 +70,7 @@ def test_rejected_proposals_are_ticks_below_the_plot(browse: Browse, report: Pat
     assert len(ticks["x"]) == len(rejected)  # type: ignore[arg-type]
 
 
-def test_hovering_over_a_front_point_tells_its_numbers(browse: Browse, report: Path, study: Run) -> None:
+def test_hovering_over_a_front_point_shows_its_numbers(browse: Browse, report: Path, study: Run) -> None:
     page = browse(report).page
     page.wait_for_selector(MARKS)
     page.locator("#plot-front").scroll_into_view_if_needed()
@@ -98,7 +93,7 @@ def test_hovering_over_a_front_point_tells_its_numbers(browse: Browse, report: P
     assert f"top-1 {best.score} %" in words
 
 
-def test_a_phone_shows_it_without_scrolling_sideways(browse: Browse, report: Path) -> None:
+def test_phones_do_not_scroll_sideways(browse: Browse, report: Path) -> None:
     visit = browse(report, width=390, height=844)
     page = visit.page
     page.wait_for_selector(MARKS)
@@ -111,7 +106,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(browse: Browse, report: Pat
     assert page.evaluate("document.getElementById('plot-layers').parentElement.offsetWidth") <= 390
 
 
-def test_the_keyboard_reaches_the_skip_link_and_the_contents(browse: Browse, report: Path) -> None:
+def test_keyboard_reaches_skip_link_and_contents(browse: Browse, report: Path) -> None:
     page = browse(report).page
     page.wait_for_selector(MARKS)
     focused = "document.activeElement.getAttribute('href')"
@@ -129,7 +124,7 @@ def test_the_keyboard_reaches_the_skip_link_and_the_contents(browse: Browse, rep
     assert page.evaluate("location.hash") == "#settings"
 
 
-def test_on_paper_everything_is_unfolded_and_no_plot_is_cut_off(browse: Browse, report: Path) -> None:
+def test_print_unfolds_everything_and_cuts_no_plot(browse: Browse, report: Path) -> None:
     page = browse(report).page
     page.wait_for_selector(MARKS)
     page.emulate_media(media="print")
@@ -142,7 +137,7 @@ def test_on_paper_everything_is_unfolded_and_no_plot_is_cut_off(browse: Browse, 
     assert page.evaluate("document.querySelectorAll('details[open]').length") == 0
 
 
-def test_tables_hold_what_the_plots_show(browse: Browse, report: Path, study: Run) -> None:
+def test_tables_contain_the_plotted_trials(browse: Browse, report: Path, study: Run) -> None:
     page = browse(report).page
     rows = page.locator("#front ~ details").first.locator("tbody tr")
     assert rows.count() == sum(record.score is not None for record in study.trials)
@@ -162,7 +157,7 @@ def test_no_button_sends_anything_anywhere(browse: Browse, study: Run, name: str
         assert set(found) == {"Download plot as a PNG", "Reset axes"}
 
 
-def test_drawings_are_told_in_words_and_not_read_out_number_by_number(browse: Browse, report: Path) -> None:
+def test_plots_have_labels_for_screen_readers(browse: Browse, report: Path) -> None:
     page = browse(report).page
     page.wait_for_function("document.querySelectorAll('.plot .main-svg').length >= 8 * 2")
     assert page.evaluate("document.querySelectorAll('svg.main-svg:not([aria-hidden=true])').length") == 0

@@ -12,8 +12,17 @@ from support.merges import sample_trace
 
 from ltmsearch.models.merge_traces import LayerMerges
 from ltmsearch.reporting.merges import draw_merges, example_sheet, merges_page, pixels_seen
-from ltmsearch.reporting.merges.place import heading, telling_place, token_words
-from ltmsearch.reporting.merges.regions import HEAT, UNSEEN, grey, patch_pixels, region_panel, weight_panel
+from ltmsearch.reporting.merges.regions import (
+    HEAT,
+    UNSEEN,
+    default_place,
+    grey,
+    heading,
+    patch_pixels,
+    region_panel,
+    token_words,
+    weight_panel,
+)
 from ltmsearch.reporting.merges.sheet import panel_size
 
 COLOURS = np.array([[[200, 0, 0], [100, 0, 0], [0, 0, 250]], [[20, 240, 20], [20, 240, 20], [0, 0, 150]]])
@@ -87,12 +96,12 @@ def test_weights_colour_the_grey_image_by_share() -> None:
 
 def test_the_place_followed_lies_in_the_largest_token() -> None:
     layer = sample_trace()
-    x, y = telling_place([layer])
+    x, y = default_place([layer])
     assert layer.token_at(x, y) == 2
     assert (x, y) == (15.0, 15.0)
     first = LayerMerges(**{**fields(layer), "shares": alone(layer, 4)})
-    assert telling_place([first, layer]) == (5.0, 15.0), "of its patches, the one that went with others before"
-    assert telling_place([one_per_patch(5, 5, (4, 4))]) == (10.0, 10.0), "all alike: the middle"
+    assert default_place([first, layer]) == (5.0, 15.0), "of its patches, the one that went with others before"
+    assert default_place([one_per_patch(5, 5, (4, 4))]) == (10.0, 10.0), "all alike: the middle"
 
 
 def fields(layer: LayerMerges) -> dict[str, Any]:
@@ -156,10 +165,10 @@ def test_normalised_images_are_turned_back_into_pixels() -> None:
 
 
 def test_a_page_stands_alone_and_nothing_in_a_name_is_markup() -> None:
-    page = merges_page(image(), [sample_trace()], title="</script><b>__DATA__", subtitle='"a" & b')
+    page = merges_page(image(), [sample_trace()], title="</script><b>{{ data }}", subtitle='"a" & b')
     assert "<b>" not in page
     assert page.count("</script>") == 2
-    assert "&quot;a&quot; &amp; b" in page
+    assert "&#34;a&#34; &amp; b" in page
     assert not re.findall(r"(?:src|href)\s*=|https?://", page.replace("picture.src = source", ""))
 
 

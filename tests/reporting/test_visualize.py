@@ -136,8 +136,8 @@ def test_weights_are_those_beside_the_recipe(tmp_path: Path, photo: Path, monkey
     (run / "recipes").mkdir(parents=True)
     in_run = recipe().save(run / "recipes/8.yaml")
     fresh = visualize_recipe(in_run, [photo])
-    assert fresh.weights == "fresh, untrained"
-    assert "mean little in an untrained network" in fresh.notes[0]
+    assert fresh.weights == "random, untrained"
+    assert "an untrained network mean little" in fresh.notes[0]
     assert visualize_recipe(in_run, [photo]) == fresh
     assert used[0] == used[1], "the same fresh weights each time"
 
@@ -145,7 +145,7 @@ def test_weights_are_those_beside_the_recipe(tmp_path: Path, photo: Path, monkey
     (run / "supernet.safetensors").write_bytes(pack_weights(supernet.state_dict(), {"space": "x"}))
     shared = visualize_recipe(in_run, [photo])
     assert shared.weights == "run/supernet.safetensors"
-    assert "BatchNorm statistics are no single subnet's" in shared.notes[0]
+    assert "BatchNorm statistics are not those of one subnet" in shared.notes[0]
     assert used[2] == pytest.approx(first_sum(supernet))
 
     for name in ("best.safetensors", "model.safetensors"):  # of a training, of an export
@@ -154,7 +154,7 @@ def test_weights_are_those_beside_the_recipe(tmp_path: Path, photo: Path, monkey
         beside = recipe().save(folder / "recipe.yaml")
         assert visualize_recipe(beside, [photo]).weights == f"{folder.name}/{name}"
     recipe().save(folder / "8.yaml")
-    assert visualize_recipe(folder / "8.yaml", [photo]).weights == "fresh, untrained", "not of this recipe"
+    assert visualize_recipe(folder / "8.yaml", [photo]).weights == "random, untrained", "not of this recipe"
 
 
 def test_nothing_is_drawn_of_another_size_than_asked_for(saved: Path, photo: Path) -> None:
@@ -173,9 +173,12 @@ def test_nothing_is_drawn_of_another_size_than_asked_for(saved: Path, photo: Pat
         (("8.yaml", "--image", "8.yaml"), "the image 8.yaml cannot be read: Pillow does not recognise its format"),
         (("8.yaml", "--image", "cut.jpg"), "the image cut.jpg cannot be read: "),
         (("8.yaml", "--image", "photo.jpg", "none.jpg"), "the image none.jpg cannot be read"),
-        (("folder.yaml",), "--image FILE must be given"),
-        (("plain.yaml", "--image", "photo.jpg"), "plain.yaml must merge somewhere to be drawn"),
-        (("coarse.yaml", "--image", "photo.jpg"), "coarse.yaml merges nowhere at 64 px: on grids so small, 0.9 keep"),
+        (("folder.yaml",), "--image FILE is required"),
+        (("plain.yaml", "--image", "photo.jpg"), "plain.yaml must merge in some layer"),
+        (
+            ("coarse.yaml", "--image", "photo.jpg"),
+            "coarse.yaml merges in no layer at 64 px: on grids this",
+        ),
         (("stranger.yaml", "--image", "photo.jpg"), "unknown backbone 'mobilevit_xxl': did you mean"),
         (
             ("8.yaml", "--image", "photo.jpg", "--checkpoint", "none"),
@@ -187,8 +190,14 @@ def test_nothing_is_drawn_of_another_size_than_asked_for(saved: Path, photo: Pat
             "must contain every tensor of ltm_mob",
         ),
         (("8.yaml", "--image", "photo.jpg", "--at", "3"), "--at must be two numbers, X,Y, such as 112,80, but got '3'"),
-        (("8.yaml", "--image", "photo.jpg", "--at", "3,64"), "must lie in the image of 64 x 64 px, but got 3,64"),
-        (("8.yaml", "--image", "photo.jpg", "--at", "nan,1"), "must lie in the image of 64 x 64 px, but got nan,1"),
+        (
+            ("8.yaml", "--image", "photo.jpg", "--at", "3,64"),
+            "a pixel of the image of 64 x 64 px, but got 3,64",
+        ),
+        (
+            ("8.yaml", "--image", "photo.jpg", "--at", "nan,1"),
+            "a pixel of the image of 64 x 64 px, but got nan,1",
+        ),
         (("8.yaml", "--image", "photo.jpg", "--img-size", "8"), "--img-size must be 32 or more, but got 8"),
         (("8.yaml", "--image", "photo.jpg", "--out", "photo.jpg"), "photo.jpg cannot be written: File exists"),
     ],

@@ -9,18 +9,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from support.command_line import call, tiny, tiny_study
+from support.command_line import Notes, call, tiny, tiny_study
+from support.records import make_run
 from test_fuzz import RECORDS
 
 from ltmsearch.config.objective import CostAxis
 from ltmsearch.config.storage_url import parse_storage_url
 from ltmsearch.errors import InputError
 from ltmsearch.reporting.dashboard.notes import LayerTokens, study_note, trial_note
-from ltmsearch.reporting.findings import find
 from ltmsearch.reporting.html import write_page
-from ltmsearch.reporting.layer_plot import write_layers
-from ltmsearch.reporting.pareto_plot import write_front
-from ltmsearch.search.timing import Times
+from ltmsearch.reporting.write import write_plots
 
 SECRET = "s3cr3t-pa55"
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>`**[x](javascript:alert(3))|"
@@ -48,9 +46,8 @@ class TestPages:
         for kind, label in (("harmless", "a name"), ("hostile", HOSTILE)):
             records = [replace(record, label=label) for record in RECORDS]
             folder = tmp_path / kind
-            write_front(records, folder, title=label, axis=AXIS, png=False)
-            write_layers(find(records), folder, title=label, axis=AXIS, png=False)
-            write_page(records, settings, find(records), Times(), folder)
+            write_plots(records, folder, label, axis=AXIS, callbacks=Notes(), png=False)
+            write_page(make_run(folder, settings, records))
             pages[kind] = {path.name: Elements(path.read_text(encoding="utf-8")) for path in folder.glob("*.html")}
         assert set(pages["hostile"]) == {"front.html", "layers.html", "report.html"}
         for name, elements in pages["hostile"].items():
@@ -58,7 +55,7 @@ class TestPages:
             assert elements.handlers == []
 
     def test_the_report_may_fetch_nothing(self, tmp_path: Path) -> None:
-        write_page(RECORDS, tiny(tmp_path, study="s").resolved("cpu"), find(RECORDS), Times(), tmp_path)
+        write_page(make_run(tmp_path, tiny(tmp_path, study="s").resolved("cpu"), RECORDS))
         text = (tmp_path / "report.html").read_text(encoding="utf-8")
         policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
         assert policy is not None
@@ -80,7 +77,7 @@ class TestPages:
                 for at in re.finditer(re.escape(begins), note):
                     if begins == "`" and note[at.start() : at.start() + 20].startswith(("`ltmsearch", "`failure`")):
                         continue
-                    own = note.count("\n", 0, at.start()) > note.count("\n", 0, note.find("How this page reads"))
+                    own = note.count("\n", 0, at.start()) > note.count("\n", 0, note.find("Reading this page"))
                     assert own or note[at.start() - 1] == "\\", f"{begins} at {at.start()}: {note}"
 
 

@@ -1,4 +1,4 @@
-"""A finished study to damage or to attack, as fixtures: one is made for all modules that import them."""
+"""Finished studies as fixtures, made once per session; `conftest.py` imports them."""
 
 import json
 import shutil
@@ -13,6 +13,9 @@ import pytest
 
 from support.command_line import image_folder, tiny_study
 
+REJECTING: dict[str, Any] = {"sampler": "random", "budget_gflops": 0.24, "trials": 8}
+"""Settings of `rejecting`."""
+
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -26,6 +29,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_study(tmp_path_factory.mktemp("whole"))
 
 
+@pytest.fixture(scope="session")
+def rejecting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study with trials rejected over the budget, not to be changed."""
+    return tiny_study(tmp_path_factory.mktemp("rejecting"), **REJECTING)
+
+
 @pytest.fixture
 def run(whole: Path, tmp_path: Path) -> Path:
     """A copy of it, to be changed."""
@@ -34,12 +43,12 @@ def run(whole: Path, tmp_path: Path) -> Path:
 
 
 def assert_pages_are_served(run: Path, *, name: str, trials: int) -> None:
-    """The dashboard of a study knows its trials with their notes and files, and ends with Ctrl-C.
+    """Check that the dashboard of a study serves its trials with notes and files, and ends with Ctrl-C.
 
     Args:
         run: Its run directory.
-        name: Of the study.
-        trials: How many it has.
+        name: Name of the study.
+        trials: Number of its trials.
     """
     command = [sys.executable, "-m", "ltmsearch", "dashboard", str(run), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -47,11 +56,11 @@ def assert_pages_are_served(run: Path, *, name: str, trials: int) -> None:
             assert process.stdout is not None
             root, _, number = process.stdout.readline().split()[4].partition("/dashboard/studies/")
             with urllib.request.urlopen(f"{root}/api/studies/{number}", timeout=30) as answer:
-                told: dict[str, Any] = json.load(answer)
+                found: dict[str, Any] = json.load(answer)
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=30) == 0
         finally:
-            process.kill()  # else a failure would wait for it for ever
-    assert told["name"] == name
-    assert [trial["number"] for trial in told["trials"]] == list(range(trials))
-    assert all(trial["note"]["body"] and trial["artifacts"] for trial in told["trials"])
+            process.kill()  # otherwise a failure would wait for it forever
+    assert found["name"] == name
+    assert [trial["number"] for trial in found["trials"]] == list(range(trials))
+    assert all(trial["note"]["body"] and trial["artifacts"] for trial in found["trials"])

@@ -1,4 +1,4 @@
-"""A study in optuna-dashboard: notes, attributes, files and plots, and the server that shows them.
+"""A study in optuna-dashboard: notes, attributes, files and plots, and the server.
 
 Nothing is imported here: the server starts without torch.
 """

@@ -1,7 +1,6 @@
-"""The server of the pages: optuna-dashboard on a study's database, with the files of its trials."""
+"""The dashboard's server: optuna-dashboard with a study's database and the files of its trials."""
 
 import socket
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from socketserver import ThreadingMixIn
@@ -11,6 +10,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from optuna.artifacts import FileSystemArtifactStore
 from optuna_dashboard import wsgi
 
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.errors import InputError
 from ltmsearch.io.files import refuse_links_outward
 from ltmsearch.search.run import Run
@@ -19,7 +19,7 @@ from ltmsearch.search.storage.optuna_private import study_id
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """Answers each request in a thread of its own: a browser that keeps its connection open holds up no other."""
+    """A thread per request: a browser that keeps its connection open does not block others."""
 
     daemon_threads = True
 
@@ -30,20 +30,20 @@ class _IPv6Server(_Server):
 
 class _Quiet(WSGIRequestHandler):
     def log_request(self, *_: Any) -> None:
-        """The page asks every few seconds; errors are still told."""
+        """Log no requests, which the page sends every few seconds; errors are still logged."""
 
 
-def serve_dashboard(run: Path, *, host: str, port: int, on_start: Callable[[str], None]) -> None:
+def serve_dashboard(run: Path, *, host: str, port: int, callbacks: Callbacks) -> None:
     """Serve the pages of a run directory's study, also while it runs, until Ctrl-C.
 
     Args:
         run: The run directory.
         host: Address to listen on.
         port: Port; 0: a free one.
-        on_start: Hears the address of the study's page once it can be opened.
+        callbacks: Receives a note with the address once it can be opened.
 
     Raises:
-        InputError: If there is no study, its database cannot be reached, or the address cannot be listened on.
+        InputError: There is no study, its database cannot be reached, or the address cannot be listened on.
     """
     settings = Run.open(run).settings
     refuse_damaged_study(settings, run)
@@ -51,7 +51,7 @@ def serve_dashboard(run: Path, *, host: str, port: int, on_start: Callable[[str]
     storage = open_storage(settings, run, existing=True)
     study = find_study(storage, settings.study)
     if study is None:
-        raise InputError(f"{run} must be the run directory of a study, but its database holds no {settings.study}")
+        raise InputError(f"{run} must be the run directory of a study, but its database has no {settings.study}")
     app = wsgi(storage, artifact_store=FileSystemArtifactStore(run / ARTIFACTS))
     server_class = _IPv6Server if ":" in host else _Server
     try:
@@ -59,6 +59,7 @@ def serve_dashboard(run: Path, *, host: str, port: int, on_start: Callable[[str]
     except OSError as error:
         raise InputError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
     named = f"[{host}]" if ":" in host else host
+    address = f"http://{named}:{server.server_port}/dashboard/studies/{study_id(study)}"
     with server, suppress(KeyboardInterrupt):
-        on_start(f"http://{named}:{server.server_port}/dashboard/studies/{study_id(study)}")
+        callbacks.note(f"dashboard of {run} at {address} (press Ctrl-C to stop)")
         server.serve_forever()

@@ -1,5 +1,5 @@
-"""The report of a run: one page with everything that is known of it, `report.html`."""
+"""The report of a run, `report.html`: all results on one page."""
 
-from ltmsearch.reporting.html.render import PAGE, write_page
+from ltmsearch.reporting.html.page import PAGE, write_page
 
 __all__ = ["PAGE", "write_page"]

@@ -1,23 +1,21 @@
-"""Merges of one image as a page that needs no network: a slider goes through the layers, a tap chooses the token."""
+"""Merges of one image as a page that needs no network: a slider selects the layer, a click the merged token."""
 
 import base64
-import html
 import io
-import json
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment
 from PIL import Image
 
 from ltmsearch.models.merge_traces import LayerMerges
-from ltmsearch.reporting.merges.place import Place, heading, telling_place
-from ltmsearch.reporting.merges.regions import grey, region_panel
+from ltmsearch.reporting.merges.regions import Place, default_place, grey, heading, region_panel
 from ltmsearch.reporting.merges.sheet import panel_size
 
 SIDE = 640
-"""Pixels of a panel's longer side."""
+"""Longer side of a panel in pixels."""
 
 
 def merges_page(
@@ -26,40 +24,31 @@ def merges_page(
     """The page as text.
 
     Args:
-        image: (H, W, 3) uint8, as the network sees it.
-        layers: Of `trace_merges`; one at least.
-        title: Heading, and what the browser's tab says.
+        image: (H, W, 3) uint8, the network's input.
+        layers: Merging layers, one or more.
+        title: Heading, and title of the browser tab.
         subtitle: The line below.
-        place: Where the ring is at first; None: `telling_place`.
+        place: First place of the ring; None: `default_place`.
     """
     panel = panel_size(image, layers, SIDE)
     data = {
         "size": image.shape[:2],
         "panel": panel,
-        "place": telling_place(layers) if place is None else place,
+        "place": default_place(layers) if place is None else place,
         "image": _picture(image),
         "grey": _picture(grey(image)),
         "layers": [_layer(image, layer, panel) for layer in layers],
     }
-    # A script element ends at the first "</", wherever it stands.
-    parts = {
-        "__TITLE__": html.escape(title),
-        "__SUBTITLE__": html.escape(subtitle),
-        "__DATA__": json.dumps(data, separators=(",", ":")).replace("</", "<\\/"),
-    }
+    environment = Environment(autoescape=True)
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     page = files("ltmsearch.reporting.merges").joinpath("page.html").read_text(encoding="utf-8")
-    pieces = page.split("__DATA__")
-    for name in ("__TITLE__", "__SUBTITLE__"):
-        pieces = [piece.replace(name, parts[name]) for piece in pieces]
-    return parts["__DATA__"].join(pieces)
+    return environment.from_string(page).render(title=title, subtitle=subtitle, data=data)
 
 
 def _layer(image: np.ndarray, layer: LayerMerges, panel: tuple[int, int]) -> dict[str, Any]:
-    """What the page knows of a layer; shares only where some patch is shared out."""
     name, words = heading(layer)
-    patch_shares = layer.patch_shares
-    whole = bool((patch_shares.max(axis=1) > 1 - 1e-6).all())
-    shares = (patch_shares * 255).round().astype(np.uint8)
+    shares = layer.patch_shares
+    exclusive = bool((shares.max(axis=1) > 1 - 1e-6).all())  # each patch is in one token: labels suffice
     return {
         "name": name,
         "words": words,
@@ -68,7 +57,7 @@ def _layer(image: np.ndarray, layer: LayerMerges, panel: tuple[int, int]) -> dic
         "after": layer.after,
         "labels": layer.labels.ravel().tolist(),
         "sizes": [float(f"{size:.3g}") for size in layer.sizes],
-        "shares": None if whole else base64.b64encode(shares.tobytes()).decode(),
+        "shares": None if exclusive else base64.b64encode((shares * 255).round().astype(np.uint8).tobytes()).decode(),
         "regions": _picture(region_panel(image, layer, panel)),
     }
 

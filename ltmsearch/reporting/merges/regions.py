@@ -1,34 +1,68 @@
-"""The two panels of a layer as arrays of pixels: what went together, and what one merged token is made of.
+"""The two panels of a layer as arrays of pixels: regions of merged patches, and the weights of one merged token.
 
-Shapes: H×W pixels of an image as the network sees it, h×w pixels of a panel, R×C patches.
+Shapes: H×W pixels of the network's input, h×w pixels of a panel, R×C patches.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 from ltmsearch.models.merge_traces import LayerMerges
 
+Place = tuple[float, float]
+"""(x, y) in pixels of the network's input."""
+
 UNSEEN = -1
-"""Number of the pixels that no patch covers: a patch embedding drops what is left at the right and bottom edge."""
+"""Label of pixels that no patch covers: a patch embedding drops the rest at the right and bottom edges."""
 HEAT = np.array([213, 94, 0], dtype=np.float64)
-"""Vermilion, of the palette that colour-blind readers can tell apart; on grey it is seen by its lightness too."""
+"""Vermilion, visible on grey by its lightness too."""
 LUMA = np.array([0.299, 0.587, 0.114])
 THICK = 12
-"""Pixels of a patch from which on outlines are two pixels wide."""
+"""Pixels of a patch from which outlines are two pixels wide."""
 DARK = 110
 """Brightness below which outlines are white, on a scale to 255."""
 OUTLINE = 0.75
-"""How much of an outline's black or white covers what is below it."""
+"""Opacity of outlines."""
+
+
+def default_place(layers: Sequence[LayerMerges]) -> Place:
+    """Centre of a patch in the largest merged token of the last layer.
+
+    Of the patches with the largest share in it, the one merged with the most patches over all layers; ties are decided
+    by the distance to the middle of the image.
+    """
+    last = layers[-1]
+    rows, columns = np.indices(last.image_grid)
+    middle = (np.array(last.image_grid) - 1) / 2
+    far = np.hypot((rows - middle[0]) / last.image_grid[0], (columns - middle[1]) / last.image_grid[1])
+    distance = np.full(len(last.sizes), np.inf)
+    np.minimum.at(distance, last.labels, far)  # tokens without a patch are excluded
+    token = int(np.lexsort((distance, -np.where(np.isfinite(distance), last.sizes.round(2), -1)))[0])
+    weights = last.weights(token)
+    own = np.argwhere((last.labels == token) & (weights >= 0.9 * weights[last.labels == token].max()))
+    down, right = last.token_stride
+    places = [((column + 0.5) * right, (row + 0.5) * down) for row, column in own.tolist()]
+    company = [sum(float(layer.sizes[layer.token_at(*place)]) for layer in layers) for place in places]
+    return places[int(np.lexsort((far[tuple(own.T)], -np.round(company, 2)))[0])]
+
+
+def heading(layer: LayerMerges) -> tuple[str, str]:
+    """Name of a layer, and its token counts before and after."""
+    windows = f" in each of {layer.windows} windows" if layer.windows > 1 else ""
+    form = layer.operator if layer.operator == layer.form else f"{layer.operator} {layer.form}"
+    return layer.layer, f"{layer.before} to {layer.after} tokens{windows}, {form}"
+
+
+def token_words(layer: LayerMerges, token: int) -> str:
+    """One merged token in words."""
+    size, largest = float(layer.sizes[token]), float(layer.weights(token).max())
+    patches = f"{size:.3g} patch{'' if f'{size:.3g}' == '1' else 'es'}"
+    return f"token {token}: {patches}" + (f", at most {largest:.2f} of one" if largest < 0.995 else "")
 
 
 def patch_pixels(layer: LayerMerges, image: tuple[int, int], panel: tuple[int, int]) -> np.ndarray:
-    """(h, w) int64 which patch each pixel of a panel belongs to, row by row; `UNSEEN` where none does.
-
-    Args:
-        layer: Its patches.
-        image: (H, W).
-        panel: (h, w).
-    """
+    """(h, w) int64: number of the patch at each pixel of a panel, row by row; `UNSEEN` without a patch."""
     rows, columns = (
         ((np.arange(length) + 0.5) * pixels / length // stride).astype(np.int64)
         for length, pixels, stride in zip(panel, image, layer.token_stride, strict=True)
@@ -39,17 +73,11 @@ def patch_pixels(layer: LayerMerges, image: tuple[int, int], panel: tuple[int, i
 
 
 def region_panel(image: np.ndarray, layer: LayerMerges, panel: tuple[int, int]) -> np.ndarray:
-    """(h, w, 3) uint8: each region in the mean colour of the image behind it, outlined.
-
-    Args:
-        image: (H, W, 3) uint8.
-        layer: Whose merges to show.
-        panel: (h, w).
-    """
-    at_home = _labels(layer, patch_pixels(layer, image.shape[:2], image.shape[:2]))
+    """(h, w, 3) uint8: each region of an (H, W, 3) uint8 image in its mean colour, outlined."""
+    own = _labels(layer, patch_pixels(layer, image.shape[:2], image.shape[:2]))
     count = layer.windows * layer.after
-    weights = np.bincount(at_home.ravel() + 1, minlength=count + 1)
-    sums = [np.bincount(at_home.ravel() + 1, image[..., c].ravel(), count + 1) for c in range(3)]
+    weights = np.bincount(own.ravel() + 1, minlength=count + 1)
+    sums = [np.bincount(own.ravel() + 1, image[..., c].ravel(), count + 1) for c in range(3)]
     colours = np.stack(sums, axis=-1) / np.maximum(weights, 1)[:, None]
     labels = _labels(layer, patch_pixels(layer, image.shape[:2], panel))
     fill = colours[labels + 1]
@@ -58,38 +86,31 @@ def region_panel(image: np.ndarray, layer: LayerMerges, panel: tuple[int, int]) 
 
 
 def weight_panel(image: np.ndarray, layer: LayerMerges, token: int, panel: tuple[int, int]) -> np.ndarray:
-    """(h, w, 3) uint8: how much of each patch is in one merged token, over the image in grey.
+    """(h, w, 3) uint8: share of each patch in one merged token, over an (H, W, 3) uint8 image in grey.
 
-    The strongest colour is the largest share, whatever it is; the outline is that of the token's region.
-
-    Args:
-        image: (H, W, 3) uint8, or as large as the panel.
-        layer: Whose merges to show.
-        token: Number of the merged token.
-        panel: (h, w).
+    The largest share has the strongest colour; the outline is that of the token's region.
     """
     patches = patch_pixels(layer, image.shape[:2], panel)
     weights = np.append(layer.weights(token).ravel(), 0.0)[patches]  # `UNSEEN` is the last
     strength = 0.8 * (weights / max(float(weights.max()), 1e-12))[..., None]
     fill = (1 - strength) * grey(resized(image, panel)) + strength * HEAT
     own = np.append(layer.labels.ravel(), -1)[patches] == token
-    # Black within and white around: seen on whatever colour.
+    # Black inside and white outside: visible on any colour.
     return _outlined(fill, own.astype(np.int64), np.where(own, 0.0, 255.0), wide=True)
 
 
 def grey(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 of an (H, W, 3) one: in grey and with less contrast, so that colour stands out on it."""
+    """(H, W, 3) uint8 of an (H, W, 3) image: grey with less contrast, as a background for colour."""
     dull = 0.6 * (image @ LUMA) + 0.4 * 160
     return np.repeat(dull.round().astype(np.uint8)[..., None], 3, axis=2)
 
 
 def resized(image: np.ndarray, panel: tuple[int, int]) -> np.ndarray:
-    """(h, w, 3) uint8 of an (H, W, 3) one, smoothly."""
+    """(h, w, 3) uint8 of an (H, W, 3) image, interpolated."""
     return np.asarray(Image.fromarray(image).resize((panel[1], panel[0]), Image.Resampling.LANCZOS))
 
 
 def _labels(layer: LayerMerges, patches: np.ndarray) -> np.ndarray:
-    """Merged tokens instead of patches."""
     return np.append(layer.labels.ravel(), UNSEEN)[patches]
 
 
@@ -100,7 +121,7 @@ def _patch_side(layer: LayerMerges, image: np.ndarray, panel: tuple[int, int]) -
 
 
 def _outlined(fill: np.ndarray, labels: np.ndarray, ink: np.ndarray, *, wide: bool) -> np.ndarray:
-    """Lines between different labels, in the shade of grey that (h, w) `ink` has there."""
+    """Lines between different labels, in the grey values of `ink` (h, w)."""
     edge = np.zeros(labels.shape, dtype=bool)
     down, right = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
     edge[1:] |= down

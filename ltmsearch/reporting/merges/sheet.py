@@ -1,6 +1,6 @@
-"""Merges as a picture: all layers of one image, or a few images side by side.
+"""Merges as a picture: all layers of one image, or several images.
 
-Only ASCII is written: the font that comes with Pillow has little more.
+Text is ASCII: Pillow's own font has few other characters.
 """
 
 from collections.abc import Sequence
@@ -9,27 +9,33 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ltmsearch.models.merge_traces import LayerMerges
-from ltmsearch.reporting.merges.place import Place, heading, telling_place, token_words
-from ltmsearch.reporting.merges.regions import region_panel, resized, weight_panel
+from ltmsearch.reporting.merges.regions import (
+    Place,
+    default_place,
+    heading,
+    region_panel,
+    resized,
+    token_words,
+    weight_panel,
+)
 
 LEAST_SIDE, LARGEST_SIDE = 256, 512
 """Pixels of a panel's longer side."""
 PATCH = 8
-"""Pixels of a panel that a patch should have at least."""
+"""Least pixels of a patch in a panel."""
 GAP, MARGIN = 16, 20
 """Pixels between panels and around them."""
 COLUMNS = 5
-"""Panels side by side at most, the image's included."""
+"""Most panels in a row, the image included."""
 TEXT, SMALL, LARGE = 15, 13, 20
 """Sizes of letters in pixels."""
 BLACK, GREY, WHITE = (0, 0, 0), (90, 90, 90), (255, 255, 255)
 HOW = (
-    "Above: outlined patches went into one",
-    "merged token, in the mean colour of",
-    "the image behind them. A token may",
+    "Above: outlined patches form one merged",
+    "token, in their mean colour. A token may",
     "have parts in several places.",
-    "Below: how much of each patch is in",
-    "the token at the ring.",
+    "Below: share of each patch in the token",
+    "at the ring.",
 )
 
 
@@ -45,14 +51,14 @@ def draw_merges(
     """Every merging layer of one image: its regions, and below them the weights of one merged token.
 
     Args:
-        image: (H, W, 3) uint8, as the network sees it.
-        layers: Of `trace_merges`; one at least.
+        image: (H, W, 3) uint8, the network's input.
+        layers: Merging layers, one or more.
         title: First line.
         subtitle: Second line, smaller.
-        place: The merged token that the patch here is in most is shown, in every layer; None: `telling_place`.
-        side: Longer side of a panel in pixels; None: so large that patches can be told apart.
+        place: Each layer shows the merged token at this pixel; None: `default_place`.
+        side: Longer side of a panel in pixels; None: large enough to see patches.
     """
-    place = telling_place(layers) if place is None else place
+    place = default_place(layers) if place is None else place
     panel = panel_size(image, layers, side)
     height, width = panel
     across = min(COLUMNS, len(layers) + 1, max(2, round(2000 / width)))
@@ -67,7 +73,7 @@ def draw_merges(
     for number in range(len(layers) + 1):
         left, top = MARGIN + number % across * (width + GAP), head + number // across * (cell + GAP)
         layer = layers[number - 1] if number else None
-        words = heading(layer) if layer else ("image", f"{image.shape[1]} x {image.shape[0]} px, as the net sees it")
+        words = heading(layer) if layer else ("image", f"{image.shape[1]} x {image.shape[0]} px, input of the network")
         _write(draw, (left, top), words[0], TEXT, BLACK, width)
         _write(draw, (left, top + TEXT + 3), words[1], SMALL, GREY, width)
         upper, lower = top + caption, top + caption + height + 6
@@ -93,14 +99,14 @@ def example_sheet(
     side: int = 144,
     most: int = 6,
 ) -> Image.Image:
-    """A few images, a row each: the image, and the regions of its merging layers.
+    """A row per image: the image, and the regions of its merging layers.
 
     Args:
-        images: (H, W, 3) uint8 each, as the network sees them; one at least.
-        traces: Of `trace_merges` for these images under one schedule.
+        images: (H, W, 3) uint8 each, inputs of the network; one or more.
+        traces: Merging layers of each image under one schedule.
         title: First line.
         side: Longer side of a panel in pixels.
-        most: Layers shown at most: spread evenly, the last among them.
+        most: Most layers shown, spread evenly and including the last.
     """
     count = len(traces[0])
     shown = min(most, count)
@@ -128,21 +134,18 @@ def example_sheet(
 
 
 def pixels_seen(images: np.ndarray, *, mean: Sequence[float], std: Sequence[float]) -> list[np.ndarray]:
-    """Images as a network takes them, as the pixels that were seen.
+    """(H, W, 3) uint8 pixels of each normalised image.
 
     Args:
-        images: (B, 3, H, W), normalised.
-        mean, std: Of each channel, on a scale from 0 to 1, by which they were.
-
-    Returns:
-        (H, W, 3) uint8 each.
+        images: (B, 3, H, W).
+        mean, std: Of each channel, on a scale from 0 to 1, by which the images were normalised.
     """
     shown = images.transpose(0, 2, 3, 1) * np.asarray(std) + np.asarray(mean)
     return list((shown * 255).round().clip(0, 255).astype(np.uint8))
 
 
 def panel_size(image: np.ndarray, layers: Sequence[LayerMerges], side: int | None = None) -> tuple[int, int]:
-    """(h, w) of the panels of an image: `side`, or so large that patches can be told apart."""
+    """(h, w) of the panels of an image: `side`, or large enough to see patches."""
     longer = max(image.shape[:2])
     if side is None:
         finest = min((min(layer.token_stride) for layer in layers), default=longer)
@@ -153,7 +156,6 @@ def panel_size(image: np.ndarray, layers: Sequence[LayerMerges], side: int | Non
 def _ring(
     draw: ImageDraw.ImageDraw, corner: tuple[int, int], place: Place, image: np.ndarray, panel: tuple[int, int]
 ) -> None:
-    """Marks a place of the image on the panel at `corner` (left, top)."""
     x = corner[0] + place[0] * panel[1] / image.shape[1]
     y = corner[1] + place[1] * panel[0] / image.shape[0]
     for radius, colour, width in ((7, WHITE, 4), (6, BLACK, 2)):
@@ -163,7 +165,7 @@ def _ring(
 def _write(
     draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, colour: tuple[int, int, int], room: int
 ) -> None:
-    """A line of text in as many pixels as there is room for: smaller, or else cut off."""
+    """Write a line of text within `room` pixels: smaller, or else cut off."""
     text = text.encode("ascii", "replace").decode()
     font = ImageFont.load_default(size)
     while size > 10 and draw.textlength(text, font) > room:

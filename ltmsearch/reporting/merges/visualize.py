@@ -1,4 +1,4 @@
-"""The pictures of `ltmsearch visualize`: a recipe's network looks at images, and what it merges is drawn."""
+"""Pictures of `ltmsearch visualize`: the merges of a recipe's network in images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,21 +29,21 @@ from ltmsearch.search.checkpoint import WEIGHTS as SHARED
 from ltmsearch.training.options import BEST, RECIPE
 
 SEED = 0
-"""Of a fresh network's weights, and of the built-in digits."""
+"""Seed of random weights and of the built-in digits."""
 DIGITS = 3
-"""Built-in digits that are shown where no image is given."""
+"""Built-in digits shown without `images`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergePictures:
-    """What was drawn, and with which weights."""
+    """Files drawn, and the weights used."""
 
     weights: str
-    """Where the network's weights come from."""
+    """Origin of the network's weights."""
     notes: tuple[str, ...]
-    """What one who looks at the pictures must know, a line each."""
+    """Limits of the pictures, a line each."""
     files: tuple[Path, ...]
-    """For each image a picture and a page."""
+    """A picture and a page per image."""
 
 
 def visualize_recipe(
@@ -56,21 +56,20 @@ def visualize_recipe(
     place: Place | None = None,
     callbacks: Callbacks | None = None,
 ) -> MergePictures:
-    """Draw what a recipe's network merges in some images: for each a PNG and a page.
+    """Draw the merges of a recipe's network in images: a PNG and a page per image.
 
     Args:
         path: The recipe.
-        images: Image files, seen as in validation; none: some of the built-in digits, for a recipe that was found on
-            them.
+        images: Image files, preprocessed as in validation; none: built-in digits, for a recipe searched on them.
         checkpoint: Weights of the recipe's network; None: those beside the recipe (of an export, a training, or the
-            shared ones of a study), or else fresh ones.
-        out: Folder to write to, made when missing; None: `<recipe>-merges` beside the recipe.
-        img_size: Side of the images, in pixels; None: the recipe's.
-        place: Follow the merged token that the patch here goes to, in every layer; None: a large one.
+            shared weights of a study), or else random ones.
+        out: Output folder, created if missing; None: `<recipe>-merges` beside the recipe.
+        img_size: Side of the images in pixels; None: the recipe's.
+        place: Show the merged token at this pixel in every layer; None: a large one.
         callbacks: Receives progress.
 
     Raises:
-        InputError: If recipe, weights or images cannot be used or do not go together, or if nothing merges.
+        InputError: Recipe, weights or images cannot be used or do not match, or nothing merges.
     """
     callbacks = callbacks or Callbacks()
     recipe = load_recipe(path)
@@ -78,10 +77,10 @@ def visualize_recipe(
     if size < 32:
         raise InputError(f"--img-size must be 32 or more, but got {size}")
     if place is not None and not (min(place) >= 0 and max(place) < size):
-        raise InputError(f"--at must lie in the image of {size} x {size} px, but got {place[0]:g},{place[1]:g}")
+        raise InputError(f"--at must be a pixel of the image of {size} x {size} px, but got {place[0]:g},{place[1]:g}")
     get_adapter(recipe.backbone)
     if not recipe.schedule.merging_layers:
-        raise InputError(f"{path} must merge somewhere to be drawn, but its schedule keeps all tokens in all layers")
+        raise InputError(f"{path} must merge in some layer, but its schedule keeps all tokens in all layers")
     pictures = _read(recipe, images, size)
     model, weights, notes = _network(recipe, checkpoint or _weights_beside(path), size)
     folder = out or path.parent / f"{path.stem}-merges"
@@ -92,7 +91,7 @@ def visualize_recipe(
         layers = _look(recipe, model, pixels)
         if not layers:
             ratios = ", ".join(f"{ratio:g}" for ratio in sorted(set(recipe.schedule.keep_ratios.values()) - {1.0}))
-            raise InputError(f"{path} merges nowhere at {size} px: on grids so small, {ratios} keep every token")
+            raise InputError(f"{path} merges in no layer at {size} px: on grids this small, {ratios} keep every token")
         sheet = BytesIO()
         draw_merges(pixels, layers, title=title, subtitle=subtitle, place=place).save(sheet, "PNG", optimize=True)
         page = merges_page(pixels, layers, title=title, subtitle=subtitle, place=place)
@@ -102,12 +101,12 @@ def visualize_recipe(
 
 
 def _read(recipe: Recipe, images: Sequence[Path], size: int) -> dict[str, tuple[str, np.ndarray]]:
-    """Name of the files → title, and the (size, size, 3) uint8 pixels that validation would see."""
+    """File name → title, and (size, size, 3) uint8 pixels as in validation."""
     config = input_config(recipe.backbone)
     found = recipe.provenance.get("dataset") == "digits"
     if not images and not found:
-        raise InputError("--image FILE must be given, one or more: the recipe was not found on the built-in digits")
-    crop_pct = config["crop_pct"] if images else 1.0  # the built-in digits are seen whole
+        raise InputError("--image FILE is required: the recipe was not searched on the built-in digits")
+    crop_pct = config["crop_pct"] if images else 1.0  # the built-in digits are not cropped
     transform = evaluation_transform(size, interpolation=config["interpolation"], crop_pct=crop_pct)
     if images:
         sources = [(file.stem, file.name, read_image(file)) for file in images]
@@ -124,7 +123,6 @@ def _read(recipe: Recipe, images: Sequence[Path], size: int) -> dict[str, tuple[
 
 
 def _weights_beside(path: Path) -> Path | None:
-    """Weights that were written together with a recipe: of an export, a training, or a study."""
     folder = path.absolute().parent
     own = [folder / EXPORTED, folder / BEST] if path.name == RECIPE else []
     shared = [folder.parent / SHARED] if folder.name == "recipes" else []
@@ -132,19 +130,19 @@ def _weights_beside(path: Path) -> Path | None:
 
 
 def _network(recipe: Recipe, checkpoint: Path | None, size: int) -> tuple[nn.Module, str, tuple[str, ...]]:
-    """The network, where its weights come from, and what to know of them."""
+    """The network, the origin of its weights, and notes on them."""
     if checkpoint is None:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(SEED)
             model = timm.create_model(recipe.model, **{**recipe.model_kwargs(), "img_size": size})
-        note = "merges by content mean little in an untrained network; --checkpoint FILE takes trained weights"
-        return model, "fresh, untrained", (note,)
+        note = "merges in an untrained network mean little; give trained weights with --checkpoint FILE"
+        return model, "random, untrained", (note,)
     network = load_trained(recipe, checkpoint, img_size=size)
     notes = list(network.notes)
     if network.shared and any(isinstance(module, _BatchNorm) for module in network.model.modules()):
         notes.append(
-            "shared weights of a study: BatchNorm statistics are no single subnet's; "
-            "what ltmsearch export --weights writes has its own"
+            "shared weights of a study: their BatchNorm statistics are not those of one subnet; "
+            "ltmsearch export --weights computes them"
         )
     shown = checkpoint.absolute()
     return network.model, f"{shown.parent.name}/{shown.name}", tuple(notes)

@@ -5,13 +5,13 @@ const touched = window.matchMedia("(pointer: coarse)");
 for (const box of boxes) {
   const { data, layout } = figures[box.id];
   const config = { ...settings, responsive: true };
-  if (touched.matches) {  // a finger scrolls the page and draws no frame, and there is no hovering to hide the buttons
+  if (touched.matches) {  // a finger scrolls the page, and without a pointer the buttons would never hide
     layout.dragmode = false;
     config.displayModeBar = false;
   }
   if (narrow.matches && !box.style.minWidth) fitToNarrow(data, layout);
   Plotly.newPlot(box, data, layout, config).then(() => {
-    // The label of the box and the table below tell it in words: numbers along axes, read out, would not.
+    // Screen readers get the label of the box and the table below instead of the numbers along the axes.
     for (const drawing of box.querySelectorAll("svg.main-svg")) drawing.setAttribute("aria-hidden", "true");
   });
 }
@@ -19,14 +19,14 @@ for (const box of boxes) {
 function fitToNarrow(data, layout) {
   layout.font = { ...layout.font, size: 12 };
   layout.margin = { ...layout.margin, l: Math.min(layout.margin.l, 55), r: 12 };
-  for (const trace of data) {  // long words beside marks would cover each other; hovering or touching tells them
+  for (const trace of data) {  // long labels beside marks would cover each other; touching a mark shows them
     if (Array.isArray(trace.text) && trace.mode === "markers+text") {
       trace.text = trace.text.map((words) => (words.length > 4 ? "" : words));
     }
   }
   for (const words of layout.annotations ?? []) {
     words.font = { ...words.font, size: 11 };
-    words.bgcolor = "rgba(255, 255, 255, 0.5)";  // there is less room beside the marks
+    words.bgcolor = "rgba(255, 255, 255, 0.5)";  // there is less space beside the marks
     if ((words.xref ?? "x") === "x" && words.xanchor === "left") Object.assign(words, { xanchor: "right", align: "right" });
   }
   for (const name of Object.keys(layout).filter((name) => /^[xy]axis/.test(name))) {
@@ -35,7 +35,7 @@ function fitToNarrow(data, layout) {
   }
 }
 
-// Paper is of another width than the window, and nothing can be unfolded on it.
+// Paper has another width than the window, and folded parts cannot be opened on it.
 let folded = [];
 window.addEventListener("beforeprint", () => {
   folded = [...document.querySelectorAll("details:not([open])")];

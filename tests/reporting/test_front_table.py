@@ -1,0 +1,128 @@
+"""The front's table in the terminal: its rows, captions and width."""
+
+import dataclasses
+import io
+
+import pytest
+from rich.console import Console
+from support.records import BEST, LATENCIES, LAYERS, OPEN, RECORDS, UNIFORM, make_latency_trial, make_trial
+
+from ltmsearch.config.objective import CostAxis
+from ltmsearch.reporting.front_table import make_front_table, prediction_lines
+from ltmsearch.reporting.numbers import breaks_budget, duration
+from ltmsearch.reporting.terminal import print_front
+from ltmsearch.search.records import TrialRecord
+
+AXIS, FREE = CostAxis(budget=1.2), CostAxis()
+MS = CostAxis(name="latency_ms", budget=20.0)
+EXPECTED = "expected: mean of top-1 and the top-1 predicted from the loss; ranks the front"
+
+
+def printed(records: list[TrialRecord], axis: CostAxis = FREE) -> list[str]:
+    stream = io.StringIO()
+    print_front(Console(file=stream, width=80), records, axis=axis)
+    return stream.getvalue().splitlines()
+
+
+def rows(lines: list[str]) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+
+
+def test_front_and_baselines_are_listed() -> None:
+    lines = printed([*RECORDS, make_trial(9, 1.0, 60.0, 61.0, kind="baseline", label="uniform 0.3")], AXIS)
+    assert "Front: 4 of 7 trials, budget 1.2 GFLOPs" in lines[0]
+    assert rows(lines) == [
+        ["3", "1.1800", "84.0 ± 0.7", "1 .5h | .7"],
+        ["1", "1.1500", "81.0 ± 0.7", ".5 .5 | .5"],
+        ["2", "1.1000", "80.0 ± 0.7", "1 .5 | .7"],
+        ["9", "1.0000", "61.0 ± 0.7", "1 .5 | .7"],
+        ["0", "1.5467", "87.0 ± 0.7", "plain (over budget)"],
+        ["1", "1.1500", "81.0 ± 0.7", "uniform 0.5"],
+    ]
+    assert lines[-1] == "Keep ratios, layer by layer in each stage: 1 = no merging (h hard form)"
+    assert "\x1b" not in "".join(lines)
+
+
+def test_a_range_of_budgets_is_in_the_title() -> None:
+    assert "budgets 1.1 to 1.2 GFLOPs" in printed(RECORDS, CostAxis(budget=1.2, lowest=1.1))[0]
+
+
+def test_columns_without_values_are_left_out() -> None:
+    assert make_front_table(RECORDS, AXIS).columns == ("trial", "GFLOPs", "top-1 %", "loss", "IB weight")
+    assert make_front_table([], AXIS).columns == ()
+
+
+def test_many_layers_fit_80_columns() -> None:
+    ratios = {f"blocks.{i}": 0.875 for i in range(24)}
+    fields = {"feasible": True, "expected_top1": 80.64, "keep_ratios": ratios}
+    timed = {"latency_ms": 1234.56, "latency_measured_ms": 1345.67, "latency_measured_se_ms": 12.34}
+    gflops = printed([make_trial(12345, 117.1234, 80.0, 81.0, **fields)])
+    ms = printed([make_trial(12345, 117.1234, 80.0, 81.0, **fields, **timed)], dataclasses.replace(MS, budget=1300.0))
+    for lines, cells in ((gflops, ()), (ms, ("1234.56", "1345.67 ± 12.34!"))):
+        assert max(map(len, lines)) <= 80
+        text = "\n".join(lines)
+        assert all(cell in text for cell in ("12345", "117.1234", "81.0 ± 0.7", "80.6", EXPECTED, *cells))
+        assert text.count(".875") == 24
+
+
+def test_keep_ratios_beside_latencies_have_their_own_table() -> None:
+    ratios = {f"blocks.{i}": 0.85 for i in range(12)}
+    forms = dict.fromkeys(ratios, "matched")
+    wide = make_latency_trial(10734, 199.51, 80.0, 2440.52, feasible=True, keep_ratios=ratios, forms=forms)
+    plain = make_latency_trial(0, 198.34, 81.0, kind="baseline", label="plain", keep_ratios=dict.fromkeys(ratios, 1.0))
+    lines = printed([wide, plain], MS)
+    assert max(map(len, lines)) <= 80
+    numbers, ratio_rows = ([row for row in rows(lines) if len(row) == size] for size in (5, 2))
+    assert [row[2:4] for row in numbers] == [["199.51", "2440.52 ± 0.40!"], ["198.34", ""]]
+    assert ratio_rows == [["10734", " ".join([".85m"] * 12)], ["0", "plain (over budget)"]]
+
+
+def test_scores_that_are_not_final_are_marked() -> None:
+    lines = printed([make_trial(1, 1.15, 79.0, kind="baseline", label="uniform 0.5"), OPEN])
+    assert "No front yet" in lines[0]
+    assert any("79.0 ± 1.1*" in line for line in lines)
+    assert "* scored when the trial ran" in lines[-1]
+    assert "*" not in "".join(printed(RECORDS))
+
+
+def test_letters_of_forms_are_explained() -> None:
+    assert printed([UNIFORM])[-1].endswith("1 = no merging")
+    schedule = dataclasses.replace(BEST.schedule, forms={LAYERS[1]: "hard", LAYERS[2]: "matched"})
+    lines = " ".join(printed([dataclasses.replace(BEST, schedule=schedule)]))
+    assert ".5h | .7m" in lines
+    assert "h hard, m matched" in lines
+
+
+def test_latencies_over_the_budget_are_marked() -> None:
+    lines = printed(LATENCIES, MS)
+    assert "Front: 3 of 6 trials, budget 20 ms" in lines[0]
+    assert [row[:5] for row in rows(lines) if len(row) > 2] == [
+        ["1", "1.8100", "19.00", "21.50 ± 0.40!", "80.0 ± 0.7"],
+        ["2", "1.8500", "15.00", "14.00 ± 0.40", "70.0 ± 0.7"],
+        ["3", "1.8800", "12.00", "", "60.0 ± 0.7"],
+        ["0", "1.6000", "40.00", "41.00 ± 0.40", "90.0 ± 0.7"],
+    ]
+    assert "! predicted within the budget, but measured over it" in lines[-1]
+    assert "!" not in "".join(printed(LATENCIES[1:4], MS))
+    assert not breaks_budget(LATENCIES[4], MS), "it was not predicted to be within the budget"
+    assert not breaks_budget(LATENCIES[0], AXIS)
+    assert not breaks_budget(LATENCIES[0], dataclasses.replace(MS, budget=None))
+
+
+def test_prediction_error_is_the_mean_over_measured_trials() -> None:
+    front = LATENCIES[:3]
+    error = (2.5 / 21.5 + 1.0 / 14.0) / 2
+    assert prediction_lines(front, MS) == [
+        f"front measured end to end: mean error of the latency predictions {error:.1%}",
+        "measured over the budget of 20 ms: trial 1",
+    ]
+    assert len(prediction_lines(front[1:], MS)) == 1
+    assert prediction_lines(front[2:], MS) == prediction_lines([], MS) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "0.0 s"), (59.96, "1 min 0 s"), (59.9, "59.9 s"), (125, "2 min 5 s"), (7260, "2 h 1 min")],
+)
+def test_durations_in_words(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
