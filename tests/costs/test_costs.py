@@ -62,7 +62,7 @@ def check_random_schedules(
         assert costs.macs(schedule) == traced_macs(subnet, img_size), schedule
 
 
-@pytest.mark.parametrize("img_size", [(224, 224), (160, 96)])
+@pytest.mark.parametrize("img_size", [(160, 96), pytest.param((224, 224), marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("operator", "form"), VARIANTS)
 @pytest.mark.parametrize("backbone", sorted(SMALL))
 def test_formula_equals_trace(backbone: str, operator: str, form: Form, img_size: tuple[int, int]) -> None:
@@ -105,15 +105,15 @@ def test_plain_layers_cost_what_their_modules_do(backbone: str) -> None:
     ("backbone", "img_size", "gflops"),
     [
         ("mobilevit_xxs", 224, 0.3099),
-        ("mobilevit_xs", 224, 0.7926),
+        pytest.param("mobilevit_xs", 224, 0.7926, marks=pytest.mark.slow),
         ("mobilevit_s", 224, 1.5467),
-        ("mobilevit_s", 256, 2.0334),
+        pytest.param("mobilevit_s", 256, 2.0334, marks=pytest.mark.slow),
         ("efficientvit_b1", 224, 0.5282),
-        ("efficientvit_b1", 288, 0.8704),
+        pytest.param("efficientvit_b1", 288, 0.8704, marks=pytest.mark.slow),
         ("vit_small_patch16_224", 224, 4.6083),
-        ("vit_base_patch16_224", 224, 17.5827),
+        pytest.param("vit_base_patch16_224", 224, 17.5827, marks=pytest.mark.slow),
         ("swin_tiny_patch4_window7_224", 224, 4.5092),
-        ("swin_base_patch4_window7_224", 224, 15.4678),
+        pytest.param("swin_base_patch4_window7_224", 224, 15.4678, marks=pytest.mark.slow),
     ],
 )
 def test_published_sizes(backbone: str, img_size: int, gflops: float) -> None:
@@ -183,7 +183,7 @@ def test_table_equals_the_model_and_its_range_is_exact() -> None:
     check_table(costs, ["0.5", "0.3", "0.7 0.2h", "0.5h", "0.5", "0.4", "", "0.5h", "0.1"])
 
 
-def test_table_counts_what_accumulating_merges_leave_to_the_head() -> None:
+def test_table_counts_the_head_after_accumulated_merges() -> None:
     model = timm.create_model("vit_tiny_patch16_224", depth=3, embed_dim=96, num_heads=3)
     costs = cost_model("vit_tiny_patch16_224", model, (224, 224))
     check_table(costs, ["0.9 0.5h", "0.7 0.7h", "0.5 0.1h"])
@@ -220,7 +220,7 @@ def test_cost_model_refuses_a_net_that_merges() -> None:
         cost_model("mobilevit_xxs", net, (64, 64))
 
 
-def test_covering_schedules_spread_up_to_the_budget() -> None:
+def test_sampled_schedules_spread_up_to_the_budget() -> None:
     costs = model_of("mobilevit_s", (224, 224))
     space = SearchSpace(layers=costs.layers, choices=(tuple(map(Choice, (1.0, 0.7, 0.5, 0.35, 0.25))),) * 9)
     table = costs.table(space.choices)
@@ -241,7 +241,7 @@ def test_covering_schedules_spread_up_to_the_budget() -> None:
     assert len(cover(low - 1)) == 0
 
 
-def test_covering_schedules_keep_every_budget_and_spread_over_the_first() -> None:
+def test_sampled_schedules_keep_every_budget() -> None:
     costs = model_of("mobilevit_xxs", (160, 96))
     choices = tuple((Choice(1.0), Choice(0.5, "soft"), Choice(0.3, "hard")) for _ in costs.layers)
     space = SearchSpace(layers=costs.layers, choices=choices)

@@ -56,7 +56,7 @@ def test_no_bundled_digit_is_in_both_splits_whole_or_in_part():
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_the_label_is_that_of_the_whole_digit_and_classes_take_turns(split):
+def test_label_is_of_the_whole_digit_and_classes_alternate(split):
     truth = load_digits().target
     data = digits(split)
     labels = [data[index][1] for index in range(len(data))]
@@ -194,7 +194,7 @@ def test_loaded_scenes_come_as_drawn_whole_and_unmirrored(part):
     assert found == 30 if part == "validation" else 5 < found < 50 < total  # about a fifth of the 100 were looked for
 
 
-def test_loaded_validation_is_balanced_and_of_the_size_asked_for():
+def test_validation_is_balanced_and_of_the_given_size():
     data = load()
     labels = [label for _, batch in data.validation_batches(batch_size=8) for label in batch.tolist()]
     assert data.validation_size == 30

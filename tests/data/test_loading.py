@@ -154,7 +154,7 @@ class TestFolder:
         for images, labels in data.train_batches(batch_size=5, steps=3, seed=0):
             assert labels.tolist() == [red for red, _ in colours(images)]
 
-    def test_a_class_folder_without_validation_images_is_a_class_that_is_lacking(self, folder):
+    def test_empty_validation_class_folder_is_a_missing_class(self, folder):
         shutil.rmtree(folder / "validation" / "ant")
         (folder / "validation" / "ant").mkdir()
         assert {red for red, _ in seen(open_data(folder).validation_batches(batch_size=8))} == {1, 2}
@@ -283,7 +283,7 @@ class TestStorage:
         shutil.rmtree(folder / "train")
         assert len(list(data.train_batches(batch_size=15, steps=3, seed=0))) == 3
 
-    def test_what_evaluation_sees_is_prepared_once_and_training_images_are_not_remembered(self, photos):
+    def test_evaluation_tensors_are_cached_training_ones_are_not(self, photos):
         data = open_data(photos, crop_pct=0.8)
         first, fixed = list(data.validation_batches(batch_size=3)), list(data.calibration_batches(batch_size=3))
         list(data.train_batches(batch_size=5, steps=3, seed=0))
@@ -293,7 +293,7 @@ class TestStorage:
         assert same(first, data.validation_batches(batch_size=3))
         assert same(fixed, data.calibration_batches(batch_size=3))
 
-    def test_what_evaluation_sees_is_remembered_where_there_is_room_for_it_too(self, folder):
+    def test_evaluation_tensors_are_cached_if_memory_allows(self, folder):
         kept = (15 + 6) * 20 * 26 * 3
         needed = kept + (6 + 4) * 16 * 16 * 3
         enough, less = (
@@ -324,7 +324,7 @@ class TestSeeds:
         assert same(first, twin.train_batches(batch_size=6, steps=6, seed=1))
         assert not same(first, data.train_batches(batch_size=6, steps=6, seed=2))
 
-    def test_augmentation_differs_from_one_time_round_to_the_next_and_between_seeds(self, tmp_path):
+    def test_augmentation_differs_between_epochs_and_seeds(self, tmp_path):
         for split in ("train", "validation"):
             for name in ("ant", "bee"):
                 (tmp_path / split / name).mkdir(parents=True)
@@ -536,7 +536,7 @@ class TestNamed:
         yield
         sys.modules.pop("timm.data.readers.reader_hfds", None)  # it holds on to the stand-in
 
-    def test_hugging_face_sets_are_read_by_row_and_validated_on_what_they_have(self, hub):
+    def test_hugging_face_sets_are_read_by_row(self, hub):
         data = open_data(None, dataset="hfds/owner/pets")
         assert data.class_names == ("cat", "dog")
         assert data.skipped == ("train[3]",)
@@ -576,7 +576,7 @@ STRONG = Augmentation(
 class TestAugmentation:
     """A full training's images: as random as timm makes them, and the same again for the same seed."""
 
-    def test_a_seed_gives_the_same_bits_whatever_the_global_generators_do(self, photos):
+    def test_seed_alone_determines_augmented_images(self, photos):
         train = {"batch_size": 4, "steps": 4, "seed": 3}
         first = list(open_data(photos, augmentation=STRONG).train_batches(**train))
         for seed in (random.seed, np.random.seed, torch.manual_seed):

@@ -53,7 +53,7 @@ def test_score_needs_images() -> None:
         score(Fixed(), [], RUNTIME)
 
 
-def test_recalibration_takes_the_statistics_of_exactly_these_images() -> None:
+def test_recalibration_uses_exactly_the_given_images() -> None:
     model = Fixed().eval()
     batches = [torch.randn(8, 3, 4, 4) + 5 for _ in range(3)]
     pairs = [(images, torch.zeros(8, dtype=torch.long)) for images in batches]
@@ -152,7 +152,7 @@ def test_information_terms_come_with_the_score(backbone: str) -> None:
         assert getattr(informed.ib, name) == pytest.approx(getattr(wanted, name), abs=1e-6)
 
 
-def test_top5_counts_the_five_likeliest_and_says_nothing_of_fewer_classes() -> None:
+def test_top5_needs_more_than_five_classes() -> None:
     logits = torch.arange(7.0).flip(0).expand(4, -1)
     labels = torch.tensor([0, 4, 5, 6])
     images = torch.cat([logits, torch.zeros(4, 2)], 1)  # nine pixels

@@ -81,7 +81,7 @@ def test_scores_and_statistics_are_the_same_to_the_bit(backbone: str) -> None:
     assert len(computed) == passes, "each batch once, whatever the schedule"
 
 
-def test_what_does_not_fit_is_computed_again() -> None:
+def test_batches_beyond_the_limit_are_computed_again() -> None:
     net, images = small("mobilevit_xxs"), batches(4, size=64)
     schedule = MergeSchedule.uniform(net.layers, 0.5)
     expected = scored(net, schedule, None, images)
@@ -96,7 +96,7 @@ def test_what_does_not_fit_is_computed_again() -> None:
         assert sum(len(known) for known in cache._outputs.values()) == room
 
 
-def test_trained_weights_are_noticed() -> None:
+def test_trained_weights_clear_the_cache() -> None:
     net, images = small("mobilevit_xxs"), batches(2, size=64)
     schedule, cache = MergeSchedule.uniform(net.layers, 0.5), PrefixCache(net)
     before = scored(net, schedule, cache, images)
@@ -113,7 +113,7 @@ def test_trained_weights_are_noticed() -> None:
     assert_equal(after, scored(net, schedule, None, images))
 
 
-def test_modules_are_themselves_again_also_after_an_error() -> None:
+def test_modules_are_restored_after_an_error() -> None:
     net = small("mobilevit_xxs")
     cache = PrefixCache(net)
     schedule, images = MergeSchedule.uniform(net.layers, 0.5), batches(2, size=64)

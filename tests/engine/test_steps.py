@@ -122,7 +122,7 @@ def test_the_ib_loss_comes_down_where_it_weighs_most() -> None:
     assert loss_after(100.0) < loss_after(0.0) - 0.01
 
 
-def test_the_ib_loss_sets_in_late_with_statistics_of_the_steps_before() -> None:
+def test_ib_loss_is_fitted_to_the_steps_before_ib_from() -> None:
     schedule, late = MergeSchedule(keep_ratios={fresh().layers[2]: 0.5}), batches(3)
 
     def trained(ib: tuple[float, IBLoss] | None, ib_from: int = 0) -> dict[str, Tensor]:
@@ -149,7 +149,7 @@ def test_the_ib_loss_sets_in_late_with_statistics_of_the_steps_before() -> None:
     assert not never.fitted
 
 
-def test_features_that_are_not_finite_fail_the_trial_when_the_ib_loss_sets_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_non_finite_features_fail_the_trial_at_ib_from(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, where the loss itself is read later."""
     monkeypatch.setattr("ltmsearch.engine.steps.read_interval", lambda _: 100)
     good, (_, labels) = batches(2), batches(1)[0]

@@ -296,7 +296,7 @@ def test_hard_form_equals_its_formula(grid: Grid, target: Grid, kappa: float) ->
 
 @pytest.mark.parametrize(("grid", "target"), MORE_CASES)
 @pytest.mark.parametrize("kappa", [0.0, 7.0, 50.0])
-def test_hard_form_sends_a_token_where_the_soft_form_sends_most_of_it(grid: Grid, target: Grid, kappa: float) -> None:
+def test_hard_form_takes_the_largest_soft_share(grid: Grid, target: Grid, kappa: float) -> None:
     operator = make_ltm("soft", trained=True, kappa=kappa)
     x, sizes, _ = inputs(grid)
     soft, soft_weights = operator.assign(x, sizes, grid, target)
@@ -353,7 +353,7 @@ def test_empty_merged_tokens_merge_again() -> None:
         assert all(torch.isfinite(p.grad).all() for p in operator.parameters() if p.grad is not None), form
 
 
-def test_the_gate_of_the_hard_form_is_one_and_carries_the_gradient() -> None:
+def test_hard_form_gate_is_one_and_carries_the_gradient() -> None:
     operator = make_ltm("hard", trained=True)
     x, _, out = merge(operator, (8, 8), (5, 5))
     change = torch.randn(out.tokens.shape)
@@ -375,9 +375,7 @@ def test_the_gate_of_the_hard_form_is_one_and_carries_the_gradient() -> None:
 
 @pytest.mark.parametrize("exporting", [False, True])
 @pytest.mark.parametrize("groups", [1, 4])
-def test_hard_assignment_equals_the_product_with_a_one_hot_matrix(
-    groups: int, exporting: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hard_assignment_equals_one_hot_product(groups: int, exporting: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.compiler.is_exporting", lambda: exporting)
     generator = torch.Generator().manual_seed(0)
     n, p = 12, 5
@@ -401,7 +399,7 @@ def test_hard_assignment_equals_the_product_with_a_one_hot_matrix(
 
 
 @pytest.mark.parametrize("form", LearnableTokenMerging.forms)
-def test_gradients_reach_every_mask_parameter_but_not_the_tokens_through_the_mask(form: Form) -> None:
+def test_gradients_reach_mask_parameters_but_not_tokens(form: Form) -> None:
     operator = make_ltm(form, trained=True)
     x = torch.randn(B, G, 36, D, requires_grad=True)
     sizes = torch.ones(B, 36)
@@ -457,9 +455,7 @@ def network(start: MaskStart) -> tuple[nn.Module, nn.Parameter]:
         ("content", CONTENT_GAIN, CONTENT_GAIN),
     ],
 )
-def test_masks_start_by_place_until_weights_are_loaded_around_them(
-    start: MaskStart, fresh: float, loaded: float
-) -> None:
+def test_masks_start_by_place_until_weights_are_loaded(start: MaskStart, fresh: float, loaded: float) -> None:
     plain = create_backbone("efficientvit_b0").state_dict()
     model, kappa = network(start)
     assert float(kappa.detach()) == fresh
@@ -538,7 +534,7 @@ def test_forms_that_an_operator_does_not_have_are_told() -> None:
         check_form("ltm", "firm")
 
 
-def test_matched_form_joins_twins_wherever_they_are_and_weighs_them() -> None:
+def test_matched_form_joins_equal_tokens_anywhere() -> None:
     operator = make_ltm("matched", trained=True)
     x = torch.randn(1, 1, 9, D, generator=torch.Generator().manual_seed(4))
     x[0, 0, 8] = x[0, 0, 1]  # opposite ends of the grid
@@ -559,7 +555,7 @@ def test_matched_form_joins_twins_wherever_they_are_and_weighs_them() -> None:
             torch.testing.assert_close(out.tokens[0, 0, p, channels], wanted)
 
 
-def test_matched_form_learns_though_matching_is_not_differentiable() -> None:
+def test_matched_form_has_gradients() -> None:
     operator = make_ltm("matched", trained=True)
     x, sizes = torch.randn(2, 1, 36, D), torch.ones(2, 36)
     out = operator(x, sizes, (6, 6), (4, 4))

@@ -50,7 +50,15 @@ def plain_of(backbone: str, supernet: Supernet, **kwargs: Any) -> nn.Module:
 
 @pytest.mark.parametrize("backbone", sorted(SMALL))
 @pytest.mark.parametrize("operator", sorted(OPERATORS))
-@pytest.mark.parametrize("img_size", [(128, 128), (160, 96), (70, 101), (224, 224)])
+@pytest.mark.parametrize(
+    "img_size",
+    [
+        (70, 101),
+        pytest.param((128, 128), marks=pytest.mark.slow),
+        pytest.param((160, 96), marks=pytest.mark.slow),
+        pytest.param((224, 224), marks=pytest.mark.slow),
+    ],
+)
 def test_plain_equals_timm_bit_for_bit(backbone: str, operator: str, img_size: tuple[int, int]) -> None:
     supernet = supernet_of(backbone, operator)
     reference = plain_of(backbone, supernet, **get_adapter(backbone).any_size_kwargs)
@@ -62,7 +70,7 @@ def test_plain_equals_timm_bit_for_bit(backbone: str, operator: str, img_size: t
 
 
 @pytest.mark.parametrize("backbone", sorted(SMALL))
-def test_the_supernet_is_timms_default_network_at_its_own_size(backbone: str) -> None:
+def test_supernet_equals_timms_network_at_its_own_size(backbone: str) -> None:
     """Not only the network that takes images of any size."""
     supernet = supernet_of(backbone, "ltm")
     images = torch.randn(2, 3, 224, 224)
@@ -90,7 +98,15 @@ def test_networks_built_for_another_size_merge_too(backbone: str) -> None:
 @pytest.mark.parametrize(("operator", "form"), VARIANTS)
 @pytest.mark.parametrize("backbone", sorted(SMALL))
 class TestConformance:
-    @pytest.mark.parametrize("img_size", [(128, 128), (224, 224), (96, 160), (70, 101)])
+    @pytest.mark.parametrize(
+        "img_size",
+        [
+            (70, 101),
+            pytest.param((128, 128), marks=pytest.mark.slow),
+            pytest.param((224, 224), marks=pytest.mark.slow),
+            pytest.param((96, 160), marks=pytest.mark.slow),
+        ],
+    )
     def test_extracted_equals_active_at_every_size(
         self, backbone: str, operator: str, form: Form, img_size: tuple[int, int]
     ) -> None:
@@ -199,7 +215,7 @@ def test_mask_start(start: str, gain: float) -> None:
 
 
 @pytest.mark.parametrize("backbone", sorted(SMALL))
-def test_timms_checkpoint_path_loads_the_backbone_and_starts_masks_by_content(backbone: str, tmp_path: Path) -> None:
+def test_timm_checkpoint_path_starts_masks_by_content(backbone: str, tmp_path: Path) -> None:
     plain = timm.create_model(backbone, num_classes=3, **SMALL[backbone])
     save_file(plain.state_dict(), tmp_path / "plain.safetensors")
     model = timm.create_model(
@@ -241,12 +257,12 @@ def test_layer_names_and_registry() -> None:
         ({"keep_ratios": {"stages.2.*": 0.5}, "operator": "tomme"}, "did you mean tome"),
     ],
 )
-def test_wrong_arguments_are_told(kwargs: dict[str, object], message: str) -> None:
+def test_wrong_arguments_are_refused(kwargs: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         timm.create_model("ltm_mobilevit_xxs", **kwargs)
 
 
-def test_unknown_backbone_is_told_with_the_nearest() -> None:
+def test_unknown_backbone_is_refused_with_the_nearest() -> None:
     with pytest.raises(InputError, match=r"did you mean mobilevit_s\?"):
         get_adapter("mobilvit_s")
 

@@ -71,7 +71,7 @@ def test_a_trained_net_must_have_every_tensor(tmp_path: Path, wanting: str) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_merging_weights_at_other_layers_do_not_pass_for_a_plain_net(tmp_path: Path) -> None:
+def test_weights_merging_at_other_layers_are_refused(tmp_path: Path) -> None:
     other = recipe(schedule={layer: 0.5 if layer == LAYERS[0] else 1.0 for layer in LAYERS})
     with pytest.raises(InputError, match=rf"must contain every tensor of ltm_mobilevit_xxs, .*{LAYERS[1]}\.merging"):
         load_trained(recipe(), write(tmp_path / "w.safetensors", trained_state(other)))

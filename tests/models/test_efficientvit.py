@@ -60,7 +60,7 @@ def test_tome_sees_the_keys_that_attention_uses() -> None:
 
 
 @pytest.mark.parametrize("name", ["efficientvit_m0", "efficientvit_m5"])
-def test_the_other_network_of_that_name_is_refused_with_the_reason(name: str) -> None:
+def test_microsofts_efficientvit_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=f"{name}: it is Microsoft's EfficientViT"):
         get_adapter(name)
 
@@ -69,6 +69,6 @@ def test_the_other_network_of_that_name_is_refused_with_the_reason(name: str) ->
     ("name", "reason"),
     [("vit_base_patch16_rope_224", "rotary"), ("swinv2_tiny_window8_256", "Swin v2"), ("mobilevitv2_100", "v2")],
 )
-def test_strangers_of_other_families_are_refused_with_the_reason(name: str, reason: str) -> None:
+def test_unsupported_relatives_are_refused_with_the_reason(name: str, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         get_adapter(name)

@@ -58,7 +58,7 @@ def shares(merge: Merge) -> np.ndarray:
 
 @pytest.mark.parametrize(("operator", "form"), FORMS)
 @pytest.mark.parametrize("backbone", SMALL)
-def test_every_patch_is_in_some_token_and_sizes_are_the_networks(backbone: str, operator: str, form: Any) -> None:
+def test_every_patch_is_in_a_token_and_sizes_match(backbone: str, operator: str, form: Any) -> None:
     net = supernet(backbone, operator)
     images = torch.randn(2, 3, 100, 72)  # padded in most families
     schedule = MergeSchedule.uniform(net.layers, 0.6, operator, form)

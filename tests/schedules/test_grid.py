@@ -8,7 +8,7 @@ from ltmsearch.schedules.grid import grid_chain, target_grid, tokens
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (2, 2), (3, 5), (7, 7), (8, 14), (14, 8), (1, 9), (14, 14)])
-def test_chain_loses_one_row_or_column_at_a_time_and_keeps_the_shape(grid: tuple[int, int]) -> None:
+def test_grid_chain_removes_one_row_or_column_per_step(grid: tuple[int, int]) -> None:
     chain = grid_chain(grid)
     assert chain[0] == grid
     assert chain[-1] == (1, 1)

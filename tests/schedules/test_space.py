@@ -70,7 +70,7 @@ def test_rules_hold_for_the_layers_they_match(tmp_path: Path) -> None:
     assert space.size == 1 * 3 * len(space.choices[2])
 
 
-def test_choices_go_from_plain_down_and_of_one_ratio_the_soft_form_first(tmp_path: Path) -> None:
+def test_choices_are_sorted_by_ratio_then_form(tmp_path: Path) -> None:
     wanted = (PLAIN, *(Choice(ratio, form) for ratio in (0.7, 0.5, 0.25) for form in ("soft", "hard")))
     assert wanted[1:3] == (Choice(0.7, "soft"), Choice(0.7, "hard"))
     for text in ("keep_ratios: [0.5, 0.25, 0.7]\n", "keep_ratios: [0.25, 1, 0.7, 0.5]\nforms: [hard, soft, hard]\n"):
@@ -213,7 +213,7 @@ def test_ib_weights_are_part_of_a_space_and_of_its_digest(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.01, 1.0), (0.5, 0.6), (1e-6, 1e6)])
-def test_a_fifth_of_all_draws_means_zero_and_the_others_are_log_uniform(low: float, high: float) -> None:
+def test_a_fifth_of_draws_is_zero_the_rest_log_uniform(low: float, high: float) -> None:
     weights = IBWeights(low=low, high=high)
     rng = np.random.default_rng(0)
     numbers = np.array([weights.draw(rng) for _ in range(20_000)])
@@ -226,7 +226,7 @@ def test_a_fifth_of_all_draws_means_zero_and_the_others_are_log_uniform(low: flo
     assert np.mean(above < np.sqrt(low * high)) == pytest.approx(0.5, abs=0.02)
 
 
-def test_the_zero_of_ib_weights_is_no_weight_and_the_ends_are_what_they_say() -> None:
+def test_ib_weight_zero_and_limits() -> None:
     weights = IBWeights(low=0.01, high=1.0)
     assert weights.weight(weights.zero) == 0
     assert weights.floor < weights.zero < weights.low
@@ -289,7 +289,7 @@ def test_the_zero_of_ib_weights_is_no_weight_and_the_ends_are_what_they_say() ->
         ("a: [1\n", "mine.yaml:2: must be YAML"),
     ],
 )
-def test_mistakes_in_a_file_are_told(tmp_path: Path, text: str, message: str) -> None:
+def test_mistakes_in_a_file_are_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         SpaceFile.load(write(tmp_path, text), family="m")
 
