@@ -66,10 +66,10 @@ def open_run(settings: StudySettings, callbacks: Callbacks, clock: Clock, lease:
     """
     folder = settings.run_dir
     refuse_unwritable(folder, "the run directory")
+    refuse_links_outward(folder)  # before the lease, which writes a file there
     lease.acquire(DriverFile(folder))
-    refuse_links_outward(folder)
     remove_drafts(folder)
-    Times.load(folder)  # refused where it is damaged before anything is written
+    Times.load(folder)  # a damaged file is refused before anything is written
     stored = Run.open(folder).settings if Run.exists(folder) else None
     if stored is not None:
         settings.refuse_other_costs(stored, folder)  # before anything is timed

@@ -323,6 +323,13 @@ class TestNoPathEscapes:
             assert f"but {name} is a link to {outside}" in said.splitlines()[-1]
         assert {path: path.read_bytes() for path in before} == before
 
+    def test_a_dangling_driver_link_is_not_followed(self, run: Path, command: Command, tmp_path: Path) -> None:
+        (run / "driver.json").symlink_to(tmp_path / "outside")
+        code, said = command("run", *tiny_options(out=run))
+        assert code == 2
+        assert "driver.json is a link to" in said.splitlines()[-1]
+        assert not (tmp_path / "outside").exists()
+
     def test_links_within_a_run_and_to_it_are_kept(self, run: Path, tmp_path: Path) -> None:
         (run / "best.yaml").symlink_to(next((run / "recipes").glob("*.yaml")))
         (tmp_path / "link").symlink_to(run)
