@@ -10,7 +10,6 @@ One keep ratio in all layers at 224 px, exported as `ltmsearch export --onnx` do
 backbone take turns call by call. A latency is the minimum over rounds of the median of a round.
 """
 
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,8 +44,8 @@ def export(backbone: str, form: Form | None, keep: float, path: Path) -> dict[st
     check = export_onnx(net, path, img_size=SIZE)
     costs = backbone_costs(backbone, SIZE, "ltm")
     schedule = MergeSchedule.uniform(costs.layers, keep if form else 1.0, "ltm", form)
-    about = {"file": check.path.name, "bytes": check.bytes, "nodes": check.nodes, "opset": check.opset}
-    return {**about, "gflops": costs.macs(schedule) / GIGA, "difference": asdict(check.agreement)["difference"]}
+    about = {"file": path.name, "bytes": check.bytes, "nodes": check.nodes, "opset": check.opset}
+    return {**about, "gflops": costs.macs(schedule) / GIGA, "difference": check.difference}
 
 
 def measure(files: dict[str, Path], batch: int, rounds: int) -> dict[str, list[float]]:

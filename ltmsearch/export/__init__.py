@@ -1,7 +1,7 @@
-"""Taking subnets out of a study or a training and into use: recipes, weights, programs."""
+"""Export of subnets from a study or a training: recipes, weights and programs."""
 
-from ltmsearch.export.choice import choose_trials
-from ltmsearch.export.folder import ExportedFile
 from ltmsearch.export.run import export_run
+from ltmsearch.export.subnets import choose_trials
+from ltmsearch.programs import ExportedFile
 
 __all__ = ["ExportedFile", "choose_trials", "export_run"]

@@ -1,11 +1,11 @@
-"""A folder that timm and `load_recipe` reopen: recipe, weights, and timm's description of them."""
+"""A folder with recipe, weights and timm's configuration, from which timm and `load_recipe` rebuild the network."""
 
 import copy
 import os
-from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import cast
 
 import timm
 import torch
@@ -17,122 +17,72 @@ from ltmsearch.export.subnets import Subnet
 from ltmsearch.io.files import write_atomic
 from ltmsearch.models import input_config, write_config
 from ltmsearch.models.checkpoints import WEIGHTS, pack_weights
-from ltmsearch.programs import ProgramCheck
+from ltmsearch.programs import ExportedFile
 
 RECIPE, CONFIG = "recipe.yaml", "config.json"
 CHECK_IMAGES = 2
-"""Random images on which a reopened net must give the very logits of the net in memory."""
+"""Random images on which a rebuilt network must give exactly the logits of the network in memory."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExportedFile:
-    """One file, and how it was found to be right."""
-
-    file: Path
-    """Where it lies."""
-    bytes: int
-    """Its size."""
-    check: str
-    """What was seen when it was opened again."""
-    difference: float | None = None
-    """Largest absolute difference of a logit from the net's; None for files without weights."""
-    opset: int | None = None
-    """Version of ONNX's operators; None for other files."""
-    nodes: int | None = None
-    """Operations of a program; None for other files."""
-
-    @classmethod
-    def of_program(cls, check: ProgramCheck) -> "ExportedFile":
-        """The record of a program."""
-        return cls(
-            file=check.path,
-            bytes=check.bytes,
-            check=str(check),
-            difference=check.agreement.difference,
-            opset=check.opset,
-            nodes=check.nodes,
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**asdict(self), "file": str(self.file)}
-
-
-def write_recipe(subnet: Subnet, folder: Path) -> ExportedFile:
-    """Write `recipe.yaml`, checked by reading it again.
+def write_recipe(recipe: Recipe, folder: Path) -> ExportedFile:
+    """Write `recipe.yaml`, and check it by reading it back.
 
     Raises:
-        ExportError: If it reads as another recipe; the file is then not left.
+        ExportError: If the file reads as another recipe; the file is then not left.
     """
 
-    def write(temporary: Path) -> None:
-        subnet.recipe.save(temporary)
-        if load_recipe(temporary) != subnet.recipe:
+    def write(draft: Path) -> None:
+        recipe.save(draft)
+        if load_recipe(draft) != recipe:
             raise ExportError(f"{folder / RECIPE} must read as the recipe that was written, but does not")
 
     path = write_atomic(folder / RECIPE, write)
     return ExportedFile(file=path, bytes=path.stat().st_size, check="load_recipe reads the same recipe")
 
 
-def rebuild(recipe: Recipe, trained: nn.Module) -> nn.Module:
-    """The recipe's network as timm builds it, on the CPU, with the weights of a net.
+def write_weights(subnet: Subnet, folder: Path) -> list[ExportedFile]:
+    """Write `model.safetensors` and `config.json` beside the recipe.
 
-    The net may be a supernet's subnet, which takes images of any size and whose graph is not timm's own.
-    """
-    net: nn.Module = timm.create_model(recipe.model, **recipe.model_kwargs())
-    net.load_state_dict({name: value.detach().cpu() for name, value in trained.state_dict().items()})
-    return net.eval()
-
-
-def write_weights(subnet: Subnet, net: nn.Module, trained: nn.Module, folder: Path) -> list[ExportedFile]:
-    """Write `model.safetensors` and `config.json`; the recipe must lie beside them.
-
-    They are written to a draft, opened as `timm.create_model("local-dir:…", pretrained=True)` and through the recipe,
-    and moved to their place if both nets give the logits of the net in memory to the bit.
+    Drafts of both are opened by `timm.create_model("local-dir:…", pretrained=True)` and through the recipe, and replace
+    older files if both networks give exactly the logits of the network in memory.
 
     Args:
-        subnet: What is known of the net.
-        net: As `rebuild` made it.
-        trained: The net in memory.
-        folder: Of the recipe.
+        subnet: The subnet, with weights.
+        folder: Folder of the recipe.
 
     Raises:
-        ExportError: If a reopened net gives other logits. Nothing is then left.
+        ExportError: If a rebuilt network gives other logits. No file is then left.
     """
-    about = {} if subnet.class_names is None else {"class_names": list(subnet.class_names)}
-    recipe = subnet.recipe
+    recipe, names = subnet.recipe, subnet.class_names
+    facts = {} if names is None else {"class_names": list(names)}
     with TemporaryDirectory(dir=folder, prefix=".draft-") as name:
         draft = Path(name)
-        write_atomic(draft / WEIGHTS, pack_weights(net.state_dict(), about))
-        write_atomic(
-            draft / CONFIG,
-            lambda path: write_config(
-                path, net, name=recipe.model, img_size=recipe.img_size, inputs=input_config(recipe.backbone),
-                class_names=subnet.class_names,
-            ),
-        )  # fmt: skip
-        _check(draft, load_recipe(folder / RECIPE), trained)
+        write_atomic(draft / WEIGHTS, pack_weights(subnet.network.state_dict(), facts))
+        config = {"name": recipe.model, "img_size": recipe.img_size, "inputs": input_config(recipe.backbone)}
+        write_atomic(draft / CONFIG, partial(write_config, model=subnet.network, class_names=names, **config))
+        assert subnet.trained is not None
+        _check_logits(draft, recipe, subnet.trained)
         sizes = {file: (draft / file).stat().st_size for file in (WEIGHTS, CONFIG)}
         for file in sizes:
             os.replace(draft / file, folder / file)
-    said = "timm's local-dir and the recipe give the same logits to the bit"
+    check = "timm's local-dir and the recipe give exactly the same logits"
     return [
-        ExportedFile(file=folder / WEIGHTS, bytes=sizes[WEIGHTS], check=said, difference=0.0),
-        ExportedFile(file=folder / CONFIG, bytes=sizes[CONFIG], check="timm opens the net by it"),
+        ExportedFile(file=folder / WEIGHTS, bytes=sizes[WEIGHTS], check=check, difference=0.0),
+        ExportedFile(file=folder / CONFIG, bytes=sizes[CONFIG], check="timm builds the network from it"),
     ]
 
 
-def _check(draft: Path, recipe: Recipe, trained: nn.Module) -> None:
-    wanted = copy.deepcopy(trained).cpu().to(memory_format=torch.contiguous_format).eval()
-    reopened = {
+def _check_logits(draft: Path, recipe: Recipe, trained: nn.Module) -> None:
+    reference = copy.deepcopy(trained).cpu().to(memory_format=torch.contiguous_format).eval()
+    rebuilt = {
         "timm.create_model('local-dir:…')": timm.create_model(f"local-dir:{draft}", pretrained=True),
         "load_recipe": timm.create_model(recipe.model, checkpoint_path=str(draft / WEIGHTS), **recipe.model_kwargs()),
     }
+    channels = cast(int, reference.in_chans)
     generator = torch.Generator().manual_seed(0)
-    channels = cast(int, wanted.in_chans)
     images = torch.randn(CHECK_IMAGES, channels, recipe.img_size, recipe.img_size, generator=generator)
     with torch.inference_mode():
-        logits = wanted(images)
-        for way, net in reopened.items():
+        logits = reference(images)
+        for method, net in rebuilt.items():
             if not torch.equal(net.eval()(images), logits):
-                raise ExportError(f"the net reopened by {way} must give the logits of the net in memory, but does not")
+                raise ExportError(f"the network from {method} must give the logits of the one in memory, but does not")

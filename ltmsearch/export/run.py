@@ -1,27 +1,25 @@
-"""The export of a study's trials or of a training: which files, where to, in which order."""
+"""Export of a study's trials or of a training: choice of subnets, files and folders."""
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ltmsearch.callbacks import Callbacks
+from ltmsearch.config.settings import SETTINGS
 from ltmsearch.errors import InputError
-from ltmsearch.export.choice import choose_trials
-from ltmsearch.export.folder import CONFIG, RECIPE, ExportedFile, rebuild, write_recipe, write_weights
-from ltmsearch.export.subnets import Subnet, is_study, study_subnets, trained_subnet
+from ltmsearch.export.folder import CONFIG, RECIPE, write_recipe, write_weights
+from ltmsearch.export.subnets import Subnet, choose_trials, study_subnets, trained_subnet
 from ltmsearch.io.files import refuse_links_outward
 from ltmsearch.models.checkpoints import WEIGHTS
-from ltmsearch.programs import export_onnx, export_program, require_onnx
+from ltmsearch.programs import ExportedFile, export_onnx, export_program, require_onnx
 from ltmsearch.search.run import Run
 
 _log = logging.getLogger(__name__)
 
 EXPORT, ONNX, PROGRAM = "export", "model.onnx", "model.pt2"
-FILES = (RECIPE, WEIGHTS, CONFIG, ONNX, PROGRAM)
-"""All that an export may hold."""
+FILES = {RECIPE, WEIGHTS, CONFIG, ONNX, PROGRAM}
+"""Names of all files that an export may write."""
 
 
 def export_run(
@@ -37,99 +35,85 @@ def export_run(
     program: bool = False,
     callbacks: Callbacks | None = None,
 ) -> list[ExportedFile]:
-    """Write recipes, and on request weights and programs, each checked by opening it again.
+    """Write recipes, and on request weights and programs, each checked by reading it back.
 
-    They go into `RUN/export/<trial>/` for a study and into `RUN/export/` for a training. A study's weights are the
-    final shared ones of the subnet, with BatchNorm statistics of its own.
+    Files go to `RUN/export/<trial>/` for a study and to `RUN/export/` for a training. The weights of a study are the
+    final shared weights of the subnet, with BatchNorm statistics of its own.
 
     Args:
         run: Run directory of a study, or folder of a training.
-        trial: Number of a trial.
-        top: How many of the front, best top-1 first; 1 unless another choice is made.
-        under_gflops: Take the best of the front up to this cost.
-        under_ms: Take the best of the front up to this latency, where the study had a latency budget.
-        checkpoint: Weights of a training; None: the best that it kept.
+        trial: Export this trial.
+        top: Export the best `top` trials of the front; 1 if no criterion is given.
+        under_gflops: Export the best trial of the front up to this cost.
+        under_ms: Export the best trial of the front up to this latency, for studies with a latency budget.
+        checkpoint: Weights of a training; None: its best.
         weights: Whether to write `model.safetensors` and `config.json`.
         onnx: Whether to write `model.onnx`.
         program: Whether to write `model.pt2`.
-        callbacks: Receives a note on what is going on.
+        callbacks: Receives progress and notes.
 
     Returns:
         The files, in the order in which they were written.
 
     Raises:
-        InputError: If the folder is of neither kind, nothing fits, or a library is missing; nothing is written.
-        ExportError: If a file does not hold what it should; that file is not left.
+        InputError: If the folder is neither, no trial meets the criterion, or a library is missing; nothing is written.
+        ExportError: If a file fails its check; that file is not left.
     """
     callbacks = callbacks or Callbacks()
     if onnx:
         require_onnx()
     refuse_links_outward(run)
-    choice = {"trial": trial, "top": top, "under_gflops": under_gflops, "under_ms": under_ms}
-    subnets = _subnets(run, choice, checkpoint, callbacks)
-    kinds = [kind for kind, wanted in (("weights", weights), ("ONNX", onnx), ("torch.export", program)) if wanted]
-    callbacks.phase("exporting", len(subnets) * (1 + len(kinds)))
+    steps = [(RECIPE, True), (WEIGHTS, weights), (ONNX, onnx), (PROGRAM, program)]
+    files = [file for file, wanted in steps if wanted]
+    criteria = {"trial": trial, "top": top, "under_gflops": under_gflops, "under_ms": under_ms}
+    if Run.exists(run):
+        if checkpoint is not None:
+            raise InputError(f"--checkpoint needs the folder of a training, but {run} is the run directory of a study")
+        study = Run.open(run)
+        trials = choose_trials(study.trials, **criteria, cost=study.settings.axis.name)  # type: ignore[arg-type]
+        subnets: Iterable[Subnet] = study_subnets(study, trials, callbacks, with_weights=len(files) > 1)
+    else:
+        _refuse_unless_training(run, criteria)
+        subnets = [trained_subnet(run, checkpoint, callbacks)]
+    return [file for subnet in subnets for file in _write_subnet(subnet, run / EXPORT, files, callbacks)]
+
+
+def _refuse_unless_training(run: Path, criteria: Mapping[str, object]) -> None:
+    if not (run / RECIPE).is_file():
+        found = f"has neither {SETTINGS} nor {RECIPE}" if run.is_dir() else "is not a folder"
+        raise InputError(f"{run} must be the run directory of a study or the folder of a training, but {found}")
+    for name, value in criteria.items():
+        if value is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} needs the run directory of a study, but {run} is the folder of a training")
+
+
+def _write_subnet(subnet: Subnet, root: Path, files: Sequence[str], callbacks: Callbacks) -> list[ExportedFile]:
+    trial = subnet.trial
+    folder = root if trial is None else root / str(trial)
+    callbacks.phase("exporting" if trial is None else f"exporting trial {trial}", len(files))
     written: list[ExportedFile] = []
-    begun = 0
-
-    def begin(what: str, subnet: Subnet) -> None:
-        nonlocal begun
-        callbacks.advance(begun, what if subnet.trial is None else f"trial {subnet.trial}: {what}")
-        begun += 1
-
-    for subnet in subnets:
-        folder = run / EXPORT / ("" if subnet.trial is None else str(subnet.trial))
-        written += _export(subnet, folder, kinds, begin)
-        older = sorted({path.name for path in folder.iterdir()} & set(FILES) - {file.file.name for file in written})
-        if older:
-            callbacks.note(f"{folder} holds from before, perhaps of other weights: {', '.join(older)}")
-    callbacks.advance(begun)
-    return written
-
-
-def _export(subnet: Subnet, folder: Path, kinds: list[str], begin: Callable[[str, Subnet], None]) -> list[ExportedFile]:
-    """One subnet into one folder."""
-    begin("recipe", subnet)
-    with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        written = [write_recipe(subnet, folder)]
-    if not kinds:
-        return written
-    trained = subnet.build()
-    net, size = rebuild(subnet.recipe, trained), subnet.recipe.img_size
-    ways: dict[str, Callable[[], list[ExportedFile]]] = {
-        "weights": lambda: write_weights(subnet, net, trained, folder),
-        "ONNX": lambda: [ExportedFile.of_program(export_onnx(net, folder / ONNX, img_size=size))],
-        "torch.export": lambda: [ExportedFile.of_program(export_program(net, folder / PROGRAM, img_size=size))],
-    }
-    for kind in kinds:
-        begin(kind, subnet)
-        start = time.perf_counter()
-        with _writing(folder):
-            files = ways[kind]()
-        for file in files:
-            _log.info("%s: %d bytes, %s; %.1f s", file.file, file.bytes, file.check, time.perf_counter() - start)
-        written += files
-    return written
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
     try:
-        yield
+        folder.mkdir(parents=True, exist_ok=True)
+        for done, file in enumerate(files):
+            callbacks.advance(done, file)
+            start = time.perf_counter()
+            for entry in _write(file, subnet, folder):
+                _log.info("%s: %d bytes, %s; %.1f s", entry.file, entry.bytes, entry.check, time.perf_counter() - start)
+                written.append(entry)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error
+    callbacks.advance(len(files))
+    older = sorted({path.name for path in folder.iterdir()} & FILES - {entry.file.name for entry in written})
+    if older:
+        callbacks.note(f"{folder} has files of an earlier export, perhaps with other weights: {', '.join(older)}")
+    return written
 
 
-def _subnets(run: Path, choice: dict[str, Any], checkpoint: Path | None, callbacks: Callbacks) -> list[Subnet]:
-    if not is_study(run):
-        for name, value in choice.items():
-            if value is not None:
-                option = f"--{name.replace('_', '-')}"
-                raise InputError(f"{option} chooses among the trials of a study, but {run} is of a training")
-        return [trained_subnet(run, checkpoint, callbacks)]
-    if checkpoint is not None:
-        raise InputError(f"--checkpoint must come with the folder of a training, but {run} is of a study")
-    study = Run.open(run)
-    chosen = choose_trials(study.trials, **choice, cost=study.settings.axis.name)
-    return study_subnets(study, chosen, callbacks)
+def _write(file: str, subnet: Subnet, folder: Path) -> list[ExportedFile]:
+    if file == RECIPE:
+        return [write_recipe(subnet.recipe, folder)]
+    if file == WEIGHTS:
+        return write_weights(subnet, folder)
+    export = export_onnx if file == ONNX else export_program
+    return [export(subnet.network, folder / file, img_size=subnet.recipe.img_size)]

@@ -1,116 +1,151 @@
-"""The subnets that a study or a training holds, with their weights."""
+"""Choice of a study's trials, and the subnets of a study or a training with their weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 
+import timm
 from torch import nn
 
 from ltmsearch.callbacks import Callbacks
+from ltmsearch.config.objective import CostName
 from ltmsearch.config.recipe import Recipe, load_recipe
-from ltmsearch.config.settings import SETTINGS
 from ltmsearch.errors import InputError
 from ltmsearch.models.checkpoints import load_trained
 from ltmsearch.reporting.recipes import make_recipe
 from ltmsearch.search.checkpoint import WEIGHTS, load_checkpoint
-from ltmsearch.search.records import TrialRecord
+from ltmsearch.search.records import TrialRecord, select_front
 from ltmsearch.search.run import Run
 from ltmsearch.search.setup import prepare_evaluator
-from ltmsearch.search.trial import Evaluator
 from ltmsearch.training.options import BEST, RECIPE
 
 CALIBRATION_IMAGES = 256
-"""Training images that an exported subnet's BatchNorm statistics come from, unless the study used more: what a search
-saves on images does to all its scores alike, but a net that leaves is to be as good as it can."""
+"""Training images, at least, for the BatchNorm statistics of an exported subnet. A search may use fewer, since that
+lowers the scores of all its trials equally."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subnet:
-    """One subnet that is to leave."""
+    """A subnet to export."""
 
     recipe: Recipe
-    """The net and how it is trained."""
+    """Network and training recipe."""
     trial: int | None
-    """Its number in the study; None in a training."""
+    """Trial number; None for a training."""
     class_names: tuple[str, ...] | None
-    """Classes in the order of the outputs; None: not known."""
-    build: Callable[[], nn.Module]
-    """The net with its weights. It may take a while, and is called only if weights are wanted."""
+    """Class names in the order of the outputs; None if unknown."""
+    trained: nn.Module | None
+    """Network with its weights, on any device; None if only the recipe is wanted."""
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The same network as timm builds it for the recipe's image size, on the CPU.
+
+        A subnet extracted from a supernet accepts images of any size, so its graph differs.
+        """
+        assert self.trained is not None
+        net: nn.Module = timm.create_model(self.recipe.model, **self.recipe.model_kwargs())
+        net.load_state_dict({name: value.detach().cpu() for name, value in self.trained.state_dict().items()})
+        return net.eval()
 
 
-def is_study(run: Path) -> bool:
-    """Whether a folder is the run directory of a study, or else of a training.
+def choose_trials(
+    records: Sequence[TrialRecord],
+    *,
+    trial: int | None = None,
+    top: int | None = None,
+    under_gflops: float | None = None,
+    under_ms: float | None = None,
+    cost: CostName = "gflops",
+) -> list[TrialRecord]:
+    """Choose one trial by number, the best `top` of the front, or the best of the front up to a cost.
 
     Raises:
-        InputError: If it is neither.
+        InputError: If more than one criterion is given, or no trial meets it.
     """
-    if Run.exists(run):
-        return True
-    if (run / RECIPE).is_file():
-        return False
-    lacks = f"holds neither {SETTINGS} nor {RECIPE}" if run.is_dir() else "is no folder"
-    raise InputError(f"{run} must be the run directory of a study or the folder of a training, but {lacks}")
+    if sum(criterion is not None for criterion in (trial, top, under_gflops, under_ms)) > 1:
+        raise InputError("--trial, --top, --under-gflops and --under-ms exclude each other")
+    if under_ms is not None and cost != "latency_ms":
+        raise InputError("--under-ms needs a study with a latency budget (--budget-ms)")
+    front = select_front(records, cost)
+    if trial is not None:
+        chosen = [record for record in records if record.trial == trial and record.state == "scored"]
+        reason = f"trial {trial} has no score; the front has the trials {', '.join(str(r.trial) for r in front)}"
+    elif under_gflops is not None:
+        chosen = [record for record in front if record.gflops <= under_gflops][:1]
+        reason = f"no trial of the front costs at most {under_gflops:g} GFLOPs"
+        if front:
+            reason += f"; the cheapest costs {min(r.gflops for r in front):.4f}"
+    elif under_ms is not None:
+        chosen = [record for record in front if _ms(record) <= under_ms][:1]
+        reason = f"no trial of the front takes at most {under_ms:g} ms"
+        if front:
+            reason += f"; the fastest takes {min(map(_ms, front)):.2f}"
+    else:
+        chosen, reason = front[: top or 1], "the study has no front yet: no scored trial is within the budget"
+    if not chosen:
+        raise InputError(reason)
+    return chosen
 
 
-def study_subnets(run: Run, records: Sequence[TrialRecord], callbacks: Callbacks) -> list[Subnet]:
-    """Trials of a study with the final shared weights, each with BatchNorm statistics of its own.
+def _ms(record: TrialRecord) -> float:
+    return record.cost("latency_ms") if record.latency_measured_ms is None else record.latency_measured_ms
+
+
+def study_subnets(
+    run: Run, records: Sequence[TrialRecord], callbacks: Callbacks, *, with_weights: bool
+) -> Iterator[Subnet]:
+    """Yield trials of a study with the final shared weights and BatchNorm statistics of their own.
 
     Args:
         run: Run directory of the study.
         records: The trials.
-        callbacks: Receives a note on the data being read.
+        callbacks: Receives a note when the data are read.
+        with_weights: Whether to load the weights as well.
 
     Raises:
         InputError: If the shared weights are missing or damaged.
     """
-    settings = run.settings
     loaded = load_checkpoint(run.folder)
     if loaded is None:
-        raise InputError(f"{run.folder} holds no shared weights")
-    shared, state = loaded
-    evaluators: list[Evaluator] = []
-
-    def build(record: TrialRecord) -> nn.Module:
-        if not evaluators:
-            callbacks.note("reading the study's data: each subnet gets BatchNorm statistics of its own")
-            images = max(CALIBRATION_IMAGES, settings.calibration_images)
-            evaluator = prepare_evaluator(settings.model_copy(update={"calibration_images": images}), callbacks)
-            evaluator.supernet.check_weights(shared, run.folder / WEIGHTS)
-            evaluator.supernet.load_state_dict(shared)
-            evaluators.append(evaluator)
-        return evaluators[0].recalibrated_subnet(record.schedule)
-
+        raise InputError(f"{run.folder} has no shared weights")
+    weights, state = loaded
     names = tuple(state.class_names)
-    return [
-        Subnet(
-            recipe=make_recipe(record, settings, num_classes=len(names)),
+    evaluator = None
+    if with_weights:
+        callbacks.note("reading the study's data: each subnet gets BatchNorm statistics of its own")
+        images = max(CALIBRATION_IMAGES, run.settings.calibration_images)
+        evaluator = prepare_evaluator(run.settings.model_copy(update={"calibration_images": images}), callbacks)
+        evaluator.supernet.check_weights(weights, run.folder / WEIGHTS)
+        evaluator.supernet.load_state_dict(weights)
+    for record in records:
+        yield Subnet(
+            recipe=make_recipe(record, run.settings, num_classes=len(names)),
             trial=record.trial,
             class_names=names,
-            build=partial(build, record),
+            trained=None if evaluator is None else evaluator.recalibrated_subnet(record.schedule),
         )
-        for record in records
-    ]
 
 
 def trained_subnet(run: Path, checkpoint: Path | None, callbacks: Callbacks) -> Subnet:
-    """The subnet of a training.
+    """Return the subnet of a training.
 
     Args:
         run: Folder of the training.
-        checkpoint: Its weights; None: the best that the training kept.
-        callbacks: Receives a note on what was not loaded.
+        checkpoint: Weights; None: the best of the training.
+        callbacks: Receives notes on tensors that were not loaded.
 
     Raises:
-        InputError: If recipe or weights are missing, damaged or do not belong together.
+        InputError: If recipe or weights are missing, damaged or do not match.
     """
     recipe = load_recipe(run / RECIPE)
     network = load_trained(recipe, run / BEST if checkpoint is None else checkpoint)
     if network.shared:
         raise InputError(
-            f"--checkpoint must be the weights of one subnet, but {network.checkpoint} holds the shared ones of a "
-            "study; ltmsearch export takes its run directory"
+            f"--checkpoint must be the weights of one subnet, but {network.checkpoint} has the shared weights of a "
+            "study; give `ltmsearch export` the run directory instead"
         )
     for note in network.notes:
         callbacks.note(f"{network.checkpoint}: {note}")
-    return Subnet(recipe=recipe, trial=None, class_names=network.class_names, build=lambda: network.model)
+    return Subnet(recipe=recipe, trial=None, class_names=network.class_names, trained=network.model)

@@ -1,4 +1,4 @@
-"""A net as one ONNX file, run in onnxruntime. Its libraries are heavy, and optional: they wait until they are used."""
+"""Export of a network as one ONNX file. The ONNX libraries are optional and slow, so they are imported on first use."""
 
 from collections.abc import Callable
 from importlib.metadata import version
@@ -12,64 +12,63 @@ from torch.export import ExportedProgram
 
 from ltmsearch.errors import InputError
 from ltmsearch.io.files import write_atomic
-from ltmsearch.programs.tracing import frozen, quiet, refuse, told_in_one_line, trace
-from ltmsearch.programs.verify import Agreement, ProgramCheck, compare
+from ltmsearch.programs.tracing import inference_copy, one_line_errors, refuse_reductions, silence, trace
+from ltmsearch.programs.verify import ExportedFile, check_program, describe_check
 
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 IMAGES, LOGITS = "images", "logits"
-"""Names of what goes in and what comes out."""
+"""Names of the input and the output."""
 
 
 def require_onnx() -> None:
-    """Refuse to begin where a library is missing.
-
-    Raises:
-        InputError: With what to install.
-    """
+    """Raise an `InputError` with the install command if an ONNX library is missing."""
     if not all(find_spec(library) for library in LIBRARIES):
         raise InputError("--onnx needs onnx, onnxscript and onnxruntime: pip install 'ltmsearch[onnx]'")
 
 
-def export_onnx(model: nn.Module, path: Path, *, img_size: int) -> ProgramCheck:
-    """Write a net as one ONNX file and run it in onnxruntime on the CPU.
+def export_onnx(model: nn.Module, path: Path, *, img_size: int) -> ExportedFile:
+    """Write a network as one ONNX file, and check it in onnxruntime on the CPU.
 
-    Input `images`, output `logits`, the first axis of both named `batch`.
+    The input is named `images`, the output `logits`, and the first axis of both `batch`.
 
     Args:
-        model: (B, channels, img_size, img_size) images to (B, classes) logits; left in its mode, on its device.
-        path: The file to create or replace.
+        model: (B, channels, img_size, img_size) images to (B, classes) logits; not modified.
+        path: File to create or replace.
         img_size: Side of the images, in pixels.
 
     Raises:
         InputError: If a library is missing.
-        ExportError: If the net cannot be exported, or onnxruntime disagrees with it. Nothing is left.
+        ExportError: If the export fails or onnxruntime disagrees with the network. No file is left.
     """
     require_onnx()
-    net = frozen(model)
-    program = trace(net, img_size)
-    seen: list[tuple[int, int, Agreement]] = []
+    net = inference_copy(model)
+    with silence(), one_line_errors("written as ONNX"):
+        onnx_program = translate(trace(net, img_size))
+    differences: list[float] = []
 
-    def write(temporary: Path) -> None:
-        with quiet(), told_in_one_line("written as ONNX"):
-            translate(program).save(temporary, external_data=False)
-        opset, nodes = _inspect(temporary)
-        run = open_onnx(temporary, threads=torch.get_num_threads())
-        seen.append((opset, nodes, compare(net, run, img_size=img_size, runtime="onnxruntime")))
+    def write(draft: Path) -> None:
+        with silence(), one_line_errors("written as ONNX"):
+            onnx_program.save(draft, external_data=False)
+        run = open_onnx(draft, threads=torch.get_num_threads())
+        differences.append(check_program(net, run, img_size=img_size, runtime="onnxruntime"))
 
     write_atomic(path, write)
-    ((opset, nodes, agreement),) = seen
-    return ProgramCheck(
-        path=path,
+    return ExportedFile(
+        file=path,
         bytes=path.stat().st_size,
-        runtime=f"onnxruntime {version('onnxruntime')}",
-        opset=opset,
-        nodes=nodes,
-        agreement=agreement,
+        check=describe_check(f"onnxruntime {version('onnxruntime')}", differences[0]),
+        difference=differences[0],
+        opset=onnx_program.model.opset_imports[""],
+        nodes=len(onnx_program.model.graph),
     )
 
 
 def translate(program: ExportedProgram) -> Any:
-    """The program as a `torch.onnx.ONNXProgram`, without what the exporter notes on every node."""
+    """Translate a traced program to a `torch.onnx.ONNXProgram`, without the exporter's notes on every node.
+
+    Raises:
+        ExportError: If the translation contains a scatter with reduction.
+    """
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     translated = torch.onnx.export(
@@ -82,41 +81,33 @@ def translate(program: ExportedProgram) -> Any:
         custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
     )
     assert translated is not None
+    refuse_reductions(onnx_reductions(translated.model.graph))
     ClearMetadataAndDocStringPass()(translated.model)  # file names of this machine, and a fifth of a small file
     return translated
 
 
 def _stable_sort(self: Any, *, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
-    """`aten::sort.stable`, for which the exporter has no translation: ONNX's TopK leaves ties in their order."""
+    """Translate `aten::sort.stable`, which the exporter does not know: ONNX's TopK keeps the order of ties."""
     from onnxscript import opset18 as op
 
     size = op.Gather(op.Shape(self), op.Constant(value_ints=[dim]), axis=0)
     return op.TopK(self, size, axis=dim, largest=int(descending), sorted=1)
 
 
-def _inspect(path: Path) -> tuple[int, int]:
-    """Version of the operators, and their number."""
-    import onnx
+def onnx_reductions(graph: Any) -> list[str]:
+    """List the operators of an `onnx_ir.Graph`, including nested graphs, that reduce while they scatter."""
+    from onnx_ir.traversal import RecursiveGraphIterator
 
-    model = onnx.load(path)
-    refuse(reductions_in_onnx(model.graph))
-    return next(opset.version for opset in model.opset_import if not opset.domain), len(model.graph.node)
-
-
-def reductions_in_onnx(graph: Any) -> list[str]:
-    """The operators of an `onnx.GraphProto`, and of the graphs inside it, that reduce while they scatter."""
     found = set()
-    for node in graph.node:
-        for attribute in node.attribute:
-            if node.op_type.startswith("Scatter") and attribute.name == "reduction" and attribute.s != b"none":
-                found.add(f"{node.op_type} with reduction {attribute.s.decode()}")
-            for inner in (attribute.g, *attribute.graphs):
-                found.update(reductions_in_onnx(inner))
+    for node in RecursiveGraphIterator(graph):
+        reduction = node.attributes.get_string("reduction", "none")
+        if node.op_type.startswith("Scatter") and reduction != "none":
+            found.add(f"{node.op_type} with reduction {reduction}")
     return sorted(found)
 
 
 def open_onnx(path: Path, *, threads: int) -> Callable[[Tensor], Tensor]:
-    """An ONNX file as a function of a batch of images, run by onnxruntime on so many threads of the CPU.
+    """Open an ONNX file in onnxruntime, on the CPU, as a function of a batch of images.
 
     Raises:
         ExportError: If onnxruntime refuses the file.
@@ -126,6 +117,6 @@ def open_onnx(path: Path, *, threads: int) -> Callable[[Tensor], Tensor]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors
-    with told_in_one_line("opened by onnxruntime"):
+    with one_line_errors("opened by onnxruntime"):
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run([LOGITS], {IMAGES: images.numpy()})[0])

@@ -1,4 +1,4 @@
-"""A net traced by `torch.export`, and what a traced program must not hold."""
+"""Tracing of a network by `torch.export`, and the operations that a program must not contain."""
 
 import copy
 import logging
@@ -15,43 +15,47 @@ from ltmsearch.errors import ExportError, LtmsearchError
 from ltmsearch.programs.verify import image_shape
 
 REDUCTIONS = ("scatter_add", "scatter_reduce", "scatter.reduce", "scatter.value_reduce", "index_add", "index_reduce")
-"""Parts of the names of torch's operations that add up by index; besides, an `index_put` that accumulates."""
+"""Parts of the names of torch operations that add by index, besides an `index_put` that accumulates."""
 
 
-def frozen(model: nn.Module) -> nn.Module:
-    """A copy for inference on the CPU.
+def inference_copy(model: nn.Module) -> nn.Module:
+    """Copy a network for inference on the CPU.
 
-    Without gradients: attention lays out its result in another way where one is wanted, and a program that was traced
-    for one way fails in the other.
+    Parameters of the copy need no gradients: attention uses another memory layout where one is needed, and a program
+    that was traced with one layout fails with the other.
     """
     return copy.deepcopy(model).cpu().eval().requires_grad_(False)
 
 
 def trace(net: nn.Module, img_size: int) -> ExportedProgram:
-    """The program of a frozen net for batches of any size.
+    """Trace a network for batches of any size.
+
+    Args:
+        net: An `inference_copy`.
+        img_size: Side of the images, in pixels.
 
     Raises:
-        ExportError: If it cannot be traced, or holds a scatter with reduction.
+        ExportError: If tracing fails, or the program contains a scatter with reduction.
     """
-    images = torch.zeros(2, *image_shape(net, img_size))  # a batch of 1 would be taken for a constant
-    with quiet(), told_in_one_line("traced"):
+    images = torch.zeros(2, *image_shape(net, img_size))  # torch.export treats a batch size of 1 as a constant
+    with silence(), one_line_errors("traced"):
         program = torch.export.export(net, (images,), dynamic_shapes=({0: Dim("batch", min=1)},))
-    for node in nodes(program):
+    for node in program_nodes(program):
         node.meta.pop("stack_trace", None)  # file names of this machine
-    refuse(reductions_by_index(program))
+    refuse_reductions(index_reductions(program))
     return program
 
 
-def nodes(program: ExportedProgram) -> Iterator[Node]:
-    """All nodes, also of the graphs inside, such as what runs without autocast."""
+def program_nodes(program: ExportedProgram) -> Iterator[Node]:
+    """Iterate over all nodes, including those of nested graphs, such as regions without autocast."""
     for module in program.graph_module.modules():
         if isinstance(module, GraphModule):
             yield from module.graph.nodes
 
 
-def reductions_by_index(program: ExportedProgram) -> list[str]:
-    """The operations of a program that add up by index, by name."""
-    return sorted({str(node.target) for node in nodes(program) if _adds_by_index(node)})
+def index_reductions(program: ExportedProgram) -> list[str]:
+    """List the names of a program's operations that add by index."""
+    return sorted({str(node.target) for node in program_nodes(program) if _adds_by_index(node)})
 
 
 def _adds_by_index(node: Node) -> bool:
@@ -61,31 +65,31 @@ def _adds_by_index(node: Node) -> bool:
     return any(part in name for part in REDUCTIONS)
 
 
-def refuse(found: Sequence[str]) -> None:
-    """Raise an `ExportError` if a program was found to hold scatters with reduction."""
+def refuse_reductions(found: Sequence[str]) -> None:
+    """Raise an `ExportError` if a program contains scatters with reduction."""
     if found:
-        raise ExportError(f"a program must not scatter with reduction, but this net does: {', '.join(found)}")
+        raise ExportError(f"a program must not scatter with reduction, but this network does: {', '.join(found)}")
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep back what the exporters print and warn of: versions, constants they fold, operations they do not know."""
-    before = logging.root.manager.disable
+def silence() -> Iterator[None]:
+    """Suppress warnings and log output of the exporters."""
+    previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        logging.disable(before)
+        logging.disable(previous)
 
 
 @contextmanager
-def told_in_one_line(what: str) -> Iterator[None]:
-    """Turn whatever the libraries raise into an `ExportError` of one line."""
+def one_line_errors(action: str) -> Iterator[None]:
+    """Convert exceptions of the exporters to an `ExportError` of one line."""
     try:
         yield
     except LtmsearchError:
         raise
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ExportError(f"the net cannot be {what}: {type(error).__name__}: {lines[0] if lines else ''}") from error
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        raise ExportError(f"the network cannot be {action}: {type(error).__name__}: {reason}") from error

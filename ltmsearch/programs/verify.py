@@ -1,9 +1,9 @@
-"""Whether a program computes what the net does."""
+"""Check that an exported program computes the same logits as the network."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,85 +11,80 @@ from torch import Tensor, nn
 from ltmsearch.errors import ExportError
 
 TOLERANCE = 1e-4
-"""Largest difference of logits that is put down to the order of sums; times the largest logit where that exceeds 1."""
+"""Largest allowed difference of a logit, times the largest absolute logit where that exceeds 1."""
 BATCHES = (1, 3)
-"""Sizes of the batches that a program is checked on."""
+"""Batch sizes of the check."""
 POOL, NOISE = 8, 1e-5
-"""Steady images are taken from so many, by how far noise of this size moves their logits."""
+"""Random images to choose the check images from, and the amplitude of the noise that shows how steady they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement:
-    """How near a program comes to the net."""
+class ExportedFile:
+    """One exported file and the result of its check."""
 
-    difference: float
-    """Largest absolute difference between their logits."""
-    tolerance: float
-    """What it may be: `TOLERANCE` · max(1, largest absolute logit)."""
-    batch_sizes: tuple[int, ...] = BATCHES
-    """The batches on which it was seen."""
-
-    def __str__(self) -> str:
-        return f"agrees: largest difference {self.difference:.1e} at batch {' and '.join(map(str, self.batch_sizes))}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProgramCheck:
-    """What was written, and how it was found to agree with the net."""
-
-    path: Path
-    """The file."""
+    file: Path
+    """Path of the file."""
     bytes: int
-    """Its size."""
-    runtime: str
-    """What ran it, with its version."""
-    opset: int | None
-    """Version of ONNX's operators; None for a program of `torch.export`."""
-    nodes: int
-    """Operations in its graph."""
-    agreement: Agreement
-    """With the net."""
+    """Size."""
+    check: str
+    """Result of reading the file back."""
+    difference: float | None = None
+    """Largest absolute difference between its logits and the network's; None for files without weights."""
+    opset: int | None = None
+    """Version of the ONNX operators; None for other files."""
+    nodes: int | None = None
+    """Operations of a program; None for other files."""
 
-    def __str__(self) -> str:
-        return f"{self.runtime} {self.agreement}"
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields for JSON."""
+        return {**asdict(self), "file": str(self.file)}
 
 
-def compare(net: nn.Module, run: Callable[[Tensor], Tensor], *, img_size: int, runtime: str) -> Agreement:
-    """Run a program and the net it was made of on the same random images.
+def check_program(net: nn.Module, run: Callable[[Tensor], Tensor], *, img_size: int, runtime: str) -> float:
+    """Compare a program with its network on random images.
 
-    Where a token belongs to two merged tokens alike, rounding decides which one a hard merge takes, and two right
-    programs differ. So the images are those, out of a few, whose logits move least when a little noise is added.
+    Where a token is equally close to two merged tokens, rounding decides which of them a hard merge chooses, and two
+    correct programs differ. The check therefore uses images whose logits change least under a little noise.
 
     Args:
-        net: On the CPU, in evaluation mode.
+        net: Network on the CPU, in evaluation mode.
         run: The program.
         img_size: Side of the images, in pixels.
-        runtime: What runs it, for messages.
+        runtime: Name of the runtime, for messages.
+
+    Returns:
+        Largest absolute difference of a logit.
 
     Raises:
-        ExportError: If they differ by more than the tolerance.
+        ExportError: If the logits differ by more than the tolerance.
     """
-    images, moved = steady_images(net, img_size)
+    images, sensitivity = steady_images(net, img_size)
     difference, largest = 0.0, 1.0
     with torch.inference_mode():
         for batch in images.split(BATCHES):
-            wanted, got = net(batch), run(batch)
-            if got.shape != wanted.shape or not torch.isfinite(got).all():
+            expected, got = net(batch), run(batch)
+            if got.shape != expected.shape or not torch.isfinite(got).all():
                 raise ExportError(f"{runtime} gives logits of another shape, or not finite, at batch {len(batch)}")
-            difference = max(difference, float((got - wanted).abs().max()))
-            largest = max(largest, float(wanted.abs().max()))
-    agreement = Agreement(difference=difference, tolerance=TOLERANCE * largest)
-    if difference <= agreement.tolerance:
-        return agreement
-    told = f"{runtime} must agree with the net up to {agreement.tolerance:.1e}, but differs by {difference:.1e}"
-    if moved > agreement.tolerance:
-        told += f"; but noise of {NOISE:g} in the images moves the net itself by {moved:.1e}: its merges are near ties"
-    raise ExportError(told)
+            difference = max(difference, float((got - expected).abs().max()))
+            largest = max(largest, float(expected.abs().max()))
+    tolerance = TOLERANCE * largest
+    if difference > tolerance:
+        message = f"{runtime} must agree with the network up to {tolerance:.1e}, but differs by {difference:.1e}"
+        if sensitivity > tolerance:
+            message += f"; noise of {NOISE:g} in the images changes the network's own logits by {sensitivity:.1e}, "
+            message += "because its merges are close to ties"
+        raise ExportError(message)
+    return difference
+
+
+def describe_check(runtime: str, difference: float) -> str:
+    """Describe a passed check in one phrase."""
+    return f"{runtime} agrees: largest difference {difference:.1e} at batch {' and '.join(map(str, BATCHES))}"
 
 
 @torch.inference_mode()
 def steady_images(net: nn.Module, img_size: int) -> tuple[Tensor, float]:
-    """Seeded random images, as many as all batches hold, and how far their logits move under noise.
+    """Choose the seeded random images whose logits change least under noise.
 
     Returns:
         (sum of `BATCHES`, channels, img_size, img_size) images and the largest change of a logit.
@@ -98,12 +93,12 @@ def steady_images(net: nn.Module, img_size: int) -> tuple[Tensor, float]:
     images = torch.randn(POOL, *image_shape(net, img_size), generator=generator)
     noise = NOISE * torch.randn(images.shape, generator=generator)
     logits = net(images)
-    # Both ways: beside a tie, one of them leads across.
-    moved = torch.stack([(net(images + way) - logits).abs().amax(dim=1) for way in (noise, -noise)]).amax(dim=0)
-    steady = moved.argsort()[: sum(BATCHES)]
-    return images[steady], float(moved[steady].max())
+    # Both signs: next to a tie, one of them crosses it.
+    change = torch.stack([(net(images + n) - logits).abs().amax(dim=1) for n in (noise, -noise)]).amax(dim=0)
+    steady = change.argsort()[: sum(BATCHES)]
+    return images[steady], float(change[steady].max())
 
 
 def image_shape(net: nn.Module, img_size: int) -> tuple[int, int, int]:
-    """(channels, rows, columns) of one image."""
+    """Return (channels, rows, columns) of one image."""
     return cast(int, net.in_chans), img_size, img_size

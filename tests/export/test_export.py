@@ -1,8 +1,7 @@
-"""Export: what leaves a study or a training, and that timm, `load_recipe` and other runtimes open it."""
+"""Export of studies and trainings: timm, `load_recipe` and other runtimes read the files."""
 
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,24 +12,19 @@ import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from support.command_line import Notes, call, tiny_study
 from support.nets import randomise
 from support.records import make_record
-from support.sizes import TINY
 from torch import nn
 
-from ltmsearch.callbacks import Callbacks
-from ltmsearch.cli.main import main
 from ltmsearch.config.recipe import Recipe, load_recipe
-from ltmsearch.config.settings import StudySettings
 from ltmsearch.errors import ExportError, InputError
 from ltmsearch.export import choose_trials, export_run
-from ltmsearch.export.folder import rebuild, write_recipe, write_weights
+from ltmsearch.export.folder import write_recipe, write_weights
 from ltmsearch.export.subnets import Subnet
 from ltmsearch.models.supernet import Supernet
-from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.records import TrialRecord, select_front
 from ltmsearch.search.run import Run
-from ltmsearch.study import run_study
 
 FAMILIES = {
     "mobilevit_xxs": ("stages.3.1.transformer.1", 64),
@@ -44,12 +38,8 @@ NAMES = ("dog", "cat", "bird")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of a finished study."""
-    folder = tmp_path_factory.mktemp("export") / "study"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
-        run_study(StudySettings.make("test", **{**TINY, "trials": 3, "out": str(folder)}))
-    return folder
+    """Run directory of a finished study."""
+    return tiny_study(tmp_path_factory.mktemp("export"), trials=3)
 
 
 @pytest.fixture
@@ -90,28 +80,19 @@ def replace_recipe(recipe: Recipe, **changes: Any) -> Recipe:
     return recipe.model_copy(update=changes)
 
 
-def call(*arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Exit code, standard output, standard error of `ltmsearch export ARGUMENTS`."""
-    monkeypatch.setattr(sys, "argv", ["ltmsearch", "export", *arguments])
-    with pytest.raises(SystemExit) as exit_info:
-        main()
-    output = capsys.readouterr()
-    return int(exit_info.value.code or 0), output.out, output.err
-
-
 def files_in(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-# -- a folder that timm and load_recipe reopen ------------------------------------------------------------------------
+# -- folders for timm and load_recipe ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backbone", sorted(FAMILIES))
-def test_timm_and_the_recipe_reopen_a_folder_to_the_bit(backbone: str, tmp_path: Path) -> None:
+def test_timm_and_load_recipe_rebuild_the_same_network(backbone: str, tmp_path: Path) -> None:
     recipe = make_recipe(backbone)
     net = trained(recipe)
-    subnet = Subnet(recipe=recipe, trial=7, class_names=NAMES, build=lambda: net)
-    written = [write_recipe(subnet, tmp_path), *write_weights(subnet, rebuild(recipe, net), net, tmp_path)]
+    subnet = Subnet(recipe=recipe, trial=7, class_names=NAMES, trained=net)
+    written = [write_recipe(recipe, tmp_path), *write_weights(subnet, tmp_path)]
     assert files_in(tmp_path) == ["config.json", "model.safetensors", "recipe.yaml"]
     assert [(file.file.name, file.bytes) for file in written] == [
         (name, (tmp_path / name).stat().st_size) for name in ("recipe.yaml", "model.safetensors", "config.json")
@@ -136,13 +117,12 @@ def test_timm_and_the_recipe_reopen_a_folder_to_the_bit(backbone: str, tmp_path:
         assert json.loads(file.metadata()["ltmsearch"])["class_names"] == list(NAMES)
 
 
-def test_a_folder_starts_other_nets_as_timm_has_it(tmp_path: Path) -> None:
+def test_folder_fine_tunes_with_other_classes_and_sizes(tmp_path: Path) -> None:
     """Another number of classes keeps all but the classifier, and another image size has its positions resized."""
     recipe = make_recipe("vit_tiny_patch16_224")
     net = trained(recipe)
-    subnet = Subnet(recipe=recipe, trial=None, class_names=None, build=lambda: net)
-    write_recipe(subnet, tmp_path)
-    write_weights(subnet, rebuild(recipe, net), net, tmp_path)
+    write_recipe(recipe, tmp_path)
+    write_weights(Subnet(recipe=recipe, trial=None, class_names=None, trained=net), tmp_path)
     assert "label_names" not in json.loads((tmp_path / "config.json").read_text())
     more = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=9)
     assert more.head.out_features == 9
@@ -155,31 +135,24 @@ def test_a_folder_starts_other_nets_as_timm_has_it(tmp_path: Path) -> None:
     assert not torch.equal(unloaded.head.weight, net.head.weight)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("wrong", ["weights", "schedule"])
-def test_a_folder_that_does_not_give_the_nets_logits_is_not_left(wrong: str, tmp_path: Path) -> None:
+def test_folder_with_other_logits_is_not_written(tmp_path: Path) -> None:
     recipe = make_recipe("mobilevit_xxs")
-    net = trained(recipe)
-    rebuilt = rebuild(recipe, net)
-    if wrong == "weights":
-        with torch.no_grad():
-            next(rebuilt.parameters()).mul_(1.01)
-    else:
-        layer = next(iter(recipe.schedule.keep_ratios))
-        recipe = replace_recipe(recipe, schedule=MergeSchedule(keep_ratios={layer: 0.3}))
-    subnet = Subnet(recipe=recipe, trial=None, class_names=NAMES, build=lambda: net)
-    write_recipe(subnet, tmp_path)
-    (tmp_path / "config.json").write_text("the one before")
-    with pytest.raises(ExportError, match="must give the logits of the net in memory, but does not"):
-        write_weights(subnet, rebuilt, net, tmp_path)
+    subnet = Subnet(recipe=recipe, trial=None, class_names=NAMES, trained=trained(recipe))
+    with torch.no_grad():
+        next(subnet.network.parameters()).mul_(1.01)
+    write_recipe(recipe, tmp_path)
+    (tmp_path / "config.json").write_text("the older one")
+    with pytest.raises(ExportError, match="must give the logits of the one in memory, but does not"):
+        write_weights(subnet, tmp_path)
     assert files_in(tmp_path) == ["config.json", "recipe.yaml"]
-    assert (tmp_path / "config.json").read_text() == "the one before"
+    assert (tmp_path / "config.json").read_text() == "the older one"
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
-# -- which trials -----------------------------------------------------------------------------------------------------
+# -- choice of trials -------------------------------------------------------------------------------------------------
 
 
-def test_trials_are_chosen_by_number_by_rank_and_by_cost(finished: Path) -> None:
+def test_trials_are_chosen_by_number_rank_and_cost(finished: Path) -> None:
     records = Run.open(finished).trials
     front = select_front(records)
     assert choose_trials(records) == front[:1]
@@ -187,8 +160,8 @@ def test_trials_are_chosen_by_number_by_rank_and_by_cost(finished: Path) -> None
     assert choose_trials(records, trial=front[-1].trial) == front[-1:]
     assert choose_trials(records, under_gflops=front[-1].gflops) == front[-1:]
     for choice, message in (
-        ({"trial": 999}, "trial 999 has no score; the front's are "),
-        ({"under_gflops": 0.01}, "no trial of the front costs up to 0.01 GFLOPs; the cheapest costs 0.2"),
+        ({"trial": 999}, "trial 999 has no score; the front has the trials "),
+        ({"under_gflops": 0.01}, "no trial of the front costs at most 0.01 GFLOPs; the cheapest costs 0.2"),
         ({"top": 1, "trial": 1}, "exclude each other"),
     ):
         with pytest.raises(InputError, match=message):
@@ -198,7 +171,7 @@ def test_trials_are_chosen_by_number_by_rank_and_by_cost(finished: Path) -> None
         choose_trials(dear)
 
 
-def test_trials_of_a_latency_study_are_chosen_by_what_the_clock_said() -> None:
+def test_trials_are_chosen_by_measured_latency() -> None:
     def record(trial: int, ms: float, top1: float, measured: float | None = None) -> TrialRecord:
         return make_record(
             trial=trial, kind="searched", state="scored", feasible=True, gflops=1.0 + trial / 10, latency_ms=ms,
@@ -216,26 +189,26 @@ def test_trials_of_a_latency_study_are_chosen_by_what_the_clock_said() -> None:
     assert chosen(under_ms=22.9) == [1], "predicted 20 ms, but measured over 22.9"
     assert chosen(under_gflops=1.15) == [1]
     for choice, message in (
-        ({"under_ms": 10.9}, "no trial of the front takes up to 10.9 ms; the fastest takes 11.00"),
-        ({"under_gflops": 1.05}, "no trial of the front costs up to 1.05 GFLOPs; the cheapest costs 1.1000"),
+        ({"under_ms": 10.9}, "no trial of the front takes at most 10.9 ms; the fastest takes 11.00"),
+        ({"under_gflops": 1.05}, "no trial of the front costs at most 1.05 GFLOPs; the cheapest costs 1.1000"),
         ({"under_ms": 30.0, "under_gflops": 1.0}, "--under-gflops and --under-ms exclude each other"),
     ):
         with pytest.raises(InputError, match=message):
             chosen(**choice)
     with pytest.raises(InputError, match="no front yet"):
         choose_trials([], cost="latency_ms")
-    with pytest.raises(InputError, match="no trial of the front takes up to 5 ms$"):
+    with pytest.raises(InputError, match="no trial of the front takes at most 5 ms$"):
         choose_trials([], under_ms=5.0, cost="latency_ms")
 
 
 # -- a study ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_studys_trials_leave_with_their_weights(
+def test_export_of_a_study_with_weights(
     study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     records = select_front(Run.open(study).trials)
-    code, out, err = call(str(study), "--top", "2", "--weights", monkeypatch=monkeypatch, capsys=capsys)
+    code, out, err = call("export", str(study), "--top", "2", "--weights", monkeypatch=monkeypatch, capsys=capsys)
     assert code == 0, err
     wanted = [
         study / "export" / str(record.trial) / name
@@ -244,14 +217,16 @@ def test_a_studys_trials_leave_with_their_weights(
     ]
     assert [Path(line.split("  ")[0]) for line in out.splitlines()] == wanted
     assert all(path.is_file() for path in wanted)
-    assert out.splitlines()[1].endswith(" MB  timm's local-dir and the recipe give the same logits to the bit")
+    assert out.splitlines()[1].endswith(" MB  timm's local-dir and the recipe give exactly the same logits")
     recipe = load_recipe(wanted[0])
     assert recipe.provenance["trial"] == records[0].trial
     assert recipe.schedule == records[0].schedule
     model = timm.create_model(f"local-dir:{wanted[0].parent}", pretrained=True)
     assert torch.isfinite(model.eval()(torch.randn(1, 3, 224, 224))).all()
     assert model.pretrained_cfg["label_names"] == [str(digit) for digit in range(10)]
-    code, out, _ = call(str(study), "--trial", str(records[0].trial), "--json", monkeypatch=monkeypatch, capsys=capsys)
+    code, out, _ = call(
+        "export", str(study), "--trial", str(records[0].trial), "--json", monkeypatch=monkeypatch, capsys=capsys
+    )
     assert code == 0
     (record,) = json.loads(out)
     size = wanted[0].stat().st_size
@@ -265,11 +240,11 @@ def test_a_studys_trials_leave_with_their_weights(
 
 
 @pytest.mark.slow
-def test_a_training_leaves_in_every_form(
+def test_export_of_a_training_in_every_format(
     training: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ("--weights", "--onnx", "--program", "--json")
-    code, out, err = call(str(training), *arguments, monkeypatch=monkeypatch, capsys=capsys)
+    code, out, err = call("export", str(training), *arguments, monkeypatch=monkeypatch, capsys=capsys)
     assert code == 0, err
     records = json.loads(out)
     names = ["recipe.yaml", "model.safetensors", "config.json", "model.onnx", "model.pt2"]
@@ -290,15 +265,12 @@ def test_a_training_leaves_in_every_form(
     assert model.pretrained_cfg["label_names"] == list(NAMES)
 
 
-def test_a_training_leaves_its_best_weights_or_others(training: Path) -> None:
-    class Notes(Callbacks):
-        def note(self, line: str) -> None:
-            lines.append(line)
-
-    lines: list[str] = []
+def test_export_of_best_or_given_weights_of_a_training(training: Path) -> None:
+    notes = Notes()
+    lines = notes.lines
 
     def exported(**choice: Any) -> dict[str, torch.Tensor]:
-        export_run(training, weights=True, callbacks=Notes(), **choice)
+        export_run(training, weights=True, callbacks=notes, **choice)
         return timm.create_model(f"local-dir:{training / 'export'}", pretrained=True).state_dict()
 
     for given, name in (({}, "best"), ({"checkpoint": training / "last.safetensors"}, "last")):
@@ -309,8 +281,8 @@ def test_a_training_leaves_its_best_weights_or_others(training: Path) -> None:
         assert all(torch.equal(value, wanted[name]) for name, value in state.items())
     assert lines == []
     (training / "export/model.onnx").write_bytes(b"")
-    export_run(training, callbacks=Notes())
-    assert lines.pop().endswith("perhaps of other weights: config.json, model.onnx, model.safetensors")
+    export_run(training, callbacks=notes)
+    assert lines.pop().endswith("perhaps with other weights: config.json, model.onnx, model.safetensors")
     (training / "export/model.onnx").unlink()
     plain = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=32)
     save_file(plain.state_dict(), training / "plain.safetensors")
@@ -319,73 +291,78 @@ def test_a_training_leaves_its_best_weights_or_others(training: Path) -> None:
     assert lines[0].endswith("is of the plain net: its ltm merging operators are untrained")
 
 
-# -- what cannot be exported ------------------------------------------------------------------------------------------
+# -- refused input ----------------------------------------------------------------------------------------------------
 
 
-def test_what_does_not_go_together_is_told_and_nothing_is_written(
+def test_conflicting_input_writes_nothing(
     study: Path, training: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     empty = training.parent / "empty"
     empty.mkdir()
     for arguments, message in (
-        ((training, "--trial", "3"), "--trial chooses among the trials of a study, but "),
-        ((training, "--top", "3", "--onnx"), "--top chooses among the trials of a study, but "),
-        ((training, "--under-ms", "3"), "--under-ms chooses among the trials of a study, but "),
+        ((training, "--trial", "3"), "--trial needs the run directory of a study, but "),
+        ((training, "--top", "3", "--onnx"), "--top needs the run directory of a study, but "),
+        ((training, "--under-ms", "3"), "--under-ms needs the run directory of a study, but "),
         ((training, "--checkpoint", "none"), "the checkpoint must be a file, but none does not exist"),
         ((training, "--checkpoint", study / "supernet.safetensors"), "does not fit vit_tiny_patch16_224: "),
         (
             (study, "--checkpoint", training / "best.safetensors"),
-            "--checkpoint must come with the folder of a training",
+            "--checkpoint needs the folder of a training, but ",
         ),
         ((study, "--trial", "999", "--weights"), "trial 999 has no score"),
         ((study, "--under-ms", "3"), "--under-ms needs a study with a latency budget (--budget-ms)"),
-        ((empty,), "but holds neither settings.yaml nor recipe.yaml"),
-        ((empty / "nowhere",), "nowhere must be the run directory of a study or the folder of a training, but is no"),
+        ((empty,), "but has neither settings.yaml nor recipe.yaml"),
+        (
+            (empty / "nowhere",),
+            "nowhere must be the run directory of a study or the folder of a training, but is not a folder",
+        ),
     ):
-        code, out, err = call(*map(str, arguments), monkeypatch=monkeypatch, capsys=capsys)
+        code, out, err = call("export", *map(str, arguments), monkeypatch=monkeypatch, capsys=capsys)
         assert (code, out) == (2, ""), err
         assert message in err
         assert err.startswith("error: ")
         assert err.count("\n") == 1
     (training / "export").write_text("in the way")
-    code, _, err = call(str(training), monkeypatch=monkeypatch, capsys=capsys)
+    code, _, err = call("export", str(training), monkeypatch=monkeypatch, capsys=capsys)
     assert code == 2
     assert "training/export cannot be written: File exists" in err
     (training / "export").unlink()
     (training / "best.safetensors").unlink()
-    code, _, err = call(str(training), "--weights", monkeypatch=monkeypatch, capsys=capsys)
+    code, _, err = call("export", str(training), "--weights", monkeypatch=monkeypatch, capsys=capsys)
     assert code == 2
     assert "best.safetensors does not exist" in err
     assert not (study / "export").exists()
     assert not (training / "export").exists()
 
 
-def test_shared_weights_are_no_subnets(study: Path) -> None:
+def test_shared_weights_are_refused(study: Path) -> None:
     record = select_front(Run.open(study).trials)[0]
     export_run(study, trial=record.trial)
     folder = study / "export" / str(record.trial)
-    with pytest.raises(InputError, match="holds the shared ones of a study; ltmsearch export takes its run directory"):
+    with pytest.raises(
+        InputError, match="has the shared weights of a study; give `ltmsearch export` the run directory"
+    ):
         export_run(folder, checkpoint=study / "supernet.safetensors", weights=True)
 
 
-def test_onnx_without_its_libraries_is_told_before_anything_is_written(
+def test_missing_onnx_libraries_write_nothing(
     training: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("ltmsearch.programs.onnx.find_spec", lambda _: None)
-    code, _, err = call(str(training), "--weights", "--onnx", monkeypatch=monkeypatch, capsys=capsys)
+    code, _, err = call("export", str(training), "--weights", "--onnx", monkeypatch=monkeypatch, capsys=capsys)
     assert code == 2
     assert err == "error: --onnx needs onnx, onnxscript and onnxruntime: pip install 'ltmsearch[onnx]'\n"
     assert not (training / "export").exists()
 
 
-def test_a_program_that_disagrees_is_exit_code_1(
+def test_failed_check_is_exit_code_1(
     training: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise ExportError("the program must agree with the net")
+        raise ExportError("the program must agree with the network")
 
     monkeypatch.setattr("ltmsearch.export.run.export_program", refuse)
-    code, _, err = call(str(training), "--program", monkeypatch=monkeypatch, capsys=capsys)
+    code, _, err = call("export", str(training), "--program", monkeypatch=monkeypatch, capsys=capsys)
     assert code == 1
-    assert err.splitlines()[-1] == "failed: the program must agree with the net"
+    assert err.splitlines()[-1] == "failed: the program must agree with the network"
     assert files_in(training / "export") == ["recipe.yaml"]

@@ -18,7 +18,7 @@ from ltmsearch.errors import InputError
 from ltmsearch.merging import CONTENT_GAIN, OPERATORS
 from ltmsearch.models import MERGING, attached_operators, create_subnet, get_adapter, known_backbones, set_schedule
 from ltmsearch.models.supernet import Supernet
-from ltmsearch.programs.tracing import reductions_by_index
+from ltmsearch.programs.tracing import index_reductions
 from ltmsearch.schedules.schedule import Form, MergeSchedule
 
 VARIANTS = [(name, form) for name, operator in sorted(OPERATORS.items()) for form in operator.forms]
@@ -173,7 +173,7 @@ class TestConformance:
         subnet = supernet.extract(some_schedule(supernet.layers, 4, operator, form))
         images = torch.randn(2, 3, 96, 96)
         program = torch.export.export(subnet, (images,))
-        assert reductions_by_index(program) == []
+        assert index_reductions(program) == []
         with torch.no_grad():
             torch.testing.assert_close(program.module()(images), subnet(images), atol=1e-3, rtol=1e-3)
 
