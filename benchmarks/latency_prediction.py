@@ -23,8 +23,8 @@ from harness.tables import print_table
 
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.latency.build import build_profile, profile_space, target_costs
-from ltmsearch.latency.measurement import Session
-from ltmsearch.latency.runtimes import open_stage
+from ltmsearch.latency.measurement import InterleavedTimer
+from ltmsearch.latency.runtimes import open_runner
 from ltmsearch.latency.target import LatencyTarget
 from ltmsearch.models import get_adapter
 from ltmsearch.schedules.schedule import MergeSchedule
@@ -47,19 +47,19 @@ COLUMNS = {
 
 def measure_halves(target: LatencyTarget, supernet: Any, schedules: list[MergeSchedule], rounds: int) -> np.ndarray:
     """(2, schedules) latencies over the plain net's from two halves of the measurement."""
-    plain, sessions = MergeSchedule.uniform(supernet.layers, 1.0), []
-    with open_stage(target, supernet) as stage:
+    plain, timers = MergeSchedule.uniform(supernet.layers, 1.0), []
+    with open_runner(target, supernet) as runner:
         for half in range(2):
-            session = Session(stage, plain, device=target.device, threads=target.threads, seed=half)
-            for _ in session.visit_all(schedules, rounds // 2):
+            timer = InterleavedTimer(runner, plain, device=target.device, threads=target.threads, seed=half)
+            for _ in timer.sample(schedules, rounds // 2):
                 pass
-            sessions.append(session)
-    return np.array([[s.reading(schedule).ms / s.reading(plain).ms for schedule in schedules] for s in sessions])
+            timers.append(timer)
+    return np.array([[t.measurement(s).ms / t.measurement(plain).ms for s in schedules] for t in timers])
 
 
 def compare(backbone: str, args: argparse.Namespace) -> dict[str, Any]:
     """Predicted and measured latencies of one backbone, and their agreement."""
-    target = LatencyTarget.here(
+    target = LatencyTarget.local(
         device=args.device, batch_size=args.batch_size, runtime=args.runtime, threads=args.threads
     )
     file = SpaceFile.load(None, family=get_adapter(backbone).family)
@@ -98,7 +98,7 @@ def main() -> None:
     parser = benchmark_parser(__doc__)
     add_backbones(parser, BACKBONES)
     parser.add_argument("--schedules", type=int, default=50)
-    parser.add_argument("--rounds", type=int, default=10, help="visits to each schedule, an even number")
+    parser.add_argument("--rounds", type=int, default=10, help="samples of each schedule, an even number")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--runtime", default="torch")

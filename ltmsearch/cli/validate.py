@@ -1,5 +1,6 @@
 """The `validate` command."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -52,6 +53,6 @@ def validate(
             callbacks=callbacks,
         )
     if as_json:
-        print_json(record.as_dict())
+        print_json(asdict(record))
     else:
         print_validation(results(), record)

@@ -5,7 +5,7 @@ import os
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import cast
+from typing import Any, cast
 
 import timm
 import torch
@@ -58,7 +58,11 @@ def write_weights(subnet: Subnet, folder: Path) -> list[ExportedFile]:
     with TemporaryDirectory(dir=folder, prefix=".draft-") as name:
         draft = Path(name)
         write_atomic(draft / WEIGHTS, pack_weights(subnet.network.state_dict(), facts))
-        config = {"name": recipe.model, "img_size": recipe.img_size, "inputs": input_config(recipe.backbone)}
+        config: dict[str, Any] = {
+            "name": recipe.model,
+            "img_size": recipe.img_size,
+            "inputs": input_config(recipe.backbone),
+        }
         write_atomic(draft / CONFIG, partial(write_config, model=subnet.network, class_names=names, **config))
         assert subnet.trained is not None
         _check_logits(draft, recipe, subnet.trained)

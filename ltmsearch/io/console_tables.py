@@ -1,7 +1,7 @@
 """Tables that fit the terminal: columns that do not fit move to further tables, and no cell is cut."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -34,3 +34,16 @@ def print_in_parts(console: Console, columns: Sequence[Column], build: Callable[
             break
     for table in tables:
         console.print(table)
+
+
+def make_table(*headings: str, **options: Any) -> Table:
+    """Make a table without line breaks in cells: the first column left-aligned, the others right-aligned."""
+    table = Table(**options)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+    return table
+
+
+def print_line(console: Console, text: str) -> None:
+    """Print text as it is, without markup, colours or line breaks, so that paths can be copied."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,8 +1,8 @@
-"""Latency as users get it: subnets timed on a device, profiles kept of that, and predictions from them."""
+"""Latency of subnets on a device: measurements, profiles, and predictions from them."""
 
 from ltmsearch.latency.build import build_profile, profile_space, subnets_to_time
 from ltmsearch.latency.command import profile_backbone, profile_recipe
-from ltmsearch.latency.measurement import Reading
+from ltmsearch.latency.measurement import Measurement
 from ltmsearch.latency.profile import LatencyProfile, TimedSubnet, find_profile, profile_path
 from ltmsearch.latency.study import PROFILE, StudyLatency, measure, settings_target, study_latency
 from ltmsearch.latency.target import LatencyTarget, hardware_name
@@ -11,7 +11,7 @@ __all__ = [
     "PROFILE",
     "LatencyProfile",
     "LatencyTarget",
-    "Reading",
+    "Measurement",
     "StudyLatency",
     "TimedSubnet",
     "build_profile",

@@ -1,4 +1,4 @@
-"""Making a latency profile: which subnets are timed, and for how long."""
+"""Measurement of a latency profile: choice of subnets and duration."""
 
 import math
 import time
@@ -8,9 +8,9 @@ import torch
 
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.costs import WHOLE_NET, CostModel, cost_model
-from ltmsearch.latency.measurement import Session
+from ltmsearch.latency.measurement import InterleavedTimer
 from ltmsearch.latency.profile import LatencyProfile, TimedSubnet
-from ltmsearch.latency.runtimes import open_stage
+from ltmsearch.latency.runtimes import open_runner
 from ltmsearch.latency.target import LatencyTarget
 from ltmsearch.merging import get_operator
 from ltmsearch.models.supernet import Supernet
@@ -18,20 +18,20 @@ from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.schedules.space import SearchSpace, SpaceFile
 
 SECONDS = 100.0
-"""Aim for the timing of a profile, as far as `FEWEST` subnets allow it."""
+"""Intended duration of a profile, as far as `FEWEST` subnets allow."""
 FEWEST, MOST = 32, 72
-"""Subnets of a profile; more than that only where a layer has so many choices."""
+"""Subnets of a profile; more only if a layer has more choices."""
 MERGING_SHARE = 2 / 3
-"""Of the subnets of a profile, those that merge at a given layer."""
+"""Share of the subnets that merge at a given layer."""
 ROUNDS = 2
-"""Visits to each."""
-PLAIN_VISITS = 5
-"""Visits to the plain net before anything else."""
+"""Samples of each subnet."""
+PLAIN_SAMPLES = 5
+"""Samples of the plain network before anything else."""
 
 
 def profile_space(file: SpaceFile, costs: CostModel) -> SearchSpace:
-    """All that a search-space file offers, whether it saves multiply-adds or not: time may tell otherwise."""
-    file = file.model_copy(update={"ib_weight": None})  # which changes no net
+    """Return all choices of a search-space file, including those that save time but no multiply-adds."""
+    file = file.model_copy(update={"ib_weight": None})  # does not affect the network
     return SearchSpace.build(
         file,
         costs.layer_grids,
@@ -42,7 +42,7 @@ def profile_space(file: SpaceFile, costs: CostModel) -> SearchSpace:
 
 
 def target_costs(backbone: str, operator: str, target: LatencyTarget) -> tuple[Supernet, CostModel]:
-    """A backbone with any weights for a target's images and classes, and its costs."""
+    """Return a supernet with random weights for a target's images and classes, and its cost model."""
     with torch.random.fork_rng():
         supernet = Supernet(backbone, operator=operator, num_classes=target.num_classes, img_size=target.img_size)
     size = (target.img_size, target.img_size)
@@ -52,67 +52,71 @@ def target_costs(backbone: str, operator: str, target: LatencyTarget) -> tuple[S
 def build_profile(
     backbone: str, operator: str, file: SpaceFile, target: LatencyTarget, callbacks: Callbacks
 ) -> LatencyProfile:
-    """Time the plain net and random subnets, and fit the model that predicts all others.
+    """Time the plain network and random subnets, and fit the model that predicts all others.
 
     Args:
         backbone: timm name.
         operator: Merging operator.
-        file: The choices whose latency is wanted.
-        target: Where and how, on this machine.
+        file: Search-space file with the choices to predict.
+        target: Target on this machine.
         callbacks: Receives progress.
     """
     start = time.monotonic()
     supernet, costs = target_costs(backbone, operator, target)
     space = profile_space(file, costs)
     plain = MergeSchedule.uniform(costs.layers, 1.0, operator)
-    with open_stage(target, supernet, sorted({chain.module for chain in costs.chains})) as stage:
-        session = Session(stage, plain, device=target.device, threads=target.threads)
-        visits = session.visit_all([plain], 1 + PLAIN_VISITS)
-        next(visits)
-        first = time.monotonic() - start
-        for _ in visits:
-            pass
-        one = (time.monotonic() - start - first) / PLAIN_VISITS
-        each = 1.7 * ROUNDS * one  # a subnet, and the plain net beside it
-        if target.runtime != "torch":
-            each += first  # every net is compiled or exported
-        schedules = subnets_to_time(space, int(SECONDS / each))
-        callbacks.note(f"timing {len(schedules)} subnets on {target}: about {len(schedules) * each / 60:.1f} minutes")
+    with open_runner(target, supernet, sorted({chain.module for chain in costs.chains})) as runner:
+        timer = InterleavedTimer(runner, plain, device=target.device, threads=target.threads)
+        seconds = _seconds_per_subnet(timer, plain, target)
+        schedules = subnets_to_time(space, int(SECONDS / seconds))
+        minutes = len(schedules) * seconds / 60
+        callbacks.note(f"timing {len(schedules)} subnets on {target}: about {minutes:.1f} minutes")
         callbacks.phase("timing subnets", len(schedules) * ROUNDS)
-        for done, _ in enumerate(session.visit_all(schedules, ROUNDS), start=1):
+        for done, _ in enumerate(timer.sample(schedules, ROUNDS), start=1):
             callbacks.advance(done)
-        of_plain = session.reading(plain)
+        plain_latency = timer.measurement(plain)
         subnets = []
         for schedule in schedules:
-            reading = session.reading(schedule)
+            latency = timer.measurement(schedule)
             subnets.append(
                 TimedSubnet(
                     keep_ratios=dict(schedule.keep_ratios),
                     forms=dict(schedule.forms),
-                    reading=reading,
-                    extra_ms=session.extra_segments(schedule) or {WHOLE_NET: reading.ms - of_plain.ms},
+                    reading=latency,
+                    extra_ms=timer.extra_module_ms(schedule) or {WHOLE_NET: latency.ms - plain_latency.ms},
                 )
             )
     return LatencyProfile.fitted(
         costs,
-        of_plain,
+        plain_latency,
         subnets,
         backbone=backbone,
         space=space.digest(),
         target=target,
-        load=session.load,
+        load=timer.load,
         seconds=time.monotonic() - start,
     )
 
 
-def subnets_to_time(space: SearchSpace, number: int = FEWEST) -> list[MergeSchedule]:
-    """Random schedules in which every choice of every layer comes about equally often.
+def _seconds_per_subnet(timer: InterleavedTimer, plain: MergeSchedule, target: LatencyTarget) -> float:
+    start = time.monotonic()
+    samples = timer.sample([plain], 1 + PLAIN_SAMPLES)
+    next(samples)
+    first = time.monotonic() - start
+    for _ in samples:
+        pass
+    seconds = 1.7 * ROUNDS * (time.monotonic() - start - first) / PLAIN_SAMPLES  # with the plain network's samples
+    return seconds if target.runtime == "torch" else seconds + first  # each network is compiled or exported
 
-    Of each layer about a third stay plain: merges that accumulate would leave few tokens to all but the first.
+
+def subnets_to_time(space: SearchSpace, number: int = FEWEST) -> list[MergeSchedule]:
+    """Draw random schedules in which every choice of every layer occurs about equally often.
+
+    About a third of the choices of each layer stay plain: more merging would leave few tokens to later layers.
 
     Args:
-        space: Of a profile: see `profile_space`.
-        number: How many are wanted; kept between `FEWEST` and `MOST` as far as every choice has its turn.
+        space: Search space of a profile: see `profile_space`.
+        number: Number of schedules, limited to `FEWEST`..`MOST` unless some choice would not occur.
     """
     most_choices = max(len(options) - 1 for options in space.choices)
     number = max(min(max(number, FEWEST), MOST), math.ceil(most_choices / MERGING_SHARE))

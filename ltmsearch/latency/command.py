@@ -1,4 +1,4 @@
-"""What `ltmsearch profile` does, for a backbone and for a recipe."""
+"""The command `ltmsearch profile`, for a backbone and for a recipe."""
 
 import logging
 from collections.abc import Mapping
@@ -27,28 +27,28 @@ def profile_backbone(
     backbone: str,
     operator: str,
     space: str | None,
-    target: Mapping[str, Any],
+    target_options: Mapping[str, Any],
     *,
     again: bool = False,
     out: Path | None = None,
     callbacks: Callbacks | None = None,
 ) -> tuple[LatencyTarget, dict[str, Any]]:
-    """The latency profile of a backbone: the one that was kept, or made now and kept.
+    """Return the latency profile of a backbone from the cache, or measure it.
 
     Args:
         backbone: timm name.
         operator: Merging operator.
-        space: Search-space file, or the name of a shipped one; None: the family's own.
-        target: Arguments of `LatencyTarget.here`.
-        again: Make it anew.
-        out: Write it here as well.
+        space: Search-space file, or the name of a shipped one; None: the default of the backbone's family.
+        target_options: Arguments of `LatencyTarget.local`.
+        again: Measure it again.
+        out: Also write it to this file.
         callbacks: Receives progress.
 
     Returns:
-        The target, and what is told of the profile.
+        The target, and the profile's record for JSON.
 
     Raises:
-        InputError: If a name is unknown, or this machine cannot do what is asked.
+        InputError: If a name is unknown, or this machine does not support the target.
     """
     callbacks = callbacks or Callbacks()
     if out is not None:
@@ -57,47 +57,45 @@ def profile_backbone(
             raise InputError(f"--out must be a file, but {out} is a folder")
     file = SpaceFile.load(space, family=get_adapter(backbone).family)
     get_operator(operator)
-    here = LatencyTarget.here(**target)
-    costs = backbone_costs(backbone, here.img_size, operator, num_classes=here.num_classes)
-    choices = profile_space(file, costs)
-    path = profile_path(backbone, operator, choices, here)
+    target = LatencyTarget.local(**target_options)
+    costs = backbone_costs(backbone, target.img_size, operator, num_classes=target.num_classes)
+    search_space = profile_space(file, costs)
+    path = profile_path(backbone, operator, search_space, target)
     profile = None if again else find_profile(path)
-    _log.info("profile %s: %s", path, "to be made" if profile is None else "found")
+    _log.info("profile %s: %s", path, "not found" if profile is None else "found")
     if profile is None:
-        profile = build_profile(backbone, operator, file, here, callbacks)
+        profile = build_profile(backbone, operator, file, target, callbacks)
         profile.save(path)
     if out is not None:
         profile.save(out)
-    return here, profile_record(profile, costs, choices, str(path))
+    return target, profile_record(profile, costs, search_space, str(path))
 
 
 def profile_recipe(
-    path: Path, target: Mapping[str, Any], callbacks: Callbacks | None = None
+    path: Path, target_options: Mapping[str, Any], callbacks: Callbacks | None = None
 ) -> tuple[LatencyTarget, dict[str, Any]]:
-    """A recipe's net and the plain one, timed beside each other.
+    """Time a recipe's network and the plain one.
 
     Args:
-        path: The recipe.
-        target: Arguments of `LatencyTarget.here`; image size and classes are the recipe's where they are not given.
+        path: Recipe file.
+        target_options: Arguments of `LatencyTarget.local`; image size and classes default to the recipe's.
         callbacks: Receives progress.
 
     Returns:
-        The target, and per net its reading and cost.
+        The target, and a record with latency and cost of both networks for JSON.
 
     Raises:
-        InputError: If the recipe is missing or damaged, or this machine cannot do what is asked.
+        InputError: If the recipe is missing or damaged, or this machine does not support the target.
     """
     recipe = load_recipe(path)
-    here = LatencyTarget.here(**{"img_size": recipe.img_size, "num_classes": recipe.num_classes, **target})
-    costs = backbone_costs(recipe.backbone, here.img_size, recipe.schedule.operator, num_classes=here.num_classes)
-    operator = recipe.schedule.operator
+    backbone, operator = recipe.backbone, recipe.schedule.operator
+    target = LatencyTarget.local(**{"img_size": recipe.img_size, "num_classes": recipe.num_classes, **target_options})
+    costs = backbone_costs(backbone, target.img_size, operator, num_classes=target.num_classes)
     plain = MergeSchedule.uniform(costs.layers, 1.0, operator)
-    schedules = {f"plain {recipe.backbone}": plain, path.name: recipe.schedule}
-    readings = measure(
-        recipe.backbone, recipe.schedule.operator, here, list(schedules.values()), callbacks or Callbacks()
-    )
+    schedules = {f"plain {backbone}": plain, path.name: recipe.schedule}
+    measured = measure(backbone, operator, target, list(schedules.values()), callbacks or Callbacks())
     nets = {
-        name: {"reading": readings[schedule].model_dump(), "gflops": costs.macs(schedule) / GIGA}
+        name: {"reading": measured[schedule].model_dump(), "gflops": costs.macs(schedule) / GIGA}
         for name, schedule in schedules.items()
     }
-    return here, {"backbone": recipe.backbone, "recipe": str(path), "target": here.model_dump(), "nets": nets}
+    return target, {"backbone": backbone, "recipe": str(path), "target": target.model_dump(), "nets": nets}

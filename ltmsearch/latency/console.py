@@ -1,4 +1,4 @@
-"""Latency for people: what `ltmsearch profile` prints."""
+"""Record and tables of `ltmsearch profile`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ltmsearch.costs import CostModel
-from ltmsearch.io.console_tables import print_in_parts
-from ltmsearch.latency.measurement import Reading
+from ltmsearch.io.console_tables import make_table, print_in_parts, print_line
+from ltmsearch.latency.measurement import Measurement
 from ltmsearch.latency.profile import Check, LatencyProfile
 from ltmsearch.latency.target import LatencyTarget
 from ltmsearch.schedules.schedule import Choice, MergeSchedule
@@ -17,7 +17,7 @@ from ltmsearch.schedules.space import SearchSpace
 
 
 def profile_record(profile: LatencyProfile, costs: CostModel, space: SearchSpace, path: str) -> dict[str, Any]:
-    """What is told of a profile, for JSON: the target, the plain net, and per layer what merging there alone saves."""
+    """Return the target, the plain network, and predictions of uniform schedules and of single layers, for JSON."""
     model = profile.model(costs)
     low, high = model.table(space.choices).reachable()
     return {
@@ -33,118 +33,96 @@ def profile_record(profile: LatencyProfile, costs: CostModel, space: SearchSpace
         "lowest_ms": low,
         "highest_ms": high,
         "uniform": {
-            f"{ratio:g} {form}": {
-                "latency_ms": model.latency_ms(schedule), "gflops": costs.gflops(schedule),
-            }
-            for (ratio, form), schedule in _uniform(space).items()
+            name: {"latency_ms": model.latency_ms(schedule), "gflops": costs.gflops(schedule)}
+            for name, schedule in _uniform_schedules(space).items()
         },
         "saved_ms": {
             layer: {str(choice): model.base_ms - model.cost_at_one_layer(layer, choice) for choice in options[1:]}
             for layer, options in zip(space.layers, space.choices, strict=True)
         },
-    }  # fmt: skip
+    }
 
 
-def _uniform(space: SearchSpace) -> dict[tuple[float, str], MergeSchedule]:
-    """The same keep ratio in the same form in all layers, for every pair that all layers offer near enough."""
+def _uniform_schedules(space: SearchSpace) -> dict[str, MergeSchedule]:
+    """Return schedules with one keep ratio and form in all layers, or the nearest ratio that a layer offers."""
     choices = {choice for options in space.choices for choice in options if choice.keep_ratio < 1}
     schedules = {}
     for ratio, form in sorted(choices, key=lambda choice: (-choice.keep_ratio, choice.form or "")):
-        of_form = [[Choice(1.0), *(c for c in options if c.form == form)] for options in space.choices]
-        taken = [min(options, key=lambda c: abs(c.keep_ratio - ratio)) for options in of_form]
-        if all(len(options) > 1 for options in of_form) and any(choice.keep_ratio == ratio for choice in taken):
-            schedules[ratio, form or space.operator] = MergeSchedule(
-                keep_ratios={layer: c.keep_ratio for layer, c in zip(space.layers, taken, strict=True)},
+        offered = [[Choice(1.0), *(c for c in options if c.form == form)] for options in space.choices]
+        nearest = [min(options, key=lambda c: abs(c.keep_ratio - ratio)) for options in offered]
+        if all(len(options) > 1 for options in offered) and any(choice.keep_ratio == ratio for choice in nearest):
+            schedules[f"{ratio:g} {form or space.operator}"] = MergeSchedule(
+                keep_ratios={layer: c.keep_ratio for layer, c in zip(space.layers, nearest, strict=True)},
                 operator=space.operator,
-                forms={layer: c.form for layer, c in zip(space.layers, taken, strict=True) if c.form is not None},
+                forms={layer: c.form for layer, c in zip(space.layers, nearest, strict=True) if c.form is not None},
             )
     return schedules
 
 
 def print_profile(console: Console, record: Mapping[str, Any], target: LatencyTarget) -> None:
-    """Totals, uniform keep ratios, and per layer what merging there alone saves."""
-    plain = Reading.model_validate(record["plain"])
-    _words(console, f"{record['backbone']}, {record['operator']}; {target}")
-    _words(console, f"plain net {_reading(plain)} ms; {record['load']:.1f} was the machine's greatest load meanwhile")
-    _words(
-        console,
-        f"predicted from {record['subnets']} subnets, timed in {record['seconds']:.0f} s, "
-        f"{Check.model_validate(record['check'])}; schedules reach {record['lowest_ms']:.2f} to "
-        f"{record['highest_ms']:.2f} ms",
-    )
-    table = Table("keep ratio in all layers", "ms", "× plain", "GFLOPs", box=None)
+    """Print the plain network, uniform keep ratios, and the time saved by merging at single layers."""
+    plain = Measurement.model_validate(record["plain"])
+    for line in (
+        f"{record['backbone']}, {record['operator']}; {target}",
+        f"plain network {_format(plain)} ms; highest load of the machine meanwhile {record['load']:.1f}",
+        f"predicted from {record['subnets']} subnets, timed in {record['seconds']:.0f} s; "
+        f"{Check.model_validate(record['check'])}",
+        f"schedules range from {record['lowest_ms']:.2f} to {record['highest_ms']:.2f} ms",
+    ):
+        console.print(line, markup=False, highlight=False)
+    table = make_table("keep ratio in all layers", "ms", "× plain", "GFLOPs", box=None)
     for name, uniform in record["uniform"].items():
         share = uniform["latency_ms"] / plain.ms
         table.add_row(name, f"{uniform['latency_ms']:.2f}", f"{share:.2f}", f"{uniform['gflops']:.4f}")
-    _right(table)
     console.print(table)
     choices = list(dict.fromkeys(choice for saved in record["saved_ms"].values() for choice in saved))
     ratios = sorted({choice.partition(" ")[0] for choice in choices}, key=float, reverse=True)
     forms = list(dict.fromkeys(choice.partition(" ")[2] for choice in choices))
-    print_in_parts(console, ratios, lambda some: _saved_table(record["saved_ms"], some, forms))
+    print_in_parts(console, ratios, lambda part: _saved_table(record["saved_ms"], part, forms))
     console.print(
-        "Under a keep ratio, in ms: what merging at this layer alone saves; [red]red![/red] costs time. A dash: the "
-        "same tokens as another ratio.",
+        "ms saved by merging at this layer only, per keep ratio; [red]red![/red]: slower. Dash: same tokens as another "
+        "ratio.",
         highlight=False,
     )
-    _path(console, "kept in", record["file"])
+    print_line(console, f"profile: {record['file']}")
 
 
 def _saved_table(saved_ms: Mapping[str, Mapping[str, float]], ratios: Sequence[str], forms: Sequence[str]) -> Table:
-    """What merging at each layer alone saves, for some of the keep ratios."""
-    table = Table("layer", "", *ratios, box=None)
+    table = make_table("layer", "", *ratios, box=None)
+    table.columns[1].justify = "left"
     for layer, saved in saved_ms.items():
         for form in forms:
-            cells = [_saved(saved.get(f"{ratio} {form}".strip())) for ratio in ratios]
+            cells = [_format_saved(saved.get(f"{ratio} {form}".strip())) for ratio in ratios]
             table.add_row(layer if form == forms[0] else "", form, *cells)
-    _right(table)
-    table.columns[1].justify = "left"
     return table
 
 
 def print_nets(console: Console, target: LatencyTarget, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Nets that were timed beside each other, the first of them the plain one."""
-    _words(console, str(target))
-    table = Table("net", "ms", "× plain", "GFLOPs", "× plain", "visits", box=None)
+    """Print latency and cost of networks; the first is the plain one."""
+    console.print(str(target), markup=False, highlight=False)
+    table = make_table("network", "ms", "× plain", "GFLOPs", "× plain", "samples", box=None)
+    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"  # file names may be long
     plain = next(iter(rows.values()))
     for name, row in rows.items():
-        reading = Reading.model_validate(row["reading"])
+        latency = Measurement.model_validate(row["reading"])
         table.add_row(
             Text(name),
-            _reading(reading),
-            f"{reading.ms / plain['reading']['ms']:.3f}",
+            _format(latency),
+            f"{latency.ms / plain['reading']['ms']:.3f}",
             f"{row['gflops']:.4f}",
             f"{row['gflops'] / plain['gflops']:.3f}",
-            str(reading.visits),
+            str(latency.visits),
         )
-    _right(table)
-    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"  # a file may have any name
     console.print(table)
     if not all(row["reading"]["stable"] for row in rows.values()):
-        _words(console, "? unstable: the readings scatter, also after further visits; a quieter machine would help")
+        console.print("? unstable even after more samples; measure again on a machine with less load", highlight=False)
 
 
-def _reading(reading: Reading) -> str:
-    return f"{reading.ms:.2f} ± {reading.ms * reading.error:.2f}" + ("" if reading.stable else "?")
+def _format(latency: Measurement) -> str:
+    return f"{latency.ms:.2f} ± {latency.ms * latency.error:.2f}" + ("" if latency.stable else "?")
 
 
-def _saved(ms: float | None) -> str:
+def _format_saved(ms: float | None) -> str:
     if ms is None:
         return "-"
     return f"{ms:.2f}" if ms > 0 else f"[red]{ms:.2f}![/red]"
-
-
-def _right(table: Table) -> None:
-    for column in table.columns:
-        column.no_wrap = True
-    for column in table.columns[1:]:
-        column.justify = "right"
-
-
-def _words(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False)
-
-
-def _path(console: Console, words: str, path: str) -> None:
-    """On one line, however long: it is to be copied."""
-    console.print(f"{words} {path}", markup=False, highlight=False, soft_wrap=True)

@@ -1,12 +1,11 @@
-"""Timing nets beside each other on a machine that is never quite quiet.
+"""Latency measurement of networks on a machine with other load.
 
-A net is timed in visits: a visit is one `torch.utils.benchmark` measurement, a few runs after two that warm up. Visits
-to different nets alternate with visits to the plain net: what slows the machine for a while slows neighbours alike, and
-a net's ratio to the plain net hardly feels it. Of a net is reported the median of its ratios times the plain net's
-least median, which is that of the moment when the machine was quietest.
+A network is timed in samples: one sample is one `torch.utils.benchmark` measurement, the mean of a few runs after two
+warm-up runs. Samples of different networks alternate with samples of the plain network. Whatever slows the machine for
+a while slows neighbouring samples equally, and hardly affects the ratio of a network to the plain one. The latency of a
+network is the median of its ratios times the lowest median of the plain network, taken when the machine was quietest.
 
-On one thread of a CPU the clock is that thread's processor time. Where nothing else runs it is the time on the wall;
-where something does, the turns of others are not counted as the net's.
+On one thread of a CPU, times are that thread's processor time, which excludes the time slices of other processes.
 """
 
 import logging
@@ -27,85 +26,85 @@ from ltmsearch.schedules.schedule import MergeSchedule
 _log = logging.getLogger(__name__)
 
 MIN_RUNS = 3
-"""Runs of a visit that count, however long one takes."""
-VISIT_SECONDS = 0.1
-"""Length of a visit, as far as `MIN_RUNS` do not take longer."""
+"""Runs of a sample, at least."""
+SAMPLE_SECONDS = 0.1
+"""Duration of a sample, unless `MIN_RUNS` take longer."""
 WINDOW = 3
-"""Visits in a row whose median counts, where the least of medians is looked for."""
+"""Consecutive samples of each median, of which the lowest counts."""
 UNSTABLE = 0.02
-"""Standard error of a reading, as a share of it, from which on its net is visited again."""
+"""Relative standard error from which a network is sampled again."""
 PER_IQR = 0.93
 """Standard error of a median of n normal numbers over their interquartile range / √n: 1.2533 / 1.349."""
 
 Clock = Callable[[], float]
 
 
-class Reading(BaseModel):
-    """The latency of one net, in milliseconds per batch."""
+class Measurement(BaseModel):
+    """Latency of one network, in milliseconds per batch. Field names are those of profile files."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     ms: float
-    """Of the plain net the least median; of others the median of their ratios to the plain net, times that."""
+    """Latency: see the top of this module."""
     least_ms: float
-    """Least median of `WINDOW` visits in a row, of this session."""
+    """Lowest median of `WINDOW` consecutive samples of this network."""
     iqr_ms: float
-    """Interquartile range of all visits."""
+    """Interquartile range of all samples."""
     error: float
-    """Standard error of `ms` as a share of it, from the spread over visits (of ratios, but for the plain net)."""
+    """Relative standard error of `ms`, from the spread over samples (of their ratios to the plain network)."""
     visits: int
+    """Number of samples."""
     runs: int
-    """Of all visits."""
+    """Number of runs in all samples."""
     stable: bool
-    """Whether `error` is below `UNSTABLE`, at last after further visits."""
+    """Whether `error` is below `UNSTABLE`."""
 
 
-class Stage(Protocol):
-    """Whoever makes nets ready to be timed."""
+class NetworkRunner(Protocol):
+    """Runs the networks of schedules on a target."""
 
-    keeps_all: bool
-    """Whether changing between nets costs next to nothing; else each is timed to the end before the next."""
+    switches_fast: bool
+    """Whether changing the network takes almost no time; if not, each network gets all its samples in a row."""
 
-    def ready(self, schedule: MergeSchedule) -> Callable[[], object]:
-        """One forward pass of a schedule's net on a batch, to be called before the next `ready`."""
+    def load(self, schedule: MergeSchedule) -> Callable[[], object]:
+        """Return a forward pass of a schedule's network on a batch, valid until the next `load`."""
         ...
 
-    def segments(self) -> dict[str, list[float]]:
-        """Milliseconds of parts of the net in each run since this was asked last, by module; may be empty."""
+    def module_times(self) -> dict[str, list[float]]:
+        """Return the milliseconds of single modules in each run since the last call; empty if not available."""
         ...
 
 
-def clock_of(device: str, threads: int | None) -> Clock:
-    """What tells the time: see the top of this module."""
+def get_clock(device: str, threads: int | None) -> Clock:
+    """Return processor time for one CPU thread, and wall time otherwise."""
     return time.thread_time if device == "cpu" and threads == 1 else timeit.default_timer
 
 
 @dataclass
-class _Visits:
-    """What was seen of one net; an entry per visit."""
+class _Samples:
+    """Samples of one network; one entry per sample."""
 
-    places: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
     ms: list[float] = field(default_factory=list)
-    segments: list[dict[str, float]] = field(default_factory=list)
+    module_ms: list[dict[str, float]] = field(default_factory=list)
     runs: int = 0
 
 
-class Session:
-    """Visits to nets of one backbone on one stage, the plain net between them.
+class InterleavedTimer:
+    """Time networks of one backbone, with samples of the plain network in between.
 
     Args:
-        stage: Makes nets ready.
-        plain: The plain net's schedule.
-        device: The stage's.
-        plain_ms: Latency of the plain net by an earlier session on the same target. Ratios are multiplied by the lesser
-            of that and this session's. None: there is none.
-        threads: Of torch on the CPU.
-        seed: Of the order of visits.
+        runner: Runs the networks.
+        plain: Schedule of the plain network.
+        device: Device of the runner.
+        threads: torch threads on the CPU.
+        plain_ms: Earlier latency of the plain network on the same target, used for ratios if it is lower; None: none.
+        seed: Seed of the order of samples.
     """
 
     def __init__(
         self,
-        stage: Stage,
+        runner: NetworkRunner,
         plain: MergeSchedule,
         *,
         device: str,
@@ -113,88 +112,89 @@ class Session:
         plain_ms: float | None = None,
         seed: int = 0,
     ) -> None:
-        self._stage, self._plain, self._number = stage, plain, MIN_RUNS
-        self._threads, self._clock = threads or 1, clock_of(device, threads)
-        self._known_ms = math.inf if plain_ms is None else plain_ms
+        self._runner, self._plain, self._runs = runner, plain, MIN_RUNS
+        self._threads, self._clock = threads or 1, get_clock(device, threads)
+        self._earlier_ms = math.inf if plain_ms is None else plain_ms
         self._rng = np.random.default_rng(seed)
-        self._seen: dict[MergeSchedule, _Visits] = {}
-        self._place = 0
+        self._samples: dict[MergeSchedule, _Samples] = {}
+        self._position = 0
         self.load = os.getloadavg()[0]
-        """Greatest load of the machine that was seen, over one minute."""
+        """Highest one-minute load average of the machine so far."""
 
-    def visit_all(self, schedules: Sequence[MergeSchedule], rounds: int, *, again: int = 0) -> Iterator[None]:
-        """Visit each of some nets in every round, and those that are unstable after it again; yields per visit.
+    def sample(self, schedules: Sequence[MergeSchedule], rounds: int, *, extra_rounds: int = 0) -> Iterator[None]:
+        """Sample each network once per round; yields after every sample.
 
         Args:
-            schedules: The nets.
-            rounds: Visits to each.
-            again: How often as many visits are added to those that are unstable.
+            schedules: The networks.
+            rounds: Samples of each.
+            extra_rounds: How often `rounds` samples are added for networks that are still unstable.
         """
-        yield from self._rounds(schedules, rounds)
-        for _ in range(again):
-            yield from self._rounds([s for s in schedules if not self.reading(s).stable], rounds)
+        yield from self._sample_rounds(schedules, rounds)
+        for _ in range(extra_rounds):
+            yield from self._sample_rounds([s for s in schedules if not self.measurement(s).stable], rounds)
 
-    def _rounds(self, schedules: Sequence[MergeSchedule], rounds: int) -> Iterator[None]:
+    def _sample_rounds(self, schedules: Sequence[MergeSchedule], rounds: int) -> Iterator[None]:
         order = [schedule for schedule in schedules for _ in range(rounds)]
-        if self._stage.keeps_all:
+        if self._runner.switches_fast:
             order = [schedules[i] for _ in range(rounds) for i in self._rng.permutation(len(schedules))]
         for schedule in order:
-            self._visit(self._plain)
+            self._take_sample(self._plain)
             if schedule != self._plain:
-                self._visit(schedule)
+                self._take_sample(schedule)
             yield
         if order:
-            self._visit(self._plain)
+            self._take_sample(self._plain)
 
-    def _visit(self, schedule: MergeSchedule) -> None:
-        run = self._stage.ready(schedule)
-        self._stage.segments()
+    def _take_sample(self, schedule: MergeSchedule) -> None:
+        run, runs = self._runner.load(schedule), self._runs
+        self._runner.module_times()
         timer = Timer("run()", globals={"run": run}, num_threads=self._threads, timer=self._clock)
-        seen = timer.timeit(self._number)
-        visits = self._seen.setdefault(schedule, _Visits())
-        visits.ms.append(1e3 * seen.mean)
-        # The runs before, which warmed up, have passed the segments too.
-        visits.segments.append({n: float(np.mean(ms[-self._number :])) for n, ms in self._stage.segments().items()})
-        visits.runs += self._number
-        _log.debug("visit %d: %.3f ms, mean of %d runs; %s", self._place, visits.ms[-1], self._number, schedule)
-        visits.places.append(self._place)
-        self._place += 1
-        self._number = max(MIN_RUNS, round(VISIT_SECONDS / seen.mean))
+        mean = timer.timeit(runs).mean
+        samples = self._samples.setdefault(schedule, _Samples())
+        samples.ms.append(1e3 * mean)
+        # The last ones only: warm-up runs are among the module times.
+        samples.module_ms.append({n: float(np.mean(ms[-runs:])) for n, ms in self._runner.module_times().items()})
+        samples.runs += runs
+        samples.positions.append(self._position)
+        _log.debug("sample %d: %.3f ms, mean of %d runs; %s", self._position, 1e3 * mean, runs, schedule)
+        self._position += 1
+        self._runs = max(MIN_RUNS, round(SAMPLE_SECONDS / mean))
         self.load = max(self.load, os.getloadavg()[0])
 
-    def reading(self, schedule: MergeSchedule) -> Reading:
-        """What was seen of a net that was visited."""
-        visits, plain = self._seen[schedule], self._seen[self._plain]
-        values = np.array(visits.ms)
-        ms = base_ms = min(_least_median(plain.ms), self._known_ms)
+    def measurement(self, schedule: MergeSchedule) -> Measurement:
+        """Return the latency of a sampled network."""
+        samples, plain = self._samples[schedule], self._samples[self._plain]
+        values = np.array(samples.ms)
+        ms = base_ms = min(_least_median(plain.ms), self._earlier_ms)
         if schedule != self._plain:
-            values = values / np.interp(visits.places, plain.places, plain.ms)
+            values = values / np.interp(samples.positions, plain.positions, plain.ms)
             ms = float(np.median(values)) * base_ms
         error = PER_IQR * _iqr(values) / float(np.median(values)) / len(values) ** 0.5
-        return Reading(
+        return Measurement(
             ms=ms,
-            least_ms=_least_median(visits.ms),
-            iqr_ms=_iqr(visits.ms),
+            least_ms=_least_median(samples.ms),
+            iqr_ms=_iqr(samples.ms),
             error=error,
             visits=len(values),
-            runs=visits.runs,
+            runs=samples.runs,
             stable=error < UNSTABLE,
         )
 
-    def extra_segments(self, schedule: MergeSchedule) -> dict[str, float]:
-        """What the parts of a net take beyond those of the plain net, in milliseconds, by module."""
-        visits, plain = self._seen[schedule], self._seen[self._plain]
+    def extra_module_ms(self, schedule: MergeSchedule) -> dict[str, float]:
+        """Return the difference of each module's time to the plain network, in milliseconds."""
+        samples, plain = self._samples[schedule], self._samples[self._plain]
         extra = {}
-        for name in visits.segments[0]:
-            of_plain = np.array([segments[name] for segments in plain.segments])
-            share = float(np.median(of_plain / np.array(plain.ms)))
-            ratios = [segments[name] for segments in visits.segments] / np.interp(visits.places, plain.places, of_plain)
+        for name in samples.module_ms[0]:
+            plain_ms = np.array([times[name] for times in plain.module_ms])
+            share = float(np.median(plain_ms / np.array(plain.ms)))
+            ratios = [times[name] for times in samples.module_ms] / np.interp(
+                samples.positions, plain.positions, plain_ms
+            )
             extra[name] = (float(np.median(ratios)) - 1) * share * _least_median(plain.ms)
         return extra
 
 
 def _least_median(ms: Sequence[float]) -> float:
-    """The least median of `WINDOW` values in a row."""
     windows = np.lib.stride_tricks.sliding_window_view(np.array(ms), min(WINDOW, len(ms)))
     return float(np.median(windows, axis=1).min())
 

@@ -1,4 +1,4 @@
-"""Latency profiles: what was timed of a backbone's subnets on one target, kept per device and found again."""
+"""Latency profiles: measurements of a backbone's subnets on one target, with the fitted model, stored per device."""
 
 import hashlib
 import json
@@ -7,19 +7,19 @@ from typing import Self
 
 import numpy as np
 import platformdirs
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from ltmsearch.costs import CostModel, LatencyModel, Timing, fit_latency
 from ltmsearch.errors import InputError, shortened
 from ltmsearch.io.files import read_json, write_atomic
-from ltmsearch.latency.measurement import Reading
-from ltmsearch.latency.target import LatencyTarget, target_file_name
+from ltmsearch.latency.measurement import Measurement
+from ltmsearch.latency.target import LatencyTarget
 from ltmsearch.schedules.schedule import Form, MergeSchedule
 from ltmsearch.schedules.space import SearchSpace
 
 SCHEMA = 1
 FOLDS = 5
-"""Parts of the subnets, each of which is predicted from the others to see how far predictions are off."""
+"""Folds of the cross-validation of predictions."""
 
 
 class TimedSubnet(BaseModel):
@@ -29,35 +29,35 @@ class TimedSubnet(BaseModel):
 
     keep_ratios: dict[str, float]
     forms: dict[str, Form]
-    reading: Reading
+    reading: Measurement
+    """Measured latency."""
     extra_ms: dict[str, float]
-    """Beyond the plain net, by module; "" is the whole net."""
+    """Difference to the plain network, by module; "" is the whole network."""
 
     def schedule(self, operator: str) -> MergeSchedule:
-        """Its schedule."""
+        """Return its schedule."""
         return MergeSchedule(keep_ratios=self.keep_ratios, operator=operator, forms=self.forms)
 
 
 class Check(BaseModel):
-    """How far predictions are off subnets that the model was not fitted to."""
+    """Cross-validated prediction error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     error: float | None
-    """Mean absolute difference between predicted and measured latency, as a share of the measured; None where there
-    are so few subnets that none can be predicted from the others."""
+    """Mean relative error of held-out subnets; None if there are too few subnets."""
     noise: float
-    """Mean standard error of the measured ones, as a share: what no prediction can be better than."""
+    """Mean relative standard error of the measurements, a lower bound for `error`."""
     subnets: int
-    """How many were predicted from others."""
+    """Number of held-out predictions."""
 
     def __str__(self) -> str:
-        off = "too few to hold any out" if self.error is None else f"off by {self.error:.1%} on average where held out"
-        return f"{off} (noise of a single reading {self.noise:.1%})"
+        error = "too few to hold any out" if self.error is None else f"mean error {self.error:.1%} when held out"
+        return f"{error} (measurement noise {self.noise:.1%})"
 
 
 class LatencyProfile(BaseModel):
-    """What was timed of one backbone, one operator and one space on one target."""
+    """Measurements of one backbone, operator and search space on one target, with the model fitted to them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -65,121 +65,105 @@ class LatencyProfile(BaseModel):
     backbone: str
     operator: str
     space: str
-    """Digest of the search space whose choices were timed."""
+    """Digest of the search space."""
     target: LatencyTarget
-    plain: Reading
-    """Of the plain net."""
+    plain: Measurement
+    """Latency of the plain network."""
     subnets: list[TimedSubnet]
     load: float
-    """Greatest load of the machine meanwhile, over one minute."""
+    """Highest one-minute load average of the machine meanwhile."""
     seconds: float
-    """That all of it took."""
+    """Duration of the profiling."""
     weights: dict[str, float]
-    """Of the fitted model: see `LatencyModel`."""
+    """Weights of the fitted `LatencyModel`."""
     check: Check
 
     @classmethod
-    def fitted(cls, costs: CostModel, plain: Reading, subnets: list[TimedSubnet], **about: object) -> Self:
-        """A profile with the model fitted to all subnets, and checked on parts of them.
+    def fitted(cls, costs: CostModel, plain: Measurement, subnets: list[TimedSubnet], **fields: object) -> Self:
+        """Fit the model to all subnets and cross-validate it.
 
         Args:
-            costs: The shapes of the layers.
-            plain: Latency of the plain net.
-            subnets: What was timed.
-            about: The other fields.
+            costs: Cost model of the backbone.
+            plain: Latency of the plain network.
+            subnets: Measured subnets.
+            fields: The other fields of the profile.
         """
         timings = [Timing(schedule=s.schedule(costs.operator), extra_ms=s.extra_ms) for s in subnets]
         model = fit_latency(costs, plain.ms, timings)
-        return cls.model_validate(
-            {
-                "operator": costs.operator,
-                "plain": plain,
-                "subnets": subnets,
-                "weights": dict(model.weights),
-                "check": _cross_check(costs, plain, subnets, timings),
-                **about,
-            }
-        )
+        fields |= {"operator": costs.operator, "plain": plain, "subnets": subnets, "weights": dict(model.weights)}
+        return cls.model_validate({"check": _cross_validate(costs, plain, subnets, timings), **fields})
 
     @classmethod
     def load_file(cls, path: Path) -> Self:
         """Read a profile.
 
         Raises:
-            InputError: If the file is missing or is no profile.
+            InputError: If the file is missing or is not a profile.
         """
         try:
             content = read_json(path)
             if content.get("schema_version") != SCHEMA:
                 raise InputError(
                     f"{path}: schema_version must be {SCHEMA} for this ltmsearch, but got "
-                    f"{shortened(repr(content.get('schema_version')))}; ltmsearch profile makes it anew"
+                    f"{shortened(repr(content.get('schema_version')))}; make a new one with `ltmsearch profile`"
                 )
             return cls.model_validate(content)
         except OSError as error:
             raise InputError(f"the latency profile {path} cannot be read: {error.strerror or error}") from error
-        except (ValueError, ValidationError, AttributeError) as error:
-            raise InputError(f"{path} must be a latency profile, as ltmsearch profile writes it") from error
+        except (ValueError, AttributeError) as error:
+            raise InputError(f"{path} must be a latency profile made by `ltmsearch profile`") from error
 
     def save(self, path: Path) -> Path:
-        """Write as JSON, atomically; the folder is made."""
+        """Write as JSON, atomically, creating the folder."""
         path.parent.mkdir(parents=True, exist_ok=True)
         return write_atomic(path, self.model_dump_json(indent=1) + "\n")
 
     def model(self, costs: CostModel) -> LatencyModel:
-        """The fitted model.
-
-        Args:
-            costs: Of the profile's backbone at its image size.
-        """
+        """Return the fitted model for the cost model of the profile's backbone and image size."""
         return LatencyModel(chains=costs.chains, operator=self.operator, base_ms=self.plain.ms, weights=self.weights)
 
-    def refuse_unless_for(self, where: Path, *, backbone: str, operator: str, space: str, img_size: int) -> None:
-        """Raise unless a study can use this profile.
-
-        Raises:
-            InputError: Naming what does not fit.
-        """
-        for name, mine, wanted in (
+    def require(self, path: Path, *, backbone: str, operator: str, space: str, img_size: int) -> None:
+        """Raise an `InputError` unless the profile, read from `path`, fits a study."""
+        for name, mine, required in (
             ("backbone", self.backbone, backbone),
             ("operator", self.operator, operator),
             ("image size", self.target.img_size, img_size),
             ("search space", self.space, space),
         ):
-            if mine != wanted:
-                raise InputError(f"{where} is a latency profile of the {name} {mine}, but the study's is {wanted}")
+            if mine != required:
+                raise InputError(f"{path} is a latency profile of the {name} {mine}, but the study's is {required}")
 
 
-def _cross_check(costs: CostModel, plain: Reading, subnets: list[TimedSubnet], timings: list[Timing]) -> Check:
+def _cross_validate(costs: CostModel, plain: Measurement, subnets: list[TimedSubnet], timings: list[Timing]) -> Check:
     order = np.random.default_rng(0).permutation(len(subnets))
     errors = []
     for fold in range(FOLDS):
-        held = set(order[fold::FOLDS].tolist())
-        known = [timing for i, timing in enumerate(timings) if i not in held]
-        if not known:
+        held_out = set(order[fold::FOLDS].tolist())
+        others = [timing for i, timing in enumerate(timings) if i not in held_out]
+        if not others:
             continue
-        model = fit_latency(costs, plain.ms, known)
-        for i in held:
+        model = fit_latency(costs, plain.ms, others)
+        for i in held_out:
             measured = subnets[i].reading.ms
             try:
                 errors.append(abs(model.latency_ms(timings[i].schedule) - measured) / measured)
-            except ValueError:  # a choice that no other subnet takes
+            except ValueError:  # a choice that no other subnet has
                 continue
     noise = float(np.mean([s.reading.error for s in subnets]))
-    error = float(np.mean(errors)) if errors else None
-    return Check(error=error, noise=noise, subnets=len(errors))
+    return Check(error=float(np.mean(errors)) if errors else None, noise=noise, subnets=len(errors))
 
 
 def profile_path(backbone: str, operator: str, space: SearchSpace, target: LatencyTarget) -> Path:
-    """Where the profile of a target on this machine is kept: below the user's cache folder."""
+    """Return the path of a profile in the user's cache folder."""
     key = json.dumps([SCHEMA, backbone, operator, space.digest(), target.model_dump()], sort_keys=True)
-    short = hashlib.sha256(key.encode()).hexdigest()[:12]
-    name = f"{backbone}-{operator}-{target_file_name(target)}-{short}.json"
-    return platformdirs.user_cache_path("ltmsearch") / "profiles" / name
+    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+    device = target.device.replace(":", "")
+    batches = f"{target.img_size}px-b{target.batch_size}-{target.runtime}-{target.dtype}-{device}"
+    return platformdirs.user_cache_path("ltmsearch") / "profiles" / f"{backbone}-{operator}-{batches}-{digest}.json"
 
 
 def find_profile(path: Path) -> LatencyProfile | None:
-    """The profile that an earlier run kept there, None where there is none or it cannot be used any more."""
+    """Return the profile at a path; None if there is none or it is damaged."""
     if not path.exists():
         return None
     try:

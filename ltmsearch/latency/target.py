@@ -1,4 +1,4 @@
-"""Where and how latency is measured. A latency holds for one target, and for nothing else."""
+"""Conditions of a latency measurement: device, runtime and batches. A latency is valid for one target only."""
 
 import os
 import platform
@@ -17,22 +17,22 @@ from ltmsearch.programs import require_onnx
 
 
 class LatencyTarget(BaseModel):
-    """A device, what runs the net on it, and on what batches."""
+    """A device, the runtime on it, and the batches."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     device: str
-    """torch's name of the device: `cpu`, `cuda` or `cuda:1`, …"""
+    """torch name of the device: `cpu`, `cuda` or `cuda:1`, …"""
     hardware: str
-    """What the device calls itself."""
+    """Model name of the device."""
     threads: int | None = Field(ge=1)
     """Threads on a CPU; None on a GPU."""
     runtime: Engine
-    """What runs the net."""
+    """Runtime of the network."""
     dtype: NumberFormat
-    """Number format of weights and images; merging operators compute their masks in fp32 in any."""
+    """Number format of weights and images; merging operators always compute their masks in fp32."""
     memory_format: MemoryFormat
-    """How images and convolution weights lie in memory."""
+    """Memory layout of images and convolution weights."""
     batch_size: int = Field(ge=1)
     """Images per forward pass."""
     img_size: int = Field(ge=32, le=2048)
@@ -40,10 +40,10 @@ class LatencyTarget(BaseModel):
     num_classes: int = Field(ge=1)
     """Width of the classifier."""
     versions: dict[str, str]
-    """Of the libraries that latency depends on."""
+    """Versions of the libraries that affect latency."""
 
     @classmethod
-    def here(
+    def local(
         cls,
         *,
         device: str = "auto",
@@ -55,46 +55,29 @@ class LatencyTarget(BaseModel):
         img_size: int = 224,
         num_classes: int = 1000,
     ) -> Self:
-        """The target on this machine.
+        """Return a target on this machine; arguments are the fields of the same name.
 
         Args:
-            device: `auto`, `cpu`, `cuda`, `cuda:1`, …
-            runtime: See `Engine`.
-            dtype: `fp32`, `bf16` or `fp16`.
-            memory_format: `channels_last` or `contiguous`.
-            batch_size: Images per forward pass.
-            threads: On a CPU; None: one, which gives the steadiest figures.
-            img_size: Side of the images, in pixels.
-            num_classes: Width of the classifier.
+            device: Also `auto`.
+            threads: None: one on a CPU, which gives the most stable latencies.
 
         Raises:
-            InputError: If this machine or the runtime cannot do that.
+            InputError: If this machine or the runtime does not support it.
         """
-        for name, value, known in (
+        for name, value, choices in (
             ("runtime", runtime, get_args(Engine)),
             ("dtype", dtype, get_args(NumberFormat)),
             ("memory format", memory_format, get_args(MemoryFormat)),
         ):
-            if value not in known:
-                raise not_among(f"the {name} of a latency", value, known)
+            if value not in choices:
+                raise not_among(f"the {name} of a latency target", value, choices)
         found = find_device(device)
-        on_cpu = found.type == "cpu"
-        if threads is not None and not (on_cpu and 1 <= threads <= (os.cpu_count() or 1)):
-            rule = f"from 1 to {os.cpu_count()}, the CPUs of this machine" if on_cpu else "left out on a GPU"
-            raise InputError(f"the threads of a latency must be {rule}, but got {threads}")
-        if runtime == "onnxruntime":
-            require_onnx()
-            if not on_cpu or dtype != "fp32":
-                raise InputError(f"onnxruntime is measured in fp32 on the CPU, but got {dtype} on {found}")
-        if on_cpu and dtype == "fp16":
-            raise InputError("fp16 is not measured on a CPU, where most operations lack it; fp32 or bf16 would do")
-        if dtype == "bf16" and not has_bf16(found):
-            raise InputError(f"{found} has no bf16 instructions: emulated, it is many times slower; fp32 would do")
+        _refuse_unsupported(found, runtime, dtype, threads)
         libraries = ["ltmsearch", "torch", "timm", *(["onnxruntime"] if runtime == "onnxruntime" else [])]
         content: dict[str, Any] = {
             "device": str(found),
             "hardware": hardware_name(found),
-            "threads": (threads or 1) if on_cpu else None,
+            "threads": (threads or 1) if found.type == "cpu" else None,
             "runtime": runtime,
             "dtype": dtype,
             "memory_format": memory_format if runtime != "onnxruntime" else "contiguous",
@@ -106,9 +89,17 @@ class LatencyTarget(BaseModel):
         return check(cls, content, "latency")
 
     def differences(self, other: "LatencyTarget") -> list[str]:
-        """In what this target differs from another, as phrases: what it has and what that has."""
+        """List the fields that differ, each with both values."""
         mine, theirs = self.model_dump(), other.model_dump()
         return [f"{name} {mine[name]!r} and {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
+
+    def differences_to_local(self) -> list[str]:
+        """List the differences to this machine in its current state, or why it does not support the target."""
+        options = self.model_dump(exclude={"hardware", "versions"})
+        try:
+            return self.differences(LatencyTarget.local(**options))
+        except InputError as error:
+            return [str(error)]
 
     def __str__(self) -> str:
         threads = f", {self.threads} thread{'s' if self.threads != 1 else ''}" if self.threads else ""
@@ -119,17 +110,26 @@ class LatencyTarget(BaseModel):
         )
 
 
+def _refuse_unsupported(device: torch.device, runtime: str, dtype: str, threads: int | None) -> None:
+    on_cpu, cpus = device.type == "cpu", os.cpu_count() or 1
+    if threads is not None and not (on_cpu and 1 <= threads <= cpus):
+        rule = f"from 1 to {cpus}, the number of CPUs of this machine" if on_cpu else "omitted on a GPU"
+        raise InputError(f"the threads of a latency target must be {rule}, but got {threads}")
+    if runtime == "onnxruntime":
+        require_onnx()
+        if not on_cpu or dtype != "fp32":
+            raise InputError(f"onnxruntime needs fp32 on the CPU, but got {dtype} on {device}")
+    if on_cpu and dtype == "fp16":
+        raise InputError("fp16 needs a GPU, since most operations lack it on a CPU; use fp32 or bf16")
+    if dtype == "bf16" and not has_bf16(device):
+        raise InputError(f"bf16 needs bf16 instructions, which {device} lacks; use fp32, which is many times faster")
+
+
 def hardware_name(device: torch.device) -> str:
-    """What a device calls itself."""
+    """Return the model name of a device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text().splitlines() if about.exists() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
-
-
-def target_file_name(target: LatencyTarget) -> str:
-    """A short name for files, readable but not unique."""
-    device = target.device.replace(":", "")
-    return f"{target.img_size}px-b{target.batch_size}-{target.runtime}-{target.dtype}-{device}"
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

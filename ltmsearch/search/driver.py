@@ -353,7 +353,7 @@ class Driver:
     def measure(self) -> None:
         """Time the front and the plain network end to end, if latency has a budget and is measured on this device."""
         latency = self.bench.latency
-        if latency is None or not latency.here:
+        if latency is None or not latency.can_measure:
             return
         front = select_front(self.records(), self.settings.axis.name)
         plain = [r for r in self.records() if r.label == "plain"]

@@ -1,1 +1,1 @@
-"""Training a recipe: from scratch, from a supernet's weights, or from a checkpoint."""
+"""Training of a recipe from scratch, from the weights of a study, or from a checkpoint; validation of its network."""

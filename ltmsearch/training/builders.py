@@ -1,4 +1,4 @@
-"""What a training is made of: its data, the subnet with the weights it starts from, and the teacher."""
+"""Data, network and teacher of a training."""
 
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from ltmsearch.training.options import TrainingOptions
 
 
 def open_data(recipe: Recipe, options: TrainingOptions, callbacks: Callbacks) -> ImageData:
-    """The data, with the recipe's augmentation and all validation images.
+    """Open the data, with the recipe's augmentation and all validation images.
 
     Raises:
-        InputError: If they are missing or break a rule.
+        InputError: If the data are missing or invalid.
     """
     return load_data(
         dataset=options.dataset,
@@ -29,7 +29,7 @@ def open_data(recipe: Recipe, options: TrainingOptions, callbacks: Callbacks) ->
         **input_config(recipe.backbone),
         val_images=None,
         calibration_images=1,
-        seed=0,  # of the built-in digits: the same whatever the recipe's seed, or seeds could not be compared
+        seed=0,  # the built-in digits must not depend on the recipe's seed, or seeds could not be compared
         augmentation=Augmentation(
             scale=recipe.scale,
             ratio=recipe.ratio,
@@ -45,16 +45,16 @@ def open_data(recipe: Recipe, options: TrainingOptions, callbacks: Callbacks) ->
 
 
 def make_network(recipe: Recipe, options: TrainingOptions, device: str, callbacks: Callbacks) -> nn.Module:
-    """The subnet on the CPU, fresh or with the weights of `options.init`.
+    """Build the recipe's subnet on the CPU, with random weights or those of `options.init`.
 
     Args:
-        recipe: The subnet.
-        options: Where its weights come from.
-        device: Type of the device that it will train on.
-        callbacks: Hears which tensors were not loaded.
+        recipe: The recipe.
+        options: Name the initial weights.
+        device: Type of the device for the training.
+        callbacks: Receives a note on tensors that were not loaded.
 
     Raises:
-        InputError: If recipe, weights and device do not go together.
+        InputError: If recipe, weights and device do not match.
     """
     kwargs: dict[str, Any] = {} if recipe.drop_path is None else {"drop_path_rate": recipe.drop_path}
     try:
@@ -62,32 +62,32 @@ def make_network(recipe: Recipe, options: TrainingOptions, device: str, callback
     except TypeError as error:
         if not kwargs:
             raise
-        raise InputError(f"drop_path: {recipe.backbone} has no stochastic depth in timm; leave it out") from error
+        raise InputError(f"drop_path: {recipe.backbone} has no stochastic depth in timm; omit this key") from error
     if options.init is not None:
         report = load_weights(model, weights_file(options.init))
         if str(report):
             callbacks.note(f"{options.init}: {report}")
     if recipe.sync_bn:
         if device == "cpu":
-            raise InputError("sync_bn needs GPUs, but the device is cpu; --no-sync-bn would do")
-        model = convert_sync_batchnorm(model)  # timm's: torch's own would drop the activations inside timm's norms
+            raise InputError("sync_bn needs GPUs, but the device is cpu; use --no-sync-bn")
+        model = convert_sync_batchnorm(model)  # torch's own conversion drops the activations inside timm's norms
     return model
 
 
 def make_teacher(recipe: Recipe, options: TrainingOptions) -> nn.Module | None:
-    """The unmerged net to learn from, on the CPU and without gradients; None where nothing is distilled.
+    """Build the unmerged network as the teacher, on the CPU and without gradients; None without distillation.
 
     Raises:
-        InputError: If distillation lacks a teacher, or a teacher distillation, or its weights do not fit.
+        InputError: If only one of teacher and distillation weight is given, or the weights do not fit.
     """
     if not recipe.distill_loss_weight:
         if options.teacher is not None:
-            raise InputError("--teacher needs --distill-loss-weight above 0, which is 0")
+            raise InputError("--teacher needs --distill-loss-weight above 0, but got 0")
         return None
     weights = options.teacher or options.init
     if weights is None:
         raise InputError(
-            "distill_loss_weight above 0 needs a teacher's weights: --teacher FILE, or --init FILE for both"
+            "distill_loss_weight above 0 needs the weights of a teacher: use --teacher FILE or --init FILE"
         )
     teacher = create_backbone(recipe.backbone, num_classes=recipe.num_classes, img_size=recipe.img_size)
     load_weights(teacher, weights_file(weights))
@@ -95,5 +95,5 @@ def make_teacher(recipe: Recipe, options: TrainingOptions) -> nn.Module | None:
 
 
 def weights_file(path: Path) -> Path:
-    """The file itself, or the shared weights in the run directory of a study."""
+    """Return the file itself, or the shared weights in the run directory of a study."""
     return path / WEIGHTS if path.is_dir() else path

@@ -1,7 +1,7 @@
-"""The curves of a training: losses, top-1, information bottleneck and learning rate over the epochs.
+"""Curves of a training: losses, top-1, information bottleneck and learning rate over the epochs.
 
-How the picture reads: blue are the weights as trained, orange their average over the steps (EMA), black is what the
-training minimises. The star is the best top-1. A dashed line stands where the IB loss sets in.
+Blue: weights as trained. Orange: their average over the steps (EMA). Black: training loss. Star: best top-1. Dashed
+line: start of the IB loss.
 """
 
 import math
@@ -17,12 +17,12 @@ from ltmsearch.io.figures import WrittenDrawing, write_drawing
 from ltmsearch.training.epoch_records import EpochRecord, select_best
 
 HEIGHT = 800
-"""Of the PNG, in points."""
+"""Height of the PNG, in points."""
 
-FEW = 40
-"""Up to so many epochs each has a mark of its own."""
+MOST_MARKERS = 40
+"""Epochs, at most, that are drawn with markers."""
 
-# Colours of Okabe and Ito, told apart by colour-blind readers; dashes do the same in black and white.
+# Colour-blind safe palette of Okabe and Ito, https://jfly.uni-koeln.de/color; dashes work in black and white.
 _BLACK, _GREY, _BLUE, _ORANGE, _GREEN, _RED = "#000000", "#6b6b6b", "#0072B2", "#E69F00", "#009E73", "#D55E00"
 
 Range = tuple[float, float]
@@ -34,46 +34,46 @@ class _Line:
     value: Callable[[EpochRecord], float | None]
     colour: str
     dash: str = "solid"
-    aside: Callable[[EpochRecord], str] = lambda record: ""
-    """What hovering shows behind the value."""
+    hover_suffix: Callable[[EpochRecord], str] = lambda record: ""
+    """Hover text behind the value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Panel:
     title: str
     lines: tuple[_Line, ...]
-    number: str
-    """How hovering shows a value."""
-    view: Callable[[Sequence[float], Sequence[EpochRecord]], Range | None] = lambda values, records: None
-    """Range of the axis from the finite values drawn; None leaves it to plotly."""
+    number_format: str
+    """Format of values in hover texts."""
+    y_range: Callable[[Sequence[float], Sequence[EpochRecord]], Range | None] = lambda values, records: None
+    """Range of the y axis, computed from the finite values; None: plotly's default."""
 
 
 def curves_figure(records: Iterable[EpochRecord], *, title: str) -> go.Figure:
-    """Draws the curves; how they read is told at the top of this module.
+    """Draw the curves of a training; colours are explained at the top of this module.
 
     Args:
-        records: The epochs of one training, one or more.
-        title: First line over the plot.
+        records: Epochs of one training, at least one.
+        title: Title of the plot.
 
     Raises:
-        ValueError: There are no records.
+        ValueError: If there are no records.
     """
     records = sorted(records, key=lambda record: record.epoch)
     best = select_best(records)
-    sets_in = next((record for record in records if record.ib_weight > 0), None)
-    panels = [panel for panel in (_shown(panel, records) for panel in _PANELS) if panel.lines]
+    ib_start = next((record for record in records if record.ib_weight > 0), None)
+    panels = [panel for panel in (_without_empty_lines(panel, records) for panel in _PANELS) if panel.lines]
     bottom: list[dict[str, int] | None] = [{}, {}] if len(panels) == 4 else [{"colspan": 2}, None]
     figure = make_subplots(rows=2, cols=2, specs=[[{}, {}], bottom], horizontal_spacing=0.1, vertical_spacing=0.21)
-    figure.update_layout(_layout(title, _subtitle(records, sets_in)))
+    figure.update_layout(_layout(title, _subtitle(records, ib_start)))
     for number, panel in enumerate(panels):
         row, column = number // 2 + 1, number % 2 + 1
         legend = f"legend{number + 1 if number else ''}"
         for line in panel.lines:
-            figure.add_trace(_trace(line, panel.number, records, legend), row=row, col=column)
-        _dress(figure, panel, records, legend, row, column)
-        if sets_in is not None and sets_in is not records[0] and panel is not panels[-1]:
+            figure.add_trace(_trace(line, panel.number_format, records, legend), row=row, col=column)
+        _format_panel(figure, panel, records, legend, row, column)
+        if ib_start is not None and ib_start is not records[0] and panel is not panels[-1]:
             dashed = {"color": _GREY, "width": 1.5, "dash": "dash"}
-            figure.add_vline(x=sets_in.epoch - 0.5, line=dashed, opacity=1, row=row, col=column)
+            figure.add_vline(x=ib_start.epoch - 0.5, line=dashed, opacity=1, row=row, col=column)
     star = {"symbol": "star", "size": 14, "color": _RED, "line": {"width": 1, "color": "#ffffff"}}
     top = {"name": "best", "x": [best.epoch], "y": [best.top1], "mode": "markers", "marker": star}
     figure.add_trace(go.Scatter(**top, legend="legend2", hovertemplate="%{y:.2f}"), row=1, col=2)
@@ -81,48 +81,46 @@ def curves_figure(records: Iterable[EpochRecord], *, title: str) -> go.Figure:
 
 
 def write_curves(records: Iterable[EpochRecord], folder: str | Path, *, title: str, png: bool = True) -> WrittenDrawing:
-    """Writes `curves.html` and, where a browser is found, `curves.png`, as `write_drawing` does.
+    """Write `curves.html`, and `curves.png` if a browser is installed; see `write_drawing`.
 
     Args:
-        records: The epochs of one training, one or more.
-        folder: Where to write; made when missing.
-        title: First line over the plot.
-        png: Whether a PNG is wanted; it takes some seconds.
+        records: Epochs of one training, at least one.
+        folder: Folder to write to; created if missing.
+        title: Title of the plot.
+        png: Whether to write the PNG, which takes some seconds.
 
     Raises:
-        OSError: The folder cannot be written.
-        ValueError: There are no records.
+        OSError: If the folder cannot be written.
+        ValueError: If there are no records.
     """
     return write_drawing(curves_figure(records, title=title), folder, "curves", title=title, height=HEIGHT, png=png)
 
 
-def _shown(panel: _Panel, records: Sequence[EpochRecord]) -> _Panel:
-    """The panel with the lines that there is something to draw of."""
+def _without_empty_lines(panel: _Panel, records: Sequence[EpochRecord]) -> _Panel:
     lines = [line for line in panel.lines if any(line.value(record) is not None for record in records)]
     return replace(panel, lines=tuple(lines))
 
 
-def _trace(line: _Line, number: str, records: Sequence[EpochRecord], legend: str) -> go.Scatter:
+def _trace(line: _Line, number_format: str, records: Sequence[EpochRecord], legend: str) -> go.Scatter:
     return go.Scatter(
         name=line.name,
         x=[record.epoch for record in records],
         y=[line.value(record) for record in records],
-        customdata=[line.aside(record) for record in records],
-        mode="lines+markers" if len(records) <= FEW else "lines",
+        customdata=[line.hover_suffix(record) for record in records],
+        mode="lines+markers" if len(records) <= MOST_MARKERS else "lines",
         line={"color": line.colour, "width": 2, "dash": line.dash},
         marker={"size": 6},
         legend=legend,
-        hovertemplate=f"%{{y:{number}}}%{{customdata}}",
+        hovertemplate=f"%{{y:{number_format}}}%{{customdata}}",
     )
 
 
-def _dress(
+def _format_panel(
     figure: go.Figure, panel: _Panel, records: Sequence[EpochRecord], legend: str, row: int, column: int
 ) -> None:
-    """Axes, heading and legend of one panel."""
     first, last = records[0].epoch, records[-1].epoch
     pad = max(0.5, 0.02 * (last - first))
-    # Left alone, plotly marks halves where there are few epochs.
+    # With few epochs, plotly would label half epochs.
     x: dict[str, Any] = {"dtick": 1} if last - first < 12 else {}
     x |= {
         "range": [first - pad, last + pad],
@@ -130,25 +128,25 @@ def _dress(
         "title": {"text": "epoch", "standoff": 4, "font": {"size": 13}},
     }
     drawn = [value for record in records for line in panel.lines if (value := line.value(record)) is not None]
-    view = panel.view([value for value in drawn if math.isfinite(value)], records)
+    y_range = panel.y_range([value for value in drawn if math.isfinite(value)], records)
     grid = {"showgrid": True, "gridcolor": "#ececec"}
     figure.update_xaxes(unifiedhovertitle={"text": "epoch %{x}"}, **x, **grid, row=row, col=column)
-    figure.update_yaxes(exponentformat="power", range=view, **grid, row=row, col=column)
+    figure.update_yaxes(exponentformat="power", range=y_range, **grid, row=row, col=column)
     subplot = figure.get_subplot(row, column)
     corner = {"x": subplot.xaxis.domain[0], "y": subplot.yaxis.domain[1], "xanchor": "left", "yanchor": "bottom"}
-    cut = "" if view is None or max(drawn) <= view[1] else f"; above {view[1]:.3g} not in view"
+    cut = "" if y_range is None or max(drawn) <= y_range[1] else f"; values above {y_range[1]:.3g} not shown"
     heading = {"text": f"<b>{panel.title}</b>{cut}", "yshift": 24, "showarrow": False}
     figure.add_annotation(xref="paper", yref="paper", **heading, **corner)
     figure.update_layout({legend: {"orientation": "h", **corner}})
 
 
-def _losses_in_view(values: Sequence[float], records: Sequence[EpochRecord]) -> Range | None:
-    """With the first epochs' BatchNorm statistics a validation loss can be thousands, and flatten all the others."""
+def _loss_range(values: Sequence[float], records: Sequence[EpochRecord]) -> Range | None:
+    """Cut off validation losses of thousands, which BatchNorm statistics of the first epochs can cause."""
     low, high = min(values), 1.5 * max(record.train_loss for record in records)
     return (low - 0.05 * (high - low), high) if low < high < max(values) else None
 
 
-def _from_zero(values: Sequence[float], records: Sequence[EpochRecord]) -> Range:
+def _range_from_zero(values: Sequence[float], records: Sequence[EpochRecord]) -> Range:
     return 0, 1.08 * max(values) or 1
 
 
@@ -164,16 +162,16 @@ _PANELS = (
             _Line(name="validation", value=lambda r: r.loss, colour=_BLUE),
             _Line(name="validation, EMA", value=lambda r: r.ema_loss, colour=_ORANGE),
         ),
-        number=".4f",
-        view=_losses_in_view,
+        number_format=".4f",
+        y_range=_loss_range,
     ),
     _Panel(
         title="Validation top-1, %",
         lines=(
-            _Line(name="as trained", value=lambda r: r.top1, colour=_BLUE, aside=lambda r: _top5(r.top5)),
-            _Line(name="EMA", value=lambda r: r.ema_top1, colour=_ORANGE, aside=lambda r: _top5(r.ema_top5)),
+            _Line(name="as trained", value=lambda r: r.top1, colour=_BLUE, hover_suffix=lambda r: _top5(r.top5)),
+            _Line(name="EMA", value=lambda r: r.ema_top1, colour=_ORANGE, hover_suffix=lambda r: _top5(r.ema_top5)),
         ),
-        number=".2f",
+        number_format=".2f",
     ),
     _Panel(
         title="Information bottleneck, nats",
@@ -182,24 +180,24 @@ _PANELS = (
             _Line(name="I(X̃;Y)", value=lambda r: r.mi_y, colour=_BLUE, dash="dash"),
             _Line(name="IB = I(X̃;X) − I(X̃;Y)", value=lambda r: r.ib, colour=_RED),
         ),
-        number=".4f",
+        number_format=".4f",
     ),
     _Panel(
         title="Learning rate",
         lines=(_Line(name="at the end of the epoch", value=lambda r: r.lr, colour=_BLACK),),
-        number=".3g",
-        view=_from_zero,
+        number_format=".3g",
+        y_range=_range_from_zero,
     ),
 )
 
 
-def _subtitle(records: Sequence[EpochRecord], sets_in: EpochRecord | None) -> str:
+def _subtitle(records: Sequence[EpochRecord], ib_start: EpochRecord | None) -> str:
     best = select_best(records)
-    whose = "averaged weights, EMA" if best.weights == "EMA" else "weights as trained"
-    text = f"best top-1 {best.top1:.2f} % after epoch {best.epoch} of {records[-1].epoch} ({whose})"
-    if sets_in is not None:
-        line = "" if sets_in is records[0] else " (dashed line)"
-        text += f"; IB loss from epoch {sets_in.epoch} on{line}, weight {sets_in.ib_weight:g}"
+    weights = "averaged weights, EMA" if best.weights == "EMA" else "weights as trained"
+    text = f"best top-1 {best.top1:.2f} % after epoch {best.epoch} of {records[-1].epoch} ({weights})"
+    if ib_start is not None:
+        line = "" if ib_start is records[0] else " (dashed line)"
+        text += f"; IB loss from epoch {ib_start.epoch} on{line}, weight {ib_start.ib_weight:g}"
     return text
 
 

@@ -1,7 +1,7 @@
-"""What is known about each epoch of a training, as plain data, and its table `log.csv`.
+"""Records of a training's epochs, and their table `log.csv`.
 
-The training writes records, `ltmsearch.training.curves` draws them; nothing here knows torch or plotly. Units: top-1
-and top-5 in percent (0-100), losses, I(X̃;X), I(X̃;Y), IB and its bound in nats.
+Plain data without torch or plotly. Units: top-1 and top-5 in percent (0-100); losses, I(X̃;X), I(X̃;Y), IB and its bound
+in nats.
 """
 
 import math
@@ -18,46 +18,46 @@ Weights = Literal["trained", "EMA"]
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
-    """One epoch of a training, and the network after it. What was not measured is None.
+    """One epoch of a training, and the network after it; None where nothing was measured.
 
     Raises:
-        ValueError: A field is out of its range.
+        ValueError: If a field is out of its range.
     """
 
     epoch: int
-    """Number of epochs done, from 1."""
+    """Number of the epoch, from 1."""
     lr: float
     """Learning rate in the epoch's last step."""
     train_loss: float
-    """Mean of what the training minimises, over the epoch's images: smoothed labels, IB and distillation included."""
+    """Mean training loss of the epoch's images, with label smoothing, IB and distillation."""
     train_ib: float | None = None
-    """Mean IB bound over the same images, before `ib_weight`; None while the IB loss is off."""
+    """Mean IB bound over the same images, without the factor `ib_weight`; None while the IB loss is off."""
     ib_weight: float
     """Weight of the IB loss in this epoch; 0 during its warm-up."""
     top1: float
     """Validation top-1 of the weights as trained."""
     top5: float | None = None
-    """Validation top-5 of them; None with five classes or fewer, where it says nothing."""
+    """Validation top-5 of the same weights; None with five classes or fewer."""
     loss: float
-    """Validation cross-entropy of them. It may be infinite or NaN, as the first epochs' statistics fit no image."""
+    """Validation cross-entropy of the same weights; infinite or NaN if BatchNorm statistics are still far off."""
     ema_top1: float | None = None
     """Validation top-1 of the averaged weights; None without averaging."""
     ema_top5: float | None = None
-    """Validation top-5 of them."""
+    """Validation top-5 of the averaged weights."""
     ema_loss: float | None = None
-    """Validation cross-entropy of them; see `loss`."""
+    """Validation cross-entropy of the averaged weights; see `loss`."""
     mi_x: float | None = None
     """I(X̃;X) of features and inputs of the validation images, with the weights as trained."""
     mi_y: float | None = None
-    """I(X̃;Y) of features and labels of the same."""
+    """I(X̃;Y) of features and labels of the same images."""
     ib: float | None = None
-    """Their difference, what LTM lowers."""
+    """Their difference, which LTM minimises."""
     ibb: float | None = None
-    """Its upper bound, what the IB loss is."""
+    """Its upper bound, the IB loss."""
     images_per_second: float
-    """Training images per second of wall time, validation left out."""
+    """Training images per second of wall time, without validation."""
     seconds: float
-    """Wall time of the whole epoch, validation included."""
+    """Wall time of the epoch, with validation."""
 
     def __post_init__(self) -> None:
         if type(self.epoch) is not int or self.epoch < 1:
@@ -89,35 +89,35 @@ class Best(NamedTuple):
     epoch: int
     top1: float
     weights: Weights
-    """As trained, or averaged over the steps."""
+    """As trained, or averaged over the steps (EMA)."""
 
 
 def select_best(records: Iterable[EpochRecord]) -> Best:
-    """The highest validation top-1 there was; of equal ones the earliest, and then the average.
+    """Select the highest validation top-1; among equal ones the earliest, then the averaged weights.
 
     Raises:
-        ValueError: There are no records.
+        ValueError: If there are no records.
     """
-    tried: list[Best] = []
+    candidates: list[Best] = []
     for record in records:
-        tried.append(Best(record.epoch, record.top1, "trained"))
+        candidates.append(Best(record.epoch, record.top1, "trained"))
         if record.ema_top1 is not None:
-            tried.append(Best(record.epoch, record.ema_top1, "EMA"))
-    if not tried:
-        raise ValueError("`records` must hold at least one epoch.")
-    return min(tried, key=lambda best: (-best.top1, best.epoch, best.weights != "EMA"))
+            candidates.append(Best(record.epoch, record.ema_top1, "EMA"))
+    if not candidates:
+        raise ValueError("`records` must have at least one epoch.")
+    return min(candidates, key=lambda best: (-best.top1, best.epoch, best.weights != "EMA"))
 
 
 def write_log(records: Sequence[EpochRecord], path: str | Path) -> Path:
-    """Writes `log.csv`, atomically: a column for each field, a row for each epoch; an empty field is None."""
+    """Write `log.csv` atomically: a column per field, a row per epoch; None becomes an empty field."""
     return write_rows(path, LOG_COLUMNS, [astuple(record) for record in records])
 
 
 def read_log(path: str | Path) -> list[EpochRecord]:
-    """Reads what `write_log` wrote: the same records.
+    """Read the records of `log.csv`.
 
     Raises:
-        InputError: The file is missing, damaged, or not a log; one line says which and where.
+        InputError: If the file is missing, damaged, or not a log; the message names the line.
     """
     records: list[EpochRecord] = []
     for place, row in read_rows(path, _CONVERTERS, key="epoch"):
@@ -126,5 +126,5 @@ def read_log(path: str | Path) -> list[EpochRecord]:
         except ValueError as error:
             raise InputError(f"{place}: {error}") from None
         if len(records) > 1 and records[-2].epoch > records[-1].epoch:
-            raise InputError(f"{place}: epochs must rise, but {records[-1].epoch} follows {records[-2].epoch}")
+            raise InputError(f"{place}: epochs must increase, but {records[-1].epoch} follows {records[-2].epoch}")
     return records

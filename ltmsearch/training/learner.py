@@ -1,7 +1,7 @@
-"""One training: the network, its average, the optimizer and the IB statistics, moved by one batch at a time.
+"""Training steps: the network, its average, the optimizer and the IB statistics.
 
-What a step draws at random depends on the recipe's seed and the step's number alone. So the state of a training holds
-no generators, and a training that goes on from a state ends with the same bits as one that was never interrupted.
+Random numbers of a step depend only on the recipe's seed and the step's number. The state of a training therefore has
+no generators, and a resumed training ends with exactly the weights of an uninterrupted one.
 """
 
 import math
@@ -31,32 +31,32 @@ from ltmsearch.models import feature_dim, pooled_features
 
 IB_IMAGES_PER_CLASS = 20
 IB_IMAGES = 16_384
-"""The IB statistics are taken from the last images of an epoch: this many, or so many per class where that is more."""
+"""Images at the end of an epoch for the IB statistics: `IB_IMAGES`, or more if that is too few per class."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepLosses:
-    """Means over the images of one step on this process, as tensors: reading them waits for the device."""
+    """Mean losses of one step on this process, as tensors, since reading their values waits for the device."""
 
     total: Tensor
-    """What was minimised."""
+    """Training loss."""
     ib: Tensor | None
-    """The IB term before its weight; None where it was off."""
+    """IB loss without its weight; None while it is off."""
 
 
 class Learner:
-    """Trains one network by a recipe.
+    """Train one network by a recipe.
 
     Args:
-        recipe: What to do.
+        recipe: The recipe.
         model: The subnet, on its device; trained in place.
         runtime: Device and number format.
-        ranks: This process among those that train together; BatchNorm statistics are averaged over them.
-        steps_per_epoch: Optimizer steps.
-        teacher: The unmerged net, for distillation.
+        ranks: Processes of the training; BatchNorm statistics are averaged over them.
+        steps_per_epoch: Optimizer steps per epoch.
+        teacher: Unmerged network, for distillation.
 
     Raises:
-        InputError: If timm has no such optimizer or schedule, or the recipe's numbers do not go together.
+        InputError: If timm cannot build the optimizer or the learning-rate schedule.
     """
 
     def __init__(
@@ -90,18 +90,18 @@ class Learner:
         self.mixup = _mixup(recipe)
         self._trained: nn.Module = model
         if ranks.world > 1:
-            # Not every operator is reached: on a grid of one token there is nothing to merge, and what merges behind
-            # the last attention of a net that pools its class token is never read.
+            # Some operators get no gradient: those on a grid of one token, and those behind the last attention of a
+            # network that pools its class token.
             self._trained = DistributedDataParallel(
                 model,
                 device_ids=[runtime.device] if runtime.device.type == "cuda" else None,
                 find_unused_parameters=True,
             )
-        self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._ib_samples: list[tuple[Tensor, Tensor, Tensor]] = []
 
     @property
     def epochs_done(self) -> int:
-        """Whole epochs."""
+        """Number of complete epochs."""
         return self.steps // self.steps_per_epoch
 
     @property
@@ -111,31 +111,29 @@ class Learner:
 
     @property
     def ib_weight(self) -> float:
-        """Weight of the IB loss in the present epoch: zero in its warm-up, which ends when there are statistics."""
+        """Weight of the IB loss in the current epoch: zero during its warm-up."""
         return self.recipe.ib_weight if self.epochs_done >= ib_start(self.recipe) else 0.0
 
     def step(self, images: Tensor, labels: Tensor) -> StepLosses:
-        """Move the weights by one batch.
-
-        Args:
-            images: (B, 3, height, width), this process's part of the batch.
-            labels: (B,).
-        """
+        """Update the weights by one batch: (B, 3, height, width) images of this process and their (B,) labels."""
         recipe = self.recipe
         epoch, ib_weight = self.epochs_done, self.ib_weight
         self._seed()
-        self._set_lr(epoch)
+        if recipe.sched_on_updates:
+            self.lr_schedule.step_update(self.steps)
+        else:
+            self.lr_schedule.step(epoch)
         self._trained.train()
         images, targets = self.runtime.images(images), labels.to(self.runtime.device)
         if self.mixup is not None and not 0 < recipe.mixup_off_epoch <= epoch:
             images, targets = self.mixup(images, targets)
         parts = list(zip(images.chunk(recipe.grad_accum_steps), targets.chunk(recipe.grad_accum_steps), strict=True))
         total, ib_total = torch.zeros((), device=self.runtime.device), torch.zeros((), device=self.runtime.device)
-        for place, (part, wanted) in enumerate(parts):
-            last = place == len(parts) - 1
-            together = nullcontext() if last or self.ranks.world == 1 else self._trained.no_sync()  # type: ignore[operator]
-            with together:
-                loss, ib = self._loss(part, wanted, ib_weight)
+        for index, (part, part_targets) in enumerate(parts):
+            last = index == len(parts) - 1
+            context = nullcontext() if last or self.ranks.world == 1 else self._trained.no_sync()  # type: ignore[operator]
+            with context:
+                loss, ib = self._loss(part, part_targets, ib_weight)
                 share = len(part) / len(images)
                 self.scaler.scale(loss * share).backward()
             total += loss.detach() * share
@@ -152,21 +150,21 @@ class Learner:
         return StepLosses(total=total, ib=ib_total if ib_weight else None)
 
     def end_epoch(self) -> None:
-        """Average BatchNorm statistics over the processes, and take the IB statistics from the epoch's last images."""
+        """Average BatchNorm statistics over the processes, and compute IB statistics from the epoch's last images."""
         if self.ranks.world > 1 and not self.recipe.sync_bn:
-            for net in (self.model, *([self.ema.module] if self.ema is not None else [])):
+            for net in [self.model] if self.ema is None else [self.model, self.ema.module]:
                 distribute_bn(net, self.ranks.world, reduce=True)
         features, inputs, targets = (
-            self.ranks.gather_interleaved(torch.cat(column)) for column in zip(*self._kept, strict=True)
+            self.ranks.gather_interleaved(torch.cat(column)) for column in zip(*self._ib_samples, strict=True)
         )
-        self._kept = []
+        self._ib_samples = []
         if self.ranks.is_main:
             self.ib.fit(features, inputs, targets, seed=self.recipe.seed)
         for buffer in self.ib.buffers():
             self.ranks.broadcast_(buffer)
 
     def state(self) -> dict[str, Any]:
-        """Everything that the steps to come depend on."""
+        """Return everything that further steps depend on."""
         return {
             "steps": self.steps,
             "model": dict(self.model.state_dict()),
@@ -177,10 +175,10 @@ class Learner:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave.
+        """Restore a state.
 
         Raises:
-            KeyError, ValueError, RuntimeError: If it is of another network or optimizer.
+            KeyError, ValueError, RuntimeError: If it belongs to another network or optimizer.
         """
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
@@ -191,19 +189,12 @@ class Learner:
         self.steps = state["steps"]
 
     def _seed(self) -> None:
-        """Draw what is random in this step from its number: dropped paths and mixing, each process its own."""
-        drawn = np.random.SeedSequence((self.recipe.seed, self.steps, self.ranks.rank)).generate_state(2)
-        torch.manual_seed(int(drawn[0]))
-        np.random.seed(int(drawn[1]))  # timm's Mixup draws from the global generator
-
-    def _set_lr(self, epoch: int) -> None:
-        if self.recipe.sched_on_updates:
-            self.lr_schedule.step_update(self.steps)
-        else:
-            self.lr_schedule.step(epoch)
+        seeds = np.random.SeedSequence((self.recipe.seed, self.steps, self.ranks.rank)).generate_state(2)
+        torch.manual_seed(int(seeds[0]))
+        np.random.seed(int(seeds[1]))  # timm's Mixup draws from the global generator
 
     def _loss(self, images: Tensor, targets: Tensor, ib_weight: float) -> tuple[Tensor, Tensor]:
-        """The whole loss and the IB term (zero where it is off) of a part of a batch."""
+        """Return the training loss and the IB loss, which is zero while it is off, of a part of a batch."""
         with pooled_features(self.model) as seen, self.runtime.autocast():
             logits = self._trained(images).float()
         features = seen.pop().float()
@@ -214,29 +205,32 @@ class Learner:
             loss = loss + ib_weight * ib
         if self.teacher is not None:
             with torch.no_grad(), self.runtime.autocast():
-                wanted = self.teacher(images).float()
-            loss = loss + self.recipe.distill_loss_weight * distillation(logits, wanted, self.recipe.kd_temperature)
-        self._keep(features, images, targets)
+                teacher_logits = self.teacher(images).float()
+            distillation = distillation_loss(logits, teacher_logits, self.recipe.kd_temperature)
+            loss = loss + self.recipe.distill_loss_weight * distillation
+        self._store_ib_samples(features, images, targets)
         return loss, ib
 
     @torch.no_grad()
-    def _keep(self, features: Tensor, images: Tensor, targets: Tensor) -> None:
-        """Remember the images of the epoch's end for the IB statistics."""
-        wanted = max(IB_IMAGES, IB_IMAGES_PER_CLASS * self.recipe.num_classes)
-        steps = math.ceil(wanted / self.recipe.batch_size)
+    def _store_ib_samples(self, features: Tensor, images: Tensor, targets: Tensor) -> None:
+        number = max(IB_IMAGES, IB_IMAGES_PER_CLASS * self.recipe.num_classes)
+        steps = math.ceil(number / self.recipe.batch_size)
         if self.steps % self.steps_per_epoch >= self.steps_per_epoch - steps:
-            self._kept.append((features.detach(), input_features(images), self.ib.distributions(targets)))
+            self._ib_samples.append((features.detach(), input_features(images), self.ib.distributions(targets)))
 
 
 def ib_start(recipe: Recipe) -> int:
-    """The epoch, from 0, in which the IB loss sets in: not the first, whose end gives the first statistics."""
+    """Return the first epoch, from 0, with the IB loss; never 0, since statistics need one epoch."""
     return max(1, math.ceil(recipe.ib_warmup_ratio * recipe.epochs))
 
 
-def distillation(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
-    """T² KL(teacher ‖ student) at temperature T (Hinton, Vinyals & Dean, 2015), mean over (B, C) logits' images."""
+def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Return T² KL(teacher ‖ student) at temperature T, mean over the images of (B, C) logits.
+
+    Source: Hinton, Vinyals & Dean, 2015, https://arxiv.org/abs/1503.02531.
+    """
     student = (logits / temperature).log_softmax(dim=1)
-    teacher = (wanted / temperature).log_softmax(dim=1)
+    teacher = (teacher_logits / temperature).log_softmax(dim=1)
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
@@ -252,8 +246,8 @@ def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
             momentum=recipe.momentum,
             layer_decay=recipe.layer_decay,
         )
-    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:  # e.g. it wants a library
-        raise InputError(f"opt: timm cannot make the optimizer {recipe.opt!r} here ({error})") from error
+    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:  # e.g. a missing library
+        raise InputError(f"opt: timm cannot build the optimizer {recipe.opt!r} ({error})") from error
     if getattr(optimizer, "is_second_order", False):
         raise InputError(f"opt: {recipe.opt} needs second derivatives, which ltmsearch does not compute")
     return optimizer
@@ -282,7 +276,7 @@ def _lr_schedule(recipe: Recipe, optimizer: Optimizer, steps_per_epoch: int) -> 
 def _mixup(recipe: Recipe) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
     if not (recipe.mixup or recipe.cutmix):
         return None
-    # Without its smoothing: cross-entropy smooths mixed labels just so, and the IB loss wants them as they are.
+    # Without smoothing, which cross-entropy applies equally, and which the IB loss must not see.
     mixup: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = Mixup(
         mixup_alpha=recipe.mixup,
         cutmix_alpha=recipe.cutmix,

@@ -12,11 +12,11 @@ from support.profiles import costs_of, whole_space
 @pytest.fixture
 def quick_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The minimum of subnets and measurements."""
-    for name, value in (("SECONDS", 0.0), ("FEWEST", 16), ("MOST", 16), ("ROUNDS", 1), ("PLAIN_VISITS", 1)):
+    for name, value in (("SECONDS", 0.0), ("FEWEST", 16), ("MOST", 16), ("ROUNDS", 1), ("PLAIN_SAMPLES", 1)):
         monkeypatch.setattr(f"ltmsearch.latency.build.{name}", value)
     monkeypatch.setattr("ltmsearch.latency.study.ROUNDS", 1)
-    monkeypatch.setattr("ltmsearch.latency.study.AGAIN", 0)
-    monkeypatch.setattr("ltmsearch.latency.measurement.VISIT_SECONDS", 0.0)
+    monkeypatch.setattr("ltmsearch.latency.study.EXTRA_ROUNDS", 0)
+    monkeypatch.setattr("ltmsearch.latency.measurement.SAMPLE_SECONDS", 0.0)
 
 
 PROFILE = ("profile", "mobilevit_xxs", "--device", "cpu", "--img-size", "96", "--num-classes", "10")
@@ -60,8 +60,8 @@ def test_a_backbone_profile_is_kept_and_reused(
     assert (code, json.loads(out)) == (0, record)
     code, out, _ = ltmsearch(*PROFILE)
     assert code == 0
-    assert f"kept in {kept}" in out
-    assert f"plain net {profile.plain.ms:.2f} ± " in out
+    assert f"profile: {kept}" in out
+    assert f"plain network {profile.plain.ms:.2f} ± " in out
     assert made == ["mobilevit_xxs"], "read, not measured"
     kept.write_text("damaged")
     assert ltmsearch(*PROFILE, "--json")[0] == 0
@@ -96,5 +96,5 @@ def test_a_recipe_is_measured_with_its_unmerged_network(tmp_path: Path, user_cac
     assert json.loads(larger)["target"]["img_size"] == 96
     code, out, _ = ltmsearch(*arguments)
     assert code == 0
-    assert [word for word in ("plain mobilevit_xxs", "17.yaml", "× plain", "visits") if word not in out] == []
+    assert [word for word in ("plain mobilevit_xxs", "17.yaml", "× plain", "samples") if word not in out] == []
     assert not user_cache.exists(), "only profiles of backbones are kept"

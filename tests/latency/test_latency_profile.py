@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support.nets import randomise
-from support.profiles import FAR, costs_of, hand_made_profile, reading, whole_space
+from support.profiles import FAR, costs_of, hand_made_profile, measurement, whole_space
 from torch import Tensor
 
 from ltmsearch.callbacks import Callbacks
@@ -23,9 +23,9 @@ from ltmsearch.latency import (
     profile_path,
     subnets_to_time,
 )
-from ltmsearch.latency.measurement import Stage
+from ltmsearch.latency.measurement import NetworkRunner
 from ltmsearch.latency.profile import TimedSubnet
-from ltmsearch.latency.runtimes import open_stage
+from ltmsearch.latency.runtimes import open_runner
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.schedule import Choice, MergeSchedule
 from ltmsearch.schedules.space import SearchSpace, SpaceFile
@@ -49,22 +49,22 @@ def made() -> LatencyProfile:
 
 @pytest.fixture(scope="module")
 def target() -> LatencyTarget:
-    return LatencyTarget.here(device="cpu", img_size=64, num_classes=10)
+    return LatencyTarget.local(device="cpu", img_size=64, num_classes=10)
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """As few subnets and runs as there can be."""
-    for name, value in (("SECONDS", 0.0), ("FEWEST", 16), ("MOST", 16), ("ROUNDS", 1), ("PLAIN_VISITS", 1)):
+    for name, value in (("SECONDS", 0.0), ("FEWEST", 16), ("MOST", 16), ("ROUNDS", 1), ("PLAIN_SAMPLES", 1)):
         monkeypatch.setattr(f"ltmsearch.latency.build.{name}", value)
-    monkeypatch.setattr("ltmsearch.latency.measurement.VISIT_SECONDS", 0.0)
+    monkeypatch.setattr("ltmsearch.latency.measurement.SAMPLE_SECONDS", 0.0)
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_profile_comes_back_as_it_was_saved(made: LatencyProfile, tmp_path: Path) -> None:
-    subnet = TimedSubnet(keep_ratios={"a": 1 / 3}, forms={"a": "hard"}, reading=reading(1 / 7), extra_ms={"": -0.1})
+def test_profile_round_trip(made: LatencyProfile, tmp_path: Path) -> None:
+    subnet = TimedSubnet(keep_ratios={"a": 1 / 3}, forms={"a": "hard"}, reading=measurement(1 / 7), extra_ms={"": -0.1})
     profile = made.model_copy(update={"subnets": [subnet], "load": 0.1 + 0.2})
     path = profile.save(tmp_path / "not" / "there" / "yet.json")
     assert LatencyProfile.load_file(path) == profile
@@ -77,7 +77,7 @@ def test_a_profile_comes_back_as_it_was_saved(made: LatencyProfile, tmp_path: Pa
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda text: text[: len(text) // 2], "must be a latency profile, as ltmsearch profile writes it"),
+        (lambda text: text[: len(text) // 2], "must be a latency profile made by `ltmsearch profile`"),
         (lambda text: "", "must be a latency profile"),
         (lambda text: "[1, 2]", "must be a latency profile"),
         (lambda text: "null", "must be a latency profile"),
@@ -88,7 +88,7 @@ def test_a_profile_comes_back_as_it_was_saved(made: LatencyProfile, tmp_path: Pa
     ],
     ids=["cut", "empty", "list", "null", "name", "value", "schema", "no schema"],
 )  # fmt: skip
-def test_damaged_and_foreign_files_are_told(
+def test_damaged_profiles_are_refused(
     made: LatencyProfile, tmp_path: Path, damage: Callable[[str], str], message: str
 ) -> None:
     path = made.save(tmp_path / "mine.json")
@@ -101,7 +101,7 @@ def test_damaged_and_foreign_files_are_told(
     assert find_profile(path) is None, "a kept file that is damaged is made anew"
 
 
-def test_missing_and_binary_files_are_told(tmp_path: Path) -> None:
+def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"the latency profile .*none.json cannot be read: No such file"):
         LatencyProfile.load_file(tmp_path / "none.json")
     with pytest.raises(InputError, match="cannot be read: Is a directory"):
@@ -113,10 +113,10 @@ def test_missing_and_binary_files_are_told(tmp_path: Path) -> None:
     assert find_profile(tmp_path / "picture.json") is None
 
 
-def test_a_profile_of_something_else_is_refused(made: LatencyProfile, tmp_path: Path) -> None:
+def test_profile_of_another_study_is_refused(made: LatencyProfile, tmp_path: Path) -> None:
     fits = {"backbone": XXS, "operator": "ltm", "space": made.space, "img_size": 224}
     where = tmp_path / "mine.json"
-    made.refuse_unless_for(where, **fits)  # type: ignore[arg-type]
+    made.require(where, **fits)  # type: ignore[arg-type]
     for name, value, message in (
         ("backbone", "mobilevit_s", "of the backbone mobilevit_xxs, but the study's is mobilevit_s"),
         ("operator", "tome", "of the operator ltm, but the study's is tome"),
@@ -124,11 +124,11 @@ def test_a_profile_of_something_else_is_refused(made: LatencyProfile, tmp_path: 
         ("space", "0123", f"of the search space {made.space}, but the study's is 0123"),
     ):
         with pytest.raises(InputError, match=f"mine.json is a latency profile {message}") as caught:
-            made.refuse_unless_for(where, **{**fits, name: value})  # type: ignore[arg-type]
+            made.require(where, **{**fits, name: value})  # type: ignore[arg-type]
         assert "\n" not in str(caught.value)
 
 
-def test_a_profile_is_kept_under_all_that_it_depends_on(user_cache: Path) -> None:
+def test_profile_path_depends_on_every_input(user_cache: Path) -> None:
     costs = costs_of(XXS, 224)
     space = whole_space(costs, XXS)
     other_space = SearchSpace(layers=space.layers, choices=(space.choices[0][:-1], *space.choices[1:]))
@@ -164,7 +164,7 @@ def timed(costs: CostModel, space: SearchSpace, number: int, scatter: float = 0.
         took = model.latency_ms(schedule) * (1 + scatter * rng.normal())
         subnets.append(
             TimedSubnet(
-                keep_ratios=dict(schedule.keep_ratios), forms=dict(schedule.forms), reading=reading(took, 0.01),
+                keep_ratios=dict(schedule.keep_ratios), forms=dict(schedule.forms), reading=measurement(took, 0.01),
                 extra_ms={WHOLE_NET: took - 30.0},
             )
         )  # fmt: skip
@@ -174,15 +174,15 @@ def timed(costs: CostModel, space: SearchSpace, number: int, scatter: float = 0.
 ABOUT = {"backbone": XXS, "space": "s", "target": FAR, "load": 0.0, "seconds": 1.0}
 
 
-def test_predictions_of_what_was_held_out_are_checked() -> None:
+def test_cross_validation_of_predictions() -> None:
     costs = costs_of(XXS, 224)
     space = whole_space(costs, XXS)
-    profile = LatencyProfile.fitted(costs, reading(30.0), timed(costs, space, 120), **ABOUT)
+    profile = LatencyProfile.fitted(costs, measurement(30.0), timed(costs, space, 120), **ABOUT)
     assert profile.check.error < 2e-3
     assert profile.check.noise == pytest.approx(0.01)
     assert profile.check.subnets == 120
     assert (profile.operator, profile.plain.ms, profile.backbone) == ("ltm", 30.0, XXS)
-    noisy = LatencyProfile.fitted(costs, reading(30.0), timed(costs, space, 120, scatter=0.05), **ABOUT)
+    noisy = LatencyProfile.fitted(costs, measurement(30.0), timed(costs, space, 120, scatter=0.05), **ABOUT)
     assert noisy.check.error > 0.02, "it is not checked on what it was fitted to"
     model = profile.model(costs)
     truth = hand_made_profile(ms, base_ms=30.0).model(costs)
@@ -191,7 +191,7 @@ def test_predictions_of_what_was_held_out_are_checked() -> None:
 
 
 @pytest.mark.parametrize("number", [1, 2, 7])
-def test_a_space_of_few_choices_has_a_profile_too(number: int, tmp_path: Path) -> None:
+def test_profile_of_few_choices(number: int, tmp_path: Path) -> None:
     """One layer, and each of its choices timed once: none can be held out, but all are known."""
     costs = costs_of(XXS, 224)
     truth = hand_made_profile(ms, base_ms=30.0).model(costs)
@@ -202,10 +202,10 @@ def test_a_space_of_few_choices_has_a_profile_too(number: int, tmp_path: Path) -
         subnets.append(
             TimedSubnet(
                 keep_ratios={costs.layers[0]: choice.keep_ratio}, forms={costs.layers[0]: choice.form or "soft"},
-                reading=reading(took), extra_ms={WHOLE_NET: took - 30.0},
+                reading=measurement(took), extra_ms={WHOLE_NET: took - 30.0},
             )
         )  # fmt: skip
-    profile = LatencyProfile.fitted(costs, reading(30.0), subnets, **ABOUT)
+    profile = LatencyProfile.fitted(costs, measurement(30.0), subnets, **ABOUT)
     model = profile.model(costs)
     for choice in choices:
         assert model.cost_at_one_layer(costs.layers[0], choice) == pytest.approx(
@@ -233,7 +233,7 @@ def test_every_choice_of_every_layer_is_timed(number: int, layers: int, seconds:
     assert [space.indices(s).tolist() for s in subnets_to_time(space, seconds)] == rows.tolist()
 
 
-def test_a_layer_without_a_choice_stays_plain() -> None:
+def test_layer_without_choices_stays_plain() -> None:
     space = SearchSpace(layers=("a", "b"), choices=((Choice(1.0),), (Choice(1.0), Choice(0.5))))
     assert [schedule.merging_layers for schedule in subnets_to_time(space, 40)] == [("b",)]
 
@@ -242,7 +242,7 @@ def test_a_layer_without_a_choice_stays_plain() -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_profile_of_a_real_net_predicts_every_schedule_of_the_space(target: LatencyTarget) -> None:
+def test_profile_of_a_network_predicts_its_space(target: LatencyTarget) -> None:
     class Heard(Callbacks):
         def __init__(self) -> None:
             self.notes: list[str] = []
@@ -284,12 +284,12 @@ def test_a_profile_of_a_real_net_predicts_every_schedule_of_the_space(target: La
 
 
 @contextmanager
-def stage_of(supernet: Supernet, **target: Any) -> Iterator[tuple[Stage, Tensor]]:
-    """A stage, and the images that its nets see."""
-    here = LatencyTarget.here(device="cpu", img_size=64, num_classes=10, batch_size=2, **target)
+def runner_of(supernet: Supernet, **target: Any) -> Iterator[tuple[NetworkRunner, Tensor]]:
+    """A runner, and the images that its nets see."""
+    here = LatencyTarget.local(device="cpu", img_size=64, num_classes=10, batch_size=2, **target)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    with open_stage(here, supernet, sorted({chain.module for chain in costs_of(XXS, 64).chains})) as stage:
-        yield stage, images
+    with open_runner(here, supernet, sorted({chain.module for chain in costs_of(XXS, 64).chains})) as runner:
+        yield runner, images
 
 
 def some_schedules(supernet: Supernet) -> list[MergeSchedule]:
@@ -317,63 +317,63 @@ def hooks_of(net: Supernet) -> int:
 
 
 @pytest.mark.parametrize("memory_format", ["channels_last", "contiguous"])
-def test_what_is_timed_is_the_subnet_that_was_asked_for(memory_format: str) -> None:
+def test_torch_runner_runs_the_subnets(memory_format: str) -> None:
     net = supernet()
     schedules = some_schedules(net)
     hooks = hooks_of(net)
-    with stage_of(net, memory_format=memory_format) as (stage, images):
+    with runner_of(net, memory_format=memory_format) as (runner, images):
         wanted = logits_of_subnets(net, schedules, images)
-        assert stage.keeps_all
+        assert runner.switches_fast
         for index in (0, 1, 2, 1, 3, 0, 3, 2):
             schedule = schedules[index]
-            run = stage.ready(schedule)
+            run = runner.load(schedule)
             for _ in range(2):
                 logits = run()
                 assert isinstance(logits, Tensor)
                 torch.testing.assert_close(logits, wanted[schedule], atol=1e-5, rtol=1e-4)
-        stage.segments()
+        runner.module_times()
         run()
         run()
-        segments = stage.segments()
-        assert set(segments) == {chain.module for chain in costs_of(XXS, 64).chains}
-        assert all(len(times) == 2 and min(times) >= 0 for times in segments.values()), "one for each run since"
-        assert stage.segments() == {}
+        module_times = runner.module_times()
+        assert set(module_times) == {chain.module for chain in costs_of(XXS, 64).chains}
+        assert all(len(times) == 2 and min(times) >= 0 for times in module_times.values()), "one for each run since"
+        assert runner.module_times() == {}
     assert max((wanted[a] - wanted[b]).abs().max() for a in schedules for b in schedules) > 1e-3, "they are told apart"
     assert hooks_of(net) == hooks
     assert net.schedule.merging_layers == (), "and the supernet is the plain net again"
 
 
-def test_hooks_are_taken_off_also_on_error() -> None:
+def test_hooks_are_removed_after_errors() -> None:
     net = supernet()
     hooks = hooks_of(net)
-    with pytest.raises(RuntimeError, match="on purpose"), stage_of(net) as (stage, _):
-        stage.ready(some_schedules(net)[1])()
+    with pytest.raises(RuntimeError, match="on purpose"), runner_of(net) as (runner, _):
+        runner.load(some_schedules(net)[1])()
         assert hooks_of(net) > hooks
         raise RuntimeError("on purpose")
     assert hooks_of(net) == hooks
 
 
 @pytest.mark.slow
-def test_compiled_nets_are_the_subnets_too() -> None:
+def test_compiled_runner_runs_the_subnets() -> None:
     net = supernet()
     schedules = some_schedules(net)
-    with stage_of(net, runtime="compile") as (stage, images):
+    with runner_of(net, runtime="compile") as (runner, images):
         wanted = logits_of_subnets(net, schedules, images)
         for index in (0, 1, 2, 3, 1, 0):
-            logits = stage.ready(schedules[index])()
+            logits = runner.load(schedules[index])()
             assert isinstance(logits, Tensor)
             torch.testing.assert_close(logits, wanted[schedules[index]], atol=1e-4, rtol=1e-4)
-        assert stage.segments() == {}
+        assert runner.module_times() == {}
 
 
 @pytest.mark.slow
-def test_nets_in_onnxruntime_are_the_subnets_too() -> None:
+def test_onnx_runner_runs_the_subnets() -> None:
     net = supernet()
     schedules = some_schedules(net)
-    with stage_of(net, runtime="onnxruntime") as (stage, images):
+    with runner_of(net, runtime="onnxruntime") as (runner, images):
         wanted = logits_of_subnets(net, schedules, images)
-        assert not stage.keeps_all
+        assert not runner.switches_fast
         for index in (0, 1, 0, 1, 2, 0, 1):
-            logits = stage.ready(schedules[index])()
+            logits = runner.load(schedules[index])()
             torch.testing.assert_close(torch.as_tensor(logits), wanted[schedules[index]], atol=1e-4, rtol=1e-3)
-        assert stage.segments() == {}
+        assert runner.module_times() == {}

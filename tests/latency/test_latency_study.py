@@ -12,14 +12,14 @@ import pandas as pd
 import pytest
 from rich.console import Console
 from support.command_line import Interrupt, call, tiny_options
-from support.profiles import FAR, costs_of, hand_made_profile, reading
+from support.profiles import FAR, costs_of, hand_made_profile, measurement
 from support.sizes import TINY
 
 from ltmsearch import StudySettings, load_recipe, run_study
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.costs import LatencyModel
 from ltmsearch.errors import InputError
-from ltmsearch.latency import LatencyProfile, LatencyTarget, Reading
+from ltmsearch.latency import LatencyProfile, LatencyTarget, Measurement
 from ltmsearch.latency.study import DRIFT
 from ltmsearch.reporting.pareto_plot import front_figure
 from ltmsearch.reporting.terminal import print_front
@@ -147,8 +147,8 @@ class TestFinished:
     ) -> None:
         folder, profile, notes = finished
         text = "\n".join(notes)
-        assert f"latency: {FAR}; plain net {BASE_MS:.2f} ms" in text
-        assert "this machine is not the one that was timed, so the front cannot be timed at the close: " in text
+        assert f"latency: {FAR}; plain network {BASE_MS:.2f} ms" in text
+        assert "this machine differs from the profile's, so the final front is not timed: " in text
         assert f"ms, budget {BUDGET_MS:g}" in text
         assert "timed end to end" not in text
         assert LatencyProfile.load_file(folder / "run/latency.json") == LatencyProfile.load_file(profile)
@@ -184,13 +184,13 @@ def test_a_study_goes_on_with_the_latencies_that_it_began_with(
 def here(finished: tuple[Path, Path, list[str]], tmp_path: Path) -> tuple[Path, LatencyTarget]:
     """A copy of the finished study, whose profile is this machine's."""
     shutil.copytree(finished[0] / "run", tmp_path / "run")
-    target = LatencyTarget.here(device="cpu", num_classes=10)
+    target = LatencyTarget.local(device="cpu", num_classes=10)
     hand_made_profile(ms, base_ms=BASE_MS, target=target).save(tmp_path / "run/latency.json")
     return tmp_path, target
 
 
 def measured_as(
-    monkeypatch: pytest.MonkeyPatch, readings: Callable[[MergeSchedule], Reading]
+    monkeypatch: pytest.MonkeyPatch, readings: Callable[[MergeSchedule], Measurement]
 ) -> list[tuple[tuple[Any, ...], float | None]]:
     """Let the clock say what we like; what it was asked for."""
     asked: list[tuple[tuple[Any, ...], float | None]] = []
@@ -203,7 +203,7 @@ def measured_as(
         callbacks: Callbacks,
         *,
         plain_ms: float | None = None,
-    ) -> dict[MergeSchedule, Reading]:
+    ) -> dict[MergeSchedule, Measurement]:
         asked.append(((backbone, operator, target, *schedules), plain_ms))
         plain = MergeSchedule.uniform(model().layers, 1.0, operator)
         return {schedule: readings(schedule) for schedule in (*schedules, plain)}
@@ -220,9 +220,9 @@ def test_the_front_is_timed_at_the_close_and_points_over_the_budget_are_marked(
     front = select_front(Run.open(folder / "run").trials, "latency_ms")
     slow = front[0].schedule
 
-    def clock(schedule: MergeSchedule) -> Reading:
+    def clock(schedule: MergeSchedule) -> Measurement:
         """Over the budget for the slowest of the front, and 5 % less than predicted for all others."""
-        return reading(1.1 * BUDGET_MS if schedule == slow else 0.95 * model().latency_ms(schedule), error=0.02)
+        return measurement(1.1 * BUDGET_MS if schedule == slow else 0.95 * model().latency_ms(schedule), error=0.02)
 
     asked = measured_as(monkeypatch, clock)
     notes = Notes()
@@ -276,7 +276,7 @@ def check_marked(records: list[TrialRecord], settings: StudySettings, slow: int)
 
 def test_what_was_timed_is_not_timed_again(here: tuple[Path, LatencyTarget], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = here
-    asked = measured_as(monkeypatch, lambda schedule: reading(0.9 * model().latency_ms(schedule)))
+    asked = measured_as(monkeypatch, lambda schedule: measurement(0.9 * model().latency_ms(schedule)))
     settings = tiny(folder, stored_profile(folder))
     notes = Notes()
     run_study(settings, notes)
@@ -284,7 +284,7 @@ def test_what_was_timed_is_not_timed_again(here: tuple[Path, LatencyTarget], mon
     assert len(asked) == 1
     # The plain net took a tenth less than when it was profiled.
     assert DRIFT < 0.1
-    assert any("the plain net takes 180.00 ms now and took 200.00 ms when profiled" in line for line in notes.notes)
+    assert any("the plain network takes 180.00 ms now and took 200.00 ms when profiled" in line for line in notes.notes)
     again = Notes()
     run_study(settings, again)
     assert len(asked) == 1
@@ -371,7 +371,7 @@ def test_budgets_that_cannot_be_met_are_one_line(
         ),
         (
             lambda path: path.write_text(path.read_text().replace("hard 0.5", "hard 0.6")),
-            r"far.json does not hold every choice of the search space: .* got 0.5 hard at stages",
+            r"far.json must have every choice of the search space: .* got 0.5 hard at stages",
         ),
     ],
     ids=["missing", "no profile", "cut", "backbone", "image size", "a choice"],

@@ -1,4 +1,4 @@
-"""The target of a latency: refused where this machine cannot do it, told in one line."""
+"""Latency targets: validation and description."""
 
 import platform
 import re
@@ -12,8 +12,7 @@ from support.profiles import FAR
 
 from ltmsearch.errors import InputError
 from ltmsearch.latency import LatencyTarget
-from ltmsearch.latency.study import differences_here
-from ltmsearch.latency.target import hardware_name, target_file_name
+from ltmsearch.latency.target import hardware_name
 
 
 @pytest.fixture
@@ -23,7 +22,7 @@ def four_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def bf16(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    """Gives the machine bf16 instructions, or takes them."""
+    """Sets whether the machine has bf16 instructions."""
     return lambda has: monkeypatch.setattr("ltmsearch.latency.target.has_bf16", lambda _: has)
 
 
@@ -34,20 +33,29 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("options", "message"),
     [
-        ({"runtime": "tensorrt"}, "the runtime of a latency must be torch, compile, onnxruntime, but got 'tensorrt'"),
-        ({"dtype": "int8"}, "the dtype of a latency must be fp32, bf16, fp16, but got 'int8'"),
-        ({"memory_format": "nhwc"}, "the memory format of a latency must be channels_last, contiguous, but got 'nhwc'"),
-        ({"threads": 0}, "the threads of a latency must be from 1 to 4, the CPUs of this machine, but got 0"),
-        ({"threads": 5}, "from 1 to 4, the CPUs of this machine, but got 5"),
+        (
+            {"runtime": "tensorrt"},
+            "the runtime of a latency target must be torch, .*, but got 'tensorrt'",
+        ),
+        ({"dtype": "int8"}, "the dtype of a latency target must be fp32, bf16, fp16, but got 'int8'"),
+        (
+            {"memory_format": "nhwc"},
+            "the memory format of a latency target must be channels_last, .*, but got 'nhwc'",
+        ),
+        (
+            {"threads": 0},
+            "the threads of a latency target must be from 1 to 4, the number .*, but got 0",
+        ),
+        ({"threads": 5}, "from 1 to 4, the number of CPUs of this machine, but got 5"),
         ({"threads": -1}, "but got -1"),
-        ({"dtype": "fp16"}, "fp16 is not measured on a CPU, .*; fp32 or bf16 would do"),
+        ({"dtype": "fp16"}, "fp16 needs a GPU, .*; use fp32 or bf16"),
         (
             {"runtime": "onnxruntime", "dtype": "bf16"},
-            "onnxruntime is measured in fp32 on the CPU, but got bf16 on cpu",
+            "onnxruntime needs fp32 on the CPU, but got bf16 on cpu",
         ),
-        ({"runtime": "onnxruntime", "dtype": "fp16"}, "onnxruntime is measured in fp32 on the CPU, but got fp16"),
+        ({"runtime": "onnxruntime", "dtype": "fp16"}, "onnxruntime needs fp32 on the CPU, but got fp16"),
         ({"device": "gpu"}, "--device 'gpu' cannot be used"),
         ({"batch_size": 0}, "batch_size"),
         ({"img_size": 16}, "img_size"),
@@ -55,73 +63,72 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 @pytest.mark.usefixtures("four_cpus")
-def test_what_a_cpu_cannot_do_is_refused_in_one_line(
-    asked: dict[str, Any], message: str, bf16: Callable[[bool], None]
+def test_unsupported_cpu_targets_are_refused(
+    options: dict[str, Any], message: str, bf16: Callable[[bool], None]
 ) -> None:
     bf16(True)
     with pytest.raises(InputError, match=message) as caught:
-        LatencyTarget.here(**{"device": "cpu", **asked})
+        LatencyTarget.local(**{"device": "cpu", **options})
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.usefixtures("gpu")
-def test_what_a_gpu_cannot_do_is_refused(bf16: Callable[[bool], None]) -> None:
+def test_unsupported_gpu_targets_are_refused(bf16: Callable[[bool], None]) -> None:
     bf16(False)
-    for asked, message in (
-        ({"threads": 1}, "the threads of a latency must be left out on a GPU, but got 1"),
-        ({"runtime": "onnxruntime"}, "onnxruntime is measured in fp32 on the CPU, but got fp32 on cuda:1"),
-        ({"dtype": "bf16"}, "cuda:1 has no bf16 instructions"),
+    for options, message in (
+        ({"threads": 1}, "the threads of a latency target must be omitted on a GPU, but got 1"),
+        ({"runtime": "onnxruntime"}, "onnxruntime needs fp32 on the CPU, but got fp32 on cuda:1"),
+        ({"dtype": "bf16"}, "bf16 needs bf16 instructions, which cuda:1 lacks"),
     ):
         with pytest.raises(InputError, match=message):
-            LatencyTarget.here(**asked)  # type: ignore[arg-type]
-    target = LatencyTarget.here(dtype="fp16", batch_size=64)
+            LatencyTarget.local(**options)  # type: ignore[arg-type]
+    target = LatencyTarget.local(dtype="fp16", batch_size=64)
     assert (target.device, target.hardware, target.threads) == ("cuda:1", "GPU at cuda:1", None)
     torch_version = target.versions["torch"]
     assert str(target).startswith(f"GPU at cuda:1; torch (torch {torch_version}, timm ")
     assert str(target).endswith("), fp16, channels last; batch 64 at 224 px")
 
 
-def test_bf16_without_instructions_is_refused_and_with_them_it_is_not(bf16: Callable[[bool], None]) -> None:
+def test_bf16_needs_bf16_instructions(bf16: Callable[[bool], None]) -> None:
     bf16(False)
-    with pytest.raises(InputError, match="cpu has no bf16 instructions: emulated, .*; fp32 would do"):
-        LatencyTarget.here(device="cpu", dtype="bf16")
+    with pytest.raises(InputError, match="bf16 needs bf16 instructions, which cpu lacks; use fp32"):
+        LatencyTarget.local(device="cpu", dtype="bf16")
     bf16(True)
-    assert LatencyTarget.here(device="cpu", dtype="bf16").dtype == "bf16"
+    assert LatencyTarget.local(device="cpu", dtype="bf16").dtype == "bf16"
 
 
 @pytest.mark.usefixtures("four_cpus")
-def test_a_cpu_is_told_with_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_description_of_a_cpu_target(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ltmsearch.latency.target.hardware_name", lambda _: "A CPU")
-    one = LatencyTarget.here(device="cpu")
+    one = LatencyTarget.local(device="cpu")
     assert one.threads == 1
     assert str(one).startswith("A CPU, 1 thread; torch (torch ")
     assert "ltmsearch" not in str(one), "beside the libraries that run the net it says nothing"
     assert set(one.versions) == {"ltmsearch", "torch", "timm"}
-    four = LatencyTarget.here(device="cpu", threads=4, memory_format="contiguous", batch_size=8, img_size=96)
+    four = LatencyTarget.local(device="cpu", threads=4, memory_format="contiguous", batch_size=8, img_size=96)
     assert str(four).startswith("A CPU, 4 threads; torch (torch ")
     assert str(four).endswith("), fp32, contiguous; batch 8 at 96 px")
-    assert target_file_name(four) == "96px-b8-torch-fp32-cpu"
     assert one.differences(four) == [
         "threads 1 and 4", "memory_format 'channels_last' and 'contiguous'", "batch_size 1 and 8",
         "img_size 224 and 96",
     ]  # fmt: skip
-    assert one.differences(LatencyTarget.here(device="cpu")) == []
+    assert one.differences(LatencyTarget.local(device="cpu")) == []
 
 
-def test_onnxruntime_is_part_of_its_own_versions_and_lies_contiguous() -> None:
-    target = LatencyTarget.here(device="cpu", runtime="onnxruntime")
+def test_onnxruntime_targets_are_contiguous() -> None:
+    target = LatencyTarget.local(device="cpu", runtime="onnxruntime")
     assert set(target.versions) == {"ltmsearch", "torch", "timm", "onnxruntime"}
     assert target.memory_format == "contiguous"
-    assert target == LatencyTarget.here(device="cpu", runtime="onnxruntime", memory_format="contiguous")
+    assert target == LatencyTarget.local(device="cpu", runtime="onnxruntime", memory_format="contiguous")
 
 
-def test_onnxruntime_without_its_libraries_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_onnx_libraries_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ltmsearch.programs.onnx.find_spec", lambda _: None)
     with pytest.raises(InputError, match="onnxruntime"):
-        LatencyTarget.here(device="cpu", runtime="onnxruntime")
+        LatencyTarget.local(device="cpu", runtime="onnxruntime")
 
 
-def test_the_hardware_says_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hardware_name_of_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     about = tmp_path / "cpuinfo"
     monkeypatch.setattr("ltmsearch.latency.target.Path", lambda _: about)
     monkeypatch.setattr(platform, "processor", lambda: "")
@@ -134,16 +141,16 @@ def test_the_hardware_says_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert hardware_name(cpu) == "A CPU @ 2.0: GHz"
 
 
-def test_a_target_is_here_only_if_nothing_has_changed() -> None:
-    here = LatencyTarget.here(device="cpu", batch_size=4, img_size=96, num_classes=10)
-    assert differences_here(here) == []
-    for change, told in (
+def test_differences_to_this_machine() -> None:
+    here = LatencyTarget.local(device="cpu", batch_size=4, img_size=96, num_classes=10)
+    assert here.differences_to_local() == []
+    for change, message in (
         ({"hardware": "another"}, "hardware 'another' and "),
         ({"versions": {**here.versions, "torch": "0.1"}}, "versions .*'0.1'.* and "),
-        ({"threads": 10_000}, "the threads of a latency must be"),
-        ({"dtype": "fp16"}, "fp16 is not measured on a CPU"),
+        ({"threads": 10_000}, "the threads of a latency target must be"),
+        ({"dtype": "fp16"}, "fp16 needs a GPU"),
         ({"device": "cuda:99", "threads": None}, "cuda:99"),
     ):
-        (difference,) = differences_here(here.model_copy(update=change))
-        assert re.search(told, difference)
-    assert differences_here(FAR)
+        (difference,) = here.model_copy(update=change).differences_to_local()
+        assert re.search(message, difference)
+    assert FAR.differences_to_local()

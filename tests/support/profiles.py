@@ -5,7 +5,7 @@ from functools import cache
 
 from ltmsearch.costs import CostModel, backbone_costs
 from ltmsearch.costs.latency import after_chain_features, layer_features
-from ltmsearch.latency import LatencyProfile, LatencyTarget, Reading, profile_space
+from ltmsearch.latency import LatencyProfile, LatencyTarget, Measurement, profile_space
 from ltmsearch.models import get_adapter
 from ltmsearch.schedules.grid import target_grid
 from ltmsearch.schedules.space import SearchSpace, SpaceFile
@@ -17,9 +17,9 @@ FAR = LatencyTarget(
 """A target that no machine is."""
 
 
-def reading(ms: float, error: float = 0.01) -> Reading:
-    """A stable reading."""
-    return Reading(ms=ms, least_ms=ms, iqr_ms=0.0, error=error, visits=6, runs=18, stable=True)
+def measurement(ms: float, error: float = 0.01) -> Measurement:
+    """A stable measurement."""
+    return Measurement(ms=ms, least_ms=ms, iqr_ms=0.0, error=error, visits=6, runs=18, stable=True)
 
 
 @cache
@@ -72,6 +72,6 @@ def hand_made_profile(
     choices = whole_space(costs, backbone, space)
     weights: Mapping[str, float] = {name: truth(suffix(name)) for name in feature_names(costs, choices)}
     return LatencyProfile(
-        backbone=backbone, operator="ltm", space=choices.digest(), target=target, plain=reading(base_ms), subnets=[],
-        load=0.5, seconds=1.0, weights=dict(weights), check={"error": 0.02, "noise": 0.01, "subnets": 0},
+        backbone=backbone, operator="ltm", space=choices.digest(), target=target, plain=measurement(base_ms),
+        subnets=[], load=0.5, seconds=1.0, weights=dict(weights), check={"error": 0.02, "noise": 0.01, "subnets": 0},
     )  # fmt: skip

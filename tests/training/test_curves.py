@@ -37,7 +37,7 @@ def headings(figure: go.Figure) -> list[str]:
     return [re.sub("</?b>", "", annotation.text) for annotation in figure.layout.annotations]
 
 
-def test_each_curve_shows_its_column_over_the_epochs() -> None:
+def test_curves_show_their_columns() -> None:
     figure = curves_figure([full(n) for n in (3, 1, 2, 4)], title="a net")
     assert figure.layout.title.text == "a net"
     shown = {t.name: (t.x, tuple(round(y, 6) for y in t.y)) for t in figure.data}
@@ -69,7 +69,7 @@ def test_all_panels_share_the_epochs() -> None:
     assert {axis.title.text for axis in axes} == {"epoch"}
 
 
-def test_the_start_of_the_ib_loss_is_marked_between_the_epochs() -> None:
+def test_start_of_the_ib_loss_is_marked() -> None:
     figure = curves_figure([full(n) for n in (1, 2, 3, 4)], title="t")
     assert [(line.xref, line.x0, line.x1) for line in figure.layout.shapes] == [
         ("x", 2.5, 2.5), ("x2", 2.5, 2.5), ("x3", 2.5, 2.5),
@@ -83,14 +83,14 @@ def test_the_start_of_the_ib_loss_is_marked_between_the_epochs() -> None:
     assert "IB" not in never.layout.title.subtitle.text
 
 
-def test_the_best_is_named_with_whose_weights() -> None:
+def test_subtitle_names_the_best_weights() -> None:
     words = curves_figure([full(1), full(2), full(3, ema_top1=0.0, top1=0.5)], title="t").layout.title.subtitle.text
     assert words.startswith("best top-1 21.00 % after epoch 2 of 3 (averaged weights, EMA)")
     words = curves_figure([epoch(1), epoch(2)], title="t").layout.title.subtitle.text
     assert words == "best top-1 20.00 % after epoch 2 of 2 (weights as trained)"
 
 
-def test_what_was_not_measured_has_no_curve_and_leaves_no_empty_panel() -> None:
+def test_missing_values_leave_no_empty_panel() -> None:
     figure = curves_figure([epoch(1), epoch(2)], title="t")
     assert {t.name for t in figure.data} == {
         "training, all terms", "validation", "as trained", "at the end of the epoch", "best",
@@ -99,7 +99,7 @@ def test_what_was_not_measured_has_no_curve_and_leaves_no_empty_panel() -> None:
     assert figure.layout.xaxis3.domain == (0, 1)
 
 
-def test_hovering_tells_the_epoch_and_its_values() -> None:
+def test_hover_texts() -> None:
     figure = curves_figure([full(1), full(2, top5=None)], title="t")
     assert figure.layout.hovermode == "x unified"
     assert figure.layout.xaxis2.unifiedhovertitle.text == "epoch %{x}"
@@ -108,7 +108,7 @@ def test_hovering_tells_the_epoch_and_its_values() -> None:
     assert trace(figure, "at the end of the epoch").hovertemplate.startswith("%{y:.3g}")
 
 
-def test_one_epoch_is_drawn_as_marks_on_axes_that_fit_it() -> None:
+def test_axes_of_a_single_epoch() -> None:
     figure = curves_figure([full(1, lr=1e-6)], title="t")
     assert all("markers" in t.mode for t in figure.data)
     assert figure.layout.xaxis.range == (0.5, 1.5)
@@ -116,22 +116,22 @@ def test_one_epoch_is_drawn_as_marks_on_axes_that_fit_it() -> None:
     assert figure.layout.yaxis4.range == pytest.approx((0, 1.08e-6))
 
 
-def test_a_learning_rate_of_nothing_is_drawn() -> None:
+def test_zero_learning_rate() -> None:
     assert curves_figure([epoch(1, lr=0.0)], title="t").layout.yaxis3.range == (0, 1)
 
 
-def test_many_epochs_are_lines_without_marks_of_their_own() -> None:
+def test_many_epochs_have_no_markers() -> None:
     figure = curves_figure([epoch(n, top1=50.0) for n in range(1, 301)], title="t")
     assert {t.mode for t in figure.data if t.name != "best"} == {"lines"}
     assert figure.layout.xaxis.dtick is None
 
 
-def test_a_loss_of_thousands_does_not_flatten_the_others_and_is_told() -> None:
+def test_large_losses_are_cut_off() -> None:
     figure = curves_figure([full(1, ema_loss=5000.0), full(2, loss=math.inf), full(3)], title="t")
     low, high = figure.layout.yaxis.range
     assert low < 2.5 / 3  # the lowest of all
     assert high == 6.0  # 1.5 of the highest training loss
-    assert headings(figure)[0] == "Loss, nats; above 6 not in view"
+    assert headings(figure)[0] == "Loss, nats; values above 6 not shown"
     assert curves_figure([full(1), full(2)], title="t").layout.yaxis.range is None
 
 
@@ -140,7 +140,7 @@ def test_no_epochs_are_refused() -> None:
         curves_figure([], title="t")
 
 
-def test_the_page_holds_the_curves(tmp_path: Path) -> None:
+def test_page_contains_the_curves(tmp_path: Path) -> None:
     written = write_curves([full(1, loss=math.nan), full(2)], tmp_path, title="a net", png=False)
     assert written.paths == (tmp_path / "curves.html",)
     page = written.paths[0].read_text(encoding="utf-8")
@@ -148,7 +148,7 @@ def test_the_page_holds_the_curves(tmp_path: Path) -> None:
     assert '"y":[null,1.5]' in page
 
 
-def test_drawing_needs_neither_torch_nor_optuna() -> None:
+def test_drawing_imports_neither_torch_nor_optuna() -> None:
     heavy = {"torch", "optuna", "timm", "kaleido"}
     code = f"import sys, ltmsearch.training.curves; print(sorted({heavy} & set(sys.modules)))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from ltmsearch.errors import InputError
-from ltmsearch.training.epoch_records import LOG_COLUMNS, Best, EpochRecord, read_log, select_best, write_log
+from ltmsearch.training.epoch_records import Best, EpochRecord, read_log, select_best, write_log
 
 
 def epoch(number: int, **fields: Any) -> EpochRecord:
@@ -24,7 +24,7 @@ FULL = epoch(
 )  # fmt: skip
 
 
-def test_epochs_come_back_exactly(tmp_path: Path) -> None:
+def test_log_round_trip(tmp_path: Path) -> None:
     records = [epoch(1), FULL, epoch(5, loss=math.inf)]
     path = write_log(records, tmp_path / "log.csv")
     assert read_log(path) == records
@@ -32,7 +32,7 @@ def test_epochs_come_back_exactly(tmp_path: Path) -> None:
     assert again.read_bytes() == path.read_bytes()
 
 
-def test_the_file_is_as_documented(tmp_path: Path) -> None:
+def test_log_has_the_documented_columns(tmp_path: Path) -> None:
     lines = write_log([epoch(1)], tmp_path / "log.csv").read_text().splitlines()
     assert lines == [
         "epoch,lr,train_loss,train_ib,ib_weight,top1,top5,loss,ema_top1,ema_top5,ema_loss,mi_x,mi_y,ib,ibb,"
@@ -41,7 +41,7 @@ def test_the_file_is_as_documented(tmp_path: Path) -> None:
     ]
 
 
-def test_a_training_that_has_just_begun_has_no_epochs(tmp_path: Path) -> None:
+def test_empty_log(tmp_path: Path) -> None:
     assert read_log(write_log([], tmp_path / "log.csv")) == []
 
 
@@ -58,7 +58,7 @@ def test_a_training_that_has_just_begun_has_no_epochs(tmp_path: Path) -> None:
         ({"seconds": math.nan}, "`seconds` must be finite"),
     ],
 )
-def test_a_record_checks_itself(fields: dict[str, Any], rule: str) -> None:
+def test_invalid_records_are_refused(fields: dict[str, Any], rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
         epoch(**{"number": 1} | fields)
 
@@ -73,13 +73,13 @@ DAMAGE = {
     "not finite": (lambda text: text.replace("3.25", "nan"), "line 2: `train_loss` must be finite"),
     "half an epoch": (lambda text: text.replace("\n1,", "\n1.5,"), "line 2, epoch"),
     "an epoch twice": (lambda text: text + text.splitlines()[2] + "\n", "line 4: each epoch must stand once, but 2"),
-    "an epoch before": (lambda text: text.replace("\n1,", "\n7,"), "line 3: epochs must rise, but 2 follows 7"),
+    "an epoch before": (lambda text: text.replace("\n1,", "\n7,"), "line 3: epochs must increase, but 2 follows 7"),
     "an open quote": (lambda text: text.replace("\n2,", '\n"2,'), "whole CSV file"),
 }
 
 
 @pytest.mark.parametrize(("damage", "rule"), DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_or_foreign_file_is_named_with_the_rule(tmp_path: Path, damage: Any, rule: str) -> None:
+def test_damaged_logs_are_refused(tmp_path: Path, damage: Any, rule: str) -> None:
     path = write_log([epoch(1), epoch(2)], tmp_path / "log.csv")
     path.write_text(damage(path.read_text()))
     with pytest.raises(InputError, match=rule) as caught:
@@ -88,7 +88,7 @@ def test_a_damaged_or_foreign_file_is_named_with_the_rule(tmp_path: Path, damage
     assert "\n" not in str(caught.value)
 
 
-def test_bytes_that_are_no_text_and_a_missing_file_are_input_errors(tmp_path: Path) -> None:
+def test_binary_and_missing_logs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_bytes(b"\x89PNG\r\n\x1a\n\xff")
     with pytest.raises(InputError, match="UTF-8"):
         read_log(tmp_path / "log.csv")
@@ -96,15 +96,10 @@ def test_bytes_that_are_no_text_and_a_missing_file_are_input_errors(tmp_path: Pa
         read_log(tmp_path / "missing.csv")
 
 
-def test_the_best_is_the_highest_top1_of_either_weights_and_the_earliest_of_equal_ones() -> None:
+def test_best_is_the_highest_and_earliest_top1() -> None:
     first, second, third = epoch(1, top1=50, ema_top1=20), epoch(2, top1=60, ema_top1=60), epoch(3, top1=60)
     assert select_best([third, second, first]) == Best(2, 60, "EMA")
     assert select_best([first, third]) == Best(3, 60, "trained")
     assert select_best([first, epoch(4, top1=10, ema_top1=60.1), second]) == Best(4, 60.1, "EMA")
     with pytest.raises(ValueError, match="at least one"):
         select_best([])
-
-
-def test_every_column_is_a_field_and_none_is_forgotten() -> None:
-    assert set(vars(FULL)) == set(LOG_COLUMNS)
-    assert None not in vars(FULL).values()

@@ -1,4 +1,4 @@
-"""One step of a training, and its state as a file."""
+"""Training steps, and the state of a training."""
 
 import math
 from pathlib import Path
@@ -15,7 +15,7 @@ from ltmsearch.engine.runtime import Runtime
 from ltmsearch.errors import InputError
 from ltmsearch.io.safetensors_state import load_state, save_state
 from ltmsearch.models import create_subnet
-from ltmsearch.training.learner import Learner, distillation, ib_start
+from ltmsearch.training.learner import Learner, distillation_loss, ib_start
 
 RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32, channels_last=True, reason="test")
 VIT = "vit_tiny_patch16_224"
@@ -53,7 +53,7 @@ def weights(trained: Learner) -> dict[str, Tensor]:
 
 
 class TestSteps:
-    def test_the_learning_rate_follows_timms_schedule(self) -> None:
+    def test_learning_rate_follows_timm(self) -> None:
         trained = learner(recipe(lr=1e-3, min_lr=1e-4, warmup_lr=1e-5, epochs=4, ib_weight=0))
         seen = []
         for images, labels in batches(8):
@@ -63,7 +63,7 @@ class TestSteps:
         cosine = [1e-4 + (1e-3 - 1e-4) * (1 + math.cos(math.pi * step / 8)) / 2 for step in range(2, 8)]
         assert seen[2:] == pytest.approx(cosine)
 
-    def test_accumulated_parts_are_one_batch(self) -> None:
+    def test_accumulated_parts_equal_one_batch(self) -> None:
         """In a net without BatchNorm, whose statistics would be those of the parts."""
         whole, parts = (learner(recipe(VIT, opt="sgd", grad_accum_steps=n, ib_weight=0)) for n in (1, 2))
         for images, labels in batches(3):
@@ -72,7 +72,7 @@ class TestSteps:
         for name, value in weights(whole).items():
             torch.testing.assert_close(weights(parts)[name], value, rtol=1e-4, atol=1e-6)
 
-    def test_every_parameter_is_trained_and_importance_does_not_decay(self) -> None:
+    def test_all_parameters_train_importance_without_decay(self) -> None:
         trained = learner(recipe())
         before = weights(trained)
         for images, labels in batches(2):  # in the first step the inner parts of residual blocks get no gradient
@@ -84,7 +84,7 @@ class TestSteps:
         assert merging["importance"] == merging["kappa"] == 0
         assert merging["directions"] > 0
 
-    def test_randomness_depends_on_the_step_alone(self) -> None:
+    def test_randomness_depends_only_on_the_step(self) -> None:
         keys: dict[str, Any] = {"mixup": 0.5, "drop_path": 0.5}
         one, other = (
             learner(recipe(VIT, **keys), create_subnet(VIT, **recipe(VIT).model_kwargs(), drop_path_rate=0.5))
@@ -114,16 +114,16 @@ class TestSteps:
         assert not torch.equal(before["patch_embed.proj.weight"], weights(trained)["patch_embed.proj.weight"])
         assert all(value.isfinite().all() for value in weights(trained).values())
 
-    def test_mixed_labels_reach_the_ib_statistics_as_they_are(self) -> None:
+    def test_ib_statistics_use_mixed_unsmoothed_labels(self) -> None:
         trained = learner(recipe(mixup=1.0, smoothing=0.3))
         trained.step(*batches(1)[0])
-        ((_, _, targets),) = trained._kept
+        ((_, _, targets),) = trained._ib_samples
         torch.testing.assert_close(targets.sum(dim=1), torch.ones(4))
         assert ((targets > 0.01) & (targets < 0.99)).any()
 
 
 class TestIBLoss:
-    def test_it_sets_in_after_its_warm_up_and_never_without_statistics(self) -> None:
+    def test_ib_loss_starts_after_its_warm_up(self) -> None:
         assert [ib_start(recipe(epochs=10, ib_warmup_ratio=ratio)) for ratio in (0.0, 0.05, 0.3, 0.31, 1.0)] == [
             1, 1, 3, 4, 10,
         ]  # fmt: skip
@@ -134,7 +134,7 @@ class TestIBLoss:
             run_epochs(trained, 1)
         assert seen == [0.0, 0.0, 0.5, 0.5]
 
-    def test_the_term_is_part_of_what_is_minimised(self) -> None:
+    def test_ib_loss_is_part_of_the_loss(self) -> None:
         with_ib, without = learner(recipe(ib_weight=0.5, ib_warmup_ratio=0)), learner(recipe(ib_weight=0))
         run_epochs(with_ib, 1)
         run_epochs(without, 1)
@@ -151,8 +151,8 @@ class TestDistillation:
         student, teacher = torch.tensor([[0.0, 2.0]]), torch.tensor([[2.0, 0.0]])
         p, q = torch.tensor([math.e, 1.0]) / (math.e + 1), torch.tensor([1.0, math.e]) / (math.e + 1)
         wanted = 4 * float((p * (p.log() - q.log())).sum())  # temperature 2: logits 0 and 1
-        assert float(distillation(student, teacher, 2.0)) == pytest.approx(wanted)
-        assert float(distillation(teacher, teacher, 2.0)) == pytest.approx(0, abs=1e-7)
+        assert float(distillation_loss(student, teacher, 2.0)) == pytest.approx(wanted)
+        assert float(distillation_loss(teacher, teacher, 2.0)) == pytest.approx(0, abs=1e-7)
 
     def test_the_teacher_is_not_trained(self) -> None:
         of = recipe(distill_loss_weight=1.0)
@@ -183,13 +183,13 @@ class TestState:
         assert not list(tmp_path.iterdir())
 
     @pytest.mark.parametrize("content", [b"", b"not safetensors", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "])
-    def test_foreign_files_are_told(self, tmp_path: Path, content: bytes) -> None:
+    def test_other_files_are_refused(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "s").write_bytes(content)
         with pytest.raises(InputError, match="must be the state of an ltmsearch training"):
             load_state(tmp_path / "s")
 
     @pytest.mark.parametrize("keys", [{}, {"opt": "sgd"}, {"opt": "lion"}, {"model_ema": False}])
-    def test_a_learner_goes_on_with_the_same_bits(self, tmp_path: Path, keys: dict[str, Any]) -> None:
+    def test_restored_learner_continues_exactly(self, tmp_path: Path, keys: dict[str, Any]) -> None:
         of = recipe(ib_weight=1.0, ib_warmup_ratio=0, **keys)
         whole, first = learner(of), learner(of)
         run_epochs(whole, 1)

@@ -1,4 +1,4 @@
-"""Training a recipe: what a step does, and that an interrupted training ends like one that was not."""
+"""Training of a recipe: files, resuming, refused input and the command line."""
 
 import json
 import os
@@ -24,7 +24,6 @@ from ltmsearch.errors import InputError, TrainingDiverged
 from ltmsearch.io.safetensors_state import load_state
 from ltmsearch.models import create_subnet
 from ltmsearch.models.supernet import Supernet
-from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.checkpoint import CheckpointState, save_checkpoint
 from ltmsearch.training.builders import make_network
 from ltmsearch.training.epoch_records import read_log, select_best
@@ -46,7 +45,7 @@ def options(out: Path, images: Path, **changes: Any) -> TrainingOptions:
     return TrainingOptions(**{"out": out, "dataset": "folder", "data_dir": images, "device": "cpu"} | changes)
 
 
-class _Stops(Callbacks):
+class _Interrupt(Callbacks):
     """Interrupts in the middle of an epoch."""
 
     def __init__(self, after: int) -> None:
@@ -58,7 +57,7 @@ class _Stops(Callbacks):
 
 
 class TestTraining:
-    def test_what_it_leaves_behind(self, tmp_path: Path, images: Path) -> None:
+    def test_files_and_records(self, tmp_path: Path, images: Path) -> None:
         of = recipe(mixup=0.2, ib_weight=0.1)
         result = train_recipe(of, options(tmp_path / "t", images))
         assert {path.name for path in result.folder.iterdir()} == {BEST, LAST, LOG, RECIPE, STATE, "curves.html"}
@@ -77,15 +76,15 @@ class TestTraining:
         assert facts["class_names"] == ["cat", "dog"]
         assert (facts["epoch"], facts["top1"], facts["weights"]) == select_best(result.records)
 
-    def test_interrupted_in_an_epoch_it_ends_the_same(self, tmp_path: Path, images: Path) -> None:
+    def test_interrupted_training_resumes_exactly(self, tmp_path: Path, images: Path) -> None:
         of = recipe(ib_weight=0.1, mixup=0.2)
         train_recipe(of, options(tmp_path / "whole", images))
         with pytest.raises(KeyboardInterrupt):
-            train_recipe(of, options(tmp_path / "parts", images), _Stops(after=6))
+            train_recipe(of, options(tmp_path / "parts", images), _Interrupt(after=6))
         assert len(read_log(tmp_path / "parts" / LOG)) == 2
-        with pytest.raises(InputError, match="holds a training already: --resume continues it"):
+        with pytest.raises(InputError, match="already has a training; use --resume to continue it"):
             train_recipe(of, options(tmp_path / "parts", images))
-        with pytest.raises(InputError, match=r"another kind \(lr is 0.001 there and 0.01 now\)"):
+        with pytest.raises(InputError, match=r"a different training \(lr was 0.001 and is now 0.01\)"):
             train_recipe(of.changed({"lr": 0.01}), options(tmp_path / "parts", images, resume=True))
         train_recipe(of, options(tmp_path / "parts", images, resume=True))
         for name in (BEST, LAST):
@@ -95,7 +94,7 @@ class TestTraining:
         assert len(again.records) == 3
 
     @pytest.mark.slow
-    def test_killed_it_ends_the_same(self, tmp_path: Path, images: Path) -> None:
+    def test_killed_training_resumes_exactly(self, tmp_path: Path, images: Path) -> None:
         of = recipe(ib_weight=0.1, epochs=4)
         of.save(tmp_path / "r.yaml")
         train_recipe(of, options(tmp_path / "whole", images))
@@ -115,15 +114,15 @@ class TestTraining:
         for name in (BEST, LAST):
             assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
-    def test_a_loss_that_is_not_finite_ends_it(self, tmp_path: Path, images: Path) -> None:
-        with pytest.raises(TrainingDiverged, match="not finite in epoch 1: a lower lr"):
+    def test_infinite_loss_is_an_error(self, tmp_path: Path, images: Path) -> None:
+        with pytest.raises(TrainingDiverged, match="not finite in epoch 1; try a lower lr"):
             train_recipe(recipe(lr=1e30, min_lr=1e30, warmup_lr=1e30), options(tmp_path / "t", images))
         assert not (tmp_path / "t" / STATE).exists()
 
     @pytest.mark.parametrize(
         ("keys", "others", "message"),
         [
-            ({"num_classes": 5}, {}, "must be the data's 2, but is 5; --num-classes 2 would do"),
+            ({"num_classes": 5}, {}, "must be the data's 2, but is 5; use --num-classes 2"),
             ({"batch_size": 3, "mixup": 0.1}, {}, "even number of images per process, but got 3"),
             ({"batch_size": 5, "grad_accum_steps": 2}, {}, r"a multiple of .* but got 5 and 1 × 2"),
             ({"opt": "adamm"}, {}, "unknown optimizer 'adamm': did you mean adam"),
@@ -136,7 +135,7 @@ class TestTraining:
             ({"schedule": {"stages.9": 0.5}}, {}, "stages.9"),
         ],
     )
-    def test_what_does_not_fit_is_told_and_nothing_written(
+    def test_conflicting_input_writes_nothing(
         self, tmp_path: Path, images: Path, keys: dict[str, Any], others: dict[str, Any], message: str
     ) -> None:
         with pytest.raises(InputError, match=message):
@@ -149,7 +148,7 @@ class TestTraining:
             train_recipe(of, options(tmp_path / "t", images))
 
 
-def test_it_starts_from_a_studys_shared_weights(tmp_path: Path) -> None:
+def test_training_starts_from_shared_weights(tmp_path: Path) -> None:
     of = recipe()
     supernet = Supernet(of.backbone, num_classes=2)
     randomise(supernet)
@@ -161,8 +160,8 @@ def test_it_starts_from_a_studys_shared_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backbone", ["mobilevit_xxs", "efficientvit_b0"])
-def test_synchronised_norms_compute_what_the_others_do(tmp_path: Path, backbone: str) -> None:
-    """timm's norms hold activations, which torch's own conversion drops."""
+def test_sync_bn_keeps_activations(tmp_path: Path, backbone: str) -> None:
+    """timm norms contain activations, which torch's own conversion drops."""
     nets = []
     for sync_bn in (False, True):
         torch.manual_seed(0)
@@ -174,17 +173,17 @@ def test_synchronised_norms_compute_what_the_others_do(tmp_path: Path, backbone:
     torch.testing.assert_close(synchronised(x), plain(x))
 
 
-def test_folders_are_named_by_where_a_recipe_comes_from() -> None:
+def test_default_folder_names() -> None:
     assert default_folder(recipe(), Path("x/my.yaml")) == Path("trainings/my")
     origin = recipe(provenance={"study": "a/b", "trial": 3})
     assert default_folder(origin, Path("x/3.yaml")) == Path("trainings/a-b-3")
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(tmp_path: Path, images: Path) -> None:
+def test_two_processes_match_one(tmp_path: Path, images: Path) -> None:
     """A net without BatchNorm: its statistics would be those of each process's images."""
     of = recipe(VIT, ib_weight=1.0, ib_warmup_ratio=0, opt="sgd", reprob=0.5, grad_accum_steps=2, amp=False)
-    # Behind the last attention nobody reads patch tokens: that operator gets no gradient, in one process or in two.
+    # Patch tokens behind the last attention are unused: that operator gets no gradient.
     of = of.changed({"schedule": {"blocks.1": 0.5, "blocks.11": 0.5}})
     train_recipe(of, options(tmp_path / "one", images))
     of.save(tmp_path / "r.yaml")
@@ -205,7 +204,7 @@ def test_two_processes_are_one(tmp_path: Path, images: Path) -> None:
 
 
 class TestCommand:
-    def test_it_trains_and_says_what_came_out(
+    def test_output_and_changed_keys(
         self, tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         recipe().save(tmp_path / "r.yaml")
@@ -223,7 +222,7 @@ class TestCommand:
         assert (written.epochs, written.amp, written.aa) == (2, False, None)
         assert (written.scale, written.lr) == ((0.3, 1.0), 0.01)
 
-    def test_it_tells_the_best_and_the_last_epoch_as_json(
+    def test_json_output(
         self, tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         recipe().save(tmp_path / "r.yaml")
@@ -248,7 +247,7 @@ class TestCommand:
             (("--lr", "-1"), "recipe: lr must be greater than 0, but got '-1'"),
         ],
     )
-    def test_keys_are_checked(
+    def test_invalid_keys_are_refused(
         self, tmp_path: Path, arguments: tuple[str, ...], message: str,
         monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     ) -> None:  # fmt: skip
@@ -258,7 +257,7 @@ class TestCommand:
         assert message in err
         assert err.count("\n") == 1
 
-    def test_every_training_key_is_an_option_with_the_recipes_words(self) -> None:
+    def test_every_recipe_key_is_an_option(self) -> None:
         from typer.main import get_command
 
         from ltmsearch.cli.main import app
@@ -272,6 +271,3 @@ class TestCommand:
                     assert options[name].help.startswith(words)
                 else:
                     assert options[name].help == words
-
-    def test_schedules_as_objects(self) -> None:
-        assert recipe().schedule == MergeSchedule(keep_ratios={"stages.2.1.transformer.0": 0.5})

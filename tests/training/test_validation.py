@@ -1,9 +1,10 @@
-"""`ltmsearch validate`: known answers, and input that does not go together."""
+"""`ltmsearch validate`: known results, and refused input."""
 
 import io
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def network(of: Recipe, seed: int = 3) -> nn.Module:
 
 
 def constant(of: Recipe, logits: Sequence[float]) -> nn.Module:
-    """Answers with the same logits whatever it sees."""
+    """A network with constant logits."""
     model = network(of)
     with torch.no_grad():
         classifier: Any = model.get_classifier()  # type: ignore[operator]
@@ -103,7 +104,7 @@ def seen_by_evaluation(root: Path, of: Recipe) -> tuple[Tensor, Tensor]:
     return images, torch.tensor([int(file.parent.name.split()[1]) for file in files])
 
 
-def test_scores_of_a_net_whose_logits_are_known(tmp_path: Path, photos: Path) -> None:
+def test_scores_of_known_logits(tmp_path: Path, photos: Path) -> None:
     logits = [0.0, 1.0, 5.0, 2.0, 3.0, 4.0, -1.0]  # in the first five places 2, 5, 4, 3, 1; never 0 and 6
     checkpoint = saved(constant(recipe(), logits), tmp_path / "w")
     record = validate_recipe(recipe(), checkpoint=checkpoint, data_dir=photos, **CPU)
@@ -117,7 +118,7 @@ def test_scores_of_a_net_whose_logits_are_known(tmp_path: Path, photos: Path) ->
     assert record.loss == pytest.approx(wanted, abs=1e-5)
 
 
-def test_features_that_never_change_tell_nothing(tmp_path: Path, photos: Path) -> None:
+def test_constant_features_have_no_information(tmp_path: Path, photos: Path) -> None:
     model = constant(recipe(), [0.0] * 7)
     with torch.no_grad():
         last: Any = model.get_submodule("final_conv.bn")
@@ -126,7 +127,7 @@ def test_features_that_never_change_tell_nothing(tmp_path: Path, photos: Path) -
     assert (record.mi_x, record.mi_y, record.ib) == pytest.approx((0, 0, 0), abs=1e-9)
 
 
-def test_scores_are_those_of_a_plain_loop(photos: Path, scored: tuple[Path, ValidationRecord]) -> None:
+def test_scores_match_a_plain_loop(photos: Path, scored: tuple[Path, ValidationRecord]) -> None:
     record = scored[1]
     images, labels = seen_by_evaluation(photos, recipe())
     with torch.no_grad():
@@ -137,9 +138,7 @@ def test_scores_are_those_of_a_plain_loop(photos: Path, scored: tuple[Path, Vali
     assert record.loss == pytest.approx(float(nn.functional.cross_entropy(logits, labels)), rel=1e-5)
 
 
-def test_information_terms_are_of_validation_images_by_statistics_of_training_images(
-    tmp_path: Path, photos: Path
-) -> None:
+def test_information_terms_match_a_plain_loop(tmp_path: Path, photos: Path) -> None:
     sharp = recipe(ib_beta=1000.0)  # images look much alike to a net that was never trained
     model = network(sharp)
     record = validate_recipe(sharp, checkpoint=saved(model, tmp_path / "w"), data_dir=photos, **CPU)
@@ -164,7 +163,7 @@ def test_information_terms_are_of_validation_images_by_statistics_of_training_im
     assert record.ib == record.mi_x - record.mi_y
 
 
-def test_the_batch_size_changes_no_score(photos: Path, scored: tuple[Path, ValidationRecord]) -> None:
+def test_batch_size_does_not_change_scores(photos: Path, scored: tuple[Path, ValidationRecord]) -> None:
     checkpoint, many = scored
     one = validate_recipe(recipe(), checkpoint=checkpoint, data_dir=photos, batch_size=3, **CPU)
     for name in ("top1", "top5", "images", "gflops", "params"):
@@ -175,9 +174,7 @@ def test_the_batch_size_changes_no_score(photos: Path, scored: tuple[Path, Valid
 
 
 @pytest.mark.parametrize("side", [32, 64])
-def test_cost_and_parameters_are_those_of_the_built_net(
-    photos: Path, scored: tuple[Path, ValidationRecord], side: int
-) -> None:
+def test_cost_and_parameters_match_the_network(photos: Path, scored: tuple[Path, ValidationRecord], side: int) -> None:
     checkpoint, record = scored
     if side != recipe().img_size:
         record = validate_recipe(recipe(), checkpoint=checkpoint, data_dir=photos, img_size=side, val_images=3, **CPU)
@@ -192,27 +189,27 @@ def test_cost_and_parameters_are_those_of_the_built_net(
     assert record.params == sum(p.numel() for p in model.parameters())
 
 
-def test_top5_of_five_classes_says_nothing(tmp_path: Path) -> None:
+def test_five_classes_have_no_top5(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "photos", (1, 1, 1, 1, 1))
     checkpoint = saved(network(recipe(5)), tmp_path / "w")
     assert validate_recipe(recipe(5), checkpoint=checkpoint, data_dir=root, **CPU).top5 is None
 
 
-def test_the_built_in_digits_need_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_built_in_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "STATISTICS_IMAGES", 20)
     checkpoint = saved(network(recipe(10)), tmp_path / "w")
     record = validate_recipe(recipe(10), checkpoint=checkpoint, val_images=20, **CPU)
     assert (record.data, record.images) == ("digits", 20)
 
 
-def test_shared_weights_get_batchnorm_statistics_of_their_own(
+def test_shared_weights_get_own_batchnorm_statistics(
     tmp_path: Path, photos: Path, scored: tuple[Path, ValidationRecord]
 ) -> None:
     model = network(recipe())
     names = [f"class {label}" for label in range(7)]
     shared = saved(model, tmp_path / "shared", {"class_names": names, "space": "x"})
     record = validate_recipe(recipe(), checkpoint=shared, data_dir=photos, **CPU)
-    assert record.notes == ["shared weights of a study: BatchNorm statistics are taken anew, as for the study's scores"]
+    assert record.notes == ["shared weights of a study: BatchNorm statistics are recomputed, as for the study's scores"]
     with torch.no_grad():
         for buffer_name, buffer in model.named_buffers():
             if "running" in buffer_name:
@@ -224,16 +221,16 @@ def test_shared_weights_get_batchnorm_statistics_of_their_own(
     assert scored[1].notes == []
 
 
-def test_unreadable_images_are_left_out_and_told(tmp_path: Path) -> None:
+def test_unreadable_images_are_skipped(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "photos", (2, 2))
     broken = root / "validation" / "class 1" / "0.png"
     broken.write_bytes(broken.read_bytes()[:100])
     record = validate_recipe(recipe(2), checkpoint=saved(network(recipe(2)), tmp_path / "w"), data_dir=root, **CPU)
     assert record.images == 3
-    assert record.notes == ["1 unreadable images left out, such as validation/class 1/0.png"]
+    assert record.notes == ["1 unreadable images skipped, such as validation/class 1/0.png"]
 
 
-class Heard(Callbacks):
+class Progress(Callbacks):
     def __init__(self) -> None:
         self.phases: dict[str, list[int]] = {}
 
@@ -244,10 +241,10 @@ class Heard(Callbacks):
         list(self.phases.values())[-1].append(done)
 
 
-def test_progress_is_told_in_images(photos: Path, scored: tuple[Path, ValidationRecord]) -> None:
-    heard = Heard()
-    validate_recipe(recipe(), checkpoint=scored[0], data_dir=photos, batch_size=8, callbacks=heard, **CPU)
-    assert heard.phases == {"reading images": [0], "IB statistics": [14, 8, 14], "validation": [20, 8, 16, 20]}
+def test_progress_counts_images(photos: Path, scored: tuple[Path, ValidationRecord]) -> None:
+    progress = Progress()
+    validate_recipe(recipe(), checkpoint=scored[0], data_dir=photos, batch_size=8, callbacks=progress, **CPU)
+    assert progress.phases == {"reading images": [0], "IB statistics": [14, 8, 14], "validation": [20, 8, 16, 20]}
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
@@ -264,7 +261,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("options", "rule"), WRONG.values(), ids=WRONG)
-def test_wrong_options_are_one_line(
+def test_invalid_options_are_refused(
     photos: Path, scored: tuple[Path, ValidationRecord], options: dict[str, Any], rule: str
 ) -> None:
     with pytest.raises(InputError, match=rule) as caught:
@@ -278,32 +275,32 @@ def test_another_number_of_classes_is_refused(tmp_path: Path, photos: Path) -> N
         validate_recipe(recipe(5), checkpoint=checkpoint, data_dir=photos, **CPU)
 
 
-def test_other_classes_of_the_same_number_are_refused(tmp_path: Path, photos: Path) -> None:
+def test_other_class_names_are_refused(tmp_path: Path, photos: Path) -> None:
     names = ["class 0", "class 1", "cat", "dog", "cow", "pig", "hen"]
     checkpoint = saved(network(recipe()), tmp_path / "w", {"class_names": names})
-    with pytest.raises(InputError, match="class 3 is 'class 2', there 'cat'"):
+    with pytest.raises(InputError, match="class 3 is 'class 2' instead of 'cat'"):
         validate_recipe(recipe(), checkpoint=checkpoint, data_dir=photos, **CPU)
 
 
-def test_a_foreign_checkpoint_is_refused(tmp_path: Path, photos: Path) -> None:
+def test_checkpoint_of_another_network_is_refused(tmp_path: Path, photos: Path) -> None:
     foreign = saved(timm.create_model("efficientvit_b0", num_classes=7), tmp_path / "w")
     with pytest.raises(InputError, match="does not fit .*mobilevit_xxs.* seems to be of another network") as caught:
         validate_recipe(recipe(), checkpoint=foreign, data_dir=photos, **CPU)
     assert "\n" not in str(caught.value)
 
 
-def test_a_diverged_net_is_told_as_such(tmp_path: Path, photos: Path) -> None:
+def test_diverged_networks_are_refused(tmp_path: Path, photos: Path) -> None:
     model = network(recipe())
     with torch.no_grad():
         next(model.parameters()).fill_(math.nan)
-    with pytest.raises(InputError, match="finite numbers, but with .* it does not; its training has diverged"):
+    with pytest.raises(InputError, match="outputs must be finite, but with .* they are not; its training has diverged"):
         validate_recipe(recipe(), checkpoint=saved(model, tmp_path / "w"), data_dir=photos, **CPU)
     infinite = constant(recipe(), [math.inf] + [0.0] * 6)
-    with pytest.raises(InputError, match="finite numbers"):
+    with pytest.raises(InputError, match="outputs must be finite"):
         validate_recipe(recipe(), checkpoint=saved(infinite, tmp_path / "v"), data_dir=photos, **CPU)
 
 
-def test_a_batch_beyond_the_memory_is_told_as_such(
+def test_full_memory_is_an_input_error(
     photos: Path, scored: tuple[Path, ValidationRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any, **__: Any) -> float:
@@ -321,7 +318,7 @@ KEYS = [
 ]  # fmt: skip
 
 
-def test_the_command_prints_json_with_exactly_these_keys(
+def test_command_prints_json(
     tmp_path: Path,
     photos: Path,
     scored: tuple[Path, ValidationRecord],
@@ -335,12 +332,12 @@ def test_the_command_prints_json_with_exactly_these_keys(
     assert code == 0
     told = json.loads(out)
     assert list(told) == KEYS
-    wanted = scored[1].as_dict()
+    wanted = asdict(scored[1])
     del told["images_per_second"], wanted["images_per_second"]
     assert told == wanted
 
 
-def test_the_command_tells_wrong_input_in_one_line(
+def test_command_reports_wrong_input_in_one_line(
     tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = recipe(5).save(tmp_path / "recipe.yaml")
@@ -361,15 +358,15 @@ RECORD = ValidationRecord(
 )  # fmt: skip
 
 
-def test_the_table_fits_80_columns_and_tells_everything() -> None:
+def test_table_fits_80_columns() -> None:
     stream = io.StringIO()
     print_validation(Console(file=stream, width=80), RECORD)
     text = stream.getvalue()
     assert max(map(len, text.splitlines())) <= 82  # two accents over X have no width of their own
     for words in (
         "ltm_mobilevit_s, ltm merging", "weights: best.safetensors", "data: folder 'photos'", "79.12 ± 0.18 %",
-        "50000 images", "94.57 %", "0.8765", "1.2346", "2.3457", "-1.1111", "its bound IBB is -0.5000", "1.1703",
-        "76% of the plain net's 1.5467, at 224 px", "5.58 M", "12345.6", "images/s, batch 256, cuda:1, bf16",
+        "50000 images", "94.57 %", "0.8765", "1.2346", "2.3457", "-1.1111", "its upper bound IBB is -0.5000", "1.1703",
+        "76% of the plain network's 1.5467, at 224 px", "5.58 M", "12345.6", "images/s, batch 256, cuda:1, bf16",
         "note: something to know",
     ):  # fmt: skip
         assert words in text
