@@ -86,9 +86,7 @@ def make_teacher(recipe: Recipe, options: TrainingOptions) -> nn.Module | None:
         return None
     weights = options.teacher or options.init
     if weights is None:
-        raise InputError(
-            "distill_loss_weight above 0 needs the weights of a teacher: use --teacher FILE or --init FILE"
-        )
+        raise InputError("distill_loss_weight above 0 needs a teacher's weights: use --teacher FILE or --init FILE")
     teacher = create_backbone(recipe.backbone, num_classes=recipe.num_classes, img_size=recipe.img_size)
     load_weights(teacher, weights_file(weights))
     return teacher.requires_grad_(False)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Literal, get_origin
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from test_learner import VIT, recipe
 from torch import nn
 
 from ltmsearch.callbacks import Callbacks
-from ltmsearch.config.recipe import NET, Recipe, load_recipe
+from ltmsearch.config.recipe import load_recipe
 from ltmsearch.errors import InputError, TrainingDiverged
 from ltmsearch.io.safetensors_state import load_state
 from ltmsearch.models import create_subnet
@@ -256,18 +256,3 @@ class TestCommand:
         assert code == 2
         assert message in err
         assert err.count("\n") == 1
-
-    def test_every_recipe_key_is_an_option(self) -> None:
-        from typer.main import get_command
-
-        from ltmsearch.cli.main import app
-
-        options = {p.name: p for p in get_command(app).commands["train"].params}  # type: ignore[attr-defined]
-        for name, field in Recipe.model_fields.items():
-            if name not in NET:
-                words = str(field.description)
-                if get_origin(field.annotation) is Literal:
-                    words = f"{words.removesuffix('.')}: "  # and the values follow
-                    assert options[name].help.startswith(words)
-                else:
-                    assert options[name].help == words

@@ -307,7 +307,7 @@ def test_full_memory_is_an_input_error(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\n")
 
     monkeypatch.setattr(validation, "step_seconds", full)
-    with pytest.raises(InputError, match="must fit into the memory of cpu, but --batch-size 64 does not"):
+    with pytest.raises(InputError, match="must fit in the memory of cpu, but --batch-size 64 does not"):
         validate_recipe(recipe(), checkpoint=scored[0], data_dir=photos, **CPU)
 
 
