@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from ltmsearch.config.objective import CostName
@@ -30,7 +30,13 @@ TRIALS, FRONT = "trials.csv", "front.csv"
 
 Kind = Literal["searched", "start-up", "baseline"]
 State = Literal["scored", "over budget", "below range", "failed"]
-Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, str) else value  # pydantic would also read "1.0"
+
+
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=0, lt=2**63)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
