@@ -293,7 +293,7 @@ class TestNoPathEscapes:
         assert {path for path in tmp_path.rglob("*") if run not in path.parents} == before
         page = next((run / "v").glob("*.html")).read_text(encoding="utf-8")
         assert "<script>alert(1)" not in page
-        evil = load_recipe(recipe).model_copy(update={"schedule": {"../../evil": 0.5}})
+        evil = load_recipe(recipe).changed({"schedule": {"../../evil": 0.5}})
         evil.save(tmp_path / "evil.yaml")
         code, said = command("train", tmp_path / "evil.yaml")
         assert code == 2

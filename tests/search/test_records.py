@@ -246,7 +246,7 @@ DAMAGE = {
     "empty": (lambda text: "", "must have the columns"),
     "foreign": (lambda text: "a,b\n1,2\n", "must have the columns"),
     "cut in a row": (lambda text: text[: text.rindex("0.8") + 1], "a row must have"),
-    "cut in the schedule": (lambda text: text[: text.rindex("stages")], "whole CSV file"),
+    "cut in the schedule": (lambda text: text[: text.rindex("stages")], "complete CSV file"),
     "a word for a number": (
         lambda text: text.replace("75.0", "much"),
         "rescored_top1 must be a valid number",
@@ -254,7 +254,7 @@ DAMAGE = {
     "no cost": (lambda text: text.replace("1.25", ""), "line 2: gflops must"),
     "not a number": (lambda text: text.replace("75.0", "nan"), "must be a finite number"),
     "no trial": (lambda text: text.replace("3,", ",", 1), "line 2"),
-    "a row twice": (lambda text: text + text.splitlines()[1] + "\n", "line 3: each trial must stand once, but 3"),
+    "a row twice": (lambda text: text + text.splitlines()[1] + "\n", "line 3: each trial must be unique, but 3"),
     "a ratio too large": (lambda text: text.replace("0.5}", "5}"), r"line 2: keep ratios must be in \(0, 1\]"),
     "no schedule": (lambda text: text.replace("{", "[").replace("}", "]").replace(":", ","), "JSON object"),
     "a ratio in words": (lambda text: text.replace(": 0.5}", ": true}"), "keep ratios must be in"),
@@ -292,7 +292,7 @@ def test_bytes_that_are_no_text_and_a_missing_file_are_input_errors(tmp_path: Pa
     with pytest.raises(InputError, match="UTF-8"):
         read_trials(tmp_path / "trials.csv", "ltm")
     (tmp_path / "trials.csv").unlink()
-    with pytest.raises(InputError, match="there is none"):
+    with pytest.raises(InputError, match="does not exist"):
         read_trials(tmp_path / "trials.csv", "ltm")
 
 
