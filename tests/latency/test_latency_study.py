@@ -289,7 +289,7 @@ def test_what_was_timed_is_not_timed_again(here: tuple[Path, LatencyTarget], mon
     run_study(settings, again)
     assert len(asked) == 1
     assert (folder / "run/trials.csv").read_bytes() == before
-    assert any("front timed end to end" in line for line in again.notes), "still told"
+    assert any("front measured end to end" in line for line in again.notes), "still reported"
     assert not any("when profiled" in line for line in again.notes)
 
 
