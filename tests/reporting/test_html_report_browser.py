@@ -50,21 +50,16 @@ def test_page_loads_without_requests_or_errors(browse: Browse, report: Path) -> 
     assert visit.overflow == 0
 
 
-def test_the_front_is_drawn_point_by_point(browse: Browse, report: Path, study: Run) -> None:
+def test_front_plot_has_rings_and_ticks(browse: Browse, report: Path, study: Run) -> None:
     page = browse(report).page
     page.wait_for_selector(MARKS)
     drawn = traces(page, "plot-front")
     (rings,) = drawn["front, ± 1 standard error"]
     assert rings["marks"] == len(study.front) >= 1
     assert sorted(rings["x"]) == sorted(record.gflops for record in study.front)  # type: ignore[call-overload]
-
-
-def test_rejected_proposals_are_ticks_below_the_plot(browse: Browse, report: Path, study: Run) -> None:
-    page = browse(report).page
-    page.wait_for_selector(MARKS)
     rejected = [record for record in study.trials if record.state == "over budget"]
-    assert rejected, "a random sampler proposes schedules over a tight budget"
-    (ticks,) = traces(page, "plot-front")["rejected: over budget"]
+    assert rejected
+    (ticks,) = drawn["rejected: over budget"]
     assert ticks["symbol"] == "line-ns-open"
     assert ticks["below"]
     assert len(ticks["x"]) == len(rejected)  # type: ignore[arg-type]
