@@ -1,7 +1,6 @@
 """Export of studies and trainings: timm, `load_recipe` and other runtimes read the files."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from support.command_line import Notes, call, tiny_study
+from support.command_line import Notes, call
 from support.nets import randomise
 from support.records import make_record
 from torch import nn
@@ -34,18 +33,6 @@ FAMILIES = {
 }
 """Backbone → a layer that merges, and an image size that is not the backbone's own."""
 NAMES = ("dog", "cat", "bird")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run directory of a finished study."""
-    return tiny_study(tmp_path_factory.mktemp("export"), trials=3)
-
-
-@pytest.fixture
-def study(finished: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
-    return Path(shutil.copytree(finished, tmp_path / "study"))
 
 
 def make_recipe(backbone: str) -> Recipe:
@@ -87,7 +74,9 @@ def files_in(folder: Path) -> list[str]:
 # -- folders for timm and load_recipe ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backbone", sorted(FAMILIES))
+@pytest.mark.parametrize(
+    "backbone", [pytest.param(name, marks=[pytest.mark.slow] * name.startswith("swin")) for name in sorted(FAMILIES)]
+)
 def test_timm_and_load_recipe_rebuild_the_same_network(backbone: str, tmp_path: Path) -> None:
     recipe = make_recipe(backbone)
     net = trained(recipe)
@@ -152,8 +141,8 @@ def test_folder_with_other_logits_is_not_written(tmp_path: Path) -> None:
 # -- choice of trials -------------------------------------------------------------------------------------------------
 
 
-def test_trials_are_chosen_by_number_rank_and_cost(finished: Path) -> None:
-    records = Run.open(finished).trials
+def test_trials_are_chosen_by_number_rank_and_cost(whole: Path) -> None:
+    records = Run.open(whole).trials
     front = select_front(records)
     assert choose_trials(records) == front[:1]
     assert choose_trials(records, top=99) == front
@@ -205,13 +194,13 @@ def test_trials_are_chosen_by_measured_latency() -> None:
 
 
 def test_export_of_a_study_with_weights(
-    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    records = select_front(Run.open(study).trials)
-    code, out, err = call("export", str(study), "--top", "2", "--weights", monkeypatch=monkeypatch, capsys=capsys)
+    records = select_front(Run.open(run).trials)
+    code, out, err = call("export", str(run), "--top", "2", "--weights", monkeypatch=monkeypatch, capsys=capsys)
     assert code == 0, err
     wanted = [
-        study / "export" / str(record.trial) / name
+        run / "export" / str(record.trial) / name
         for record in records[:2]
         for name in ("recipe.yaml", "model.safetensors", "config.json")
     ]
@@ -225,7 +214,7 @@ def test_export_of_a_study_with_weights(
     assert torch.isfinite(model.eval()(torch.randn(1, 3, 224, 224))).all()
     assert model.pretrained_cfg["label_names"] == [str(digit) for digit in range(10)]
     code, out, _ = call(
-        "export", str(study), "--trial", str(records[0].trial), "--json", monkeypatch=monkeypatch, capsys=capsys
+        "export", str(run), "--trial", str(records[0].trial), "--json", monkeypatch=monkeypatch, capsys=capsys
     )
     assert code == 0
     (record,) = json.loads(out)
@@ -295,7 +284,7 @@ def test_export_of_best_or_given_weights_of_a_training(training: Path) -> None:
 
 
 def test_conflicting_input_writes_nothing(
-    study: Path, training: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, training: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     empty = training.parent / "empty"
     empty.mkdir()
@@ -304,13 +293,13 @@ def test_conflicting_input_writes_nothing(
         ((training, "--top", "3", "--onnx"), "--top needs the run directory of a study, but "),
         ((training, "--under-ms", "3"), "--under-ms needs the run directory of a study, but "),
         ((training, "--checkpoint", "none"), "the checkpoint must be a file, but none does not exist"),
-        ((training, "--checkpoint", study / "supernet.safetensors"), "does not fit vit_tiny_patch16_224: "),
+        ((training, "--checkpoint", run / "supernet.safetensors"), "does not fit vit_tiny_patch16_224: "),
         (
-            (study, "--checkpoint", training / "best.safetensors"),
+            (run, "--checkpoint", training / "best.safetensors"),
             "--checkpoint needs the folder of a training, but ",
         ),
-        ((study, "--trial", "999", "--weights"), "trial 999 has no score"),
-        ((study, "--under-ms", "3"), "--under-ms needs a study with a latency budget (--budget-ms)"),
+        ((run, "--trial", "999", "--weights"), "trial 999 has no score"),
+        ((run, "--under-ms", "3"), "--under-ms needs a study with a latency budget (--budget-ms)"),
         ((empty,), "but has neither settings.yaml nor recipe.yaml"),
         (
             (empty / "nowhere",),
@@ -331,18 +320,18 @@ def test_conflicting_input_writes_nothing(
     code, _, err = call("export", str(training), "--weights", monkeypatch=monkeypatch, capsys=capsys)
     assert code == 2
     assert "best.safetensors does not exist" in err
-    assert not (study / "export").exists()
+    assert not (run / "export").exists()
     assert not (training / "export").exists()
 
 
-def test_shared_weights_are_refused(study: Path) -> None:
-    record = select_front(Run.open(study).trials)[0]
-    export_run(study, trial=record.trial)
-    folder = study / "export" / str(record.trial)
+def test_shared_weights_are_refused(run: Path) -> None:
+    record = select_front(Run.open(run).trials)[0]
+    export_run(run, trial=record.trial)
+    folder = run / "export" / str(record.trial)
     with pytest.raises(
         InputError, match="has the shared weights of a study; give `ltmsearch export` the run directory"
     ):
-        export_run(folder, checkpoint=study / "supernet.safetensors", weights=True)
+        export_run(folder, checkpoint=run / "supernet.safetensors", weights=True)
 
 
 def test_missing_onnx_libraries_write_nothing(

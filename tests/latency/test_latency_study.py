@@ -1,4 +1,4 @@
-"""A study under a latency budget: what it is held to, what it tells, and what it times at the close."""
+"""Studies with a latency budget: constraints, reports, and the final measurement."""
 
 import io
 import json
@@ -11,7 +11,7 @@ import optuna
 import pandas as pd
 import pytest
 from rich.console import Console
-from support.command_line import Interrupt, call, tiny_options
+from support.command_line import Interrupt, Notes, call, tiny_options
 from support.profiles import FAR, costs_of, hand_made_profile, measurement
 from support.sizes import TINY
 
@@ -41,14 +41,6 @@ def ms(name: str) -> float:
     return {"tokens before": 0.01}.get(name, 0.0)
 
 
-class Notes(Callbacks):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, line: str) -> None:
-        self.notes.append(line)
-
-
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
@@ -72,7 +64,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list
         patch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
         patch.setattr("ltmsearch.latency.study.measure", _must_not_be_called)
         run_study(tiny(folder, profile), notes)
-    return folder, profile, notes.notes
+    return folder, profile, notes.lines
 
 
 def _must_not_be_called(*_: object, **__: object) -> Any:
@@ -88,7 +80,7 @@ def stored(run: Path) -> optuna.Study:
 
 
 class TestFinished:
-    def test_every_trial_is_told_how_far_it_is_over_both_budgets(self, finished: tuple[Path, Path, list[str]]) -> None:
+    def test_trials_store_both_excesses_over_budget(self, finished: tuple[Path, Path, list[str]]) -> None:
         run = finished[0] / "run"
         study, records = stored(run), {r.trial: r for r in Run.open(run).trials}
         assert study.metric_names == ["top-1 (%)", "ms"]
@@ -96,8 +88,8 @@ class TestFinished:
         for trial in study.trials:
             record = records[trial.number]
             over_ms, over_gflops = model().latency_ms(record.schedule) - BUDGET_MS, record.gflops - BUDGET_GFLOPS
-            told = {name: excess for name, excess in trial.constraints.items() if name.endswith("over budget")}
-            assert told == {
+            excesses = {name: excess for name, excess in trial.constraints.items() if name.endswith("over budget")}
+            assert excesses == {
                 "ms over budget": pytest.approx(over_ms), "GFLOPs over budget": pytest.approx(over_gflops),
             }  # fmt: skip
             assert trial.system_attrs["constraints"] == pytest.approx([over_ms, over_gflops])
@@ -107,7 +99,7 @@ class TestFinished:
                 assert trial.values[1] == pytest.approx(record.latency_ms)
         assert {t.number for t in study.best_trials} <= {r.trial for r in records.values() if r.feasible}
 
-    def test_nothing_over_either_budget_is_trained(self, finished: tuple[Path, Path, list[str]]) -> None:
+    def test_trials_over_budget_are_not_trained(self, finished: tuple[Path, Path, list[str]]) -> None:
         records = Run.open(finished[0] / "run").trials
         scored = [r for r in records if r.state == "scored" and r.label != "plain"]
         assert len(scored) == 7
@@ -117,7 +109,7 @@ class TestFinished:
         assert any(r.cost("latency_ms") <= BUDGET_MS and r.gflops > BUDGET_GFLOPS for r in rejected), "fast, but dear"
         assert all(r.top1 is None and not r.feasible for r in rejected)
 
-    def test_choices_that_cost_time_are_not_in_the_space(self, finished: tuple[Path, Path, list[str]]) -> None:
+    def test_space_excludes_choices_that_save_no_time(self, finished: tuple[Path, Path, list[str]]) -> None:
         records = Run.open(finished[0] / "run").trials
         merging = [r for r in records if r.schedule.merging_layers]
         assert len(merging) >= 7
@@ -125,7 +117,7 @@ class TestFinished:
             assert set(record.schedule.forms) == set(record.schedule.merging_layers)
             assert set(record.schedule.forms.values()) == {"hard"}, "soft merges save multiply-adds and no time"
 
-    def test_the_front_weighs_latency(self, finished: tuple[Path, Path, list[str]]) -> None:
+    def test_front_uses_latency(self, finished: tuple[Path, Path, list[str]]) -> None:
         run = finished[0] / "run"
         front = pd.read_csv(run / "front.csv")
         assert len(front) >= 1
@@ -142,9 +134,7 @@ class TestFinished:
             assert provenance["latency_measured_ms"] is None
         assert "ms per batch at 224 px, predicted" in (run / "front.html").read_text()
 
-    def test_another_machines_profile_is_said_and_nothing_is_timed(
-        self, finished: tuple[Path, Path, list[str]]
-    ) -> None:
+    def test_foreign_profile_is_reported_and_not_measured(self, finished: tuple[Path, Path, list[str]]) -> None:
         folder, profile, notes = finished
         text = "\n".join(notes)
         assert f"latency: {FAR}; plain network {BASE_MS:.2f} ms" in text
@@ -155,10 +145,8 @@ class TestFinished:
         assert {r.latency_measured_ms for r in Run.open(folder / "run").trials} == {None}
 
 
-@pytest.mark.parametrize("fate", ["gone", "changed"])
-def test_a_study_goes_on_with_the_latencies_that_it_began_with(
-    finished: tuple[Path, Path, list[str]], tmp_path: Path, fate: str
-) -> None:
+@pytest.mark.parametrize("fate", [pytest.param("gone", marks=pytest.mark.slow), "changed"])
+def test_resumed_study_keeps_its_profile(finished: tuple[Path, Path, list[str]], tmp_path: Path, fate: str) -> None:
     given = tmp_path / "given.json"
     shutil.copy(finished[1], given)
     with pytest.raises(KeyboardInterrupt):
@@ -213,7 +201,7 @@ def measured_as(
     return asked
 
 
-def test_the_front_is_timed_at_the_close_and_points_over_the_budget_are_marked(
+def test_front_is_measured_and_marked_over_budget(
     here: tuple[Path, LatencyTarget], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, target = here
@@ -241,7 +229,7 @@ def test_the_front_is_timed_at_the_close_and_points_over_the_budget_are_marked(
         assert record.feasible == (record.label != "plain"), "what counts is what was predicted"
     predicted = [r.cost("latency_ms") for r in front]
     errors = [1 - predicted[0] / (1.1 * BUDGET_MS), *([0.05 / 0.95] * (len(front) - 1))]
-    text = "\n".join(notes.notes)
+    text = "\n".join(notes.lines)
     assert f"mean error of the latency predictions {sum(errors) / len(errors):.1%}" in text
     assert f"measured over the budget of {BUDGET_MS:g} ms: trial {front[0].trial}" in text
     table = pd.read_csv(folder / "run/front.csv")
@@ -274,7 +262,7 @@ def check_marked(records: list[TrialRecord], settings: StudySettings, slow: int)
     assert figure.layout.xaxis.range[0] < broken.x[0] < figure.layout.xaxis.range[1], "in view"
 
 
-def test_what_was_timed_is_not_timed_again(here: tuple[Path, LatencyTarget], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_front_is_measured_only_once(here: tuple[Path, LatencyTarget], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = here
     asked = measured_as(monkeypatch, lambda schedule: measurement(0.9 * model().latency_ms(schedule)))
     settings = tiny(folder, stored_profile(folder))
@@ -284,13 +272,13 @@ def test_what_was_timed_is_not_timed_again(here: tuple[Path, LatencyTarget], mon
     assert len(asked) == 1
     # The plain net took a tenth less than when it was profiled.
     assert DRIFT < 0.1
-    assert any("the plain network takes 180.00 ms now and took 200.00 ms when profiled" in line for line in notes.notes)
+    assert any("the plain network takes 180.00 ms now and took 200.00 ms when profiled" in line for line in notes.lines)
     again = Notes()
     run_study(settings, again)
     assert len(asked) == 1
     assert (folder / "run/trials.csv").read_bytes() == before
-    assert any("front measured end to end" in line for line in again.notes), "still reported"
-    assert not any("when profiled" in line for line in again.notes)
+    assert any("front measured end to end" in line for line in again.lines), "still reported"
+    assert not any("when profiled" in line for line in again.lines)
 
 
 # -- budgets and profiles that are refused ----------------------------------------------------------------------------
@@ -311,7 +299,7 @@ def saves_most_at(ratio: float) -> Callable[[str], float]:
     return truth
 
 
-def test_where_no_merge_saves_time_there_is_nothing_to_search(
+def test_space_without_time_savings_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     truth = {"hard 0.7": 3.0, "soft 0.7": 3.0}
@@ -338,7 +326,7 @@ CONFLICT = "schema_version: 1\nfamily: mobilevit\nkeep_ratios: [0.7, 0.25]\nform
         (("--budget-ms", "21", "--budget-gflops", "0.22"), "--budget-gflops 0.22 and --budget-ms 21 can each be met"),
     ],
 )  # fmt: skip
-def test_budgets_that_cannot_be_met_are_one_line(
+def test_impossible_budgets_are_refused(
     tmp_path: Path, arguments: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -359,8 +347,6 @@ def test_budgets_that_cannot_be_met_are_one_line(
     ("change", "message"),
     [
         (lambda path: path.unlink(), "the latency profile .*far.json cannot be read: No such file or directory"),
-        (lambda path: path.write_text("{}"), "far.json: schema_version must be 1"),
-        (lambda path: path.write_text(path.read_text()[:500]), "far.json must be a latency profile"),
         (
             lambda path: path.write_text(path.read_text().replace('"mobilevit_xxs"', '"mobilevit_s"')),
             "far.json is a latency profile of the backbone mobilevit_s, but the study's is mobilevit_xxs",
@@ -374,11 +360,9 @@ def test_budgets_that_cannot_be_met_are_one_line(
             r"far.json must have every choice of the search space: .* got 0.5 hard at stages",
         ),
     ],
-    ids=["missing", "no profile", "cut", "backbone", "image size", "a choice"],
+    ids=["missing", "backbone", "image size", "a choice"],
 )
-def test_profiles_that_do_not_fit_are_refused_before_anything_is_written(
-    tmp_path: Path, change: Callable[[Path], object], message: str
-) -> None:
+def test_unfit_profiles_are_refused_first(tmp_path: Path, change: Callable[[Path], object], message: str) -> None:
     path = hand_made_profile(ms, base_ms=BASE_MS).save(tmp_path / "far.json")
     change(path)
     with pytest.raises(InputError, match=message) as caught:
@@ -387,9 +371,7 @@ def test_profiles_that_do_not_fit_are_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_profile_in_the_run_directory_that_is_damaged_is_told_and_left_alone(
-    finished: tuple[Path, Path, list[str]], tmp_path: Path
-) -> None:
+def test_damaged_profile_of_a_run_is_not_replaced(finished: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
     shutil.copytree(finished[0] / "run", tmp_path / "run")
     (tmp_path / "run/latency.json").write_text("{")
     with pytest.raises(InputError, match=r"run/latency.json must be a latency profile"):
@@ -397,7 +379,7 @@ def test_a_profile_in_the_run_directory_that_is_damaged_is_told_and_left_alone(
     assert (tmp_path / "run/latency.json").read_text() == "{"
 
 
-def test_the_front_command_and_its_json_are_of_latency(
+def test_front_command_uses_latency(
     finished: tuple[Path, Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip

@@ -67,14 +67,14 @@ DAMAGE = {
     "empty": (lambda text: "", "must have the columns epoch,lr,.* but has ''"),
     "foreign": (lambda text: "a,b\n1,2\n", "must have the columns .* but has 'a,b'"),
     "cut in a row": (lambda text: text[: text.rindex("810")], "line 3: a row must have 17 fields, but has 16"),
-    "cut in the last number": (lambda text: text[:-2], "its last line has no end"),
+    "cut in the last number": (lambda text: text[:-2], "its last line is truncated"),
     "a word for a number": (lambda text: text.replace("40.5", "much"), "line 2, top1: .*'much'"),
     "no loss": (lambda text: text.replace("2.75", ""), "line 2, loss"),
     "not finite": (lambda text: text.replace("3.25", "nan"), "line 2: `train_loss` must be finite"),
     "half an epoch": (lambda text: text.replace("\n1,", "\n1.5,"), "line 2, epoch"),
-    "an epoch twice": (lambda text: text + text.splitlines()[2] + "\n", "line 4: each epoch must stand once, but 2"),
+    "an epoch twice": (lambda text: text + text.splitlines()[2] + "\n", "line 4: each epoch must be unique, but 2"),
     "an epoch before": (lambda text: text.replace("\n1,", "\n7,"), "line 3: epochs must increase, but 2 follows 7"),
-    "an open quote": (lambda text: text.replace("\n2,", '\n"2,'), "whole CSV file"),
+    "an open quote": (lambda text: text.replace("\n2,", '\n"2,'), "complete CSV file"),
 }
 
 
@@ -92,7 +92,7 @@ def test_binary_and_missing_logs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_bytes(b"\x89PNG\r\n\x1a\n\xff")
     with pytest.raises(InputError, match="UTF-8"):
         read_log(tmp_path / "log.csv")
-    with pytest.raises(InputError, match="there is none"):
+    with pytest.raises(InputError, match="does not exist"):
         read_log(tmp_path / "missing.csv")
 
 

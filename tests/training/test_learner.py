@@ -19,6 +19,8 @@ from ltmsearch.training.learner import Learner, distillation_loss, ib_start
 
 RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32, channels_last=True, reason="test")
 VIT = "vit_tiny_patch16_224"
+OTHER_STATES: list[tuple[str, Any]] = [("opt", "sgd"), ("opt", "lion"), ("model_ema", False)]
+"""Recipe keys that change what a state contains."""
 
 
 def recipe(backbone: str = "mobilevit_xxs", **changes: Any) -> Recipe:
@@ -188,7 +190,9 @@ class TestState:
         with pytest.raises(InputError, match="must be the state of an ltmsearch training"):
             load_state(tmp_path / "s")
 
-    @pytest.mark.parametrize("keys", [{}, {"opt": "sgd"}, {"opt": "lion"}, {"model_ema": False}])
+    @pytest.mark.parametrize(
+        "keys", [{}, *(pytest.param({key: value}, marks=pytest.mark.slow) for key, value in OTHER_STATES)]
+    )
     def test_restored_learner_continues_exactly(self, tmp_path: Path, keys: dict[str, Any]) -> None:
         of = recipe(ib_weight=1.0, ib_warmup_ratio=0, **keys)
         whole, first = learner(of), learner(of)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from support.command_line import call, image_folder
+from support.command_line import call
 from support.nets import randomise
 from test_learner import VIT, recipe
 from torch import nn
@@ -29,11 +29,6 @@ from ltmsearch.training.builders import make_network
 from ltmsearch.training.epoch_records import read_log, select_best
 from ltmsearch.training.options import BEST, LAST, LOG, RECIPE, STATE, TrainingOptions, default_folder
 from ltmsearch.training.trainer import train_recipe
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return image_folder(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(autouse=True)
