@@ -74,7 +74,8 @@ def print_profile(console: Console, record: Mapping[str, Any], target: LatencyTa
     for name, uniform in record["uniform"].items():
         share = uniform["latency_ms"] / plain.ms
         table.add_row(name, f"{uniform['latency_ms']:.2f}", f"{share:.2f}", f"{uniform['gflops']:.4f}")
-    console.print(table)
+    if table.row_count:
+        console.print(table)
     choices = list(dict.fromkeys(choice for saved in record["saved_ms"].values() for choice in saved))
     ratios = sorted({choice.partition(" ")[0] for choice in choices}, key=float, reverse=True)
     forms = list(dict.fromkeys(choice.partition(" ")[2] for choice in choices))

@@ -56,7 +56,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
             "onnxruntime needs fp32 on the CPU, but got bf16 on cpu",
         ),
         ({"runtime": "onnxruntime", "dtype": "fp16"}, "onnxruntime needs fp32 on the CPU, but got fp16"),
-        ({"device": "gpu"}, "--device 'gpu' cannot be used"),
+        ({"device": "gpu"}, "`--device` must be auto, cpu or cuda, but got 'gpu'"),
         ({"batch_size": 0}, "batch_size"),
         ({"img_size": 16}, "img_size"),
         ({"num_classes": 0}, "num_classes"),

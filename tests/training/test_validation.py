@@ -252,7 +252,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "batch-size": ({"batch_size": 0}, "--batch-size must be 1 or more, but got 0"),
     "val-images": ({"val_images": 0}, "--val-images must be 1 or more, but got 0"),
     "precision": ({"precision": "fp8"}, "--precision must be auto, fp32, bf16, but got 'fp8'"),
-    "device": ({"device": "gpu"}, "--device 'gpu' cannot be used"),
+    "device": ({"device": "gpu"}, "`--device` must be auto, cpu or cuda, but got 'gpu'"),
     "folder": ({"data_dir": Path("nowhere")}, "must be an existing image folder, but got 'nowhere'"),
     "digits": ({"dataset": "digits"}, "'digits' are built in"),
     "dataset": ({"dataset": "torch/cifar11"}, "unknown dataset 'torch/cifar11'"),
