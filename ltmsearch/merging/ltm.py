@@ -53,15 +53,8 @@ def soft_shares(values: Tensor, sizes: Tensor, grid: Grid, target: Grid, kappa: 
 
         c = l2norm(Oᵀ (s·v)),   A = softmax over p of (log O + κ · v cᵀ)
 
-    Args:
-        values: (B, N, d) unit vectors v.
-        sizes: (B, N) s.
-        grid: (h, w) with h·w = N.
-        target: (p, q) with p·q = P.
-        kappa: () gain of content over place, ≥ 0.
-
-    Returns:
-        (B, N, P) float32; rows sum to 1; zero where the prior O is zero.
+    From (B, N, d) unit vectors v, (B, N) sizes s and a gain κ ≥ 0 of content over place to (B, N, P) float32; rows sum
+    to 1; zero where the prior O is zero.
     """
     (prior,) = constant_tensors(area_overlap, grid, target, device=values.device)
     (log_prior,) = constant_tensors(log_overlap, grid, target, device=values.device)
@@ -147,20 +140,12 @@ class LearnableTokenMerging(MergeOperator):
         self.kappa = nn.Parameter(torch.tensor(CONTENT_GAIN if start == "content" else PLACE_GAIN))
 
     def no_weight_decay(self) -> set[str]:
-        """See `MergeOperator.no_weight_decay`."""
         return {"importance", "kappa"}
 
     def assign(self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid) -> tuple[Assignment, Tensor]:
-        """Assignment and weights of tokens, from the mean of the groups.
+        """Assignment and (B, H, N) weights w > 0 of (B, G, N, D) tokens with (B, N) sizes; float32.
 
-        Args:
-            tokens: (B, G, N, D).
-            sizes: (B, N).
-            grid: (h, w) with h·w = N.
-            target: (p, q) with p·q = P.
-
-        Returns:
-            The assignment, and (B, H, N) weights w > 0; float32.
+        The groups share both: they are computed from the mean of the groups.
         """
         # Tokens are detached: gradients of a sharp softmax harm the backbone.
         content = tokens.detach().float()

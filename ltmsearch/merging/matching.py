@@ -20,14 +20,8 @@ def unit(vectors: Tensor) -> Tensor:
 def match(keys: Tensor, sizes: Tensor, count: int, *, normed: bool = False) -> Tensor:
     """Match until `count` tokens remain; the key of a merged token is the mean of its tokens'.
 
-    Args:
-        keys: (B, N, C).
-        sizes: (B, N).
-        count: P < N.
-        normed: Whether the keys are unit vectors.
-
-    Returns:
-        (B, N) int64: the merged token of each token.
+    From (B, N, C) keys, which are unit vectors if `normed`, and (B, N) sizes to (B, N) int64: the merged token of each
+    token.
     """
     n = int(keys.shape[1])  # an int also in a traced program
     position = None
@@ -49,12 +43,8 @@ def match_once(keys: Tensor, merges: int) -> Tensor:
     Tokens alternate between two sets; each token of the first (even positions) finds its most similar one in the
     second (odd positions) by cosine similarity of the keys; the `merges` most similar pairs are merged.
 
-    Args:
-        keys: (B, N, C) unit vectors.
-        merges: Number of pairs, 1 ≤ merges ≤ ⌊N/2⌋.
-
-    Returns:
-        (B, N) int64: the new position of every token among the N − merges that remain, in their old order.
+    From (B, N, C) unit vectors to (B, N) int64: the new position of every token among the N − merges that remain, in
+    their old order.
     """
     batch, n, _ = keys.shape
     if not 1 <= merges <= n // 2:

@@ -34,9 +34,7 @@ class Merge:
     def unmerge(self, before: Tensor, after: Tensor) -> Tensor:
         """Residual unmerge `Z + A (X̃_out − X̃_in)`: the identity if the merged tokens did not change.
 
-        Args:
-            before: (B, G, N, D) tokens Z before the merge.
-            after: (B, G, P, D) merged tokens after further layers.
+        From (B, G, N, D) tokens Z before the merge and (B, G, P, D) merged tokens after further layers.
         """
         return self.unmerge_change(before, after - self.tokens)
 
@@ -118,7 +116,6 @@ class MergeOperator(nn.Module):
 
     def on_backbone_weights_loaded(self) -> None:
         """Called when weights of a plain backbone are loaded, without weights of this operator."""
-        return
 
     def no_weight_decay(self) -> set[str]:
         """Names of the operator's weights without weight decay."""

@@ -19,7 +19,6 @@ class PoolMerging(MergeOperator):
     forms = ("soft",)
 
     def forward(self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None) -> Merge:
-        """See `MergeOperator`."""
         (prior,) = constant_tensors(area_overlap, grid, target, device=tokens.device)
         assignment = SoftAssignment(prior.expand(tokens.shape[0], -1, -1))  # the same in every image
         merged, merged_sizes = average(tokens, sizes, assignment)

@@ -35,10 +35,6 @@ def _side_neighbours(overlap: np.ndarray) -> np.ndarray:
 def area_overlap(grid: Grid, target: Grid) -> np.ndarray:
     """The prior O: area overlap with a share `SPREAD` over the 3×3 cells around each token.
 
-    Args:
-        grid: (h, w) before the merge.
-        target: (p, q) after it, p ≤ h and q ≤ w.
-
     Returns:
         (N, P) float64, read-only; rows sum to 1; zero outside the 3×3 target cells around a token.
 
@@ -55,34 +51,21 @@ def area_overlap(grid: Grid, target: Grid) -> np.ndarray:
     return prior
 
 
-@lru_cache(maxsize=512)
 def side_shares(length: int, target: int) -> tuple[np.ndarray, np.ndarray]:
     """The two factors of `area_overlap` along one side of the grid.
 
     O = (1 − δ) · R ⊗ C + δ · R' ⊗ C', so that products with O need no (N, P) matrix.
 
-    Args:
-        length: Rows (or columns) before the merge.
-        target: After it.
-
     Returns:
-        R and R', each (length, target) float64, read-only, rows sum to 1: overlap and neighbourhood.
+        R and R', each (length, target) float64, rows sum to 1: overlap and neighbourhood.
     """
     overlap = _side_overlap(length, target)
     near = _side_neighbours(overlap)
-    near = near / near.sum(axis=1, keepdims=True)
-    for share in (overlap, near):
-        share.setflags(write=False)
-    return overlap, near
+    return overlap, near / near.sum(axis=1, keepdims=True)
 
 
-@lru_cache(maxsize=512)
 def local_cells(grid: Grid, target: Grid) -> tuple[np.ndarray, np.ndarray]:
     """The 3×3 target cells around each token, and the prior on them.
-
-    Args:
-        grid: (h, w) before the merge.
-        target: (p, q) after it.
 
     Returns:
         (N, 9) int64 index of the cells and (N, 9) float64 logarithm of O there. Cells outside of the target have the
@@ -98,19 +81,13 @@ def local_cells(grid: Grid, target: Grid) -> tuple[np.ndarray, np.ndarray]:
     # from (h, 3, w, 3) to (h·w, 9)
     index, inside = (a.transpose(0, 2, 1, 3).reshape(-1, 9) for a in (np.where(inside, cells, middle), inside))
     with np.errstate(divide="ignore"):
-        log_prior = np.log(np.where(inside, np.take_along_axis(prior, index, axis=1), 0.0))
-    for table in (index, log_prior):
-        table.setflags(write=False)
-    return index, log_prior
+        return index, np.log(np.where(inside, np.take_along_axis(prior, index, axis=1), 0.0))
 
 
-@lru_cache(maxsize=512)
 def log_overlap(grid: Grid, target: Grid) -> np.ndarray:
-    """Logarithm of `area_overlap`: (N, P) float64, read-only; −inf where it is zero."""
+    """Logarithm of `area_overlap`: (N, P) float64; −inf where it is zero."""
     with np.errstate(divide="ignore"):
-        table = np.log(area_overlap(grid, target))
-    table.setflags(write=False)
-    return table
+        return np.log(area_overlap(grid, target))
 
 
 def seed_sides(grid: Grid, target: Grid) -> tuple[np.ndarray, np.ndarray]:

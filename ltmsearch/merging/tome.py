@@ -22,7 +22,6 @@ class BipartiteSoftMatching(MergeOperator):
     needs_keys = True
 
     def forward(self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None) -> Merge:
-        """See `MergeOperator`."""
         if keys is None:
             raise ValueError("`keys` must be given: ToMe matches attention keys.")
         count = token_count(target)

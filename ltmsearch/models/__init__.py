@@ -7,7 +7,6 @@ from ltmsearch.models import efficientvit, mobilevit, swin, vit  # noqa: F401  (
 from ltmsearch.models.adapter import (
     FAMILIES,
     MERGING,
-    Adapter,
     Chain,
     LayerShape,
     attached_operators,
@@ -15,27 +14,17 @@ from ltmsearch.models.adapter import (
     get_adapter,
     known_backbones,
     prefix_modules,
-    run_once,
 )
 from ltmsearch.models.features import feature_dim, pooled_features
-from ltmsearch.models.registry import (
-    attach_operators,
-    create_subnet,
-    input_config,
-    register_with_timm,
-    set_schedule,
-)
-from ltmsearch.models.timm_config import write_config
+from ltmsearch.models.registry import create_subnet, input_config, register_with_timm, set_schedule, write_config
 from ltmsearch.models.weights import LoadReport, create_backbone, load_weights
 
 __all__ = [
     "FAMILIES",
     "MERGING",
-    "Adapter",
     "Chain",
     "LayerShape",
     "LoadReport",
-    "attach_operators",
     "attached_operators",
     "blank_image",
     "create_backbone",
@@ -47,7 +36,6 @@ __all__ = [
     "load_weights",
     "pooled_features",
     "prefix_modules",
-    "run_once",
     "set_schedule",
     "write_config",
 ]

@@ -6,7 +6,7 @@ forward pass of a network, and keeps timm's name of every parameter.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -30,7 +30,6 @@ class LayerShape(ABC):
     """Sizes of one layer that determine its cost. All counts are multiply-adds per image."""
 
     name: str
-    """Layer name (timm module path)."""
     dim: int
     """D, channels per token."""
     key_dim: int
@@ -72,7 +71,6 @@ class Chain:
     token_stride: tuple[float, float]
     """Pixels of the image (down, right) from one token of the full grid to the next."""
     layers: tuple[LayerShape, ...]
-    """Its layers in the order of execution."""
     unmerges: bool
     """Whether every merge is undone at the end of the chain."""
 
@@ -130,11 +128,9 @@ class BlockAdapter(Adapter):
         """The grid that one block merges, and the block's sizes, from the shape of its input."""
 
     def layers(self, model: nn.Module) -> tuple[str, ...]:
-        """All blocks of the class `block`."""
         return tuple(modules_of(model, self.block))
 
     def attach(self, model: nn.Module, operators: dict[str, MergeOperator]) -> None:
-        """See `Adapter.attach`."""
         for module in modules_of(model, self.block).values():
             module.__class__ = self.merging_block
         for layer, operator in operators.items():
@@ -158,7 +154,6 @@ class BlockAdapter(Adapter):
 
 
 FAMILIES: list[Adapter] = []
-"""One adapter per family."""
 
 
 def register_family(adapter: type[Adapter]) -> type[Adapter]:
@@ -212,11 +207,10 @@ def modules_of(model: nn.Module, kind: type[Kind]) -> dict[str, Kind]:
 def input_shapes(model: nn.Module, modules: Mapping[str, nn.Module], img_size: Grid) -> dict[str, tuple[int, ...]]:
     """Shape of the first input of some modules of a model for an image of `img_size` (rows, columns) pixels."""
     sizes: dict[str, tuple[int, ...]] = {}
-
-    def record(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda _module, args: sizes.update({name: tuple(args[0].shape)})
-
-    hooks = [module.register_forward_pre_hook(record(name)) for name, module in modules.items()]
+    hooks = [
+        module.register_forward_pre_hook(lambda _module, args, name=name: sizes.update({name: tuple(args[0].shape)}))
+        for name, module in modules.items()
+    ]
     run_once(model, blank_image(model, img_size), hooks)
     return sizes
 
@@ -238,10 +232,6 @@ def prefix_modules(model: nn.Module, layers: Sequence[str]) -> tuple[str, ...]:
 
     The first takes the images, each of the others only the output of the one before. Modules around the first layer
     are entered as long as they run their children in sequence.
-
-    Args:
-        model: A timm model.
-        layers: Its layers in the order of execution.
     """
     candidates, level = [], ""
     for name in layers[0].split("."):
@@ -254,12 +244,14 @@ def prefix_modules(model: nn.Module, layers: Sequence[str]) -> tuple[str, ...]:
             candidates.append(f"{level}.{child}".removeprefix("."))
         level = f"{level}.{name}".removeprefix(".")
     calls: list[tuple[str, Any, Any]] = []
-
-    def record(path: str) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda _module, args, output: calls.append((path, args, output))
-
+    hooks = [
+        model.get_submodule(path).register_forward_hook(
+            lambda _module, args, output, path=path: calls.append((path, args, output))
+        )
+        for path in candidates
+    ]
     image = blank_image(model, _accepted_size(model))
-    run_once(model, image, [model.get_submodule(path).register_forward_hook(record(path)) for path in candidates])
+    run_once(model, image, hooks)
     chain, previous = [], image
     for path, args, output in calls:
         if len(args) != 1 or args[0] is not previous or not isinstance(output, Tensor):

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ltmsearch.config.recipe import Recipe
 from ltmsearch.errors import InputError
 from ltmsearch.io.files import parse_json
-from ltmsearch.models import MERGING, load_weights
+from ltmsearch.models.adapter import MERGING
+from ltmsearch.models.weights import load_weights
 
 WEIGHTS = "model.safetensors"
 """Name of the weights file of an exported network."""
@@ -40,12 +41,7 @@ class TrainedNetwork:
 
 
 def pack_weights(state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bytes:
-    """Content of a safetensors file with a state dict and metadata.
-
-    Args:
-        state: Name → tensor, on any device and in any memory layout.
-        metadata: Plain values, such as `class_names`, which `load_trained` reads.
-    """
+    """Content of a safetensors file with a state dict and metadata, such as the `class_names` of `load_trained`."""
     # Not `.contiguous()` alone: it keeps tensors in channels-last layout.
     tensors = {n: value.detach().cpu().clone(memory_format=torch.contiguous_format) for n, value in state.items()}
     return save(tensors, metadata={KEY: json.dumps(metadata)})
@@ -55,7 +51,6 @@ def load_trained(recipe: Recipe, checkpoint: Path, *, img_size: int | None = Non
     """Build a recipe's network and load its weights.
 
     Args:
-        recipe: Describes the network.
         checkpoint: Weights by `ltmsearch train` or `export`, the shared weights of a study, or a timm checkpoint of the
             plain network: merging operators then start with the `content` mask.
         img_size: Side of the images, in pixels; None: the recipe's.
@@ -100,7 +95,6 @@ def _is_merging(name: str) -> bool:
 
 
 def _read_metadata(checkpoint: Path) -> dict[str, Any]:
-    """The metadata of a file that ltmsearch wrote; empty for other files."""
     try:
         with safe_open(checkpoint, framework="pt") as file:
             metadata = parse_json((file.metadata() or {}).get(KEY, "{}"))

@@ -67,9 +67,8 @@ class BottleneckShape(LayerShape):
     scales: tuple[int, ...]
     """Kernel sizes of the additional scales of attention."""
     hidden: int
-    """Channels inside the bottleneck."""
     kernel: int
-    """Side of its depthwise convolution."""
+    """Side of the depthwise convolution."""
 
     def macs_before(self, grid: Grid) -> int:
         """Projections, additional scales, the products KᵀV and Q(KᵀV) with a column of ones beside V, batch norm."""
@@ -99,13 +98,11 @@ class EfficientViT(BlockAdapter):
     merging_block = MergingEfficientVitBlock
 
     def attach(self, model: nn.Module, operators: dict[str, MergeOperator]) -> None:
-        """See `Adapter.attach`."""
         for operator in operators.values():
             operator.fills_empty = True  # the following convolution would smear a hole
         super().attach(model, operators)
 
     def dim(self, model: nn.Module, layer: str) -> int:
-        """See `Adapter.dim`."""
         return _local(cast(EfficientVitBlock, model.get_submodule(layer))).inverted_conv.conv.in_channels
 
     def shape(self, name: str, block: EfficientVitBlock, input_shape: tuple[int, ...]) -> tuple[Grid, BottleneckShape]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ltmsearch.merging import Merge, MergeOperator
-from ltmsearch.models import Chain, attached_operators, get_adapter, run_once
+from ltmsearch.models.adapter import Chain, attached_operators, get_adapter, run_once
 from ltmsearch.schedules.grid import Grid
 from ltmsearch.schedules.schedule import Form
 
@@ -26,11 +26,8 @@ class LayerMerges:
     """The patches in the merged tokens of one layer for one image; token t is number t mod P of window t div P."""
 
     layer: str
-    """Layer name (timm module path)."""
     operator: str
-    """Merging operator."""
     form: Form
-    """Form of the merge."""
     before: int
     """Tokens of a window before this merge: fewer than N if earlier layers merged too."""
     image_grid: Grid
@@ -63,14 +60,12 @@ class LayerMerges:
         """(W·P,) number of patches in each merged token; they sum to all patches of the image."""
         padding = np.ones(self.shares.shape[:2], dtype=bool)
         padding.flat[self._places] = False
-        out: np.ndarray = np.where(padding[..., None], 0, self.shares).sum(axis=1).ravel()
-        return out
+        return np.where(padding[..., None], 0, self.shares).sum(axis=1).ravel()
 
     @cached_property
     def patch_shares(self) -> np.ndarray:
         """(rows·columns, P) shares of the image's patches, row by row, in the tokens of their own window."""
-        out: np.ndarray = self.shares.reshape(-1, self.after)[self._places.ravel()]
-        return out
+        return self.shares.reshape(-1, self.after)[self._places.ravel()]
 
     def weights(self, token: int) -> np.ndarray:
         """(rows, columns): share of each patch in one merged token."""
@@ -80,14 +75,10 @@ class LayerMerges:
         return self._on_image(values)
 
     def token_at(self, x: float, y: float) -> int:
-        """The merged token with the largest share of the patch at a pixel."""
-        row, column = self.patch_at(x, y)
-        return int(self.labels[row, column])
-
-    def patch_at(self, x: float, y: float) -> Grid:
-        """(row, column) of the patch at a pixel, or the nearest one."""
+        """The merged token with the largest share of the patch at a pixel, or of the nearest patch."""
         row, column = int(y // self.token_stride[0]), int(x // self.token_stride[1])
-        return min(max(row, 0), self.image_grid[0] - 1), min(max(column, 0), self.image_grid[1] - 1)
+        rows, columns = self.image_grid
+        return int(self.labels[min(max(row, 0), rows - 1), min(max(column, 0), columns - 1)])
 
     @cached_property
     def _places(self) -> np.ndarray:
@@ -99,8 +90,7 @@ class LayerMerges:
 
     def _on_image(self, values: np.ndarray) -> np.ndarray:
         """(W, N) to (rows, columns), without padding."""
-        out: np.ndarray = values.ravel()[self._places]
-        return out
+        return values.ravel()[self._places]
 
 
 def trace_merges(

@@ -57,7 +57,6 @@ class MobileViT(Adapter):
         )
 
     def attach(self, model: nn.Module, operators: dict[str, MergeOperator]) -> None:
-        """See `Adapter.attach`."""
         for block in modules_of(model, MobileVitBlock).values():
             if not isinstance(block.transformer, MergingBlocks):
                 block.transformer = MergingBlocks(block.transformer, groups=block.patch_area, unmerges=True)
@@ -66,7 +65,6 @@ class MobileViT(Adapter):
             attach_operator(model.get_submodule(layer), operator)
 
     def dim(self, model: nn.Module, layer: str) -> int:
-        """See `Adapter.dim`."""
         return cast(Block, model.get_submodule(layer)).attn.attn_dim
 
     def chains(self, model: nn.Module, img_size: Grid) -> tuple[Chain, ...]:

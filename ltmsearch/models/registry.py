@@ -1,18 +1,19 @@
-"""Build backbones with merging operators, and register them with timm as `ltm_<backbone>`."""
+"""Build backbones with merging operators, register them with timm as `ltm_<backbone>`, write timm's `config.json`."""
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from timm.data import resolve_data_config
-from timm.models import get_pretrained_cfg, is_model, register_model
+from timm.models import get_pretrained_cfg, is_model, load_pretrained, register_model
+from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from ltmsearch.merging import MaskStart, check_form, get_operator
 from ltmsearch.models.adapter import MERGING, attached_operators, get_adapter, known_backbones
-from ltmsearch.models.timm_config import is_subnet_config, load_subnet_weights
-from ltmsearch.models.weights import create_backbone
+from ltmsearch.models.weights import convert_state, create_backbone
 from ltmsearch.schedules.schedule import Form, MergeSchedule
 
 
@@ -73,7 +74,8 @@ def create_subnet(
         InputError: For an unknown backbone, operator, layer or form, a keep ratio out of range, or weights that are
             not available.
     """
-    own = pretrained and is_subnet_config(timm_kwargs.get("pretrained_model_args"))
+    # `config.json` of a subnet has its schedule among the arguments.
+    own = pretrained and "keep_ratios" in (timm_kwargs.get("pretrained_model_args") or {})
     model = create_backbone(backbone, pretrained=pretrained and not own, **timm_kwargs)
     layers = get_adapter(backbone).layers(model)
     by_layer = dict.fromkeys(layers, forms) if isinstance(forms, str) else forms
@@ -82,7 +84,13 @@ def create_subnet(
     attach_operators(backbone, model, operator=operator, layers=schedule.merging_layers, start=start)
     set_schedule(backbone, model, schedule)
     if own:
-        load_subnet_weights(model, timm_kwargs.get("cache_dir"))
+        load_pretrained(
+            model,
+            num_classes=model.num_classes,
+            in_chans=model.in_chans,
+            filter_fn=lambda state, net: convert_state(net, state),
+            cache_dir=timm_kwargs.get("cache_dir"),
+        )
     return model
 
 
@@ -91,6 +99,33 @@ def input_config(backbone: str) -> dict[str, Any]:
     get_adapter(backbone)
     config: dict[str, Any] = resolve_data_config({}, pretrained_cfg=get_pretrained_cfg(backbone).to_dict())
     return {name: config[name] for name in ("mean", "std", "interpolation", "crop_pct")}
+
+
+def write_config(
+    path: Path,
+    model: nn.Module,
+    *,
+    name: str,
+    img_size: int,
+    inputs: Mapping[str, Any],
+    class_names: Sequence[str] | None,
+) -> None:
+    """Write the `config.json` with which timm opens a folder on disk (`local-dir:`) or on the model hub (`hf-hub:`).
+
+    Args:
+        path: The file.
+        model: A model built by `timm.create_model`, whose arguments are stored.
+        name: timm name, `ltm_<backbone>`.
+        img_size: Side of the images, in pixels.
+        inputs: See `input_config`.
+        class_names: Classes in the order of the outputs; None: unknown.
+    """
+    about: dict[str, Any] = {"pretrained_cfg": {"architecture": name}}
+    if class_names is not None:
+        about["label_names"] = list(class_names)
+    save_config_for_hf(
+        model, path, model_config=about, data_config={**inputs, "input_size": (model.in_chans, img_size, img_size)}
+    )
 
 
 def register_with_timm() -> None:

@@ -11,13 +11,9 @@ from torch import Tensor, nn
 
 from ltmsearch.errors import InputError, shortened
 from ltmsearch.merging import MaskStart, check_form, get_operator
-from ltmsearch.models import (
-    attach_operators,
-    create_backbone,
-    create_subnet,
-    get_adapter,
-    set_schedule,
-)
+from ltmsearch.models.adapter import get_adapter
+from ltmsearch.models.registry import attach_operators, create_subnet, set_schedule
+from ltmsearch.models.weights import create_backbone
 from ltmsearch.schedules.schedule import MergeSchedule
 
 
@@ -62,15 +58,7 @@ class Supernet(nn.Module):
         self._schedule = self._plain
 
     def check_weights(self, weights: Mapping[str, Tensor], where: Path) -> None:
-        """Raise unless these are exactly the supernet's tensors, by name and shape.
-
-        Args:
-            weights: A state dict.
-            where: Its file.
-
-        Raises:
-            InputError: Naming the first tensor that does not fit.
-        """
+        """Raise an `InputError` unless the weights in file `where` are exactly the supernet's, by name and shape."""
         wanted, given = (
             {name: "×".join(map(str, tensor.shape)) or "a number" for name, tensor in tensors.items()}
             for tensors in (self.state_dict(), weights)

@@ -85,14 +85,11 @@ class SwinShape(LayerShape):
     size: Grid
     """(rows, columns) of the feature map."""
     window: Grid
-    """(rows, columns) of one window."""
     attn_dim: int
     """Channels of queries, keys and values."""
     hidden: int
-    """Channels inside the MLP."""
 
     def image_grid(self, grid: Grid) -> Grid:
-        """See `LayerShape.image_grid`."""
         return self.size
 
     def macs_before(self, grid: Grid) -> int:
@@ -124,7 +121,6 @@ class Swin(BlockAdapter):
     merging_block = MergingSwinBlock
 
     def dim(self, model: nn.Module, layer: str) -> int:
-        """See `Adapter.dim`."""
         return cast(SwinTransformerBlock, model.get_submodule(layer)).dim
 
     def shape(self, name: str, block: SwinTransformerBlock, input_shape: tuple[int, ...]) -> tuple[Grid, SwinShape]:

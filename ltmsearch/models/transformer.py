@@ -23,7 +23,6 @@ from ltmsearch.schedules.grid import Grid, tokens
 NORM_MACS = 5
 """fvcore's count per element of a layer norm with affine weights."""
 
-
 Result = TypeVar("Result")
 
 
@@ -79,8 +78,7 @@ class MergingBlocks(nn.Sequential):
                 merges.append((before, merge))
             grid, sizes = target, merge.sizes
         for before, merge in reversed(merges):
-            after = merge.unmerge(before, x.unflatten(0, (-1, self.groups)))
-            x = after.flatten(0, 1)
+            x = merge.unmerge(before, x.unflatten(0, (-1, self.groups))).flatten(0, 1)
         self.sizes = None if self.unmerges else sizes
         return x
 
@@ -120,11 +118,7 @@ class MergingBlocks(nn.Sequential):
 def attend(block: Block, x: Tensor, bias: Tensor | None, *, return_keys: bool) -> tuple[Tensor, Tensor | None]:
     """The attention half of a timm block, residual included: (B, N, D) to the same, and its (B, heads, N, C) keys.
 
-    Args:
-        block: timm's block.
-        x: (B, N, D).
-        bias: Added to the attention logits, broadcast to (B, heads, N, N).
-        return_keys: Whether to return the keys, or None.
+    `bias` is added to the attention logits, broadcast to (B, heads, N, N).
     """
     # timm computes the keys inside its forward; `k_norm`, mostly an identity, is the only module that outputs them.
     with captured_outputs(block.attn.k_norm, enabled=return_keys) as keys:
@@ -137,13 +131,11 @@ class BlockShape(LayerShape):
     """A pre-norm transformer block with attention among all tokens of a group."""
 
     hidden: int
-    """Channels inside the MLP."""
     prefix: int = 0
     """Tokens that never merge."""
 
     @classmethod
     def of(cls, block: Block, *, name: str, groups: int = 1, prefix: int = 0) -> "BlockShape":
-        """Sizes of a timm block."""
         return cls(
             name=name,
             dim=block.attn.attn_dim,

@@ -61,11 +61,6 @@ class MergingVisionTransformer(VisionTransformer):
         self.blocks.checkpoints = enable
 
     def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """See timm.
-
-        Raises:
-            ValueError: If a block merges: merged tokens are on no grid of features.
-        """
         if self.blocks.merges:
             raise ValueError("`forward_intermediates` must be called without merging: merged tokens are on no grid.")
         return super().forward_intermediates(x, *args, **kwargs)
@@ -120,11 +115,9 @@ class ViT(Adapter):
     learning = Learning(lr=5e-4, grows=False, patience=2)
 
     def layers(self, model: nn.Module) -> tuple[str, ...]:
-        """Every block."""
         return tuple(f"blocks.{index}" for index in range(len(_vit(model).blocks)))
 
     def attach(self, model: nn.Module, operators: dict[str, MergeOperator]) -> None:
-        """See `Adapter.attach`."""
         vit = _vit(model)
         if not isinstance(vit.blocks, MergingBlocks):
             vit.blocks = MergingBlocks(vit.blocks, prefix=vit.num_prefix_tokens, unmerges=False)
@@ -134,7 +127,6 @@ class ViT(Adapter):
             attach_operator(vit.get_submodule(layer), operator)
 
     def dim(self, model: nn.Module, layer: str) -> int:
-        """See `Adapter.dim`."""
         return _vit(model).embed_dim
 
     def chains(self, model: nn.Module, img_size: Grid) -> tuple[Chain, ...]:

@@ -5,13 +5,11 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import timm
-import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from timm.models import adapt_input_conv, load_state_dict, resolve_pretrained_cfg
@@ -89,7 +87,6 @@ def load_weights(model: nn.Module, path: Path) -> LoadReport:
     remains as initialised, and so do merging operators. Everything else must match.
 
     Args:
-        model: A timm model.
         path: safetensors, or a torch file (read with weights only): a state dict, a checkpoint of timm's training
             script, whose averaged weights (EMA) are preferred, or the shared weights of a study.
 
@@ -147,17 +144,13 @@ def _read(path: Path) -> dict[str, Tensor]:
 def _why_unreadable(path: Path, error: Exception) -> str:
     if isinstance(error, OSError):
         return _first_line(error)
+    if type(error.__cause__).__name__ == "UnpicklingError":
+        return (
+            "it is damaged or contains more than weights, which is refused because unpickling can run code; save only "
+            "the state dict, preferably as safetensors"
+        )
     kind = "safetensors" if path.suffix == ".safetensors" else "torch"
-    if type(error.__cause__).__name__ != "UnpicklingError":
-        return f"it is damaged or no {kind} file ({type(error).__name__}: {_first_line(error)})"
-    found: list[str] = []
-    with suppress(Exception):  # torch lists them for its newer format only
-        found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    doubt, objects = ("", f" ({_some(found)})") if found else (f"is damaged, no {kind} file, or ", "")
-    return (
-        f"it {doubt}contains more than weights{objects}, which is refused because unpickling can run code; "
-        "save only the state dict, preferably as safetensors"
-    )
+    return f"it is damaged or no {kind} file ({type(error).__name__}: {_first_line(error)})"
 
 
 def convert_state(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -190,12 +183,9 @@ def _adapt_first_convolution(
 
 
 def _check_published(backbone: str, timm_kwargs: dict[str, Any]) -> None:
-    """Fail at once if published weights are not cached and the model hub cannot be reached.
+    """Raise a ConnectionError at once if published weights are not cached and the model hub cannot be reached.
 
     timm requests each of two files seven times: 46 s without a name server, many minutes behind a firewall.
-
-    Raises:
-        ConnectionError: If the hub cannot be reached.
     """
     config = resolve_pretrained_cfg(
         backbone, timm_kwargs.get("pretrained_cfg"), timm_kwargs.get("pretrained_cfg_overlay")

@@ -38,16 +38,10 @@ def grid_chain(grid: Grid) -> tuple[Grid, ...]:
 def target_grid(grid: Grid, keep_ratio: float) -> Grid:
     """The grid of the chain with nearly `keep_ratio` times the tokens of `grid`; on a tie the larger one.
 
-    If it is equal to `grid`, the layer does not merge.
-
-    Args:
-        grid: Rows and columns before the merge.
-        keep_ratio: Tokens after / tokens before, in (0, 1].
-
-    Raises:
-        ValueError: If `keep_ratio` is out of range.
+    If it is equal to `grid`, the layer does not merge. Raises a ValueError unless `keep_ratio` is in (0, 1].
     """
-    check_keep_ratio(keep_ratio)
+    if not 0 < keep_ratio <= 1:
+        raise ValueError(f"`keep_ratio` must be in (0, 1], but got {keep_ratio=}.")
     wanted = keep_ratio * grid[0] * grid[1]
     return min(grid_chain(grid), key=lambda g: (abs(g[0] * g[1] - wanted), -g[0] * g[1]))
 
@@ -55,9 +49,3 @@ def target_grid(grid: Grid, keep_ratio: float) -> Grid:
 def tokens(grid: Grid) -> int:
     """Number of tokens on a grid."""
     return grid[0] * grid[1]
-
-
-def check_keep_ratio(keep_ratio: float) -> None:
-    """Raise ValueError unless `keep_ratio` is in (0, 1]."""
-    if not 0 < keep_ratio <= 1:
-        raise ValueError(f"`keep_ratio` must be in (0, 1], but got {keep_ratio=}.")

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
+from itertools import cycle
 from types import MappingProxyType
 from typing import Literal, NamedTuple, TypeVar, get_args
 
@@ -59,7 +61,8 @@ class MergeSchedule:
 
     def __reduce__(self) -> tuple[object, ...]:
         # A mapping proxy cannot be pickled; schedules travel to other processes.
-        return _rebuild, (dict(self.keep_ratios), self.operator, dict(self.forms))
+        content = {"keep_ratios": dict(self.keep_ratios), "operator": self.operator, "forms": dict(self.forms)}
+        return partial(MergeSchedule, **content), ()
 
     @classmethod
     def uniform(
@@ -78,14 +81,12 @@ class MergeSchedule:
         Raises:
             InputError: If the number of ratios is neither one nor the number of layers.
         """
-        if len(keep_ratios) == 1:
-            return cls.uniform(layers, keep_ratios[0], operator, form)
-        if len(keep_ratios) != len(layers):
+        if len(keep_ratios) not in (1, len(layers)):
             raise InputError(
                 f"keep ratios must be one for all layers or one per layer, but got {len(keep_ratios)} "
                 f"for {len(layers)} layers"
             )
-        ratios = dict(zip(layers, keep_ratios, strict=True))
+        ratios = dict(zip(layers, cycle(keep_ratios)))
         return cls(keep_ratios=ratios, operator=operator, forms=dict.fromkeys(ratios, form) if form else {})
 
     @classmethod
@@ -127,12 +128,8 @@ class MergeSchedule:
 def _by_layer(layers: Sequence[str], by_pattern: Mapping[str, Value]) -> dict[str, Value]:
     found: dict[str, Value] = {}
     for pattern, value in by_pattern.items():
-        hits = [layer for layer in layers if layer == pattern or fnmatchcase(layer, pattern)]
+        hits = [layer for layer in layers if fnmatchcase(layer, pattern)]
         if not hits:
             raise unknown_name("layer", pattern, layers)
         found.update(dict.fromkeys(hits, value))
     return found
-
-
-def _rebuild(keep_ratios: dict[str, float], operator: str, forms: dict[str, Form]) -> MergeSchedule:
-    return MergeSchedule(keep_ratios=keep_ratios, operator=operator, forms=forms)

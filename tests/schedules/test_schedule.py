@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from ltmsearch.errors import InputError
-from ltmsearch.schedules.schedule import Choice, Form, MergeSchedule
+from ltmsearch.schedules.schedule import Choice, MergeSchedule
 
 LAYERS = ("stages.2.0", "stages.2.1", "stages.3.0")
 
@@ -20,10 +20,11 @@ def test_equal_schedules_are_equal_and_hash_alike() -> None:
 
 
 def test_a_schedule_does_not_change_with_its_source() -> None:
-    source = {"a": 0.5}
-    schedule = MergeSchedule(keep_ratios=source)
-    source["a"] = 0.1
+    source, forms = {"a": 0.5}, {"a": "hard"}
+    schedule = MergeSchedule(keep_ratios=source, forms=forms)  # type: ignore[arg-type]
+    source["a"], forms["a"] = 0.1, "soft"
     assert schedule.keep_ratio("a") == 0.5
+    assert schedule.form("a") == "hard"
     assert schedule.keep_ratio("unnamed") == 1.0
     with pytest.raises(TypeError):
         schedule.keep_ratios["a"] = 0.2  # type: ignore[index]
@@ -73,13 +74,6 @@ def test_forms_tell_schedules_apart_whatever_their_order() -> None:
     assert hash(copied) == hash(one)
     with pytest.raises(TypeError):
         copied.forms["a"] = "soft"
-
-
-def test_forms_do_not_change_with_their_source() -> None:
-    forms: dict[str, Form] = {"a": "hard"}
-    schedule = MergeSchedule(keep_ratios={"a": 0.5}, forms=forms)
-    forms["a"] = "soft"
-    assert schedule.form("a") == "hard"
 
 
 def test_forms_by_name_and_pattern() -> None:
