@@ -61,8 +61,8 @@ class MergeSchedule:
 
     def __reduce__(self) -> tuple[object, ...]:
         # A mapping proxy cannot be pickled; schedules travel to other processes.
-        content = {"keep_ratios": dict(self.keep_ratios), "operator": self.operator, "forms": dict(self.forms)}
-        return partial(MergeSchedule, **content), ()
+        ratios, forms = dict(self.keep_ratios), dict(self.forms)
+        return partial(MergeSchedule, keep_ratios=ratios, operator=self.operator, forms=forms), ()
 
     @classmethod
     def uniform(
