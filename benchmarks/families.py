@@ -41,7 +41,7 @@ def count(backbone: str) -> dict[str, Any]:
     file = SpaceFile.load(None, family=get_adapter(backbone).family)
     space = SearchSpace.build(file, costs.layer_grids, reduces_cost=costs.reduces_cost)
     counts: dict[str, Any] = {
-        "plain": costs.base_macs / GIGA,
+        "plain": costs.base / GIGA,
         "cheapest": costs.table(space.choices).reachable()[0] / GIGA,
     }
     for form, ratio in UNIFORM:

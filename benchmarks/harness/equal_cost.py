@@ -77,7 +77,7 @@ class EqualCostNets:
         if not path.exists():
             schedule, case = self._schedule(net), self.case
             costs = backbone_costs(case.backbone, case.img_size, schedule.operator, num_classes=self.training.classes)
-            about = {"gflops": costs.gflops(schedule), "of_plain": costs.macs(schedule) / costs.base_macs}
+            about = {"gflops": costs.gflops(schedule), "of_plain": costs.macs(schedule) / costs.base}
             self.training.make_recipe(schedule, provenance=about).save(path)
         return load_recipe(path)
 

@@ -102,15 +102,15 @@ def make_nets(backbone: str, keep: float, batch: int) -> MergedNets:
     for name, forms in {**forms_of, BY_RULE: by_rule(costs, keep, batch)}.items():
         made.nets[name] = create_subnet(backbone, keep_ratios={"*": keep}, forms=forms, mask_start="content")
         macs = costs.macs(MergeSchedule(keep_ratios=dict.fromkeys(costs.layers, keep), operator="ltm", forms=forms))
-        made.cost[name] = macs / costs.base_macs
+        made.cost[name] = macs / costs.base
         equal = made.known_tome(made.cost[name])
         if equal is None:
             schedule, equal = nearest_tome(tome, macs), f"tome {len(made.nets)}"
             made.nets[equal] = create_subnet(backbone, keep_ratios=dict(schedule.keep_ratios), operator="tome")
-            made.cost[equal] = tome.macs(schedule) / costs.base_macs
+            made.cost[equal] = tome.macs(schedule) / costs.base
         made.tome[name] = equal
     made.nets["pool"] = create_subnet(backbone, keep_ratios={"*": keep}, operator="pool")
-    made.cost["pool"] = pool.macs(MergeSchedule.uniform(costs.layers, keep, "pool")) / costs.base_macs
+    made.cost["pool"] = pool.macs(MergeSchedule.uniform(costs.layers, keep, "pool")) / costs.base
     made.nets["free"] = free_net(backbone, costs.layers, keep)
     for net in made.nets.values():
         net.eval().to(memory_format=torch.channels_last)

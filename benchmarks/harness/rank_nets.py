@@ -90,7 +90,7 @@ class RankStudy:
     def prepare(self, seed: int) -> Workbench:
         """Supernet, data and space with a study's defaults."""
         px, images = self.sizes.img_size, self.sizes.val_images
-        plain = backbone_costs(self.backbone, px, num_classes=10).base_macs / GIGA
+        plain = backbone_costs(self.backbone, px, num_classes=10).base / GIGA
         settings = StudySettings.make(
             backbone=self.backbone,
             img_size=px,

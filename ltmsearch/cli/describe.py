@@ -1,5 +1,6 @@
 """The `space` and `cost` commands, which describe a backbone without training anything."""
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -37,7 +38,7 @@ def space(
 
     record = describe_space(backbone, img_size=img_size, operator=operator, space=space)
     if as_json:
-        print_json(record.as_dict())
+        print_json(asdict(record))
     else:
         print_space(results(), record)
 
@@ -66,7 +67,7 @@ def cost(
         backbone, keep=_ratios(keep), img_size=img_size, operator=operator, form=form, num_classes=num_classes
     )
     if as_json:
-        print_json(record.as_dict())
+        print_json(asdict(record))
     else:
         print_cost(results(), record)
 

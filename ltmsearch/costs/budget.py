@@ -14,9 +14,7 @@ class Budget:
     """Limit on one kind of cost."""
 
     name: CostName
-    """Kind of cost."""
     table: CostTable
-    """Costs of the schedules of the space."""
     limit: float
     """Largest cost, in units of the table."""
     per_unit: float = 1.0

@@ -1,15 +1,14 @@
 """Costs of a backbone by layer: records and tables of `ltmsearch space` and `ltmsearch cost`."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from ltmsearch.costs import GIGA, CostModel, backbone_costs, traced_macs
-from ltmsearch.io.console_tables import print_in_parts
+from ltmsearch.io.console_tables import make_table, print_in_parts, print_line
 from ltmsearch.merging import check_form, get_operator
 from ltmsearch.models import create_subnet, get_adapter
 from ltmsearch.schedules.grid import tokens
@@ -38,10 +37,6 @@ class ScheduleCost:
     tokens: dict[str, tuple[int, int]]
     """Layer name → tokens before and after its merge."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class MergeBalance:
@@ -49,7 +44,6 @@ class MergeBalance:
 
     keep_ratio: float
     form: str
-    """Form: `soft`, `hard` or `matched`."""
     mask_gflops: float
     """Cost of mask, merge and unmerge."""
     saved_gflops: float
@@ -66,7 +60,6 @@ class LayerBalance:
     tokens: int
     """Tokens of one window before the merge."""
     gflops: float
-    """Cost of the plain layer."""
     share: float
     """Share of the plain network's cost."""
     merges: list[MergeBalance]
@@ -86,23 +79,11 @@ class SpaceCost:
     schedules: int
     layers: list[LayerBalance]
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
 
 def describe_cost(
     backbone: str, *, keep: Sequence[float], img_size: int, operator: str, form: str | None, num_classes: int
 ) -> ScheduleCost:
-    """Count one schedule by formula and by tracing.
-
-    Args:
-        backbone: timm name.
-        keep: One keep ratio for all layers, or one per layer.
-        img_size: Side of the images, in pixels.
-        operator: Merging operator.
-        form: `soft`, `hard` or `matched`, for all layers; None: the operator's first.
-        num_classes: Width of the classifier.
+    """Count one schedule by formula and by tracing; `keep` has one ratio for all layers, or one per layer.
 
     Raises:
         InputError: For an unknown name, or keep ratios that do not fit.
@@ -127,7 +108,7 @@ def describe_cost(
         forms=dict(schedule.forms),
         gflops=costs.gflops(schedule),
         gflops_traced=traced_macs(subnet, (img_size, img_size)) / GIGA,
-        base_gflops=costs.base_macs / GIGA,
+        base_gflops=costs.base / GIGA,
         tokens=costs.tokens(schedule),
     )
 
@@ -154,7 +135,7 @@ def describe_space(backbone: str, *, img_size: int, operator: str, space: str | 
                 name=name,
                 tokens=tokens(grid),
                 gflops=plain[name] / GIGA,
-                share=plain[name] / costs.base_macs,
+                share=plain[name] / costs.base,
                 merges=[_balance(costs, name, choice, offered=choice in offered) for choice in possible[1:]],
             )
         )
@@ -162,7 +143,7 @@ def describe_space(backbone: str, *, img_size: int, operator: str, space: str | 
         backbone=backbone,
         img_size=img_size,
         operator=operator,
-        base_gflops=costs.base_macs / GIGA,
+        base_gflops=costs.base / GIGA,
         lowest_gflops=low / GIGA,
         highest_gflops=high / GIGA,
         schedules=built.size,
@@ -183,25 +164,23 @@ def _balance(costs: CostModel, layer: str, choice: Choice, *, offered: bool) -> 
 
 def print_cost(console: Console, record: ScheduleCost) -> None:
     """Print totals, and tokens by layer."""
-    _print_text(
+    print_line(
         console,
         f"{record.backbone} at {record.img_size} px, {record.operator}: {record.gflops:.4f} GFLOPs "
         f"({record.gflops / record.base_gflops:.0%} of the plain net's {record.base_gflops:.4f}; "
         f"traced {record.gflops_traced:.4f})",
     )
-    table = Table("layer", "keep ratio", "tokens before", "tokens after", box=None)
+    table = make_table("layer", "keep ratio", "tokens before", "tokens after", box=None)
     for name, (before, after) in record.tokens.items():
         ratio, form = record.keep_ratios[name], record.forms.get(name, "")
         table.add_row(name, f"{ratio:g} {form}".strip(), str(before), str(after))
-    for column in table.columns[1:]:
-        column.justify = "right"
     console.print(table)
-    _print_text(console, COUNTING_RULE)
+    print_line(console, COUNTING_RULE)
 
 
 def print_space(console: Console, record: SpaceCost) -> None:
     """Print totals, and costs and savings of merges at each layer."""
-    _print_text(
+    print_line(
         console,
         f"{record.backbone} at {record.img_size} px, {record.operator}: plain {record.base_gflops:.4f} GFLOPs; "
         f"{record.schedules:,} schedules reach {record.lowest_gflops:.4f} to {record.highest_gflops:.4f}",
@@ -214,15 +193,12 @@ def print_space(console: Console, record: SpaceCost) -> None:
         "same tokens as another ratio.",
         highlight=False,
     )
-    _print_text(console, COUNTING_RULE)
+    print_line(console, COUNTING_RULE)
 
 
 def _balance_table(layers: Sequence[LayerBalance], ratios: Sequence[float]) -> Table:
-    table = Table("layer", "tokens", "share", "", *(f"{ratio:g}" for ratio in ratios), box=None)
-    for column in table.columns:
-        column.no_wrap = True
-    for column in (*table.columns[1:3], *table.columns[4:]):
-        column.justify = "right"
+    table = make_table("layer", "tokens", "share", "", *(f"{ratio:g}" for ratio in ratios), box=None)
+    table.columns[3].justify = "left"
     for group in _similar_layers(layers):
         layer = group[0]
         name = layer.name if len(group) == 1 else f"{layer.name} … {group[-1].name.rpartition('.')[2]}"
@@ -237,10 +213,8 @@ def _balance_table(layers: Sequence[LayerBalance], ratios: Sequence[float]) -> T
 
 def _similar_layers(layers: Sequence[LayerBalance]) -> list[list[LayerBalance]]:
     """Consecutive layers of a stage that differ only in their names."""
-    return [
-        list(run)
-        for _, run in groupby(layers, key=lambda layer: (layer.name.rpartition(".")[0], replace(layer, name="")))
-    ]
+    runs = groupby(layers, key=lambda layer: (layer.name.rpartition(".")[0], replace(layer, name="")))
+    return [list(run) for _, run in runs]
 
 
 def _mflops(gflops: float) -> str:
@@ -250,7 +224,3 @@ def _mflops(gflops: float) -> str:
 def _cost(merge: MergeBalance) -> str:
     text = _mflops(merge.mask_gflops)
     return text if merge.offered else f"[red]{text}![/red]"
-
-
-def _print_text(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False)

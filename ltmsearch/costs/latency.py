@@ -40,15 +40,8 @@ class Timing:
 class LatencyModel(ChainedCosts):
     """Milliseconds per batch on one target."""
 
-    base_ms: float
-    """Latency of the plain network."""
     weights: Mapping[str, float]
     """Milliseconds per unit of each feature: see `layer_features`."""
-
-    @property
-    def base(self) -> float:
-        """See `base_ms`."""
-        return self.base_ms
 
     def step(self, chain: Chain, layer: LayerShape, grid: Grid, choice: Choice) -> float:
         """See `ChainedCosts.step`.
@@ -63,7 +56,6 @@ class LatencyModel(ChainedCosts):
         return float(sum(self.weights[name] * value for name, value in features.items()))
 
     def after_chain(self, chain: Chain, grid: Grid) -> float:
-        """See `ChainedCosts.after_chain`."""
         return float(sum(self.weights[name] * value for name, value in after_chain_features(chain, grid).items()))
 
     def latency_ms(self, schedule: MergeSchedule) -> float:
@@ -103,23 +95,23 @@ def after_chain_features(chain: Chain, grid: Grid) -> dict[str, float]:
 
 def chain_features(chain: Chain, schedule: MergeSchedule, costs: ChainedCosts) -> dict[str, float]:
     """Sum of the features of a chain under a schedule."""
-    total: dict[str, float] = {}
-    grid = chain.grid
+    parts, grid = [], chain.grid
     for layer in chain.layers:
         choice = costs.choice(schedule, layer.name)
-        for name, value in layer_features(chain, layer, grid, choice, costs.operator).items():
-            total[name] = total.get(name, 0.0) + value
+        parts.append(layer_features(chain, layer, grid, choice, costs.operator))
         grid = target_grid(grid, choice.keep_ratio)
-    return total | after_chain_features(chain, grid)
+    return _sum([*parts, after_chain_features(chain, grid)])
+
+
+def _sum(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for name, value in (item for part in parts for item in part.items()):
+        total[name] = total.get(name, 0.0) + value
+    return total
 
 
 def fit_latency(costs: CostModel, base_ms: float, timings: Sequence[Timing]) -> LatencyModel:
-    """Fit the model to timed subnets by ridge regression with leave-one-out validation (`RidgeCV`).
-
-    Args:
-        costs: Costs with the shapes of the layers.
-        base_ms: Latency of the plain network.
-        timings: Timed subnets, either all by chain or all as a whole.
+    """Fit the model to subnets timed all by chain or all as a whole, by ridge regression with leave-one-out validation.
 
     Raises:
         ValueError: If there are no timings.
@@ -129,20 +121,14 @@ def fit_latency(costs: CostModel, base_ms: float, timings: Sequence[Timing]) -> 
     whole = WHOLE_NET in timings[0].extra_ms
     groups: dict[Hashable, list[tuple[dict[str, float], float]]] = {}
     for timing in timings:
+        rows = [chain_features(chain, timing.schedule, costs) for chain in costs.chains]
         if whole:
-            together: dict[str, float] = {}
-            for chain in costs.chains:
-                for name, value in chain_features(chain, timing.schedule, costs).items():
-                    together[name] = together.get(name, 0.0) + value
-            groups.setdefault(WHOLE_NET, []).append((together, timing.extra_ms[WHOLE_NET]))
+            groups.setdefault(WHOLE_NET, []).append((_sum(rows), timing.extra_ms[WHOLE_NET]))
         else:
-            for chain in costs.chains:
-                row = chain_features(chain, timing.schedule, costs)
+            for chain, row in zip(costs.chains, rows, strict=True):
                 groups.setdefault(kind(chain), []).append((row, timing.extra_ms[chain.module]))
-    weights: dict[str, float] = {}
-    for rows in groups.values():
-        weights |= _fit(rows)
-    return LatencyModel(chains=costs.chains, operator=costs.operator, base_ms=base_ms, weights=weights)
+    weights = {name: weight for timed in groups.values() for name, weight in _fit(timed).items()}
+    return LatencyModel(chains=costs.chains, operator=costs.operator, base=base_ms, weights=weights)
 
 
 def _fit(rows: Sequence[tuple[Mapping[str, float], float]]) -> dict[str, float]:

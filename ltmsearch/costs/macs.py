@@ -23,21 +23,12 @@ GIGA = 1e9
 class CostModel(ChainedCosts):
     """Multiply-adds of one image, exact integers."""
 
-    base_macs: int
-    """Multiply-adds of the plain network."""
-
-    @property
-    def base(self) -> int:
-        """See `base_macs`."""
-        return self.base_macs
-
     def step(self, chain: Chain, layer: LayerShape, grid: Grid, choice: Choice) -> int:
-        """See `ChainedCosts.step`."""
-        operator = get_operator(self.operator)
-        return layer_macs(chain, layer, operator, grid, choice) - plain_macs(layer, chain.grid)
+        macs = layer.macs_before(grid) + layer.macs_after(target_grid(grid, choice.keep_ratio))
+        macs += merge_macs(chain, layer, get_operator(self.operator), grid, choice)
+        return macs - plain_macs(layer, chain.grid)
 
     def after_chain(self, chain: Chain, grid: Grid) -> int:
-        """See `ChainedCosts.after_chain`."""
         return chain.macs_after_chain(grid) - chain.macs_after_chain(chain.grid)
 
     def macs(self, schedule: MergeSchedule) -> int:
@@ -57,18 +48,12 @@ class CostModel(ChainedCosts):
         macs = self.cost_at_one_layer(layer, choice)
         chain, shape = next((c, shape) for c in self.chains for shape in c.layers if shape.name == layer)
         overhead = merge_macs(chain, shape, get_operator(self.operator), chain.grid, choice)
-        return overhead, self.base_macs - macs + overhead
+        return overhead, self.base - macs + overhead
 
 
 def plain_macs(layer: LayerShape, grid: Grid) -> int:
     """Multiply-adds of a layer that does not merge."""
     return layer.macs_before(grid) + layer.macs_after(grid)
-
-
-def layer_macs(chain: Chain, layer: LayerShape, operator: type[MergeOperator], grid: Grid, choice: Choice) -> int:
-    """Multiply-adds of a layer on `grid` under a choice, with its share of the unmerge."""
-    target = target_grid(grid, choice.keep_ratio)
-    return layer.macs_before(grid) + layer.macs_after(target) + merge_macs(chain, layer, operator, grid, choice)
 
 
 def merge_macs(chain: Chain, layer: LayerShape, operator: type[MergeOperator], grid: Grid, choice: Choice) -> int:
@@ -84,13 +69,7 @@ def merge_macs(chain: Chain, layer: LayerShape, operator: type[MergeOperator], g
 
 
 def cost_model(backbone: str, model: nn.Module, img_size: Grid, operator: str = "ltm") -> CostModel:
-    """Trace a network once and record the shapes of its layers.
-
-    Args:
-        backbone: timm name.
-        model: The backbone, plain or with inactive operators, with its final classifier.
-        img_size: (rows, columns) in pixels.
-        operator: Name of the merging operator.
+    """Trace a network, plain or with inactive operators, once, and record the shapes of its layers.
 
     Raises:
         ValueError: If a layer of the model merges.
@@ -100,17 +79,11 @@ def cost_model(backbone: str, model: nn.Module, img_size: Grid, operator: str = 
     if active:
         raise ValueError(f"`model` must be plain, but it merges at {', '.join(active)}.")
     get_operator(operator)
-    return CostModel(base_macs=traced_macs(model, img_size), chains=adapter.chains(model, img_size), operator=operator)
+    return CostModel(base=traced_macs(model, img_size), chains=adapter.chains(model, img_size), operator=operator)
 
 
 def backbone_costs(backbone: str, img_size: int, operator: str = "ltm", **timm_kwargs: Any) -> CostModel:
-    """The cost model of a backbone, which is built for it, at square images.
-
-    Args:
-        backbone: timm name.
-        img_size: Side of the images, in pixels.
-        operator: Name of the merging operator.
-        timm_kwargs: Passed to `timm.create_model`, e.g. `num_classes`.
+    """The cost model of a backbone, which is built for it, at square images; `timm_kwargs` are of `create_model`.
 
     Raises:
         InputError: For an unknown backbone or operator.

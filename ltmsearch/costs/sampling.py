@@ -16,12 +16,6 @@ def sample_by_cost(
 ) -> np.ndarray:
     """Random schedules in the range of all budgets, with costs spread evenly over the range of the first.
 
-    Args:
-        space: The search space.
-        budgets: The budgets; the first determines the cost.
-        number: Number of schedules.
-        rng: Random generator.
-
     Returns:
         (≤ number, L) distinct choice indices by decreasing cost; fewer if the space has no more.
     """
@@ -32,9 +26,8 @@ def sample_by_cost(
     if not len(pool) or number < 1:
         return pool[:0]
     costs = first.table.costs(pool)
-    wanted = np.linspace(first.limit, costs.min(), number)
     taken: list[int] = []
-    for target in wanted:
+    for target in np.linspace(first.limit, costs.min(), number):
         distance = np.abs(costs - target)
         distance[taken] = np.inf
         best = int(np.argmin(distance))

@@ -24,12 +24,8 @@ class ChainedCosts(ABC):
     chains: tuple[Chain, ...]
     """Shapes of the layers."""
     operator: str = "ltm"
-    """Name of the merging operator."""
-
-    @property
-    @abstractmethod
-    def base(self) -> float:
-        """Cost of the plain network."""
+    base: Any
+    """Cost of the plain network."""
 
     @abstractmethod
     def step(self, chain: Chain, layer: LayerShape, grid: Grid, choice: Choice) -> float:
@@ -51,7 +47,7 @@ class ChainedCosts(ABC):
 
     def cost(self, schedule: MergeSchedule) -> Any:
         """Cost of a schedule."""
-        total: Any = self.base
+        total = self.base
         for chain in self.chains:
             grid = chain.grid
             for layer in chain.layers:
@@ -104,7 +100,25 @@ class ChainedCosts(ABC):
 
     def table(self, choices: Sequence[Sequence[Choice]]) -> "CostTable":
         """Costs of all schedules with one of `choices[i]` at layer i."""
-        return CostTable.build(self, choices)
+        if len(choices) != len(self.layers):
+            raise ValueError(f"`choices` must have one entry per layer ({len(self.layers)}), but got {len(choices)}.")
+        step, move, starts = [], [], []
+        by_layer = iter(choices)
+        for chain in self.chains:
+            entering = [chain.grid]
+            for index, layer in enumerate(chain.layers):
+                options = next(by_layer)
+                targets = [[target_grid(grid, option.keep_ratio) for option in options] for grid in entering]
+                leaving = list(dict.fromkeys(target for row in targets for target in row))
+                costs = [[self.step(chain, layer, grid, option) for option in options] for grid in entering]
+                if not chain.unmerges and index + 1 == len(chain.layers):
+                    for row, row_targets in zip(costs, targets, strict=True):
+                        row[:] = [c + self.after_chain(chain, t) for c, t in zip(row, row_targets, strict=True)]
+                step.append(np.array(costs))
+                move.append(np.array([[leaving.index(target) for target in row] for row in targets]))
+                starts.append(index == 0)
+                entering = leaving
+        return CostTable(base=self.base, step=tuple(step), move=tuple(move), starts=tuple(starts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,29 +138,6 @@ class CostTable:
     """Per layer: (grids in, choices) int64."""
     starts: tuple[bool, ...]
     """Per layer: whether it is the first of a chain, with grid number 0."""
-
-    @classmethod
-    def build(cls, model: ChainedCosts, choices: Sequence[Sequence[Choice]]) -> "CostTable":
-        """Compute the tables for the choices of each layer, in the order of execution."""
-        if len(choices) != len(model.layers):
-            raise ValueError(f"`choices` must have one entry per layer ({len(model.layers)}), but got {len(choices)}.")
-        step, move, starts = [], [], []
-        by_layer = iter(choices)
-        for chain in model.chains:
-            entering = [chain.grid]
-            for index, layer in enumerate(chain.layers):
-                options = next(by_layer)
-                targets = [[target_grid(grid, option.keep_ratio) for option in options] for grid in entering]
-                leaving = list(dict.fromkeys(target for row in targets for target in row))
-                costs = [[model.step(chain, layer, grid, option) for option in options] for grid in entering]
-                if not chain.unmerges and index + 1 == len(chain.layers):
-                    for row, row_targets in zip(costs, targets, strict=True):
-                        row[:] = [c + model.after_chain(chain, t) for c, t in zip(row, row_targets, strict=True)]
-                step.append(np.array(costs))
-                move.append(np.array([[leaving.index(target) for target in row] for row in targets]))
-                starts.append(index == 0)
-                entering = leaving
-        return cls(base=model.base, step=tuple(step), move=tuple(move), starts=tuple(starts))
 
     def costs(self, indices: np.ndarray) -> np.ndarray:
         """(S,) costs of (S, L) choice indices."""

@@ -37,7 +37,7 @@ def profile_record(profile: LatencyProfile, costs: CostModel, space: SearchSpace
             for name, schedule in _uniform_schedules(space).items()
         },
         "saved_ms": {
-            layer: {str(choice): model.base_ms - model.cost_at_one_layer(layer, choice) for choice in options[1:]}
+            layer: {str(choice): model.base - model.cost_at_one_layer(layer, choice) for choice in options[1:]}
             for layer, options in zip(space.layers, space.choices, strict=True)
         },
     }

@@ -120,7 +120,7 @@ class LatencyProfile(BaseModel):
 
     def model(self, costs: CostModel) -> LatencyModel:
         """Return the fitted model for the cost model of the profile's backbone and image size."""
-        return LatencyModel(chains=costs.chains, operator=self.operator, base_ms=self.plain.ms, weights=self.weights)
+        return LatencyModel(chains=costs.chains, operator=self.operator, base=self.plain.ms, weights=self.weights)
 
     def require(self, path: Path, *, backbone: str, operator: str, space: str, img_size: int) -> None:
         """Raise an `InputError` unless the profile, read from `path`, fits a study."""

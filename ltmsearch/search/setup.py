@@ -114,7 +114,7 @@ class Workbench:
         lines = [
             f"{s.backbone} with {s.operator} merging: {len(self.space.layers)} layers, "
             f"{self.space.size:,} schedules, {low / GIGA:.3f} to {high / GIGA:.3f} GFLOPs at {s.img_size} px "
-            f"(plain network {self.costs.base_macs / GIGA:.3f}; multiply-adds per image)" + self._budget_in_gflops(),
+            f"(plain network {self.costs.base / GIGA:.3f}; multiply-adds per image)" + self._budget_in_gflops(),
             *self._latency_lines(),
             f"data: {self.evaluator.data.description}",
             f"device: {self.device}",

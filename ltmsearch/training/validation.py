@@ -239,7 +239,7 @@ def _measure(
         ib=result.ib.ib,
         ibb=result.ib.ibb,
         gflops=costs.gflops(recipe.schedule),
-        base_gflops=costs.base_macs / GIGA,
+        base_gflops=costs.base / GIGA,
         params=sum(parameter.numel() for parameter in network.model.parameters()),
         images_per_second=batch_size / seconds,
         batch_size=batch_size,

@@ -44,7 +44,7 @@ def truth(name: str) -> float:
 
 def true_model(costs: CostModel, space: SearchSpace) -> LatencyModel:
     weights = {name: truth(name) for name in feature_names(costs, space)}
-    return LatencyModel(chains=costs.chains, operator=costs.operator, base_ms=BASE_MS, weights=weights)
+    return LatencyModel(chains=costs.chains, operator=costs.operator, base=BASE_MS, weights=weights)
 
 
 def true_timing(model: LatencyModel, schedule: MergeSchedule, whole: bool) -> Timing:
@@ -123,7 +123,7 @@ def test_the_table_equals_a_walk_for_every_schedule(backbone: str, texts: list[s
 
 def by_hand(model: LatencyModel, schedule: MergeSchedule) -> float:
     """The definition, without a walk that others share: features of each layer alone, on grids followed here."""
-    total = model.base_ms
+    total = model.base
     for chain in model.chains:
         grid = chain.grid
         for layer in chain.layers:
@@ -201,7 +201,7 @@ def test_a_choice_that_was_not_timed_is_refused_by_name() -> None:
 def test_a_choice_that_is_the_plain_grid_needs_no_timing() -> None:
     """0.99 of 14×14 tokens is all of them: nothing merges."""
     costs = costs_of("mobilevit_xxs")
-    model = LatencyModel(chains=costs.chains, base_ms=BASE_MS, weights={})
+    model = LatencyModel(chains=costs.chains, base=BASE_MS, weights={})
     assert model.latency_ms(MergeSchedule.uniform(costs.layers, 0.999)) == BASE_MS
 
 
@@ -237,7 +237,7 @@ def test_merges_that_cost_time_do_not_pay() -> None:
     costs = costs_of("mobilevit_xxs")
     space = whole_space(costs, "mobilevit_xxs")
     weights = {name: {"hard 0.5": -2.0, "soft 0.5": 2.0}.get(suffix(name), 0.0) for name in feature_names(costs, space)}
-    model = LatencyModel(chains=costs.chains, base_ms=BASE_MS, weights=weights)
+    model = LatencyModel(chains=costs.chains, base=BASE_MS, weights=weights)
     layer = costs.layers[0]
     assert model.reduces_cost(layer, Choice(0.5, "hard"))
     assert not model.reduces_cost(layer, Choice(0.5, "soft"))

@@ -128,7 +128,7 @@ class DashboardHooks(StudyHooks):
 
     @property
     def _base_gflops(self) -> float:
-        return self.bench.costs.base_macs / GIGA
+        return self.bench.costs.base / GIGA
 
     def _trial_note(self, record: TrialRecord, *, on_front: bool) -> str:
         layers, axis = layer_tokens(self.bench.costs, record.schedule), self.bench.settings.axis
