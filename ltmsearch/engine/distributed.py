@@ -61,9 +61,6 @@ class Ranks:
 def process_group(device: str) -> Iterator[tuple[Ranks, str]]:
     """Join the process group of torchrun inside the `with` block; without torchrun, a single process.
 
-    Args:
-        device: The user's choice. Each process of a machine takes a CUDA device of its own.
-
     Yields:
         The ranks, and the name of this process's device.
 

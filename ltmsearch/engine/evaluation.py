@@ -37,7 +37,6 @@ class Score:
     loss: float
     """Mean cross-entropy, nats."""
     images: int
-    """Number of validation images."""
     top5: float | None = None
     """Top-5 accuracy, 0-100; None with five classes or fewer."""
     ib: IBTerms | None = None
@@ -68,23 +67,14 @@ def recalibrate(model: nn.Module, batches: Batches, runtime: Runtime) -> None:
 
     Shared running statistics fit no subnet (Yu & Huang, 2019, https://arxiv.org/abs/1903.05134).
 
-    Args:
-        model: The model.
-        batches: Images by the evaluation transform; labels are ignored.
-        runtime: Device and number format.
+    Images come by the evaluation transform; labels are ignored.
     """
     with runtime.autocast():
         update_bn((runtime.images(images) for images, _ in batches), model)
 
 
 def recalibrate_and_fit(ib: IBLoss, model: nn.Module, batches: Batches, runtime: Runtime) -> None:
-    """`recalibrate`, and fit an IB loss to the features of the same pass.
-
-    Args:
-        ib: Fitted in place.
-        model: A timm model. Without BatchNorm, only some of the images are used.
-        batches: Images by the evaluation transform, and labels.
-        runtime: Device and number format.
+    """`recalibrate`, and fit an IB loss in place to the features of the same pass; without BatchNorm, of a shorter one.
 
     Raises:
         TrialDiverged: If a feature is not finite.
@@ -133,16 +123,21 @@ class IBSamples:
 
 
 def _forward_samples(model: nn.Module, batches: Batches, runtime: Runtime) -> IBSamples:
+    with _evaluating(model), torch.no_grad(), _recorded(model, batches, runtime) as (recorded, samples):
+        for images, _ in recorded:
+            with runtime.autocast():
+                model(images)
+    return samples
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), _recorded(model, batches, runtime) as (recorded, samples):
-            for images, _ in recorded:
-                with runtime.autocast():
-                    model(images)
+        yield
     finally:
         model.train(was_training)
-    return samples
 
 
 @contextmanager
@@ -181,35 +176,27 @@ def score(
     """Score a classifier in evaluation mode; the mode is restored.
 
     Args:
-        model: The classifier.
-        batches: Images and labels.
-        runtime: Device and number format.
         ib: Fitted IB loss for the information terms, if wanted.
         add_up: Sums a float64 vector of totals over the processes that share the images.
 
     Raises:
         ValueError: If there are no images.
     """
-    was_training = model.training
-    model.eval()
     meter = IBMeter(ib) if ib is not None else None
     counts = torch.zeros(4, dtype=torch.float64, device=runtime.device)  # correct, correct in top-5, loss, images
     classes = 0
-    try:
-        with torch.inference_mode(), ExitStack() as stack:
-            features = stack.enter_context(pooled_features(model)) if meter is not None else []
-            for batch, labels in batches:
-                images, labels = runtime.images(batch), labels.to(runtime.device, non_blocking=True)
-                with runtime.autocast():
-                    logits = model(images)
-                logits, classes = logits.float(), logits.shape[1]
-                hits = logits.topk(min(TOP, classes), dim=1).indices == labels[:, None]
-                loss = F.cross_entropy(logits, labels, reduction="sum")
-                counts += torch.stack((hits[:, 0].sum(), hits.sum(), loss, loss.new_full((), len(labels))))
-                if meter is not None:
-                    meter.add(features.pop(), input_features(images), labels)
-    finally:
-        model.train(was_training)
+    with _evaluating(model), torch.inference_mode(), ExitStack() as stack:
+        features = stack.enter_context(pooled_features(model)) if meter is not None else []
+        for batch, labels in batches:
+            images, labels = runtime.images(batch), labels.to(runtime.device, non_blocking=True)
+            with runtime.autocast():
+                logits = model(images)
+            logits, classes = logits.float(), logits.shape[1]
+            hits = logits.topk(min(TOP, classes), dim=1).indices == labels[:, None]
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            counts += torch.stack((hits[:, 0].sum(), hits.sum(), loss, loss.new_full((), len(labels))))
+            if meter is not None:
+                meter.add(features.pop(), input_features(images), labels)
     totals = add_up(counts if meter is None else torch.cat((counts, meter.totals)))
     correct, in_top5, loss_sum, number = totals[:4].tolist()
     if not number:

@@ -36,28 +36,12 @@ CHUNK = 8192
 
 
 def input_features(images: Tensor) -> Tensor:
-    """Input vector of an image: its pixels averaged by area to 16 x 16, normalised to length 1.
-
-    Args:
-        images: (B, 3, H, W), normalised, of any size.
-
-    Returns:
-        (B, 3 * 16 * 16) float32.
-    """
+    """(B, P) input vectors of (B, 3, H, W) images: pixels averaged by area to 16 x 16, normalised to length 1."""
     return F.normalize(F.adaptive_avg_pool2d(images.float(), SIDE).flatten(1), dim=1)
 
 
 def memberships(points: Tensor, centroids: Tensor, beta: float) -> Tensor:
-    """Soft memberships softmax_a(-beta * ||x - c_a||^2), in float32 also under autocast.
-
-    Args:
-        points: (B, D) vectors x.
-        centroids: (K, D) vectors c_a.
-        beta: How sharply a point belongs to its nearest centroid, above 0.
-
-    Returns:
-        (B, K); rows sum to 1.
-    """
+    """(B, K) memberships softmax_a(-beta ||x - c_a||^2) of (B, D) points x in clusters with (K, D) centroids c_a."""
     with torch.autocast(points.device.type, enabled=False):
         points, centroids = points.float(), centroids.float()
         # ||x||^2 is the same for every a and drops out of the softmax.
@@ -129,12 +113,8 @@ class IBLoss(nn.Module):
     def forward(self, features: Tensor, targets: Tensor) -> Tensor:
         """The part of IBB that depends on the network: -mean_i sum_a phi~(i,a) sum_y t(i,y) log Q(a|y).
 
-        Args:
-            features: (B, D'), of any length and dtype.
-            targets: (B,) labels, or (B, C) label distributions.
-
-        Returns:
-            A scalar in float32.
+        Features are (B, D') of any length and dtype, targets (B,) labels or (B, C) label distributions; the result is a
+        float32 scalar.
 
         Raises:
             ValueError: Before `fit`.
@@ -176,11 +156,8 @@ class IBLoss(nn.Module):
     def fit(self, features: Tensor, inputs: Tensor, targets: Tensor, *, seed: int) -> None:
         """Fit centroids and Q to a set of images; a repeated fit starts from the current centroids.
 
-        Args:
-            features: (N, D'), of any length and dtype.
-            inputs: (N, P) as `input_features` gives them.
-            targets: (N,) labels, or (N, C) label distributions.
-            seed: Seed of k-means. The same seed and numbers give the same statistics, on any number of threads.
+        Features are (N, D') of any length, inputs (N, P) of `input_features`, targets (N,) labels or (N, C) label
+        distributions. The same seed and numbers give the same statistics, on any number of threads.
 
         Raises:
             ValueError: If there are no images, or features are not finite.
@@ -259,7 +236,6 @@ class IBMeter:
 
 
 def _information(joint: Tensor) -> float:
-    """Mutual information of a table of counts, in nats."""
     joint = joint / joint.sum()
     independent = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
     return float((torch.xlogy(joint, joint) - torch.xlogy(joint, independent)).sum())

@@ -19,11 +19,8 @@ class PrefixCache:
     """Outputs of the modules before a supernet's first layer for batches that are used repeatedly.
 
     Trials do not train these modules (`Supernet.frozen_prefix`), and BatchNorm statistics recomputed from the same
-    images are the same. In a MobileViT this is half of a forward pass. Outputs are equal to the bit.
-
-    Args:
-        supernet: The supernet. The cache is cleared when the weights of these modules change.
-        limit: Largest size in bytes.
+    images are the same. In a MobileViT this is half of a forward pass. Outputs are equal to the bit. The cache is
+    cleared when the weights of these modules change.
     """
 
     def __init__(self, supernet: Supernet, limit: int = LIMIT) -> None:
@@ -38,8 +35,7 @@ class PrefixCache:
     def replay(self, *key: Hashable) -> Iterator[None]:
         """Reuse the outputs of the n-th batch, and the BatchNorm statistics, of the last block with the same key.
 
-        Args:
-            key: Equal keys mean equal batches in the same order, mode and number format.
+        Equal keys mean equal batches in the same order, mode and number format.
         """
         self._clear_if_trained()
         cached = self._outputs.setdefault(key, [])

@@ -19,14 +19,11 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """Device and number format, for training and scoring."""
+    """Device and number format, for training and scoring; images and convolution weights are stored channels last."""
 
     device: torch.device
-    """Device of the weights."""
     dtype: torch.dtype
     """Number format of matrix products and convolutions (torch autocast); float16 needs loss scaling."""
-    channels_last: bool
-    """Whether images and convolution weights are stored channels last."""
     reason: str
     """Reason for this precision, in one phrase."""
 
@@ -39,15 +36,13 @@ class Runtime:
         """Move a model to the device and memory layout in place; on a CPU, also `keep_freed_memory`."""
         if self.device.type == "cpu":
             keep_freed_memory()
-        layout = torch.channels_last if self.channels_last else torch.preserve_format
-        return model.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
+        return model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def images(self, images: Tensor) -> Tensor:
         """(B, 3, height, width) images on the device and in the memory layout."""
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
         if self.device.type == "cuda" and images.device.type == "cpu":
             images = images.pin_memory()  # only then is the copy asynchronous
-        return images.to(self.device, non_blocking=True).contiguous(memory_format=layout)
+        return images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
@@ -56,9 +51,8 @@ class Runtime:
             yield
 
     def __str__(self) -> str:
-        layout = "channels last" if self.channels_last else "channels first"
         autocast = "" if self.dtype == torch.float32 else " autocast"
-        return f"{self.device}, {self.precision}{autocast} ({self.reason}), {layout}"
+        return f"{self.device}, {self.precision}{autocast} ({self.reason}), channels last"
 
 
 def keep_freed_memory() -> bool:
@@ -119,16 +113,11 @@ def has_bf16(device: torch.device) -> bool:
 def choose_runtime(device: torch.device, precision: Precision, model: nn.Module, images: Tensor) -> Runtime:
     """Choose the number format: `auto` is bf16 if the hardware supports it and a training step is 1.1 times as fast.
 
-    Args:
-        device: Where to run.
-        precision: The user's choice.
-        model: Used to measure a training step, if needed; weights and buffers are restored.
-        images: (B, 3, height, width) typical batch.
+    Steps of the model on a typical batch are measured if needed; its weights and buffers are restored.
     """
 
     def runtime(bf16: bool, reason: str) -> Runtime:
-        dtype = torch.bfloat16 if bf16 else torch.float32
-        return Runtime(device=device, dtype=dtype, channels_last=True, reason=reason)
+        return Runtime(device=device, dtype=torch.bfloat16 if bf16 else torch.float32, reason=reason)
 
     if precision != "auto":
         return runtime(precision == "bf16", "as requested")
@@ -150,17 +139,13 @@ def amp_runtime(device: torch.device, *, amp: bool, dtype: Literal["bfloat16", "
         if device.type != "cpu":
             raise InputError(f"{device} does not support bfloat16: give --amp-dtype float16 or --no-amp")
         chosen, reason = torch.float32, "no bf16 instructions"
-    return Runtime(device=device, dtype=chosen, channels_last=True, reason=reason)
+    return Runtime(device=device, dtype=chosen, reason=reason)
 
 
 def step_seconds(runtime: Runtime, model: nn.Module, images: Tensor, *, train: bool = True) -> float:
     """Seconds of one forward pass, with `train` also backward: the fastest of three after a warm-up.
 
-    Args:
-        runtime: Device and number format.
-        model: Moved to the device; weights, buffers and mode are restored.
-        images: (B, 3, height, width).
-        train: Whether to measure a training step.
+    The model is moved to the device; its weights, buffers and mode are restored.
     """
     was_training = model.training
     runtime.prepare(model).train(train)

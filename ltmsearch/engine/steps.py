@@ -62,7 +62,6 @@ class WarmUp:
 
     @property
     def steps(self) -> int:
-        """All steps."""
         return self.base_steps + self.sandwich_steps
 
 
@@ -96,16 +95,8 @@ def warm_up(
     In a sandwich step the plain network learns from labels, the cheapest schedule and a few random ones learn from its
     logits, and all gradients are summed (sandwich rule and in-place distillation: https://arxiv.org/abs/1903.05134).
 
-    Args:
-        supernet: Trained in place.
-        plan: Numbers of steps and the learning rate.
-        batches: One per step, from `first_step` on.
-        cheapest: The schedule of least cost.
-        draw: Draws a random schedule.
-        seed: Seed of the schedules.
-        runtime: Device and number format.
-        optimizer: Optimizer of the earlier steps; None: a new one.
-        first_step: Number of steps that are done already.
+    `draw` draws a random schedule. To continue, `first_step` is the number of steps that are done, `batches` are those of
+    the steps from there on, and `optimizer` is that of the earlier steps.
 
     Raises:
         TrialDiverged: If the loss is not finite.
@@ -170,11 +161,7 @@ def proxy_train(
     Parameters before the first layer, which all subnets share unchanged, are not trained.
 
     Args:
-        supernet: The shared weights.
-        schedule: The subnet.
-        batches: One per step.
         lr: Constant learning rate (AdamW).
-        runtime: Device and number format.
         ib: Weight of the IB loss added to cross entropy, and that loss; None: no IB loss.
         ib_from: First step, from 0, with the IB loss. It is fitted to the images of the steps before; without any, it
             must be fitted to this subnet already.
@@ -231,10 +218,6 @@ class LossMonitor:
 
     Reading a number waits for all work queued on a GPU, so losses are read together there. A training that diverged
     stops at the next reading; on a CPU, with an interval of 1, before the step.
-
-    Args:
-        name: Name of the training, for the message.
-        interval: Steps between readings.
     """
 
     def __init__(self, name: str, *, interval: int) -> None:

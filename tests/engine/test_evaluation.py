@@ -14,7 +14,7 @@ from ltmsearch.engine.runtime import Runtime, choose_runtime, find_device, step_
 from ltmsearch.errors import TrialDiverged
 from ltmsearch.models import feature_dim, pooled_features
 
-RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32, channels_last=True, reason="test")
+RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32, reason="test")
 
 
 class Fixed(nn.Module):

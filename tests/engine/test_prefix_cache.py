@@ -21,7 +21,7 @@ LEADING = {
     "swin_tiny_patch4_window7_224": ("patch_embed",),
 }
 SIZE = 224
-RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32, channels_last=True, reason="a test")
+RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32, reason="a test")
 Batches = list[tuple[Tensor, Tensor]]
 
 

@@ -15,7 +15,7 @@ from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.trial import parameters
 
-RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32, channels_last=True, reason="test")
+RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32, reason="test")
 
 
 def fresh() -> Supernet:

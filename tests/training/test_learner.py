@@ -17,7 +17,7 @@ from ltmsearch.io.safetensors_state import load_state, save_state
 from ltmsearch.models import create_subnet
 from ltmsearch.training.learner import Learner, distillation_loss, ib_start
 
-RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32, channels_last=True, reason="test")
+RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32, reason="test")
 VIT = "vit_tiny_patch16_224"
 OTHER_STATES: list[tuple[str, Any]] = [("opt", "sgd"), ("opt", "lion"), ("model_ema", False)]
 """Recipe keys that change what a state contains."""
@@ -108,7 +108,7 @@ class TestSteps:
         assert float(torch.cat([each.flatten() for each in moved]).norm()) == pytest.approx(1e-3, rel=1e-2)
 
     def test_float16_scales_the_loss(self) -> None:
-        runtime = Runtime(device=torch.device("cpu"), dtype=torch.float16, channels_last=True, reason="test")
+        runtime = Runtime(device=torch.device("cpu"), dtype=torch.float16, reason="test")
         trained = learner(recipe(VIT, amp_dtype="float16"), runtime=runtime)
         before = weights(trained)
         trained.step(*batches(1)[0])
