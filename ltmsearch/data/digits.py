@@ -9,7 +9,7 @@ size varies as well.
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cache
 from typing import Literal
 
@@ -17,8 +17,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from torch.utils.data import Dataset
-
-from ltmsearch.errors import InputError
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -33,28 +31,16 @@ HOLD_OUT_EVERY = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Clutter:
-    """Difficulty of the pictures. Raises `InputError` if a value is out of range."""
+    """Difficulty of the pictures."""
 
     min_scale: float
     """Smallest side of the whole digit, as a share of the canvas, in (0, max_scale]."""
-
     max_scale: float
     """Largest side of the whole digit, as a share of the canvas, in [min_scale, 1]."""
-
     fragments: int
     """Number of fragments of other digits, from 0."""
-
     fragment_scale: float
     """Side of a fragment as a share of the whole digit's side, in (0, 1]; Cluttered MNIST has 8/28."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.min_scale <= self.max_scale <= 1:
-            got = f"min_scale={self.min_scale} and max_scale={self.max_scale}"
-            raise InputError(f"`min_scale` and `max_scale` must satisfy 0 < min_scale <= max_scale <= 1, but got {got}")
-        if self.fragments < 0:
-            raise InputError(f"`fragments` must be 0 or more, but got fragments={self.fragments}")
-        if not 0 < self.fragment_scale <= 1:
-            raise InputError(f"`fragment_scale` must be in (0, 1], but got fragment_scale={self.fragment_scale}")
 
 
 DEFAULT_CLUTTER = Clutter(min_scale=0.5, max_scale=0.8, fragments=2, fragment_scale=0.4)
@@ -66,14 +52,13 @@ class Patch:
 
     glyph: int
     """Number of the bundled digit, in scikit-learn's order."""
-
     crop: tuple[float, float, float]
     """Left, top and side of the square cut out, in pixels of the bundled digit."""
-
     place: tuple[float, float, float]
     """Left, top and side of the square drawn, as shares of the canvas."""
 
 
+@dataclass
 class ClutteredDigits(Dataset[tuple[Image.Image, int]]):
     """A map-style data set of scenes; each depends on `(seed, split, index)` and `clutter` alone.
 
@@ -82,32 +67,12 @@ class ClutteredDigits(Dataset[tuple[Image.Image, int]]):
     `i` shows the same scene at every `img_size`. No bundled digit, whole or in part, is in both splits.
     """
 
-    def __init__(
-        self, split: Split, *, img_size: int, seed: int, length: int, clutter: Clutter = DEFAULT_CLUTTER
-    ) -> None:
-        """Raises `InputError` if an argument is out of range.
-
-        Args:
-            split: "train" or "validation".
-            img_size: Side of the canvas in pixels, at least that of a bundled digit.
-            seed: Any integer from 0.
-            length: Number of images, from 1.
-            clutter: Difficulty of the pictures.
-        """
-        if split not in SPLITS:
-            raise InputError(f"`split` must be 'train' or 'validation', but got split={split!r}")
-        for name, value, least in (
-            ("img_size", img_size, GLYPH_PIXELS),
-            ("seed", seed, 0),
-            ("length", length, 1),
-        ):
-            if value < least:
-                raise InputError(f"`{name}` must be {least} or more for the built-in digits, but got {name}={value}")
-        self.split = split
-        self.img_size = img_size
-        self.seed = seed
-        self.length = length
-        self.clutter = clutter
+    split: Split
+    _: KW_ONLY
+    img_size: int
+    seed: int
+    length: int
+    clutter: Clutter = DEFAULT_CLUTTER
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -121,7 +86,7 @@ class ClutteredDigits(Dataset[tuple[Image.Image, int]]):
         return draw(self.scene(index), self.img_size), index % len(CLASS_NAMES)
 
     def scene(self, index: int) -> tuple[Patch, ...]:
-        """Content of image `index`: the whole digit, then the fragments. Raises `IndexError` out of range."""
+        """Content of image `index`: the whole digit, then the fragments; raises `IndexError` out of range."""
         if not 0 <= index < self.length:
             raise IndexError(f"index {index} is out of range for {self.length} images")
         of_split, of_class = _pools(self.split)
@@ -130,13 +95,8 @@ class ClutteredDigits(Dataset[tuple[Image.Image, int]]):
         pick, size, left, top = rng.random(4).tolist()
         whole = candidates[int(pick * len(candidates))]
         side = self.clutter.min_scale + size * (self.clutter.max_scale - self.clutter.min_scale)
-        patches = [
-            Patch(
-                glyph=whole,
-                crop=(0.0, 0.0, float(GLYPH_PIXELS)),
-                place=(left * (1 - side), top * (1 - side), side),
-            )
-        ]
+        place = (left * (1 - side), top * (1 - side), side)
+        patches = [Patch(glyph=whole, crop=(0.0, 0.0, float(GLYPH_PIXELS)), place=place)]
         # Fragments are enlarged as much as the digit, so that the width of strokes does not distinguish them.
         cut, part = self.clutter.fragment_scale * GLYPH_PIXELS, self.clutter.fragment_scale * side
         for pick, cut_left, cut_top, left, top in rng.random((self.clutter.fragments, 5)).tolist():

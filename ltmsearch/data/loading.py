@@ -57,18 +57,12 @@ class ImageData:
     workers: int
 
     @property
-    def img_size(self) -> int:
-        """Side of the images, in pixels."""
-        return self.transforms.img_size
-
-    @property
     def class_names(self) -> tuple[str, ...]:
         """Classes in the order of the labels."""
         return self.train.class_names
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
         return len(self.class_names)
 
     @property
@@ -107,14 +101,13 @@ class ImageData:
             InputError: If no image is readable any more.
         """
         keys = islice(self._epochs(seed, shard), batch_size * first_step, None)
-        return self._batches(
-            self.train, self.transforms.train, keys, batch_size * (steps - first_step), batch_size, seed
-        )
+        number = batch_size * (steps - first_step)
+        return self._batches(self.train, self.transforms.train, keys, number, batch_size, seed)
 
     def calibration_batches(self, *, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """A fixed sample of training images by the evaluation transform: float32 (B, 3, S, S), int64 (B,)."""
         keys = self.calibration_keys
-        return self._batches(self.train, self.transforms.evaluation, iter(keys), len(keys), batch_size, cached=True)
+        return self._batches(self.train, self.transforms.evaluation, iter(keys), len(keys), batch_size)
 
     def validation_batches(
         self, *, batch_size: int, limit: int | None = None, shard: Shard = SINGLE_PROCESS
@@ -124,9 +117,7 @@ class ImageData:
         Classes take turns, so that the first images are balanced too. The last batch may be smaller.
         """
         keys = self.validation_keys[:limit][shard[0] :: shard[1]]
-        return self._batches(
-            self.validation, self.transforms.evaluation, iter(keys), len(keys), batch_size, cached=True
-        )
+        return self._batches(self.validation, self.transforms.evaluation, iter(keys), len(keys), batch_size)
 
     def _epochs(self, seed: int, shard: Shard) -> Iterator[Key]:
         for epoch in count():
@@ -145,11 +136,13 @@ class ImageData:
         keys: Iterator[Key],
         number: int,
         size: int,
-        seed: int = 0,
-        *,
-        cached: bool = False,
+        seed: int | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """`number` images in batches of `size`; the next readable one replaces one that is not."""
+        """`number` images in batches of `size`; the next readable one replaces one that is not.
+
+        Results are cached without a seed. With one, only those of random transforms depend on it.
+        """
+        cache = images.tensor_cache if seed is None else None
         augment_seed = None if transform is self.transforms.evaluation else seed
         pixels: list[Tensor] = []
         done: list[Key] = []
@@ -161,7 +154,7 @@ class ImageData:
                 ahead,  # type: ignore[arg-type]  # a list does; `_load` turns the keys into images, in the workers
                 batch_size=size,
                 num_workers=min(self.workers, -(-len(ahead) // size)),
-                collate_fn=partial(_load, images, transform, augment_seed, images.tensor_cache if cached else None),
+                collate_fn=partial(_load, images, transform, augment_seed, cache),
                 generator=torch.Generator(),  # or the loader draws from the global one
             )
             for read, unreadable, rows in loader:
@@ -200,16 +193,13 @@ def load_data(
         dataset: "digits" (built in), "folder", or timm's "torch/<name>" (from disk) or "hfds/<name>".
         data_dir: The image folder, with train/ and validation/ (or val/, valid/) and in each a folder per class; or
             the folder of the named data set. None for the built-in digits.
-        img_size: Side of the images, in pixels.
-        mean, std: Of each channel, on a scale from 0 to 1, for normalisation.
-        interpolation, crop_pct: See `make_transforms`.
+        mean, std, interpolation, crop_pct: See `make_transforms`.
         val_images: Number of validation images, at most; None: all, of the built-in digits `DIGITS_VALIDATION_IMAGES`.
         calibration_images: Number of training images to calibrate on, at most.
         seed: Chooses those images, and draws the built-in digits; from 0.
         augmentation: Of a full training; None: that of proxy training.
         memory_limit_bytes: Decoded images are kept in memory if they are expected to take no more than this.
         workers: Processes that prepare batches. None: none for images kept in memory, else one per CPU up to 8.
-        callbacks: Receives the progress of decoding.
 
     Raises:
         InputError: If the data set is unknown, missing, or breaks a rule.

@@ -22,7 +22,6 @@ _NOT_OPENED = (RuntimeError, OSError, ValueError, TypeError, LookupError, Attrib
 
 
 def open_digits(resize: Resize, img_size: int, lengths: Sequence[int], *, seed: int) -> list[ImageSplit]:
-    """Training and validation split of the built-in digits, of the given lengths."""
     splits = zip(SPLITS, lengths, strict=True)
     digits = [ClutteredDigits(split, img_size=img_size, seed=seed, length=length) for split, length in splits]
     return [ImageSplit(each, each.labels, CLASS_NAMES, resize, on_disk=False) for each in digits]

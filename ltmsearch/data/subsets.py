@@ -100,11 +100,7 @@ def _grey_or_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read one image file, grey or in colour, as those of a data set.
-
-    Raises:
-        InputError: If it cannot be read.
-    """
+    """Read one image file, grey or in colour; raises InputError if it cannot be read."""
     try:
         with path.open("rb") as file:
             return _grey_or_rgb(Image.open(file))
@@ -126,6 +122,6 @@ def balanced(labels: np.ndarray, number: int, *, seed: int, without: Collection[
 
 
 def quoted(names: Collection[Any]) -> str:
-    """The first three names, quoted, in one printable line."""
+    """The first three names in one printable line."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return (", ".join(repr(str(name)) for name in islice(names, 3)) or "nothing") + more

@@ -61,7 +61,6 @@ def evaluation_transform(img_size: int, *, interpolation: str, crop_pct: float) 
 class Transforms:
     """Transforms of the images of one data set."""
 
-    img_size: int
     train: Transform
     evaluation: Transform
     normalize: Normalize
@@ -91,8 +90,6 @@ def make_transforms(
     random already, are neither cropped nor mirrored.
 
     Args:
-        dataset: Name of the data set.
-        img_size: Side of the images, in pixels.
         mean, std: Of each channel, on a scale from 0 to 1.
         interpolation: Pillow's name of the filter for resizing.
         crop_pct: Share of the short side that evaluation sees, in (0, 1]; the built-in digits are always seen whole.
@@ -112,7 +109,7 @@ def make_transforms(
         train = _training_transform(img_size, options | {"interpolation": interpolation, "normalize": False})
     erasing = augmentation.erasing() if augmentation else None
     normalize = Normalize(mean, std, inplace=True)
-    return Transforms(img_size=img_size, train=train, evaluation=evaluation, normalize=normalize, erasing=erasing)
+    return Transforms(train=train, evaluation=evaluation, normalize=normalize, erasing=erasing)
 
 
 def _training_transform(img_size: int, options: dict[str, Any]) -> Transform:

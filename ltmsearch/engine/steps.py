@@ -95,8 +95,8 @@ def warm_up(
     In a sandwich step the plain network learns from labels, the cheapest schedule and a few random ones learn from its
     logits, and all gradients are summed (sandwich rule and in-place distillation: https://arxiv.org/abs/1903.05134).
 
-    `draw` draws a random schedule. To continue, `first_step` is the number of steps that are done, `batches` are those of
-    the steps from there on, and `optimizer` is that of the earlier steps.
+    `draw` draws a random schedule. To continue, `first_step` is the number of steps that are done, `batches` are those
+    of the steps from there on, and `optimizer` is that of the earlier steps.
 
     Raises:
         TrialDiverged: If the loss is not finite.

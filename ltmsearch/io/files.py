@@ -21,11 +21,7 @@ MAX_JSON_BYTES = 64 * MEGA
 
 
 def refuse_special(path: Path) -> None:
-    """Raise if a path leads to a device, a pipe or a socket, which may never end or never begin.
-
-    Raises:
-        InputError: For these only; a missing file or a folder is left to the caller.
-    """
+    """Raise InputError if a path leads to a device, a pipe or a socket, which may never end or never begin."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):
@@ -36,11 +32,7 @@ def refuse_special(path: Path) -> None:
 
 
 def read_whole(path: Path, *, most: int) -> bytes:
-    """Content of a file that a user names.
-
-    Args:
-        path: The file.
-        most: Its maximum size in bytes.
+    """Content of a file of at most `most` bytes that a user names.
 
     Raises:
         InputError: If it is larger, or a device, a pipe or a socket.
@@ -55,13 +47,7 @@ def read_whole(path: Path, *, most: int) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """Content of a JSON file of at most `MAX_JSON_BYTES`.
-
-    Raises:
-        InputError: See `read_whole`.
-        OSError: See `read_whole`.
-        ValueError: If it is not JSON in UTF-8; see `parse_json`.
-    """
+    """Content of a JSON file of at most `MAX_JSON_BYTES`; raises as `read_whole` and `parse_json`."""
     return parse_json(read_whole(path, most=MAX_JSON_BYTES).decode("utf-8"))
 
 
@@ -88,14 +74,7 @@ def _int64(digits: str) -> int:
 
 
 def refuse_links_outward(folder: Path) -> None:
-    """Raise if a link below a folder leads out of it, so that writing through it would change files elsewhere.
-
-    Args:
-        folder: It need not exist. If it was copied or unpacked, it may contain links that nobody knows of.
-
-    Raises:
-        InputError: Naming the link.
-    """
+    """Raise InputError if a link below a folder leads out of it: writing through it would change files elsewhere."""
     root = folder.resolve()
     for parent, folders, files in os.walk(root):
         for path in (Path(parent, name) for name in (*folders, *files)):
@@ -107,15 +86,7 @@ def refuse_links_outward(folder: Path) -> None:
 
 
 def refuse_unwritable(folder: Path, what: str) -> None:
-    """Raise unless a folder can be created or written to: before hours of work, not after.
-
-    Args:
-        folder: It need not exist.
-        what: Its description in the message.
-
-    Raises:
-        InputError: With the reason.
-    """
+    """Raise InputError unless a folder can be created or written to: before hours of work, not after."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     reason = "Permission denied" if not os.access(there, os.W_OK | os.X_OK) else None
     if not there.is_dir():
@@ -133,13 +104,9 @@ def write_atomic(
     stays and the temporary one is removed. If `path` is a link, its target is replaced.
 
     Args:
-        path: The file to create or replace. Its folder must exist.
         content: Text (stored as UTF-8, line ends as given), bytes, or a function that writes the file at the
             temporary path it receives, which has the ending of `path`.
         before: Path in the same folder at which the previous file is kept, if there is one.
-
-    Returns:
-        `path`, as a `Path`.
 
     Raises:
         OSError: The folder is missing, not writable, or the disk is full.
@@ -169,11 +136,7 @@ def write_atomic(
 
 
 def remove_drafts(folder: Path) -> None:
-    """Remove half-written files of killed processes from a folder.
-
-    Args:
-        folder: It need not exist.
-    """
+    """Remove half-written files of killed processes from a folder, if it exists."""
     for path in folder.glob(".*"):
         made_by = _DRAFT.fullmatch(path.name)
         if made_by is not None and not _lives(int(made_by[1])):

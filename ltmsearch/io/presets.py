@@ -14,11 +14,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def shipped_folder(kind: Kind) -> Path:
-    """Folder of the shipped files of a kind.
-
-    Raises:
-        FileNotFoundError: If the installation is incomplete.
-    """
+    """Folder of the shipped files of a kind; raises FileNotFoundError if the installation is incomplete."""
     for root in (_PACKAGE, _PACKAGE.parent):
         if (root / kind).is_dir():
             return root / kind
@@ -31,11 +27,7 @@ def shipped_names(kind: Kind) -> list[str]:
 
 
 def find_file(kind: Kind, name: str) -> Path:
-    """The user's file at this path if there is one, else the shipped file of this name.
-
-    Args:
-        kind: Folder of shipped files to search.
-        name: A path, or a shipped file's name with or without folder and ending.
+    """The user's file at a path if there is one, else the shipped file of this name, with or without folder and ending.
 
     Raises:
         InputError: If there is neither; it lists the shipped names.

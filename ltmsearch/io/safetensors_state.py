@@ -21,9 +21,7 @@ KEY = "ltmsearch"
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write nested dicts and lists of tensors and plain values, atomically.
 
-    Args:
-        path: The file.
-        state: What `load_state` gives back: tensors on the CPU, tuples as lists.
+    `load_state` returns them with tensors on the CPU and tuples as lists.
 
     Raises:
         TypeError: If something in it is neither tensor, dict, list, tuple, text, number, truth value nor None.
@@ -34,11 +32,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read what `save_state` wrote.
-
-    Raises:
-        InputError: If the file is damaged or foreign.
-    """
+    """Read a state written by `save_state`; raises InputError if the file is damaged or foreign."""
     refuse_special(path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -47,15 +41,15 @@ def load_state(path: Path) -> dict[str, Any]:
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} must be the state of an ltmsearch training, but cannot be read ({type(error).__name__}: "
-            f"{shortened(str(error), 200)}); move it away to begin anew"
+            f"{shortened(str(error), 200)}); move it away to start again"
         ) from error
     if not isinstance(state, dict):
-        raise InputError(f"{path} must be the state of an ltmsearch training, but holds {type(state).__name__}")
+        raise InputError(f"{path} must be the state of an ltmsearch training, but has {type(state).__name__}")
     return state
 
 
 def _describe(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """The value as JSON can hold it; every tensor in it goes to `tensors` under its path."""
+    """The value in terms of JSON; every tensor in it is added to `tensors` under its path."""
     if isinstance(value, Tensor):
         tensors[path] = value.detach().cpu().contiguous().clone()  # clones: tied tensors are refused by safetensors
         return {"tensor": path}

@@ -41,11 +41,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def load(model: type[Model], path: Path) -> Model:
-    """Build a model from a YAML file.
-
-    Args:
-        model: Model that the file must fit. Its `extra` decides whether unknown names are refused.
-        path: The file.
+    """Build a model from a YAML file; the model's `extra` decides whether unknown names are refused.
 
     Raises:
         InputError: As for `read_yaml`, and for the first unknown name or invalid value: its line, the rule, the value
@@ -59,16 +55,7 @@ def load(model: type[Model], path: Path) -> Model:
 
 
 def check(model: type[Model], content: dict[str, Any], where: str) -> Model:
-    """Build a model from values of a command line or a program.
-
-    Args:
-        model: Model that the content must fit. Its `extra` decides whether unknown names are refused.
-        content: Names and values.
-        where: Prefix of an error message, e.g. the command.
-
-    Raises:
-        InputError: For the first unknown name or invalid value: the rule, the value received and a suggestion.
-    """
+    """Build a model from values of a command line or a program, `where` in error messages; raises as `load`."""
     try:
         return model.model_validate(content)
     except ValidationError as error:
@@ -128,13 +115,9 @@ def _read(path: Path) -> tuple[dict[str, Any], yaml.MappingNode]:
 
 
 def _count_values(node: yaml.Node, path: Path, counts: dict[yaml.Node, int], level: int = 1) -> int:
-    """Number of values in a node, refusing what no file of ltmsearch needs.
+    """Number of values in a node, whose aliases are the same node; refuses content that no file of ltmsearch needs.
 
-    Args:
-        node: The node; PyYAML puts the same one in the place of its aliases.
-        path: File of the node.
-        counts: Results for the nodes before this one, 0 for those around it.
-        level: Nodes around this one, and this one.
+    `counts` has the results for the nodes before this one, and 0 for those around it.
     """
     if node in counts:
         if not counts[node]:
@@ -216,7 +199,7 @@ def _input_error(
 
 
 def first_line(error: ValidationError) -> str:
-    """Pydantic's first error in one line: the field, the rule and the value received."""
+    """Pydantic's first error in one line: field, rule and value received."""
     first = error.errors(include_url=False)[0]
     rule = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:

@@ -1,6 +1,5 @@
 """Costs: the formula equals fvcore's traced count as integers, and both equal counts derived by hand."""
 
-import itertools
 import logging
 import random
 from collections.abc import Sequence
@@ -33,12 +32,6 @@ from ltmsearch.schedules.schedule import Choice, Form, MergeSchedule
 from ltmsearch.schedules.space import SearchSpace
 
 RATIOS = (1.0, 0.9, 0.7, 0.5, 0.3, 0.1)
-BUDGETED = (
-    "mobilevit_xs", "mobilevit_s", "efficientvit_b1", "vit_small_patch16_224", "swin_tiny_patch4_window7_224",
-)  # fmt: skip
-"""What the ready studies are for, as far as a trace of it is quick."""
-
-
 VARIANTS = [(name, form) for name, operator in sorted(OPERATORS.items()) for form in operator.forms]
 
 
@@ -47,33 +40,25 @@ def model_of(backbone: str, img_size: tuple[int, int], operator: str = "ltm") ->
     return cost_model(backbone, timm.create_model(backbone, num_classes=10), img_size, operator)
 
 
-def check_random_schedules(
-    backbone: str, img_size: tuple[int, int], operator: str, forms: Sequence[Form], number: int, **kwargs: Any
+def check_random_schedule(
+    backbone: str, img_size: tuple[int, int], operator: str, forms: Sequence[Form], **kwargs: Any
 ) -> None:
     kwargs = {"num_classes": 10, **get_adapter(backbone).any_size_kwargs, **kwargs}
     costs = cost_model(backbone, timm.create_model(backbone, **kwargs), img_size, operator)
-    rng = random.Random(number)
-    for _ in range(number):
-        ratios = {layer: rng.choice(RATIOS) for layer in costs.layers}
-        schedule = MergeSchedule(
-            keep_ratios=ratios, operator=operator, forms={layer: rng.choice(forms) for layer in ratios}
-        )
-        subnet = create_subnet(backbone, keep_ratios=ratios, operator=operator, forms=schedule.forms, **kwargs)
-        assert costs.macs(schedule) == traced_macs(subnet, img_size), schedule
+    rng = random.Random(1)
+    ratios = {layer: rng.choice(RATIOS) for layer in costs.layers}
+    schedule = MergeSchedule(
+        keep_ratios=ratios, operator=operator, forms={layer: rng.choice(forms) for layer in ratios}
+    )
+    subnet = create_subnet(backbone, keep_ratios=ratios, operator=operator, forms=schedule.forms, **kwargs)
+    assert costs.macs(schedule) == traced_macs(subnet, img_size), schedule
 
 
 @pytest.mark.parametrize("img_size", [(160, 96), pytest.param((224, 224), marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("operator", "form"), VARIANTS)
 @pytest.mark.parametrize("backbone", sorted(SMALL))
 def test_formula_equals_trace(backbone: str, operator: str, form: Form, img_size: tuple[int, int]) -> None:
-    check_random_schedules(backbone, img_size, operator, [form], 1, **SMALL[backbone])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("operator", "form"), VARIANTS)
-@pytest.mark.parametrize("backbone", sorted(SMALL))
-def test_formula_equals_trace_for_more(backbone: str, operator: str, form: Form) -> None:
-    check_random_schedules(backbone, (224, 224), operator, [form], 3, **SMALL[backbone])
+    check_random_schedule(backbone, img_size, operator, [form], **SMALL[backbone])
 
 
 @pytest.mark.slow
@@ -82,14 +67,7 @@ def test_formula_equals_trace_for_every_backbone(backbone: str) -> None:
     """With fewer blocks where timm lets us: what differs between siblings is in each of them."""
     fewer = {"vit": {"depth": 2}, "swin": {"depths": (1, 1, 2, 1)}}.get(get_adapter(backbone).family, {})
     size = (64, 96) if backbone.startswith("efficientvit_l") else (128, 160)
-    check_random_schedules(backbone, size, "ltm", ["soft", "hard"], 1, **fewer)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("img_size", [(224, 224), (160, 96)])
-@pytest.mark.parametrize("backbone", BUDGETED)
-def test_formula_equals_trace_for_many(backbone: str, img_size: tuple[int, int]) -> None:
-    check_random_schedules(backbone, img_size, "ltm", ["soft", "hard"], 10)
+    check_random_schedule(backbone, size, "ltm", ["soft", "hard"], **fewer)
 
 
 @pytest.mark.parametrize("backbone", sorted(SMALL))
@@ -175,33 +153,6 @@ def test_ltm_merge_as_derived_by_hand() -> None:
     filled = replace(shape, filled=True)
     assert ltm.merge_macs(filled, "hard") == norm + projection + seeds + logits + g * d * side_by_side
     assert ltm.merge_macs(filled, "soft") == ltm.merge_macs(shape, "soft")
-
-
-def test_table_equals_the_model_and_its_range_is_exact() -> None:
-    costs = model_of("mobilevit_xxs", (160, 96))
-    # Few enough choices to try them all: 2·2·3·2·2·2·1·2·2 schedules.
-    check_table(costs, ["0.5", "0.3", "0.7 0.2h", "0.5h", "0.5", "0.4", "", "0.5h", "0.1"])
-
-
-def test_table_counts_the_head_after_accumulated_merges() -> None:
-    model = timm.create_model("vit_tiny_patch16_224", depth=3, embed_dim=96, num_heads=3)
-    costs = cost_model("vit_tiny_patch16_224", model, (224, 224))
-    check_table(costs, ["0.9 0.5h", "0.7 0.7h", "0.5 0.1h"])
-
-
-def check_table(costs: CostModel, options: list[str]) -> None:
-    """The table against the model for every schedule of a small space, given as ratios with an h for the hard form."""
-    choices = [
-        (Choice(1.0), *(Choice(float(o.rstrip("h")), "hard" if o.endswith("h") else "soft") for o in text.split()))
-        for text in options
-    ]
-    space = SearchSpace(layers=costs.layers, choices=tuple(choices))
-    table = costs.table(choices)
-    every = np.array(list(itertools.product(*[range(len(options)) for options in choices])))
-    wanted = [costs.macs(space.schedule(row)) for row in every]
-    assert table.costs(every).tolist() == wanted
-    assert table.reachable() == (min(wanted), max(wanted))
-    assert table.costs(every[:0]).tolist() == []
 
 
 def test_table_refuses_a_wrong_number_of_layers() -> None:

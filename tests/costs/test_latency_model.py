@@ -76,18 +76,6 @@ def test_a_linear_truth_is_recovered_from_random_schedules(backbone: str, whole:
     assert fitted.operator == costs.operator
 
 
-@pytest.mark.parametrize("backbone", sorted(SMALL))
-def test_the_truth_walks_as_its_chains_add_up(backbone: str) -> None:
-    """The plain net's time plus what each chain adds is the walk of `ChainedCosts.cost`."""
-    costs = costs_of(backbone)
-    space = whole_space(costs, backbone)
-    model = true_model(costs, space)
-    for row in space.random(np.random.default_rng(1), 20):
-        schedule = space.schedule(row)
-        added = true_timing(model, schedule, whole=True).extra_ms[WHOLE_NET]
-        assert model.latency_ms(schedule) == pytest.approx(BASE_MS + added, rel=1e-12)
-
-
 def small_space(costs: CostModel, texts: list[str]) -> SearchSpace:
     """Ratios with an h for the hard form, per layer."""
     choices = [
@@ -119,6 +107,9 @@ def test_the_table_equals_a_walk_for_every_schedule(backbone: str, texts: list[s
     assert all(type(end) is float for end in table.reachable())
     assert table.costs(every[:0]).tolist() == []
     assert np.ptp(walked) > 1
+    counted, macs = costs.table(space.choices), [costs.macs(schedule) for schedule in schedules]
+    assert counted.costs(every).tolist() == macs
+    assert counted.reachable() == (min(macs), max(macs))
 
 
 def by_hand(model: LatencyModel, schedule: MergeSchedule) -> float:
@@ -145,6 +136,7 @@ def test_the_plain_net_takes_exactly_what_was_measured() -> None:
         plain = MergeSchedule.uniform(costs.layers, 1.0)
         assert model.latency_ms(plain) == BASE_MS
         assert model.latency_ms(MergeSchedule(keep_ratios={})) == BASE_MS
+        assert model.latency_ms(MergeSchedule.uniform(costs.layers, 0.999)) == BASE_MS, "all tokens are kept"
         assert model.table(space.choices).costs(np.zeros((1, len(costs.layers)), dtype=int)).tolist() == [BASE_MS]
 
 
@@ -196,13 +188,6 @@ def test_a_choice_that_was_not_timed_is_refused_by_name() -> None:
             fitted.table([(Choice(1.0), choice)] * 9)
     with pytest.raises(ValueError, match="at least one subnet"):
         fit_latency(costs, BASE_MS, [])
-
-
-def test_a_choice_that_is_the_plain_grid_needs_no_timing() -> None:
-    """0.99 of 14×14 tokens is all of them: nothing merges."""
-    costs = costs_of("mobilevit_xxs")
-    model = LatencyModel(chains=costs.chains, base=BASE_MS, weights={})
-    assert model.latency_ms(MergeSchedule.uniform(costs.layers, 0.999)) == BASE_MS
 
 
 def test_chains_of_a_kind_share_weights_and_others_do_not() -> None:

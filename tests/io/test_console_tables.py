@@ -37,9 +37,3 @@ def test_the_width_of_a_table_does_not_depend_on_the_console() -> None:
     table = Table("a")
     table.add_row("x" * 100)
     assert width_of(Console(width=20), table) == width_of(Console(width=200), table) == 104
-
-
-def test_a_console_too_narrow_for_one_column_still_gets_every_row() -> None:
-    stream = io.StringIO()
-    print_in_parts(Console(file=stream, width=20), NAMES, build)
-    assert len(stream.getvalue().splitlines()) == 10
