@@ -10,16 +10,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from ltmsearch.config.objective import CostName
 from ltmsearch.errors import InputError, shortened
-from ltmsearch.io.csv_tables import optional, read_rows
+from ltmsearch.io.csv_tables import Count, Finite, NonNegative, Percent, read_rows
 from ltmsearch.io.files import parse_json, write_atomic
 from ltmsearch.io.yaml_models import first_line
 from ltmsearch.schedules.schedule import MergeSchedule
@@ -31,15 +31,6 @@ TRIALS, FRONT = "trials.csv", "front.csv"
 Kind = Literal["searched", "start-up", "baseline"]
 State = Literal["scored", "over budget", "below range", "failed"]
 
-
-def _whole(value: Any) -> Any:
-    return int(value) if isinstance(value, str) else value  # pydantic would also read "1.0"
-
-
-Count = Annotated[int, BeforeValidator(_whole), Field(ge=0, lt=2**63)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
 FRONT_COLUMNS = (
     "trial",
@@ -245,12 +236,12 @@ def write_csv(frame: pd.DataFrame, path: str | Path) -> Path:
 
 def read_trials(path: str | Path, operator: str) -> list[TrialRecord]:
     """Read `trials.csv`: the same records in the same order.
+
     Raises:
         InputError: The file is missing, damaged or not a table of trials.
     """
     records: list[TrialRecord] = []
-    columns = dict.fromkeys(TRIALS_COLUMNS, optional(str))
-    for place, row in read_rows(path, columns, key="trial"):
+    for place, row in read_rows(path, TRIALS_COLUMNS, key="trial"):
         record = _record(place, row, operator)
         first = records[0] if records else record
         if list(record.schedule.keep_ratios) != list(first.schedule.keep_ratios):

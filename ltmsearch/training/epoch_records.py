@@ -4,14 +4,17 @@ Plain data without torch or plotly. Units: top-1 and top-5 in percent (0-100); l
 in nats.
 """
 
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, fields
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import Field, ValidationError
+from pydantic.dataclasses import dataclass
 
 from ltmsearch.errors import InputError
-from ltmsearch.io.csv_tables import Converter, optional, read_rows, whole, write_rows
+from ltmsearch.io.csv_tables import Count, Finite, NonNegative, Percent, read_rows, write_rows
+from ltmsearch.io.yaml_models import first_line
 
 Weights = Literal["trained", "EMA"]
 
@@ -24,63 +27,43 @@ class EpochRecord:
         ValueError: If a field is out of its range.
     """
 
-    epoch: int
+    epoch: Annotated[Count, Field(ge=1)]
     """Number of the epoch, from 1."""
-    lr: float
+    lr: NonNegative
     """Learning rate in the epoch's last step."""
-    train_loss: float
+    train_loss: Finite
     """Mean training loss of the epoch's images, with label smoothing, IB and distillation."""
-    train_ib: float | None = None
+    train_ib: Finite | None = None
     """Mean IB bound over the same images, without the factor `ib_weight`; None while the IB loss is off."""
-    ib_weight: float
+    ib_weight: NonNegative
     """Weight of the IB loss in this epoch; 0 during its warm-up."""
-    top1: float
+    top1: Percent
     """Validation top-1 of the weights as trained."""
-    top5: float | None = None
+    top5: Percent | None = None
     """Validation top-5 of the same weights; None with five classes or fewer."""
     loss: float
     """Validation cross-entropy of the same weights; infinite or NaN if BatchNorm statistics are still far off."""
-    ema_top1: float | None = None
+    ema_top1: Percent | None = None
     """Validation top-1 of the averaged weights; None without averaging."""
-    ema_top5: float | None = None
+    ema_top5: Percent | None = None
     """Validation top-5 of the averaged weights."""
     ema_loss: float | None = None
     """Validation cross-entropy of the averaged weights; see `loss`."""
-    mi_x: float | None = None
+    mi_x: Finite | None = None
     """I(X̃;X) of features and inputs of the validation images, with the weights as trained."""
-    mi_y: float | None = None
+    mi_y: Finite | None = None
     """I(X̃;Y) of features and labels of the same images."""
-    ib: float | None = None
+    ib: Finite | None = None
     """Their difference, which LTM minimises."""
-    ibb: float | None = None
+    ibb: Finite | None = None
     """Its upper bound, the IB loss."""
-    images_per_second: float
+    images_per_second: NonNegative
     """Training images per second of wall time, without validation."""
-    seconds: float
+    seconds: NonNegative
     """Wall time of the epoch, with validation."""
-
-    def __post_init__(self) -> None:
-        if type(self.epoch) is not int or self.epoch < 1:
-            raise ValueError(f"`epoch` must be a whole number from 1, but got epoch={self.epoch!r}.")
-        for name in ("lr", "ib_weight", "images_per_second", "seconds"):
-            self._check(name, low=0)
-        for name in ("top1", "top5", "ema_top1", "ema_top5"):
-            self._check(name, low=0, high=100)
-        for name in ("train_loss", "train_ib", "mi_x", "mi_y", "ib", "ibb"):
-            self._check(name)
-
-    def _check(self, name: str, *, low: float = -math.inf, high: float = math.inf) -> None:
-        value = getattr(self, name)
-        if value is not None and not (math.isfinite(value) and low <= value <= high):
-            raise ValueError(f"`{name}` must be finite and in [{low:g}, {high:g}], but got {name}={value!r}.")
 
 
 LOG_COLUMNS = tuple(field.name for field in fields(EpochRecord))
-
-_CONVERTERS: dict[str, Converter] = {
-    field.name: whole if field.type is int else optional(float) if "None" in str(field.type) else float
-    for field in fields(EpochRecord)
-}
 
 
 class Best(NamedTuple):
@@ -120,11 +103,11 @@ def read_log(path: str | Path) -> list[EpochRecord]:
         InputError: If the file is missing, damaged, or not a log; the message names the line.
     """
     records: list[EpochRecord] = []
-    for place, row in read_rows(path, _CONVERTERS, key="epoch"):
+    for place, row in read_rows(path, LOG_COLUMNS, key="epoch"):
         try:
             records.append(EpochRecord(**row))
-        except ValueError as error:
-            raise InputError(f"{place}: {error}") from None
-        if len(records) > 1 and records[-2].epoch > records[-1].epoch:
+        except ValidationError as error:
+            raise InputError(f"{place}: {first_line(error)}") from None
+        if len(records) > 1 and records[-2].epoch >= records[-1].epoch:
             raise InputError(f"{place}: epochs must increase, but {records[-1].epoch} follows {records[-2].epoch}")
     return records

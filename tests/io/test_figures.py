@@ -35,7 +35,7 @@ def test_without_a_browser_a_note_says_what_to_do(tmp_path: Path, monkeypatch: p
     assert written.paths == (tmp_path / "front.html",)
     assert written.note is not None
     assert "needs Chrome or Chromium" in written.note
-    assert written.note.endswith("the one that is there is older")
+    assert written.note.endswith("the existing one is older")
     assert "\n" not in written.note
     assert (tmp_path / "front.png").read_bytes() == b"old"
 
