@@ -7,7 +7,7 @@ a one-hot matrix (see `merging.assignment`).
 """
 
 from ltmsearch.programs.onnx import export_onnx, open_onnx, require_onnx
-from ltmsearch.programs.torch_export import export_program
+from ltmsearch.programs.tracing import export_program
 from ltmsearch.programs.verify import ExportedFile
 
 __all__ = ["ExportedFile", "export_onnx", "export_program", "open_onnx", "require_onnx"]

@@ -1,19 +1,16 @@
 """Export of a network as one ONNX file. The ONNX libraries are optional and slow, so they are imported on first use."""
 
-from collections.abc import Callable
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
 from ltmsearch.errors import InputError
-from ltmsearch.io.files import write_atomic
 from ltmsearch.programs.tracing import inference_copy, one_line_errors, refuse_reductions, silence, trace
-from ltmsearch.programs.verify import ExportedFile, check_program, describe_check
+from ltmsearch.programs.verify import ExportedFile, Program, write_checked
 
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 IMAGES, LOGITS = "images", "logits"
@@ -44,31 +41,18 @@ def export_onnx(model: nn.Module, path: Path, *, img_size: int) -> ExportedFile:
     net = inference_copy(model)
     with silence(), one_line_errors("written as ONNX"):
         onnx_program = translate(trace(net, img_size))
-    differences: list[float] = []
 
-    def write(draft: Path) -> None:
+    def save(draft: Path) -> Program:
         with silence(), one_line_errors("written as ONNX"):
             onnx_program.save(draft, external_data=False)
-        run = open_onnx(draft, threads=torch.get_num_threads())
-        differences.append(check_program(net, run, img_size=img_size, runtime="onnxruntime"))
+        return open_onnx(draft, threads=torch.get_num_threads())
 
-    write_atomic(path, write)
-    return ExportedFile(
-        file=path,
-        bytes=path.stat().st_size,
-        check=describe_check(f"onnxruntime {version('onnxruntime')}", differences[0]),
-        difference=differences[0],
-        opset=onnx_program.model.opset_imports[""],
-        nodes=len(onnx_program.model.graph),
-    )
+    opset, nodes = onnx_program.model.opset_imports[""], len(onnx_program.model.graph)
+    return write_checked(path, net, save, img_size=img_size, runtime="onnxruntime", opset=opset, nodes=nodes)
 
 
 def translate(program: ExportedProgram) -> Any:
-    """Translate a traced program to a `torch.onnx.ONNXProgram`, without the exporter's notes on every node.
-
-    Raises:
-        ExportError: If the translation contains a scatter with reduction.
-    """
+    """Translate a traced program to a `torch.onnx.ONNXProgram`, without the exporter's notes on every node."""
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     translated = torch.onnx.export(
@@ -106,12 +90,8 @@ def onnx_reductions(graph: Any) -> list[str]:
     return sorted(found)
 
 
-def open_onnx(path: Path, *, threads: int) -> Callable[[Tensor], Tensor]:
-    """Open an ONNX file in onnxruntime, on the CPU, as a function of a batch of images.
-
-    Raises:
-        ExportError: If onnxruntime refuses the file.
-    """
+def open_onnx(path: Path, *, threads: int) -> Program:
+    """Open an ONNX file in onnxruntime on the CPU; raise an `ExportError` if it refuses the file."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -1,10 +1,11 @@
-"""Tracing of a network by `torch.export`, and the operations that a program must not contain."""
+"""Export of a network as a `torch.export` program, and the operations that a program must not contain."""
 
 import copy
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,10 +13,33 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
 
 from ltmsearch.errors import ExportError, LtmsearchError
-from ltmsearch.programs.verify import image_shape
+from ltmsearch.programs.verify import ExportedFile, Program, image_shape, write_checked
 
 REDUCTIONS = ("scatter_add", "scatter_reduce", "scatter.reduce", "scatter.value_reduce", "index_add", "index_reduce")
 """Parts of the names of torch operations that add by index, besides an `index_put` that accumulates."""
+
+
+def export_program(model: nn.Module, path: Path, *, img_size: int) -> ExportedFile:
+    """Write a network as a `torch.export` program, and check the program that `torch.export.load` reads back.
+
+    Args:
+        model: (B, channels, img_size, img_size) images to (B, classes) logits; not modified.
+        path: File to create or replace, usually `.pt2`.
+        img_size: Side of the images, in pixels.
+
+    Raises:
+        ExportError: If the export fails or the program disagrees with the network. No file is left.
+    """
+    net = inference_copy(model)
+    program = trace(net, img_size)
+
+    def save(draft: Path) -> Program:
+        with silence(), one_line_errors("written as a program"):
+            torch.export.save(program, draft)
+            return torch.export.load(draft).module()
+
+    nodes = sum(node.op == "call_function" for node in program_nodes(program))
+    return write_checked(path, net, save, img_size=img_size, runtime="torch", nodes=nodes)
 
 
 def inference_copy(model: nn.Module) -> nn.Module:
@@ -28,11 +52,7 @@ def inference_copy(model: nn.Module) -> nn.Module:
 
 
 def trace(net: nn.Module, img_size: int) -> ExportedProgram:
-    """Trace a network for batches of any size.
-
-    Args:
-        net: An `inference_copy`.
-        img_size: Side of the images, in pixels.
+    """Trace an `inference_copy` for batches of any size.
 
     Raises:
         ExportError: If tracing fails, or the program contains a scatter with reduction.

@@ -1,7 +1,8 @@
-"""Check that an exported program computes the same logits as the network."""
+"""Write a program, and check that it computes the same logits as its network."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ltmsearch.errors import ExportError
+from ltmsearch.io.files import write_atomic
 
 TOLERANCE = 1e-4
 """Largest allowed difference of a logit, times the largest absolute logit where that exceeds 1."""
@@ -18,14 +20,16 @@ POOL, NOISE = 8, 1e-5
 """Random images to choose the check images from, and the amplitude of the noise that shows how steady they are."""
 
 
+Program = Callable[[Tensor], Tensor]
+"""(B, channels, height, width) images to (B, classes) logits."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExportedFile:
     """One exported file and the result of its check."""
 
     file: Path
-    """Path of the file."""
     bytes: int
-    """Size."""
     check: str
     """Result of reading the file back."""
     difference: float | None = None
@@ -40,20 +44,32 @@ class ExportedFile:
         return {**asdict(self), "file": str(self.file)}
 
 
-def check_program(net: nn.Module, run: Callable[[Tensor], Tensor], *, img_size: int, runtime: str) -> float:
-    """Compare a program with its network on random images.
+def write_checked(
+    path: Path, net: nn.Module, save: Callable[[Path], Program], *, img_size: int, runtime: str, **about: Any
+) -> ExportedFile:
+    """Write a program by `save`, which returns it as read back, and check it before it replaces an older file.
+
+    `runtime` is the package that runs it; `about`: further fields of the result.
+    """
+    differences: list[float] = []
+
+    def write(draft: Path) -> None:
+        differences.append(check_program(net, save(draft), img_size=img_size, runtime=runtime))
+
+    write_atomic(path, write)
+    (difference,) = differences
+    check = (
+        f"{runtime} {version(runtime)} agrees: largest difference {difference:.1e} "
+        f"at batch {' and '.join(map(str, BATCHES))}"
+    )
+    return ExportedFile(file=path, bytes=path.stat().st_size, check=check, difference=difference, **about)
+
+
+def check_program(net: nn.Module, run: Program, *, img_size: int, runtime: str) -> float:
+    """Compare a program with its network, in evaluation mode on the CPU: the largest absolute difference of a logit.
 
     Where a token is equally close to two merged tokens, rounding decides which of them a hard merge chooses, and two
     correct programs differ. The check therefore uses images whose logits change least under a little noise.
-
-    Args:
-        net: Network on the CPU, in evaluation mode.
-        run: The program.
-        img_size: Side of the images, in pixels.
-        runtime: Name of the runtime, for messages.
-
-    Returns:
-        Largest absolute difference of a logit.
 
     Raises:
         ExportError: If the logits differ by more than the tolerance.
@@ -75,11 +91,6 @@ def check_program(net: nn.Module, run: Callable[[Tensor], Tensor], *, img_size: 
             message += "because its merges are close to ties"
         raise ExportError(message)
     return difference
-
-
-def describe_check(runtime: str, difference: float) -> str:
-    """Describe a passed check in one phrase."""
-    return f"{runtime} agrees: largest difference {difference:.1e} at batch {' and '.join(map(str, BATCHES))}"
 
 
 @torch.inference_mode()
