@@ -32,8 +32,7 @@ def match(keys: Tensor, sizes: Tensor, count: int, *, normed: bool = False) -> T
         if n > count:
             merged, sizes = average(keys[:, None], sizes, HardAssignment(step, n))
             keys, normed = merged[:, 0], False
-    if position is None:
-        raise ValueError(f"`count` must be less than the {n} tokens, but got {count=}.")
+    assert position is not None  # `count` is less than N
     return position
 
 
@@ -47,8 +46,6 @@ def match_once(keys: Tensor, merges: int) -> Tensor:
     their old order.
     """
     batch, n, _ = keys.shape
-    if not 1 <= merges <= n // 2:
-        raise ValueError(f"`merges` must be from 1 to {n // 2} for {n} tokens, but got {merges=}.")
     similarity = torch.bmm(keys[:, 0::2], keys[:, 1::2].mT)
     best, partner = similarity.max(dim=-1)
     merged = best.argsort(dim=-1, descending=True, stable=True)[:, :merges]  # indices into the first set

@@ -148,11 +148,7 @@ def register_operator(operator: type[MergeOperator]) -> type[MergeOperator]:
 
 
 def get_operator(name: str) -> type[MergeOperator]:
-    """The operator class of that name.
-
-    Raises:
-        InputError: If there is none.
-    """
+    """The operator class of that name; raises an `InputError` if there is none."""
     if name not in OPERATORS:
         raise unknown_name("operator", name, OPERATORS)
     return OPERATORS[name]
@@ -160,7 +156,7 @@ def get_operator(name: str) -> type[MergeOperator]:
 
 def check_form(operator: str, form: str) -> Form:
     """Return the form; raise InputError if the operator does not support it."""
-    for known in get_operator(operator).forms:
-        if form == known:
-            return known
-    raise not_among(f"the form of a merge by {operator!r}", form, get_operator(operator).forms)
+    forms = get_operator(operator).forms
+    if form not in forms:
+        raise not_among(f"the form of a merge by {operator!r}", form, forms)
+    return form

@@ -37,12 +37,7 @@ def area_overlap(grid: Grid, target: Grid) -> np.ndarray:
 
     Returns:
         (N, P) float64, read-only; rows sum to 1; zero outside the 3×3 target cells around a token.
-
-    Raises:
-        ValueError: If the target has more rows or columns than the grid.
     """
-    if target[0] > grid[0] or target[1] > grid[1]:
-        raise ValueError(f"`target` must fit into `grid`, but got {grid=} and {target=}.")
     rows, columns = (_side_overlap(length, short) for length, short in zip(grid, target, strict=True))
     area = np.kron(rows, columns)
     near = np.kron(_side_neighbours(rows), _side_neighbours(columns))

@@ -168,11 +168,7 @@ def known_backbones() -> tuple[str, ...]:
 
 
 def get_adapter(backbone: str) -> Adapter:
-    """The adapter of a backbone, by its timm name.
-
-    Raises:
-        InputError: If it is not supported, with the reason or else the nearest name.
-    """
+    """The adapter of a backbone by its timm name; an `InputError` for others names the reason or the nearest name."""
     for family in FAMILIES:
         if backbone in family.backbones:
             return family

@@ -31,7 +31,6 @@ class TrainedNetwork:
     model: nn.Module
     """On the CPU."""
     checkpoint: Path
-    """File of the weights."""
     class_names: tuple[str, ...] | None
     """Classes in the order of the outputs; None: unknown."""
     shared: bool

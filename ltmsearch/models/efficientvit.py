@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
-from timm.models.efficientvit_mit import EfficientVitBlock, LiteMLA, MBConv
+from timm.models.efficientvit_mit import EfficientVitBlock, LiteMLA
 from torch import Tensor, nn
 
 from ltmsearch.config.defaults import Learning
@@ -103,11 +103,11 @@ class EfficientViT(BlockAdapter):
         super().attach(model, operators)
 
     def dim(self, model: nn.Module, layer: str) -> int:
-        return _local(cast(EfficientVitBlock, model.get_submodule(layer))).inverted_conv.conv.in_channels
+        return cast(nn.Conv2d, model.get_submodule(f"{layer}.local_module.main.inverted_conv.conv")).in_channels
 
     def shape(self, name: str, block: EfficientVitBlock, input_shape: tuple[int, ...]) -> tuple[Grid, BottleneckShape]:
         """See `BlockAdapter.shape`; the input is (B, D, h, w)."""
-        attention, local = cast(LiteMLA, block.context_module.main), _local(block)
+        attention, local = block.context_module.main, block.local_module.main
         shape = BottleneckShape(
             name=name,
             dim=local.inverted_conv.conv.in_channels,
@@ -119,7 +119,3 @@ class EfficientViT(BlockAdapter):
             kernel=local.depth_conv.conv.kernel_size[0],
         )
         return (input_shape[2], input_shape[3]), shape
-
-
-def _local(block: EfficientVitBlock) -> MBConv:
-    return cast(MBConv, block.local_module.main)

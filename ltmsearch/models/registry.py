@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from timm.data import resolve_data_config
-from timm.models import get_pretrained_cfg, is_model, load_pretrained, register_model
+from timm.models import get_pretrained_cfg, load_pretrained, register_model
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
@@ -112,13 +112,7 @@ def write_config(
 ) -> None:
     """Write the `config.json` with which timm opens a folder on disk (`local-dir:`) or on the model hub (`hf-hub:`).
 
-    Args:
-        path: The file.
-        model: A model built by `timm.create_model`, whose arguments are stored.
-        name: timm name, `ltm_<backbone>`.
-        img_size: Side of the images, in pixels.
-        inputs: See `input_config`.
-        class_names: Classes in the order of the outputs; None: unknown.
+    It has the arguments by which `timm.create_model` built `model`. `inputs`: see `input_config`.
     """
     about: dict[str, Any] = {"pretrained_cfg": {"architecture": name}}
     if class_names is not None:
@@ -132,14 +126,11 @@ def register_with_timm() -> None:
     """Register `ltm_<backbone>` with `timm.create_model` for every supported backbone."""
     module = sys.modules[__name__]
     for backbone in known_backbones():
-        name = f"ltm_{backbone}"
-        if is_model(name):
-            continue
 
         def entrypoint(pretrained: bool = False, *, _backbone: str = backbone, **kwargs: Any) -> nn.Module:
             return create_subnet(_backbone, pretrained=pretrained, **kwargs)
 
-        entrypoint.__name__ = entrypoint.__qualname__ = name
+        entrypoint.__name__ = entrypoint.__qualname__ = f"ltm_{backbone}"
         entrypoint.__doc__ = f"timm's {backbone} with merging layers: see `create_subnet`."
-        setattr(module, name, entrypoint)
+        setattr(module, entrypoint.__name__, entrypoint)
         register_model(entrypoint)

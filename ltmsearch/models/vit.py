@@ -5,12 +5,12 @@ in it.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from timm.layers import AttentionPoolLatent
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ltmsearch.config.defaults import Learning
@@ -114,45 +114,39 @@ class ViT(Adapter):
 
     learning = Learning(lr=5e-4, grows=False, patience=2)
 
-    def layers(self, model: nn.Module) -> tuple[str, ...]:
-        return tuple(f"blocks.{index}" for index in range(len(_vit(model).blocks)))
+    def layers(self, model: VisionTransformer) -> tuple[str, ...]:
+        return tuple(f"blocks.{index}" for index in range(len(model.blocks)))
 
-    def attach(self, model: nn.Module, operators: dict[str, MergeOperator]) -> None:
-        vit = _vit(model)
-        if not isinstance(vit.blocks, MergingBlocks):
-            vit.blocks = MergingBlocks(vit.blocks, prefix=vit.num_prefix_tokens, unmerges=False)
+    def attach(self, model: VisionTransformer, operators: dict[str, MergeOperator]) -> None:
+        if not isinstance(model.blocks, MergingBlocks):
+            model.blocks = MergingBlocks(model.blocks, prefix=model.num_prefix_tokens, unmerges=False)
             # Without a wrapper, parameters keep timm's names and the model remains an instance of timm's class.
-            vit.__class__ = MERGING_CLASSES[type(vit)]
+            model.__class__ = MERGING_CLASSES[type(model)]
         for layer, operator in operators.items():
-            attach_operator(vit.get_submodule(layer), operator)
+            attach_operator(model.get_submodule(layer), operator)
 
-    def dim(self, model: nn.Module, layer: str) -> int:
-        return _vit(model).embed_dim
+    def dim(self, model: VisionTransformer, layer: str) -> int:
+        return model.embed_dim
 
-    def chains(self, model: nn.Module, img_size: Grid) -> tuple[Chain, ...]:
+    def chains(self, model: VisionTransformer, img_size: Grid) -> tuple[Chain, ...]:
         """One chain of all blocks; the grid is found by a forward pass through the patch embedding."""
-        vit = _vit(model)
         with torch.no_grad():
-            patches = vit.patch_embed(blank_image(model, img_size))
-        rows, columns = patches.shape[1:3] if patches.dim() == 4 else vit.patch_embed.grid_size
-        prefix = vit.num_prefix_tokens
+            patches = model.patch_embed(blank_image(model, img_size))
+        rows, columns = patches.shape[1:3] if patches.dim() == 4 else model.patch_embed.grid_size
+        prefix = model.num_prefix_tokens
         return (
             ViTChain(
                 module="",
                 grid=(int(rows), int(columns)),
-                token_stride=cast(tuple[float, float], vit.patch_embed.patch_size),
+                token_stride=model.patch_embed.patch_size,
                 layers=tuple(
-                    BlockShape.of(cast(Block, block), name=f"blocks.{index}", prefix=prefix)
-                    for index, block in enumerate(vit.blocks)
+                    BlockShape.of(block, name=f"blocks.{index}", prefix=prefix)
+                    for index, block in enumerate(model.blocks)
                 ),
                 unmerges=False,
                 prefix=prefix,
-                norm_dim=0 if isinstance(vit.norm, nn.Identity) else vit.embed_dim,
-                pool_dim=vit.embed_dim if isinstance(vit.attn_pool, AttentionPoolLatent) else 0,
-                pool_prefix=prefix if vit.pool_include_prefix else 0,
+                norm_dim=0 if isinstance(model.norm, nn.Identity) else model.embed_dim,
+                pool_dim=model.embed_dim if isinstance(model.attn_pool, AttentionPoolLatent) else 0,
+                pool_prefix=prefix if model.pool_include_prefix else 0,
             ),
         )
-
-
-def _vit(model: nn.Module) -> VisionTransformer:
-    return cast(VisionTransformer, model)

@@ -46,14 +46,9 @@ class LoadReport:
 def create_backbone(
     backbone: str, *, pretrained: bool = False, checkpoint: Path | None = None, **timm_kwargs: Any
 ) -> nn.Module:
-    """Build a supported timm model.
+    """Build a supported timm model, with published weights or those of a file: see `load_weights`.
 
-    Args:
-        backbone: timm name.
-        pretrained: Load timm's published weights.
-        checkpoint: Load weights from this file instead: see `load_weights`. Unused tensors are logged.
-        timm_kwargs: Passed to `timm.create_model`, e.g. `num_classes`, or `pretrained_cfg` for another tag. `img_size`
-            is accepted for every backbone.
+    Unused tensors are logged. `img_size` is accepted for every backbone.
 
     Raises:
         InputError: For an unknown backbone, or weights that are not available or do not fit.
