@@ -35,8 +35,7 @@ def _side_neighbours(overlap: np.ndarray) -> np.ndarray:
 def area_overlap(grid: Grid, target: Grid) -> np.ndarray:
     """The prior O: area overlap with a share `SPREAD` over the 3×3 cells around each token.
 
-    Returns:
-        (N, P) float64, read-only; rows sum to 1; zero outside the 3×3 target cells around a token.
+    (N, P) float64, read-only; rows sum to 1; zero outside the 3×3 target cells around a token.
     """
     rows, columns = (_side_overlap(length, short) for length, short in zip(grid, target, strict=True))
     area = np.kron(rows, columns)
@@ -49,10 +48,8 @@ def area_overlap(grid: Grid, target: Grid) -> np.ndarray:
 def side_shares(length: int, target: int) -> tuple[np.ndarray, np.ndarray]:
     """The two factors of `area_overlap` along one side of the grid.
 
-    O = (1 − δ) · R ⊗ C + δ · R' ⊗ C', so that products with O need no (N, P) matrix.
-
-    Returns:
-        R and R', each (length, target) float64, rows sum to 1: overlap and neighbourhood.
+    O = (1 − δ) · R ⊗ C + δ · R' ⊗ C', so that products with O need no (N, P) matrix. R and R', overlap and
+    neighbourhood, are (length, target) float64 with rows that sum to 1.
     """
     overlap = _side_overlap(length, target)
     near = _side_neighbours(overlap)
@@ -60,11 +57,9 @@ def side_shares(length: int, target: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def local_cells(grid: Grid, target: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """The 3×3 target cells around each token, and the prior on them.
+    """(N, 9) int64 indices of the 3×3 target cells around each token, and (N, 9) float64 logarithm of the prior there.
 
-    Returns:
-        (N, 9) int64 index of the cells and (N, 9) float64 logarithm of O there. Cells outside of the target have the
-        index of the middle one and a prior of zero (−inf).
+    Cells outside of the target have the index of the middle one and a prior of zero (−inf).
     """
     prior = area_overlap(grid, target)
     homes = [_side_overlap(length, short).argmax(axis=1) for length, short in zip(grid, target, strict=True)]

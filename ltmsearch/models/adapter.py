@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -192,10 +192,7 @@ def strides(img_size: Grid, cells: Grid) -> tuple[float, float]:
     return down, right
 
 
-Kind = TypeVar("Kind", bound=nn.Module)
-
-
-def modules_of(model: nn.Module, kind: type[Kind]) -> dict[str, Kind]:
+def modules_of(model: nn.Module, kind: type[nn.Module]) -> dict[str, Any]:
     """All modules of one class by path, in timm's order."""
     return {path: module for path, module in model.named_modules() if isinstance(module, kind)}
 

@@ -98,11 +98,7 @@ def trace_merges(
 ) -> list[tuple[LayerMerges, ...]]:
     """Record the merges of one forward pass, for each image the layers that merge, in the order of execution.
 
-    Args:
-        backbone: timm name of the plain network.
-        model: The network, with merging operators and a schedule set.
-        images: (B, 3, height, width), normalised.
-        chains: Chains of the network for images of this size, if known; None: found by another pass.
+    `images`: (B, 3, height, width), normalised; `chains`: those for this size of images; None: found by another pass.
     """
     size = int(images.shape[2]), int(images.shape[3])
     chains = get_adapter(backbone).chains(model, size) if chains is None else chains

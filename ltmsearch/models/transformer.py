@@ -29,11 +29,7 @@ Result = TypeVar("Result")
 class MergingBlocks(nn.Sequential):
     """timm's blocks with optional merges; without any, this is timm's own loop over its blocks.
 
-    Args:
-        blocks: timm's blocks.
-        groups: G.
-        prefix: K.
-        unmerges: Whether all merges are undone after the last block.
+    `groups` is G, `prefix` is K; with `unmerges`, all merges are undone after the last block.
     """
 
     grid: Grid

@@ -22,13 +22,7 @@ REDUCTIONS = ("scatter_add", "scatter_reduce", "scatter.reduce", "scatter.value_
 def export_program(model: nn.Module, path: Path, *, img_size: int) -> ExportedFile:
     """Write a network as a `torch.export` program, and check the program that `torch.export.load` reads back.
 
-    Args:
-        model: (B, channels, img_size, img_size) images to (B, classes) logits; not modified.
-        path: File to create or replace, usually `.pt2`.
-        img_size: Side of the images, in pixels.
-
-    Raises:
-        ExportError: If the export fails or the program disagrees with the network. No file is left.
+    Arguments and errors are those of `export_onnx`; the path usually ends in `.pt2`.
     """
     net = inference_copy(model)
     program = trace(net, img_size)

@@ -97,9 +97,11 @@ def test_the_header_tells_the_classes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("header", ["no JSON", "[1]", '{"class_names": 3}'])
-def test_a_header_that_is_not_ours_says_nothing(tmp_path: Path, header: str) -> None:
+def test_files_without_our_header_load_without_classes(tmp_path: Path, header: str) -> None:
     save_file(trained_state(recipe()), tmp_path / "w.safetensors", metadata={"ltmsearch": header})
-    assert load_trained(recipe(), tmp_path / "w.safetensors").class_names is None
+    torch.save({"state_dict": trained_state(recipe())}, tmp_path / "w.pth")
+    for name in ("w.safetensors", "w.pth"):
+        assert load_trained(recipe(), tmp_path / name).class_names is None
 
 
 def test_shared_weights_of_a_study_are_known_as_such(tmp_path: Path) -> None:
@@ -112,11 +114,6 @@ def test_shared_weights_of_a_study_are_known_as_such(tmp_path: Path) -> None:
     assert isinstance(supernet, Supernet)
     with torch.no_grad(), supernet.active(recipe().schedule):
         torch.testing.assert_close(network.model.eval()(images), supernet(images))
-
-
-def test_torch_files_have_no_header_and_load_all_the_same(tmp_path: Path) -> None:
-    torch.save({"state_dict": trained_state(recipe())}, tmp_path / "w.pth")
-    assert load_trained(recipe(), tmp_path / "w.pth").class_names is None
 
 
 def test_another_size_of_images_adapts_position_embeddings(tmp_path: Path) -> None:
