@@ -1,9 +1,8 @@
 """Costs of schedules: multiply-adds by formula, checked against fvcore's traced count, and predicted latency."""
 
-from ltmsearch.costs.budget import Budget, constraint_values, in_budget_range, within_budgets
+from ltmsearch.costs.budget import Budget, constraint_values, in_budget_range, sample_by_cost, within_budgets
 from ltmsearch.costs.latency import WHOLE_NET, LatencyModel, Timing, fit_latency
 from ltmsearch.costs.macs import GIGA, CostModel, backbone_costs, cost_model
-from ltmsearch.costs.sampling import sample_by_cost
 from ltmsearch.costs.tables import ChainedCosts, CostTable
 from ltmsearch.costs.traced import traced_macs, traced_macs_by_module
 

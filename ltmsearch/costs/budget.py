@@ -1,4 +1,4 @@
-"""Budgets: limits on a cost of the schedules of a space."""
+"""Budgets: limits on a cost of the schedules of a space, and random schedules within them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +7,10 @@ import numpy as np
 
 from ltmsearch.config.objective import UNITS, CostName
 from ltmsearch.costs.tables import CostTable
+from ltmsearch.schedules.space import SearchSpace
+
+POOL = 20_000
+"""Number of random candidates; computing their costs takes milliseconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,3 +68,28 @@ def within_budgets(budgets: Sequence[Budget], indices: np.ndarray) -> np.ndarray
     """(S,) whether (S, L) schedules are within every budget."""
     below: np.ndarray = np.all([budget.excess(indices) <= 0 for budget in budgets], axis=0)
     return below
+
+
+def sample_by_cost(
+    space: SearchSpace, budgets: Sequence[Budget], *, number: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Random schedules in the range of all budgets, with costs spread evenly over the range of the first.
+
+    Returns:
+        (≤ number, L) distinct choice indices by decreasing cost; fewer if the space has no more.
+    """
+    first = budgets[0]
+    pool = np.unique(np.concatenate([space.random(rng, POOL), space.cheapest[None]]), axis=0)
+    pool = pool[in_budget_range(budgets, pool)]
+    pool = pool[rng.permutation(len(pool))]  # or ties in cost would be broken by the order of indices
+    if not len(pool) or number < 1:
+        return pool[:0]
+    costs = first.table.costs(pool)
+    taken: list[int] = []
+    for target in np.linspace(first.limit, costs.min(), number):
+        distance = np.abs(costs - target)
+        distance[taken] = np.inf
+        best = int(np.argmin(distance))
+        if best not in taken:
+            taken.append(best)
+    return pool[taken]

@@ -203,7 +203,7 @@ def _balance_table(layers: Sequence[LayerBalance], ratios: Sequence[float]) -> T
         layer = group[0]
         name = layer.name if len(group) == 1 else f"{layer.name} … {group[-1].name.rpartition('.')[2]}"
         share = f"{layer.share:.1%}" if len(group) == 1 else f"{len(group)}×{layer.share:.1%}"
-        saved = {merge.keep_ratio: _mflops(merge.saved_gflops) for merge in layer.merges}
+        saved = {merge.keep_ratio: f"{1000 * merge.saved_gflops:.1f}" for merge in layer.merges}
         table.add_row(name, str(layer.tokens), share, "saves", *(saved.get(ratio, "-") for ratio in ratios))
         for form in dict.fromkeys(merge.form for merge in layer.merges):
             costs = {merge.keep_ratio: _cost(merge) for merge in layer.merges if merge.form == form}
@@ -217,10 +217,6 @@ def _similar_layers(layers: Sequence[LayerBalance]) -> list[list[LayerBalance]]:
     return [list(run) for _, run in runs]
 
 
-def _mflops(gflops: float) -> str:
-    return f"{1000 * gflops:.1f}"
-
-
 def _cost(merge: MergeBalance) -> str:
-    text = _mflops(merge.mask_gflops)
+    text = f"{1000 * merge.mask_gflops:.1f}"
     return text if merge.offered else f"[red]{text}![/red]"

@@ -85,13 +85,7 @@ class ChainedCosts(ABC):
         )
 
     def cost_at_one_layer(self, layer: str, choice: Choice) -> Any:
-        """Cost of the network in which only one layer merges.
-
-        Raises:
-            ValueError: If the layer does not exist.
-        """
-        if layer not in self.layers:
-            raise ValueError(f"`layer` must be one of {', '.join(self.layers)}, but got {layer=}.")
+        """Cost of the network in which only one layer merges."""
         return self.cost(MergeSchedule.uniform([layer], choice.keep_ratio, self.operator, choice.form))
 
     def reduces_cost(self, layer: str, choice: Choice) -> bool:
@@ -100,14 +94,12 @@ class ChainedCosts(ABC):
 
     def table(self, choices: Sequence[Sequence[Choice]]) -> "CostTable":
         """Costs of all schedules with one of `choices[i]` at layer i."""
-        if len(choices) != len(self.layers):
-            raise ValueError(f"`choices` must have one entry per layer ({len(self.layers)}), but got {len(choices)}.")
         step, move, starts = [], [], []
-        by_layer = iter(choices)
+        by_layer = dict(zip(self.layers, choices, strict=True))
         for chain in self.chains:
             entering = [chain.grid]
             for index, layer in enumerate(chain.layers):
-                options = next(by_layer)
+                options = by_layer[layer.name]
                 targets = [[target_grid(grid, option.keep_ratio) for option in options] for grid in entering]
                 leaving = list(dict.fromkeys(target for row in targets for target in row))
                 costs = [[self.step(chain, layer, grid, option) for option in options] for grid in entering]

@@ -17,7 +17,6 @@ class Ranks:
     """Rank of this process in its group, and collective operations."""
 
     rank: int = 0
-    """Rank of this process, from 0."""
     world: int = 1
     """Number of processes."""
 

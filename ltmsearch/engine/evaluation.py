@@ -98,7 +98,7 @@ def fit_ib(ib: IBLoss, model: nn.Module, batches: Batches, runtime: Runtime) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class IBSamples:
-    """Samples to fit an IB loss to, recorded in forward passes."""
+    """Samples to fit an IB loss to."""
 
     features: list[Tensor] = field(default_factory=list)
     inputs: list[Tensor] = field(default_factory=list)
@@ -111,14 +111,8 @@ class IBSamples:
         self.targets.append(targets)
 
     def fit(self, ib: IBLoss) -> None:
-        """Fit an IB loss in place.
-
-        Raises:
-            TrialDiverged: If a feature is not finite; nothing is then fitted.
-        """
+        """Fit an IB loss in place; raises as `IBLoss.fit`."""
         features = torch.cat(self.features)
-        if not bool(features.isfinite().all()):
-            raise TrialDiverged("the features are not finite")
         ib.fit(features, torch.cat(self.inputs), torch.cat(self.targets).to(features.device), seed=0)
 
 

@@ -19,6 +19,8 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
+from ltmsearch.errors import TrialDiverged
+
 SIDE = 16
 """Side of the pooled images, in pixels."""
 INPUT_DIM = 3 * SIDE * SIDE
@@ -97,9 +99,6 @@ class IBLoss(nn.Module):
 
     def __init__(self, *, feature_dim: int, num_classes: int, clusters: int | None = None, beta: float = 1.0) -> None:
         clusters = num_classes if clusters is None else clusters
-        if min(feature_dim, num_classes, clusters) < 1 or not 0 < beta < float("inf"):
-            got = f"{feature_dim=}, {num_classes=}, {clusters=}, {beta=}"
-            raise ValueError(f"sizes must be at least 1 and `beta` positive, but got {got}")
         super().__init__()
         self.num_classes = num_classes
         self.clusters = clusters
@@ -160,13 +159,10 @@ class IBLoss(nn.Module):
         distributions. The same seed and numbers give the same statistics, on any number of threads.
 
         Raises:
-            ValueError: If there are no images, or features are not finite.
+            TrialDiverged: If a feature is not finite; nothing is then fitted.
         """
-        if not len(features) or not (len(features) == len(inputs) == len(targets)):
-            got = f"{len(features)} features, {len(inputs)} inputs, {len(targets)} targets"
-            raise ValueError(f"`features`, `inputs` and `targets` must have the same positive length, but got {got}")
         if not bool(features.isfinite().all()):
-            raise ValueError("`features` must be finite, but some are not")
+            raise TrialDiverged("the features are not finite")
         for buffer, points in (
             (self.feature_centroids, F.normalize(features.float(), dim=1)),
             (self.input_centroids, inputs.float()),

@@ -19,13 +19,7 @@ def width_of(console: Console, table: Table) -> int:
 
 
 def print_in_parts(console: Console, columns: Sequence[Column], build: Callable[[Sequence[Column]], Table]) -> None:
-    """Print one table, or the smallest number of tables that fit the console.
-
-    Args:
-        console: Console to print to.
-        columns: Columns to distribute; at least one.
-        build: Makes a table of some of them, with the columns that every table repeats.
-    """
+    """Print one table, or the smallest number of tables that fit the console; `build` makes a table of some columns."""
     tables: list[Table] = []
     for parts in range(1, len(columns) + 1):
         size = -(-len(columns) // parts)  # about equally wide

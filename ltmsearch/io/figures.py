@@ -56,16 +56,8 @@ def write_drawing(
 
     A PNG that cannot be drawn is not an error: the note gives the reason.
 
-    Args:
-        figure: Figure to show. In the page it fills the window.
-        folder: Output folder; created if missing.
-        stem: File name without extension.
-        title: Title of the browser tab.
-        height: Height of the PNG in points, at a width of `WIDTH`. A window lower by more than 140 scrolls.
-        png: Whether to write a PNG; it takes some seconds.
-
-    Raises:
-        OSError: The folder cannot be written.
+    In the page, the figure fills the window, which scrolls if it is lower than `height` by more than 140. The height of
+    the PNG is in points, at a width of `WIDTH`; drawing it takes some seconds.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,11 +102,8 @@ except ChromeNotFoundError:
 
 
 def _write_png(figure: go.Figure, path: Path, height: int) -> str | None:
-    """Draw the PNG; returns one line with the reason if that fails.
-
-    A separate process draws it: a hanging browser can be killed, and kaleido's logs, warnings and event loops stay
-    in it.
-    """
+    """Draw the PNG; returns one line with the reason if that fails."""
+    # In a separate process: a hanging browser can be killed, and kaleido's logs, warnings and event loops stay in it.
     with tempfile.TemporaryDirectory() as scratch:
         source, drawn, log = (Path(scratch, name) for name in ("figure.json", "figure.png", "stderr"))
         source.write_text(figure.to_json(), encoding="utf-8")

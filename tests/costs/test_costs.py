@@ -83,15 +83,10 @@ def test_plain_layers_cost_what_their_modules_do(backbone: str) -> None:
     ("backbone", "img_size", "gflops"),
     [
         ("mobilevit_xxs", 224, 0.3099),
-        pytest.param("mobilevit_xs", 224, 0.7926, marks=pytest.mark.slow),
         ("mobilevit_s", 224, 1.5467),
-        pytest.param("mobilevit_s", 256, 2.0334, marks=pytest.mark.slow),
         ("efficientvit_b1", 224, 0.5282),
-        pytest.param("efficientvit_b1", 288, 0.8704, marks=pytest.mark.slow),
         ("vit_small_patch16_224", 224, 4.6083),
-        pytest.param("vit_base_patch16_224", 224, 17.5827, marks=pytest.mark.slow),
         ("swin_tiny_patch4_window7_224", 224, 4.5092),
-        pytest.param("swin_base_patch4_window7_224", 224, 15.4678, marks=pytest.mark.slow),
     ],
 )
 def test_published_sizes(backbone: str, img_size: int, gflops: float) -> None:
@@ -156,7 +151,7 @@ def test_ltm_merge_as_derived_by_hand() -> None:
 
 
 def test_table_refuses_a_wrong_number_of_layers() -> None:
-    with pytest.raises(ValueError, match="one entry per layer"):
+    with pytest.raises(ValueError, match="shorter"):
         model_of("mobilevit_xxs", (160, 96)).table([(Choice(1.0),)])
 
 

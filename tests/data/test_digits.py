@@ -110,13 +110,6 @@ def test_the_whole_digit_is_the_bundled_one_at_its_place():
     assert picture.sum() == glyph.sum()  # and black elsewhere
 
 
-@pytest.mark.parametrize("img_size", [8, 33, 128])
-def test_the_image_is_grey_and_of_the_size_asked_for(img_size):
-    image, _ = digits(img_size=img_size)[0]
-    assert (image.mode, image.size) == ("L", (img_size, img_size))
-    assert image.getextrema()[1] > 128
-
-
 @pytest.mark.parametrize("index", [-1, 200])
 def test_out_of_range_indices_are_refused(index):
     with pytest.raises(IndexError):
@@ -151,14 +144,3 @@ def test_validation_is_balanced_and_of_the_given_size():
     assert np.bincount(labels).tolist() == [3] * 10
     assert sorted(labels[:10]) == list(range(10))
     assert data.description == "digits: 10000 training and 30 validation images in 10 classes, kept in memory"
-
-
-def test_remembered_scenes_are_the_same_as_drawn_ones():
-    kept, drawn = load(), load(memory_limit_bytes=0, workers=0)
-    expected = list(drawn.train_batches(batch_size=10, steps=3, seed=0))
-    for _ in range(2):  # the second time from memory
-        batches = list(kept.train_batches(batch_size=10, steps=3, seed=0))
-        for one, other in zip(batches, expected, strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-    assert len(kept.train.pixel_cache) >= 30
-    assert drawn.train.pixel_cache is None

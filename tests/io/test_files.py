@@ -49,11 +49,6 @@ def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path: Path) -
     assert os.listdir(tmp_path) == ["front.csv"]
 
 
-def test_a_missing_folder_is_an_os_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        write_atomic(tmp_path / "no" / "a.txt", "x")
-
-
 def test_a_callback_that_writes_nothing_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_atomic(tmp_path / "a.txt", lambda path: None)
