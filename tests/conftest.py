@@ -11,12 +11,12 @@ from support.postgres import postgres  # noqa: F401 (a fixture)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what tests told by `record_property("told", …)`, such as how many cases they went through."""
+    """Print what tests report by `record_property("summary", …)`, such as the number of cases."""
     reports = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, [])]
     for report in reports:
-        for name, told in getattr(report, "user_properties", ()):
-            if name == "told" and report.when == "call":
-                terminalreporter.write_line(told)
+        for name, summary in getattr(report, "user_properties", ()):
+            if name == "summary" and report.when == "call":
+                terminalreporter.write_line(summary)
 
 
 # Here and not in a fixture: the last digits of a sum depend on the number of threads, also in module-wide fixtures.

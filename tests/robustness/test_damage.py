@@ -182,7 +182,7 @@ def test_a_flipped_bit_in_the_database_is_refused_or_does_no_harm(run: Path) -> 
 @pytest.mark.thorough
 def test_flipped_bits_all_over_the_database(run: Path, record_property: Callable[[str, object], None]) -> None:
     came = flips(run, 300)
-    record_property("told", f"one bit flipped in study.db: {came.total()} cases, {dict(came)}")
+    record_property("summary", f"one bit flipped in study.db: {came.total()} cases, {dict(came)}")
     assert set(came) == {"loaded", "refused"}
 
 

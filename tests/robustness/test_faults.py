@@ -106,7 +106,7 @@ def test_drivers_are_killed(
     assert process.exitcode == 0, run.with_suffix(".log").read_text()
     assert_kept(kept, finished_trials(run))
     undisturbed.assert_same(run)
-    record_property("told", f"faults: a driver was killed {kills} times, and the study is as if undisturbed")
+    record_property("summary", f"faults: a driver was killed {kills} times, and the study is as if undisturbed")
 
 
 @pytest.mark.parametrize("seed", seeds(2, slow=1))
@@ -134,7 +134,7 @@ def test_databases_are_killed(
         process.join(240)
     assert process.exitcode == 0, run.with_suffix(".log").read_text()
     undisturbed.assert_same(run)
-    record_property("told", f"faults: PostgreSQL was killed {kills} times, and the study is as if undisturbed")
+    record_property("summary", f"faults: PostgreSQL was killed {kills} times, and the study is as if undisturbed")
 
 
 @pytest.mark.thorough
@@ -165,7 +165,7 @@ def test_workers_are_killed(tmp_path: Path, record_property: Callable[[str, obje
     assert_weights_are_whole(tmp_path / "run", trials)
     assert len(result.front) >= 1
     record_property(
-        "told", f"faults: workers killed {len(killed)} times in one study of 60 trials, {len(failed)} failed"
+        "summary", f"faults: workers killed {len(killed)} times in one study of 60 trials, {len(failed)} failed"
     )
     assert len(killed) >= 5
 
