@@ -1,7 +1,6 @@
 """The study: reproducible, interruptible at any moment, and honest about budgets."""
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -303,40 +302,3 @@ def test_a_space_without_ib_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["auto", "tpe", "gp", "nsga2", "random"])
 def test_samplers_by_name(name: str) -> None:
     assert isinstance(make_sampler(name, seed=1), optuna.samplers.BaseSampler)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (
-            lambda run: (run / "supernet.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      "),
-            "must hold the shared weights",
-        ),
-        (
-            lambda run: (run / "supernet.safetensors").write_bytes((run / "supernet.safetensors").read_bytes()[:99]),
-            "must hold the shared weights",
-        ),
-        (
-            lambda run: [path.unlink() for path in run.glob("supernet.*safetensors")],
-            "has trials but no shared weights",
-        ),
-        (
-            lambda run: (run / "settings.yaml").write_text("backbon: mobilevit_s\n"),
-            "settings.yaml:1: unknown setting 'backbon': did you mean backbone",
-        ),
-        (lambda run: (run / "settings.yaml").write_text("backbone: [\n"), "settings.yaml:2: must be YAML"),
-    ],
-    ids=["foreign weights", "truncated weights", "no weights", "typo", "no YAML"],
-)
-def test_damaged_run_directories_are_refused(finished: Path, tmp_path: Path, damage: Any, message: str) -> None:
-    subprocess.run(["cp", "-r", str(finished / "run"), str(tmp_path / "run")], check=True)
-    damage(tmp_path / "run")
-    before = {
-        p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.suffix in (".csv", ".yaml", ".safetensors")
-    }
-    with pytest.raises(InputError, match=message):
-        run_study(tiny(tmp_path))
-    after = {
-        p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.suffix in (".csv", ".yaml", ".safetensors")
-    }
-    assert after == before

@@ -22,11 +22,9 @@ PROFILE = ("profile", "mobilevit_xxs", "--device", "cpu")
         (XXS, "--budget-gflops or --budget-ms must be given"),
         (("run", "--budget-gflops", "1.2"), "--backbone must be given"),
         ((*XXS, *BUDGET, "0.1"), "is too low: merging reaches 0.2"),
-        ((*XXS, *BUDGET, "9"), "is above the cost of the plain network: merging reaches 0.2"),
         ((*RUN, "--trials", "-3"), "trials must be greater than or equal to 1, but got '-3'"),
         ((*RUN, "--trials=abc"), "trials must be a valid integer, but got 'abc'"),
         ((*RUN, "--sampler", "tpee"), "or 'random', but got 'tpee': did you mean tpe?"),
-        ((*XXS, *BUDGET, "inf"), "budget_gflops must be a finite number, but got inf"),
         ((*RUN, "--operator", "tom"), "unknown operator 'tom': did you mean tome?"),
         ((*RUN, "--data-dir", "nowhere"), "must be an existing image folder, but got 'nowhere'"),
         ((*RUN, "--dataset", "torch/cifar11"), "unknown dataset 'torch/cifar11': did you mean torch/cifar10?"),
@@ -34,32 +32,24 @@ PROFILE = ("profile", "mobilevit_xxs", "--device", "cpu")
         ((*RUN, "--space", "mobilvit"), "unknown file 'mobilvit': did you mean mobilevit?"),
         ((*RUN, "--config", "mobilvit_s"), "did you mean mobilevit_s?"),
         ((*RUN, "--checkpoint", "none.pth"), "the checkpoint must be a file, but none.pth does not exist"),
-        ((*RUN, "--storage", "mysql://me:secret@host/all"), "begins with mysql: which is not supported"),
+        ((*RUN, "--storage", "mysql://me:secret@host/all"), "a URL that starts with mysql:"),
         ((*RUN, "--storage", "sqlite:///no/such/folder/all.db"), "all.db cannot be used: unable to open database file"),
         (("cost", "mobilevit_xxs", "--keep", "0.5,x"), "--keep must be numbers"),
         (("cost", "mobilevit_xxs", "--keep", "0.5,0.5"), "but got 2 for 9 layers"),
         (("cost", "mobilevit_xxs", "--keep", "1.5"), r"must be in (0, 1]"),
         (("cost", "mobilevit_xxs", "--operator", "pool", "--form", "hard"), "by 'pool' must be soft, but got 'hard'"),
-        (("cost", "mobilevit_xxs", "--form", "sof"), "but got 'sof': did you mean soft?"),
         (("space", "resnet50"), "unknown backbone 'resnet50'"),
         (("space", "efficientvit_m0"), "but got efficientvit_m0: it is Microsoft's EfficientViT"),
         ((*FAST, "--latency-profile", "none.json"), "the latency profile none.json cannot be read: No such file"),
-        ((*FAST, "--latency-dtype", "fp16"), "fp16 is not measured on a CPU"),
-        ((*FAST, "--latency-device", "gpu"), "`--device` must be auto, cpu or cuda, but got 'gpu'"),
-        (("profile", "mobilvit_s"), "'mobilvit_s': did you mean mobilevit_s?"),
-        ((*PROFILE, "--operator", "tom"), "unknown operator 'tom': did you mean tome?"),
-        ((*PROFILE, "--space", "mobilvit"), "unknown file 'mobilvit': did you mean mobilevit?"),
+        ((*FAST, "--latency-dtype", "fp16"), "fp16 needs a GPU"),
         ((*PROFILE, "--runtime", "torhc"), "but got 'torhc': did you mean torch?"),
-        ((*PROFILE, "--dtype", "fp16"), "fp16 is not measured on a CPU"),
-        ((*PROFILE, "--threads", "9999"), "the threads of a latency must be from"),
+        ((*PROFILE, "--threads", "9999"), "the threads of a latency target must be from"),
         ((*PROFILE, "--img-size", "16"), "img_size"),
-        ((*PROFILE, "--num-classes", "0"), "num_classes"),
         ((*PROFILE, "--out", "."), "--out must be a file, but . is a folder"),
         (("profile", "none.yaml"), "none.yaml"),
         (("profile", "none.yaml", "--again"), "--operator, --space, --again and --out need a backbone"),
         (("front", "nowhere"), "expected the run directory of a study, but nowhere is not a folder"),
-        (("export", "nowhere"), "must be the run directory of a study or the folder of a training, but is no folder"),
-        (("dashboard", "nowhere"), "expected the run directory of a study"),
+        (("export", "nowhere"), "or the folder of a training, but is not a folder"),
         ((*RUN, "--quiet", "--verbose"), "--quiet and --verbose cannot both be given"),
         (("run", "--no-such-option"), "no such option: --no-such-option (see ltmsearch run --help)"),
         (("run", "--trails", "3"), "no such option: --trails (Possible options: --pretrained, --trials)"),
@@ -70,7 +60,6 @@ PROFILE = ("profile", "mobilevit_xxs", "--device", "cpu")
         (("run", "--budget-ms"), "'--budget-ms' requires an argument"),
         (("run", "--quiet=1"), "'--quiet' does not take a value"),
         (("space", "mobilevit_xxs", "--img-size=9"), "--img-size must be greater than or equal to 32, but got '9'"),
-        (("space", "mobilevit_xxs", "--img-size", "x"), "--img-size must be a valid integer, but got 'x'"),
         (("export", "run", "more"), "unexpected extra argument"),
     ],
 )  # fmt: skip
@@ -128,12 +117,10 @@ def test_unwritable_run_directory(out: str, reason: str, tmp_path: Path, ltmsear
     ("damage", "code", "message"),
     [
         (lambda root: (root / "train/dog/0.jpg").write_text("no image"), 0, "unreadable skipped: 'train/dog/0.jpg'"),
-        (lambda root: (root / "train/dog/notes.txt").write_text("hello"), 0, "12 training"),
         (lambda root: (root / "train/bird").mkdir(), 2, "class folders must contain images"),
-        (lambda root: [f.unlink() for f in (root / "train/dog").iterdir()], 2, "class folders must contain images"),
         (lambda root: (root / "validation").rename(root / "elsewhere"), 2, "must contain validation/ or val/"),
     ],
-    ids=["text named as an image", "text file", "empty class", "emptied class", "no validation"],
+    ids=["text named as an image", "empty class", "no validation"],
 )  # fmt: skip
 def test_image_folders(tmp_path: Path, damage: Any, code: int, message: str, ltmsearch: Ltmsearch) -> None:
     root = image_folder(tmp_path / "images")
@@ -141,7 +128,7 @@ def test_image_folders(tmp_path: Path, damage: Any, code: int, message: str, ltm
     got, out, err = ltmsearch("run", *tiny_options(trials=1), "--data-dir", root, "--out", tmp_path / "run")
     assert got == code, err
     assert message in out + err
-    assert (f"; report: {tmp_path / 'run/report.html'}\n" in out) == (code == 0)
+    assert (tmp_path / "run/report.html").exists() == (code == 0)
     assert (tmp_path / "run").exists() == (code == 0)
 
 

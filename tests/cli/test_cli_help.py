@@ -1,7 +1,6 @@
 """Help and completion: quick, readable at 80 columns, and generated from the configuration fields."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,59 +19,64 @@ COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 HEAVY = {"torch", "torchvision", "timm", "optuna", "pandas", "plotly", "sklearn", "numpy", "sqlalchemy"}
 
 
-def imported_by(arguments: Sequence[str], **environment: str) -> tuple[str, set[str]]:
-    """Output of `ltmsearch ARGUMENTS` in a process of its own, and the heavy libraries that it imports."""
-    code = (
-        "import atexit, json, sys\n"
-        f"atexit.register(lambda: print(json.dumps(sorted({HEAVY!r} & set(sys.modules))), file=sys.stderr))\n"
-        f"sys.argv = ['ltmsearch', *{list(arguments)!r}]\n"
-        "from ltmsearch.cli.main import main\nmain()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, **environment}
-    )
-    return done.stdout, set(json.loads(done.stderr.splitlines()[-1]))
+SCRIPT = """
+import contextlib, io, json, os, sys
+from ltmsearch.cli.main import main
+outputs = []
+for arguments, environment in json.load(sys.stdin):
+    sys.argv = ["ltmsearch", *arguments]
+    os.environ.update(environment)
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        main()
+    outputs.append(out.getvalue())
+print(json.dumps([outputs, sorted(sys.modules)]))
+"""
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("run", "--help"), ("train", "-h"), ("--version",)])
-def test_help_imports_no_heavy_library(arguments: tuple[str, ...]) -> None:
-    out, heavy = imported_by(arguments)
-    assert out
-    assert heavy == set()
+def outputs(*calls: tuple[Sequence[str], dict[str, str]]) -> list[str]:
+    """Outputs of `ltmsearch` for arguments and environments, in one new process that imports no heavy library."""
+    given = json.dumps(calls)
+    done = subprocess.run([sys.executable, "-c", SCRIPT], input=given, capture_output=True, text=True, check=True)
+    texts, modules = json.loads(done.stdout)
+    assert set(modules) & HEAVY == set()
+    return texts
 
 
-@pytest.mark.parametrize(
-    ("words", "offered"),
-    [
-        (("",), list(COMMANDS)),
-        (("pr",), ["profile"]),
-        (("run", "--sampler", ""), ["auto", "tpe", "gp", "nsga2", "random"]),
-        (("run", "--backbone", "mobilevit_x"), ["mobilevit_xxs", "mobilevit_xs"]),
-        (("run", "--operator", "t"), ["tome"]),
-        (("run", "--config", "swin"), ["swin_base", "swin_tiny"]),
-        (("run", "--space", ""), ["efficientvit", "mobilevit", "swin", "vit"]),
-        (("run", "--timeo"), ["--timeout"]),
-        (("space", "efficientvit_l"), ["efficientvit_l1", "efficientvit_l2", "efficientvit_l3"]),
-        (("cost", "swin_s3_t"), ["swin_s3_tiny_224"]),
-        (("cost", "mobilevit_s", "--form", ""), ["soft", "hard", "matched"]),
-        (("profile", "mobilevit_xx"), ["mobilevit_xxs"]),
-        (("profile", "recipes/1.y"), [""]),
-        (("train", "r.yaml", "--sched", "co"), ["cosine", "constant"]),
-        (("front", "runs/"), [""]),
-    ],
-)
-def test_completion_imports_no_heavy_library(words: tuple[str, ...], offered: list[str]) -> None:
-    out, heavy = imported_by(
-        (), _LTMSEARCH_COMPLETE="complete_bash", COMP_WORDS=" ".join(("ltmsearch", *words)), COMP_CWORD=str(len(words))
-    )
-    assert out.removesuffix("\n").split("\n") == offered, "nothing is offered where the shell offers files"
-    assert heavy == set()
+def test_help_imports_no_heavy_library() -> None:
+    texts = outputs((["--help"], {}), (["run", "--help"], {}), (["train", "-h"], {}), (["--version"], {}))
+    assert all(texts)
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_completion_script_is_shown(shell: str) -> None:
-    out, _ = imported_by(("--show-completion", shell), _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
-    assert f"_LTMSEARCH_COMPLETE=complete_{shell}" in out
+def test_completion_imports_no_heavy_library() -> None:
+    cases: dict[tuple[str, ...], list[str]] = {
+        ("",): list(COMMANDS),
+        ("pr",): ["profile"],
+        ("run", "--sampler", ""): ["auto", "tpe", "gp", "nsga2", "random"],
+        ("run", "--backbone", "mobilevit_x"): ["mobilevit_xxs", "mobilevit_xs"],
+        ("run", "--operator", "t"): ["tome"],
+        ("run", "--config", "swin"): ["swin_base", "swin_tiny"],
+        ("run", "--space", ""): ["efficientvit", "mobilevit", "swin", "vit"],
+        ("run", "--timeo"): ["--timeout"],
+        ("space", "efficientvit_l"): ["efficientvit_l1", "efficientvit_l2", "efficientvit_l3"],
+        ("cost", "swin_s3_t"): ["swin_s3_tiny_224"],
+        ("cost", "mobilevit_s", "--form", ""): ["soft", "hard", "matched"],
+        ("profile", "mobilevit_xx"): ["mobilevit_xxs"],
+        ("profile", "recipes/1.y"): [""],
+        ("train", "r.yaml", "--sched", "co"): ["cosine", "constant"],
+        ("front", "runs/"): [""],
+    }
+    variables = [{"COMP_WORDS": " ".join(("ltmsearch", *words)), "COMP_CWORD": str(len(words))} for words in cases]
+    texts = outputs(*([(), {"_LTMSEARCH_COMPLETE": "complete_bash", **given}] for given in variables))
+    assert [text.removesuffix("\n").split("\n") for text in texts] == list(cases.values()), "[''] for files"
+
+
+def test_a_completion_script_is_shown() -> None:
+    shells = ("bash", "zsh", "fish")
+    environment = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    texts = outputs(*([("--show-completion", shell), environment] for shell in shells))
+    assert [f"_LTMSEARCH_COMPLETE=complete_{shell}" in text for shell, text in zip(shells, texts, strict=True)] == [
+        True
+    ] * 3
 
 
 @pytest.mark.parametrize("name", ["", *sorted(COMMANDS)])

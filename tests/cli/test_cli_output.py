@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.command_line import Ltmsearch, tiny_options
+from support.command_line import Ltmsearch, tiny, tiny_options
 
 from ltmsearch.config.recipe import load_recipe
+from ltmsearch.study import run_study
 
 
 def continued(finished: Path) -> tuple[str, ...]:
@@ -50,8 +51,7 @@ def test_results_and_notes_go_to_different_streams(finished: Path, ltmsearch: Lt
     assert "warm-up: " not in out
     assert "Front: " not in err
     assert "\x1b" not in out + err, "no colours and no bars where there is no terminal"
-    code, out, err = ltmsearch(*continued(finished), "--quiet")
-    assert (code, out, err) == (0, "", "")
+    assert " ltmsearch." not in err, "log lines only with --verbose"
     code, out, err = ltmsearch(*continued(finished), "--quiet", "--json")
     assert (code, err) == (0, "")
     assert json.loads(out)["folder"] == str(finished)
@@ -89,26 +89,20 @@ def test_verbose_logs_settings_trials_and_versions(tmp_path: Path, ltmsearch: Lt
     assert all("; sampler " in line and ", checkpoint " in line and "keep ratios " in line for line in trials)
     assert rows
     assert logging.getLogger("ltmsearch").handlers == []
-    _, _, err = ltmsearch(*arguments)
-    assert " ltmsearch." not in err, "only with --verbose"
 
 
-def test_rejected_proposals_are_logged_with_the_reason(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from support.sizes import TINY
-
-    from ltmsearch.config.settings import StudySettings
-    from ltmsearch.study import run_study
-
+def test_rejected_proposals_are_logged_with_the_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="ltmsearch")
-    settings = {**TINY, "budget_gflops": 0.222, "trials": 8, "sampler": "random", "out": str(tmp_path / "run")}
-    result = run_study(StudySettings.make("test", **settings))
+    result = run_study(tiny(tmp_path / "run", budget_gflops=0.222, trials=8, sampler="random"))
     rejected = [record.trial for record in result.trials if record.state == "over budget"]
     assert rejected, "a budget that random proposals miss"
     lines = [record.getMessage() for record in caplog.records if " rejected, " in record.getMessage()]
     assert [line.split()[1] for line in lines] == [str(trial) for trial in rejected]
     assert all("GFLOPs over budget: 0.0" in line and "; sampler " in line for line in lines)
+
+
+def interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(
@@ -122,16 +116,8 @@ def test_rejected_proposals_are_logged_with_the_reason(
     ],
 )
 def test_ctrl_c_ends_with_advice_how_to_continue(
-    command: str,
-    called: str,
-    message: str,
-    finished: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    ltmsearch: Ltmsearch,
+    command: str, called: str, message: str, finished: Path, monkeypatch: pytest.MonkeyPatch, ltmsearch: Ltmsearch
 ) -> None:
-    def interrupted(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(called, interrupted)
     recipe = str(next((finished / "recipes").iterdir()))
     arguments = {
@@ -150,9 +136,6 @@ def test_ctrl_c_ends_with_advice_how_to_continue(
 def test_ctrl_c_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ltmsearch: Ltmsearch
 ) -> None:
-    def interrupted(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr("ltmsearch.study.run_study", interrupted)
     arguments = ("run", *tiny_options(out=tmp_path / "run"))
     code, _, err = ltmsearch(*arguments)

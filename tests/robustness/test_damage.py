@@ -1,4 +1,4 @@
-"""Damaged and foreign files of runs and trainings, through the commands: one line, and nothing is overwritten."""
+"""Commands refuse damaged and foreign run directories in one line, and overwrite nothing."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import safe_open
@@ -17,22 +18,23 @@ from support.command_line import call, tiny_options
 from support.fuzzing import at_most, outcome
 
 from ltmsearch.config.settings import ResolvedSettings
+from ltmsearch.errors import InputError
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.search.checkpoint import digest
 from ltmsearch.search.storage import find_study, open_storage, refuse_damaged_study
 
 SECONDS = 60
-"""That a command may take: it takes few, and none may wait for ever."""
+"""Limit of a command; usually it takes a few."""
 
 
 @dataclass(frozen=True)
-class Told:
-    """What came of a command."""
+class Outcome:
+    """Outcome of a command."""
 
     code: int
     error: str
     changed: set[str]
-    """Files of the run directory that are not as before."""
+    """Files of the run directory that differ from before."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,26 +45,26 @@ def _no_picture() -> object:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """Of every file; SQLite's own two beside a database come and go with its readers."""
+    """Hash of every file but SQLite's temporary ones."""
     files = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(("-wal", "-shm")))
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-Command = Callable[..., Told]
+Command = Callable[..., Outcome]
 
 
 @pytest.fixture
 def command(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Calls `ltmsearch`, and looks at the run directory before and after."""
+    """Call `ltmsearch` and compare the run directory before and after."""
     monkeypatch.chdir(run.parent)
 
-    def of(*arguments: object) -> Told:
+    def of(*arguments: object) -> Outcome:
         before = hashes(run)
         with at_most(SECONDS):
             code, _, error = call(*map(str, arguments), monkeypatch=monkeypatch, capsys=capsys)
         after = hashes(run)
         changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-        return Told(code, error.strip(), changed)
+        return Outcome(code, error.strip(), changed)
 
     return of
 
@@ -71,35 +73,18 @@ def command(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 # Damage
 
 
-def cut_off(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def of_text(path: Path) -> None:
-    path.write_text("these are\nnot the files\nthat you look for\n")
-
-
-def of_noise(path: Path) -> None:
-    path.write_bytes(random.Random(0).randbytes(5000))
-
-
 def a_folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
 
 
-def flipped_at_its_start(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    for place in range(0, 40, 3):
-        content[place] ^= 1 << place % 8
-    path.write_bytes(content)
-
-
-DAMAGE = [cut_off, empty, of_text, of_noise, a_folder, flipped_at_its_start]
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("these are\nnot the files\nthat you look for\n"),
+    "noise": lambda path: path.write_bytes(random.Random(0).randbytes(5000)),
+    "a folder": a_folder,
+}
 
 
 def arguments(what: str, run: Path, images: Path) -> tuple[object, ...]:
@@ -130,20 +115,30 @@ READERS = {
 """File → the commands that read it."""
 
 
-@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
-@pytest.mark.parametrize(("file", "what"), [(file, what) for file, readers in READERS.items() for what in readers])
+def cases() -> list[Any]:
+    """File, reader and damage; by default every file with its first reader, each with a different damage."""
+    names = list(DAMAGE)
+    return [
+        pytest.param(file, what, damage, marks=[] if (i == 0 and j % len(names) == k) else pytest.mark.slow)
+        for j, (file, readers) in enumerate(READERS.items())
+        for i, what in enumerate(readers)
+        for k, damage in enumerate(names)
+    ]
+
+
+@pytest.mark.parametrize(("file", "what", "damage"), cases())
 def test_a_damaged_file_is_refused_and_nothing_changes(
-    run: Path, images: Path, command: Command, file: str, what: str, damage: Callable[[Path], None]
+    run: Path, images: Path, command: Command, file: str, what: str, damage: str
 ) -> None:
     asked = arguments(what, run, images)
-    damage(next((run / "recipes").glob("*.yaml")) if file == "recipes" else run / file)
-    told = command(*asked)
-    line = told.error.splitlines()[-1]
-    assert told.code == 2, told
+    DAMAGE[damage](next((run / "recipes").glob("*.yaml")) if file == "recipes" else run / file)
+    result = command(*asked)
+    line = result.error.splitlines()[-1]
+    assert result.code == 2, result
     assert line.startswith("error: ")
     assert line.isprintable()
-    assert "Traceback" not in told.error
-    assert told.changed == set()
+    assert "Traceback" not in result.error
+    assert result.changed == set()
     assert {path.name for path in run.parent.iterdir()} == {"run"}, "nor is anything else written"
 
 
@@ -152,16 +147,17 @@ def test_a_damaged_file_is_refused_and_nothing_changes(
 
 
 def study_db(path: Path) -> str:
-    """All that a study's database tells of its trials."""
+    """Every trial in the database of a study."""
     settings = ResolvedSettings.load(path.parent / "settings.yaml")
     refuse_damaged_study(settings, path.parent)
     study = find_study(open_storage(settings, path.parent, existing=True), settings.study)
-    assert study is not None
+    if study is None:
+        raise InputError(f"{path} has no study of that name")
     return repr([(t.number, t.state, t.values, t.params, t.user_attrs, t.system_attrs) for t in study.get_trials()])
 
 
 def flips(run: Path, number: int) -> Counter[str]:
-    """What comes of one flipped bit in the database, at as many places."""
+    """Outcomes of reading the database with one flipped bit, at that many places."""
     path, came = run / "study.db", Counter[str]()
     content = path.read_bytes()
     for seed in range(number):
@@ -175,7 +171,7 @@ def flips(run: Path, number: int) -> Counter[str]:
     return came
 
 
-def test_a_flipped_bit_in_the_database_is_refused_or_does_no_harm(run: Path) -> None:
+def test_flipped_bits_of_the_database_are_refused_or_harmless(run: Path) -> None:
     assert set(flips(run, 25)) == {"loaded", "refused"}
 
 
@@ -186,8 +182,15 @@ def test_flipped_bits_all_over_the_database(run: Path, record_property: Callable
     assert set(came) == {"loaded", "refused"}
 
 
-@pytest.mark.parametrize("what", ["run", "dashboard"])
-@pytest.mark.parametrize("foreign", ["of another program", "of another study"])
+@pytest.mark.parametrize(
+    ("what", "foreign"),
+    [
+        ("run", "of another program"),
+        ("dashboard", "of another study"),
+        pytest.param("run", "of another study", marks=pytest.mark.slow),
+        pytest.param("dashboard", "of another program", marks=pytest.mark.slow),
+    ],
+)
 def test_another_database_is_refused(run: Path, images: Path, command: Command, what: str, foreign: str) -> None:
     path = run / "study.db"
     if foreign == "of another program":
@@ -199,35 +202,43 @@ def test_another_database_is_refused(run: Path, images: Path, command: Command, 
         with closing(sqlite3.connect(path)) as connection:
             connection.execute("UPDATE studies SET study_name = 'another'")
             connection.commit()
-    told = command(*arguments(what, run, images))
-    assert (told.code, told.changed) == (2, set())
-    assert str(path) in told.error.splitlines()[-1] or "holds no mobilevit_xxs" in told.error
+    result = command(*arguments(what, run, images))
+    assert (result.code, result.changed) == (2, set())
+    assert str(path) in result.error.splitlines()[-1] or "its database has no mobilevit_xxs" in result.error
 
 
-def test_a_database_that_is_gone_does_not_begin_a_new_search(run: Path, images: Path, command: Command) -> None:
+def test_a_lost_database_starts_no_new_search(run: Path, images: Path, command: Command) -> None:
     (run / "study.db").unlink()
-    told = command(*arguments("run", run, images))
-    assert (told.code, told.changed) == (2, set())
-    assert told.error.endswith("restore a copy of it, or start another study with --study NAME or --out DIR")
+    result = command(*arguments("run", run, images))
+    assert (result.code, result.changed) == (2, set())
+    assert result.error.endswith("restore a copy of it, or start another study with --study NAME or --out DIR")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The shared weights
 
 
-@pytest.mark.parametrize("what", ["run", "export"])
+def test_lost_shared_weights_start_no_new_search(run: Path, images: Path, command: Command) -> None:
+    for path in run.glob("supernet.*safetensors"):
+        path.unlink()
+    result = command(*arguments("run", run, images))
+    assert (result.code, result.changed) == (2, set())
+    assert "has trials but no shared weights" in result.error
+
+
+@pytest.mark.parametrize("what", ["export", pytest.param("run", marks=pytest.mark.slow)])
 def test_a_flipped_bit_in_the_shared_weights_is_noticed(run: Path, images: Path, command: Command, what: str) -> None:
     path = run / "supernet.safetensors"
     content = bytearray(path.read_bytes())
-    content[len(content) * 2 // 3] ^= 4  # far behind the header: safetensors itself has no checksum
+    content[len(content) * 2 // 3] ^= 4  # behind the header: safetensors has no checksum
     path.write_bytes(content)
-    told = command(*arguments(what, run, images))
-    assert (told.code, told.changed) == (2, set())
-    assert "its weights are not those that were written" in told.error
+    result = command(*arguments(what, run, images))
+    assert (result.code, result.changed) == (2, set())
+    assert "the weights differ from those that were written" in result.error
 
 
 def test_weights_of_another_study_are_refused(run: Path, images: Path, command: Command, tmp_path: Path) -> None:
-    """With a header that is right for this one, so that only the tensors tell."""
+    """Only the tensors differ; the header is that of this study."""
     other = Supernet("mobilevit_xxs", num_classes=3).state_dict()
     with safe_open(run / "supernet.safetensors", framework="pt") as file:
         described = json.loads(file.metadata()["ltmsearch"])
@@ -235,7 +246,7 @@ def test_weights_of_another_study_are_refused(run: Path, images: Path, command: 
     described["sha256"] = digest(tensors)
     save_file(tensors, run / "supernet.safetensors", metadata={"ltmsearch": json.dumps(described)})
     for asked in (("export", run, "--weights"), arguments("run", run, images)):
-        told = command(*asked)
-        assert told.code == 2, told
-        assert "Traceback" not in told.error
-        assert not {name for name in told.changed if not name.startswith("export/")}
+        result = command(*asked)
+        assert result.code == 2, result
+        assert "Traceback" not in result.error
+        assert not {name for name in result.changed if not name.startswith("export/")}

@@ -1,4 +1,4 @@
-"""What others may come to see: addresses that are listened on, names in pages, passwords."""
+"""Exposure to others: addresses that are listened on, names in pages, passwords."""
 
 import re
 import signal
@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from support.command_line import Notes, call, tiny, tiny_study
+from support.command_line import Notes, call, tiny
 from support.records import make_run
 from test_fuzz import RECORDS
 
@@ -26,7 +26,7 @@ AXIS = CostAxis(name="gflops", title="GFLOPs", budget=0.3)
 
 
 class Elements(HTMLParser):
-    """Names of elements that a browser would make, and attributes that would run something."""
+    """Names of the elements that a browser creates, and attributes that run code."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -93,10 +93,7 @@ def listening(process: int) -> set[str]:
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads the kernel's list of sockets")
 @pytest.mark.parametrize(("options", "addresses"), [((), {"0100007F"}), (("--host", "0.0.0.0"), {"00000000"})])
-def test_the_dashboard_listens_on_loopback_unless_told(
-    tmp_path: Path, options: tuple[str, ...], addresses: set[str]
-) -> None:
-    run = tiny_study(tmp_path, trials=2)
+def test_the_dashboard_listens_on_loopback_by_default(run: Path, options: tuple[str, ...], addresses: set[str]) -> None:
     command = [sys.executable, "-m", "ltmsearch", "dashboard", str(run), "--port", "0", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -128,7 +125,7 @@ class TestPasswords:
             "backbone: mobilevit_xxs\nbudget_gflops: 1\nstorage_password: [{0}]\n",
         ],
     )
-    def test_none_in_a_config_file_is_told(
+    def test_passwords_in_a_config_file_are_not_shown(
         self, content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.chdir(tmp_path)
@@ -141,7 +138,7 @@ class TestPasswords:
         assert SECRET not in out + error
         assert not (tmp_path / "run").exists()
 
-    def test_no_message_shows_one(self) -> None:
+    def test_errors_show_no_password(self) -> None:
         for make in (InputError, Exception):
             line = str(make(f"cannot reach postgresql+psycopg://me:{SECRET}@host:5432/d now"))
             assert (SECRET in line) == (make is Exception)
