@@ -123,5 +123,5 @@ def _band(series: Series) -> go.Scatter:
 
 def save_figure(figure: go.Figure, folder: Path, stem: str, *, title: str, height: int = 560) -> None:
     """Write a figure as a page and, where a browser is found, as a PNG."""
-    written = write_drawing(figure, folder, stem, title=title, height=height)
-    print("written:", *written.paths, written.note or "")
+    note = write_drawing(figure, folder, stem, title=title, height=height)
+    print(f"written: {folder / stem}.html", note or f"and {stem}.png")

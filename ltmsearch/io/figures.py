@@ -4,7 +4,6 @@ import html
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,25 +38,18 @@ TEMPLATE.layout.update(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class WrittenDrawing:
-    """Result of `write_drawing`."""
-
-    paths: tuple[Path, ...]
-    """Files written, the page first."""
-    note: str | None
-    """One line that explains a missing PNG; None if it was written or not requested."""
-
-
 def write_drawing(
     figure: go.Figure, folder: str | Path, stem: str, *, title: str, height: int = 620, png: bool = True
-) -> WrittenDrawing:
+) -> str | None:
     """Write `<stem>.html`, which needs no network, and `<stem>.png` where a browser is found.
 
-    A PNG that cannot be drawn is not an error: the note gives the reason.
+    The page fills the window; one lower than `height` (points, of the PNG) by more than 140 scrolls.
 
-    In the page, the figure fills the window, which scrolls if it is lower than `height` by more than 140. The height of
-    the PNG is in points, at a width of `WIDTH`; drawing it takes some seconds.
+    Returns:
+        One line that explains a missing PNG; None if it was written or not requested.
+
+    Raises:
+        OSError: The folder cannot be written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,11 +59,12 @@ def write_drawing(
         f"<style>html, body {{height: 100%; margin: 0}} body {{min-height: {height - 140}px}}</style>\n"
         f"</head>\n<body>\n{plot}\n</body>\n</html>\n"
     )
-    page_path, image_path = write_atomic(folder / f"{stem}.html", page), folder / f"{stem}.png"
+    write_atomic(folder / f"{stem}.html", page)
+    image_path = folder / f"{stem}.png"
     note = _write_png(figure, image_path, height) if png else None
     if note is not None and image_path.exists():
         note += "; the existing one is older"
-    return WrittenDrawing(paths=(page_path, image_path) if png and note is None else (page_path,), note=note)
+    return note
 
 
 def figure_json(figure: go.Figure) -> str:

@@ -1,20 +1,40 @@
-"""Progress of a search as plain records: its hypervolume, and pairs of measures of the same trials."""
+"""Progress of a search: its hypervolume, and the agreement of two measures of the same trials."""
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from scipy.stats import kendalltau
 
 from ltmsearch.config.objective import CostAxis
-from ltmsearch.reporting.numbers import counted
+from ltmsearch.reporting.numbers import counted, text
 from ltmsearch.search.pareto import hypervolume_curve
 from ltmsearch.search.records import TrialRecord
 
 REJECTED = ("over budget", "below range")
 """States of trials that were neither trained nor scored."""
-ERRORS = {"top1": "top1_se", "rescored_top1": "rescored_top1_se", "latency_measured_ms": "latency_measured_se_ms"}
-"""Measure → its standard error."""
+
+
+class Measure(NamedTuple):
+    """A field of `TrialRecord` in plots and tables."""
+
+    title: str
+    unit: str
+    form: str
+    error: str = ""
+    """Field with its standard error."""
+
+
+MEASURES = {
+    "top1": Measure("top-1 when the trial ran", "%", ".1f", "top1_se"),
+    "rescored_top1": Measure("top-1 with the final weights", "%", ".1f", "rescored_top1_se"),
+    "latency_ms": Measure("predicted", "ms", ".2f"),
+    "latency_measured_ms": Measure("measured", "ms", ".2f", "latency_measured_se_ms"),
+    "mi_x": Measure("I(X̃;X)", "nats", ".4g"),
+    "mi_y": Measure("I(X̃;Y)", "nats", ".4g"),
+    "ibb": Measure("IBB", "nats", ".4g"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +57,6 @@ class Growth:
         return [(place, r, value) for place, (r, value, old) in enumerate(rows, start=1) if value > old]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """Two measures of one trial."""
-
-    record: TrialRecord
-    x: float
-    y: float
-    x_se: float | None = None
-    """Standard error of `x`."""
-    y_se: float | None = None
-
-
 def growth(records: Iterable[TrialRecord], axis: CostAxis) -> Growth:
     """Hypervolume over all trials of a study, from the scores of when they ran."""
     trials = sorted((r for r in records if r.state not in REJECTED), key=lambda r: r.trial)
@@ -62,33 +70,23 @@ def growth(records: Iterable[TrialRecord], axis: CostAxis) -> Growth:
     return Growth(trials=tuple(trials), values=tuple(map(float, curve)), reference=(highest, lowest))
 
 
-def pairs(records: Iterable[TrialRecord], x: str, y: str) -> list[Pair]:
-    """Trials that have values in two fields of `TrialRecord`, in order."""
-    found = []
-    for r in sorted(records, key=lambda r: r.trial):
-        both = getattr(r, x), getattr(r, y)
-        if None not in both:
-            x_se, y_se = (getattr(r, ERRORS[name]) if name in ERRORS else None for name in (x, y))
-            found.append(Pair(record=r, x=both[0], y=both[1], x_se=x_se, y_se=y_se))
-    return found
+def with_fields(records: Iterable[TrialRecord], *names: str) -> list[TrialRecord]:
+    """Trials that have values in some fields of `TrialRecord`, in order."""
+    chosen = [r for r in records if all(getattr(r, name) is not None for name in names)]
+    return sorted(chosen, key=lambda r: r.trial)
 
 
-def mean_error(pairs: Sequence[Pair]) -> float:
-    """Mean relative difference of `y` from `x`."""
-    return sum(abs(pair.y - pair.x) / pair.x for pair in pairs) / len(pairs)
+def measured(record: TrialRecord, name: str, *, named: bool = False) -> str:
+    """A measure of a trial, with its standard error if it has one, and on request with its title and unit."""
+    title, unit, form, error = MEASURES[name]
+    value, spread = text(getattr(record, name), form), getattr(record, error, None)
+    value += "" if spread is None else f" ± {spread:{form}}"
+    return f"{title} {value} {unit}" if named else value
 
 
-def kendall_tau(pairs: Sequence[Pair]) -> float | None:
-    """Kendall's tau-b: 1 the same order, 0 no relation, −1 the reverse; None if a measure is constant."""
-    xs, ys = [pair.x for pair in pairs], [pair.y for pair in pairs]
+def agreement(records: Sequence[TrialRecord], x: str, y: str) -> str:
+    """Kendall's tau-b of two fields in words: 1 the same order, 0 no relation, −1 the reverse."""
+    xs, ys = ([getattr(r, name) for r in records] for name in (x, y))
     if len(set(xs)) < 2 or len(set(ys)) < 2:  # SciPy returns NaN or warns
-        return None
-    return float(kendalltau(xs, ys).statistic)
-
-
-def agreement(pairs: Sequence[Pair]) -> str:
-    """Kendall's tau in words."""
-    tau = kendall_tau(pairs)
-    if tau is None:
-        return f"no Kendall tau: a measure is constant over {counted(len(pairs), 'trial')}"
-    return f"Kendall tau {tau:z.2f} over {len(pairs)} trials".replace("-", "−")
+        return f"no Kendall tau: a measure is constant over {counted(len(records), 'trial')}"
+    return f"Kendall tau {kendalltau(xs, ys).statistic:z.2f} over {len(records)} trials".replace("-", "−")

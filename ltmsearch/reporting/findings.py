@@ -105,10 +105,6 @@ def name_layers(layers: Sequence[str], among: Sequence[str]) -> str:
     """Some layers of a network in few words, such as "blocks.0, .3 to .7 and .9".
 
     All layers of a stage are written as a pattern that search spaces accept, `stages.2.1.transformer.*`.
-
-    Args:
-        layers: Layers to name; one or more.
-        among: All layers of the network in order.
     """
     if len(layers) == len(among) > 1:
         return f"all {len(among)} layers"

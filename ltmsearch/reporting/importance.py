@@ -17,12 +17,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from ltmsearch.search.records import TrialRecord
-
-Floats = NDArray[np.float64]
 
 SPARE = 5
 """Scored trials beyond the unknowns that a fit needs."""
@@ -93,40 +90,29 @@ def layer_importance(records: Iterable[TrialRecord]) -> Importance:
     inputs = rest @ halvings[:, varied]
     free = len(inputs) - int(np.linalg.matrix_rank(inputs))
     threshold = max(2.0, float(stdtrit(free, 1 - FALSE_ALARMS / 2 / len(varied))))
-    outputs = {name: np.array([getattr(r, name) for r in scored]) for name in ("loss", "top1", "gflops")}
-    fits = [_fit(inputs, rest @ values, free) for values in outputs.values()]
+    inverse = np.linalg.pinv(inputs)
+    fits = []
+    for name in ("loss", "top1", "gflops"):
+        outputs = rest @ np.array([getattr(r, name) for r in scored])
+        weights = inverse @ outputs
+        variance = float(np.sum((outputs - inputs @ weights) ** 2)) / free
+        fits.append((weights, np.sqrt(variance * np.sum(inverse**2, axis=1))))
     # Columns that are a mixture of others have no determined weight.
-    determined = np.diag(np.linalg.pinv(inputs) @ inputs) > 1 - 1e-6
+    determined = np.diag(inverse @ inputs) > 1 - 1e-6
     for place, i in enumerate(varied):
         if determined[place]:
-            effects[i] = _effect(effects[i], *(fit[place] for fit in fits), threshold=threshold)
+            times = -float(np.log2(effects[i].keep_ratio or 1.0))  # from a halving to the layer's median keep ratio
+            loss, top1, gflops = (Estimate(value=times * float(w[place]), se=times * float(e[place])) for w, e in fits)
+            effects[i] = replace(
+                effects[i],
+                loss=loss,
+                top1=top1,
+                gflops_saved=replace(gflops, value=-gflops.value),
+                distinct=abs(loss.value) > threshold * loss.se and loss.value * top1.value <= 0,
+            )
     return Importance(layers=tuple(effects), trials=len(scored), needed=needed, threshold=threshold)
 
 
 def _median_ratio(scored: list[TrialRecord], layer: str) -> float | None:
     tried = [r.schedule.keep_ratios[layer] for r in scored if r.schedule.keep_ratios[layer] < 1]
     return float(np.median(tried)) if tried else None
-
-
-def _fit(inputs: Floats, outputs: Floats, free: int) -> list[Estimate]:
-    """Weights by least squares, with standard errors from the residuals."""
-    inverse = np.linalg.pinv(inputs)
-    weights = inverse @ outputs
-    variance = float(np.sum((outputs - inputs @ weights) ** 2)) / free
-    errors = np.sqrt(variance * np.sum(inverse**2, axis=1))
-    return [Estimate(value=float(w), se=float(e)) for w, e in zip(weights, errors, strict=True)]
-
-
-def _effect(effect: LayerEffect, loss: Estimate, top1: Estimate, gflops: Estimate, *, threshold: float) -> LayerEffect:
-    """The effect per halving, scaled to the layer's median keep ratio."""
-    if effect.keep_ratio is None:
-        return effect
-    times = -float(np.log2(effect.keep_ratio))
-    loss, top1, gflops = (Estimate(value=times * e.value, se=times * e.se) for e in (loss, top1, gflops))
-    return replace(
-        effect,
-        loss=loss,
-        top1=top1,
-        gflops_saved=replace(gflops, value=-gflops.value),
-        distinct=abs(loss.value) > threshold * loss.se and loss.value * top1.value <= 0,
-    )

@@ -7,6 +7,7 @@ standard error in each direction; vermilion if significant, else grey. Right: th
 
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -14,6 +15,7 @@ from plotly.subplots import make_subplots
 from ltmsearch.config.objective import CostAxis
 from ltmsearch.io.figures import BLACK, BLUE, GREY, PALE, RED, TEMPLATE
 from ltmsearch.reporting.findings import Findings, sentences
+from ltmsearch.reporting.importance import Estimate
 from ltmsearch.reporting.numbers import cost_text
 from ltmsearch.reporting.pareto_plot import DASHBOARD_HEIGHT, DASHBOARD_TITLE, Place
 from ltmsearch.search.records import TrialRecord, form_key
@@ -21,7 +23,6 @@ from ltmsearch.search.records import TrialRecord, form_key
 LIGHT = "#b5b5b5"
 # One hue that only darkens, for colour-blind readers and for print; only no merging is white.
 _SCALE = [[0.0, "#ffffff"], [0.001, "#e6f0f8"], [0.5, "#6aa9d4"], [1.0, "#08306b"]]
-_ERROR = {"color": BLACK, "thickness": 1.2, "width": 3}
 _ROW, _LINE = 24, 19
 """Heights in points: of a layer, and of a line of text above."""
 _ABOVE, _BELOW, _PAGE_ABOVE = 80, 105, 40
@@ -142,31 +143,30 @@ def _point(record: TrialRecord, axis: CostAxis, *, units: bool) -> str:
     return f"{record.trial}<br>{record.cost(axis.name):.{digits}f}<br>{top1}"
 
 
+def _bars(shown: Sequence[tuple[str, Estimate]], marker: Any, hover: Sequence[str]) -> go.Bar:
+    return go.Bar(
+        x=[estimate.value for _, estimate in shown],
+        y=[layer for layer, _ in shown],
+        error_x={"array": [e.se for _, e in shown], "color": BLACK, "thickness": 1.2, "width": 3},
+        orientation="h",
+        marker={"color": marker},
+        hovertext=hover,
+        hoverinfo="text",
+    )
+
+
 def _losses(findings: Findings) -> go.Bar:
     shown = [(e, e.loss, e.top1) for e in findings.importance.layers if e.loss is not None and e.top1 is not None]
-    return go.Bar(
-        x=[loss.value for _, loss, _ in shown],
-        y=[e.layer for e, _, _ in shown],
-        error_x={"array": [loss.se for _, loss, _ in shown], **_ERROR},
-        orientation="h",
-        marker={"color": [RED if e.distinct else LIGHT for e, _, _ in shown]},
-        customdata=[
-            (e.keep_ratio, loss.se, top1.value, top1.se, "" if e.distinct else "<br>not significant")
-            for e, loss, top1 in shown
-        ],
-        hovertemplate="%{y} to %{customdata[0]:.3g}<br>loss %{x:+.4f} ± %{customdata[1]:.4f} nats<br>"
-        "top-1 %{customdata[2]:+.1f} ± %{customdata[3]:.1f} points%{customdata[4]}<extra></extra>",
-    )
+    hover = [
+        f"{e.layer} to {e.keep_ratio:.3g}<br>loss {loss.value:+.4f} ± {loss.se:.4f} nats<br>"
+        f"top-1 {top1.value:+.1f} ± {top1.se:.1f} points" + ("" if e.distinct else "<br>not significant")
+        for e, loss, top1 in shown
+    ]
+    colours = [RED if e.distinct else LIGHT for e, _, _ in shown]
+    return _bars([(e.layer, loss) for e, loss, _ in shown], colours, hover)
 
 
 def _savings(findings: Findings) -> go.Bar:
     shown = [(e, e.gflops_saved) for e in findings.importance.layers if e.gflops_saved is not None]
-    return go.Bar(
-        x=[saved.value for _, saved in shown],
-        y=[e.layer for e, _ in shown],
-        error_x={"array": [saved.se for _, saved in shown], **_ERROR},
-        orientation="h",
-        marker={"color": BLUE},
-        customdata=[e.keep_ratio for e, _ in shown],
-        hovertemplate="%{y} to %{customdata:.3g}<br>saves %{x:.4f} GFLOPs<extra></extra>",
-    )
+    hover = [f"{e.layer} to {e.keep_ratio:.3g}<br>saves {saved.value:.4f} GFLOPs" for e, saved in shown]
+    return _bars([(e.layer, saved) for e, saved in shown], BLUE, hover)

@@ -33,6 +33,30 @@ def cost_text(record: TrialRecord, axis: CostAxis) -> str:
     return axis.text(record.cost(axis.name)).partition(" ")[0]
 
 
+def trial_facts(record: TrialRecord) -> list[tuple[str, str]]:
+    """Name and value of everything known about a trial's cost and scores."""
+    facts = [("GFLOPs", f"{record.gflops:.4f}")]
+    if record.latency_ms is not None:
+        facts.append(("ms per batch, predicted", f"{record.latency_ms:.2f}"))
+    if record.latency_measured_ms is not None:
+        measured = with_error(record.latency_measured_ms, record.latency_measured_se_ms, 2)
+        facts.append(("ms per batch, measured", measured))
+    if record.rescored_top1 is not None:
+        top1 = _score(record.rescored_top1, record.rescored_top1_se, record.rescored_loss)
+        top1 += "" if record.expected_top1 is None else f", expected top-1 {record.expected_top1:.1f} %"
+        facts.append((f"score with the final weights (version {record.rescored_version})", top1))
+    if record.top1 is not None:
+        first = f"score when it ran (weights version {record.supernet_version})"
+        facts.append((first, _score(record.top1, record.top1_se, record.loss)))
+    if record.mi_x is not None and record.mi_y is not None and record.ibb is not None:
+        facts.append(("I(X̃;X), I(X̃;Y), IB bound", f"{record.mi_x:.3g}, {record.mi_y:.3g}, {record.ibb:.3g} nats"))
+    return facts if record.ib_weight is None else [*facts, ("IB weight", f"{record.ib_weight:.3g}")]
+
+
+def _score(top1: float, top1_se: float | None, loss: float | None) -> str:
+    return f"{with_error(top1, top1_se)} %" + ("" if loss is None else f", loss {loss:.4f}")
+
+
 def breaks_budget(record: TrialRecord, axis: CostAxis) -> bool:
     """Whether a trial predicted within a latency budget was measured over it."""
     if axis.name != "latency_ms" or axis.budget is None or record.latency_measured_ms is None:

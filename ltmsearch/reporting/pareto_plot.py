@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 
 from ltmsearch.config.objective import CostAxis
 from ltmsearch.io.figures import BLACK, BLUE, GREY, ORANGE, RED, TEMPLATE
-from ltmsearch.reporting.numbers import breaks_budget, with_error
+from ltmsearch.reporting.numbers import breaks_budget, trial_facts
 from ltmsearch.reporting.pareto_layout import UNSCORED, FrontLayout, Group, front_layout, shown_top1
 from ltmsearch.search.records import TrialRecord
 
@@ -34,6 +34,8 @@ STYLES: dict[Group, tuple[str, str, int]] = {
     "below range": ("line-ns", GREY, 14),
     "failed": ("x-thin", RED, 10),
 }
+RING = {"symbol": "circle-open", "size": 18, "color": BLACK, "line": {"width": 2}}
+"""Mark around a trial of the front."""
 
 
 def front_figure(
@@ -72,24 +74,9 @@ def describe(record: TrialRecord) -> str:
 
 
 def _hover(record: TrialRecord) -> str:
-    lines = [describe(record), f"{record.gflops:.4f} GFLOPs"]
-    if record.latency_ms is not None:
-        lines[-1] += f", {record.latency_ms:.2f} ms predicted"
-    if record.latency_measured_ms is not None:
-        lines.append(f"{with_error(record.latency_measured_ms, record.latency_measured_se_ms, 2)} ms measured")
-    if record.score is None:
-        lines.append(f"{record.state}: no score")
-    else:
-        lines.append(f"top-1 {record.score} %{'' if record.score.rescored else ' when it ran'}")
-        lines += [] if record.score.loss is None else [f"loss {record.score.loss:.4f}"]
-    if record.expected_top1 is not None:
-        lines[-1] += f", expected top-1 {record.expected_top1:.1f} %"
-    lines += [] if record.ib_weight is None else [f"IB weight {record.ib_weight:.3g}"]
-    if record.mi_x is not None and record.mi_y is not None and record.ibb is not None:
-        lines.append(f"I(X̃;X) {record.mi_x:.3g}, I(X̃;Y) {record.mi_y:.3g}, IB bound {record.ibb:.3g} nats")
-    lines += [] if record.supernet_version is None else [f"shared weights version {record.supernet_version}"]
-    lines.append("keep ratios, 1 = no merging:")
-    return "<br>".join(lines + [f"  {stage}: {ratios}" for stage, ratios in record.by_stage()])
+    lines = [describe(record), *([] if record.score else [f"{record.state}: no score"])]
+    lines += [f"{name}: {value}" for name, value in trial_facts(record)]
+    return "<br>".join([*lines, "keep ratios, 1 = no merging:", *(f"  {s}: {r}" for s, r in record.by_stage())])
 
 
 def _trace(group: Group, rescored: bool, members: Sequence[TrialRecord], axis: CostAxis, in_legend: bool) -> go.Scatter:
@@ -121,7 +108,7 @@ def _add_front(figure: go.Figure, layout: FrontLayout, axis: CostAxis) -> None:
         y=[shown_top1(r) for r in layout.front],
         error_y={"array": [r.rescored_top1_se or 0 for r in layout.front], "color": BLACK, "thickness": 1.2},
         mode="markers",
-        marker={"symbol": "circle-open", "size": 18, "color": BLACK, "line": {"width": 2}},
+        marker=RING,
         **together,
     )
     figure.add_scatter(

@@ -26,21 +26,16 @@ def write_plots(
         "layers": (layers_figure(findings, title=title, axis=axis), height(findings)),
     }
     for name, (figure, size) in drawn.items():
-        note = write_drawing(figure, folder, name, title=title, height=size, png=png).note
+        note = write_drawing(figure, folder, name, title=title, height=size, png=png)
         if note:
             callbacks.note(note)
             png = False  # a browser that is missing or hangs is tried only once
 
 
 def write_results(run: Run, callbacks: Callbacks, clock: Clock | None = None) -> None:
-    """Write everything that follows from the trials and times of a study: `trials.csv`, `front.csv`, `findings.json`,
-    two plots and the report.
+    """Write everything that follows from the trials and times of a study: tables, findings, two plots and the report.
 
-    Args:
-        run: The run directory.
-        callbacks: Receives a note on a PNG that could not be drawn.
-        clock: Clock of a call of `ltmsearch run`, saved before the report reads the times; None: `times.json` is
-            complete.
+    The clock of a running study is saved before the report reads the times.
     """
     settings, records, folder = run.settings, run.trials, run.folder
     write_csv(trials_table(records), folder / TRIALS)

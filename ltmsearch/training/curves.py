@@ -13,7 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ltmsearch.io.figures import WrittenDrawing, write_drawing
+from ltmsearch.io.figures import write_drawing
 from ltmsearch.training.epoch_records import EpochRecord, select_best
 
 HEIGHT = 800
@@ -80,7 +80,7 @@ def curves_figure(records: Iterable[EpochRecord], *, title: str) -> go.Figure:
     return figure
 
 
-def write_curves(records: Iterable[EpochRecord], folder: str | Path, *, title: str, png: bool = True) -> WrittenDrawing:
+def write_curves(records: Iterable[EpochRecord], folder: str | Path, *, title: str, png: bool = True) -> str | None:
     """Write `curves.html`, and `curves.png` if a browser is installed; see `write_drawing`.
 
     Args:

@@ -280,9 +280,9 @@ class _Trainer:
 
     def _draw(self, *, png: bool) -> None:
         title = f"{self.recipe.model}, {self.gflops:.3f} GFLOPs"
-        written = write_curves(self.records, self.folder, title=title, png=png)
-        if written.note:
-            self.callbacks.note(written.note)
+        note = write_curves(self.records, self.folder, title=title, png=png)
+        if note:
+            self.callbacks.note(note)
 
     # -- messages ------------------------------------------------------------------------------------------------
 

@@ -13,10 +13,9 @@ FIGURE = go.Figure(go.Scatter(x=[1, 2], y=[3, 4]))
 
 
 def test_the_page_needs_no_network(tmp_path: Path) -> None:
-    written = write_drawing(FIGURE, tmp_path / "run", "curves", title="a <b> & c", png=False)
-    assert written.paths == (tmp_path / "run" / "curves.html",)
-    assert written.note is None
-    page = written.paths[0].read_text(encoding="utf-8")
+    note = write_drawing(FIGURE, tmp_path / "run", "curves", title="a <b> & c", png=False)
+    assert note is None
+    page = (tmp_path / "run/curves.html").read_text(encoding="utf-8")
     assert len(page.encode()) < 6_000_000
     # The tags of the page itself; the bundled plotly.js has tags in its strings.
     scripts = re.findall(r"<script\b[^>]*>", page)
@@ -31,12 +30,11 @@ def test_the_page_needs_no_network(tmp_path: Path) -> None:
 def test_without_a_browser_a_note_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "no-such-browser"))
     (tmp_path / "front.png").write_bytes(b"old")
-    written = write_drawing(FIGURE, tmp_path, "front", title="t")
-    assert written.paths == (tmp_path / "front.html",)
-    assert written.note is not None
-    assert "needs Chrome or Chromium" in written.note
-    assert written.note.endswith("the existing one is older")
-    assert "\n" not in written.note
+    note = write_drawing(FIGURE, tmp_path, "front", title="t")
+    assert note is not None
+    assert "needs Chrome or Chromium" in note
+    assert note.endswith("the existing one is older")
+    assert "\n" not in note
     assert (tmp_path / "front.png").read_bytes() == b"old"
 
 
@@ -53,9 +51,9 @@ def test_a_browser_that_hangs_or_breaks_ends_in_a_note(
 ) -> None:
     monkeypatch.setattr(figures, "_PNG_PROGRAM", program)
     monkeypatch.setattr(figures, "PNG_SECONDS", seconds)
-    written = write_drawing(FIGURE, tmp_path, "front", title="t")
-    assert written.note is not None
-    assert said in written.note
+    note = write_drawing(FIGURE, tmp_path, "front", title="t")
+    assert note is not None
+    assert said in note
     assert os.listdir(tmp_path) == ["front.html"]
 
 
@@ -65,18 +63,17 @@ def test_a_drawn_png_is_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "import json, sys; json.load(open(sys.argv[1]))['data']; open(sys.argv[2], 'w').write(' '.join(sys.argv[3:]))"
     )
     monkeypatch.setattr(figures, "_PNG_PROGRAM", program)
-    written = write_drawing(FIGURE, tmp_path, "front", title="t", height=800)
-    assert written.paths == (tmp_path / "front.html", tmp_path / "front.png")
-    assert written.note is None
+    note = write_drawing(FIGURE, tmp_path, "front", title="t", height=800)
+    assert note is None
     assert (tmp_path / "front.png").read_text() == "1000 800"
 
 
 @pytest.mark.slow
 def test_a_browser_draws_the_png(tmp_path: Path) -> None:
-    written = write_drawing(FIGURE, tmp_path, "front", title="t")
-    if written.note is not None and "needs Chrome" in written.note:
-        pytest.skip(written.note)
-    assert written.note is None
+    note = write_drawing(FIGURE, tmp_path, "front", title="t")
+    if note is not None and "needs Chrome" in note:
+        pytest.skip(note)
+    assert note is None
     header = (tmp_path / "front.png").read_bytes()[:24]
     assert header[:8] == b"\x89PNG\r\n\x1a\n"
     assert struct.unpack(">II", header[16:]) == (2000, 1240)

@@ -4,7 +4,7 @@ import pytest
 from support.records import make_trial
 
 from ltmsearch.config.objective import CostAxis
-from ltmsearch.reporting.convergence import Pair, agreement, growth, kendall_tau, mean_error, pairs
+from ltmsearch.reporting.convergence import agreement, growth, measured, with_fields
 from ltmsearch.search.records import TrialRecord
 
 AXIS = CostAxis(budget=1.2)
@@ -36,29 +36,28 @@ def test_without_a_feasible_score_there_is_no_hypervolume(records: list[TrialRec
     assert found.raised == []
 
 
-def points(*places: tuple[float, float]) -> list[Pair]:
-    return [Pair(record=FIRST, x=x, y=y) for x, y in places]
+def points(*places: tuple[float, float]) -> list[TrialRecord]:
+    return [make_trial(n, 1.0, top1, mi_x=x) for n, (x, top1) in enumerate(places)]
 
 
-def test_kendall_tau() -> None:
-    assert kendall_tau(points((1, 10), (2, 30), (3, 20))) == pytest.approx(1 / 3)  # two pairs agree, one does not
-    assert agreement(points((1, 3), (2, 2), (3, 1))) == "Kendall tau −1.00 over 3 trials"
-    # One tie in x: (2 − 0) / √(2 · 3).
-    assert kendall_tau(points((1, 1), (1, 2), (2, 3))) == pytest.approx(2 / 6**0.5)
+@pytest.mark.parametrize(
+    ("places", "words"),
+    [
+        ([(1, 10), (2, 30), (3, 20)], "Kendall tau 0.33 over 3 trials"),  # two pairs agree, one does not
+        ([(1, 3), (2, 2), (3, 1)], "Kendall tau −1.00 over 3 trials"),
+        ([(1, 1), (1, 2), (2, 3)], "Kendall tau 0.82 over 3 trials"),  # one tie in x: (2 − 0) / √(2 · 3)
+        ([], "no Kendall tau: a measure is constant over 0 trials"),
+        ([(1, 2)], "no Kendall tau: a measure is constant over 1 trial"),
+        ([(1, 2), (1, 3)], "no Kendall tau: a measure is constant over 2 trials"),
+        ([(1, 2), (2, 2)], "no Kendall tau: a measure is constant over 2 trials"),
+    ],
+)
+def test_agreement(places: list[tuple[float, float]], words: str) -> None:
+    assert agreement(points(*places), "mi_x", "top1") == words
 
 
-@pytest.mark.parametrize("places", [(), ((1, 2),), ((1, 2), (1, 3)), ((1, 2), (2, 2))])
-def test_a_constant_measure_has_no_tau(places: tuple[tuple[float, float], ...]) -> None:
-    assert kendall_tau(points(*places)) is None
-    assert agreement(points(*places)).startswith("no Kendall tau: a measure is constant over ")
-
-
-def test_pairs_are_the_trials_with_both_measures() -> None:
-    again = make_trial(6, 1.0, 80.0, 82.0, mi_x=0.25, latency_ms=8.8, latency_measured_ms=8.0)
-    fast = make_trial(7, 1.0, 79.0, latency_ms=4.5, latency_measured_ms=5.0)
-    records = [fast, again, make_trial(8, 1.0, 78.0, latency_ms=9.0), REJECTED]
-    assert pairs(records, "top1", "rescored_top1") == [Pair(record=again, x=80.0, y=82.0, x_se=1.1, y_se=0.7)]
-    assert pairs(records, "mi_x", "top1") == [Pair(record=again, x=0.25, y=80.0, y_se=1.1)]
-    timed = pairs(records, "latency_measured_ms", "latency_ms")
-    assert [(p.record, p.x, p.y) for p in timed] == [(again, 8.0, 8.8), (fast, 5.0, 4.5)]
-    assert mean_error(timed) == pytest.approx(0.1)
+def test_measures_have_their_standard_error() -> None:
+    again = make_trial(6, 1.0, 80.0, 82.0, mi_x=0.25)
+    assert with_fields([again, make_trial(4, 1.0, 78.0), REJECTED], "top1", "rescored_top1") == [again]
+    assert measured(again, "top1") == "80.0 ± 1.1"
+    assert measured(again, "mi_x", named=True) == "I(X̃;X) 0.25 nats"

@@ -10,7 +10,7 @@ from ltmsearch.costs import CostModel
 from ltmsearch.errors import printable
 from ltmsearch.reporting.findings import find, sentences
 from ltmsearch.reporting.front_table import make_front_table
-from ltmsearch.reporting.numbers import breaks_budget, with_error
+from ltmsearch.reporting.numbers import breaks_budget, trial_facts
 from ltmsearch.schedules.grid import tokens
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.records import TrialRecord
@@ -68,15 +68,7 @@ def share_kept(layers: Sequence[LayerTokens]) -> float:
 def trial_note(
     record: TrialRecord, layers: Sequence[LayerTokens], axis: CostAxis, *, base_gflops: float, on_front: bool
 ) -> str:
-    """Note of one trial: its result, costs, scores and schedule.
-
-    Args:
-        record: The trial.
-        layers: Token counts of its schedule.
-        axis: Cost and budget of the front.
-        base_gflops: Cost of the plain network.
-        on_front: Whether the trial is on the front.
-    """
+    """Note of one trial: its result, costs, scores and schedule."""
     lines = [f"**{_escaped(record.label or record.kind)}**: {_result(record, on_front)}", ""]
     lines += _table(("cost and score", ""), _facts(record, layers, axis, base_gflops))
     windows = " (per window)" if any(layer.windows > 1 for layer in layers) else ""
@@ -93,11 +85,7 @@ def study_note(
 ) -> str:
     """Note of a study: its front if there is one, its settings, and an explanation of the page.
 
-    Args:
-        settings: Settings of the study.
-        records: All its trials.
-        base_gflops: Cost of the plain network.
-        link: Number of a trial → its address in the dashboard.
+    `link` turns the number of a trial into its address in the dashboard.
     """
     records, axis = list(records), settings.axis
     front = make_front_table(records, axis)
@@ -124,11 +112,7 @@ def study_note(
 def updated_note(note: str, present: str) -> str | None:
     """A new note with the text that a person wrote below the last line of the present one; None to leave that.
 
-    It is left if nothing changed, or if a person removed the last line.
-
-    Args:
-        note: The new note.
-        present: The present note; empty if there is none.
+    It is left if nothing changed, or if a person removed the last line. Without a note, `present` is empty.
     """
     _, line, own = present.partition(LAST_LINE)
     if present.strip() and not line:
@@ -150,29 +134,12 @@ def _result(record: TrialRecord, on_front: bool) -> str:
 def _facts(
     record: TrialRecord, layers: Sequence[LayerTokens], axis: CostAxis, base_gflops: float
 ) -> list[tuple[str, str]]:
-    facts = [("GFLOPs", f"{record.gflops:.4f} ({record.gflops / base_gflops:.0%} of the plain network)")]
-    if record.latency_ms is not None:
-        facts.append(("ms per batch, predicted", f"{record.latency_ms:.2f}"))
-    if record.latency_measured_ms is not None:
-        measured = with_error(record.latency_measured_ms, record.latency_measured_se_ms, 2)
-        over = " **over the budget**" if breaks_budget(record, axis) else ""
-        facts.append(("ms per batch, measured", measured + over))
-    facts.append(("tokens", f"{share_kept(layers):.0%} kept on average, {layers[-1].after} after the last layer"))
-    if record.rescored_top1 is not None:
-        top1 = _score(record.rescored_top1, record.rescored_top1_se, record.rescored_loss)
-        top1 += "" if record.expected_top1 is None else f", expected top-1 {record.expected_top1:.1f} %"
-        facts.append((f"score with the final weights (version {record.rescored_version})", top1))
-    if record.top1 is not None:
-        first = f"score when it ran (weights version {record.supernet_version})"
-        facts.append((first, _score(record.top1, record.top1_se, record.loss)))
-    if record.mi_x is not None and record.mi_y is not None and record.ibb is not None:
-        facts.append(("I(X̃;X), I(X̃;Y), IB bound", f"{record.mi_x:.3g}, {record.mi_y:.3g}, {record.ibb:.3g} nats"))
-    facts += [] if record.ib_weight is None else [("IB weight", f"{record.ib_weight:.3g}")]
-    return facts
-
-
-def _score(top1: float, top1_se: float | None, loss: float | None) -> str:
-    return f"{with_error(top1, top1_se)} %" + ("" if loss is None else f", loss {loss:.4f}")
+    facts = dict(trial_facts(record))
+    facts["GFLOPs"] += f" ({record.gflops / base_gflops:.0%} of the plain network)"
+    if breaks_budget(record, axis):
+        facts["ms per batch, measured"] += " **over the budget**"
+    facts["tokens"] = f"{share_kept(layers):.0%} kept on average, {layers[-1].after} after the last layer"
+    return list(facts.items())
 
 
 def _settings(settings: ResolvedSettings, base_gflops: float) -> list[tuple[str, str]]:

@@ -69,13 +69,7 @@ class DashboardHooks(StudyHooks):
                 trial.set_user_attr(name, value)
 
     def trial_scored(self, trial: Trial, record: TrialRecord, merges: ExampleMerges | None) -> None:
-        """Upload the files of a running trial: schedule, recipe and a picture. Optuna accepts none later.
-
-        Args:
-            trial: The running trial.
-            record: Its record, as it will be stored.
-            merges: Merges to draw, if any.
-        """
+        """Upload the files of a running trial: schedule, recipe and a picture. Optuna accepts none later."""
         number, settings = record.trial, self.bench.settings
         recipe = make_recipe(record, settings, num_classes=self.bench.evaluator.data.num_classes)
         files = {
@@ -102,12 +96,7 @@ class DashboardHooks(StudyHooks):
         NoteStorage(study, empty=True).write(trial_id(trial), self._trial_note(record, on_front=False))
 
     def study_updated(self, study: optuna.Study, records: list[TrialRecord]) -> None:
-        """Update all notes, and the plots if there is a front.
-
-        Args:
-            study: The study.
-            records: All its trials.
-        """
+        """Update all notes, and the plots if there is a front."""
         axis, present = self.bench.settings.axis, NoteStorage(study)
         ids = {trial.number: trial_id(trial) for trial in study.get_trials(deepcopy=False)}
         front = select_front(records, axis.name)

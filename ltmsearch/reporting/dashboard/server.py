@@ -35,13 +35,6 @@ class _Quiet(WSGIRequestHandler):
 
 def serve_dashboard(run: Path, *, host: str, port: int, callbacks: Callbacks) -> None:
     """Serve the pages of a run directory's study, also while it runs, until Ctrl-C.
-
-    Args:
-        run: The run directory.
-        host: Address to listen on.
-        port: Port; 0: a free one.
-        callbacks: Receives a note with the address once it can be opened.
-
     Raises:
         InputError: There is no study, its database cannot be reached, or the address cannot be listened on.
     """

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import plotly.graph_objects as go
 
 from ltmsearch.config.objective import CostAxis
-from ltmsearch.reporting.convergence import REJECTED, agreement, growth, mean_error, pairs
+from ltmsearch.reporting.convergence import MEASURES, REJECTED, agreement, growth, measured, with_fields
 from ltmsearch.reporting.findings import Findings
 from ltmsearch.reporting.html.charts import comparison_figure, growth_figure, information_figure, times_figure
 from ltmsearch.reporting.layer_plot import height, layers_figure
@@ -189,12 +190,14 @@ def _layers(findings: Findings, axis: CostAxis) -> Chapter:
 
 def _latency(records: Sequence[TrialRecord], axis: CostAxis, front: set[int]) -> Chapter:
     heading = "Predicted and measured latency"
-    timed = sorted(pairs(records, "latency_measured_ms", "latency_ms"), key=lambda pair: pair.x)
+    timed = with_fields(records, "latency_measured_ms", "latency_ms")
+    timed.sort(key=lambda r: r.latency_measured_ms or 0.0)
     if not timed:
         words = "No latency was measured: the latency profile is from another machine, or the run was interrupted."
         return Chapter(anchor="latency", heading=heading, paragraphs=(words,))
-    on_front = [pair for pair in timed if pair.record.trial in front]
-    error = f"mean error {mean_error(on_front or timed):.1%}"
+    on_front = [r for r in timed if r.trial in front]
+    difference = {r.trial: (r.latency_ms or 0.0) / (r.latency_measured_ms or 1.0) - 1 for r in timed}
+    error = f"mean error {fmean(abs(difference[r.trial]) for r in on_front or timed):.1%}"
     words = (
         "The search uses predicted latencies; at its end the networks of the front (ringed) and the plain network are "
         "measured. On the dashed line both are equal; networks below it are slower than predicted. Bars are one "
@@ -203,18 +206,18 @@ def _latency(records: Sequence[TrialRecord], axis: CostAxis, front: set[int]) ->
     )
     rows = [
         (
-            *_named(pair.record),
-            f"{pair.y:.2f}",
-            with_error(pair.x, pair.x_se, 2),
-            text(pair.y / pair.x - 1, "+.1%"),
-            "yes" if breaks_budget(pair.record, axis) else "",
+            *_named(r),
+            measured(r, "latency_ms"),
+            measured(r, "latency_measured_ms"),
+            text(difference[r.trial], "+.1%"),
+            "yes" if breaks_budget(r, axis) else "",
         )
-        for pair in timed
+        for r in timed
     ]
     headings = ("trial", "kind", "predicted, ms", "measured, ms", "difference", "over budget")
     plot = Plot(
         anchor="plot-latency",
-        figure=comparison_figure(timed, "measured", "predicted", "ms", front=front, budget=axis.budget),
+        figure=comparison_figure(timed, "latency_measured_ms", "latency_ms", front=front, budget=axis.budget),
         alternative=f"Predicted against measured milliseconds of {counted(len(timed), 'network')}: {error}.",
         height=520,
         most_width=600,
@@ -224,24 +227,24 @@ def _latency(records: Sequence[TrialRecord], axis: CostAxis, front: set[int]) ->
 
 
 _TERMS = {
-    "mi_x": ("I(X̃;X)", "information of the features on the image"),
-    "mi_y": ("I(X̃;Y)", "information of the features on the class"),
-    "ibb": ("IBB", "bound of their difference, minimised by the IB loss"),
+    "mi_x": "information of the features on the image",
+    "mi_y": "information of the features on the class",
+    "ibb": "bound of their difference, minimised by the IB loss",
 }
 
 
 def _information(records: Sequence[TrialRecord]) -> Chapter:
     heading = "Information bottleneck and accuracy"
-    found = {term: terms for term in _TERMS if (terms := pairs(records, term, "top1"))}
+    found = {term: terms for term in _TERMS if (terms := with_fields(records, term, "top1"))}
     if not found:
         return Chapter(anchor="information", heading=heading, paragraphs=("No trial has information terms.",))
     plots, taus = [], []
     for term, terms in found.items():
-        name, meaning = _TERMS[term]
-        alternative = f"Top-1 against {name}: {agreement(terms)}."
-        figure = information_figure(terms, name)
+        name, tau = MEASURES[term].title, agreement(terms, term, "top1")
+        alternative = f"Top-1 against {name}: {tau}."
+        figure = information_figure(terms, term)
         plots.append(Plot(anchor=f"plot-{term}", figure=figure, alternative=alternative, height=340))
-        taus.append(f"{name}, {meaning}: {agreement(terms)}.")
+        taus.append(f"{name}, {_TERMS[term]}: {tau}.")
     words = (
         "A panel per information term, in nats, of the features of the validation images after a trial's training; "
         "top-1 is from the same time. A term is related to accuracy if it orders the trials as top-1 does (tau near 1) "
@@ -250,34 +253,36 @@ def _information(records: Sequence[TrialRecord]) -> Chapter:
     rows = [
         (
             *_named(r),
-            *(text(getattr(r, term)) for term in found),
+            *(measured(r, term) for term in found),
             text(r.ib_weight),
             with_error(r.top1, r.top1_se),
         )
         for r in sorted(records, key=lambda r: r.trial)
         if any(getattr(r, term) is not None for term in found)
     ]
-    headings = ("trial", "kind", *(_TERMS[term][0] for term in found), "IB weight", "top-1 when it ran, %")
+    headings = ("trial", "kind", *(MEASURES[term].title for term in found), "IB weight", "top-1 when it ran, %")
     table = make_table("Information terms, in nats", headings, rows)
     paragraphs = (words, " ".join(taus))
     return Chapter(anchor="information", heading=heading, paragraphs=paragraphs, plots=tuple(plots), tables=(table,))
 
 
 def _scores(records: Sequence[TrialRecord], front: set[int]) -> Chapter:
-    both, heading = pairs(records, "top1", "rescored_top1"), "First and final scores"
+    heading, x, y = "First and final scores", "top1", "rescored_top1"
+    both = with_fields(records, x, y)
     if not both:
         words = "No trial was rescored: the run has not finished, or no trial has a score."
         return Chapter(anchor="scores", heading=heading, paragraphs=(words,))
+    tau = agreement(both, x, y)
     words = (
         "Candidates for the front are scored twice: when their trial ran, and at the end of the search, all with the "
         "same final weights and on more images. Above the dashed line a score rose. The front uses the second scores "
-        f"and their loss. Agreement in order: {agreement(both)} (1: the same order, 0: no relation)."
+        f"and their loss. Agreement in order: {tau} (1: the same order, 0: no relation)."
     )
-    rows = [(*_named(p.record), with_error(p.x, p.x_se), with_error(p.y, p.y_se)) for p in both]
+    rows = [(*_named(r), measured(r, x), measured(r, y)) for r in both]
     plot = Plot(
         anchor="plot-scores",
-        figure=comparison_figure(both, "top-1 when the trial ran", "top-1 with the final weights", "%", front=front),
-        alternative=f"Final against first top-1 of {counted(len(both), 'trial')}: {agreement(both)}.",
+        figure=comparison_figure(both, x, y, front=front),
+        alternative=f"Final against first top-1 of {counted(len(both), 'trial')}: {tau}.",
         height=520,
         most_width=600,
     )

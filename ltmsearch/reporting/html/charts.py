@@ -10,10 +10,10 @@ import plotly.graph_objects as go
 
 from ltmsearch.config.objective import CostAxis
 from ltmsearch.io.figures import BLACK, BLUE, GREY, TEMPLATE
-from ltmsearch.reporting.convergence import Growth, Pair
-from ltmsearch.reporting.numbers import duration, with_error
-from ltmsearch.reporting.pareto_plot import STYLES, describe
-from ltmsearch.search.records import Kind
+from ltmsearch.reporting.convergence import MEASURES, Growth, measured
+from ltmsearch.reporting.numbers import duration
+from ltmsearch.reporting.pareto_plot import RING, STYLES, describe
+from ltmsearch.search.records import Kind, TrialRecord
 
 
 def growth_figure(growth: Growth, axis: CostAxis) -> go.Figure:
@@ -35,34 +35,20 @@ def growth_figure(growth: Growth, axis: CostAxis) -> go.Figure:
 
 
 def comparison_figure(
-    pairs: Sequence[Pair], x: str, y: str, unit: str, *, front: Collection[int], budget: float | None = None
+    records: Sequence[TrialRecord], x: str, y: str, *, front: Collection[int], budget: float | None = None
 ) -> go.Figure:
-    """Draw two measures in the same unit, named `x` and `y`, with a dashed line where both are equal.
-
-    Args:
-        front: Numbers of the trials on the front.
-        budget: Drawn on both axes if given, with error bars of `x`.
-    """
-    digits = 2 if unit == "ms" else 1
-    figure = _figure(f"{x}, {unit}", f"{y}, {unit}")
-    ends = [value for pair in pairs for value in (pair.x, pair.y)]
+    """Draw two measures in the same unit, with a dashed line where both are equal, and a budget on both axes."""
+    figure, unit = _scatter(records, x, y, bars=budget is not None), MEASURES[x].unit
+    ends = [getattr(r, name) for r in records for name in (x, y)]
     pad = 0.08 * (max(ends) - min(ends)) or 1.0
     view = [min(ends) - pad, max(ends) + pad]
     line = {"color": GREY, "width": 1.5, "dash": "dash"}
     figure.add_scatter(name="equal", x=view, y=view, mode="lines", line=line, hoverinfo="skip")
     figure.update_xaxes(range=view)
     figure.update_yaxes(range=view)
-    ringed = [pair for pair in pairs if pair.record.trial in front]
-    if ringed:
-        ring = {"symbol": "circle-open", "size": 18, "color": BLACK, "line": {"width": 2}}
-        points = {"x": [pair.x for pair in ringed], "y": [pair.y for pair in ringed]}
-        figure.add_scatter(name="front", mode="markers", marker=ring, hoverinfo="skip", **points)
-    words = [
-        f"{describe(pair.record)}<br>{x} {with_error(pair.x, pair.x_se, digits)} {unit}"
-        f"<br>{y} {with_error(pair.y, pair.y_se, digits)} {unit}"
-        for pair in pairs
-    ]
-    _add_by_kind(figure, pairs, words, bars=budget is not None)
+    if ringed := [r for r in records if r.trial in front]:
+        points = {"x": [getattr(r, x) for r in ringed], "y": [getattr(r, y) for r in ringed]}
+        figure.add_scatter(name="front", mode="markers", marker=RING, hoverinfo="skip", **points)
     if budget is not None:
         dotted = {"color": BLACK, "width": 1, "dash": "dot"}
         figure.add_vline(x=budget, line=dotted)
@@ -70,11 +56,9 @@ def comparison_figure(
     return figure
 
 
-def information_figure(pairs: Sequence[Pair], term: str) -> go.Figure:
+def information_figure(records: Sequence[TrialRecord], term: str) -> go.Figure:
     """Draw top-1 over an information term."""
-    figure = _figure(f"{term}, nats", "top-1 when the trial ran, %")
-    words = [f"{describe(pair.record)}<br>{term} {pair.x:.4g} nats<br>top-1 {pair.y:.1f} %" for pair in pairs]
-    _add_by_kind(figure, pairs, words, bars=False)
+    figure = _scatter(records, term, "top1")
     figure.update_xaxes(nticks=5, exponentformat="power", minexponent=2)
     return figure.update_layout(showlegend=False, margin_t=15)
 
@@ -97,14 +81,17 @@ def times_figure(seconds: Mapping[str, float]) -> go.Figure:
     return figure.update_layout(showlegend=False, bargap=0.35, margin_t=10)
 
 
-def _add_by_kind(figure: go.Figure, pairs: Sequence[Pair], words: Sequence[str], *, bars: bool) -> None:
+def _scatter(records: Sequence[TrialRecord], x: str, y: str, *, bars: bool = False) -> go.Figure:
+    figure = _figure(*(f"{MEASURES[name].title}, {MEASURES[name].unit}" for name in (x, y)))
     for kind in get_args(Kind):
-        chosen = [place for place, pair in enumerate(pairs) if pair.record.kind == kind]
-        x, y = [pairs[place].x for place in chosen], [pairs[place].y for place in chosen]
-        marks = _marks(kind, x, y, [words[place] for place in chosen])
+        chosen = [r for r in records if r.kind == kind]
+        words = [f"{describe(r)}<br>{measured(r, x, named=True)}<br>{measured(r, y, named=True)}" for r in chosen]
+        marks = _marks(kind, [getattr(r, x) for r in chosen], [getattr(r, y) for r in chosen], words)
         if bars:
-            marks.error_x = {"array": [pairs[place].x_se or 0.0 for place in chosen], "color": GREY, "thickness": 1}
+            errors = [getattr(r, MEASURES[x].error) or 0.0 for r in chosen]
+            marks.error_x = {"array": errors, "color": GREY, "thickness": 1}
         figure.add_trace(marks)
+    return figure
 
 
 def _marks(kind: Kind, x: Sequence[float], y: Sequence[float], words: Sequence[str]) -> go.Scatter:

@@ -21,15 +21,7 @@ SIDE = 640
 def merges_page(
     image: np.ndarray, layers: Sequence[LayerMerges], *, title: str, subtitle: str, place: Place | None = None
 ) -> str:
-    """The page as text.
-
-    Args:
-        image: (H, W, 3) uint8, the network's input.
-        layers: Merging layers, one or more.
-        title: Heading, and title of the browser tab.
-        subtitle: The line below.
-        place: First place of the ring; None: `default_place`.
-    """
+    """The page as text."""
     panel = panel_size(image, layers, SIDE)
     data = {
         "size": image.shape[:2],

@@ -3,6 +3,7 @@
 Shapes: H×W pixels of the network's input, h×w pixels of a panel, R×C patches.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,22 +30,18 @@ OUTLINE = 0.75
 def default_place(layers: Sequence[LayerMerges]) -> Place:
     """Centre of a patch in the largest merged token of the last layer.
 
-    Of the patches with the largest share in it, the one merged with the most patches over all layers; ties are decided
-    by the distance to the middle of the image.
+    Of its patches, the one merged with the most patches over all layers; ties are decided by the distance to the middle
+    of the image.
     """
-    last = layers[-1]
-    rows, columns = np.indices(last.image_grid)
-    middle = (np.array(last.image_grid) - 1) / 2
-    far = np.hypot((rows - middle[0]) / last.image_grid[0], (columns - middle[1]) / last.image_grid[1])
-    distance = np.full(len(last.sizes), np.inf)
-    np.minimum.at(distance, last.labels, far)  # tokens without a patch are excluded
-    token = int(np.lexsort((distance, -np.where(np.isfinite(distance), last.sizes.round(2), -1)))[0])
-    weights = last.weights(token)
-    own = np.argwhere((last.labels == token) & (weights >= 0.9 * weights[last.labels == token].max()))
-    down, right = last.token_stride
-    places = [((column + 0.5) * right, (row + 0.5) * down) for row, column in own.tolist()]
-    company = [sum(float(layer.sizes[layer.token_at(*place)]) for layer in layers) for place in places]
-    return places[int(np.lexsort((far[tuple(own.T)], -np.round(company, 2)))[0])]
+    (rows, columns), (down, right) = layers[-1].image_grid, layers[-1].token_stride
+    middle = columns * right / 2, rows * down / 2
+
+    def rank(place: Place) -> tuple[float, float, float]:
+        sizes = [float(layer.sizes[layer.token_at(*place)].round(2)) for layer in layers]
+        return sizes[-1], round(sum(sizes), 2), -math.dist(place, middle)
+
+    places = [((column + 0.5) * right, (row + 0.5) * down) for row, column in np.ndindex(rows, columns)]
+    return max(places, key=rank)
 
 
 def heading(layer: LayerMerges) -> tuple[str, str]:
