@@ -110,14 +110,6 @@ def test_trial_page_shows_note_attributes_and_files(browse: Browse, address: str
     assert visit.problems == []
 
 
-def test_rejected_trials_are_pruned_with_a_reason(browse: Browse, address: str, rejecting: Path) -> None:
-    record = next(r for r in Run.open(rejecting).trials if r.state == "over budget")
-    visit = browse(f"{address}/trials?numbers={record.trial}", height=1600)
-    expect(visit.page.get_by_text("rejected by its cost, which is over the budget")).to_be_visible()
-    expect(visit.page.get_by_text("Pruned").first).to_be_visible()
-    assert visit.problems == []
-
-
 def finished_trials(run: Path) -> int:
     """Number of finished trials of a search."""
     with closing(sqlite3.connect(run / "study.db", timeout=30)) as database:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page
 from support.browser import Browse
 
 from ltmsearch.reporting.html import PAGE
@@ -24,23 +23,6 @@ def report(rejecting: Path) -> Path:
     return rejecting / PAGE
 
 
-def traces(page: Page, plot: str) -> dict[str, list[dict[str, object]]]:
-    """Name → its traces in a plot, with the data and marks that the browser has."""
-    found: list[dict[str, object]] = page.evaluate(
-        """plot => document.getElementById(plot).calcdata.map(points => {
-            const trace = points[0].trace, node = points[0].node3?.node();
-            const drawn = [...(node?.querySelectorAll('path.point') ?? [])];
-            return {name: trace.name, symbol: trace.marker?.symbol, size: trace.marker?.size, x: [...trace.x],
-                    marks: drawn.length, below: trace.yaxis === 'y2'};
-        })""",
-        plot,
-    )
-    by_name: dict[str, list[dict[str, object]]] = {}
-    for trace in found:
-        by_name.setdefault(str(trace["name"]), []).append(trace)
-    return by_name
-
-
 def test_page_loads_without_requests_or_errors(browse: Browse, report: Path) -> None:
     visit = browse(report)
     visit.page.wait_for_function("document.querySelectorAll('.plot .main-svg').length >= 8 * 2")
@@ -48,44 +30,6 @@ def test_page_loads_without_requests_or_errors(browse: Browse, report: Path) -> 
     assert visit.problems == []
     assert visit.requests == []
     assert visit.overflow == 0
-
-
-def test_front_plot_has_rings_and_ticks(browse: Browse, report: Path, study: Run) -> None:
-    page = browse(report).page
-    page.wait_for_selector(MARKS)
-    drawn = traces(page, "plot-front")
-    (rings,) = drawn["front, ± 1 standard error"]
-    assert rings["marks"] == len(study.front) >= 1
-    assert sorted(rings["x"]) == sorted(record.gflops for record in study.front)  # type: ignore[call-overload]
-    rejected = [record for record in study.trials if record.state == "over budget"]
-    assert rejected
-    (ticks,) = drawn["rejected: over budget"]
-    assert ticks["symbol"] == "line-ns-open"
-    assert ticks["below"]
-    assert len(ticks["x"]) == len(rejected)  # type: ignore[arg-type]
-
-
-def test_hovering_over_a_front_point_shows_its_numbers(browse: Browse, report: Path, study: Run) -> None:
-    page = browse(report).page
-    page.wait_for_selector(MARKS)
-    page.locator("#plot-front").scroll_into_view_if_needed()
-    best = study.front[0]
-    place = page.evaluate(
-        """([gflops, top1]) => {
-            const plot = document.getElementById('plot-front'), {xaxis, yaxis} = plot._fullLayout;
-            const box = plot.getBoundingClientRect();
-            return [box.left + xaxis._offset + xaxis.d2p(gflops), box.top + yaxis._offset + yaxis.d2p(top1)];
-        }""",
-        [best.gflops, best.ranking_top1],
-    )
-    page.mouse.move(place[0] - 40, place[1] - 40)
-    page.mouse.move(*place, steps=5)
-    label = page.locator("#plot-front .hoverlayer .hovertext")
-    label.first.wait_for()
-    words = label.first.text_content() or ""
-    assert f"trial {best.trial}" in words
-    assert f"{best.gflops:.4f} GFLOPs" in words
-    assert f"top-1 {best.score} %" in words
 
 
 def test_phones_do_not_scroll_sideways(browse: Browse, report: Path) -> None:
@@ -130,15 +74,6 @@ def test_print_unfolds_everything_and_cuts_no_plot(browse: Browse, report: Path)
     assert max(ends) <= 690
     page.evaluate("window.dispatchEvent(new Event('afterprint'))")
     assert page.evaluate("document.querySelectorAll('details[open]').length") == 0
-
-
-def test_tables_contain_the_plotted_trials(browse: Browse, report: Path, study: Run) -> None:
-    page = browse(report).page
-    rows = page.locator("#front ~ details").first.locator("tbody tr")
-    assert rows.count() == sum(record.score is not None for record in study.trials)
-    found = page.locator("section").first.locator("tbody").first.locator("tr")
-    assert found.count() == len(study.front)
-    assert found.first.locator("th").inner_text() == str(study.front[0].trial)
 
 
 @pytest.mark.parametrize("name", [PAGE, "front.html", "layers.html"])
