@@ -76,10 +76,6 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 def load_checkpoint(folder: Path, *, space: str | None = None) -> Checkpoint | None:
     """Read the last checkpoint; None if there is none.
 
-    Args:
-        folder: The run directory.
-        space: `SearchSpace.digest` of the study that continues; None: any.
-
     Raises:
         InputError: If the file is damaged, foreign, or of another space.
     """

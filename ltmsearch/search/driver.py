@@ -73,15 +73,7 @@ class RunningTrial:
 class Driver:
     """Runs one study in one run directory.
 
-    Args:
-        bench: Supernet, data, costs and space of the study.
-        folder: Run directory.
-        callbacks: Receives progress.
-        clock: Measures the time of each part.
-        storage: Optuna storage; None: the one in the settings.
-        workers: Evaluate the trials; None: this process.
-        confirm: Raises `LeaseLost` if another driver has taken the study over; called before every write.
-        hooks: Called as trials start and end.
+    Before every write it calls `confirm`, which raises `LeaseLost` if another driver has taken the study over.
     """
 
     def __init__(
@@ -168,9 +160,6 @@ class Driver:
 
     def search(self, *, until: float | None) -> None:
         """Run trials until their number or the time limit is reached.
-
-        Args:
-            until: Start no new trial after this `time.monotonic()`.
 
         Raises:
             WorkersLost: If no worker is left.

@@ -18,13 +18,7 @@ class StudyHooks:
         """A trial has its schedule; its cost may still reject it."""
 
     def trial_scored(self, trial: Trial, record: TrialRecord, merges: ExampleMerges | None) -> None:
-        """A trial is scored and about to be stored: the last moment at which Optuna takes files for it.
-
-        Args:
-            trial: Running.
-            record: As it will be stored.
-            merges: What it merges in a few images, if that was recorded.
-        """
+        """A trial is scored and about to be stored: the last moment at which Optuna takes files for it."""
 
     def trial_finished(self, study: optuna.Study, trial: FrozenTrial, record: TrialRecord) -> None:
         """A trial is stored, scored or not."""

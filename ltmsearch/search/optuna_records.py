@@ -57,6 +57,7 @@ def completed_trial(trial: Trial, outcome: dict[str, Any]) -> FrozenTrial:
 
 def set_constraints(trial: Trial, budgets: Sequence[Budget], indices: np.ndarray) -> list[float]:
     """Store the distance of a schedule from each budget with its trial.
+
     Returns:
         One value per constraint; at most 0 is feasible.
     """

@@ -21,11 +21,6 @@ def select_candidates(records: Iterable[TrialRecord], number: int, cost: CostNam
     Half of the places go by rank. For the other half the range of costs is cut into equal parts, and the best trial of
     each part is taken, so that candidates cover the whole range.
 
-    Args:
-        records: All trials.
-        number: Number of feasible trials; scored baselines are added to it.
-        cost: Cost axis of the front.
-
     Returns:
         Distinct trials, by number.
     """
@@ -64,10 +59,6 @@ def expected_top1(top1: Sequence[float], losses: Sequence[float]) -> list[float]
     On a few hundred images top-1 changes in steps of whole images, while the loss is steady. The prediction is a
     straight line of top-1 over loss through all networks. With fewer than `MIN_NETWORKS` networks, or if top-1 does not
     fall with the loss, the measured top-1 is returned.
-
-    Args:
-        top1: In percent, of networks scored with the same weights on the same images.
-        losses: In nats, of the same networks.
     """
     if len(top1) < MIN_NETWORKS or np.ptp(losses) == 0:
         return list(top1)
@@ -80,10 +71,6 @@ def expected_top1(top1: Sequence[float], losses: Sequence[float]) -> list[float]
 
 def same_nets(records: Iterable[TrialRecord], net: Callable[[TrialRecord], Hashable]) -> list[tuple[TrialRecord, ...]]:
     """Scored trials grouped by the network they are at the proxy's image size: one score serves a group.
-
-    Args:
-        records: All trials.
-        net: Key of a trial's network at that size.
 
     Returns:
         Groups; a baseline comes first if there is one, else the cheapest feasible trial.

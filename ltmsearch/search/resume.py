@@ -54,13 +54,6 @@ class OpenRun:
 def open_run(settings: StudySettings, callbacks: Callbacks, clock: Clock, lease: Lease, stack: ExitStack) -> OpenRun:
     """Check everything, fast checks first, then write `settings.yaml`.
 
-    Args:
-        settings: Settings as the user gave them.
-        callbacks: Receives notes on the search space, the data and the device.
-        clock: Records the time of the setup.
-        lease: Acquired here.
-        stack: Receives the cleanup of connections.
-
     Raises:
         InputError: For the first check that fails; nothing is changed then.
     """

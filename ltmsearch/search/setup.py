@@ -76,10 +76,6 @@ class Workbench:
     def warm_up(self, optimizer: Optimizer | None = None, first_step: int = 0) -> Iterator[float]:
         """Train the shared weights from where they are; yields the plain net's loss after every step.
 
-        Args:
-            optimizer: Of the steps before, if there were any.
-            first_step: The first step.
-
         Raises:
             TrialDiverged: If the loss is not finite.
         """
@@ -181,6 +177,7 @@ class Workbench:
 
 def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None = None) -> Workbench:
     """Build the supernet, count costs, read space and data, choose the number format, profile latency.
+
     Raises:
         InputError: If a setting cannot be applied; quick checks come first.
     """
@@ -248,6 +245,7 @@ def _measure(evaluator: Evaluator, images: Tensor, many: Tensor) -> ImageSeconds
 
 def prepare_evaluator(settings: ResolvedSettings, callbacks: Callbacks) -> Evaluator:
     """Build the supernet, read the data, choose the number format.
+
     Raises:
         InputError: If data or weights are not available.
     """

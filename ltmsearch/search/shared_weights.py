@@ -19,16 +19,7 @@ Weights = dict[str, Tensor]
 
 
 class SharedWeights:
-    """The current weights, and the earlier versions that running trials started from.
-
-    Args:
-        supernet: Its parameters are the first version; its state dict is what is saved.
-        folder: Run directory.
-        state: State of the search that belongs to these weights.
-        share: Share of a trial's change that the weights take over.
-        staleness_power: How fast that share falls with the age of the trial's weights; see `decayed_share`.
-        confirm: Raises if the weights must not be saved any more.
-    """
+    """The current weights, and the earlier versions that running trials started from."""
 
     def __init__(
         self,
@@ -80,13 +71,7 @@ class SharedWeights:
         return weights
 
     def update(self, trained: Mapping[str, Tensor], start: Weights, *, age: int) -> None:
-        """Take over a share of a trial's change: W ← W + share · (W' − W_start).
-
-        Args:
-            trained: Parameters W' of the trial; empty if it did not train, and then nothing changes.
-            start: Parameters W_start that it started from.
-            age: Number of versions by which these are behind.
-        """
+        """Take over a share of a trial's change: W ← W + share · (W' − W_start)."""
         if not trained:
             return
         share = decayed_share(self.share, age, power=self.staleness_power)

@@ -127,6 +127,7 @@ class Clock:
 
     def keep(self, folder: Path, *, device: str, versions: Mapping[str, str]) -> None:
         """Set the run directory that `save` writes to; earlier calls there are kept.
+
         Raises:
             InputError: If its `times.json` is damaged.
         """

@@ -204,13 +204,7 @@ class Evaluator:
         )
 
     def score(self, schedule: MergeSchedule, *, images: int, information: bool = False) -> Score:
-        """Score the supernet's current weights under a schedule, with recalibrated BatchNorm statistics.
-
-        Args:
-            schedule: The subnet.
-            images: Number of validation images; the same ones for every subnet.
-            information: Also estimate the information terms, with statistics of the calibration images.
-        """
+        """Score the supernet's current weights under a schedule, with recalibrated BatchNorm statistics."""
         with self._as_scored(schedule, information=information) as ib:
             return self._validated(images, ib)
 

@@ -31,6 +31,7 @@ class Prior:
     @classmethod
     def open(cls, run: Path, *, backbone: str) -> "Prior":
         """Read the run directory of an earlier study.
+
         Raises:
             InputError: If the folder holds no study with trials, or one of another backbone.
         """

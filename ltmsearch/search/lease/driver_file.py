@@ -20,9 +20,7 @@ class DriverFile:
     """`driver.json` in a run directory: its driver keeps it locked, and a heartbeat sets its time.
 
     The system releases the lock however a process ends, so a killed driver is recognised at once on its own machine.
-
-    Args:
-        folder: The run directory. It is created with the file, and removed with it if it is empty.
+    The run directory is created with the file, and removed with it if it is empty.
     """
 
     def __init__(self, folder: Path) -> None:

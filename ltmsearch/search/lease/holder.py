@@ -17,11 +17,7 @@ _PROC = Path("/proc")
 
 
 class Holder(BaseModel):
-    """A driver that holds the lease of a study.
-
-    Raises:
-        ValidationError: For text that does not describe a holder.
-    """
+    """A driver that holds the lease of a study."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,7 +35,6 @@ class Holder(BaseModel):
 
     @classmethod
     def this_process(cls, file: Path) -> Self:
-        """The holder of a new lease."""
         return cls(
             token=secrets.token_hex(8),
             user=_user(),

@@ -16,7 +16,6 @@ from ltmsearch.search.lease.holder import Holder, Record
 _log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 10.0
-"""Time between two heartbeats."""
 WATCHED_HEARTBEATS = 2.5
 """A driver on another host has ended if it misses this many heartbeats."""
 
@@ -25,7 +24,7 @@ class RecordStore(Protocol):
     """A place that records the holder of a lease: a run directory or a storage."""
 
     subject: str
-    """The study or its run directory, as the subject of a message."""
+    """For messages."""
 
     def read(self) -> Record | None: ...
     def write(self, text: str) -> None: ...
@@ -44,12 +43,6 @@ class Lease:
     """The right to drive one study, for the duration of the `with` block.
 
     A thread sends heartbeats meanwhile; errors in it never end the run.
-
-    Args:
-        folder: The run directory of the driver.
-        takeover: Take the lease from a driver that is running.
-        callbacks: Receives a note on each wait and each takeover.
-        heartbeat_seconds: Time between two heartbeats; None: `HEARTBEAT_SECONDS`.
     """
 
     def __init__(
@@ -168,11 +161,7 @@ class Lease:
 
 
 def current_driver(folder: Path) -> str | None:
-    """The driver of a run directory that is running, or may be running on another host.
-
-    Args:
-        folder: The run directory.
-    """
+    """The driver of a run directory that is running, or may be running on another host."""
     found = DriverFile(folder).read()
     if found is None or (found.holder is not None and found.holder.has_ended()):
         return None

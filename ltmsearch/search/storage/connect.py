@@ -33,13 +33,7 @@ _NO_PASSWORD = " (no password was given: put it into --storage of `run`, PGPASSW
 def open_storage(
     settings: StudySettings, folder: Path, *, existing: bool = False, callbacks: Callbacks | None = None
 ) -> BaseStorage:
-    """Open the storage of a study.
-
-    Args:
-        settings: Settings of the study.
-        folder: The run directory, with the database unless the settings name another.
-        existing: Whether the storage must exist; nothing is created then.
-        callbacks: Receives a note on each repair.
+    """Open the storage of a study; with `existing`, nothing is created.
 
     Raises:
         InputError: If the storage cannot be reached or used.
@@ -96,11 +90,7 @@ def _use_write_ahead_log(storage: RDBStorage) -> None:
 
 @contextmanager
 def reraise_storage_errors(settings: StudySettings) -> Iterator[None]:
-    """Turn any error of a study's storage into one line.
-
-    Raises:
-        StorageLost: With the message of the database.
-    """
+    """Turn any error of a study's storage into `StorageLost`, which has one line."""
     try:
         yield
     except STORAGE_ERRORS as error:
@@ -110,15 +100,7 @@ def reraise_storage_errors(settings: StudySettings) -> Iterator[None]:
 
 
 def refuse_other_storage(settings: StudySettings, stored: StudySettings | None) -> None:
-    """Raise if a study would continue in another storage than it started in.
-
-    Args:
-        settings: Settings of the search.
-        stored: Settings in the run directory, if there are any.
-
-    Raises:
-        InputError: Naming both storages.
-    """
+    """Raise `InputError` if a study would continue in another storage than it started in."""
     if stored is not None and stored.storage != settings.storage:
         expected = f"the storage {stored.storage}" if stored.storage else f"its own {DATABASE}"
         given = f"--storage {settings.storage}" if settings.storage else "no --storage"
@@ -127,11 +109,6 @@ def refuse_other_storage(settings: StudySettings, stored: StudySettings | None) 
 
 def connect_storage(settings: StudySettings, *, started: bool, callbacks: Callbacks) -> RetryingStorage | None:
     """Open the storage of a search; None for a database in the run directory that does not exist yet.
-
-    Args:
-        settings: Settings of the search.
-        started: Whether the run directory contains shared weights.
-        callbacks: Receives a note on each repair and each retry.
 
     Raises:
         InputError: If the storage cannot be used, or contains the study of another run directory under the same name.

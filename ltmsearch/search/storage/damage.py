@@ -21,12 +21,8 @@ _REMEDY = "restore a copy of it, or start another study with --study NAME or --o
 def refuse_damaged_study(settings: StudySettings, folder: Path, *, scored: int = 0) -> None:
     """Raise unless every trial of a study in an SQLite file can be read. Other storages check themselves.
 
-    SQLite itself notices few flipped bits, and accepts an empty file as a new database.
-
-    Args:
-        settings: Settings of the study.
-        folder: The run directory.
-        scored: Number of scored trials in the shared weights: a study without any of them was lost.
+    SQLite itself notices few flipped bits, and accepts an empty file as a new database. If the shared weights contain
+    `scored` trials and the study none, it was lost.
 
     Raises:
         InputError: Naming the damage.

@@ -19,12 +19,7 @@ SETTLING_SECONDS = 1.0
 
 
 class DriverAttribute:
-    """A system attribute of a study: the holder of its lease and the time of the last heartbeat.
-
-    Args:
-        storage: Storage of the driver; heartbeats are not retried.
-        settings: Settings of the study.
-    """
+    """A system attribute of a study: the holder of its lease and the time of the last heartbeat."""
 
     def __init__(self, storage: RetryingStorage, settings: StudySettings) -> None:
         self.name = settings.study_name
@@ -33,7 +28,6 @@ class DriverAttribute:
         self._id: int | None = None
 
     def study_exists(self) -> bool:
-        """Whether the storage contains the study."""
         return find_study(self._storage, self.name) is not None
 
     def read(self) -> Record | None:

@@ -25,12 +25,7 @@ _PERMANENT_FILE = {
 
 
 class JournalError(StorageInternalError):
-    """A journal could not be read or written.
-
-    Args:
-        message: One line.
-        temporary: Whether a retry can help.
-    """
+    """A journal could not be read or written."""
 
     def __init__(self, message: str, *, temporary: bool = False) -> None:
         super().__init__(message)
@@ -38,7 +33,6 @@ class JournalError(StorageInternalError):
 
     @classmethod
     def from_os_error(cls, error: OSError) -> "JournalError":
-        """Wrap an error of the file system."""
         return cls(f"{error.strerror or error}: {error.filename}", temporary=error.errno not in _PERMANENT_FILE)
 
 

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,6 @@ class Journal(BaseJournalBackend):
 
     Optuna appends to the half line of such a writer, and both are lost; here the next writer removes it first. The
     lock works on NFS from version 3 on; one that a killed process left is broken after 30 s.
-
-    Args:
-        path: The file; created if it does not exist.
-        callbacks: Receives a note on each removed line.
     """
 
     def __init__(self, path: Path, callbacks: Callbacks | None = None) -> None:
@@ -39,11 +36,6 @@ class Journal(BaseJournalBackend):
         self._ends = [0]
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        """See `BaseJournalBackend`.
-
-        Raises:
-            JournalError: If the file cannot be read, or a line is not a record.
-        """
         try:
             with self._path.open("rb") as file:
                 file.seek(self._ends[log_number_from])
@@ -57,42 +49,32 @@ class Journal(BaseJournalBackend):
             raise JournalError.from_os_error(error) from error
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """See `BaseJournalBackend`. Writes all of the records or none.
-
-        Raises:
-            JournalError: If the file cannot be written, or is not a journal.
-        """
-        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
-        with self._locked():
-            end = self._remove_half_line()
-            # Without Python's buffer, which would write its rest again when it is closed.
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+        """Write all of the records or none."""
+        rest = memoryview("".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode())
+        with self.repaired() as file:
+            end = os.fstat(file).st_size
             try:
-                rest = memoryview(lines)
                 while rest:
-                    rest = rest[os.write(descriptor, rest) :]
-                os.fsync(descriptor)
+                    rest = rest[os.write(file, rest) :]
+                os.fsync(file)
             except BaseException:
-                os.ftruncate(descriptor, end)
+                os.ftruncate(file, end)
                 raise
-            finally:
-                os.close(descriptor)
-
-    def repair(self) -> None:
-        """Remove half a line at the end, if there is one.
-
-        Raises:
-            JournalError: If the file cannot be written, or is not a journal.
-        """
-        with self._locked():
-            self._remove_half_line()
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def repaired(self) -> Iterator[int]:
+        """The descriptor of the locked file, without half a line at its end.
+
+        Raises:
+            JournalError: If the file cannot be written, or is not a journal.
+        """
         try:
             self._lock.acquire()
             try:
-                yield
+                # Without Python's buffer, which would write its rest again when it is closed.
+                with os.fdopen(os.open(self._path, os.O_RDWR | os.O_APPEND), "r+b", buffering=0) as file:
+                    self._remove_half_line(file)
+                    yield file.fileno()
             finally:
                 try:
                     self._lock.release()
@@ -101,32 +83,24 @@ class Journal(BaseJournalBackend):
         except OSError as error:
             raise JournalError.from_os_error(error) from error
 
-    def _remove_half_line(self) -> int:
-        """Return the size of the file. The lock must be held."""
-        with self._path.open("r+b") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 1))
-            if file.read() in (b"", b"\n"):
-                return size
-            file.seek(0)
-            tail = file.read().rpartition(b"\n")[2]
-            if not _is_start_of_record(tail):
-                raise JournalError(f"{self._path} is not a journal: its last line is not a journal's")
-            file.truncate(size - len(tail))  # one step: a reader sees the half line or does not
-            os.fsync(file.fileno())
+    def _remove_half_line(self, file: RawIOBase) -> None:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        if file.read() in (b"", b"\n"):
+            return
+        file.seek(0)
+        tail = file.readall().rpartition(b"\n")[2]
+        if not _is_start_of_record(tail):
+            raise JournalError(f"{self._path} is not a journal: its last line is not a journal's")
+        file.truncate(size - len(tail))  # one step: a reader sees the half line or does not
+        os.fsync(file.fileno())
         self._callbacks.note(
             f"removed half a line of {len(tail)} bytes at the end of {self._path}: its writer was killed"
         )
-        return size - len(tail)
 
 
 def open_journal(path: Path, *, existing: bool, callbacks: Callbacks) -> JournalStorage:
-    """Open the studies in a journal.
-
-    Args:
-        path: The file.
-        existing: Whether to only read: nothing is created or repaired then.
-        callbacks: Receives a note on each removed line, and on waiting for a lock.
+    """Open the studies in a journal; with `existing`, nothing is created or repaired.
 
     Raises:
         JournalError: If the file cannot be used.
@@ -140,7 +114,8 @@ def open_journal(path: Path, *, existing: bool, callbacks: Callbacks) -> Journal
         storage = JournalStorage(journal)
         if not existing:
             _note_stale_lock(Path(f"{path}.lock"), callbacks)
-            journal.repair()
+            with journal.repaired():
+                pass
         return storage
     except OSError as error:
         raise JournalError.from_os_error(error) from error

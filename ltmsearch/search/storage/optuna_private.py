@@ -11,17 +11,17 @@ from optuna.trial import FrozenTrial, Trial
 
 
 def study_id(study: optuna.Study) -> int:
-    """The id of a study in its storage."""
+
     return study._study_id
 
 
 def study_storage(study: optuna.Study) -> BaseStorage:
-    """The storage that a study reads and writes."""
+
     return study._storage
 
 
 def trial_id(trial: FrozenTrial | Trial) -> int:
-    """The id of a trial in its storage."""
+
     return trial._trial_id
 
 
@@ -31,5 +31,5 @@ def system_attrs(study: optuna.Study) -> dict[str, Any]:
 
 
 def set_system_attr(study: optuna.Study, name: str, value: Any) -> None:
-    """Set a system attribute of a study."""
+
     study._storage.set_study_system_attr(study._study_id, name, value)

@@ -48,12 +48,6 @@ class RetryingStorage(_Forwarding):
     Optuna's own cache reads every running trial again at each step, because other processes might have changed it: with
     hundreds of workers that takes most of a driver's time. Here only trials that were written through this object, and
     new ones, are read.
-
-    Args:
-        storage: As `open_storage` returns it.
-        settings: Settings of the study.
-        callbacks: Receives a note before each retry.
-        sleep: Waits for a number of seconds.
     """
 
     def __init__(
@@ -73,11 +67,7 @@ class RetryingStorage(_Forwarding):
         self._trials: dict[int, list[FrozenTrial]] = {}
 
     def retry(self, call: Callable[[], Any], repeat: Callable[[], Any] | None = None) -> Any:
-        """The result of a call, once it succeeds.
-
-        Args:
-            call: The first attempt.
-            repeat: Each further attempt; None: `call`.
+        """The result of a call, once it succeeds; after a failure `repeat` is called instead, if there is one.
 
         Raises:
             STORAGE_ERRORS: If the error is permanent, or all attempts fail.
@@ -90,20 +80,15 @@ class RetryingStorage(_Forwarding):
             sleep=self._sleep,
             reraise=True,
         )
-        number = 0
-
-        def attempt() -> Any:
-            nonlocal number
-            number += 1
-            return call() if number == 1 or repeat is None else repeat()
-
         try:
-            result = attempts(attempt)
+            for attempt in attempts:
+                with attempt:
+                    result = (call if attempt.retry_state.attempt_number == 1 else repeat or call)()
         except (*STORAGE_ERRORS, KeyboardInterrupt, SystemExit):
             self.pauses = ()  # calls made while the run ends are not retried
             raise
-        if number > 1:
-            self.callbacks.note(f"{self.where} answers again after {sum(self.pauses[: number - 1]):.0f} s")
+        if attempt.retry_state.attempt_number > 1:
+            self.callbacks.note(f"{self.where} answers again after {attempt.retry_state.idle_for:.0f} s")
         return result
 
     def _note_retry(self, state: tenacity.RetryCallState) -> None:

@@ -19,13 +19,7 @@ DASHBOARD = ("dashboard", "artifacts")
 
 
 def open_study(storage: BaseStorage, name: str, *, cost: CostName = "gflops") -> optuna.Study:
-    """Load the Optuna study of a name, or create it: maximize top-1, minimize the cost.
-
-    Args:
-        storage: As `open_storage` returns it; other studies in it stay as they are.
-        name: Name of the study. A copy under other limits has a number appended, and replaces it.
-        cost: The second objective.
-    """
+    """Load the Optuna study of a name, or create it: maximize top-1, minimize the cost."""
     copies = _copies(storage, name)
     for number, copy in list(copies.items()):
         if LIMITS not in optuna.load_study(study_name=copy, storage=storage).user_attrs:  # interrupted midway
@@ -56,13 +50,8 @@ def under_limits(
     """The study if its constraints were computed from these limits, else a copy with new constraints that replaces it.
 
     Optuna cannot change the constraints of a finished trial. The copy counts once it is complete, and the original is
-    deleted after that, so one of them exists at any time. Notes, artifacts and the lease are copied.
-
-    Args:
-        study: As `open_study` returns it.
-        limits: Limits of the constraints.
-        convert: Returns a finished trial with constraints under these limits.
-        keep: User attributes that are valid under any limits.
+    deleted after that, so one of them exists at any time. Notes, artifacts, the lease and the user attributes in `keep`
+    are copied.
     """
     if study.user_attrs.get(LIMITS, limits) == limits:
         study.set_user_attr(LIMITS, limits)

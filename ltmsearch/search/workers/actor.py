@@ -35,24 +35,16 @@ class Ready:
 
 
 class TrialWorker:
-    """A worker in its own process, on any machine of the cluster.
-
-    Args:
-        settings: Settings of the study, as `ResolvedSettings.public` returns them.
-        threads: Threads of matrix products on a CPU.
-    """
+    """A worker in its own process, on any machine of the cluster."""
 
     def __init__(self, settings: dict[str, Any], threads: int) -> None:
         self.settings = ResolvedSettings(**settings)
         self.threads = threads
         self.host = socket.gethostname()
-        self.evaluator: Evaluator | None = None
+        self.evaluator: Evaluator
 
     def prepare(self, state: Arrays) -> Ready:
-        """Build the supernet and read the data.
-
-        Args:
-            state: State dict of the driver's supernet, for its buffers: parameters come with every task.
+        """Build the supernet with the buffers of the driver's state dict, and read the data.
 
         Raises:
             InputError: For errors that the user can fix, such as data that is missing on this machine.
@@ -66,17 +58,8 @@ class TrialWorker:
         return Ready(host=self.host, device=str(self.evaluator.runtime.device), threads=self.threads)
 
     def evaluate(self, task: Task, weights: Arrays) -> Answer:
-        """Evaluate a task from these parameters; the trained parameters are returned as arrays.
-
-        Raises:
-            InputError: For errors that the user can fix.
-        """
-        if self.evaluator is None:
-            raise RuntimeError("`prepare` must be called before `evaluate`")
-        try:
-            answer = evaluate_task(self.evaluator, task, to_tensors(weights), worker=f"{self.host}:{os.getpid()}")
-        except InputError as error:
-            raise InputError(f"the worker on {self.host}: {error}") from None
+        """Evaluate a task from these parameters; the trained parameters are returned as arrays."""
+        answer = evaluate_task(self.evaluator, task, to_tensors(weights), worker=f"{self.host}:{os.getpid()}")
         if answer.result is None:
             return answer
         return replace(answer, result=replace(answer.result, weights=to_arrays(answer.result.weights)))

@@ -36,32 +36,26 @@ class Connection:
     """A connection to Ray."""
 
     ray: Any
-    """The module."""
     where: str
     """`this machine`, or the cluster's address."""
     gpus: float
-    """Number of GPUs on all machines."""
     machines: int
     local: bool
     """Whether Ray was started for this run, and ends with it."""
 
     def close(self) -> None:
-        """Disconnect from Ray, and end it if it was started for this run."""
+
         self.ray.shutdown()
         if self.local:
             allow_clusters(self.ray)
 
 
 def needs_ray(settings: StudySettings) -> bool:
-    """Whether a study asks for workers on Ray."""
     return settings.workers > 1 or settings.ray_address is not None
 
 
 def connect(settings: StudySettings) -> Connection:
     """Start Ray on this machine, on loopback as far as it allows, or connect to a cluster.
-
-    Args:
-        settings: Settings of the study.
 
     Raises:
         InputError: If Ray is missing, the cluster does not answer, or there are too few CPUs or GPUs for the workers,
@@ -170,13 +164,7 @@ def check_resources(settings: StudySettings, *, cpus: float, gpus: float, where:
 
 
 def gpu_share(settings: StudySettings, *, device: str, gpus: float) -> float:
-    """GPUs per worker: the user's choice, else on CUDA an equal part of all GPUs, at most one.
-
-    Args:
-        settings: Settings of the study.
-        device: Device type of the study.
-        gpus: GPUs of the cluster.
-    """
+    """GPUs per worker: the user's choice, else on CUDA an equal part of all GPUs, at most one."""
     if settings.gpus_per_worker is not None:
         return settings.gpus_per_worker
     if device != "cuda" or not gpus:

@@ -10,11 +10,7 @@ from ltmsearch.search.workers.tasks import Answer, Task
 
 
 class LocalWorker:
-    """Evaluates one trial at a time, when its answer is requested.
-
-    Args:
-        evaluator: Trains and scores the subnets.
-    """
+    """Evaluates one trial at a time, when its answer is requested."""
 
     remote = False
 

@@ -56,17 +56,7 @@ class Slot:
 
 
 class RayWorkers:
-    """Several workers on this machine or on a cluster.
-
-    Args:
-        connection: The connection to Ray.
-        number: Number of workers.
-        gpus: GPUs per worker, which may be a fraction.
-        arguments: Arguments of `worker`.
-        state: State dict of the driver's supernet.
-        callbacks: Receives notes on workers that start and end.
-        worker: Class of the actors.
-    """
+    """Several workers on this machine or on a cluster."""
 
     remote = True
 
@@ -97,13 +87,7 @@ class RayWorkers:
 
     @classmethod
     def for_study(cls, connection: Connection, bench: Workbench, callbacks: Callbacks) -> "RayWorkers":
-        """Start the workers that a study asks for.
-
-        Args:
-            connection: The connection to Ray.
-            bench: Setup of the study.
-            callbacks: Receives notes on workers that start and end.
-        """
+        """Start the workers that a study asks for."""
         settings, runtime = bench.settings, bench.evaluator.runtime
         gpus = gpu_share(settings, device=runtime.device.type, gpus=connection.gpus)
         sent = worker_settings(settings, precision=runtime.precision, on_gpus=gpus > 0)
@@ -225,13 +209,7 @@ class RayWorkers:
 
 
 def worker_settings(settings: ResolvedSettings, *, precision: str, on_gpus: bool) -> dict[str, Any]:
-    """The settings of a study for its workers, without what they receive from the driver.
-
-    Args:
-        settings: Settings of the study.
-        precision: The driver's number format.
-        on_gpus: Whether workers have GPUs.
-    """
+    """The settings of a study for its workers, without those that concern the weights, which the driver sends."""
     changes: dict[str, Any] = {"precision": precision, "device": "cuda" if on_gpus else "cpu"}
     changes |= {"pretrained": False, "checkpoint": None, "resume_from": None}  # they receive the shared weights
     if settings.data_dir is not None:

@@ -15,16 +15,13 @@ class Task:
     """A trial to evaluate."""
 
     trial: int
-    """Number of the trial."""
     schedule: MergeSchedule
     ib_weight: float
-    """Weight of the IB loss."""
     seed: int
-    """Seed of the training images."""
     steps: int | None
     """Training steps; None: as in the settings."""
     limit: float
-    """Time limit in seconds."""
+    """Seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +29,9 @@ class Answer:
     """The result of a task, or the reason why there is none."""
 
     trial: int
-    """Number of the trial."""
     result: TrialResult | None = None
     """None if the trial failed."""
     failure: str = ""
-    """Reason of the failure."""
     worker: str = ""
     """Host and process of the worker; empty for this process."""
 
@@ -51,13 +46,7 @@ class Workers(Protocol):
         """Number of trials that can be started now."""
 
     def start(self, task: Task, version: int, weights: Mapping[str, Tensor]) -> None:
-        """Start a trial.
-
-        Args:
-            task: The trial.
-            version: Version of the weights.
-            weights: Initial parameters by name. They are not changed.
-        """
+        """Start a trial from this version of the weights, which are not changed."""
 
     def answers(self) -> list[Answer]:
         """Wait for trials to end and return them; the list is empty if only a worker became free.
