@@ -16,7 +16,6 @@ class Learning:
 
 
 UNTRAINED = Learning()
-"""Default of every family."""
 TRAINED = Learning(lr=1e-4, grows=False)
 """For a network that starts from trained weights."""
 

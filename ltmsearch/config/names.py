@@ -3,16 +3,13 @@
 from typing import Literal
 
 OPERATORS = ("ltm", "pool", "tome")
-"""Built-in merging operators."""
 DEVICES = ("auto", "cpu", "cuda")
 """Common devices; others, such as cuda:1, are accepted too."""
 DATASETS = ("digits", "folder", "torch/cifar10", "torch/cifar100", "torch/fashion_mnist", "torch/mnist")
 """Common data sets; others that timm reads are accepted too."""
 
 Sampler = Literal["auto", "tpe", "gp", "nsga2", "random"]
-"""Optuna samplers."""
 Precision = Literal["auto", "fp32", "bf16"]
-"""Number formats of a study."""
 Engine = Literal["torch", "compile", "onnxruntime"]
 """Runtimes whose latency is measured: torch without compilation, `torch.compile` and onnxruntime."""
 NumberFormat = Literal["fp32", "bf16", "fp16"]
@@ -87,5 +84,4 @@ BACKBONES: dict[str, tuple[str, ...]] = {
 
 
 def backbone_names() -> list[str]:
-    """timm names of the backbones of all families."""
     return [name for family in BACKBONES.values() for name in family]

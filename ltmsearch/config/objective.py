@@ -11,22 +11,17 @@ UNITS: dict[CostName, str] = {"gflops": "GFLOPs", "latency_ms": "ms"}
 
 @dataclass(frozen=True, kw_only=True)
 class CostAxis:
-    """The cost that a front weighs against top-1, with its name and unit for people."""
+    """The cost that a front weighs against top-1."""
 
     name: CostName = "gflops"
-    """Field of a trial's record."""
     title: str = "GFLOPs per image (one multiply-add = one FLOP)"
-    """Title of the axis in a plot."""
     budget: float | None = None
-    """Its limit; None without one."""
     lowest: float | None = None
     """Lower end of a range of budgets; None if there is one budget."""
 
     @property
     def unit(self) -> str:
-        """`GFLOPs` or `ms`."""
         return UNITS[self.name]
 
     def text(self, cost: float) -> str:
-        """A cost with its unit."""
         return f"{cost:.4f} GFLOPs" if self.name == "gflops" else f"{cost:.2f} ms"

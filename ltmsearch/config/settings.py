@@ -15,7 +15,6 @@ from ltmsearch.io.presets import shipped_names
 from ltmsearch.io.yaml_models import check, load, to_yaml
 
 SETTINGS = "settings.yaml"
-"""Name of the settings file in a run directory."""
 MAY_CHANGE = frozenset(
     {"trials", "timeout", "out", "storage_password", "budget_gflops", "lowest_gflops", "budget_ms"}
     | {"workers", "ray_address", "gpus_per_worker", "trial_timeout"}
@@ -212,8 +211,8 @@ class StudySettings(BaseModel):
         if not isinstance(given, str):
             return values
         from ltmsearch.config.storage_url import (
-            parse_storage_url,  # imports sqlalchemy, which `--help` need not wait for
-        )
+            parse_storage_url,
+        )  # imports sqlalchemy, for which `--help` need not wait
 
         try:
             url, password = parse_storage_url(given)
@@ -319,13 +318,10 @@ class StudySettings(BaseModel):
     def resolved(
         self, device: str, learning: Learning = UNTRAINED, earlier: "StudySettings | None" = None
     ) -> "ResolvedSettings":
-        """The same settings with every default filled in.
+        """The same settings with every default filled in, for `cpu` or an accelerator's type, e.g. `cuda`.
 
-        Args:
-            device: `cpu` or an accelerator's type, e.g. `cuda`.
-            learning: Warm-up of the backbone's family; trained weights use `TRAINED` instead.
-            earlier: Settings of the study that this one starts from. On the same data its network needs no warm-up,
-                and with the same operator neither do its subnets.
+        `earlier` are the settings of the study that this one starts from: on the same data its network needs no
+        warm-up, and with the same operator neither do its subnets. Trained weights replace `learning` by `TRAINED`.
         """
         if self.pretrained or self.checkpoint or self.resume_from:
             learning = TRAINED

@@ -14,12 +14,10 @@ _JOURNAL = "journal://"
 
 
 class StorageURL(NamedTuple):
-    """The URL of a storage."""
+    """A URL for SQLAlchemy without a password, and the password that it contained."""
 
     url: str
-    """For SQLAlchemy, without a password."""
     password: str | None
-    """The password that the URL contained."""
 
 
 def parse_storage_url(given: str) -> StorageURL:
@@ -53,7 +51,6 @@ def parse_storage_url(given: str) -> StorageURL:
 
 
 def file_url(path: Path) -> str:
-    """The URL of an SQLite file."""
     return URL.create("sqlite", database=str(path.resolve())).render_as_string()
 
 

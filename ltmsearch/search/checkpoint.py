@@ -23,7 +23,6 @@ WEIGHTS, PREVIOUS = "supernet.safetensors", "supernet.previous.safetensors"
 """Files in a run directory: the shared weights, and the version before."""
 SIDECAR = "supernet.json"
 _KEY = "ltmsearch"
-"""Header entry of the state."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +47,9 @@ _STATE = TypeAdapter(CheckpointState)
 
 
 class Checkpoint(NamedTuple):
-    """Shared weights read from a file."""
+    """Shared weights read from a file: the supernet's state dict, and its state."""
 
     weights: dict[str, Tensor]
-    """State dict of the supernet."""
     state: CheckpointState
 
 
@@ -86,7 +84,7 @@ def load_checkpoint(folder: Path, *, space: str | None = None) -> Checkpoint | N
 
 
 def load_previous(folder: Path, *, space: str | None = None) -> Checkpoint | None:
-    """Read the checkpoint before the last; arguments and errors as in `load_checkpoint`."""
+    """Read the checkpoint before the last, as `load_checkpoint` does."""
     path = folder / PREVIOUS
     return _read(path, space) if path.exists() else None
 

@@ -8,8 +8,9 @@ run was interrupted; with several workers it also depends on the order in which 
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ltmsearch.callbacks import Callbacks
-from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.checkpoint import Checkpoint, CheckpointState
 from ltmsearch.search.hooks import StudyHooks
 from ltmsearch.search.initial_trials import (
@@ -46,9 +46,9 @@ from ltmsearch.search.setup import Workbench
 from ltmsearch.search.shared_weights import SharedWeights, select_checkpoint, unstored_trial
 from ltmsearch.search.storage import open_storage, open_study, under_limits
 from ltmsearch.search.storage.optuna_private import trial_id
-from ltmsearch.search.tally import Tally, TrialLogger, sampler_is_stuck
+from ltmsearch.search.tally import Tally, log_trial, sampler_is_stuck
 from ltmsearch.search.timing import ELSEWHERE, SCORING, TIMING, TRAINING, Clock
-from ltmsearch.search.trial import load_parameters, suggest
+from ltmsearch.search.trial import load_parameters, parameters, suggest
 from ltmsearch.search.warmup import WarmUpRun
 from ltmsearch.search.workers import Answer, LocalWorker, Task, Workers
 
@@ -60,14 +60,13 @@ class RunningTrial:
     """A trial that a worker is evaluating."""
 
     trial: Trial
-    schedule: MergeSchedule
-    ib_weight: float
+    task: Task
     cost: float
     version: int
     """Version of the shared weights that the trial started from."""
     counts: bool
     """Whether it counts towards `--trials`; the plain network, scored for comparison, does not."""
-    log: TrialLogger
+    log: Callable[[str], None]
 
 
 class Driver:
@@ -135,7 +134,8 @@ class Driver:
             if warming.is_due():
                 self.confirm()
                 warming.save()
-        self.shared.save_warmed_up()
+        self.shared.weights = parameters(self.bench.evaluator.supernet)
+        self.shared.save()
         warming.remove()
 
     def settle(self) -> None:
@@ -155,11 +155,11 @@ class Driver:
             self.callbacks.note(known + more)
 
     def wants_trials(self) -> bool:
-        """Whether the study has fewer trials than the settings ask for."""
+
         return count_trained(self._trials()) < self.settings.trials
 
     def search(self, *, until: float | None) -> None:
-        """Run trials until their number or the time limit is reached.
+        """Run trials until their number or `until`, in `time.monotonic()`, is reached.
 
         Raises:
             WorkersLost: If no worker is left.
@@ -212,17 +212,18 @@ class Driver:
         """Suggest a schedule; reject it if it is over budget, else send it to a worker."""
         indices, ib_weight = suggest(trial, self.bench.space, sampler)
         schedule = self.bench.space.schedule(indices)
-        log = TrialLogger(trial, schedule, sampling=time.perf_counter() - self._asked_at)
+        log = partial(log_trial, trial, schedule, sampling=time.perf_counter() - self._asked_at)
         trial.set_user_attr("ib_weight", ib_weight)
         self.hooks.trial_started(trial, schedule)
         cost, values = float(self.budgets[0].costs(indices[None])[0]), set_constraints(trial, self.budgets, indices)
         reference = not indices.any()  # the plain network is scored for comparison even if it is over budget
         if max(values) > 0 and not reference:
             self._end(trial, state=TrialState.PRUNED)
-            log.rejected()
+            log("rejected, " + ", ".join(f"{name}: {by:.4f}" for name, by in trial.constraints.items() if by > 0))
             return
         seed, steps = derive_seed(self.settings.seed, trial.number + 1), 0 if reference else None
         version, weights = self.shared.check_out()
+
         task = Task(
             trial=trial.number,
             schedule=schedule,
@@ -234,8 +235,7 @@ class Driver:
         self.workers.start(task, version, weights)
         self.running[trial.number] = RunningTrial(
             trial=trial,
-            schedule=schedule,
-            ib_weight=ib_weight,
+            task=task,
             cost=cost,
             version=version,
             counts=trial.user_attrs.get("label") != "plain",
@@ -258,7 +258,7 @@ class Driver:
         if result is None:
             trial.set_user_attr("failure", answer.failure)
             self._end(trial, state=TrialState.FAIL)
-            running.log.failed(answer.failure)
+            running.log(f"failed, {answer.failure}")
             self.callbacks.note(f"trial {trial.number} failed: {answer.failure}")
             return
         age = self.shared.version - running.version
@@ -276,7 +276,7 @@ class Driver:
         if result.batch_size is not None:
             outcome["batch_size"] = result.batch_size
             self.callbacks.note(f"trial {trial.number} trained with batch size {result.batch_size}: memory was full")
-        if not running.schedule.merging_layers and result.score.is_at_chance(len(self.shared.state.class_names)):
+        if not running.task.schedule.merging_layers and result.score.is_at_chance(len(self.shared.state.class_names)):
             self.callbacks.note(
                 f"the plain network is near chance ({result.score.top1:.1f} %), so scores say nothing about schedules; "
                 "use more --base-steps, --pretrained or --checkpoint FILE"
@@ -286,8 +286,12 @@ class Driver:
         self.shared.update(result.weights, start, age=age)
         saving = time.perf_counter()
         self.shared.save_outcome(trial.number, outcome)
-        saving = time.perf_counter() - saving
-        running.log.scored(outcome, ib_weight=running.ib_weight, version=self.shared.version, saving=saving)
+        running.log(
+            f"cost {running.cost:.4f}, top-1 {result.score.top1:.2f} ± {result.score.top1_se:.2f} %, "
+            f"loss {result.score.loss:.4f}, IB weight {running.task.ib_weight:.3g}, {result.seconds:.2f} s, "
+            f"checkpoint {1e3 * (time.perf_counter() - saving):.1f} ms, weights version {running.version} to "
+            f"{self.shared.version}"
+        )
         self._store(trial, outcome)
         self.clock.tick()
 
@@ -319,15 +323,14 @@ class Driver:
         if known.get("version") == self.shared.version and known.get("trials") == count_trained(self._trials()):
             return
         load_parameters(self.bench.evaluator.supernet, self.shared.weights)
-        groups = same_nets(self.records(), self._proxy_net)
+        groups = same_nets(self.records(), lambda record: self.bench.proxy_costs.network_key(record.schedule))
         chosen, cost = [group[0] for group in groups], self.settings.axis.name
         candidates = select_candidates(chosen, self.settings.rescore_candidates, cost)
         self.callbacks.phase("final scores", len(candidates))
         scores = {}
         for done, record in enumerate(candidates):
             self.callbacks.advance(done, record.name)
-            schedule = record.schedule
-            score = self.bench.evaluator.score(schedule, images=self.settings.rescore_images)
+            score = self.bench.evaluator.score(record.schedule, images=self.settings.rescore_images)
             _log.info(
                 "%s scored again: top-1 %.2f ± %.2f %%, loss %.4f", record.name, score.top1, score.top1_se, score.loss
             )
@@ -356,12 +359,7 @@ class Driver:
             seen = {str(t): [readings[s].ms, readings[s].ms * readings[s].error] for t, s in schedules.items()}
             self.study.set_user_attr(MEASURED, known | seen)
 
-    def _proxy_net(self, record: TrialRecord) -> Hashable:
-        """Key of the trial's network at the proxy's image size."""
-        return self.bench.proxy_costs.network_key(record.schedule)
-
     def records(self) -> list[TrialRecord]:
-        """Records of all finished trials."""
         return trial_records(self.study, self.bench)
 
     def _trials(self) -> list[FrozenTrial]:

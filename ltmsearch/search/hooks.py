@@ -18,7 +18,7 @@ class StudyHooks:
         """A trial has its schedule; its cost may still reject it."""
 
     def trial_scored(self, trial: Trial, record: TrialRecord, merges: ExampleMerges | None) -> None:
-        """A trial is scored and about to be stored: the last moment at which Optuna takes files for it."""
+        """A trial is scored and about to be stored as `record`: the last moment at which Optuna takes files for it."""
 
     def trial_finished(self, study: optuna.Study, trial: FrozenTrial, record: TrialRecord) -> None:
         """A trial is stored, scored or not."""

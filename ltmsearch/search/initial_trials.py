@@ -23,9 +23,7 @@ class InitialTrial:
     indices: np.ndarray
     """(L,) choice indices."""
     kind: Kind
-    """Reason for the trial."""
     label: str = ""
-    """Name in tables and plots."""
 
 
 def initial_trials(bench: Workbench, rng: np.random.Generator) -> list[InitialTrial]:

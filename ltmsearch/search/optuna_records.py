@@ -56,11 +56,7 @@ def completed_trial(trial: Trial, outcome: dict[str, Any]) -> FrozenTrial:
 
 
 def set_constraints(trial: Trial, budgets: Sequence[Budget], indices: np.ndarray) -> list[float]:
-    """Store the distance of a schedule from each budget with its trial.
-
-    Returns:
-        One value per constraint; at most 0 is feasible.
-    """
+    """Store and return the distance of a schedule from each budget; at most 0 is feasible."""
     values = constraint_values(budgets, indices)
     for name, value in values.items():
         if name not in trial.constraints:  # Optuna keeps the first value; an interrupted trial has one already

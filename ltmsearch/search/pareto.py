@@ -11,22 +11,10 @@ Floats = NDArray[np.float64]
 
 
 def is_non_dominated(points: ArrayLike, maximize: tuple[bool, bool]) -> NDArray[np.bool_]:
-    """Marks the points of the Pareto front, in n log n.
+    """(n,) booleans, true for the points of the Pareto front, in n log n.
 
-    A point is dominated when another is at least as good in both objectives and better in one. Directions:
-    `maximize[j]` true means that more is better in column j, false that less is. Duplicates: all copies of a
-    point share its fate, so every copy of a front point is kept. NaN: a row with NaN is never on the front
-    and dominates nothing.
-
-    Args:
-        points: (n, 2); n may be 0; infinities are ordinary values.
-        maximize: One flag per column.
-
-    Returns:
-        (n,) booleans, true on the front.
-
-    Raises:
-        ValueError: `points` is not (n, 2).
+    A point is dominated when another is at least as good in both objectives and better in one. All copies of a front
+    point are kept. A row with NaN is never on the front and dominates nothing; infinities are ordinary values.
     """
     values = _oriented(points, maximize)
     front = np.zeros(len(values), dtype=bool)
@@ -49,16 +37,7 @@ def is_non_dominated(points: ArrayLike, maximize: tuple[bool, bool]) -> NDArray[
 def hypervolume(points: ArrayLike, reference: tuple[float, float], maximize: tuple[bool, bool]) -> float:
     """The exact area that the points dominate, bounded by a reference point.
 
-    Order, duplicates and dominated points do not matter. A point that is not strictly better than the
-    reference in both objectives adds nothing, nor does a row with NaN.
-
-    Args:
-        points: (n, 2); n may be 0.
-        reference: The worst value that counts, one per objective; finite.
-        maximize: One flag per column.
-
-    Returns:
-        The area in the product of the two units, 0 for no points.
+    A point that is not strictly better than the reference in both objectives adds nothing, nor does a row with NaN.
 
     Raises:
         ValueError: `points` is not (n, 2) or `reference` is not two finite numbers.
@@ -75,19 +54,7 @@ def hypervolume(points: ArrayLike, reference: tuple[float, float], maximize: tup
 
 
 def hypervolume_curve(points: ArrayLike, reference: tuple[float, float], maximize: tuple[bool, bool]) -> Floats:
-    """The hypervolume after each point, in the order given: how fast a search found its front.
-
-    Args:
-        points: (n, 2); a row with NaN (a trial without a score) repeats the value before it.
-        reference: As for `hypervolume`.
-        maximize: One flag per column.
-
-    Returns:
-        (n,), never decreasing.
-
-    Raises:
-        ValueError: As for `hypervolume`.
-    """
+    """(n,) hypervolumes after each point, in the order given; a row with NaN repeats the value before it."""
     rows = _as_points(points)
     curve = np.zeros(len(rows))
     front = rows[:0]
@@ -100,18 +67,13 @@ def hypervolume_curve(points: ArrayLike, reference: tuple[float, float], maximiz
 
 def front_ranks(points: list[tuple[float, float]], maximize: tuple[bool, bool]) -> list[int]:
     """Front number of each point: 0 for the Pareto front, 1 for the front of the remaining points, and so on."""
-    ranks = [0] * len(points)
-    left, rank = list(range(len(points))), 0
-    while left:
-        on_front = is_non_dominated(np.array([points[i] for i in left]), maximize)
-        if not on_front.any():  # only points with NaN are left
-            on_front[:] = True
-        for index, is_on in zip(list(left), on_front, strict=True):
-            ranks[index] = rank
-            if is_on:
-                left.remove(index)
-        rank += 1
-    return ranks
+    rows, ranks = _as_points(points), np.zeros(len(points), dtype=int)
+    left, rank = np.arange(len(points)), 0
+    while left.size:
+        ranks[left] = rank
+        on_front = is_non_dominated(rows[left], maximize)
+        left, rank = left[~on_front] if on_front.any() else left[:0], rank + 1  # points with NaN never are
+    return [int(each) for each in ranks]
 
 
 def _as_points(points: ArrayLike) -> Floats:

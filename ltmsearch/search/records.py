@@ -220,13 +220,12 @@ def front_table(records: Iterable[TrialRecord], cost: CostName = "gflops") -> pd
         )
         for r in select_front(records, cost)
     ]
-    return _table(FRONT_COLUMNS, [_row(record, FRONT_COLUMNS) for record in final])
+    return _table(FRONT_COLUMNS, final)
 
 
 def trials_table(records: Iterable[TrialRecord]) -> pd.DataFrame:
     """All trials in order, one column per field of `TrialRecord`, keep ratios as a JSON object."""
-    in_order = sorted(records, key=lambda r: r.trial)
-    return _table(TRIALS_COLUMNS, [_row(record, TRIALS_COLUMNS) for record in in_order])
+    return _table(TRIALS_COLUMNS, sorted(records, key=lambda r: r.trial))
 
 
 def write_csv(frame: pd.DataFrame, path: str | Path) -> Path:
@@ -254,13 +253,6 @@ def _tie_order(record: TrialRecord) -> tuple[float, int]:
     return (math.inf if record.rescored_loss is None else record.rescored_loss, record.trial)
 
 
-def _row(record: TrialRecord, columns: Sequence[str]) -> tuple[Any, ...]:
-    schedule = record.schedule
-    ratios, forms = json.dumps(dict(schedule.keep_ratios)), json.dumps(dict(schedule.forms))
-    values = {**vars(record), "keep_ratios": ratios, "forms": forms}
-    return tuple(values[name] for name in columns)
-
-
 def _record(place: str, row: dict[str, Any], operator: str) -> TrialRecord:
     try:
         ratios, forms = (_json_object(name, row.pop(name)) for name in ("keep_ratios", "forms"))
@@ -281,20 +273,19 @@ def _json_object(name: str, text: str | None) -> dict[str, Any]:
     return value
 
 
-def _table(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> pd.DataFrame:
+def _table(columns: Sequence[str], records: Iterable[TrialRecord]) -> pd.DataFrame:
     """A frame whose column types do not depend on the rows."""
-    frame = pd.DataFrame.from_records(list(rows), columns=list(columns))
+    rows = []
+    for record in records:
+        ratios, forms = json.dumps(dict(record.schedule.keep_ratios)), json.dumps(dict(record.schedule.forms))
+        rows.append({**vars(record), "keep_ratios": ratios, "forms": forms})
+    frame = pd.DataFrame.from_records(rows, columns=list(columns))
     return frame.astype({name: _COLUMN_TYPES.get(name, "float64") for name in columns})
 
 
 _COLUMN_TYPES = {
     "trial": "int64",
-    "kind": "object",
-    "label": "object",
-    "state": "object",
     "feasible": "bool",
-    "supernet_version": "Int64",
-    "rescored_version": "Int64",  # whole numbers with gaps
-    "keep_ratios": "object",
-    "forms": "object",
+    **dict.fromkeys(("supernet_version", "rescored_version"), "Int64"),  # whole numbers with gaps
+    **dict.fromkeys(("kind", "label", "state", "keep_ratios", "forms"), "object"),
 }

@@ -19,7 +19,7 @@ def select_candidates(records: Iterable[TrialRecord], number: int, cost: CostNam
     Early scores come from younger shared weights, so the trend over weight versions is removed first. A trial's rank is
     the better of its front numbers by top-1 and by loss: the loss is the steadier measure, top-1 the one that matters.
     Half of the places go by rank. For the other half the range of costs is cut into equal parts, and the best trial of
-    each part is taken, so that candidates cover the whole range.
+    each part is taken, so that candidates cover the whole range. Scored baselines are added to the `number` candidates.
 
     Returns:
         Distinct trials, by number.
@@ -58,7 +58,7 @@ def expected_top1(top1: Sequence[float], losses: Sequence[float]) -> list[float]
 
     On a few hundred images top-1 changes in steps of whole images, while the loss is steady. The prediction is a
     straight line of top-1 over loss through all networks. With fewer than `MIN_NETWORKS` networks, or if top-1 does not
-    fall with the loss, the measured top-1 is returned.
+    fall with the loss, the measured top-1 is returned. Losses are in nats, top-1 in percent.
     """
     if len(top1) < MIN_NETWORKS or np.ptp(losses) == 0:
         return list(top1)
@@ -72,8 +72,7 @@ def expected_top1(top1: Sequence[float], losses: Sequence[float]) -> list[float]
 def same_nets(records: Iterable[TrialRecord], net: Callable[[TrialRecord], Hashable]) -> list[tuple[TrialRecord, ...]]:
     """Scored trials grouped by the network they are at the proxy's image size: one score serves a group.
 
-    Returns:
-        Groups; a baseline comes first if there is one, else the cheapest feasible trial.
+    A baseline comes first if there is one, else the cheapest feasible trial.
     """
     groups: dict[Hashable, list[TrialRecord]] = {}
     for record in records:

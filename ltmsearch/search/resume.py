@@ -39,15 +39,13 @@ class OpenRun:
 
     bench: Workbench
     storage: BaseStorage
-    """Storage of the study."""
     found: list[Checkpoint]
     """The last two shared weights, newest first; fewer if fewer exist."""
     connection: Connection | None
-    """The connection to Ray, if the study needs it."""
+    """To Ray, if the study needs it."""
 
     @property
     def folder(self) -> Path:
-        """The run directory."""
         return self.bench.settings.run_dir
 
 

@@ -16,16 +16,17 @@ from torch.optim import Optimizer
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.settings import ResolvedSettings, StudySettings
 from ltmsearch.costs import GIGA, Budget, ChainedCosts, CostModel, cost_model, sample_by_cost
-from ltmsearch.data.loading import ImageData, load_data
+from ltmsearch.data.loading import load_data
 from ltmsearch.engine.prefix_cache import PrefixCache
 from ltmsearch.engine.runtime import choose_runtime, find_device, step_seconds
 from ltmsearch.engine.steps import WarmUp, warm_up
 from ltmsearch.errors import InputError
 from ltmsearch.latency import StudyLatency, settings_target, study_latency
 from ltmsearch.merging import get_operator
-from ltmsearch.models import get_adapter, input_config
+from ltmsearch.models import get_adapter, input_config, load_weights
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.space import SearchSpace, SpaceFile, colliding_ratios
+from ltmsearch.search.checkpoint import WEIGHTS
 from ltmsearch.search.timing import PROFILING, Clock
 from ltmsearch.search.trial import SCORING_BATCH, Evaluator
 from ltmsearch.search.warm_start import Prior
@@ -55,30 +56,22 @@ class Workbench:
     """Settings, supernet, data, costs, space and budgets of one study."""
 
     settings: ResolvedSettings
-    """Settings with every default filled in."""
     costs: CostModel
     """Costs at `settings.img_size`, with the data's number of classes."""
     proxy_costs: CostModel
     """Costs and token grids at `settings.proxy_img_size`."""
     space: SearchSpace
-    """Search space."""
     budgets: tuple[Budget, ...]
     """Limits on costs; the first is the cost axis of the front."""
     latency: StudyLatency | None
     """Latencies at `settings.img_size`; None without a latency budget."""
     evaluator: Evaluator
-    """Supernet, data and runtime."""
     seconds_per_image: ImageSeconds
-    """Measured speed."""
     prior: Prior | None = None
     """Earlier study that this one starts from."""
 
     def warm_up(self, optimizer: Optimizer | None = None, first_step: int = 0) -> Iterator[float]:
-        """Train the shared weights from where they are; yields the plain net's loss after every step.
-
-        Raises:
-            TrialDiverged: If the loss is not finite.
-        """
+        """Train the shared weights from where they are; yields the plain net's loss after every step."""
         s, space, plan = self.settings, self.space, warm_up_plan(self.settings)
         return warm_up(
             self.evaluator.supernet,
@@ -192,7 +185,7 @@ def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None =
     evaluator = prepare_evaluator(resolved, callbacks)
     supernet = evaluator.supernet
     if prior is not None:
-        report = prior.load_into(supernet)
+        report = load_weights(supernet.model, prior.run / WEIGHTS)  # as far as operator and classes match
         if report.initialised or report.ignored:
             callbacks.note(f"weights of {prior.run}: {report}")
     costs, proxy_costs = (
@@ -251,7 +244,16 @@ def prepare_evaluator(settings: ResolvedSettings, callbacks: Callbacks) -> Evalu
     """
     torch.manual_seed(settings.seed)
     start = time.perf_counter()
-    data = _load_data(settings, callbacks)
+    data = load_data(
+        dataset=settings.dataset,
+        data_dir=Path(settings.data_dir) if settings.data_dir else None,
+        img_size=settings.proxy_img_size,
+        **input_config(settings.backbone),
+        val_images=settings.rescore_images,
+        calibration_images=settings.calibration_images,
+        seed=settings.seed,
+        callbacks=callbacks,
+    )
     _log.info("data read in %.1f s: %s", time.perf_counter() - start, data.description)
     start = time.perf_counter()
     supernet = Supernet(
@@ -286,7 +288,6 @@ def make_budgets(
 
 
 def warm_up_plan(settings: ResolvedSettings) -> WarmUp:
-    """Warm-up steps of the settings."""
     return WarmUp(
         base_steps=settings.base_steps,
         base_img_size=settings.base_img_size,
@@ -297,11 +298,7 @@ def warm_up_plan(settings: ResolvedSettings) -> WarmUp:
 
 
 def check_budgets(settings: StudySettings, space: SearchSpace, budgets: Sequence[Budget]) -> None:
-    """Refuse a budget that no schedule meets, or every schedule.
-
-    Raises:
-        InputError: Names the reachable range.
-    """
+    """Raise `InputError` for a budget that no schedule meets, or every schedule."""
     for budget in budgets:
         of_latency = budget.name == "latency_ms"
         option, unit, digits = ("--budget-ms", "ms", 2) if of_latency else ("--budget-gflops", "GFLOPs", 4)
@@ -326,16 +323,3 @@ def check_budgets(settings: StudySettings, space: SearchSpace, budgets: Sequence
             f"--budget-gflops {settings.budget_gflops:g} and --budget-ms {settings.budget_ms:g} can be met separately, "
             "but no schedule meets both; raise one of them"
         )
-
-
-def _load_data(settings: ResolvedSettings, callbacks: Callbacks) -> ImageData:
-    return load_data(
-        dataset=settings.dataset,
-        data_dir=Path(settings.data_dir) if settings.data_dir else None,
-        img_size=settings.proxy_img_size,
-        **input_config(settings.backbone),
-        val_images=settings.rescore_images,
-        calibration_images=settings.calibration_images,
-        seed=settings.seed,
-        callbacks=callbacks,
-    )

@@ -15,7 +15,6 @@ from ltmsearch.search.checkpoint import Checkpoint, CheckpointState, save_checkp
 from ltmsearch.search.trial import load_parameters, parameters
 
 Weights = dict[str, Tensor]
-"""Parameters by name."""
 
 
 class SharedWeights:
@@ -43,18 +42,11 @@ class SharedWeights:
 
     @property
     def version(self) -> int:
-        """Number of updates so far."""
         return self.state.version
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Load a checkpoint."""
         self.supernet.load_state_dict(checkpoint.weights)
         self.weights, self.state = parameters(self.supernet), checkpoint.state
-
-    def save_warmed_up(self) -> None:
-        """Take over the supernet's parameters after the warm-up, and save them."""
-        self.weights = parameters(self.supernet)
-        self.save()
 
     def check_out(self) -> tuple[int, Weights]:
         """The current version and its weights, which are kept until `check_in`."""
@@ -71,7 +63,10 @@ class SharedWeights:
         return weights
 
     def update(self, trained: Mapping[str, Tensor], start: Weights, *, age: int) -> None:
-        """Take over a share of a trial's change: W ← W + share · (W' − W_start)."""
+        """Take over a share of a trial's change, W ← W + share · (W' − W_start), unless it did not train.
+
+        `age` is the number of versions by which W_start is behind.
+        """
         if not trained:
             return
         share = decayed_share(self.share, age, power=self.staleness_power)
@@ -89,7 +84,6 @@ class SharedWeights:
         self.save()
 
     def save(self) -> None:
-        """Write the weights to the run directory."""
         self.confirm()
         load_parameters(self.supernet, self.weights)
         save_checkpoint(self.folder, self.supernet.state_dict(), self.state)
@@ -104,20 +98,6 @@ def decayed_share(share: float, age: int, *, power: float) -> float:
     return float(share * (1 + age) ** -power)
 
 
-def count_scored(trials: Sequence[FrozenTrial]) -> int:
-    """Number of scored trials."""
-    return sum(trial.state == TrialState.COMPLETE for trial in trials)
-
-
-def matches_study(state: CheckpointState, trials: Sequence[FrozenTrial]) -> bool:
-    """Whether weights and study contain the same trials.
-
-    They also match if the last trial is in the weights and still running in the study: a crash came in between.
-    """
-    stored = count_scored(trials)
-    return state.scored == stored or (state.scored == stored + 1 and unstored_trial(state, trials) is not None)
-
-
 def unstored_trial(state: CheckpointState, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
     """The running trial whose outcome is saved with the weights but not stored in the study; None if there is none."""
     if state.outcome is None:
@@ -127,10 +107,14 @@ def unstored_trial(state: CheckpointState, trials: Sequence[FrozenTrial]) -> Fro
 
 
 def select_checkpoint(found: Sequence[Checkpoint], trials: Sequence[FrozenTrial]) -> tuple[Checkpoint, str | None]:
-    """The checkpoint that matches the study; and a note if that is not simply the last one."""
-    newest, stored = found[0], count_scored(trials)
+    """The checkpoint that contains the same trials as the study; and a note if that is not simply the last one.
+
+    The last trial of the weights may still be running in the study: a crash came in between.
+    """
+    newest, stored = found[0], sum(trial.state == TrialState.COMPLETE for trial in trials)
     for place, checkpoint in enumerate(found):
-        if matches_study(checkpoint.state, trials):
+        ahead = unstored_trial(checkpoint.state, trials) is not None
+        if checkpoint.state.scored in (stored, stored + ahead):
             mismatch = f"the last shared weights contain {newest.state.scored} scored trials, the study {stored}"
             return checkpoint, None if place == 0 else f"{mismatch}: continuing with the weights before, which match"
     note = (

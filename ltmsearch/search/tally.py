@@ -1,9 +1,8 @@
 """Counts of a study's trials, and the log lines of each trial."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import takewhile
-from typing import Any
 
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -26,9 +25,7 @@ class Tally:
         self.trained = 0
         """Trials that count towards `--trials`."""
         self.feasible = 0
-        """Scored trials within the budget."""
         self.rejected = 0
-        """Proposals over a budget."""
         self.best: float | None = None
         """Highest top-1 within the budget, in percent."""
         self.unfinished: list[FrozenTrial] = []
@@ -64,41 +61,11 @@ def sampler_is_stuck(trials: list[FrozenTrial]) -> bool:
     return rejected > 0 and rejected % MAX_REJECTED == 0
 
 
-class TrialLogger:
-    """Writes one log line per trial."""
-
-    def __init__(self, trial: Trial, schedule: MergeSchedule, *, sampling: float) -> None:
-        attributes = trial.user_attrs
-        kind = " ".join(filter(None, (attributes.get("kind", "searched"), attributes.get("label", ""))))
-        self._trial = trial
-        self._name = f"trial {trial.number} ({kind})"
-        self._sampling = f"sampler {1e3 * sampling:.1f} ms"
-        ratios = schedule.keep_ratios.items()
-        self._ratios = " ".join(f"{ratio:g}{schedule.forms.get(layer, '')[:1]}" for layer, ratio in ratios)
-
-    def rejected(self) -> None:
-        """Log that the trial is outside a budget."""
-        missed = ", ".join(f"{name}: {miss:.4f}" for name, miss in self._trial.constraints.items() if miss > 0)
-        _log.info("%s rejected, %s; %s; keep ratios %s", self._name, missed, self._sampling, self._ratios)
-
-    def failed(self, reason: str) -> None:
-        """Log that the trial has no score."""
-        _log.info("%s failed, %s; %s; keep ratios %s", self._name, reason, self._sampling, self._ratios)
-
-    def scored(self, outcome: Mapping[str, Any], *, ib_weight: float, version: int, saving: float) -> None:
-        """Log the trial's score."""
-        score = f"top-1 {outcome['top1']:.2f} ± {outcome['top1_se']:.2f} %, loss {outcome['loss']:.4f}"
-        _log.info(
-            "%s: cost %.4f, %s, IB weight %.3g, %.2f s; %s, checkpoint %.1f ms; weights version %d to %d; "
-            "keep ratios %s",
-            self._name,
-            outcome["cost"],
-            score,
-            ib_weight,
-            outcome["seconds"],
-            self._sampling,
-            1e3 * saving,
-            outcome["supernet_version"],
-            version,
-            self._ratios,
-        )
+def log_trial(trial: Trial, schedule: MergeSchedule, outcome: str, *, sampling: float) -> None:
+    """Log how a trial ended. `sampling` is the time in seconds that its proposal took."""
+    kind, label = trial.user_attrs.get("kind", "searched"), trial.user_attrs.get("label", "")
+    ratios = " ".join(f"{ratio:g}{schedule.forms.get(layer, '')[:1]}" for layer, ratio in schedule.keep_ratios.items())
+    _log.info(
+        "trial %d (%s): %s; sampler %.1f ms; keep ratios %s",
+        trial.number, f"{kind} {label}".strip(), outcome, 1e3 * sampling, ratios,
+    )  # fmt: skip

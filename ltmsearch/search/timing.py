@@ -18,7 +18,6 @@ from ltmsearch.errors import InputError
 from ltmsearch.io.files import read_json, write_atomic
 
 TIMES = "times.json"
-"""File in a run directory."""
 
 SET_UP, PROFILING, WARM_UP, TRAINING = "setting up", "profiling latency", "warm-up", "training trials"
 SCORING, OVERHEAD, RESCORING, TIMING = "scoring trials", "sampler, storage, checkpoints", "scoring again", "timing nets"
@@ -47,34 +46,27 @@ class Stint(BaseModel):
 
     @property
     def total(self) -> float:
-        """Seconds of all parts."""
         return sum(self.seconds.values())
 
 
 class Times(BaseModel):
-    """All calls of a study.
-
-    Raises:
-        InputError: Through `load`, for a damaged file.
-    """
+    """All calls of a study."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
     """Version of this format."""
     stints: tuple[Stint, ...] = ()
-    """In order of time."""
 
     @property
     def seconds(self) -> dict[str, float]:
         """Part → wall time of all calls in seconds, in the order of `PARTS`; parts that did not run are missing."""
-        known = dict.fromkeys([*PARTS, *(part for stint in self.stints for part in stint.seconds)])
-        sums = {part: sum(stint.seconds.get(part, 0.0) for stint in self.stints) for part in known}
-        return {part: seconds for part, seconds in sums.items() if any(part in stint.seconds for stint in self.stints)}
+        ran = {part for stint in self.stints for part in stint.seconds}
+        in_order = [*(part for part in PARTS if part in ran), *sorted(ran - set(PARTS))]
+        return {part: sum(stint.seconds.get(part, 0.0) for stint in self.stints) for part in in_order}
 
     @property
     def total(self) -> float:
-        """Wall time of all calls, in seconds."""
         return sum(stint.total for stint in self.stints)
 
     @classmethod
@@ -151,7 +143,7 @@ class Clock:
         write_atomic(path, times.model_dump_json(indent=1) + "\n")
 
     def leave(self) -> None:
-        """Stop saving: another driver writes the run directory now."""
+        """Stop saving, as another driver writes the run directory now."""
         self._kept = None
 
     def _count(self) -> None:

@@ -69,13 +69,10 @@ class TrialResult:
     weights: dict[str, Tensor]
     """Trained parameters W' by name; empty if there was no training."""
     score: Score
-    """On the validation images, with the information terms."""
     seconds: float
-    """Wall time."""
     scoring_seconds: float = 0.0
-    """Part of it spent on recalibration and scoring."""
+    """Part of `seconds` spent on recalibration and scoring."""
     merges: ExampleMerges | None = None
-    """Merges as scored; None if they were not recorded."""
     batch_size: int | None = None
     """Batch size, if memory forced a smaller one than the settings; else None."""
 
@@ -88,11 +85,7 @@ class Deadline:
         self._end = time.monotonic() + limit
 
     def limit_time(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same batches.
-
-        Raises:
-            TrialTooLong: Once the time is up.
-        """
+        """The same batches; raises `TrialTooLong` once the time is up."""
         for batch in batches:
             if time.monotonic() > self._end:
                 raise TrialTooLong(f"took longer than the limit of {self.limit:g} s (--trial-timeout)")
@@ -126,14 +119,10 @@ class Evaluator:
         """Start from shared weights, train the subnet for a few steps, recalibrate, score.
 
         BatchNorm statistics are restored afterwards. If memory is full, the trial is repeated once with half the batch
-        size.
+        size. The IB loss starts after the first half of the steps, whose images give its statistics; with a single step
+        the calibration images do.
 
         Args:
-            weights: The shared parameters W, by name.
-            schedule: The subnet.
-            ib_weight: Weight of the IB loss beside cross entropy. It starts after the first half of the steps, whose
-                images give its statistics; with a single step the calibration images do.
-            seed: Seed of the training images and of random layers.
             steps: Training steps; None: `settings.proxy_steps`.
             limit: Time limit in seconds, checked between batches.
 
@@ -204,7 +193,10 @@ class Evaluator:
         )
 
     def score(self, schedule: MergeSchedule, *, images: int, information: bool = False) -> Score:
-        """Score the supernet's current weights under a schedule, with recalibrated BatchNorm statistics."""
+        """Score the supernet's current weights under a schedule, with recalibrated BatchNorm statistics.
+
+        `information` adds the information terms, with statistics of the calibration images.
+        """
         with self._as_scored(schedule, information=information) as ib:
             return self._validated(images, ib)
 
@@ -261,7 +253,6 @@ def parameters(supernet: Supernet) -> dict[str, Tensor]:
 
 
 def load_parameters(supernet: Supernet, weights: Mapping[str, Tensor]) -> None:
-    """Overwrite the supernet's parameters."""
     with torch.no_grad():
         for name, parameter in supernet.named_parameters():
             parameter.copy_(weights[name])

@@ -1,6 +1,5 @@
 """Warm start: the shared weights and the front of an earlier study."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,9 +7,7 @@ import numpy as np
 
 from ltmsearch.config.settings import SETTINGS, ResolvedSettings
 from ltmsearch.errors import InputError
-from ltmsearch.models import LoadReport, load_weights
-from ltmsearch.models.supernet import Supernet
-from ltmsearch.schedules.schedule import Choice, MergeSchedule
+from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.schedules.space import SearchSpace
 from ltmsearch.search.checkpoint import WEIGHTS
 from ltmsearch.search.records import TRIALS, TrialRecord
@@ -22,11 +19,9 @@ class Prior:
     """An earlier study of the same backbone, with any data, budget and operator."""
 
     run: Path
-    """Run directory."""
     settings: ResolvedSettings
-    """Settings."""
     front: tuple[TrialRecord, ...]
-    """Front, best first."""
+    """Best first."""
 
     @classmethod
     def open(cls, run: Path, *, backbone: str) -> "Prior":
@@ -49,17 +44,6 @@ class Prior:
             )
         return cls(run=run, settings=settings, front=tuple(earlier.front))
 
-    def load_into(self, supernet: Supernet) -> LoadReport:
-        """Load the earlier shared weights into a supernet, as far as operator and classes match.
-
-        Returns:
-            The parameters that stayed as initialised and those that were not used.
-
-        Raises:
-            InputError: If the file is damaged.
-        """
-        return load_weights(supernet.model, self.run / WEIGHTS)
-
     def schedules(self, space: SearchSpace) -> list[tuple[str, np.ndarray]]:
         """The schedules of the front as (name, (L,) choice indices), each layer at the nearest choice of the space."""
         return [
@@ -72,16 +56,10 @@ def nearest(space: SearchSpace, schedule: MergeSchedule) -> np.ndarray:
 
     The keep ratio is matched first, then the form; a plain layer stays plain.
     """
-    return np.array(
-        [
-            _nearest(options, schedule.keep_ratio(layer), schedule.form(layer))
-            for layer, options in zip(space.layers, space.choices, strict=True)
-        ]
-    )
-
-
-def _nearest(options: Sequence[Choice], ratio: float, form: str | None) -> int:
-    if ratio == 1:
-        return 0
-    merging = range(1, len(options))
-    return min(merging, key=lambda i: (abs(options[i].keep_ratio - ratio), options[i].form != form), default=0)
+    indices = np.zeros(len(space.layers), dtype=int)
+    for place, layer in enumerate(space.layers):
+        options, ratio, form = space.choices[place], schedule.keep_ratio(layer), schedule.form(layer)
+        if ratio < 1:
+            merging = sorted(options[1:], key=lambda each: (abs(each.keep_ratio - ratio), each.form != form))
+            indices[place] = options.index(merging[0]) if merging else 0
+    return indices

@@ -36,10 +36,7 @@ class WarmUpRun:
         self._saved, self._saving = time.monotonic(), 0.0
 
     def resume(self) -> int:
-        """Load an interrupted warm-up.
-
-        Returns:
-            Steps it had taken; 0 if there is none.
+        """Load an interrupted warm-up, and return the steps that it had taken; 0 if there is none.
 
         Raises:
             InputError: If its file is damaged or of another study.
@@ -62,21 +59,15 @@ class WarmUpRun:
         return done
 
     def steps(self) -> Iterator[float]:
-        """Take the remaining steps; yields the plain network's loss after each.
-
-        Raises:
-            TrialDiverged: If the loss is not finite.
-        """
+        """Take the remaining steps; yields the plain network's loss after each."""
         for loss in self.bench.warm_up(self.optimizer, self.done):
             self.done += 1
             yield loss
 
     def is_due(self) -> bool:
-        """Whether a save is due."""
         return time.monotonic() - self._saved >= max(SAVE_SECONDS, self._saving / SAVING_SHARE)
 
     def save(self) -> None:
-        """Save the state, between two steps."""
         start = time.monotonic()
         state = {
             "space": self.bench.space.digest(), "steps": self.plan.steps, "done": self.done,
@@ -88,7 +79,6 @@ class WarmUpRun:
         _log.debug("saved the warm-up after step %d in %.2f s", self.done, self._saving)
 
     def remove(self) -> None:
-        """Delete the file once the shared weights are saved."""
         self.path.unlink(missing_ok=True)
 
 

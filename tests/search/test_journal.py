@@ -13,6 +13,7 @@ from optuna.storages.journal import JournalFileBackend
 from support.command_line import Interrupt, Notes
 from support.command_line import tiny as whole
 from support.finished import assert_pages_are_served
+from support.records import read_equal_columns
 
 from ltmsearch import run_study
 from ltmsearch.config.settings import StudySettings
@@ -25,20 +26,8 @@ from ltmsearch.search.trial import Evaluator
 HALF = b'{"op_code":8,"worker_id":"0b1c-1403'
 
 
-@pytest.fixture(autouse=True)
-def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No browser for a PNG, and no wait for drivers that do not exist."""
-    monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
-    monkeypatch.setattr("ltmsearch.search.storage.driver_attribute.SETTLING_SECONDS", 0.0)
-
-
 def tiny(run: Path, **changes: Any) -> StudySettings:
     return whole(run, **{"trials": 3, "storage": f"journal://{run.parent}/studies.log", **changes})
-
-
-def trials_of(run: Path) -> pd.DataFrame:
-    """The columns that are the same in equal studies."""
-    return pd.read_csv(run / "trials.csv").drop(columns="seconds")
 
 
 def append(path: Path, content: bytes) -> None:
@@ -65,7 +54,7 @@ class TestStudies:
             f"removed half a line of {len(HALF)} bytes at the end of {tmp_path}/studies.log: its writer was killed"
         )
         assert [line for line in notes.lines if "half a line" in line] == [removed]
-        pd.testing.assert_frame_equal(trials_of(tmp_path / "file"), trials_of(tmp_path / "run"))
+        pd.testing.assert_frame_equal(read_equal_columns(tmp_path / "file"), read_equal_columns(tmp_path / "run"))
         assert not (tmp_path / "run/study.db").exists()
         assert not (tmp_path / "studies.log.lock").exists()
 
@@ -113,9 +102,7 @@ class TestFiles:
             (b"SQLite format 3\0\x10\0", 1),
             (b'{"op_code":0', 0),
             (b"[1, 2]\n", 1),
-            (b"\n", 1),
             (b'{"trial": 3}', 1),
-            (b"trial,gflops\n0,1.2\n", 1),
         ],
     )
     def test_a_foreign_file_is_refused_and_stays(self, tmp_path: Path, content: bytes, line: int) -> None:
@@ -131,7 +118,7 @@ class TestFiles:
         assert path.read_bytes() == content
         assert {entry.name for entry in tmp_path.iterdir()} == {"studies.log"}
 
-    @pytest.mark.parametrize("line", [0, 5, -1])
+    @pytest.mark.parametrize("line", [5, -1])
     def test_damage_is_reported_with_its_line(self, tmp_path: Path, line: int) -> None:
         path = tmp_path / "studies.log"
         some_journal(path)
@@ -210,13 +197,8 @@ class TestWriting:
         assert not Path(f"{path}.lock").exists()
         study.set_user_attr("kept", True)
         assert study.user_attrs == {"kept": True}
-
-    def test_a_file_that_vanished_is_not_created_again(self, tmp_path: Path) -> None:
-        path = tmp_path / "studies.log"
-        some_journal(path)
-        study = optuna.load_study(study_name="some", storage=JournalStorage(Journal(path)))
         path.unlink()
         with pytest.raises(JournalError, match="No such file or directory") as caught:
-            study.set_user_attr("kept", True)
+            study.set_user_attr("kept", False)
         assert caught.value.temporary, "a shared disk may come back"
         assert not path.exists()

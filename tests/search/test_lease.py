@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,53 +21,32 @@ from ltmsearch.search.lease import DRIVER_FILE, DriverFile, Holder, Lease, curre
 DRIVER = """
 import os, sys
 from pathlib import Path
-from ltmsearch.errors import InputError
 from ltmsearch.search.lease import DriverFile, Lease
 folder = Path(sys.argv[1])
 with Lease(folder) as lease:
+    lease.acquire(DriverFile(folder))
+    if "fork" in sys.argv and os.fork() == 0:
+        os.close(1)
+        sys.stdin.read()
+        os._exit(0)
+    print("acquired", flush=True)
     sys.stdin.readline()
-    try:
-        lease.acquire(DriverFile(folder))
-    except InputError as error:
-        print(error, flush=True)
-    else:
-        if "fork" in sys.argv and os.fork() == 0:
-            os.close(1)
-            sys.stdin.read()
-            os._exit(0)
-        print("acquired", flush=True)
-        sys.stdin.readline()
 """
-"""A driver in its own process: acquires a lease at the first line of input, and releases it at the next."""
-
-
-class Loud(Notes):
-    """Fails at any note."""
-
-    def note(self, line: str) -> None:
-        pytest.fail(line)
+"""A driver in its own process: acquires a lease, and releases it at a line of input."""
 
 
 @contextmanager
-def drivers(folder: Path, *options: str, number: int = 1) -> Iterator[list["subprocess.Popen[str]"]]:
+def driver(folder: Path, *options: str) -> Iterator["subprocess.Popen[str]"]:
+    """A driver that has acquired its lease."""
     command = [sys.executable, "-c", DRIVER, str(folder), *options]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen(command, **pipes) for _ in range(number)]  # type: ignore[call-overload]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
-        yield processes
+        assert process.stdout is not None
+        assert process.stdout.readline() == "acquired\n"
+        yield process
     finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-
-
-def start(*processes: "subprocess.Popen[str]") -> list[str]:
-    """Let drivers acquire their lease at the same moment, and return what they print."""
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
-    return [process.stdout.readline().strip() for process in processes if process.stdout is not None]
+        process.kill()
+        process.communicate()
 
 
 def leave_record(folder: Path, **changes: object) -> Holder:
@@ -81,16 +61,18 @@ def recorded_token(folder: Path) -> str:
     return str(json.loads((folder / DRIVER_FILE).read_text())["token"])
 
 
-def acquired(folder: Path, *, quiet: bool = True) -> None:
-    with Lease(folder, callbacks=Loud() if quiet else None) as lease:
+def acquire_at_once(folder: Path) -> None:
+    notes = Notes()
+    with Lease(folder, callbacks=notes) as lease:
         lease.acquire(DriverFile(folder))
         lease.confirm()
         assert recorded_token(folder) == lease.holder.token
+    assert notes.lines == []
 
 
 class TestAcquire:
     def test_nothing_is_left(self, tmp_path: Path) -> None:
-        acquired(tmp_path / "runs/one")
+        acquire_at_once(tmp_path / "runs/one")
         assert list(tmp_path.iterdir()) == []
         with Lease(tmp_path / "runs/one") as lease:
             lease.acquire(DriverFile(tmp_path / "runs/one"))
@@ -113,15 +95,14 @@ class TestAcquire:
     @pytest.mark.parametrize("options", [(), ("fork",)])
     def test_a_killed_driver_is_replaced_at_once(self, tmp_path: Path, options: tuple[str, ...]) -> None:
         """Also before its parent has noticed, and while a child that it forked still runs."""
-        with drivers(tmp_path, *options) as (other,):
-            assert start(other) == ["acquired"]
+        with driver(tmp_path, *options) as other:
             assert f"process {other.pid}" in str(current_driver(tmp_path))
             with pytest.raises(InputError, match=f"process {other.pid}"):
-                acquired(tmp_path)
+                acquire_at_once(tmp_path)
             other.send_signal(signal.SIGKILL)
             os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
             assert current_driver(tmp_path) is None
-            acquired(tmp_path)
+            acquire_at_once(tmp_path)
 
     def test_a_lease_that_could_not_be_released_blocks_nobody(self, tmp_path: Path) -> None:
         """A notebook continues after its storage was lost."""
@@ -135,7 +116,7 @@ class TestAcquire:
             lease.acquire(store)
             store.__class__ = Stuck
         assert recorded_token(tmp_path) == lease.holder.token
-        acquired(tmp_path)
+        acquire_at_once(tmp_path)
 
     def test_a_copied_record_names_its_driver(self, tmp_path: Path) -> None:
         with Lease(tmp_path / "run") as lease:
@@ -143,13 +124,13 @@ class TestAcquire:
             (tmp_path / "copy").mkdir()
             (tmp_path / "copy" / DRIVER_FILE).write_bytes((tmp_path / "run" / DRIVER_FILE).read_bytes())
             with pytest.raises(InputError, match=f"is driven by {lease.holder}"):
-                acquired(tmp_path / "copy")
-        acquired(tmp_path / "copy")
+                acquire_at_once(tmp_path / "copy")
+        acquire_at_once(tmp_path / "copy")
 
     def test_a_folder_that_cannot_be_written(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         with pytest.raises(InputError, match="the run directory .*/file/run cannot be written"):
-            acquired(tmp_path / "file/run")
+            acquire_at_once(tmp_path / "file/run")
 
 
 class TestOtherHosts:
@@ -211,7 +192,7 @@ class TestTakeover:
                 with pytest.raises(LeaseLost, match=f"was taken over by {later.holder}: this driver ends"):
                     earlier.confirm()
                 with pytest.raises(InputError, match=f"driven by {later.holder}"):
-                    acquired(tmp_path)
+                    acquire_at_once(tmp_path)
                 store.clear(earlier._text)
                 assert recorded_token(tmp_path) == later.holder.token
             with pytest.raises(LeaseLost, match="no longer names this process as its driver"):
@@ -230,37 +211,26 @@ class TestTakeover:
             lease.confirm()
 
 
-class TestRace:
-    @pytest.mark.parametrize("record", [False, True])
-    def test_one_of_several_threads_wins(self, tmp_path: Path, record: bool) -> None:
+@pytest.mark.parametrize("record", [False, True])
+def test_one_of_several_drivers_wins(tmp_path: Path, record: bool) -> None:
+    barrier = threading.Barrier(4)
+
+    def drive(folder: Path) -> str:
+        with Lease(folder) as lease:
+            barrier.wait()
+            try:
+                lease.acquire(DriverFile(folder))
+                lease.confirm()
+            except InputError as error:
+                return str(error)
+            finally:
+                barrier.wait()
+        return "acquired"
+
+    with ThreadPoolExecutor(4) as threads:
         for number in range(20):
-            folder = tmp_path / str(number)
             if record:
-                leave_record(folder)
-            barrier, outcomes = threading.Barrier(4), []
-
-            def drive(folder: Path = folder, barrier: threading.Barrier = barrier, to: list[str] = outcomes) -> None:
-                with Lease(folder) as lease:
-                    barrier.wait()
-                    try:
-                        lease.acquire(DriverFile(folder))
-                        lease.confirm()
-                    except InputError as error:
-                        to.append(str(error))
-                    else:
-                        to.append("acquired")
-                    barrier.wait()
-
-            threads = [threading.Thread(target=drive) for _ in range(4)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+                leave_record(tmp_path / str(number))
+            outcomes = list(threads.map(drive, [tmp_path / str(number)] * 4))
             assert outcomes.count("acquired") == 1
             assert sum("is driven by" in outcome for outcome in outcomes) == 3
-
-    def test_one_of_several_processes_wins(self, tmp_path: Path) -> None:
-        with drivers(tmp_path / "run", number=3) as processes:
-            lines = start(*processes)
-        assert lines.count("acquired") == 1
-        assert sum("is driven by" in line for line in lines) == 2

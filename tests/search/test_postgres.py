@@ -15,6 +15,7 @@ from support.command_line import Interrupt, Notes
 from support.command_line import tiny as whole
 from support.finished import assert_pages_are_served
 from support.postgres import Postgres
+from support.records import read_equal_columns
 
 from ltmsearch import run_study
 from ltmsearch.config.settings import ResolvedSettings, StudySettings
@@ -26,19 +27,8 @@ from ltmsearch.search.trial import Evaluator
 SECRET = "pa/ss#w0rd"
 
 
-@pytest.fixture(autouse=True)
-def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No browser for a PNG."""
-    monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
-
-
 def tiny(run: Path, **changes: Any) -> StudySettings:
     return whole(run, **{"trials": 3, **changes})
-
-
-def trials_of(run: Path) -> pd.DataFrame:
-    """The columns that are the same in equal studies."""
-    return pd.read_csv(run / "trials.csv").drop(columns="seconds")
 
 
 def call(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -52,7 +42,7 @@ def test_a_study_is_the_same_as_in_sqlite(postgres: Postgres, tmp_path: Path, mo
         run_study(tiny(tmp_path / "run", study="same", storage=postgres.url(password=True)), Interrupt(7))
     monkeypatch.setenv("PGPASSWORD", postgres.password)  # read by libpq if the URL has none
     run_study(tiny(tmp_path / "run", study="same", storage=postgres.url()))
-    pd.testing.assert_frame_equal(trials_of(tmp_path / "file"), trials_of(tmp_path / "run"))
+    pd.testing.assert_frame_equal(read_equal_columns(tmp_path / "file"), read_equal_columns(tmp_path / "run"))
     kept = b"".join(path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file())
     assert postgres.password.encode() not in kept
     storage = open_storage(ResolvedSettings.load(tmp_path / "run/settings.yaml"), tmp_path, existing=True)
@@ -144,4 +134,4 @@ def test_a_killed_server_is_awaited(postgres: Postgres, tmp_path: Path, monkeypa
     assert 2 <= len(waits) <= 4
     assert any("answers again after " in line for line in notes.lines)
     assert not any(postgres.password in line or "\n" in line for line in notes.lines)
-    pd.testing.assert_frame_equal(trials_of(tmp_path / "file"), trials_of(tmp_path / "run"))
+    pd.testing.assert_frame_equal(read_equal_columns(tmp_path / "file"), read_equal_columns(tmp_path / "run"))

@@ -19,13 +19,6 @@ from ltmsearch.search.storage import open_storage
 from ltmsearch.search.trial import Evaluator
 
 
-@pytest.fixture(autouse=True)
-def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No browser for a PNG, and no wait for drivers that do not exist."""
-    monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
-    monkeypatch.setattr("ltmsearch.search.storage.driver_attribute.SETTLING_SECONDS", 0.0)
-
-
 def tiny(run: Path, **changes: Any) -> StudySettings:
     return whole(run, **{"trials": 2, **changes})
 

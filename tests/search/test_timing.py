@@ -1,9 +1,7 @@
 """Where the time of a study went: counted once, kept over interruptions."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from support.command_line import Interrupt
@@ -43,20 +41,14 @@ def test_every_second_counts_once_in_the_innermost_part(watch: Watch) -> None:
     assert clock.seconds == {OVERHEAD: 3.0, TRAINING: 6.0, SCORING: 4.0}
 
 
-def test_no_more_is_moved_than_there_is(watch: Watch) -> None:
+def test_parts_that_end_in_exceptions_and_moves(watch: Watch) -> None:
     clock = Clock()
-    with clock.part(TRAINING):
+    with pytest.raises(KeyboardInterrupt), clock.part(TRAINING):
         watch.now += 1
-        clock.move(9.0, SCORING)
-    assert clock.seconds == {TRAINING: 0.0, SCORING: 1.0}
-
-
-def test_a_part_that_ends_in_an_exception_counts(watch: Watch) -> None:
-    clock = Clock()
-    with pytest.raises(KeyboardInterrupt), clock.part(WARM_UP):
+        clock.move(9.0, SCORING)  # at most the seconds that there are
         watch.now += 3
         raise KeyboardInterrupt
-    assert clock.seconds == {WARM_UP: 3.0}
+    assert clock.seconds == {TRAINING: 3.0, SCORING: 1.0}
 
 
 def test_times_add_up_over_the_calls_of_a_study(watch: Watch, tmp_path: Path) -> None:
@@ -91,16 +83,7 @@ def test_saving_between_trials_is_not_done_all_the_time(watch: Watch, tmp_path: 
     assert Times.load(tmp_path).seconds == {TRAINING: 10.0}
 
 
-def test_a_clock_that_keeps_nothing_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Clock().save()
-    assert list(tmp_path.iterdir()) == []
-    assert Times.load(tmp_path) == Times()  # a run made before times were kept
-
-
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"schema_version": 2, "stints": []}', '{"stints": [{"seconds": {"warm-up": -1}}]}']
-)
+@pytest.mark.parametrize("text", ["{", '{"schema_version": 2, "stints": []}'])
 def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / TIMES).write_text(text)
     with pytest.raises(InputError, match="times.json is damaged or of another version") as refused:
@@ -108,29 +91,20 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path, text: str) -> Non
     assert "\n" not in str(refused.value)
 
 
-def test_a_study_that_is_interrupted_and_continued_knows_all_its_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
+def test_an_interrupted_study_knows_all_its_time(tmp_path: Path) -> None:
     settings = StudySettings.make("test", **{**TINY, "trials": 3, "out": str(tmp_path)})
     with pytest.raises(KeyboardInterrupt):
         run_study(settings, Interrupt(6))  # in the search, after some trials
-    first = read(tmp_path)
-    assert len(first) == 1
-    assert first[0]["seconds"].keys() >= {SET_UP, WARM_UP, TRAINING, SCORING, OVERHEAD}
-    assert "writing results" not in first[0]["seconds"]
+    (first,) = Times.load(tmp_path).stints
+    assert first.seconds.keys() >= {SET_UP, WARM_UP, TRAINING, SCORING, OVERHEAD}
+    assert "writing results" not in first.seconds
     run_study(settings)
-    both = read(tmp_path)
-    assert both[:1] == first
-    assert both[1]["seconds"].keys() >= {SET_UP, "scoring again", "writing results"}
-    assert "timing nets" not in both[1]["seconds"]
     times = Times.load(tmp_path)
+    before, second = times.stints
+    assert before == first
+    assert second.seconds.keys() >= {SET_UP, "scoring again", "writing results"}
+    assert "timing nets" not in second.seconds
     assert all(seconds > 0 for seconds in times.seconds.values())
-    assert times.total == pytest.approx(sum(sum(stint["seconds"].values()) for stint in both))
-    assert "cpu, fp32" in both[1]["device"]
-    assert {"ltmsearch", "torch", "timm", "optuna", "python"} <= both[1]["versions"].keys()
-
-
-def read(folder: Path) -> list[dict[str, Any]]:
-    stints: list[dict[str, Any]] = json.loads((folder / TIMES).read_text())["stints"]
-    return stints
+    assert times.total == pytest.approx(first.total + second.total)
+    assert "cpu, fp32" in second.device
+    assert {"ltmsearch", "torch", "timm", "optuna", "python"} <= second.versions.keys()

@@ -6,31 +6,17 @@ import optuna
 import pytest
 import torch
 from optuna.samplers import GPSampler, NSGAIISampler, RandomSampler, TPESampler
-from support.sizes import TINY
 from torch import Tensor
 
-from ltmsearch.callbacks import Callbacks
-from ltmsearch.config.settings import StudySettings
 from ltmsearch.engine.evaluation import preserve_batchnorm
 from ltmsearch.engine.steps import proxy_train
 from ltmsearch.errors import TrialDiverged
 from ltmsearch.schedules.schedule import Choice, MergeSchedule
 from ltmsearch.schedules.space import IBWeights, SearchSpace
-from ltmsearch.search.setup import prepare
 from ltmsearch.search.trial import EXAMPLES, Evaluator, load_parameters, parameters, suggest
 
 WEIGHTS = IBWeights(low=0.01, high=1.0)
 SPACE = SearchSpace(layers=("a", "b"), choices=((Choice(1.0), Choice(0.5)),) * 2, ib_weights=WEIGHTS)
-
-
-def test_a_space_without_ib_weights_has_one_parameter_per_layer() -> None:
-    study = optuna.create_study()
-    indices, ib_weight = suggest(
-        study.ask(), SearchSpace(layers=SPACE.layers, choices=SPACE.choices), lambda place: RandomSampler(seed=place)
-    )
-    assert indices.shape == (2,)
-    assert ib_weight == 0.0
-    assert set(study.trials[0].params) == {"a", "b"}
 
 
 def test_every_parameter_is_suggested_by_a_sampler_of_its_own() -> None:
@@ -75,27 +61,13 @@ def test_samplers_learn_the_weight_jointly_with_the_layers(sampler: Any) -> None
     assert all(set(trial.params) == {"a", "b", "ib_weight"} for trial in study.trials)
 
 
-@pytest.fixture(scope="module")
-def evaluator() -> Evaluator:
-    return prepare(StudySettings.make("test", **TINY, proxy_lr=0.01), Callbacks()).evaluator
-
-
-@pytest.fixture
-def half(evaluator: Evaluator) -> MergeSchedule:
-    return MergeSchedule(keep_ratios=dict.fromkeys(evaluator.supernet.layers[:5], 0.5))
-
-
 def start_of(evaluator: Evaluator) -> dict[str, Tensor]:
     """Shared weights to start from, whatever the trials before left in the supernet."""
     generator = torch.Generator().manual_seed(0)
-    start = {
+    return {
         name: value if ".merging." in name else 0.1 * torch.randn(value.shape, generator=generator)
         for name, value in parameters(evaluator.supernet).items()
     }
-    return _KEPT.setdefault("start", start)
-
-
-_KEPT: dict[str, dict[str, Tensor]] = {}
 
 
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -158,14 +130,6 @@ def test_an_evaluation_leaves_no_trace(evaluator: Evaluator, half: MergeSchedule
     assert not supernet.model.get_classifier()._forward_pre_hooks  # type: ignore[operator]
     assert supernet.schedule.merging_layers == ()
     assert torch.equal(torch.get_rng_state(), random)
-
-
-def test_the_reference_is_measured_but_not_trained(evaluator: Evaluator) -> None:
-    plain = evaluator.supernet.schedule
-    result = evaluator.evaluate(start_of(evaluator), plain, ib_weight=0.0, seed=0, steps=0)
-    assert result.weights == {}
-    assert result.score.ib is not None
-    assert result.score.ib.mi_y >= 0
 
 
 def test_features_that_are_not_finite_fail_the_trial_alone(evaluator: Evaluator, half: MergeSchedule) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.command_line import tiny
+from support.command_line import Notes, tiny
 from support.sizes import TINY
 from torch import Tensor
 
@@ -23,35 +23,20 @@ from ltmsearch.search.trial import Evaluator, parameters
 FULL = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
 
 
-@pytest.fixture(scope="module")
-def evaluator() -> Evaluator:
-    return prepare(StudySettings.make("test", **TINY, proxy_lr=0.01), Callbacks()).evaluator
+def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int, error: Exception = FULL) -> list[int]:
+    """Raise the error for larger training batches; returns the list of the batch sizes from now on."""
+    asked: list[int] = []
+    original = ImageData.train_batches
 
+    def train_batches(data: ImageData, *, batch_size: int, **how: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        asked.append(batch_size)
+        for batch in original(data, batch_size=batch_size, **how):
+            if batch_size > most:
+                raise error
+            yield batch
 
-@pytest.fixture
-def half(evaluator: Evaluator) -> MergeSchedule:
-    return MergeSchedule(keep_ratios=dict.fromkeys(evaluator.supernet.layers[:5], 0.5))
-
-
-class Narrow:
-    """Memory for so many images a training step.
-
-    Args:
-        most: More than these fail as torch does.
-    """
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int, error: Exception = FULL) -> None:
-        self.asked: list[int] = []
-        original = ImageData.train_batches
-
-        def train_batches(data: ImageData, *, batch_size: int, **how: Any) -> Iterator[tuple[Tensor, Tensor]]:
-            self.asked.append(batch_size)
-            for batch in original(data, batch_size=batch_size, **how):
-                if batch_size > most:
-                    raise error
-                yield batch
-
-        monkeypatch.setattr(ImageData, "train_batches", train_batches)
+    monkeypatch.setattr(ImageData, "train_batches", train_batches)
+    return asked
 
 
 class TestMemory:
@@ -59,9 +44,9 @@ class TestMemory:
     def test_the_batch_is_halved_once(
         self, evaluator: Evaluator, half: MergeSchedule, monkeypatch: pytest.MonkeyPatch, error: Exception
     ) -> None:
-        weights, narrow = parameters(evaluator.supernet), Narrow(monkeypatch, 2, error)
+        weights, asked = parameters(evaluator.supernet), limit_memory(monkeypatch, 2, error)
         result = evaluator.evaluate(weights, half, seed=3)
-        assert narrow.asked == [4, 2]
+        assert asked == [4, 2]
         assert result.batch_size == 2
         assert result.weights.keys() == weights.keys()
         assert all(torch.equal(value, weights[name]) for name, value in weights.items()), "W itself is not touched"
@@ -69,21 +54,21 @@ class TestMemory:
     def test_then_the_trial_fails(
         self, evaluator: Evaluator, half: MergeSchedule, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        narrow = Narrow(monkeypatch, 1)
+        asked = limit_memory(monkeypatch, 1)
         with pytest.raises(TrialOutOfMemory, match="memory is full with batch sizes 4 and 2"):
             evaluator.evaluate(parameters(evaluator.supernet), half, seed=3)
-        assert narrow.asked == [4, 2]
+        assert asked == [4, 2]
 
     def test_other_errors_are_not_taken_for_it(
         self, evaluator: Evaluator, half: MergeSchedule, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        Narrow(monkeypatch, 1, RuntimeError("shapes do not match"))
+        limit_memory(monkeypatch, 1, RuntimeError("shapes do not match"))
         with pytest.raises(RuntimeError, match="shapes do not match"):
             evaluator.evaluate(parameters(evaluator.supernet), half, seed=3)
         assert not is_out_of_memory(ValueError("can't allocate memory"))
 
-    def test_the_study_goes_on_and_tells(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        original, calls, lines = ImageData.train_batches, [0], []
+    def test_the_study_continues_with_notes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        original, calls, notes = ImageData.train_batches, [0], Notes()
 
         def train_batches(data: ImageData, *, batch_size: int, **how: Any) -> Iterator[tuple[Tensor, Tensor]]:
             calls[0] += 1
@@ -92,16 +77,11 @@ class TestMemory:
                     raise FULL
                 yield batch
 
-        class Heard(Callbacks):
-            def note(self, line: str) -> None:
-                lines.append(line)
-
         monkeypatch.setattr(ImageData, "train_batches", train_batches)
-        monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
-        records = run_study(tiny(tmp_path / "run"), Heard()).trials
+        records = run_study(tiny(tmp_path / "run"), notes).trials
         assert [r.state for r in records if r.label != "plain"].count("failed") == 1
-        assert sum("trained with batch size 2: memory was full" in line for line in lines) == 1
-        assert sum("failed: memory is full with batch sizes 4 and 2" in line for line in lines) == 1
+        assert sum("trained with batch size 2: memory was full" in line for line in notes.lines) == 1
+        assert sum("failed: memory is full with batch sizes 4 and 2" in line for line in notes.lines) == 1
 
 
 class TestTime:
@@ -110,8 +90,7 @@ class TestTime:
         with pytest.raises(TrialTooLong, match=r"longer than the limit of 1e-09 s \(--trial-timeout\)"):
             evaluator.evaluate(parameters(evaluator.supernet), half, seed=3, steps=steps, limit=1e-9)
 
-    def test_the_study_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
+    def test_the_study_continues(self, tmp_path: Path) -> None:
         records = run_study(tiny(tmp_path / "run", trials=2, trial_timeout=1e-9)).trials
         assert [record.state for record in records] == ["failed"] * 3
         more = run_study(tiny(tmp_path / "run", trials=4)).trials

@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,11 @@ from ltmsearch.search.workers.ray import worker_settings
 
 
 class Shuffled:
-    """Workers in this process that evaluate their tasks, and answer in random order.
-
-    Args:
-        bench: Setup of the study.
-        number: Number of workers.
-        after: Number of answers after which all workers are lost; None: never.
-    """
+    """Workers in this process that answer in random order, and are lost after a number of answers."""
 
     remote = True
 
-    def __init__(self, bench: Workbench, number: int, *, after: int | None = None) -> None:
+    def __init__(self, bench: Workbench, number: int, *, after: int = -1) -> None:
         self.evaluator, self.number, self.left = bench.evaluator, number, after
         self.handed: list[tuple[Task, int, Mapping[str, Tensor]]] = []
         self.most = 0
@@ -53,8 +48,7 @@ class Shuffled:
     def answers(self) -> list[Answer]:
         if self.left == 0:
             raise WorkersLost("all are gone")
-        if self.left is not None:
-            self.left -= 1
+        self.left -= 1
         task, _, weights = self.handed.pop(self.chance.randrange(len(self.handed)))
         return [evaluate_task(self.evaluator, task, weights)]
 
@@ -128,12 +122,12 @@ class TestAtOnce:
             driven(bench := bench_of(run), run, Shuffled(bench, 3, after=5))
         stored = optuna.load_study(study_name=None, storage=f"sqlite:///{run}/study.db").trials
         running = {t.number: t.params for t in stored if t.state == optuna.trial.TrialState.RUNNING}
-        told = {t.number: t.values for t in stored if t.values}
+        scored = {t.number: t.values for t in stored if t.values}
         assert len(running) in (2, 3)
         driver = driven(bench := bench_of(run), run, Shuffled(bench, 3))
         trials = driver.study.trials
         assert all(trials[number].params == params for number, params in running.items())
-        assert all(trials[number].values == values for number, values in told.items())
+        assert all(trials[number].values == values for number, values in scored.items())
         assert [t.number for t in trials] == list(range(len(trials)))
         assert sum(t.state.name == "COMPLETE" and t.user_attrs.get("label") != "plain" for t in trials) == 9
         assert driver.shared.state.scored == sum(t.state.name == "COMPLETE" for t in trials)
@@ -145,9 +139,8 @@ def settings(**changes: Any) -> StudySettings:
 
 def test_workers_receive_no_password(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    resolved = settings(
-        workers=2, data_dir="images", checkpoint="net.pth", storage="postgresql://me:secret@host/db"
-    ).resolved("cpu")
+    given = settings(workers=2, data_dir="images", checkpoint="net.pth", storage="postgresql://me:secret@host/db")
+    resolved = given.resolved("cpu")
     sent = worker_settings(resolved, precision="bf16", on_gpus=True)
     assert sent["data_dir"] == f"{tmp_path}/images", "workers start in other folders"
     assert (sent["precision"], sent["device"], sent["checkpoint"]) == ("bf16", "cuda", None)
@@ -165,35 +158,19 @@ class TestRayOptions:
         ("changes", "cpus", "gpus", "message"),
         [
             ({"workers": 8}, 4, 0, "--workers must be at most the CPUs of here, 4, but got 8"),
-            (
-                {"workers": 2, "gpus_per_worker": 0.5},
-                4,
-                0,
-                "must be 0 as here has no GPUs, but got 0.5",
-            ),
+            ({"workers": 2, "gpus_per_worker": 0.5}, 4, 0, "must be 0 as here has no GPUs, but got 0.5"),
             ({"workers": 4, "gpus_per_worker": 1}, 8, 2, "more than the 2 GPUs of here: use --workers 2"),
             ({"workers": 5, "gpus_per_worker": 0.4}, 8, 2, "more than the 2 GPUs of here: use --workers 4"),
-            (
-                {"workers": 2, "gpus_per_worker": 2},
-                8,
-                1,
-                "more than the 1 GPUs of here: use --gpus-per-worker 1",
-            ),
+            ({"workers": 2, "gpus_per_worker": 2}, 8, 1, "more than the 1 GPUs of here: use --gpus-per-worker 1"),
+            ({"workers": 4, "gpus_per_worker": 0}, 4, 0, None),
+            ({"workers": 4, "gpus_per_worker": 0.5}, 4, 2, None),
         ],
     )
     def test_missing_resources_are_refused(
-        self, changes: dict[str, Any], cpus: float, gpus: float, message: str
+        self, changes: dict[str, Any], cpus: float, gpus: float, message: str | None
     ) -> None:
-        with pytest.raises(InputError, match=message):
+        with nullcontext() if message is None else pytest.raises(InputError, match=message):
             check_resources(settings(**changes), cpus=cpus, gpus=gpus, where="here")
-
-    @pytest.mark.parametrize(
-        ("changes", "gpus"),
-        [({"workers": 4}, 0), ({"workers": 4, "gpus_per_worker": 0}, 0), ({"workers": 4, "gpus_per_worker": 0.5}, 2),
-         ({"workers": 3, "gpus_per_worker": 0.3333}, 1)],
-    )  # fmt: skip
-    def test_sufficient_resources_are_accepted(self, changes: dict[str, Any], gpus: float) -> None:
-        check_resources(settings(**changes), cpus=4, gpus=gpus, where="here")
 
     @pytest.mark.parametrize(
         ("workers", "gpus", "share"), [(1, 4, 1.0), (4, 4, 1.0), (8, 4, 0.5), (9, 4, 0.3333), (4, 0, 0.0)]
@@ -209,23 +186,13 @@ class TestRayOptions:
         [
             ({"gpus_per_worker": 1}, "gpus_per_worker needs workers on Ray"),
             ({"workers": 2, "gpus_per_worker": 1.5}, "must be a fraction below 1 or a whole number, but got 1.5"),
-            ({"workers": 0}, "greater than or equal to 1"),
+            ({"ray_address": "head"}, "but got 'head'; `ray start --head` prints it"),
+            ({"ray_address": "ray://head:10001"}, "but got 'ray://head:10001'"),
+            ({"ray_address": "127.0.0.1:1"}, r"127.0.0.1:1 cannot be reached \(Connection refused\)"),
+            ({"ray_address": "127.0.0.1:99999"}, "127.0.0.1:99999 cannot be reached"),
         ],
     )
-    def test_invalid_options(self, changes: dict[str, Any], message: str) -> None:
+    def test_invalid_options(self, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
         with pytest.raises(InputError, match=message):
-            settings(**changes)
-
-    @pytest.mark.parametrize(
-        ("address", "message"),
-        [
-            ("head", "but got 'head'; `ray start --head` prints it"),
-            ("ray://head:10001", "but got 'ray://head:10001'"),
-            ("127.0.0.1:1", r"127.0.0.1:1 cannot be reached \(Connection refused\)"),
-            ("127.0.0.1:99999", "127.0.0.1:99999 cannot be reached"),
-        ],
-    )
-    def test_an_unreachable_cluster_is_refused(self, tmp_path: Path, address: str, message: str) -> None:
-        with pytest.raises(InputError, match=message):
-            run_study(tiny(tmp_path / "run", ray_address=address))
+            run_study(tiny(tmp_path / "run", **changes))
         assert not (tmp_path / "run").exists()

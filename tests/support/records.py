@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.schedules.schedule import Form, MergeSchedule
 from ltmsearch.search.records import TRIALS, TrialRecord, trials_table, write_csv
@@ -79,6 +81,11 @@ LATENCIES = [
     make_trial(5, 0.5, None, latency_ms=20.5, feasible=False),
 ]
 """The front is 1, 2 and 3; 1 was measured over the budget."""
+
+
+def read_equal_columns(run: Path) -> pd.DataFrame:
+    """The columns of `trials.csv` that are the same in equal studies."""
+    return pd.read_csv(run / TRIALS).drop(columns="seconds")
 
 
 def make_run(folder: Path, settings: ResolvedSettings, records: Iterable[TrialRecord]) -> Run:

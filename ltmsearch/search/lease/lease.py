@@ -76,11 +76,7 @@ class Lease:
                 store.clear(self._text)
 
     def acquire(self, store: RecordStore) -> None:
-        """Record this process as the driver, unless it is already.
-
-        Raises:
-            InputError: If another driver is running.
-        """
+        """Record this process as the driver, unless it is already; raises `InputError` if another driver is running."""
         if store not in self._stores:
             self._stores.append(store)
         while not self._holds(store):
@@ -132,11 +128,7 @@ class Lease:
             raise _refusal(store, found)
 
     def _watch(self, store: RecordStore, found: Record) -> None:
-        """Return if a driver on another host sends no heartbeat.
-
-        Raises:
-            InputError: If it sends one.
-        """
+        """Return if a driver on another host sends no heartbeat; raises `InputError` if it sends one."""
         seconds = WATCHED_HEARTBEATS * self._seconds
         self._callbacks.note(
             f"{store.subject} was driven by {found}, which cannot be checked from here: waiting {seconds:.0f} s for a "

@@ -139,11 +139,7 @@ def _has_token() -> bool:
 
 
 def check_resources(settings: StudySettings, *, cpus: float, gpus: float, where: str) -> None:
-    """Raise unless all workers can run at once.
-
-    Raises:
-        InputError: With an option that works.
-    """
+    """Raise `InputError` unless all workers can run at once."""
     if settings.workers > cpus:
         raise InputError(f"--workers must be at most the CPUs of {where}, {cpus:g}, but got {settings.workers}")
     share = settings.gpus_per_worker
