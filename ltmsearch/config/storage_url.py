@@ -34,7 +34,9 @@ def parse_storage_url(given: str) -> StorageURL:
         raise InputError(f"--storage must be a URL such as {FORMS}") from None
     kind, _, driver = url.drivername.partition("+")
     if kind == "sqlite":
-        return StorageURL(_sqlite(url), None)
+        if not url.database or url.database == ":memory:" or url.query:
+            raise InputError("--storage must name a file after sqlite:, as in sqlite:///FILE")
+        return StorageURL(file_url(Path(url.database)), None)
     if kind not in ("postgres", "postgresql"):
         raise InputError(f"--storage must be {FORMS}, but got a URL that starts with {kind}:")
     misplaced = any(part and "@" in part for part in (url.host, url.database))
@@ -65,12 +67,6 @@ def database_file(url: str) -> Path | None:
         return None
     parsed = make_url(url)
     return Path(parsed.database) if parsed.drivername.startswith("sqlite") and parsed.database else None
-
-
-def _sqlite(url: URL) -> str:
-    if not url.database or url.database == ":memory:" or url.query:
-        raise InputError("--storage must name a file after sqlite:, as in sqlite:///FILE")
-    return file_url(Path(url.database))
 
 
 def _journal(path: str) -> str:

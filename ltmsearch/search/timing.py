@@ -112,9 +112,8 @@ class Clock:
     def move(self, seconds: float, name: str) -> None:
         """Move seconds from the running part to another, at most those that it has."""
         self._count()
-        running = self._running[-1]
-        seconds = min(seconds, self.seconds[running])
-        self.seconds[running] -= seconds
+        seconds = min(seconds, self.seconds[self._running[-1]])
+        self.seconds[self._running[-1]] -= seconds
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def keep(self, folder: Path, *, device: str, versions: Mapping[str, str]) -> None:

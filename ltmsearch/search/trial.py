@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import optuna
@@ -77,19 +77,12 @@ class TrialResult:
     """Batch size, if memory forced a smaller one than the settings; else None."""
 
 
-class Deadline:
-    """Time limit of a trial."""
-
-    def __init__(self, limit: float) -> None:
-        self.limit = limit
-        self._end = time.monotonic() + limit
-
-    def limit_time(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same batches; raises `TrialTooLong` once the time is up."""
-        for batch in batches:
-            if time.monotonic() > self._end:
-                raise TrialTooLong(f"took longer than the limit of {self.limit:g} s (--trial-timeout)")
-            yield batch
+def limit_time(batches: Batches, *, limit: float, end: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same batches; raises `TrialTooLong` once `time.monotonic()` is past the end."""
+    for batch in batches:
+        if time.monotonic() > end:
+            raise TrialTooLong(f"took longer than the limit of {limit:g} s (--trial-timeout)")
+        yield batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,12 +125,12 @@ class Evaluator:
             TrialOutOfMemory: If memory is full with the smaller batches too.
         """
         steps = self.settings.proxy_steps if steps is None else steps
-        deadline = Deadline(limit)
+        in_time = partial(limit_time, limit=limit, end=time.monotonic() + limit)
         full = self.settings.batch_size
         for batch_size in (full, max(2, full // 2)):
             try:
                 with self._seeded(seed):
-                    result = self._evaluated(weights, schedule, ib_weight, seed, steps, batch_size, deadline)
+                    result = self._evaluated(weights, schedule, ib_weight, seed, steps, batch_size, in_time)
                 return result if batch_size == full else replace(result, batch_size=batch_size)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
@@ -161,7 +154,7 @@ class Evaluator:
         seed: int,
         steps: int,
         batch_size: int,
-        deadline: Deadline,
+        in_time: Callable[[Batches], Batches],
     ) -> TrialResult:
         start, settings = time.perf_counter(), self.settings
         load_parameters(self.supernet, weights)
@@ -174,7 +167,7 @@ class Evaluator:
                 proxy_train(
                     self.supernet,
                     schedule,
-                    deadline.limit_time(batches),
+                    in_time(batches),
                     lr=settings.proxy_lr,
                     runtime=self.runtime,
                     ib=ib,
@@ -182,7 +175,7 @@ class Evaluator:
                 )
             trained = time.perf_counter()
             with self._as_scored(schedule, information=True) as fitted:
-                result, merges = self._validated(settings.val_images, fitted, deadline), self._example_merges()
+                result, merges = self._validated(settings.val_images, fitted, in_time), self._example_merges()
             scored = time.perf_counter()
         return TrialResult(
             weights=parameters(self.supernet) if steps else {},
@@ -198,7 +191,7 @@ class Evaluator:
         `information` adds the information terms, with statistics of the calibration images.
         """
         with self._as_scored(schedule, information=information) as ib:
-            return self._validated(images, ib)
+            return self._validated(images, ib, iter)
 
     @contextmanager
     def _as_scored(self, schedule: MergeSchedule, *, information: bool) -> Iterator[IBLoss | None]:
@@ -212,10 +205,8 @@ class Evaluator:
                 recalibrate(self.supernet, batches, self.runtime)
             yield None
 
-    def _validated(self, images: int, ib: IBLoss | None, deadline: Deadline | None = None) -> Score:
-        validation: Batches = self.data.validation_batches(batch_size=SCORING_BATCH, limit=images)
-        if deadline is not None:
-            validation = deadline.limit_time(validation)
+    def _validated(self, images: int, ib: IBLoss | None, in_time: Callable[[Batches], Batches]) -> Score:
+        validation = in_time(self.data.validation_batches(batch_size=SCORING_BATCH, limit=images))
         with self.prefix_cache.replay("validation", images):
             return score(self.supernet.model, validation, self.runtime, ib=ib)
 

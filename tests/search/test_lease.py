@@ -35,6 +35,11 @@ with Lease(folder) as lease:
 """A driver in its own process: acquires a lease, and releases it at a line of input."""
 
 
+@pytest.fixture(autouse=True)
+def _frequent_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ltmsearch.search.lease.lease.HEARTBEAT_SECONDS", 0.4)
+
+
 @contextmanager
 def driver(folder: Path, *options: str) -> Iterator["subprocess.Popen[str]"]:
     """A driver that has acquired its lease."""
@@ -142,7 +147,7 @@ class TestOtherHosts:
             (tmp_path / DRIVER_FILE).write_text(text)
         assert ("node7" if text is None else "an unknown process") in str(current_driver(tmp_path))
         notes = Notes()
-        with Lease(tmp_path, callbacks=notes, heartbeat_seconds=0.1) as lease:
+        with Lease(tmp_path, callbacks=notes) as lease:
             lease.acquire(DriverFile(tmp_path))
             lease.confirm()
         (line,) = notes.lines
@@ -153,7 +158,7 @@ class TestOtherHosts:
         leave_record(tmp_path, machine="another", host="node7")
         beat = threading.Timer(0.2, os.utime, (tmp_path / DRIVER_FILE,))
         beat.start()
-        with Lease(tmp_path, heartbeat_seconds=0.4) as lease, pytest.raises(InputError, match="driven by .*@node7"):
+        with Lease(tmp_path) as lease, pytest.raises(InputError, match="driven by .*@node7"):
             lease.acquire(DriverFile(tmp_path))
         beat.join()
         assert recorded_token(tmp_path) == "another"
@@ -168,7 +173,7 @@ class TestOtherHosts:
                 raise OSError("the disk is gone")
 
         store = Broken(tmp_path)
-        with Lease(tmp_path, heartbeat_seconds=0.01) as lease:
+        with Lease(tmp_path) as lease:
             lease.acquire(store)
             os.utime(tmp_path / DRIVER_FILE, (0, 0))
             deadline = time.monotonic() + 30
@@ -182,12 +187,12 @@ class TestOtherHosts:
 class TestTakeover:
     def test_the_earlier_driver_notices(self, tmp_path: Path) -> None:
         notes = Notes()
-        with Lease(tmp_path, heartbeat_seconds=0.01) as earlier:
+        with Lease(tmp_path) as earlier:
             store = DriverFile(tmp_path)
             earlier.acquire(store)
             with Lease(tmp_path, takeover=True, callbacks=notes) as later:
                 later.acquire(DriverFile(tmp_path))
-                time.sleep(0.1)  # heartbeats of the earlier driver must not bring it back
+                time.sleep(0.5)  # heartbeats of the earlier driver must not bring it back
                 later.confirm()
                 with pytest.raises(LeaseLost, match=f"was taken over by {later.holder}: this driver ends"):
                     earlier.confirm()
@@ -203,10 +208,13 @@ class TestTakeover:
         )
 
     @pytest.mark.parametrize("machine", [None, "another"])
-    def test_other_hosts_are_not_awaited(self, tmp_path: Path, machine: str | None) -> None:
+    def test_other_hosts_are_not_awaited(
+        self, tmp_path: Path, machine: str | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("ltmsearch.search.lease.lease.HEARTBEAT_SECONDS", 1e6)
         if machine is not None:
             leave_record(tmp_path, machine=machine)
-        with Lease(tmp_path, takeover=True, heartbeat_seconds=1e6) as lease:
+        with Lease(tmp_path, takeover=True) as lease:
             lease.acquire(DriverFile(tmp_path))
             lease.confirm()
 

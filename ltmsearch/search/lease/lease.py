@@ -45,18 +45,11 @@ class Lease:
     A thread sends heartbeats meanwhile; errors in it never end the run.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        takeover: bool = False,
-        callbacks: Callbacks | None = None,
-        heartbeat_seconds: float | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, *, takeover: bool = False, callbacks: Callbacks | None = None) -> None:
         self.holder = Holder.this_process(folder / DRIVER_FILE)
         self._text = self.holder.model_dump_json(indent=1) + "\n"
         self._takeover, self._callbacks = takeover, callbacks or Callbacks()
-        self._seconds = HEARTBEAT_SECONDS if heartbeat_seconds is None else heartbeat_seconds
+
         self._stores: list[RecordStore] = []
         self._taken_from: list[Holder | None] = []
         self._over = threading.Event()
@@ -70,7 +63,7 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
-        self._thread.join(timeout=self._seconds)
+        self._thread.join(timeout=HEARTBEAT_SECONDS)
         for store in self._stores:
             with suppress(Exception):  # a record that remains names a lease that has ended
                 store.clear(self._text)
@@ -129,7 +122,7 @@ class Lease:
 
     def _watch(self, store: RecordStore, found: Record) -> None:
         """Return if a driver on another host sends no heartbeat; raises `InputError` if it sends one."""
-        seconds = WATCHED_HEARTBEATS * self._seconds
+        seconds = WATCHED_HEARTBEATS * HEARTBEAT_SECONDS
         self._callbacks.note(
             f"{store.subject} was driven by {found}, which cannot be checked from here: waiting {seconds:.0f} s for a "
             "heartbeat"
@@ -144,7 +137,7 @@ class Lease:
                 raise _refusal(store, now)
 
     def _send_heartbeats(self) -> None:
-        while not self._over.wait(self._seconds):
+        while not self._over.wait(HEARTBEAT_SECONDS):
             for store in list(self._stores):
                 try:
                     store.beat(self._text)

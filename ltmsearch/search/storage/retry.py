@@ -100,11 +100,8 @@ class RetryingStorage(_Forwarding):
             )
 
     def delete_study(self, study_id: int) -> None:
-        def repeat() -> None:
-            with suppress(KeyError):
-                self.storage.delete_study(study_id)
-
-        self.retry(lambda: self.storage.delete_study(study_id), repeat)
+        with suppress(KeyError):  # it was deleted, and only the answer was lost
+            self.retry(lambda: self.storage.delete_study(study_id))
         self._trials.pop(study_id, None)
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:

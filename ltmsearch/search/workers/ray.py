@@ -149,7 +149,6 @@ class RayWorkers:
         slot.call = slot.assignment = None
         if isinstance(returned, Ready):
             slot.ready, self._failed_starts = returned, 0
-            self._report_ready()
             return []
         result = returned.result
         if result is not None:
@@ -184,28 +183,24 @@ class RayWorkers:
                 slot.since = time.monotonic()
 
     def _check_ready(self) -> None:
-        now = time.monotonic()
-        if any(slot.ready is not None for slot in self._slots):
+        ready, now = [slot.ready for slot in self._slots if slot.ready is not None], time.monotonic()
+        if ready:
             self._last_ready = now
         elif now - self._last_ready > START_SECONDS:
             raise WorkersLost(
                 f"no worker started within {START_SECONDS / 60:g} minutes on {self.connection.where}; the same command "
                 "continues"
             )
+        if len(ready) == len(self._slots) and not self._reported_ready:
+            self._reported_ready = True
+            hosts = ", ".join(sorted({each.host for each in ready}))
+            threads = f", {ready[0].threads} CPU threads each" * (ready[0].device == "cpu")
+            self.callbacks.note(f"{_count(len(ready))} ready on {hosts}: {ready[0].device}{threads}")
 
     def _drop_unused_weights(self) -> None:
         running = [slot.assignment for slot in self._slots if slot.assignment]
         used = {each.version for each in [*running, *self._retries]} | {max(self._weights, default=0)}
         self._weights = {version: ref for version, ref in self._weights.items() if version in used}
-
-    def _report_ready(self) -> None:
-        ready = [slot.ready for slot in self._slots if slot.ready is not None]
-        if self._reported_ready or len(ready) < len(self._slots):
-            return
-        self._reported_ready = True
-        hosts = ", ".join(sorted({each.host for each in ready}))
-        device, threads = ready[0].device, f", {ready[0].threads} CPU threads each" * (ready[0].device == "cpu")
-        self.callbacks.note(f"{_count(len(ready))} ready on {hosts}: {device}{threads}")
 
 
 def worker_settings(settings: ResolvedSettings, *, precision: str, on_gpus: bool) -> dict[str, Any]:
