@@ -8,7 +8,8 @@ import typer
 
 from ltmsearch.cli.app import AsJson, Quiet, Verbose
 from ltmsearch.cli.options import flag
-from ltmsearch.cli.terminal import print_json, results, say, watched
+from ltmsearch.cli.terminal import print_json, results, watched
+from ltmsearch.io.console_tables import print_line
 
 RunOrTraining = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory of a study, or a training's folder.")]
 
@@ -72,7 +73,7 @@ def export(
         print_json([file.as_dict() for file in files])
     elif not quiet:
         for file in files:
-            say(results(), f"{file.file}  {_size(file.bytes)}  {file.check}")
+            print_line(results(), f"{file.file}  {_size(file.bytes)}  {file.check}")
 
 
 def _size(count: int) -> str:

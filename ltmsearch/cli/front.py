@@ -6,7 +6,8 @@ import typer
 
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.cli.app import AsJson, Quiet, RunFolder
-from ltmsearch.cli.terminal import notes, print_json, results, say
+from ltmsearch.cli.terminal import notes, print_json, results
+from ltmsearch.io.console_tables import print_line
 
 
 def front(run: RunFolder, as_json: AsJson = False, quiet: Quiet = False) -> None:
@@ -52,5 +53,5 @@ def dashboard(
     from ltmsearch.reporting.dashboard.server import serve_dashboard
 
     if host not in ("127.0.0.1", "::1", "localhost"):
-        say(notes(), "the dashboard has no password: everyone who can reach it can change and delete studies")
+        print_line(notes(), "the dashboard has no password: everyone who can reach it can change and delete studies")
     serve_dashboard(run, host=host, port=port, callbacks=Notes(results()))

@@ -12,11 +12,12 @@ from ltmsearch.cli.export import export
 from ltmsearch.cli.front import dashboard, front
 from ltmsearch.cli.profile import profile
 from ltmsearch.cli.run import run
-from ltmsearch.cli.terminal import notes, say
+from ltmsearch.cli.terminal import notes
 from ltmsearch.cli.train import train
 from ltmsearch.cli.validate import validate
 from ltmsearch.cli.visualize import visualize
 from ltmsearch.errors import InputError, LtmsearchError, is_out_of_memory
+from ltmsearch.io.console_tables import print_line
 from ltmsearch.io.yaml_models import with_subject
 
 # In the order of the help: a study's in order of use, then those that describe a backbone.
@@ -63,7 +64,7 @@ def _run() -> int:
 
 def _failed(code: int, line: str) -> int:
     if line:
-        say(notes(), line)
+        print_line(notes(), line)
     return code
 
 

@@ -25,11 +25,6 @@ def options_from(
 
     The command receives them in its `**` parameter: as text that the model has to parse, as a bool for switches, and
     as None where an option is not given.
-
-    Args:
-        model: Its fields' docstrings are the help.
-        leave_out: Fields that are no options.
-        defaults: Whether the help shows the fields' defaults.
     """
     generated = [
         Parameter(
@@ -56,14 +51,7 @@ def options_from(
 
 
 def field_option(model: type[BaseModel], name: str, *, panel: str | None = None, default: bool = True) -> Any:
-    """A `typer.Option` with the help, choices and completion of a field.
-
-    Args:
-        model: Model of the field.
-        name: Name of the field.
-        panel: Panel of the help.
-        default: Whether the help shows the field's default.
-    """
+    """A `typer.Option` with the help, choices and completion of a field."""
     field = model.model_fields[name]
     shown = _presentation(field)
     facts = "; ".join(filter(None, (_values(field), _default(field) if default else "")))
@@ -78,12 +66,7 @@ def field_option(model: type[BaseModel], name: str, *, panel: str | None = None,
 
 
 def choice_option(names: Any, meaning: str) -> Any:
-    """A `typer.Option` that takes one of a few names.
-
-    Args:
-        names: A `Literal` type.
-        meaning: Help text, to which the names are added.
-    """
+    """A `typer.Option` that takes one of a few names."""
     help = f"{meaning} ({_listed(get_args(names))})"
     return typer.Option(metavar="NAME", help=help, show_default=False, autocompletion=completing(get_args(names)))
 
@@ -98,12 +81,7 @@ def completing(names: Sequence[str] | Callable[[], Sequence[str]]) -> Callable[[
 
 
 def flag(*names_and_help: str, panel: str | None = None) -> Any:
-    """A `typer.Option` without a value.
-
-    Args:
-        names_and_help: Its names, and last its help.
-        panel: Panel of the help.
-    """
+    """A `typer.Option` without a value."""
     *names, help = names_and_help
     return typer.Option(*names, metavar="", help=help, rich_help_panel=panel)  # else the help says <bool>
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ltmsearch.callbacks import Callbacks
+from ltmsearch.io.console_tables import print_line
 
 _log = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ class Notes(Callbacks):
 
     def note(self, line: str) -> None:
         """See `Callbacks`."""
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(self.console, line)
 
 
 class ProgressBars(Notes):

@@ -7,9 +7,10 @@ import typer
 
 from ltmsearch.cli.app import AsJson, Quiet, Verbose
 from ltmsearch.cli.options import OUTPUT, completing, flag, options_from
-from ltmsearch.cli.terminal import print_json, results, say, watched
+from ltmsearch.cli.terminal import print_json, results, watched
 from ltmsearch.config.settings import StudySettings
 from ltmsearch.errors import InputError
+from ltmsearch.io.console_tables import print_line
 from ltmsearch.io.presets import find_file, shipped_names
 from ltmsearch.io.yaml_models import load
 
@@ -54,7 +55,7 @@ def run(
 
         console = results()
         print_results(console, result)
-        say(console, f"Results: {result.folder / PAGE}; plots, tables and recipes in {result.folder}")
+        print_line(console, f"Results: {result.folder / PAGE}; plots, tables and recipes in {result.folder}")
 
 
 def _settings(given: dict[str, Any], config: str | None) -> StudySettings:

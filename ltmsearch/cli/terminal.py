@@ -20,6 +20,7 @@ from rich.console import Console
 
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.errors import InputError, LtmsearchError, without_passwords
+from ltmsearch.io.console_tables import print_line
 
 _log = logging.getLogger(__name__)
 
@@ -43,11 +44,6 @@ def results() -> Console:
 def notes() -> Console:
     """Console for everything else; silent in all but the main process."""
     return Console(stderr=True, quiet=not is_main_process())
-
-
-def say(console: Console, line: str) -> None:
-    """Print one line as it is, however long."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_json(document: Any) -> None:
@@ -119,11 +115,6 @@ def _termination_raised() -> Iterator[None]:
 def watched(*, quiet: bool, verbose: bool, next_step: Callable[[], str]) -> Iterator[Callbacks]:
     """Run the long part of a command with progress output, and report an interruption in one line.
 
-    Args:
-        quiet: Print neither progress nor notes.
-        verbose: Log to standard error as well.
-        next_step: Advice for the user after Ctrl-C, SIGTERM or a full disk.
-
     Raises:
         InputError: If `quiet` and `verbose` are both set.
     """
@@ -140,7 +131,7 @@ def watched(*, quiet: bool, verbose: bool, next_step: Callable[[], str]) -> Iter
         except KeyboardInterrupt as interrupt:
             callbacks.close()
             terminated = isinstance(interrupt, Terminated)
-            say(console, f"{'terminated' if terminated else 'stopped'}; {next_step()}")
+            print_line(console, f"{'terminated' if terminated else 'stopped'}; {next_step()}")
             raise typer.Exit(TERMINATED if terminated else 1) from None
         except OSError as error:
             _log.debug("raised here:", exc_info=True)

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from ltmsearch.cli.app import AsJson, Quiet, RecipeFile, Verbose
-from ltmsearch.cli.terminal import print_json, results, say, watched
+from ltmsearch.cli.terminal import print_json, results, watched
 from ltmsearch.errors import InputError
+from ltmsearch.io.console_tables import print_line
 
 
 def visualize(
@@ -69,7 +70,7 @@ def visualize(
     elif not quiet:
         console = results()
         for line in (f"weights: {drawn.weights}", *(f"note: {note}" for note in drawn.notes), *map(str, drawn.files)):
-            say(console, line)
+            print_line(console, line)
 
 
 def _place(text: str) -> tuple[float, float]:

@@ -46,10 +46,6 @@ def write_weights(subnet: Subnet, folder: Path) -> list[ExportedFile]:
     Drafts of both are opened by `timm.create_model("local-dir:…", pretrained=True)` and through the recipe, and replace
     older files if both networks give exactly the logits of the network in memory.
 
-    Args:
-        subnet: The subnet, with weights.
-        folder: Folder of the recipe.
-
     Raises:
         ExportError: If a rebuilt network gives other logits. No file is then left.
     """

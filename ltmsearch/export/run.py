@@ -42,15 +42,11 @@ def export_run(
 
     Args:
         run: Run directory of a study, or folder of a training.
-        trial: Export this trial.
         top: Export the best `top` trials of the front; 1 if no criterion is given.
         under_gflops: Export the best trial of the front up to this cost.
         under_ms: Export the best trial of the front up to this latency, for studies with a latency budget.
         checkpoint: Weights of a training; None: its best.
         weights: Whether to write `model.safetensors` and `config.json`.
-        onnx: Whether to write `model.onnx`.
-        program: Whether to write `model.pt2`.
-        callbacks: Receives progress and notes.
 
     Returns:
         The files, in the order in which they were written.

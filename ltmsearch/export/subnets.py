@@ -98,12 +98,6 @@ def study_subnets(
 ) -> Iterator[Subnet]:
     """Yield trials of a study with the final shared weights and BatchNorm statistics of their own.
 
-    Args:
-        run: Run directory of the study.
-        records: The trials.
-        callbacks: Receives a note when the data are read.
-        with_weights: Whether to load the weights as well.
-
     Raises:
         InputError: If the shared weights are missing or damaged.
     """
@@ -130,11 +124,6 @@ def study_subnets(
 
 def trained_subnet(run: Path, checkpoint: Path | None, callbacks: Callbacks) -> Subnet:
     """Return the subnet of a training.
-
-    Args:
-        run: Folder of the training.
-        checkpoint: Weights; None: the best of the training.
-        callbacks: Receives notes on tensors that were not loaded.
 
     Raises:
         InputError: If recipe or weights are missing, damaged or do not match.

@@ -52,15 +52,7 @@ def target_costs(backbone: str, operator: str, target: LatencyTarget) -> tuple[S
 def build_profile(
     backbone: str, operator: str, file: SpaceFile, target: LatencyTarget, callbacks: Callbacks
 ) -> LatencyProfile:
-    """Time the plain network and random subnets, and fit the model that predicts all others.
-
-    Args:
-        backbone: timm name.
-        operator: Merging operator.
-        file: Search-space file with the choices to predict.
-        target: Target on this machine.
-        callbacks: Receives progress.
-    """
+    """Time the plain network and random subnets, and fit the model that predicts all others."""
     start = time.monotonic()
     supernet, costs = target_costs(backbone, operator, target)
     space = profile_space(file, costs)
@@ -113,10 +105,6 @@ def subnets_to_time(space: SearchSpace, number: int = FEWEST) -> list[MergeSched
     """Draw random schedules in which every choice of every layer occurs about equally often.
 
     About a third of the choices of each layer stay plain: more merging would leave few tokens to later layers.
-
-    Args:
-        space: Search space of a profile: see `profile_space`.
-        number: Number of schedules, limited to `FEWEST`..`MOST` unless some choice would not occur.
     """
     most_choices = max(len(options) - 1 for options in space.choices)
     number = max(min(max(number, FEWEST), MOST), math.ceil(most_choices / MERGING_SHARE))

@@ -35,15 +35,6 @@ def profile_backbone(
 ) -> tuple[LatencyTarget, dict[str, Any]]:
     """Return the latency profile of a backbone from the cache, or measure it.
 
-    Args:
-        backbone: timm name.
-        operator: Merging operator.
-        space: Search-space file, or the name of a shipped one; None: the default of the backbone's family.
-        target_options: Arguments of `LatencyTarget.local`.
-        again: Measure it again.
-        out: Also write it to this file.
-        callbacks: Receives progress.
-
     Returns:
         The target, and the profile's record for JSON.
 
@@ -75,11 +66,6 @@ def profile_recipe(
     path: Path, target_options: Mapping[str, Any], callbacks: Callbacks | None = None
 ) -> tuple[LatencyTarget, dict[str, Any]]:
     """Time a recipe's network and the plain one.
-
-    Args:
-        path: Recipe file.
-        target_options: Arguments of `LatencyTarget.local`; image size and classes default to the recipe's.
-        callbacks: Receives progress.
 
     Returns:
         The target, and a record with latency and cost of both networks for JSON.

@@ -72,7 +72,7 @@ class NetworkRunner(Protocol):
 
     def module_times(self) -> dict[str, list[float]]:
         """Return the milliseconds of single modules in each run since the last call; empty if not available."""
-        ...
+        return {}
 
 
 def get_clock(device: str, threads: int | None) -> Clock:
@@ -93,13 +93,7 @@ class _Samples:
 class InterleavedTimer:
     """Time networks of one backbone, with samples of the plain network in between.
 
-    Args:
-        runner: Runs the networks.
-        plain: Schedule of the plain network.
-        device: Device of the runner.
-        threads: torch threads on the CPU.
-        plain_ms: Earlier latency of the plain network on the same target, used for ratios if it is lower; None: none.
-        seed: Seed of the order of samples.
+    `plain_ms` is an earlier latency of the plain network on the same target, used for ratios if it is lower.
     """
 
     def __init__(
@@ -122,13 +116,7 @@ class InterleavedTimer:
         """Highest one-minute load average of the machine so far."""
 
     def sample(self, schedules: Sequence[MergeSchedule], rounds: int, *, extra_rounds: int = 0) -> Iterator[None]:
-        """Sample each network once per round; yields after every sample.
-
-        Args:
-            schedules: The networks.
-            rounds: Samples of each.
-            extra_rounds: How often `rounds` samples are added for networks that are still unstable.
-        """
+        """Sample each network once per round, and unstable ones in up to `extra_rounds` times as many rounds more."""
         yield from self._sample_rounds(schedules, rounds)
         for _ in range(extra_rounds):
             yield from self._sample_rounds([s for s in schedules if not self.measurement(s).stable], rounds)

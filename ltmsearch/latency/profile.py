@@ -80,14 +80,7 @@ class LatencyProfile(BaseModel):
 
     @classmethod
     def fitted(cls, costs: CostModel, plain: Measurement, subnets: list[TimedSubnet], **fields: object) -> Self:
-        """Fit the model to all subnets and cross-validate it.
-
-        Args:
-            costs: Cost model of the backbone.
-            plain: Latency of the plain network.
-            subnets: Measured subnets.
-            fields: The other fields of the profile.
-        """
+        """Fit the model to all subnets and cross-validate it."""
         timings = [Timing(schedule=s.schedule(costs.operator), extra_ms=s.extra_ms) for s in subnets]
         model = fit_latency(costs, plain.ms, timings)
         fields |= {"operator": costs.operator, "plain": plain, "subnets": subnets, "weights": dict(model.weights)}

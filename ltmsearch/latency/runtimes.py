@@ -24,12 +24,9 @@ FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_
 
 @contextmanager
 def open_runner(target: LatencyTarget, supernet: Supernet, modules: Sequence[str] = ()) -> Iterator[NetworkRunner]:
-    """Prepare a backbone for timing its subnets on a target of this machine.
+    """Prepare a backbone for timing its subnets on a target of this machine, and only in torch its `modules`.
 
-    Args:
-        target: Device, runtime and batches.
-        supernet: Supernet with any weights; converted to the target's device and number format.
-        modules: Names of modules to time separately, which only plain torch supports.
+    The supernet, whose weights may be random, is converted to the target's device and number format.
     """
     supernet.eval().requires_grad_(False)
     image = blank_image(supernet.model, (target.img_size, target.img_size))
@@ -71,7 +68,7 @@ class _TorchRunner:
         return _forward(self._supernet.model, self._images)
 
 
-class _CompiledRunner:
+class _CompiledRunner(NetworkRunner):
     """`torch.compile`: one compiled network per schedule, all with the same weights."""
 
     switches_fast = True
@@ -87,11 +84,8 @@ class _CompiledRunner:
             self._compiled[schedule] = torch.compile(net.requires_grad_(False), dynamic=False)
         return _forward(self._compiled[schedule], self._images)
 
-    def module_times(self) -> dict[str, list[float]]:
-        return {}
 
-
-class _OnnxRunner:
+class _OnnxRunner(NetworkRunner):
     """onnxruntime: one file per schedule; the plain network and one other are open at a time."""
 
     switches_fast = False
@@ -111,9 +105,6 @@ class _OnnxRunner:
             self._open[schedule] = open_onnx(self._files[schedule], threads=self._threads)
         run, images = self._open[schedule], self._images
         return lambda: run(images)
-
-    def module_times(self) -> dict[str, list[float]]:
-        return {}
 
 
 def _forward(net: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[], object]:

@@ -77,16 +77,7 @@ def measure(
     *,
     plain_ms: float | None = None,
 ) -> dict[MergeSchedule, Measurement]:
-    """Measure the latency of subnets of a backbone and of the plain network.
-
-    Args:
-        backbone: timm name.
-        operator: Merging operator.
-        target: Target on this machine.
-        schedules: Subnets; may contain the plain network.
-        callbacks: Receives progress.
-        plain_ms: See `InterleavedTimer`.
-    """
+    """Measure the latency of subnets of a backbone and of the plain network."""
     supernet, costs = target_costs(backbone, operator, target)
     plain = MergeSchedule.uniform(costs.layers, 1.0, operator)
     unique = list(dict.fromkeys(supernet.canonical(schedule) for schedule in schedules))
@@ -103,13 +94,6 @@ def study_latency(
     settings: ResolvedSettings, file: SpaceFile, costs: CostModel, num_classes: int, callbacks: Callbacks
 ) -> StudyLatency:
     """Return the latency data of a study: from its run directory, a given file, the cache, or measured now.
-
-    Args:
-        settings: Settings of a study with a latency budget.
-        file: Search-space file.
-        costs: Cost model of the backbone.
-        num_classes: Number of classes of the data.
-        callbacks: Receives progress of the measurement.
 
     Raises:
         InputError: If a profile is damaged or does not fit the study.

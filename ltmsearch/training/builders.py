@@ -47,12 +47,6 @@ def open_data(recipe: Recipe, options: TrainingOptions, callbacks: Callbacks) ->
 def make_network(recipe: Recipe, options: TrainingOptions, device: str, callbacks: Callbacks) -> nn.Module:
     """Build the recipe's subnet on the CPU, with random weights or those of `options.init`.
 
-    Args:
-        recipe: The recipe.
-        options: Name the initial weights.
-        device: Type of the device for the training.
-        callbacks: Receives a note on tensors that were not loaded.
-
     Raises:
         InputError: If recipe, weights and device do not match.
     """

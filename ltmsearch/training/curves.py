@@ -5,15 +5,14 @@ line: start of the IB loss.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ltmsearch.io.figures import write_drawing
+from ltmsearch.io.figures import BLACK, BLUE, GREY, ORANGE, RED, TEMPLATE, write_drawing
 from ltmsearch.training.epoch_records import EpochRecord, select_best
 
 HEIGHT = 800
@@ -22,38 +21,52 @@ HEIGHT = 800
 MOST_MARKERS = 40
 """Epochs, at most, that are drawn with markers."""
 
-# Colour-blind safe palette of Okabe and Ito, https://jfly.uni-koeln.de/color; dashes work in black and white.
-_BLACK, _GREY, _BLUE, _ORANGE, _GREEN, _RED = "#000000", "#6b6b6b", "#0072B2", "#E69F00", "#009E73", "#D55E00"
 
-Range = tuple[float, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Line:
+class _Line(NamedTuple):
     name: str
-    value: Callable[[EpochRecord], float | None]
+    field: str
+    """Field of `EpochRecord`."""
     colour: str
     dash: str = "solid"
-    hover_suffix: Callable[[EpochRecord], str] = lambda record: ""
-    """Hover text behind the value."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Panel:
+class _Panel(NamedTuple):
     title: str
-    lines: tuple[_Line, ...]
     number_format: str
     """Format of values in hover texts."""
-    y_range: Callable[[Sequence[float], Sequence[EpochRecord]], Range | None] = lambda values, records: None
-    """Range of the y axis, computed from the finite values; None: plotly's default."""
+    lines: tuple[_Line, ...]
+
+
+_PANELS = (
+    _Panel(
+        "Loss, nats",
+        ".4f",
+        (
+            _Line("training, all terms", "train_loss", BLACK, "dot"),
+            _Line("validation", "loss", BLUE),
+            _Line("validation, EMA", "ema_loss", ORANGE),
+        ),
+    ),
+    _Panel(
+        "Validation top-1, %",
+        ".2f",
+        (_Line("as trained", "top1", BLUE), _Line("EMA", "ema_top1", ORANGE)),
+    ),
+    _Panel(
+        "Information bottleneck, nats",
+        ".4f",
+        (
+            _Line("I(X̃;X)", "mi_x", "#009E73"),
+            _Line("I(X̃;Y)", "mi_y", BLUE, "dash"),
+            _Line("IB = I(X̃;X) − I(X̃;Y)", "ib", RED),
+        ),
+    ),
+    _Panel("Learning rate", ".3g", (_Line("at the end of the epoch", "lr", BLACK),)),
+)
 
 
 def curves_figure(records: Iterable[EpochRecord], *, title: str) -> go.Figure:
     """Draw the curves of a training; colours are explained at the top of this module.
-
-    Args:
-        records: Epochs of one training, at least one.
-        title: Title of the plot.
 
     Raises:
         ValueError: If there are no records.
@@ -61,20 +74,28 @@ def curves_figure(records: Iterable[EpochRecord], *, title: str) -> go.Figure:
     records = sorted(records, key=lambda record: record.epoch)
     best = select_best(records)
     ib_start = next((record for record in records if record.ib_weight > 0), None)
-    panels = [panel for panel in (_without_empty_lines(panel, records) for panel in _PANELS) if panel.lines]
+    panels = [panel for panel in _PANELS if any(_values(line, records) for line in panel.lines)]
     bottom: list[dict[str, int] | None] = [{}, {}] if len(panels) == 4 else [{"colspan": 2}, None]
     figure = make_subplots(rows=2, cols=2, specs=[[{}, {}], bottom], horizontal_spacing=0.1, vertical_spacing=0.21)
-    figure.update_layout(_layout(title, _subtitle(records, ib_start)))
+    small = {"text": _subtitle(records, ib_start), "font": {"size": 13, "color": GREY}}
+    figure.update_layout(
+        template=TEMPLATE,
+        title={"text": title, "subtitle": small, "x": 0, "xref": "paper", "y": 0.97, "yanchor": "top"},
+        font={"size": 13},
+        hovermode="x unified",
+        margin={"l": 60, "r": 25, "t": 130, "b": 60},
+    )
     for number, panel in enumerate(panels):
-        row, column = number // 2 + 1, number % 2 + 1
+        cell = {"row": number // 2 + 1, "col": number % 2 + 1}
         legend = f"legend{number + 1 if number else ''}"
         for line in panel.lines:
-            figure.add_trace(_trace(line, panel.number_format, records, legend), row=row, col=column)
-        _format_panel(figure, panel, records, legend, row, column)
+            if _values(line, records):
+                figure.add_trace(_trace(line, panel.number_format, records, legend), **cell)
+        _format_panel(figure, panel, records, legend, cell)
         if ib_start is not None and ib_start is not records[0] and panel is not panels[-1]:
-            dashed = {"color": _GREY, "width": 1.5, "dash": "dash"}
-            figure.add_vline(x=ib_start.epoch - 0.5, line=dashed, opacity=1, row=row, col=column)
-    star = {"symbol": "star", "size": 14, "color": _RED, "line": {"width": 1, "color": "#ffffff"}}
+            dashed = {"color": GREY, "width": 1.5, "dash": "dash"}
+            figure.add_vline(x=ib_start.epoch - 0.5, line=dashed, opacity=1, **cell)
+    star = {"symbol": "star", "size": 14, "color": RED, "line": {"width": 1, "color": "#ffffff"}}
     top = {"name": "best", "x": [best.epoch], "y": [best.top1], "mode": "markers", "marker": star}
     figure.add_trace(go.Scatter(**top, legend="legend2", hovertemplate="%{y:.2f}"), row=1, col=2)
     return figure
@@ -83,12 +104,6 @@ def curves_figure(records: Iterable[EpochRecord], *, title: str) -> go.Figure:
 def write_curves(records: Iterable[EpochRecord], folder: str | Path, *, title: str, png: bool = True) -> str | None:
     """Write `curves.html`, and `curves.png` if a browser is installed; see `write_drawing`.
 
-    Args:
-        records: Epochs of one training, at least one.
-        folder: Folder to write to; created if missing.
-        title: Title of the plot.
-        png: Whether to write the PNG, which takes some seconds.
-
     Raises:
         OSError: If the folder cannot be written.
         ValueError: If there are no records.
@@ -96,17 +111,17 @@ def write_curves(records: Iterable[EpochRecord], folder: str | Path, *, title: s
     return write_drawing(curves_figure(records, title=title), folder, "curves", title=title, height=HEIGHT, png=png)
 
 
-def _without_empty_lines(panel: _Panel, records: Sequence[EpochRecord]) -> _Panel:
-    lines = [line for line in panel.lines if any(line.value(record) is not None for record in records)]
-    return replace(panel, lines=tuple(lines))
+def _values(line: _Line, records: Sequence[EpochRecord]) -> list[float]:
+    return [value for record in records if (value := getattr(record, line.field)) is not None]
 
 
 def _trace(line: _Line, number_format: str, records: Sequence[EpochRecord], legend: str) -> go.Scatter:
+    top5 = [getattr(record, line.field.replace("top1", "top5")) for record in records]
     return go.Scatter(
         name=line.name,
         x=[record.epoch for record in records],
-        y=[line.value(record) for record in records],
-        customdata=[line.hover_suffix(record) for record in records],
+        y=[getattr(record, line.field) for record in records],
+        customdata=["" if value is None or "top1" not in line.field else f", top-5 {value:.2f}" for value in top5],
         mode="lines+markers" if len(records) <= MOST_MARKERS else "lines",
         line={"color": line.colour, "width": 2, "dash": line.dash},
         marker={"size": 6},
@@ -116,79 +131,36 @@ def _trace(line: _Line, number_format: str, records: Sequence[EpochRecord], lege
 
 
 def _format_panel(
-    figure: go.Figure, panel: _Panel, records: Sequence[EpochRecord], legend: str, row: int, column: int
+    figure: go.Figure, panel: _Panel, records: Sequence[EpochRecord], legend: str, cell: dict[str, int]
 ) -> None:
     first, last = records[0].epoch, records[-1].epoch
     pad = max(0.5, 0.02 * (last - first))
-    # With few epochs, plotly would label half epochs.
-    x: dict[str, Any] = {"dtick": 1} if last - first < 12 else {}
-    x |= {
-        "range": [first - pad, last + pad],
-        "matches": "x",
-        "title": {"text": "epoch", "standoff": 4, "font": {"size": 13}},
-    }
-    drawn = [value for record in records for line in panel.lines if (value := line.value(record)) is not None]
-    y_range = panel.y_range([value for value in drawn if math.isfinite(value)], records)
-    grid = {"showgrid": True, "gridcolor": "#ececec"}
-    figure.update_xaxes(unifiedhovertitle={"text": "epoch %{x}"}, **x, **grid, row=row, col=column)
-    figure.update_yaxes(exponentformat="power", range=y_range, **grid, row=row, col=column)
-    subplot = figure.get_subplot(row, column)
+    figure.update_xaxes(
+        range=[first - pad, last + pad],
+        dtick=1 if last - first < 12 else None,  # plotly would label half epochs
+        matches="x",
+        title={"text": "epoch", "standoff": 4, "font": {"size": 13}},
+        unifiedhovertitle={"text": "epoch %{x}"},
+        **cell,
+    )
+    y_axis: dict[str, Any] = {"rangemode": "tozero" if panel is _PANELS[-1] else "normal"}
+    cut = ""
+    if panel is _PANELS[0] and (y_range := _loss_range(panel, records)):
+        y_axis["range"] = y_range
+        cut = f"; values above {y_range[1]:.3g} not shown"
+    figure.update_yaxes(exponentformat="power", **y_axis, **cell)
+    subplot = figure.get_subplot(**cell)
     corner = {"x": subplot.xaxis.domain[0], "y": subplot.yaxis.domain[1], "xanchor": "left", "yanchor": "bottom"}
-    cut = "" if y_range is None or max(drawn) <= y_range[1] else f"; values above {y_range[1]:.3g} not shown"
     heading = {"text": f"<b>{panel.title}</b>{cut}", "yshift": 24, "showarrow": False}
     figure.add_annotation(xref="paper", yref="paper", **heading, **corner)
     figure.update_layout({legend: {"orientation": "h", **corner}})
 
 
-def _loss_range(values: Sequence[float], records: Sequence[EpochRecord]) -> Range | None:
+def _loss_range(panel: _Panel, records: Sequence[EpochRecord]) -> tuple[float, float] | None:
     """Cut off validation losses of thousands, which BatchNorm statistics of the first epochs can cause."""
+    values = [value for line in panel.lines for value in _values(line, records) if math.isfinite(value)]
     low, high = min(values), 1.5 * max(record.train_loss for record in records)
     return (low - 0.05 * (high - low), high) if low < high < max(values) else None
-
-
-def _range_from_zero(values: Sequence[float], records: Sequence[EpochRecord]) -> Range:
-    return 0, 1.08 * max(values) or 1
-
-
-def _top5(value: float | None) -> str:
-    return "" if value is None else f", top-5 {value:.2f}"
-
-
-_PANELS = (
-    _Panel(
-        title="Loss, nats",
-        lines=(
-            _Line(name="training, all terms", value=lambda r: r.train_loss, colour=_BLACK, dash="dot"),
-            _Line(name="validation", value=lambda r: r.loss, colour=_BLUE),
-            _Line(name="validation, EMA", value=lambda r: r.ema_loss, colour=_ORANGE),
-        ),
-        number_format=".4f",
-        y_range=_loss_range,
-    ),
-    _Panel(
-        title="Validation top-1, %",
-        lines=(
-            _Line(name="as trained", value=lambda r: r.top1, colour=_BLUE, hover_suffix=lambda r: _top5(r.top5)),
-            _Line(name="EMA", value=lambda r: r.ema_top1, colour=_ORANGE, hover_suffix=lambda r: _top5(r.ema_top5)),
-        ),
-        number_format=".2f",
-    ),
-    _Panel(
-        title="Information bottleneck, nats",
-        lines=(
-            _Line(name="I(X̃;X)", value=lambda r: r.mi_x, colour=_GREEN),
-            _Line(name="I(X̃;Y)", value=lambda r: r.mi_y, colour=_BLUE, dash="dash"),
-            _Line(name="IB = I(X̃;X) − I(X̃;Y)", value=lambda r: r.ib, colour=_RED),
-        ),
-        number_format=".4f",
-    ),
-    _Panel(
-        title="Learning rate",
-        lines=(_Line(name="at the end of the epoch", value=lambda r: r.lr, colour=_BLACK),),
-        number_format=".3g",
-        y_range=_range_from_zero,
-    ),
-)
 
 
 def _subtitle(records: Sequence[EpochRecord], ib_start: EpochRecord | None) -> str:
@@ -199,15 +171,3 @@ def _subtitle(records: Sequence[EpochRecord], ib_start: EpochRecord | None) -> s
         line = "" if ib_start is records[0] else " (dashed line)"
         text += f"; IB loss from epoch {ib_start.epoch} on{line}, weight {ib_start.ib_weight:g}"
     return text
-
-
-def _layout(title: str, subtitle: str) -> dict[str, Any]:
-    small = {"text": subtitle, "font": {"size": 13, "color": _GREY}}
-    return {
-        "template": "simple_white",
-        "title": {"text": title, "subtitle": small, "x": 0, "xref": "paper", "y": 0.97, "yanchor": "top"},
-        "font": {"family": "Helvetica, Arial, sans-serif", "size": 13, "color": _BLACK},
-        "hovermode": "x unified",
-        "hoverlabel": {"align": "left", "bgcolor": "#ffffff", "font": {"size": 13, "color": _BLACK}},
-        "margin": {"l": 60, "r": 25, "t": 130, "b": 60},
-    }

@@ -47,14 +47,6 @@ class StepLosses:
 class Learner:
     """Train one network by a recipe.
 
-    Args:
-        recipe: The recipe.
-        model: The subnet, on its device; trained in place.
-        runtime: Device and number format.
-        ranks: Processes of the training; BatchNorm statistics are averaged over them.
-        steps_per_epoch: Optimizer steps per epoch.
-        teacher: Unmerged network, for distillation.
-
     Raises:
         InputError: If timm cannot build the optimizer or the learning-rate schedule.
     """

@@ -43,26 +43,18 @@ class TrainingResult:
     """Result of a training."""
 
     folder: Path
-    """Folder of the weights, log and curves."""
     records: list[EpochRecord]
-    """One record per epoch."""
     recipe: Recipe
     """Recipe as trained."""
     gflops: float
     """Cost of one image at `recipe.img_size`."""
     params: int
-    """Parameters of the network."""
 
 
 def train_recipe(recipe: Recipe, options: TrainingOptions, callbacks: Callbacks | None = None) -> TrainingResult:
     """Train a recipe's subnet, or resume an interrupted training.
 
     Under torchrun, all processes train together; `recipe.batch_size` is the total of all.
-
-    Args:
-        recipe: The subnet and its training.
-        options: Data, initial weights, device, folder.
-        callbacks: Receives progress and notes, in the main process only.
 
     Returns:
         The epochs; weights, log and curves are in `options.out`.

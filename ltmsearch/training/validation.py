@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 import torch
 from rich.console import Console
@@ -38,31 +38,20 @@ class ValidationRecord:
     model: str
     """timm name, `ltm_<backbone>`."""
     operator: str
-    """Merging operator."""
     checkpoint: str
-    """File of the weights."""
     data: str
     """Data set and its folder."""
     img_size: int
-    """Side of the images, in pixels."""
     images: int
-    """Validation images scored."""
+    """Validation images scored; the scores that follow are those of `Score` and `IBTerms`."""
     top1: float
-    """Top-1 accuracy, 0-100."""
     top1_se: float
-    """Standard error of `top1`, in points."""
     top5: float | None
-    """Top-5 accuracy, 0-100; None with five classes or fewer."""
     loss: float
-    """Mean cross-entropy, nats."""
     mi_x: float
-    """I(X̃;X) of features and images, nats: see `IBTerms`."""
     mi_y: float
-    """I(X̃;Y) of features and labels, nats."""
     ib: float
-    """Difference of the two."""
     ibb: float
-    """Upper bound of `ib`, the IB loss."""
     gflops: float
     """Cost of one image by formula, in 1e9 multiply-adds."""
     base_gflops: float
@@ -72,15 +61,12 @@ class ValidationRecord:
     images_per_second: float
     """Throughput of the fastest of three forward passes of `batch_size` images, without data loading."""
     batch_size: int
-    """Images per forward pass."""
     device: str
-    """Device of the forward passes."""
     threads: int | None
     """CPU threads; None on other devices."""
     precision: str
     """Number format, `fp32` or `bf16`."""
     versions: dict[str, str]
-    """Versions of Python and the libraries."""
     notes: list[str]
     """Remarks on the numbers, one per line; usually empty."""
 
@@ -104,17 +90,11 @@ def validate_recipe(
     BatchNorm statistics are first computed from those images, as for the scores of the study.
 
     Args:
-        recipe: The network.
         checkpoint: Weights written by `ltmsearch train` or `export`, the shared weights of a study, or a timm
             checkpoint of the plain network, whose merging operators are then untrained.
-        dataset: `digits` (built in), `folder`, or a timm data set name; None: `folder` with `data_dir`, else `digits`.
-        data_dir: Folder of the data.
-        img_size: Side of the images, in pixels; None: the recipe's.
+        dataset: None: `folder` with `data_dir`, else `digits`.
         batch_size: Images per forward pass. It affects speed and memory, not scores.
-        device: `auto`, `cpu`, `cuda`, …
-        precision: `auto`, `fp32` or `bf16`.
         val_images: Number of images to score, balanced over the classes; None: all, or `DIGITS_VALIDATION_IMAGES`.
-        callbacks: Receives progress.
 
     Raises:
         InputError: If weights or data do not fit the recipe, or an option is invalid.
@@ -185,11 +165,9 @@ def _check_options(img_size: int, batch_size: int, precision: str, val_images: i
             raise InputError(f"--{name} must be {least} or more, but got {value}")
     if img_size > 2048:
         raise InputError(f"--img-size must be 2048 or less, but got {img_size}")
-    choices: tuple[Precision, ...] = get_args(Precision)
-    for choice in choices:
-        if precision == choice:
-            return choice
-    raise not_among("--precision", precision, choices)
+    if precision not in get_args(Precision):
+        raise not_among("--precision", precision, get_args(Precision))
+    return cast(Precision, precision)
 
 
 def _check_classes(recipe: Recipe, network: TrainedNetwork, data: ImageData) -> None:
@@ -229,15 +207,8 @@ def _measure(
         checkpoint=str(network.checkpoint),
         data=data.title,
         img_size=img_size,
-        images=result.images,
-        top1=result.top1,
-        top1_se=result.top1_se,
-        top5=result.top5,
-        loss=result.loss,
-        mi_x=result.ib.mi_x,
-        mi_y=result.ib.mi_y,
-        ib=result.ib.ib,
-        ibb=result.ib.ibb,
+        **{name: getattr(result, name) for name in ("images", "top1", "top1_se", "top5", "loss")},
+        **{name: getattr(result.ib, name) for name in ("mi_x", "mi_y", "ib", "ibb")},
         gflops=costs.gflops(recipe.schedule),
         base_gflops=costs.base / GIGA,
         params=sum(parameter.numel() for parameter in network.model.parameters()),
