@@ -85,6 +85,7 @@ def open_run(settings: StudySettings, callbacks: Callbacks, clock: Clock, lease:
     _log.info("settings: %s", json.dumps(bench.settings.public(), ensure_ascii=False))
     lease.confirm()
     storage = storage or RetryingStorage(open_storage(settings, folder), settings, callbacks)
+    stack.callback(storage.close)
     open_study(storage, bench.settings.study, cost=bench.settings.axis.name)
     if attribute is not None:
         lease.acquire(attribute)

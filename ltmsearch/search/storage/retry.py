@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 import tenacity
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from ltmsearch.callbacks import Callbacks
@@ -90,6 +90,12 @@ class RetryingStorage(_Forwarding):
         if attempt.retry_state.attempt_number > 1:
             self.callbacks.note(f"{self.where} answers again after {attempt.retry_state.idle_for:.0f} s")
         return result
+
+    def close(self) -> None:
+        """Close the connections, so that SQLite moves its write-ahead log into the database file."""
+        self.storage.remove_session()
+        if isinstance(self.storage, RDBStorage):
+            self.storage.engine.dispose()
 
     def _note_retry(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
