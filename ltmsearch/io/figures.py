@@ -47,9 +47,6 @@ def write_drawing(
 
     Returns:
         One line that explains a missing PNG; None if it was written or not requested.
-
-    Raises:
-        OSError: The folder cannot be written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from ltmsearch.io.figures import BLACK, BLUE, GREY, PALE, RED, TEMPLATE
 from ltmsearch.reporting.findings import Findings, sentences
 from ltmsearch.reporting.importance import Estimate
 from ltmsearch.reporting.numbers import cost_text
-from ltmsearch.reporting.pareto_plot import DASHBOARD_HEIGHT, DASHBOARD_TITLE, Place
+from ltmsearch.reporting.pareto_plot import DASHBOARD, Place
 from ltmsearch.search.records import TrialRecord, form_key
 
 LIGHT = "#b5b5b5"
@@ -91,11 +91,9 @@ def _add_words(figure: go.Figure, findings: Findings) -> None:
 def _fit(figure: go.Figure, findings: Findings, title: str, axis: CostAxis, place: Place) -> None:
     """Title, margins and text sizes for the place of the figure."""
     if place == "dashboard":
-        heading = {"text": title, **DASHBOARD_TITLE}
-        margin = {"l": 10, "r": 15, "t": 80, "b": 75}
-        figure.update_layout(height=DASHBOARD_HEIGHT, font_size=11, margin=margin, title=heading)
+        figure.update_layout(DASHBOARD, margin={"l": 10, "r": 15, "t": 80, "b": 75}, title_text=title)
         if findings.front:
-            points = [f"{r.trial}<br>{r.cost(axis.name):.3f}<br>{r.rescored_top1:.1f}" for r in findings.front]
+            points = [_point(r, axis, units=False) for r in findings.front]
             below = f"front, lowest cost first<br>trial, {axis.unit}, top-1 %"
             ticks = {"tickvals": list(range(len(points))), "ticktext": points}
             figure.update_xaxes(**ticks, title_text=below, title_font_size=11, row=1, col=1)
@@ -136,11 +134,10 @@ def _cell(record: TrialRecord, layer: str) -> str:
 
 
 def _point(record: TrialRecord, axis: CostAxis, *, units: bool) -> str:
-    top1 = f"{record.rescored_top1:.1f}"
     if units:
-        return f"trial {record.trial}<br>{cost_text(record, axis)} {axis.unit}<br>{top1} %"
+        return f"trial {record.trial}<br>{cost_text(record, axis)} {axis.unit}<br>{record.rescored_top1:.1f} %"
     digits = 2 if axis.name == "latency_ms" else 3
-    return f"{record.trial}<br>{record.cost(axis.name):.{digits}f}<br>{top1}"
+    return f"{record.trial}<br>{record.cost(axis.name):.{digits}f}<br>{record.rescored_top1:.1f}"
 
 
 def _bars(shown: Sequence[tuple[str, Estimate]], marker: Any, hover: Sequence[str]) -> go.Bar:

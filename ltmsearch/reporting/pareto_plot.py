@@ -21,9 +21,12 @@ from ltmsearch.search.records import TrialRecord
 
 Place = Literal["file", "page", "dashboard"]
 """Where a figure is shown: alone, in the report below its own heading, or in half of the dashboard's page."""
-DASHBOARD_HEIGHT = 450
-"""Height in points of a plot in the dashboard; it is half a window wide, at least 550."""
-DASHBOARD_TITLE = {"x": 0, "xref": "container", "y": 1, "yanchor": "top", "pad": {"l": 10, "t": 10}, "font_size": 15}
+DASHBOARD: dict[str, Any] = {
+    "height": 450,
+    "font": {"size": 11},
+    "title": {"x": 0, "xref": "container", "y": 1, "yanchor": "top", "pad": {"l": 10, "t": 10}, "font": {"size": 15}},
+}
+"""Layout of a plot in the dashboard: half a window wide, at least 550 points."""
 
 # The symbols can be told apart without colour.
 STYLES: dict[Group, tuple[str, str, int]] = {
@@ -171,10 +174,9 @@ def _figure_layout(layout: FrontLayout, title: str, axis: CostAxis) -> dict[str,
 def _fit_dashboard(figure: go.Figure, layout: FrontLayout, axis: CostAxis) -> None:
     reading = figure.layout.title.subtitle.text.replace("; ", ";<br>")
     figure.update_layout(
-        height=DASHBOARD_HEIGHT,
-        font_size=11,
+        DASHBOARD,
         margin={"l": 50, "r": 15, "t": 72, "b": 95},
-        title={**DASHBOARD_TITLE, "subtitle": {"text": reading, "font": {"size": 11}}},
+        title_subtitle={"text": reading, "font": {"size": 11}},
         legend={"font": {"size": 11}, "x": 0, "xref": "container"},
         xaxis_title_text=axis.title.partition(" (")[0],
     )

@@ -26,7 +26,7 @@ from ltmsearch import run_study
 from ltmsearch.config.recipe import Recipe
 from ltmsearch.errors import InputError, TrialDiverged
 from ltmsearch.reporting.dashboard.note_storage import NoteStorage
-from ltmsearch.reporting.dashboard.notes import LAST_LINE, updated_note
+from ltmsearch.reporting.dashboard.notes import LAST_LINE
 from ltmsearch.reporting.dashboard.server import serve_dashboard
 from ltmsearch.search.driver import Driver
 from ltmsearch.search.records import select_front
@@ -267,21 +267,6 @@ def test_a_running_study_has_a_note_without_front(tmp_path: Path) -> None:
     finished = [trial for trial in study.trials if trial.state.is_finished()]
     assert finished
     assert all(LAST_LINE in notes_of(study)[trial.number] for trial in finished)
-
-
-@pytest.mark.parametrize(
-    ("note", "present", "wanted"),
-    [
-        (f"new\n{LAST_LINE}\n", "", f"new\n{LAST_LINE}\n"),
-        (f"new\n{LAST_LINE}\n", f"old\n{LAST_LINE}\n", f"new\n{LAST_LINE}\n"),
-        (f"new\n{LAST_LINE}\n", f"old\n{LAST_LINE}\n\nmine", f"new\n{LAST_LINE}\n\nmine"),
-        (f"new\n{LAST_LINE}\n", f"new\n{LAST_LINE}\n", None),
-        (f"new\n{LAST_LINE}\n", f"new\n{LAST_LINE}\n\nmine", None),
-        (f"new\n{LAST_LINE}\n", "mine alone", None),
-    ],
-)
-def test_updated_note(note: str, present: str, wanted: str | None) -> None:
-    assert updated_note(note, present) == wanted
 
 
 def test_a_long_note_becomes_short_again(rejecting: Path, tmp_path: Path) -> None:

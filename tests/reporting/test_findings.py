@@ -284,6 +284,8 @@ def test_plot_has_every_layer_and_point() -> None:
     assert {colours[layer] for layer in PLANTED}.isdisjoint(
         {colours[layer] for layer in MOBILEVIT if layer not in PLANTED}
     )
+    assert losses.hoverinfo == savings.hoverinfo == "text"
+    assert losses.hovertext[5].startswith(f"{HARMFUL} to ")
     assert losses.error_x.array == tuple(e.loss.se for e in findings.importance.layers if e.loss)
     assert sentences(findings)[0][:40] in figure.layout.title.subtitle.text
 

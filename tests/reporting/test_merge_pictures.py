@@ -1,6 +1,7 @@
 """Merges drawn: every pixel of a panel against the patch that it belongs to, and what a page does when it is used."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +100,9 @@ def test_the_place_followed_lies_in_the_largest_token() -> None:
     x, y = default_place([layer])
     assert layer.token_at(x, y) == 2
     assert (x, y) == (15.0, 15.0)
-    first = LayerMerges(**{**fields(layer), "shares": alone(layer, 4)})
+    first = replace(layer, shares=alone(layer, 4))
     assert default_place([first, layer]) == (5.0, 15.0), "of its patches, the one that went with others before"
     assert default_place([one_per_patch(5, 5, (4, 4))]) == (10.0, 10.0), "all alike: the middle"
-
-
-def fields(layer: LayerMerges) -> dict[str, Any]:
-    return {name: getattr(layer, name) for name in LayerMerges.__dataclass_fields__}
 
 
 def alone(layer: LayerMerges, patch: int) -> np.ndarray:
@@ -140,14 +137,6 @@ def count_of(sheet: np.ndarray, panel: np.ndarray) -> int:
     return sum(np.array_equal(sheet[y : y + height, x : x + width], panel) for y, x in starts)
 
 
-@pytest.mark.parametrize("pixels", [64, 80, 224])
-def test_panels_are_looked_at_comfortably(pixels: int) -> None:
-    picture = np.zeros((pixels, pixels, 3), dtype=np.uint8)
-    side = panel_size(picture, [one_per_patch(pixels // 4, pixels // 4, (4, 4))])[0]
-    assert 256 <= side <= 512
-    assert side / (pixels / 4) >= 8
-
-
 def test_an_example_sheet_has_a_row_for_each_image_and_says_what_it_leaves_out() -> None:
     traces = [[sample_trace()] * 9] * 3
     sheet = example_sheet([image()] * 3, traces, side=90, most=4)
@@ -174,7 +163,7 @@ def test_a_page_stands_alone_and_nothing_in_a_name_is_markup() -> None:
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_page_is_used(tmp_path: Path, browse: Browse, width: int) -> None:
-    layers = [sample_trace(), LayerMerges(**{**fields(sample_trace()), "layer": "blocks.7", "shares": two_tokens()})]
+    layers = [sample_trace(), replace(sample_trace(), layer="blocks.7", shares=two_tokens())]
     file = tmp_path / "page.html"
     file.write_text(merges_page(image(), layers, title="cat.jpg", subtitle="a net", place=(5, 5)), encoding="utf-8")
     visit = browse(file, width=width)

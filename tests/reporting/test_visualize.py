@@ -135,7 +135,9 @@ def test_weights_are_those_beside_the_recipe(tmp_path: Path, photo: Path, monkey
     run = tmp_path / "run"
     (run / "recipes").mkdir(parents=True)
     in_run = recipe().save(run / "recipes/8.yaml")
+    before = torch.get_rng_state()
     fresh = visualize_recipe(in_run, [photo])
+    assert torch.equal(before, torch.get_rng_state())
     assert fresh.weights == "random, untrained"
     assert "an untrained network mean little" in fresh.notes[0]
     assert visualize_recipe(in_run, [photo]) == fresh
@@ -175,29 +177,17 @@ def test_nothing_is_drawn_of_another_size_than_asked_for(saved: Path, photo: Pat
         (("8.yaml", "--image", "photo.jpg", "none.jpg"), "the image none.jpg cannot be read"),
         (("folder.yaml",), "--image FILE is required"),
         (("plain.yaml", "--image", "photo.jpg"), "plain.yaml must merge in some layer"),
-        (
-            ("coarse.yaml", "--image", "photo.jpg"),
-            "coarse.yaml merges in no layer at 64 px: on grids this",
-        ),
+        (("coarse.yaml", "--image", "photo.jpg"), "coarse.yaml merges in no layer at 64 px: on grids this"),
         (("stranger.yaml", "--image", "photo.jpg"), "unknown backbone 'mobilevit_xxl': did you mean"),
-        (
-            ("8.yaml", "--image", "photo.jpg", "--checkpoint", "none"),
-            "the checkpoint must be a file, but none does",
-        ),
+        (("8.yaml", "--image", "photo.jpg", "--checkpoint", "none"), "the checkpoint must be a file, but none does"),
         (("8.yaml", "--image", "photo.jpg", "--checkpoint", "vit.safetensors"), "it seems to be of another network"),
         (
             ("8.yaml", "--image", "photo.jpg", "--checkpoint", "seven.safetensors"),
             "must contain every tensor of ltm_mob",
         ),
-        (("8.yaml", "--image", "photo.jpg", "--at", "3"), "--at must be two numbers, X,Y, such as 112,80, but got '3'"),
-        (
-            ("8.yaml", "--image", "photo.jpg", "--at", "3,64"),
-            "a pixel of the image of 64 x 64 px, but got 3,64",
-        ),
-        (
-            ("8.yaml", "--image", "photo.jpg", "--at", "nan,1"),
-            "a pixel of the image of 64 x 64 px, but got nan,1",
-        ),
+        (("8.yaml", "--image", "photo.jpg", "--at", "3"), "--at must be two numbers X,Y, such as 112,80, but got '3'"),
+        (("8.yaml", "--image", "photo.jpg", "--at", "3,64"), "a pixel of the image of 64 x 64 px, but got 3,64"),
+        (("8.yaml", "--image", "photo.jpg", "--at", "nan,1"), "a pixel of the image of 64 x 64 px, but got nan,1"),
         (("8.yaml", "--image", "photo.jpg", "--img-size", "8"), "--img-size must be 32 or more, but got 8"),
         (("8.yaml", "--image", "photo.jpg", "--out", "photo.jpg"), "photo.jpg cannot be written: File exists"),
     ],
@@ -227,12 +217,6 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert {path.name for path in folder.iterdir()} == before, "nothing is written"
-
-
-def test_a_fresh_network_uses_up_no_random_numbers(saved: Path, photo: Path) -> None:
-    before = torch.get_rng_state()
-    visualize_recipe(saved, [photo])
-    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_an_unknown_layer_is_told(saved: Path, photo: Path) -> None:

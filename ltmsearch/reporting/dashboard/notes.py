@@ -36,9 +36,7 @@ class LayerTokens:
     whole: int
     """Tokens in the plain network, per window if there are windows."""
     before: int
-    """Input tokens."""
     after: int
-    """Output tokens."""
     windows: int
 
 

@@ -86,11 +86,7 @@ def page_text(run: Run) -> str:
 
 
 def write_page(run: Run) -> Path:
-    """Write `report.html` atomically; it needs no network and no other file.
-
-    Raises:
-        OSError: The folder cannot be written.
-    """
+    """Write `report.html` atomically; it needs no network and no other file."""
     return write_atomic(run.folder / PAGE, page_text(run))
 
 

@@ -58,15 +58,10 @@ def visualize_recipe(
 ) -> MergePictures:
     """Draw the merges of a recipe's network in images: a PNG and a page per image.
 
-    Args:
-        path: The recipe.
-        images: Image files, preprocessed as in validation; none: built-in digits, for a recipe searched on them.
-        checkpoint: Weights of the recipe's network; None: those beside the recipe (of an export, a training, or the
-            shared weights of a study), or else random ones.
-        out: Output folder, created if missing; None: `<recipe>-merges` beside the recipe.
-        img_size: Side of the images in pixels; None: the recipe's.
-        place: Show the merged token at this pixel in every layer; None: a large one.
-        callbacks: Receives progress.
+    Without `images`, built-in digits are shown, for a recipe searched on them. Without `checkpoint`, the weights are
+    those beside the recipe (of an export, a training, or the shared weights of a study), or else random ones. Without
+    `out`, the folder is `<recipe>-merges` beside the recipe. `place` is a pixel whose merged token is shown in every
+    layer; None: a large one.
 
     Raises:
         InputError: Recipe, weights or images cannot be used or do not match, or nothing merges.
