@@ -121,7 +121,6 @@ def name_layers(layers: Sequence[str], among: Sequence[str]) -> str:
 
 
 def _pieces(run: Sequence[str]) -> list[tuple[str, int]]:
-    """Names for a run of neighbours, each with its number of layers."""
     if len(run) < 3:
         return [(layer, 1) for layer in run]
     return [(f"{run[0]} to {run[-1].removeprefix(_stage(run[-1]))}", len(run))]

@@ -1,8 +1,6 @@
-"""Plot of the layers: keep ratios along the front, and the cost and savings of merging.
+"""Plot of the layers: keep ratios along the front, and the loss and savings of merging.
 
-A row per layer, in network order. Left: a column per point of the front, lowest cost first, with the keep ratio of each
-layer; white is no merging, and darker cells keep fewer tokens. Middle: the loss added by merging at the layer, with one
-standard error in each direction; vermilion if significant, else grey. Right: the GFLOPs saved.
+The report's chapter on the layers explains it.
 """
 
 import textwrap
@@ -34,7 +32,7 @@ FEW = 4
 
 
 def layers_figure(findings: Findings, *, title: str = "", axis: CostAxis, place: Place = "file") -> go.Figure:
-    """Draw the findings; the module's docstring describes the plot. The report shows no title."""
+    """Draw the findings. The report shows no title."""
     fitted = findings.importance.threshold is not None
     figure = make_subplots(1, 3, shared_yaxes=True, column_widths=[0.5, 0.3, 0.2], horizontal_spacing=0.025)
     figure.update_layout(template=TEMPLATE, font_size=13, showlegend=False, bargap=0.35)
@@ -89,7 +87,6 @@ def _add_words(figure: go.Figure, findings: Findings) -> None:
 
 
 def _fit(figure: go.Figure, findings: Findings, title: str, axis: CostAxis, place: Place) -> None:
-    """Title, margins and text sizes for the place of the figure."""
     if place == "dashboard":
         figure.update_layout(DASHBOARD, margin={"l": 10, "r": 15, "t": 80, "b": 75}, title_text=title)
         if findings.front:

@@ -1,11 +1,7 @@
-"""Plot of the front among all trials.
+"""Plot of the front among all trials; the report's chapter on the front explains its marks.
 
-x is the cost of the front, GFLOPs or predicted milliseconds; y is the top-1 used for ranking: the expected one for
-rescored trials, the mean of the measured top-1 and the top-1 predicted from the loss. Circles are searched trials,
-squares start-up trials, diamonds baselines; filled marks are scored with the final weights, open marks when their trial
-ran. Rings with error bars and the step line are the front. Below the axis, ticks are trials rejected by their cost and
-crosses failed trials: neither has a score. If the front was measured, a line leads from each point to a bar at the
-measured latency, red if it is over the budget.
+x is the cost of the front, y the top-1 used for ranking. If the front was measured, a line leads from each point to a
+bar at the measured latency, red if it is over the budget.
 """
 
 from collections.abc import Iterable, Sequence
@@ -44,7 +40,7 @@ RING = {"symbol": "circle-open", "size": 18, "color": BLACK, "line": {"width": 2
 def front_figure(
     records: Iterable[TrialRecord], *, title: str = "", axis: CostAxis, place: Place = "file"
 ) -> go.Figure:
-    """Draw all trials of a study; the module's docstring describes the plot. The report shows no title."""
+    """Draw all trials of a study. The report shows no title."""
     layout = front_layout(records, axis)
     figure = go.Figure(layout=_figure_layout(layout, title, axis))
     for (group, rescored), members in layout.marks.items():

@@ -173,7 +173,7 @@ def _reading(axis: CostAxis) -> list[str]:
 
 
 def _escaped(text: str) -> str:
-    """Text without Markdown or HTML; the dashboard renders both."""
+    # The dashboard renders Markdown and HTML.
     return re.sub(r"([\\`*_\[\]<>|&~#])", r"\\\1", printable(text))
 
 

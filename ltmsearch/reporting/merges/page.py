@@ -55,7 +55,6 @@ def _layer(image: np.ndarray, layer: LayerMerges, panel: tuple[int, int]) -> dic
 
 
 def _picture(pixels: np.ndarray) -> str:
-    """A PNG as a data URI."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

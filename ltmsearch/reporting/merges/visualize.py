@@ -125,7 +125,6 @@ def _weights_beside(path: Path) -> Path | None:
 
 
 def _network(recipe: Recipe, checkpoint: Path | None, size: int) -> tuple[nn.Module, str, tuple[str, ...]]:
-    """The network, the origin of its weights, and notes on them."""
     if checkpoint is None:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(SEED)
