@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.browser import browse, browser  # noqa: F401 (fixtures)
+from support.command_line import Ltmsearch, call
 from support.finished import images, rejecting, run, whole  # noqa: F401 (fixtures)
 from support.postgres import postgres  # noqa: F401 (a fixture)
 
@@ -44,3 +45,13 @@ def user_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "user cache"
     monkeypatch.setattr("platformdirs.user_cache_path", lambda name, *_, **__: folder / name)
     return folder
+
+
+@pytest.fixture
+def ltmsearch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ltmsearch:
+    """Exit code, standard output and standard error of `ltmsearch ARGUMENTS`."""
+
+    def command(*arguments: object) -> tuple[int, str, str]:
+        return call(*map(str, arguments), monkeypatch=monkeypatch, capsys=capsys)
+
+    return command

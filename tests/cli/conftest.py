@@ -1,9 +1,9 @@
-"""Fixtures of the command line: one finished study, and `ltmsearch` as a function."""
+"""Fixtures of the command line: one finished study."""
 
 from pathlib import Path
 
 import pytest
-from support.command_line import Ltmsearch, call, tiny_study
+from support.command_line import tiny_study
 
 
 @pytest.fixture(scope="session")
@@ -15,13 +15,3 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
-
-
-@pytest.fixture
-def ltmsearch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ltmsearch:
-    """Exit code, standard output and standard error of `ltmsearch ARGUMENTS`."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        return call(*map(str, arguments), monkeypatch=monkeypatch, capsys=capsys)
-
-    return run

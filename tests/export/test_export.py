@@ -11,7 +11,7 @@ import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from support.command_line import Notes, call
+from support.command_line import Ltmsearch, Notes
 from support.nets import randomise
 from support.records import make_record
 from torch import nn
@@ -193,11 +193,9 @@ def test_trials_are_chosen_by_measured_latency() -> None:
 # -- a study ----------------------------------------------------------------------------------------------------------
 
 
-def test_export_of_a_study_with_weights(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_export_of_a_study_with_weights(run: Path, ltmsearch: Ltmsearch) -> None:
     records = select_front(Run.open(run).trials)
-    code, out, err = call("export", str(run), "--top", "2", "--weights", monkeypatch=monkeypatch, capsys=capsys)
+    code, out, err = ltmsearch("export", str(run), "--top", "2", "--weights")
     assert code == 0, err
     wanted = [
         run / "export" / str(record.trial) / name
@@ -213,9 +211,7 @@ def test_export_of_a_study_with_weights(
     model = timm.create_model(f"local-dir:{wanted[0].parent}", pretrained=True)
     assert torch.isfinite(model.eval()(torch.randn(1, 3, 224, 224))).all()
     assert model.pretrained_cfg["label_names"] == [str(digit) for digit in range(10)]
-    code, out, _ = call(
-        "export", str(run), "--trial", str(records[0].trial), "--json", monkeypatch=monkeypatch, capsys=capsys
-    )
+    code, out, _ = ltmsearch("export", str(run), "--trial", str(records[0].trial), "--json")
     assert code == 0
     (record,) = json.loads(out)
     size = wanted[0].stat().st_size
@@ -229,11 +225,9 @@ def test_export_of_a_study_with_weights(
 
 
 @pytest.mark.slow
-def test_export_of_a_training_in_every_format(
-    training: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_export_of_a_training_in_every_format(training: Path, ltmsearch: Ltmsearch) -> None:
     arguments = ("--weights", "--onnx", "--program", "--json")
-    code, out, err = call("export", str(training), *arguments, monkeypatch=monkeypatch, capsys=capsys)
+    code, out, err = ltmsearch("export", str(training), *arguments)
     assert code == 0, err
     records = json.loads(out)
     names = ["recipe.yaml", "model.safetensors", "config.json", "model.onnx", "model.pt2"]
@@ -283,9 +277,7 @@ def test_export_of_best_or_given_weights_of_a_training(training: Path) -> None:
 # -- refused input ----------------------------------------------------------------------------------------------------
 
 
-def test_conflicting_input_writes_nothing(
-    run: Path, training: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_conflicting_input_writes_nothing(run: Path, training: Path, ltmsearch: Ltmsearch) -> None:
     empty = training.parent / "empty"
     empty.mkdir()
     for arguments, message in (
@@ -306,18 +298,18 @@ def test_conflicting_input_writes_nothing(
             "nowhere must be the run directory of a study or the folder of a training, but is not a folder",
         ),
     ):
-        code, out, err = call("export", *map(str, arguments), monkeypatch=monkeypatch, capsys=capsys)
+        code, out, err = ltmsearch("export", *map(str, arguments))
         assert (code, out) == (2, ""), err
         assert message in err
         assert err.startswith("error: ")
         assert err.count("\n") == 1
     (training / "export").write_text("in the way")
-    code, _, err = call("export", str(training), monkeypatch=monkeypatch, capsys=capsys)
+    code, _, err = ltmsearch("export", str(training))
     assert code == 2
     assert "training/export cannot be written: File exists" in err
     (training / "export").unlink()
     (training / "best.safetensors").unlink()
-    code, _, err = call("export", str(training), "--weights", monkeypatch=monkeypatch, capsys=capsys)
+    code, _, err = ltmsearch("export", str(training), "--weights")
     assert code == 2
     assert "best.safetensors does not exist" in err
     assert not (run / "export").exists()
@@ -335,23 +327,21 @@ def test_shared_weights_are_refused(run: Path) -> None:
 
 
 def test_missing_onnx_libraries_write_nothing(
-    training: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    training: Path, monkeypatch: pytest.MonkeyPatch, ltmsearch: Ltmsearch
 ) -> None:
     monkeypatch.setattr("ltmsearch.programs.onnx.find_spec", lambda _: None)
-    code, _, err = call("export", str(training), "--weights", "--onnx", monkeypatch=monkeypatch, capsys=capsys)
+    code, _, err = ltmsearch("export", str(training), "--weights", "--onnx")
     assert code == 2
     assert err == "error: --onnx needs onnx, onnxscript and onnxruntime: pip install 'ltmsearch[onnx]'\n"
     assert not (training / "export").exists()
 
 
-def test_failed_check_is_exit_code_1(
-    training: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_failed_check_is_exit_code_1(training: Path, monkeypatch: pytest.MonkeyPatch, ltmsearch: Ltmsearch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise ExportError("the program must agree with the network")
 
     monkeypatch.setattr("ltmsearch.export.run.export_program", refuse)
-    code, _, err = call("export", str(training), "--program", monkeypatch=monkeypatch, capsys=capsys)
+    code, _, err = ltmsearch("export", str(training), "--program")
     assert code == 1
     assert err.splitlines()[-1] == "failed: the program must agree with the network"
     assert files_in(training / "export") == ["recipe.yaml"]

@@ -11,7 +11,7 @@ import optuna
 import pandas as pd
 import pytest
 from rich.console import Console
-from support.command_line import Interrupt, Notes, call, tiny_options
+from support.command_line import Interrupt, Ltmsearch, Notes, tiny_options
 from support.profiles import FAR, costs_of, hand_made_profile, measurement
 from support.sizes import TINY
 
@@ -299,13 +299,11 @@ def saves_most_at(ratio: float) -> Callable[[str], float]:
     return truth
 
 
-def test_space_without_time_savings_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_space_without_time_savings_is_refused(tmp_path: Path, ltmsearch: Ltmsearch) -> None:
     truth = {"hard 0.7": 3.0, "soft 0.7": 3.0}
     profile = hand_made_profile(lambda name: truth.get(name, 0.0), base_ms=BASE_MS).save(tmp_path / "slow.json")
     given = ("--budget-ms", "100", "--latency-profile", str(profile), "--out", str(tmp_path / "run"))
-    code, _, err = call("run", *OPTIONS, *given, monkeypatch=monkeypatch, capsys=capsys)
+    code, _, err = ltmsearch("run", *OPTIONS, *given)
     assert code == 2
     assert err.startswith("error: --budget-ms 100 leaves nothing to search: no merge in the space saves ms; ")
     assert "mobilevit_xxs at 224 px costs 200.00; try larger images or batches" in err
@@ -327,15 +325,14 @@ CONFLICT = "schema_version: 1\nfamily: mobilevit\nkeep_ratios: [0.7, 0.25]\nform
     ],
 )  # fmt: skip
 def test_impossible_budgets_are_refused(
-    tmp_path: Path, arguments: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    tmp_path: Path, arguments: tuple[str, ...], message: str, ltmsearch: Ltmsearch
+) -> None:
     """Fastest is 0.7 in all nine layers, 200 − 9·20 ms; cheapest in multiply-adds is 0.25."""
     space = tmp_path / "space.yaml"
     space.write_text(CONFLICT)
     profile = hand_made_profile(saves_most_at(0.7), base_ms=BASE_MS, space=str(space)).save(tmp_path / "p.json")
     given = ("--latency-profile", str(profile), "--space", str(space), "--out", str(tmp_path / "run"))
-    code, _, err = call("run", *OPTIONS, *arguments, *given, monkeypatch=monkeypatch, capsys=capsys)
+    code, _, err = ltmsearch("run", *OPTIONS, *arguments, *given)
     assert code == 2
     assert err.startswith("error: ")
     assert err.count("\n") == 1
@@ -380,13 +377,12 @@ def test_damaged_profile_of_a_run_is_not_replaced(finished: tuple[Path, Path, li
 
 
 def test_front_command_uses_latency(
-    finished: tuple[Path, Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    finished: tuple[Path, Path, list[str]], tmp_path: Path, ltmsearch: Ltmsearch
+) -> None:
     shutil.copytree(finished[0] / "run", tmp_path / "run")
     wanted = (tmp_path / "run/front.csv").read_text()
     (tmp_path / "run/front.csv").unlink()
-    code, out, _ = call("front", str(tmp_path / "run"), "--json", monkeypatch=monkeypatch, capsys=capsys)
+    code, out, _ = ltmsearch("front", str(tmp_path / "run"), "--json")
     rows = json.loads(out)
     assert code == 0
     assert (tmp_path / "run/front.csv").read_text() == wanted

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from support.command_line import call
+from support.command_line import Ltmsearch
 from support.nets import randomise
 from test_learner import VIT, recipe
 from torch import nn
@@ -200,13 +200,13 @@ def test_two_processes_match_one(tmp_path: Path, images: Path) -> None:
 
 class TestCommand:
     def test_output_and_changed_keys(
-        self, tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self, tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, ltmsearch: Ltmsearch
     ) -> None:
         recipe().save(tmp_path / "r.yaml")
         monkeypatch.chdir(tmp_path)
-        code, out, err = call(
+        code, out, err = ltmsearch(
             "train", "r.yaml", "--data-dir", str(images), "--epochs", "2", "--no-amp", "--aa", "none", "--scale", "0.3",
-            "1", "--lr", "0.01", monkeypatch=monkeypatch, capsys=capsys,
+            "1", "--lr", "0.01"
         )  # fmt: skip
         assert code == 0, err
         assert "2 epochs of 3 steps of 4 images, adamw, learning rate 0.01" in err
@@ -217,14 +217,12 @@ class TestCommand:
         assert (written.epochs, written.amp, written.aa) == (2, False, None)
         assert (written.scale, written.lr) == ((0.3, 1.0), 0.01)
 
-    def test_json_output(
-        self, tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_json_output(self, tmp_path: Path, images: Path, ltmsearch: Ltmsearch) -> None:
         recipe().save(tmp_path / "r.yaml")
         arguments = ("train", str(tmp_path / "r.yaml"), "--data-dir", str(images), "--epochs", "2", "--no-amp")
         folder = tmp_path / "t"
         where = ("--out", str(folder), "--json", "--quiet")
-        code, out, err = call(*arguments, *where, monkeypatch=monkeypatch, capsys=capsys)
+        code, out, err = ltmsearch(*arguments, *where)
         assert (code, err) == (0, "")
         record = json.loads(out, parse_constant=pytest.fail)
         epochs = read_log(folder / LOG)
@@ -243,11 +241,10 @@ class TestCommand:
         ],
     )
     def test_invalid_keys_are_refused(
-        self, tmp_path: Path, arguments: tuple[str, ...], message: str,
-        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    ) -> None:  # fmt: skip
+        self, tmp_path: Path, arguments: tuple[str, ...], message: str, ltmsearch: Ltmsearch
+    ) -> None:
         recipe().save(tmp_path / "r.yaml")
-        code, _, err = call("train", str(tmp_path / "r.yaml"), *arguments, monkeypatch=monkeypatch, capsys=capsys)
+        code, _, err = ltmsearch("train", str(tmp_path / "r.yaml"), *arguments)
         assert code == 2
         assert message in err
         assert err.count("\n") == 1

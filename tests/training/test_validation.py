@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
-from support.command_line import call
+from support.command_line import Ltmsearch
 from support.nets import randomise
 from torch import Tensor, nn
 
@@ -319,16 +319,12 @@ KEYS = [
 
 
 def test_command_prints_json(
-    tmp_path: Path,
-    photos: Path,
-    scored: tuple[Path, ValidationRecord],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, photos: Path, scored: tuple[Path, ValidationRecord], ltmsearch: Ltmsearch
 ) -> None:
     path = recipe().save(tmp_path / "recipe.yaml")
     checkpoint = scored[0]
     arguments = ("validate", str(path), "--checkpoint", str(checkpoint), "--data-dir", str(photos), "--device", "cpu")
-    code, out, _ = call(*arguments, "--precision", "fp32", "--json", monkeypatch=monkeypatch, capsys=capsys)
+    code, out, _ = ltmsearch(*arguments, "--precision", "fp32", "--json")
     assert code == 0
     told = json.loads(out)
     assert list(told) == KEYS
@@ -337,15 +333,13 @@ def test_command_prints_json(
     assert told == wanted
 
 
-def test_command_reports_wrong_input_in_one_line(
-    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_reports_wrong_input_in_one_line(tmp_path: Path, photos: Path, ltmsearch: Ltmsearch) -> None:
     path = recipe(5).save(tmp_path / "recipe.yaml")
     arguments = ("validate", str(path), "--checkpoint", "none.pth", "--data-dir", str(photos))
-    code, out, err = call(*arguments, monkeypatch=monkeypatch, capsys=capsys)
+    code, out, err = ltmsearch(*arguments)
     assert (code, out) == (2, "")
     assert err == "error: the checkpoint must be a file, but none.pth does not exist\n"
-    code, _, err = call("validate", "no.yaml", "--checkpoint", "w", monkeypatch=monkeypatch, capsys=capsys)
+    code, _, err = ltmsearch("validate", "no.yaml", "--checkpoint", "w")
     assert code == 2
     assert err.count("\n") == 1
 
