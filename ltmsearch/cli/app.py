@@ -24,6 +24,7 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory of
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file, e.g. of a study's recipes/ folder.")]
 DataDir = Annotated[Path | None, field_option(StudySettings, "data_dir", panel=DATA)]
 Dataset = Annotated[str | None, field_option(StudySettings, "dataset", panel=DATA)]
+ImgSize = Annotated[int | None, typer.Option(metavar="INT", help="Image side in pixels. (default: the recipe's)")]
 Device = Annotated[str, field_option(StudySettings, "device")]
 AsJson = Annotated[bool, flag("--json", "Print the result to standard output as one JSON document.", panel=OUTPUT)]
 Quiet = Annotated[bool, flag("--quiet", "-q", "Print no progress and no table.", panel=OUTPUT)]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ltmsearch.cli.app import AsJson, DataDir, Dataset, Device, QuietProgress, RecipeFile, Verbose
+from ltmsearch.cli.app import AsJson, DataDir, Dataset, Device, ImgSize, QuietProgress, RecipeFile, Verbose
 from ltmsearch.cli.options import field_option
 from ltmsearch.cli.terminal import print_json, results, watched
 from ltmsearch.config.settings import StudySettings
@@ -17,9 +17,7 @@ def validate(
     checkpoint: Annotated[Path, typer.Option(metavar="FILE", help="Weights of the recipe's network.")],
     data_dir: DataDir = None,
     dataset: Dataset = None,
-    img_size: Annotated[
-        int | None, typer.Option(metavar="INT", help="Image side in pixels. (default: the recipe's)")
-    ] = None,
+    img_size: ImgSize = None,
     batch_size: Annotated[int, typer.Option(metavar="INT", help="Images per forward pass.")] = 64,
     device: Device = "auto",
     precision: Annotated[str, field_option(StudySettings, "precision")] = "auto",

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ltmsearch.cli.app import AsJson, Quiet, RecipeFile, Verbose
+from ltmsearch.cli.app import AsJson, ImgSize, Quiet, RecipeFile, Verbose
 from ltmsearch.cli.terminal import print_json, results, watched
 from ltmsearch.errors import InputError
 from ltmsearch.io.console_tables import print_line
@@ -33,9 +33,7 @@ def visualize(
         Path | None,
         typer.Option(metavar="DIR", help="Folder to write to. (default: <recipe>-merges next to the recipe)"),
     ] = None,
-    img_size: Annotated[
-        int | None, typer.Option(metavar="INT", help="Image side in pixels. (default: the recipe's)")
-    ] = None,
+    img_size: ImgSize = None,
     at: Annotated[
         str | None,
         typer.Option(

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.command_line import Notes
 from support.nets import randomise
 from support.profiles import FAR, costs_of, hand_made_profile, measurement, whole_space
 from torch import Tensor
 
-from ltmsearch.callbacks import Callbacks
 from ltmsearch.costs import WHOLE_NET, CostModel
 from ltmsearch.errors import InputError
 from ltmsearch.latency import (
@@ -243,33 +243,16 @@ def test_layer_without_choices_stays_plain() -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_profile_of_a_network_predicts_its_space(target: LatencyTarget) -> None:
-    class Heard(Callbacks):
-        def __init__(self) -> None:
-            self.notes: list[str] = []
-            self.phases: list[tuple[str, int]] = []
-            self.done: list[int] = []
-
-        def note(self, line: str) -> None:
-            self.notes.append(line)
-
-        def phase(self, name: str, total: int) -> None:
-            self.phases.append((name, total))
-
-        def advance(self, done: int, status: str = "") -> None:
-            self.done.append(done)
-
-    heard = Heard()
+    callbacks = Notes()
     random_state = torch.get_rng_state()
-    profile = build_profile(XXS, "ltm", SpaceFile.load(None, family="mobilevit"), target, heard)
+    profile = build_profile(XXS, "ltm", SpaceFile.load(None, family="mobilevit"), target, callbacks)
     assert torch.equal(torch.get_rng_state(), random_state), "no other numbers are drawn because nets were timed"
     costs = costs_of(XXS, 64)
     space = whole_space(costs, XXS)
     assert (profile.backbone, profile.operator, profile.space, profile.target) == (XXS, "ltm", space.digest(), target)
     number = len(profile.subnets)
     assert 10 <= number <= 16
-    assert heard.phases == [("timing subnets", number)]
-    assert heard.done == list(range(1, number + 1))
-    assert heard.notes[0].startswith(f"timing {number} subnets on {target}: about ")
+    assert callbacks.lines[0].startswith(f"timing {number} subnets on {target}: about ")
     assert profile.plain.visits >= 3 + number
     assert all(subnet.reading.visits == 1 for subnet in profile.subnets)
     modules = {chain.module for chain in costs.chains}
