@@ -1,4 +1,4 @@
-"""Data: what users are told, which images are used, and that batches depend on their seed alone.
+"""Loading data: messages, which images are used, and that batches depend on their seed alone.
 
 Images here are plain colours: red is 20 × the class, green the image's number within its class, blue 255 for training
 and 0 for validation. So a batch shows which images it is made of.

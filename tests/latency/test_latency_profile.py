@@ -98,7 +98,7 @@ def test_damaged_profiles_are_refused(
     with pytest.raises(InputError, match=f"mine.json.*{message}") as caught:
         LatencyProfile.load_file(path)
     assert "\n" not in str(caught.value)
-    assert find_profile(path) is None, "a kept file that is damaged is made anew"
+    assert find_profile(path) is None, "a damaged file is made again"
 
 
 def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Weights of plain backbones: what a checkpoint may look like, what is adapted, and how a misfit is told."""
+"""Weights of plain backbones: formats of checkpoints, adapted shapes, and reports of what does not fit."""
 
 import logging
 from collections.abc import Callable, Mapping
