@@ -35,6 +35,7 @@ class _Quiet(WSGIRequestHandler):
 
 def serve_dashboard(run: Path, *, host: str, port: int, callbacks: Callbacks) -> None:
     """Serve the pages of a run directory's study, also while it runs, until Ctrl-C.
+
     Raises:
         InputError: There is no study, its database cannot be reached, or the address cannot be listened on.
     """
