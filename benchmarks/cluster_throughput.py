@@ -87,10 +87,10 @@ def main() -> None:
     parser.add_argument("--charges", type=float, nargs=4, metavar=tuple(CHARGES), default=list(CHARGES.values()))
     args = parse(parser, backbone="mobilevit_xxs", budget_gflops=0.27, trials=40, workers=[1, 8])
     charges = dict(zip(CHARGES, args.charges, strict=True))
-    bench = prepare_simulation(args.backbone, budget_gflops=args.budget_gflops, trials=args.trials, out="unused")
-    bench, runs = with_settings(bench, sampler=args.sampler), []
+    context = prepare_simulation(args.backbone, budget_gflops=args.budget_gflops, trials=args.trials, out="unused")
+    context, runs = with_settings(context, sampler=args.sampler), []
     for n in sorted(args.workers):
-        runs.append(simulate(bench, n, charges=charges))
+        runs.append(simulate(context, n, charges=charges))
         print(f"{n} workers: {runs[-1]['trials_an_hour']:,.0f} trials per hour", flush=True)
     print_runs(f"{args.sampler}, {args.trials:,} trials", runs)
     stem = "cluster_throughput" if args.sampler == "random" else f"cluster_throughput_{args.sampler}"

@@ -24,27 +24,27 @@ from harness.timing import Seconds, least_seconds
 
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.search.driver import Driver
-from ltmsearch.search.setup import Workbench
+from ltmsearch.search.setup import StudyContext
 from ltmsearch.search.trial import parameters
 from ltmsearch.search.workers.actor import to_arrays
 from ltmsearch.search.workers.connection import connect
 
 
-def weights_seconds(bench: Workbench) -> Seconds:
+def weights_seconds(context: StudyContext) -> Seconds:
     """Seconds of moving and saving the shared weights."""
     with tempfile.TemporaryDirectory() as folder:
-        driver = Driver(with_settings(bench, out=folder), Path(folder), Callbacks())
+        driver = Driver(with_settings(context, out=folder), Path(folder), Callbacks())
         start = driver.shared.weights
         trained = {name: value + 1e-4 for name, value in start.items()}
         moving = least_seconds(5, lambda: driver.shared.update(trained, start, age=3))
         return moving + least_seconds(5, driver.shared.save)
 
 
-def ray_seconds(bench: Workbench) -> Seconds:
+def ray_seconds(context: StudyContext) -> Seconds:
     """Seconds of Ray in the driver for one trial: weights put, a call, its end awaited, weights got."""
-    connection = connect(with_settings(bench, workers=2).settings)
+    connection = connect(with_settings(context, workers=2).settings)
     try:
-        ray, arrays = connection.ray, to_arrays(parameters(bench.evaluator.supernet))
+        ray, arrays = connection.ray, to_arrays(parameters(context.evaluator.supernet))
 
         class Echo:
             def trained(self, weights: Any) -> Any:
@@ -70,21 +70,21 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=150, help="trials of the short study")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 256])
     args = parse(parser, backbone="mobilevit_xxs", budget_gflops=0.27, trials=8, workers=[1])
-    bench = prepare_simulation(
+    context = prepare_simulation(
         args.backbone, budget_gflops=args.budget_gflops, trials=args.trials, sampler="random", out="unused"
     )
-    merges = example_merges(bench)
-    done = {n: simulate(bench, n, merges=merges) for n in args.workers}
+    merges = example_merges(context)
+    done = {n: simulate(context, n, merges=merges) for n in args.workers}
     first = args.workers[0]
-    undone = simulate(bench, first, charges={"none": 0.0})
+    undone = simulate(context, first, charges={"none": 0.0})
     charges = {part: done[first]["each"][part] - undone["each"][part] for part in ("proposal", "answer")}
-    charges |= {"weights": weights_seconds(bench).processor, "ray": ray_seconds(bench).processor}
-    size = sum(value.numel() for value in parameters(bench.evaluator.supernet).values())
+    charges |= {"weights": weights_seconds(context).processor, "ray": ray_seconds(context).processor}
+    size = sum(value.numel() for value in parameters(context.evaluator.supernet).values())
     rows = [[f"charged: {part}", f"{seconds:.3f}"] for part, seconds in charges.items()]
     fits = {}
     for n in args.workers:
         all_done = done[n]["driver_each"] + charges["weights"] + charges["ray"]
-        fits[str(n)] = {"done": all_done, "charged": simulate(bench, n, charges=charges)["driver_each"]}
+        fits[str(n)] = {"done": all_done, "charged": simulate(context, n, charges=charges)["driver_each"]}
         rows += [[f"{n} workers, all work {how}", f"{seconds:.3f}"] for how, seconds in fits[str(n)].items()]
     print_table(f"{args.backbone}, {size:,} parameters", ("part", "processor seconds per trial"), rows)
     path = args.out / "driver_cost.json"

@@ -48,10 +48,10 @@ SETTINGS: dict[str, Any] = {
 
 def run_trials(settings: StudySettings, keep: float, seeds: int) -> list[dict[str, Any]]:
     """Scores of every β, weight and seed."""
-    bench = prepare(settings, Callbacks())
-    for _ in bench.warm_up():
+    context = prepare(settings, Callbacks())
+    for _ in context.warm_up():
         pass
-    evaluator = bench.evaluator
+    evaluator = context.evaluator
     shared = parameters(evaluator.supernet)
     schedule = MergeSchedule.uniform(evaluator.supernet.layers, keep)
     rows = []
@@ -60,7 +60,7 @@ def run_trials(settings: StudySettings, keep: float, seeds: int) -> list[dict[st
             supernet=evaluator.supernet,
             data=evaluator.data,
             runtime=evaluator.runtime,
-            settings=bench.settings.model_copy(update={"ib_beta": beta}),
+            settings=context.settings.model_copy(update={"ib_beta": beta}),
         )
         score = with_beta.evaluate(shared, schedule, ib_weight=weight, seed=seed).score
         assert score.ib is not None

@@ -30,14 +30,14 @@ def main() -> None:
     args = parse(parser, **QUICK, steps=[0, 1], schedules=2)
     folder = args.work / args.backbone / "seed-0"
     folder.mkdir(parents=True, exist_ok=True)
-    bench = prepare_study(args, 0)
-    nets, evaluator, space = SavedNets(bench, folder, 0, args), bench.evaluator, bench.space
-    drawn = [space.cheapest, *uniform_line(bench)[:1], *space.random(np.random.default_rng(0), args.schedules)]
+    context = prepare_study(args, 0)
+    nets, evaluator, space = SavedNets(context, folder, 0, args), context.evaluator, context.space
+    drawn = [space.cheapest, *uniform_line(context)[:1], *space.random(np.random.default_rng(0), args.schedules)]
     results: dict[str, dict[str, Any]] = {}
     for start, steps in [("warm", args.proxy_steps), *(("base", steps) for steps in args.steps)]:
         nets.load(start)
         weights, before = parameters(evaluator.supernet), Seconds.now()
-        trained = replace(evaluator, settings=bench.settings.model_copy(update={"proxy_steps": steps}))
+        trained = replace(evaluator, settings=context.settings.model_copy(update={"proxy_steps": steps}))
         scores = [
             trained.evaluate(weights, space.schedule(indices), seed=7).score for indices in drawn[: args.schedules]
         ]

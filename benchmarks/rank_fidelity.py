@@ -80,17 +80,17 @@ def labels_of(data: ImageData) -> np.ndarray:
 
 def predictors(study: RankStudy, args: argparse.Namespace) -> dict[tuple[str, str], np.ndarray]:
     """(Score, measure) -> (supernets, schedules) values."""
-    costs = study.bench.costs
+    costs = study.context.costs
     tokens = [[after for _, after in costs.tokens(schedule).values()] for schedule in study.schedules]
     found: dict[tuple[str, str], list[np.ndarray]] = {
         ("GFLOPs", ""): [np.array([costs.gflops(schedule) for schedule in study.schedules])],
         ("tokens at the last layer", ""): [np.array([kept[-1] for kept in tokens])],
         ("tokens, mean of layers", ""): [np.array([np.mean(kept) for kept in tokens])],
     }
-    calibrates = any(isinstance(m, torch.nn.BatchNorm2d) for m in study.bench.evaluator.supernet.modules())
+    calibrates = any(isinstance(m, torch.nn.BatchNorm2d) for m in study.context.evaluator.supernet.modules())
     variants = [v for v in VARIANTS if calibrates or v.calibration == VARIANTS[0].calibration]
     for seed in range(FIRST_SUPERNET, FIRST_SUPERNET + args.supernets):
-        labels = labels_of(study.bench.evaluator.data if args.data_dir else study.prepare(seed).evaluator.data)
+        labels = labels_of(study.context.evaluator.data if args.data_dir else study.prepare(seed).evaluator.data)
         for name, logits in study.shared(seed, variants).items():
             for number in [n for n in NUMBERS if n <= logits.shape[1]] or [logits.shape[1]]:
                 key = (
@@ -103,7 +103,7 @@ def predictors(study: RankStudy, args: argparse.Namespace) -> dict[tuple[str, st
 
 def compare(study: RankStudy, args: argparse.Namespace) -> dict[str, Any]:
     """Truth, scores, and their agreement for one backbone."""
-    labels, costs = labels_of(study.bench.evaluator.data), study.bench.costs
+    labels, costs = labels_of(study.context.evaluator.data), study.context.costs
     alone = [measures(study.alone(seed), labels) for seed in range(args.seeds)]
     truth = {name: np.stack([each[name] for each in alone]) for name in MEASURES[:2]}
     gflops, number = np.array([costs.gflops(s) for s in study.schedules]), len(study.schedules)

@@ -86,11 +86,12 @@ def run_seed(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Value of all methods for one seed."""
     folder = args.work / args.backbone / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    bench = prepare_study(args, seed)
-    nets = SavedNets(bench, folder, seed, args)
+    context = prepare_study(args, seed)
+    nets = SavedNets(context, folder, seed, args)
     runs = {
         name: finished(
-            folder / f"{name.replace(' ', '-')}.json", lambda n=name: run_method(n, bench, nets, args.independent_steps)
+            folder / f"{name.replace(' ', '-')}.json",
+            lambda n=name: run_method(n, context, nets, args.independent_steps),
         )
         for name in args.methods
     }

@@ -56,10 +56,10 @@ def case_name(workers: int, power: float) -> str:
 def search(nets: SavedNets, reference: Reference, workers: int, power: float) -> dict[str, Any]:
     """One search: its front, ages, and the loss of its final weights."""
     nets.load("warm")
-    bench = nets.bench
-    evaluator, space = bench.evaluator, bench.space
+    context = nets.context
+    evaluator, space = context.evaluator, context.space
     with tempfile.TemporaryDirectory() as folder:
-        made = bench.settings.model_copy(update={"out": folder, "staleness_power": power})
+        made = context.settings.model_copy(update={"out": folder, "staleness_power": power})
         virtual = VirtualWorkers(
             workers,
             DURATIONS,
@@ -67,7 +67,7 @@ def search(nets: SavedNets, reference: Reference, workers: int, power: float) ->
             seed=made.seed,
             counts_driver=False,
         )
-        driver = UnsavedDriver(replace(bench, settings=made), Path(folder), Callbacks(), workers=virtual)
+        driver = UnsavedDriver(replace(context, settings=made), Path(folder), Callbacks(), workers=virtual)
         driver.search(until=None)
         driver.rescore()
         front = [record for record in select_front(driver.records()) if record.score is not None]

@@ -29,8 +29,8 @@ def main() -> None:
     parser.add_argument("--point", help="measure one study, as JSON: used by the benchmark itself")
     args = parse(parser, samplers=["random"], trials=70)
     if args.point:
-        bench = prepare_simulation(**json.loads(args.point), out="unused")
-        print(json.dumps(simulate(bench, 1, durations=Durations(failure_share=0.0, death_share=0.0))["growth"]))
+        context = prepare_simulation(**json.loads(args.point), out="unused")
+        print(json.dumps(simulate(context, 1, durations=Durations(failure_share=0.0, death_share=0.0))["growth"]))
         return
     study = {"backbone": args.backbone, "budget_gflops": args.budget_gflops, "trials": args.trials}
     results, rows = {}, []

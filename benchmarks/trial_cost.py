@@ -37,15 +37,15 @@ def measure_trial(backbone: str, repeats: int, **settings: Any) -> dict[str, Any
     from ltmsearch.search.setup import prepare
     from ltmsearch.search.trial import parameters
 
-    bench = prepare(StudySettings.make(backbone=backbone, budget_gflops=BUDGETS[backbone], **settings), Callbacks())
-    weights, schedule = parameters(bench.evaluator.supernet), bench.space.schedule(bench.space.nearest(0.5))
+    context = prepare(StudySettings.make(backbone=backbone, budget_gflops=BUDGETS[backbone], **settings), Callbacks())
+    weights, schedule = parameters(context.evaluator.supernet), context.space.schedule(context.space.nearest(0.5))
 
     def trial() -> None:
-        bench.evaluator.evaluate(weights, schedule, ib_weight=0.1, seed=0)
+        context.evaluator.evaluate(weights, schedule, ib_weight=0.1, seed=0)
 
     trial()
     seconds = least_seconds(repeats, trial).processor
-    return {"seconds": seconds, "peak_mib": peak_mib(), "layers": len(bench.space.layers)}
+    return {"seconds": seconds, "peak_mib": peak_mib(), "layers": len(context.space.layers)}
 
 
 def measure_depth(depth: int) -> dict[str, Any]:

@@ -49,17 +49,17 @@ def run_study(settings: StudySettings, callbacks: Callbacks | None = None, *, ta
         stack.callback(clock.save)
         try:
             run = open_run(settings, callbacks, clock, lease, stack)
-            bench = run.bench
-            hardware = hardware_name(bench.evaluator.runtime.device)
-            clock.keep(run.folder, device=f"{hardware}; {bench.device}", versions=library_versions())
+            context = run.context
+            hardware = hardware_name(context.evaluator.runtime.device)
+            clock.keep(run.folder, device=f"{hardware}; {context.device}", versions=library_versions())
             driver = Driver(
-                bench,
+                context,
                 run.folder,
                 callbacks,
                 clock,
                 run.storage,
                 confirm=lease.confirm,
-                hooks=DashboardHooks(bench, run.folder),
+                hooks=DashboardHooks(context, run.folder),
             )
             _search(driver, run, until)
             with clock.part(WRITING):
@@ -67,11 +67,11 @@ def run_study(settings: StudySettings, callbacks: Callbacks | None = None, *, ta
                 records = driver.records()
                 write_csv(trials_table(records), run.folder / TRIALS)
                 result = Run.open(run.folder)
-                for line in prediction_lines(result.front, bench.settings.axis):
+                for line in prediction_lines(result.front, context.settings.axis):
                     callbacks.note(line)
                 callbacks.phase("writing", 0)
-                num_classes = bench.evaluator.data.num_classes
-                write_recipes(run.folder, result.front, bench.settings, num_classes=num_classes)
+                num_classes = context.evaluator.data.num_classes
+                write_recipes(run.folder, result.front, context.settings, num_classes=num_classes)
                 write_results(result, callbacks, clock)
                 driver.hooks.study_updated(driver.study, records)
         except LeaseLost:
@@ -89,7 +89,7 @@ def _search(driver: Driver, run: OpenRun, until: float | None) -> None:
         with clock.part(OVERHEAD):
             driver.settle()
             if run.connection is not None and driver.wants_trials():
-                driver.workers = RayWorkers.for_study(run.connection, run.bench, driver.callbacks)
+                driver.workers = RayWorkers.for_study(run.connection, run.context, driver.callbacks)
             driver.search(until=until)
         driver.workers.close()
         with clock.part(RESCORING):

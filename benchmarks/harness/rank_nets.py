@@ -23,7 +23,7 @@ from ltmsearch.engine.steps import proxy_train
 from ltmsearch.io.files import write_atomic
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.schedule import MergeSchedule
-from ltmsearch.search.setup import Workbench, prepare
+from ltmsearch.search.setup import StudyContext, prepare
 from ltmsearch.search.trial import SCORING_BATCH, load_parameters, parameters
 
 NEAR = 0.02
@@ -84,10 +84,10 @@ class RankStudy:
         if path.exists() and json.loads(path.read_text()) != described:
             raise SystemExit(f"{folder} has nets of other sizes: {path.read_text()}; give another `--work`")
         write_atomic(path, json.dumps(described))
-        self.bench = self.prepare(0)
-        self.schedules = [self.bench.space.schedule(row) for row in self._draw()]
+        self.context = self.prepare(0)
+        self.schedules = [self.context.space.schedule(row) for row in self._draw()]
 
-    def prepare(self, seed: int) -> Workbench:
+    def prepare(self, seed: int) -> StudyContext:
         """Supernet, data and space with a study's defaults."""
         px, images = self.sizes.img_size, self.sizes.val_images
         plain = backbone_costs(self.backbone, px, num_classes=10).base / GIGA
@@ -108,13 +108,13 @@ class RankStudy:
 
     def _draw(self) -> np.ndarray:
         """(schedules, L) choice indices: half spread over the costs, half near the middle one. No two are one net."""
-        space, budget, rng, number = self.bench.space, self.bench.budgets[0], np.random.default_rng(0), self.sizes
+        space, budget, rng, number = self.context.space, self.context.budgets[0], np.random.default_rng(0), self.sizes
         rows = list(sample_by_cost(space, [budget], number=number.schedules - number.schedules // 2, rng=rng))
-        nets = {self.bench.costs.network_key(space.schedule(row)) for row in rows}
+        nets = {self.context.costs.network_key(space.schedule(row)) for row in rows}
         middle = sum(budget.table.reachable()) / 2
         pool = space.random(rng, 100_000)
         for row in pool[np.abs(budget.table.costs(pool) / middle - 1) <= NEAR]:
-            net = self.bench.costs.network_key(space.schedule(row))
+            net = self.context.costs.network_key(space.schedule(row))
             if net not in nets and len(rows) < number.schedules:
                 nets.add(net)
                 rows.append(row)
@@ -142,7 +142,7 @@ class RankStudy:
 
     def alone(self, seed: int) -> np.ndarray:
         """(schedules + 1, images, classes) logits of the subnets trained from one plain net, and of that net."""
-        evaluator, sizes = self.bench.evaluator, self.sizes
+        evaluator, sizes = self.context.evaluator, self.sizes
         data, runtime, s = evaluator.data, evaluator.runtime, evaluator.settings
         torch.manual_seed(seed)
         net = Supernet(self.backbone, num_classes=data.num_classes, img_size=sizes.img_size)
@@ -167,12 +167,12 @@ class RankStudy:
 
     def shared(self, seed: int, variants: Iterable[Variant]) -> dict[str, np.ndarray]:
         """Variant -> (schedules + 1, images, classes) logits with the shared weights, the plain net's last."""
-        bench, scores, names = self.prepare(seed), {}, {True: f"shared-{seed}", False: f"shared-{seed}-no-sandwich"}
-        supernet = bench.evaluator.supernet
+        context, scores, names = self.prepare(seed), {}, {True: f"shared-{seed}", False: f"shared-{seed}-no-sandwich"}
+        supernet = context.evaluator.supernet
 
         def train() -> None:
-            for step, _ in enumerate(bench.warm_up(), start=1):
-                if step == bench.settings.base_steps:
+            for step, _ in enumerate(context.warm_up(), start=1):
+                if step == context.settings.base_steps:
                     self._save_state(names[False], supernet)
 
         for variant in variants:
@@ -180,38 +180,38 @@ class RankStudy:
             if not variant.sandwich:
                 self._load_state(names[False], supernet, train)
             make = self._independent if variant.share is None else self._moving
-            logits = self._kept(f"shared-{seed}-{variant.name}", lambda m=make, v=variant: m(bench, v, seed))
+            logits = self._kept(f"shared-{seed}-{variant.name}", lambda m=make, v=variant: m(context, v, seed))
             if variant.share is None:
                 scores[variant.name] = logits
             else:
                 scores |= {f"{variant.name}, when run": logits[0], f"{variant.name}, scored again": logits[1]}
         return scores
 
-    def _independent(self, bench: Workbench, variant: Variant, seed: int) -> np.ndarray:
+    def _independent(self, context: StudyContext, variant: Variant, seed: int) -> np.ndarray:
         """Logits of trials that all start from the same weights."""
-        weights = parameters(bench.evaluator.supernet)
+        weights = parameters(context.evaluator.supernet)
         every = [
-            self._trial(bench, variant, weights, schedule, trial_seed(seed, number))
+            self._trial(context, variant, weights, schedule, trial_seed(seed, number))
             for number, schedule in enumerate(self.schedules)
         ]
-        return np.stack([*every, self._trial(bench, variant, weights, None, 0, steps=0)])
+        return np.stack([*every, self._trial(context, variant, weights, None, 0, steps=0)])
 
-    def _moving(self, bench: Workbench, variant: Variant, seed: int) -> np.ndarray:
+    def _moving(self, context: StudyContext, variant: Variant, seed: int) -> np.ndarray:
         """(2, schedules + 1, images, classes) logits of trials that move the weights: when run, and at the end."""
-        supernet = bench.evaluator.supernet
+        supernet = context.evaluator.supernet
         weights = parameters(supernet)
-        plain = self._trial(bench, variant, weights, None, 0, steps=0)
+        plain = self._trial(context, variant, weights, None, 0, steps=0)
         when_run: dict[int, np.ndarray] = {}
         for number in np.random.default_rng(seed).permutation(len(self.schedules)).tolist():
-            when_run[number] = self._trial(bench, variant, weights, self.schedules[number], trial_seed(seed, number))
+            when_run[number] = self._trial(context, variant, weights, self.schedules[number], trial_seed(seed, number))
             trained = parameters(supernet)
             weights = {name: torch.lerp(old, trained[name], variant.share or 0.0) for name, old in weights.items()}
-        again = [self._trial(bench, variant, weights, schedule, 0, steps=0) for schedule in (*self.schedules, None)]
+        again = [self._trial(context, variant, weights, schedule, 0, steps=0) for schedule in (*self.schedules, None)]
         return np.stack([np.stack([*(when_run[n] for n in sorted(when_run)), plain]), np.stack(again)])
 
     def _trial(
         self,
-        bench: Workbench,
+        context: StudyContext,
         variant: Variant,
         weights: dict[str, Tensor],
         schedule: MergeSchedule | None,
@@ -220,7 +220,7 @@ class RankStudy:
         steps: int | None = None,
     ) -> np.ndarray:
         """(images, classes) logits after a trial's training and recalibration; the trained weights stay."""
-        evaluator, s = bench.evaluator, bench.settings
+        evaluator, s = context.evaluator, context.settings
         supernet, data, runtime = evaluator.supernet, evaluator.data, evaluator.runtime
         schedule = schedule or MergeSchedule.uniform(supernet.layers, 1.0)
         steps = next(n for n in (steps, variant.steps, s.proxy_steps) if n is not None)

@@ -20,7 +20,7 @@ from ltmsearch.costs import within_budgets
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.driver import Driver
 from ltmsearch.search.records import select_front
-from ltmsearch.search.setup import Workbench
+from ltmsearch.search.setup import StudyContext
 from ltmsearch.search.shared_weights import SharedWeights
 from ltmsearch.search.trial import Evaluator, TrialResult, parameters
 
@@ -32,19 +32,19 @@ METHODS = ("default", "independent", "script", "uniform", "random", "nsga2", "no
 class TrialLog:
     """Trained trials of one method."""
 
-    bench: Workbench
+    context: StudyContext
     start: Seconds = field(default_factory=Seconds.now)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, schedule: MergeSchedule, result: TrialResult) -> None:
         """Add a trial and the seconds since the search began."""
-        indices, taken = self.bench.space.indices(schedule), Seconds.now() - self.start
+        indices, taken = self.context.space.indices(schedule), Seconds.now() - self.start
         self.rows.append(
             {
                 "indices": indices.tolist(),
-                "gflops": self.bench.costs.gflops(schedule),
+                "gflops": self.context.costs.gflops(schedule),
                 "top1": result.score.top1,
-                "feasible": bool(within_budgets(self.bench.budgets, indices[None])[0]),
+                "feasible": bool(within_budgets(self.context.budgets, indices[None])[0]),
                 "wall": taken.wall,
                 "processor": taken.processor,
             }
@@ -89,25 +89,27 @@ class NoFirstTrials(UnsavedDriver):
         return type(super()._first_trials())()
 
 
-def logged(bench: Workbench, log: TrialLog, **settings: Any) -> LoggedEvaluator:
-    """The bench's evaluator, with a log and other settings."""
-    own = bench.evaluator
-    made = bench.settings.model_copy(update=settings)
+def logged(context: StudyContext, log: TrialLog, **settings: Any) -> LoggedEvaluator:
+    """The context's evaluator, with a log and other settings."""
+    own = context.evaluator
+    made = context.settings.model_copy(update=settings)
     return LoggedEvaluator(supernet=own.supernet, data=own.data, runtime=own.runtime, settings=made, log=log)
 
 
-def run_driver(driver_class: type[UnsavedDriver], bench: Workbench, log: TrialLog, **settings: Any) -> dict[str, Any]:
+def run_driver(
+    driver_class: type[UnsavedDriver], context: StudyContext, log: TrialLog, **settings: Any
+) -> dict[str, Any]:
     """Search with the real driver from the supernet's present weights; its proposals and its front scored again."""
     with tempfile.TemporaryDirectory() as folder:
-        evaluator = logged(bench, log, out=folder, **settings)
+        evaluator = logged(context, log, out=folder, **settings)
         made = evaluator.settings
-        driver = driver_class(replace(bench, evaluator=evaluator, settings=made), Path(folder), Callbacks())
+        driver = driver_class(replace(context, evaluator=evaluator, settings=made), Path(folder), Callbacks())
         driver.search(until=None)
         proposals = {"proposals": len(driver.study.get_trials(deepcopy=False))}
         if made.update_share == 0:
             return proposals  # no shared weights to score the front with
         driver.rescore()
-        front = [bench.space.indices(r.schedule).tolist() for r in select_front(driver.records())]
+        front = [context.space.indices(r.schedule).tolist() for r in select_front(driver.records())]
         return proposals | {"rescored_front": front}
 
 
@@ -116,49 +118,49 @@ def moved(weights: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: f
     return {name: torch.lerp(value, trained[name], share) for name, value in weights.items()}
 
 
-def run_script(bench: Workbench, log: TrialLog) -> dict[str, Any]:
+def run_script(context: StudyContext, log: TrialLog) -> dict[str, Any]:
     """Search as Optuna's documentation has it: every proposal is trained, its cost reported as a constraint."""
-    made, evaluator = bench.settings, logged(bench, log)
+    made, evaluator = context.settings, logged(context, log)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=TPESampler(seed=made.seed))
     weights = parameters(evaluator.supernet)
     for number in range(made.trials):
         trial = study.ask()
-        layers = zip(bench.space.layers, bench.space.choices, strict=True)
+        layers = zip(context.space.layers, context.space.choices, strict=True)
         indices = np.array([trial.suggest_int(layer, 0, len(options) - 1) for layer, options in layers])
-        result = evaluator.evaluate(weights, bench.space.schedule(indices), seed=number)
+        result = evaluator.evaluate(weights, context.space.schedule(indices), seed=number)
         weights = moved(weights, result.weights, made.update_share)
-        trial.set_constraint("over budget", float(bench.budgets[0].excess(indices[None])[0]))
-        study.tell(trial, [result.score.top1, float(bench.budgets[0].costs(indices[None])[0])])
+        trial.set_constraint("over budget", float(context.budgets[0].excess(indices[None])[0]))
+        study.tell(trial, [result.score.top1, float(context.budgets[0].costs(indices[None])[0])])
     return {"proposals": made.trials}
 
 
-def run_uniform(bench: Workbench, log: TrialLog) -> dict[str, Any]:
+def run_uniform(context: StudyContext, log: TrialLog) -> dict[str, Any]:
     """Uniform schedules, trial by trial from the shared weights."""
-    evaluator = logged(bench, log)
+    evaluator = logged(context, log)
     weights = parameters(evaluator.supernet)
-    for number, indices in enumerate(uniform_line(bench)):
-        result = evaluator.evaluate(weights, bench.space.schedule(indices), seed=number)
-        weights = moved(weights, result.weights, bench.settings.update_share)
+    for number, indices in enumerate(uniform_line(context)):
+        result = evaluator.evaluate(weights, context.space.schedule(indices), seed=number)
+        weights = moved(weights, result.weights, context.settings.update_share)
     return {"proposals": len(log.rows)}
 
 
-def run_method(method: str, bench: Workbench, nets: SavedNets, independent_steps: int) -> dict[str, Any]:
+def run_method(method: str, context: StudyContext, nets: SavedNets, independent_steps: int) -> dict[str, Any]:
     """Run one method on one seed: its trained trials with the seconds since the base net."""
     independent = method == "independent"
     warmed = nets.load("base" if independent else "warm")
-    log = TrialLog(bench)
+    log = TrialLog(context)
     if method == "script":
-        found = run_script(bench, log)
+        found = run_script(context, log)
     elif method == "uniform":
-        found = run_uniform(bench, log)
+        found = run_uniform(context, log)
     elif independent:
         alone = {"update_share": 0.0, "proxy_steps": independent_steps}
-        found = run_driver(NoFirstTrials, bench, log, sampler="tpe", **alone)
+        found = run_driver(NoFirstTrials, context, log, sampler="tpe", **alone)
     else:
         driver = NoFirstTrials if method == "no start" else UnsavedDriver
-        found = run_driver(driver, bench, log, sampler=method if method in SAMPLERS else "auto")
+        found = run_driver(driver, context, log, sampler=method if method in SAMPLERS else "auto")
     # The base counts for no method, since all start from it.
     warm_up = [0.0, 0.0] if independent else [warmed.wall, warmed.processor]
-    print(f"seed {bench.settings.seed}, {method}: {len(log.rows)} trials", flush=True)
+    print(f"seed {context.settings.seed}, {method}: {len(log.rows)} trials", flush=True)
     return {"rows": log.rows, "warm_up": warm_up, "load": os.getloadavg()[0], **found}

@@ -18,7 +18,7 @@ from ltmsearch.costs import within_budgets
 from ltmsearch.data.digits import Clutter
 from ltmsearch.engine.steps import WarmUp, warm_up
 from ltmsearch.search.pareto import hypervolume
-from ltmsearch.search.setup import Workbench, prepare
+from ltmsearch.search.setup import StudyContext, prepare
 from ltmsearch.search.trial import Evaluator
 
 OPTIONS: dict[str, Any] = {
@@ -66,7 +66,7 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", default=default, help=f"default: {default}", **kind)
 
 
-def prepare_study(args: argparse.Namespace, seed: int) -> Workbench:
+def prepare_study(args: argparse.Namespace, seed: int) -> StudyContext:
     """Supernet, data, space and settings of one seed, without a search of the IB weight."""
     taken = ("backbone", "budget_gflops", "img_size", "batch_size", "trials", "proxy_steps", "proxy_lr")
     settings = StudySettings.make(
@@ -82,39 +82,39 @@ def prepare_study(args: argparse.Namespace, seed: int) -> Workbench:
         rescore_candidates=8,
         rescore_images=args.val_images + args.reference_images,
     )
-    bench = prepare(settings, Callbacks())
+    context = prepare(settings, Callbacks())
     if not args.clutter:
-        for split in (bench.evaluator.data.train, bench.evaluator.data.validation):
+        for split in (context.evaluator.data.train, context.evaluator.data.validation):
             split.dataset.clutter = CLEAN
             split.pixel_cache, split.tensor_cache = {}, {}
-    changed = bench.settings.model_copy(update={"rescore_images": args.val_images})
-    return replace(bench, space=replace(bench.space, ib_weights=None), settings=changed)
+    changed = context.settings.model_copy(update={"rescore_images": args.val_images})
+    return replace(context, space=replace(context.space, ib_weights=None), settings=changed)
 
 
-def uniform_line(bench: Workbench) -> list[np.ndarray]:
+def uniform_line(context: StudyContext) -> list[np.ndarray]:
     """Uniform schedules within the budget, of every keep ratio and form of the space, costliest first."""
-    space = bench.space
+    space = context.space
     wanted = sorted({choice for options in space.choices for choice in options if choice.keep_ratio < 1}, reverse=True)
     line: dict[Any, np.ndarray] = {}
     for choice in wanted:
         indices = space.nearest(choice.keep_ratio, choice.form)
-        if within_budgets(bench.budgets, indices[None])[0]:
-            line.setdefault(bench.costs.network_key(space.schedule(indices)), indices)
-    return sorted(line.values(), key=lambda indices: -bench.budgets[0].costs(indices[None])[0])
+        if within_budgets(context.budgets, indices[None])[0]:
+            line.setdefault(context.costs.network_key(space.schedule(indices)), indices)
+    return sorted(line.values(), key=lambda indices: -context.budgets[0].costs(indices[None])[0])
 
 
 @dataclass
 class SavedNets:
     """Base net, warmed-up shared weights, and reference of one seed."""
 
-    bench: Workbench
+    context: StudyContext
     folder: Path
     seed: int
     args: argparse.Namespace
 
     def load(self, name: str) -> Seconds:
         """Load a net into the supernet, trained where it is missing; the seconds of its training."""
-        args, supernet = self.args, self.bench.evaluator.supernet
+        args, supernet = self.args, self.context.evaluator.supernet
         sandwich = {"base_steps": 0, "base_img_size": args.img_size, "lr": args.sandwich_lr}
         path, start = self.folder / name, "base"
         if name == "base":
@@ -140,8 +140,8 @@ class SavedNets:
         return Seconds(*json.loads(note.read_text()))
 
     def _train(self, plan: WarmUp, seed: int) -> Seconds:
-        start, space, evaluator = Seconds.now(), self.bench.space, self.bench.evaluator
-        batch_size = self.bench.settings.batch_size
+        start, space, evaluator = Seconds.now(), self.context.space, self.context.evaluator
+        batch_size = self.context.settings.batch_size
         steps = warm_up(
             evaluator.supernet,
             plan,
@@ -165,19 +165,19 @@ class Reference:
     """Indices -> top-1, loss."""
 
     def __post_init__(self) -> None:
-        bench = self.nets.bench
-        self.space, self.costs, self.budget = bench.space, bench.costs, bench.budgets[0]
-        keys = bench.evaluator.data.validation_keys[self.nets.args.val_images :]
+        context = self.nets.context
+        self.space, self.costs, self.budget = context.space, context.costs, context.budgets[0]
+        keys = context.evaluator.data.validation_keys[self.nets.args.val_images :]
         self.images = len(keys)
         self.evaluator = Evaluator(
-            supernet=bench.evaluator.supernet,
-            data=replace(bench.evaluator.data, validation_keys=keys),
-            runtime=bench.evaluator.runtime,
-            settings=bench.settings,
+            supernet=context.evaluator.supernet,
+            data=replace(context.evaluator.data, validation_keys=keys),
+            runtime=context.evaluator.runtime,
+            settings=context.settings,
         )
         self.path = self.nets.folder / "reference-scores.json"
         self.known = read_results(self.path)
-        self.line = [indices.tolist() for indices in uniform_line(bench)]
+        self.line = [indices.tolist() for indices in uniform_line(context)]
         self.score(self.line)
 
     def score(self, wanted: Iterable[list[int]]) -> None:

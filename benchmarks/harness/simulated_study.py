@@ -24,7 +24,7 @@ from ltmsearch.reporting.dashboard.pages import DashboardHooks
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.driver import Driver
 from ltmsearch.search.pareto import hypervolume
-from ltmsearch.search.setup import Workbench, prepare
+from ltmsearch.search.setup import StudyContext, prepare
 from ltmsearch.search.shared_weights import SharedWeights
 from ltmsearch.search.storage import RetryingStorage, open_storage
 from ltmsearch.search.trial import ExampleMerges, TrialResult, parameters
@@ -38,28 +38,28 @@ NOISE = 1.0
 """Standard deviation of a made-up score, in points."""
 
 
-def prepare_simulation(backbone: str, **settings: Any) -> Workbench:
+def prepare_simulation(backbone: str, **settings: Any) -> StudyContext:
     """Study whose images are small, since nothing is trained."""
     made = StudySettings.make(backbone=backbone, proxy_img_size=64, precision="fp32", **settings)
     return prepare(made, Callbacks())
 
 
-def with_settings(bench: Workbench, **settings: Any) -> Workbench:
+def with_settings(context: StudyContext, **settings: Any) -> StudyContext:
     """The same study with other settings."""
-    return replace(bench, settings=bench.settings.model_copy(update=settings))
+    return replace(context, settings=context.settings.model_copy(update=settings))
 
 
-def example_merges(bench: Workbench) -> ExampleMerges | None:
+def example_merges(context: StudyContext) -> ExampleMerges | None:
     """Merges that a real trial found at keep ratio 0.5, for the driver to draw."""
-    schedule = bench.space.schedule(bench.space.nearest(0.5))
-    return bench.evaluator.evaluate(parameters(bench.evaluator.supernet), schedule, seed=0, steps=1).merges
+    schedule = context.space.schedule(context.space.nearest(0.5))
+    return context.evaluator.evaluate(parameters(context.evaluator.supernet), schedule, seed=0, steps=1).merges
 
 
 class MadeUpScores:
     """Scores that fall smoothly with the keep ratios and carry noise; merges are the same in all trials."""
 
-    def __init__(self, bench: Workbench, merges: ExampleMerges | None) -> None:
-        self.layers, self.merges = bench.evaluator.supernet.layers, merges
+    def __init__(self, context: StudyContext, merges: ExampleMerges | None) -> None:
+        self.layers, self.merges = context.evaluator.supernet.layers, merges
         self.weights = np.random.default_rng(1).uniform(0.2, 1.8, len(self.layers))
 
     def truth(self, schedule: MergeSchedule) -> float:
@@ -88,7 +88,7 @@ class SimulatedDriver(Driver):
     """Driver on virtual workers.
 
     Args:
-        bench: Study.
+        context: Study.
         folder: Run directory.
         workers: Virtual workers.
         storage: Storage of the study.
@@ -98,10 +98,15 @@ class SimulatedDriver(Driver):
     workers: VirtualWorkers
 
     def __init__(
-        self, bench: Workbench, folder: Path, workers: VirtualWorkers, storage: BaseStorage, charges: dict[str, float]
+        self,
+        context: StudyContext,
+        folder: Path,
+        workers: VirtualWorkers,
+        storage: BaseStorage,
+        charges: dict[str, float],
     ) -> None:
-        hooks = None if charges else DashboardHooks(bench, folder)
-        super().__init__(bench, folder, Callbacks(), storage=storage, workers=workers, hooks=hooks)
+        hooks = None if charges else DashboardHooks(context, folder)
+        super().__init__(context, folder, Callbacks(), storage=storage, workers=workers, hooks=hooks)
         own = self.shared
         self.shared = CountedWeights(own.supernet, folder, own.state, share=0.25, staleness_power=0.5)
         self.charges = charges
@@ -148,7 +153,7 @@ class SimulatedDriver(Driver):
 
 
 def simulate(
-    bench: Workbench,
+    context: StudyContext,
     workers: int,
     *,
     merges: ExampleMerges | None = None,
@@ -158,21 +163,21 @@ def simulate(
     """One search on virtual workers.
 
     Args:
-        bench: Study.
+        context: Study.
         workers: Number of workers.
         merges: Merges that the driver draws of every trial.
         charges: Seconds of a proposal, an answer, weights and Ray that are charged; None: all is done, with SQLite.
         durations: Durations and failures of trials.
     """
-    scores = MadeUpScores(bench, merges)
-    cluster = VirtualWorkers(workers, durations or Durations(), scores, seed=bench.settings.seed)
+    scores = MadeUpScores(context, merges)
+    cluster = VirtualWorkers(workers, durations or Durations(), scores, seed=context.settings.seed)
     with tempfile.TemporaryDirectory() as name:
-        folder, bench = Path(name), with_settings(bench, out=name)
+        folder, context = Path(name), with_settings(context, out=name)
         storage: BaseStorage = InMemoryStorage()
         if charges is None:
-            storage = RetryingStorage(open_storage(bench.settings, folder), bench.settings, Callbacks())
+            storage = RetryingStorage(open_storage(context.settings, folder), context.settings, Callbacks())
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        driver = SimulatedDriver(bench, folder, cluster, storage, charges or {})
+        driver = SimulatedDriver(context, folder, cluster, storage, charges or {})
         cluster.resume()
         driver.search(until=None)
         trials = driver.study.get_trials(deepcopy=False)
@@ -192,24 +197,26 @@ def simulate(
         "age": mean(ages),
         "max_age": max(ages),
         "growth": {n: {"seconds": driver.seconds_at(n), "peak_mib": mib} for n, mib in driver.memory.items()},
-        "curve": value_curve(bench, scores, driver, trials),
+        "curve": value_curve(context, scores, driver, trials),
     }
 
 
 def value_curve(
-    bench: Workbench, scores: MadeUpScores, driver: SimulatedDriver, trials: list[FrozenTrial]
+    context: StudyContext, scores: MadeUpScores, driver: SimulatedDriver, trials: list[FrozenTrial]
 ) -> list[dict[str, float]]:
     """Hypervolume of the true scores after each mark, in the order in which trials ended, and the hours until then."""
-    budget, space = bench.budgets[0], bench.space
+    budget, space = context.budgets[0], context.space
     scored = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     scored.sort(key=lambda trial: driver.ended[trial.number])
     indices = np.array([[trial.params[layer] for layer in space.layers] for trial in scored])
-    costs, inside = budget.costs(indices), within_budgets(bench.budgets, indices)
+    costs, inside = budget.costs(indices), within_budgets(context.budgets, indices)
     truth = np.array([scores.truth(space.schedule(each)) for each in indices])
     low, limit = budget.reachable()[0], budget.limit / budget.per_unit
     ratios = {choice.keep_ratio for options in space.choices for choice in options}
     uniform = [space.nearest(ratio) for ratio in ratios]
-    corner = min(scores.truth(space.schedule(each)) for each in uniform if within_budgets(bench.budgets, each[None])[0])
+    corner = min(
+        scores.truth(space.schedule(each)) for each in uniform if within_budgets(context.budgets, each[None])[0]
+    )
     points = []
     for n in sorted({*(mark for mark in MARKS if mark < len(scored)), len(scored)}):
         some = [(t, c) for t, c, i in zip(truth[:n], costs[:n], inside[:n], strict=True) if i]

@@ -42,7 +42,7 @@ from ltmsearch.search.optuna_records import (
 from ltmsearch.search.records import TrialRecord, select_front
 from ltmsearch.search.rescoring import same_nets, select_candidates
 from ltmsearch.search.samplers import make_sampler
-from ltmsearch.search.setup import Workbench
+from ltmsearch.search.setup import StudyContext
 from ltmsearch.search.shared_weights import SharedWeights, select_checkpoint, unstored_trial
 from ltmsearch.search.storage import open_storage, open_study, under_limits
 from ltmsearch.search.storage.optuna_private import trial_id
@@ -77,7 +77,7 @@ class Driver:
 
     def __init__(
         self,
-        bench: Workbench,
+        context: StudyContext,
         folder: Path,
         callbacks: Callbacks,
         clock: Clock | None = None,
@@ -86,13 +86,13 @@ class Driver:
         confirm: Callable[[], None] = lambda: None,
         hooks: StudyHooks | None = None,
     ) -> None:
-        self.bench = bench
-        self.settings = bench.settings
-        self.budgets = bench.budgets
+        self.context = context
+        self.settings = context.settings
+        self.budgets = context.budgets
         self.folder = folder
         self.callbacks = callbacks
         self.clock = clock or Clock()
-        self.workers = workers or LocalWorker(bench.evaluator)
+        self.workers = workers or LocalWorker(context.evaluator)
         self.confirm = confirm
         self.hooks = hooks or StudyHooks()
         storage = storage or open_storage(self.settings, folder)
@@ -100,13 +100,13 @@ class Driver:
         self.running: dict[int, RunningTrial] = {}
         self._asked_at = 0.0
         self.shared = SharedWeights(
-            bench.evaluator.supernet,
+            context.evaluator.supernet,
             folder,
             CheckpointState(
-                class_names=list(bench.evaluator.data.class_names),
+                class_names=list(context.evaluator.data.class_names),
                 version=0,
                 scored=0,
-                space=bench.space.digest(),
+                space=context.space.digest(),
                 trial=None,
                 outcome=None,
             ),
@@ -124,7 +124,7 @@ class Driver:
                 self.callbacks.note(line)
             self.callbacks.note(f"continuing with shared weights of version {self.shared.version}")
             return
-        warming = WarmUpRun(self.bench, self.folder)
+        warming = WarmUpRun(self.context, self.folder)
         if begun := warming.resume():
             self.callbacks.note(f"continuing the warm-up after step {begun} of {warming.plan.steps}")
         self.callbacks.phase("warming up", warming.plan.steps)
@@ -134,7 +134,7 @@ class Driver:
             if warming.is_due():
                 self.confirm()
                 warming.save()
-        self.shared.weights = parameters(self.bench.evaluator.supernet)
+        self.shared.weights = parameters(self.context.evaluator.supernet)
         self.shared.save()
         warming.remove()
 
@@ -146,7 +146,7 @@ class Driver:
         limits = {b.constraint: [b.minimum / b.per_unit, b.limit / b.per_unit] for b in self.budgets}
         before, done = self.study, count_trained(self._trials())
         self.study = under_limits(
-            before, limits, lambda trial: with_current_budgets(trial, self.bench), keep=(MEASURED,)
+            before, limits, lambda trial: with_current_budgets(trial, self.context), keep=(MEASURED,)
         )
         self.hooks.study_updated(self.study, self.records())
         if self.study is not before:
@@ -198,7 +198,7 @@ class Driver:
             if first:
                 self._enqueue(first.popleft())
             elif sampler_is_stuck(trials):
-                self._enqueue(draw_within_budget(self.bench, len(trials)))
+                self._enqueue(draw_within_budget(self.context, len(trials)))
         number = left[0].number if left else waiting[0].number if waiting else len(trials)
 
         def sampler(place: int) -> BaseSampler:
@@ -210,8 +210,8 @@ class Driver:
 
     def _begin(self, trial: Trial, sampler: Callable[[int], BaseSampler]) -> None:
         """Suggest a schedule; reject it if it is over budget, else send it to a worker."""
-        indices, ib_weight = suggest(trial, self.bench.space, sampler)
-        schedule = self.bench.space.schedule(indices)
+        indices, ib_weight = suggest(trial, self.context.space, sampler)
+        schedule = self.context.space.schedule(indices)
         log = partial(log_trial, trial, schedule, sampling=time.perf_counter() - self._asked_at)
         trial.set_user_attr("ib_weight", ib_weight)
         self.hooks.trial_started(trial, schedule)
@@ -230,7 +230,7 @@ class Driver:
             ib_weight=ib_weight,
             seed=seed,
             steps=steps,
-            limit=self.bench.trial_limit(),
+            limit=self.context.trial_limit(),
         )
         self.workers.start(task, version, weights)
         self.running[trial.number] = RunningTrial(
@@ -282,7 +282,7 @@ class Driver:
                 "use more --base-steps, --pretrained or --checkpoint FILE"
             )
         self.confirm()
-        self.hooks.trial_scored(trial, trial_record(completed_trial(trial, outcome), self.bench), result.merges)
+        self.hooks.trial_scored(trial, trial_record(completed_trial(trial, outcome), self.context), result.merges)
         self.shared.update(result.weights, start, age=age)
         saving = time.perf_counter()
         self.shared.save_outcome(trial.number, outcome)
@@ -304,17 +304,17 @@ class Driver:
     def _end(self, trial: Trial, *, values: list[float] | None = None, state: TrialState | None = None) -> None:
         self.confirm()
         stored = self.study.tell(trial, values, state)
-        self.hooks.trial_finished(self.study, stored, trial_record(stored, self.bench))
+        self.hooks.trial_finished(self.study, stored, trial_record(stored, self.context))
 
     def _first_trials(self) -> deque[InitialTrial]:
         """The initial trials that the study does not have yet."""
         queued = [trial.system_attrs.get("fixed_params", trial.params) for trial in self._trials()]
         held = {tuple(sorted(params.items())) for params in queued}
-        first = initial_trials(self.bench, np.random.default_rng(derive_seed(self.settings.seed)))
-        return deque(t for t in first if tuple(sorted(enqueue_params(self.bench, t).items())) not in held)
+        first = initial_trials(self.context, np.random.default_rng(derive_seed(self.settings.seed)))
+        return deque(t for t in first if tuple(sorted(enqueue_params(self.context, t).items())) not in held)
 
     def _enqueue(self, trial: InitialTrial) -> None:
-        params = enqueue_params(self.bench, trial)
+        params = enqueue_params(self.context, trial)
         self.study.enqueue_trial(params, user_attrs={"kind": trial.kind, "label": trial.label})
 
     def rescore(self) -> None:
@@ -322,15 +322,15 @@ class Driver:
         known = self.study.user_attrs.get(RESCORED, {})
         if known.get("version") == self.shared.version and known.get("trials") == count_trained(self._trials()):
             return
-        load_parameters(self.bench.evaluator.supernet, self.shared.weights)
-        groups = same_nets(self.records(), lambda record: self.bench.proxy_costs.network_key(record.schedule))
+        load_parameters(self.context.evaluator.supernet, self.shared.weights)
+        groups = same_nets(self.records(), lambda record: self.context.proxy_costs.network_key(record.schedule))
         chosen, cost = [group[0] for group in groups], self.settings.axis.name
         candidates = select_candidates(chosen, self.settings.rescore_candidates, cost)
         self.callbacks.phase("final scores", len(candidates))
         scores = {}
         for done, record in enumerate(candidates):
             self.callbacks.advance(done, record.name)
-            score = self.bench.evaluator.score(record.schedule, images=self.settings.rescore_images)
+            score = self.context.evaluator.score(record.schedule, images=self.settings.rescore_images)
             _log.info(
                 "%s scored again: top-1 %.2f ± %.2f %%, loss %.4f", record.name, score.top1, score.top1_se, score.loss
             )
@@ -344,7 +344,7 @@ class Driver:
 
     def measure(self) -> None:
         """Time the front and the plain network end to end, if latency has a budget and is measured on this device."""
-        latency = self.bench.latency
+        latency = self.context.latency
         if latency is None or not latency.can_measure:
             return
         front = select_front(self.records(), self.settings.axis.name)
@@ -360,7 +360,7 @@ class Driver:
             self.study.set_user_attr(MEASURED, known | seen)
 
     def records(self) -> list[TrialRecord]:
-        return trial_records(self.study, self.bench)
+        return trial_records(self.study, self.context)
 
     def _trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)

@@ -7,7 +7,7 @@ import numpy as np
 
 from ltmsearch.costs import in_budget_range, sample_by_cost, within_budgets
 from ltmsearch.search.records import Kind
-from ltmsearch.search.setup import Workbench
+from ltmsearch.search.setup import StudyContext
 from ltmsearch.search.trial import IB_WEIGHT
 
 STARTUP_SHARE = 1 / 3
@@ -26,7 +26,7 @@ class InitialTrial:
     label: str = ""
 
 
-def initial_trials(bench: Workbench, rng: np.random.Generator) -> list[InitialTrial]:
+def initial_trials(context: StudyContext, rng: np.random.Generator) -> list[InitialTrial]:
     """The plain network, uniform schedules, the front of an earlier study, and schedules that cover the range of costs.
 
     The plain network is scored for comparison even if it is over budget; all others are within it. Uniform schedules
@@ -36,28 +36,28 @@ def initial_trials(bench: Workbench, rng: np.random.Generator) -> list[InitialTr
     """
     known: set[Hashable] = set()
     first = []
-    for trial in _in_order(bench, rng):
-        net = bench.costs.network_key(bench.space.schedule(trial.indices))
+    for trial in _in_order(context, rng):
+        net = context.costs.network_key(context.space.schedule(trial.indices))
         if net not in known:
             first.append(trial)
         known.add(net)
     return first
 
 
-def draw_within_budget(bench: Workbench, *place: int) -> InitialTrial:
+def draw_within_budget(context: StudyContext, *place: int) -> InitialTrial:
     """A random schedule within the budget, for a sampler that proposes none."""
-    rng = np.random.default_rng(derive_seed(bench.settings.seed, *place))
-    (indices,) = sample_by_cost(bench.space, bench.budgets, number=1, rng=rng)
+    rng = np.random.default_rng(derive_seed(context.settings.seed, *place))
+    (indices,) = sample_by_cost(context.space, context.budgets, number=1, rng=rng)
     return InitialTrial(indices=indices, kind="start-up", label="drawn within budget")
 
 
-def enqueue_params(bench: Workbench, trial: InitialTrial) -> dict[str, float]:
+def enqueue_params(context: StudyContext, trial: InitialTrial) -> dict[str, float]:
     """Optuna parameters of an enqueued trial, including the IB weight."""
     indices: list[int] = trial.indices.tolist()
-    params: dict[str, float] = dict(zip(bench.space.layers, indices, strict=True))
-    if (weights := bench.space.ib_weights) is not None:
+    params: dict[str, float] = dict(zip(context.space.layers, indices, strict=True))
+    if (weights := context.space.ib_weights) is not None:
         # Seeded by the schedule, not by its position: a schedule that is enqueued twice has the same parameters.
-        rng = np.random.default_rng(derive_seed(bench.settings.seed, *indices))
+        rng = np.random.default_rng(derive_seed(context.settings.seed, *indices))
         params[IB_WEIGHT] = weights.zero if trial.kind == "baseline" else weights.draw(rng)
     return params
 
@@ -67,8 +67,8 @@ def derive_seed(seed: int, *path: int) -> int:
     return int(np.random.SeedSequence((seed, *path)).generate_state(1)[0])
 
 
-def _in_order(bench: Workbench, rng: np.random.Generator) -> Iterator[InitialTrial]:
-    space, budgets = bench.space, bench.budgets
+def _in_order(context: StudyContext, rng: np.random.Generator) -> Iterator[InitialTrial]:
+    space, budgets = context.space, context.budgets
     yield InitialTrial(indices=np.zeros(len(space.layers), dtype=int), kind="baseline", label="plain")
     ratios = sorted({c.keep_ratio for options in space.choices for c in options if c.keep_ratio < 1}, reverse=True)
     first, *others = space.forms
@@ -82,12 +82,12 @@ def _in_order(bench: Workbench, rng: np.random.Generator) -> Iterator[InitialTri
                 yield InitialTrial(
                     indices=indices, kind="baseline", label=label if form == first else f"{label} {form}"
                 )
-    earlier = bench.prior.schedules(space) if bench.prior is not None else []
+    earlier = context.prior.schedules(space) if context.prior is not None else []
     earlier = [(label, indices) for label, indices in earlier if in_budget_range(budgets, indices[None])[0]]
     for label, indices in earlier:
         yield InitialTrial(indices=indices, kind="start-up", label=label)
     instead = len(earlier) + sum(len(by_form[form]) for form in others)
-    covering = STARTUP_SHARE * bench.settings.trials
+    covering = STARTUP_SHARE * context.settings.trials
     covering = max(covering / 2, covering - instead)
     schedules = sample_by_cost(space, budgets, number=round(covering), rng=rng)
     for place in sorted(range(len(schedules)), key=_bits_reversed):

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from ltmsearch.costs import Budget, constraint_values, within_budgets
 from ltmsearch.search.records import State, TrialRecord
 from ltmsearch.search.rescoring import with_expected_top1
-from ltmsearch.search.setup import Workbench
+from ltmsearch.search.setup import StudyContext
 from ltmsearch.search.storage.optuna_private import trial_id
 from ltmsearch.search.trial import IB_WEIGHT
 
@@ -33,13 +33,13 @@ _STATES: dict[TrialState, State] = {
 }
 
 
-def trial_records(study: optuna.Study, bench: Workbench) -> list[TrialRecord]:
+def trial_records(study: optuna.Study, context: StudyContext) -> list[TrialRecord]:
     """Records of all finished trials except those without any result."""
     attributes = study.user_attrs
     rescored, measured = attributes.get(RESCORED), attributes.get(MEASURED)
     trials = study.get_trials(deepcopy=False)
     finished = [trial for trial in trials if trial.state.is_finished() and UNTRIED not in trial.user_attrs]
-    return with_expected_top1(trial_record(trial, bench, rescored, measured) for trial in finished)
+    return with_expected_top1(trial_record(trial, context, rescored, measured) for trial in finished)
 
 
 def completed_trial(trial: Trial, outcome: dict[str, Any]) -> FrozenTrial:
@@ -73,14 +73,14 @@ def count_trained(trials: Sequence[FrozenTrial]) -> int:
     )
 
 
-def with_current_budgets(trial: FrozenTrial, bench: Workbench) -> FrozenTrial:
+def with_current_budgets(trial: FrozenTrial, context: StudyContext) -> FrozenTrial:
     """A finished trial with constraints and state recomputed for the present budgets.
 
     A trial that was rejected then and is feasible now has no score. It keeps its number, since seeds and recipes depend
     on numbers, and becomes a failed trial, which samplers ignore.
     """
-    copy, indices = deepcopy(trial), np.array([trial.params[layer] for layer in bench.space.layers])
-    constraints = constraint_values(bench.budgets, indices)
+    copy, indices = deepcopy(trial), np.array([trial.params[layer] for layer in context.space.layers])
+    constraints = constraint_values(context.budgets, indices)
     copy.system_attrs = {n: v for n, v in copy.system_attrs.items() if n.partition(":")[0] != DASHBOARD_CONSTRAINTS}
     for name, value in constraints.items():
         copy.set_constraint(name, value)
@@ -95,7 +95,7 @@ def with_current_budgets(trial: FrozenTrial, bench: Workbench) -> FrozenTrial:
 
 def trial_record(
     trial: FrozenTrial,
-    bench: Workbench,
+    context: StudyContext,
     rescored: dict[str, Any] | None = None,
     measured: dict[str, list[float]] | None = None,
 ) -> TrialRecord:
@@ -103,9 +103,9 @@ def trial_record(
     rescored = rescored or {"version": None, "scores": {}}
     final = rescored["scores"].get(str(trial.number))
     timed_ms, timed_se_ms = (measured or {}).get(str(trial.number), (None, None))
-    indices = np.array([trial.params[layer] for layer in bench.space.layers])
-    schedule, weights = bench.space.schedule(indices), bench.space.ib_weights
-    attrs, feasible = trial.user_attrs, bool(within_budgets(bench.budgets, indices[None])[0])
+    indices = np.array([trial.params[layer] for layer in context.space.layers])
+    schedule, weights = context.space.schedule(indices), context.space.ib_weights
+    attrs, feasible = trial.user_attrs, bool(within_budgets(context.budgets, indices[None])[0])
     state = _STATES[trial.state]
     if state == "over budget" and feasible:
         state = "below range"
@@ -115,9 +115,9 @@ def trial_record(
         label=attrs.get("label", ""),
         state=state,
         feasible=feasible,
-        gflops=bench.costs.gflops(schedule),
+        gflops=context.costs.gflops(schedule),
         # The linear fit may go below zero far from the timed subnets.
-        latency_ms=max(0.0, bench.latency.model.latency_ms(schedule)) if bench.latency else None,
+        latency_ms=max(0.0, context.latency.model.latency_ms(schedule)) if context.latency else None,
         latency_measured_ms=timed_ms,
         latency_measured_se_ms=timed_se_ms,
         top1=trial.values[0] if state == "scored" else None,

@@ -17,7 +17,7 @@ from ltmsearch.search.checkpoint import WEIGHTS, Checkpoint, load_checkpoint, lo
 from ltmsearch.search.lease import DriverFile, Lease
 from ltmsearch.search.records import TRIALS
 from ltmsearch.search.run import Run
-from ltmsearch.search.setup import Workbench, prepare
+from ltmsearch.search.setup import StudyContext, prepare
 from ltmsearch.search.storage import (
     DriverAttribute,
     RetryingStorage,
@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 class OpenRun:
     """A run directory that only this process may write, and everything that its search needs."""
 
-    bench: Workbench
+    context: StudyContext
     storage: BaseStorage
     found: list[Checkpoint]
     """The last two shared weights, newest first; fewer if fewer exist."""
@@ -46,7 +46,7 @@ class OpenRun:
 
     @property
     def folder(self) -> Path:
-        return self.bench.settings.run_dir
+        return self.context.settings.run_dir
 
 
 def open_run(settings: StudySettings, callbacks: Callbacks, clock: Clock, lease: Lease, stack: ExitStack) -> OpenRun:
@@ -76,25 +76,25 @@ def open_run(settings: StudySettings, callbacks: Callbacks, clock: Clock, lease:
         if needs_ray(settings):
             connection = connect(settings)
             stack.callback(connection.close)
-        bench = prepare(settings, callbacks, clock)
+        context = prepare(settings, callbacks, clock)
     if stored is not None:
-        bench.settings.refuse_unless_continues(stored, folder)
-    found = _load_weights(bench)
-    for line in bench.describe():
+        context.settings.refuse_unless_continues(stored, folder)
+    found = _load_weights(context)
+    for line in context.describe():
         callbacks.note(line)
-    _log.info("settings: %s", json.dumps(bench.settings.public(), ensure_ascii=False))
+    _log.info("settings: %s", json.dumps(context.settings.public(), ensure_ascii=False))
     lease.confirm()
     storage = storage or RetryingStorage(open_storage(settings, folder), settings, callbacks)
     stack.callback(storage.close)
-    open_study(storage, bench.settings.study, cost=bench.settings.axis.name)
+    open_study(storage, context.settings.study, cost=context.settings.axis.name)
     if attribute is not None:
         lease.acquire(attribute)
-    _write_settings(bench)
-    return OpenRun(bench=bench, storage=storage, found=found, connection=connection)
+    _write_settings(context)
+    return OpenRun(context=context, storage=storage, found=found, connection=connection)
 
 
-def _load_weights(bench: Workbench) -> list[Checkpoint]:
-    folder, space = bench.settings.run_dir, bench.space.digest()
+def _load_weights(context: StudyContext) -> list[Checkpoint]:
+    folder, space = context.settings.run_dir, context.space.digest()
     newest = load_checkpoint(folder, space=space)
     if newest is None:
         if (folder / TRIALS).exists():
@@ -106,16 +106,16 @@ def _load_weights(bench: Workbench) -> list[Checkpoint]:
             previous = load_previous(folder, space=space)
             found += [] if previous is None else [previous]
     for checkpoint in found:
-        bench.evaluator.supernet.check_weights(checkpoint.weights, folder / WEIGHTS)
+        context.evaluator.supernet.check_weights(checkpoint.weights, folder / WEIGHTS)
     return found
 
 
-def _write_settings(bench: Workbench) -> None:
-    folder = bench.settings.run_dir
+def _write_settings(context: StudyContext) -> None:
+    folder = context.settings.run_dir
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if bench.latency is not None:
-            bench.latency.profile.save(folder / PROFILE)
-        write_atomic(folder / SETTINGS, bench.settings.to_yaml())
+        if context.latency is not None:
+            context.latency.profile.save(folder / PROFILE)
+        write_atomic(folder / SETTINGS, context.settings.to_yaml())
     except OSError as error:
         raise InputError(f"the run directory {folder} cannot be written: {error.strerror or error}") from error

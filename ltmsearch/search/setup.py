@@ -52,7 +52,7 @@ class ImageSeconds(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workbench:
+class StudyContext:
     """Settings, supernet, data, costs, space and budgets of one study."""
 
     settings: ResolvedSettings
@@ -168,7 +168,7 @@ class Workbench:
         return base + sandwich + math.ceil(s.trials / s.workers) * self.trial_seconds() + rescore
 
 
-def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None = None) -> Workbench:
+def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None = None) -> StudyContext:
     """Build the supernet, count costs, read space and data, choose the number format, profile latency.
 
     Raises:
@@ -211,7 +211,7 @@ def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None =
     many = images.repeat(-(-SCORING_BATCH // len(images)), 1, 1, 1)[:SCORING_BATCH]
     seconds = _measure(evaluator, images, many)
     _log.info("milliseconds per image: training %.2f, in a trial %.2f, scoring %.2f", *(1e3 * each for each in seconds))
-    return Workbench(
+    return StudyContext(
         settings=resolved,
         costs=costs,
         proxy_costs=proxy_costs,

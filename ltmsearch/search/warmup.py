@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from ltmsearch.engine.steps import make_optimizer
 from ltmsearch.errors import InputError
 from ltmsearch.io.safetensors_state import load_state, save_state
-from ltmsearch.search.setup import Workbench, warm_up_plan
+from ltmsearch.search.setup import StudyContext, warm_up_plan
 
 _log = logging.getLogger(__name__)
 
@@ -26,11 +26,11 @@ SAVING_SHARE = 0.02
 class WarmUpRun:
     """Trains the shared weights of a study."""
 
-    def __init__(self, bench: Workbench, folder: Path) -> None:
-        self.bench = bench
+    def __init__(self, context: StudyContext, folder: Path) -> None:
+        self.context = context
         self.path = folder / PROGRESS
-        self.plan = warm_up_plan(bench.settings)
-        self.optimizer = make_optimizer(bench.evaluator.supernet, self.plan.lr)
+        self.plan = warm_up_plan(context.settings)
+        self.optimizer = make_optimizer(context.evaluator.supernet, self.plan.lr)
         self.done = 0
         """Steps taken so far."""
         self._saved, self._saving = time.monotonic(), 0.0
@@ -45,11 +45,11 @@ class WarmUpRun:
             return 0
         state = load_state(self.path)
         wrong = f"{self.path} must be the warm-up of this study, but"
-        if state.get("space") != self.bench.space.digest() or state.get("steps") != self.plan.steps:
+        if state.get("space") != self.context.space.digest() or state.get("steps") != self.plan.steps:
             raise InputError(f"{wrong} is of another study; move it away to repeat the warm-up")
         try:
             done = int(state["done"])
-            self.bench.evaluator.supernet.load_state_dict(state["supernet"])
+            self.context.evaluator.supernet.load_state_dict(state["supernet"])
             self.optimizer.load_state_dict(state["optimizer"])
             _match_memory_layout(self.optimizer)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -60,7 +60,7 @@ class WarmUpRun:
 
     def steps(self) -> Iterator[float]:
         """Take the remaining steps; yields the plain network's loss after each."""
-        for loss in self.bench.warm_up(self.optimizer, self.done):
+        for loss in self.context.warm_up(self.optimizer, self.done):
             self.done += 1
             yield loss
 
@@ -70,8 +70,8 @@ class WarmUpRun:
     def save(self) -> None:
         start = time.monotonic()
         state = {
-            "space": self.bench.space.digest(), "steps": self.plan.steps, "done": self.done,
-            "supernet": self.bench.evaluator.supernet.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "space": self.context.space.digest(), "steps": self.plan.steps, "done": self.done,
+            "supernet": self.context.evaluator.supernet.state_dict(), "optimizer": self.optimizer.state_dict(),
         }  # fmt: skip
         save_state(self.path, state)
         self._saved = time.monotonic()

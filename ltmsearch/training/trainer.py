@@ -231,7 +231,8 @@ class _Trainer:
             self.learner.load(stored["learner"])
             self.records = [EpochRecord(**row) for row in stored["records"]]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"{self.folder / STATE} does not fit this training: {error}") from error
+            reason = str(error).partition("\n")[0]
+            raise InputError(f"{self.folder / STATE} does not fit this training: {reason}") from error
         self.callbacks.note(f"continuing after epoch {self.learner.epochs_done} of {self.recipe.epochs}")
 
     def _open_folder(self) -> None:

@@ -67,8 +67,8 @@ class TestRange:
         stored = StudySettings.load(ranged.folder / "settings.yaml")
         assert (stored.lowest_gflops, stored.budget_gflops) == (0.24, 0.25)
         assert "0.24-0.25gflops" in str(stored.study)
-        bench = prepare(tiny(ranged.folder, budget_gflops="0.24-0.25"), Callbacks())
-        assert any("budgets 0.24 to 0.25" in line for line in bench.describe())
+        context = prepare(tiny(ranged.folder, budget_gflops="0.24-0.25"), Callbacks())
+        assert any("budgets 0.24 to 0.25" in line for line in context.describe())
 
 
 @pytest.mark.parametrize(
@@ -155,19 +155,19 @@ class TestOtherBudgets:
 
 class TestResumeFrom:
     def test_weights_and_front_come_from_the_earlier_study(self, rejecting: Path, tmp_path: Path) -> None:
-        bench = prepare(
+        context = prepare(
             tiny(tmp_path / "run", resume_from=str(rejecting), budget_gflops=0.25, base_steps=None), Callbacks()
         )
         loaded = load_checkpoint(rejecting)
         assert loaded is not None
-        own = bench.evaluator.supernet.state_dict()
+        own = context.evaluator.supernet.state_dict()
         assert all(torch.equal(own[name], value) for name, value in loaded[0].items())
-        assert bench.settings.base_steps == 0, "the same data need no second warm-up"
-        assert bench.prior is not None
-        wanted = [r for r in bench.prior.front if r.gflops <= 0.23]
-        first = [t for t in initial_trials(bench, np.random.default_rng(0)) if t.label.startswith("trial ")]
-        assert {t.label for t in first} <= {f"trial {r.trial} of {bench.prior.settings.study}" for r in wanted}
-        schedules = {bench.space.schedule(t.indices) for t in first}
+        assert context.settings.base_steps == 0, "the same data need no second warm-up"
+        assert context.prior is not None
+        wanted = [r for r in context.prior.front if r.gflops <= 0.23]
+        first = [t for t in initial_trials(context, np.random.default_rng(0)) if t.label.startswith("trial ")]
+        assert {t.label for t in first} <= {f"trial {r.trial} of {context.prior.settings.study}" for r in wanted}
+        schedules = {context.space.schedule(t.indices) for t in first}
         assert schedules <= {r.schedule for r in wanted}
 
     def test_a_whole_study_with_another_operator(self, rejecting: Path, tmp_path: Path) -> None:
@@ -182,10 +182,10 @@ class TestResumeFrom:
 
     def test_other_images_with_other_classes(self, rejecting: Path, tmp_path: Path) -> None:
         images = image_folder(tmp_path / "images", ("a", "b", "c"), per_class=12)
-        bench = prepare(tiny(tmp_path / "run", resume_from=str(rejecting), data_dir=str(images)), Callbacks())
+        context = prepare(tiny(tmp_path / "run", resume_from=str(rejecting), data_dir=str(images)), Callbacks())
         loaded = load_checkpoint(rejecting)
         assert loaded is not None
-        own = bench.evaluator.supernet.state_dict()
+        own = context.evaluator.supernet.state_dict()
         kept = {name for name, value in own.items() if torch.equal(value, loaded[0][name])}
         assert own.keys() - kept == {"model.head.fc.weight", "model.head.fc.bias"}
         assert own["model.head.fc.weight"].shape[0] == 3
@@ -221,14 +221,14 @@ class TestResumeFrom:
 
 
 def test_initial_trials_have_every_form_and_cover_the_range(rejecting: Path) -> None:
-    bench = prepare(tiny(rejecting, budget_gflops=0.26, trials=24), Callbacks())
-    first = initial_trials(bench, np.random.default_rng(0))
+    context = prepare(tiny(rejecting, budget_gflops=0.26, trials=24), Callbacks())
+    first = initial_trials(context, np.random.default_rng(0))
     labels = ["plain", "uniform 0.5", "uniform 0.7 hard", "uniform 0.35", "uniform 0.5 hard"]
     assert [t.label for t in first[:5]] == labels, "the two costliest of each form within the budget"
-    hard = bench.space.schedule(first[4].indices)
+    hard = context.space.schedule(first[4].indices)
     assert set(hard.keep_ratios.values()) == {0.5}
     assert set(hard.forms.values()) == {"hard"}
-    covering = [bench.costs.gflops(bench.space.schedule(t.indices)) for t in first[5:]]
+    covering = [context.costs.gflops(context.space.schedule(t.indices)) for t in first[5:]]
     assert len(covering) == 24 / 3 - 2
     width = max(covering) - min(covering)
     assert max(covering[:2]) - min(covering[:2]) > width / 3

@@ -97,7 +97,10 @@ class TestTime:
         assert [record.state for record in more] == ["failed"] * 3 + ["scored"] * 2
 
     def test_without_a_limit_there_is_a_wide_one(self) -> None:
-        bench = prepare(StudySettings.make("test", **TINY), Callbacks())
-        assert bench.trial_limit() == MIN_TRIAL_LIMIT
-        settings = bench.settings.model_copy(update={"proxy_steps": 10**6})
-        assert replace(bench, settings=settings).trial_limit() == 20 * replace(bench, settings=settings).trial_seconds()
+        context = prepare(StudySettings.make("test", **TINY), Callbacks())
+        assert context.trial_limit() == MIN_TRIAL_LIMIT
+        settings = context.settings.model_copy(update={"proxy_steps": 10**6})
+        assert (
+            replace(context, settings=settings).trial_limit()
+            == 20 * replace(context, settings=settings).trial_seconds()
+        )

@@ -29,7 +29,7 @@ def test_weights_and_losses_are_those_of_one_go(tmp_path: Path, stopped: int) ->
     second = WarmUpRun(prepare(tiny(tmp_path / "run", **PLAN), Callbacks()), tmp_path)
     assert second.resume() == stopped
     assert list(second.steps()) == losses[stopped:]
-    one, other = (parameters(each.bench.evaluator.supernet) for each in (whole, second))
+    one, other = (parameters(each.context.evaluator.supernet) for each in (whole, second))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
     second.remove()
     assert second.resume() == 0

@@ -19,7 +19,7 @@ from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.errors import InputError, WorkersLost
 from ltmsearch.search.checkpoint import load_checkpoint, load_previous
 from ltmsearch.search.driver import Driver
-from ltmsearch.search.setup import Workbench, prepare
+from ltmsearch.search.setup import StudyContext, prepare
 from ltmsearch.search.shared_weights import decayed_share
 from ltmsearch.search.workers import Answer, LocalWorker, Task
 from ltmsearch.search.workers.connection import check_resources, gpu_share, needs_ray
@@ -32,8 +32,8 @@ class Shuffled:
 
     remote = True
 
-    def __init__(self, bench: Workbench, number: int, *, after: int = -1) -> None:
-        self.evaluator, self.number, self.left = bench.evaluator, number, after
+    def __init__(self, context: StudyContext, number: int, *, after: int = -1) -> None:
+        self.evaluator, self.number, self.left = context.evaluator, number, after
         self.handed: list[tuple[Task, int, Mapping[str, Tensor]]] = []
         self.most = 0
         self.chance = random.Random(0)
@@ -56,15 +56,15 @@ class Shuffled:
         pass
 
 
-def bench_of(folder: Path, **changes: Any) -> Workbench:
+def bench_of(folder: Path, **changes: Any) -> StudyContext:
     return prepare(tiny(folder, trials=9, **changes), Callbacks())
 
 
-def driven(bench: Workbench, folder: Path, workers: Any) -> Driver:
+def driven(context: StudyContext, folder: Path, workers: Any) -> Driver:
     """A driver after its search."""
     folder.mkdir(exist_ok=True)
-    driver = Driver(bench, folder, Callbacks(), workers=workers)
-    found = [load(folder, space=bench.space.digest()) for load in (load_checkpoint, load_previous)]
+    driver = Driver(context, folder, Callbacks(), workers=workers)
+    found = [load(folder, space=context.space.digest()) for load in (load_checkpoint, load_previous)]
     driver.warm_up([each for each in found if each is not None])
     driver.settle()
     driver.search(until=None)
@@ -73,8 +73,8 @@ def driven(bench: Workbench, folder: Path, workers: Any) -> Driver:
 
 class TestAtOnce:
     def test_each_trial_runs_once(self, tmp_path: Path) -> None:
-        workers = Shuffled(bench := bench_of(tmp_path / "run"), 4)
-        driver = driven(bench, tmp_path / "run", workers)
+        workers = Shuffled(context := bench_of(tmp_path / "run"), 4)
+        driver = driven(context, tmp_path / "run", workers)
         trials = driver.study.trials
         assert workers.most == 4
         assert Counter(t.state.name for t in trials if t.user_attrs.get("label") != "plain")["COMPLETE"] == 9
@@ -83,7 +83,7 @@ class TestAtOnce:
         assert len(set(nets)) == len(nets), "parallel workers never get the same schedule"
 
     def test_weights_sum_the_changes_of_trials_by_age(self, tmp_path: Path) -> None:
-        bench = bench_of(tmp_path / "run", staleness_power=1.0)
+        context = bench_of(tmp_path / "run", staleness_power=1.0)
         moves: list[tuple[float, Mapping[str, Tensor], Mapping[str, Tensor]]] = []
 
         class Watched(Shuffled):
@@ -97,7 +97,7 @@ class TestAtOnce:
                 return [answer]
 
         (tmp_path / "run").mkdir()
-        driver = Driver(bench, tmp_path / "run", Callbacks(), workers=Watched(bench, 3))
+        driver = Driver(context, tmp_path / "run", Callbacks(), workers=Watched(context, 3))
         driver.warm_up([])
         expected = {name: value.clone() for name, value in driver.shared.weights.items()}
         driver.search(until=None)
@@ -119,12 +119,12 @@ class TestAtOnce:
     def test_interrupted_trials_run_again_under_their_numbers(self, tmp_path: Path) -> None:
         run = tmp_path / "run"
         with pytest.raises(WorkersLost):
-            driven(bench := bench_of(run), run, Shuffled(bench, 3, after=5))
+            driven(context := bench_of(run), run, Shuffled(context, 3, after=5))
         stored = optuna.load_study(study_name=None, storage=f"sqlite:///{run}/study.db").trials
         running = {t.number: t.params for t in stored if t.state == optuna.trial.TrialState.RUNNING}
         scored = {t.number: t.values for t in stored if t.values}
         assert len(running) in (2, 3)
-        driver = driven(bench := bench_of(run), run, Shuffled(bench, 3))
+        driver = driven(context := bench_of(run), run, Shuffled(context, 3))
         trials = driver.study.trials
         assert all(trials[number].params == params for number, params in running.items())
         assert all(trials[number].values == values for number, values in scored.items())

@@ -33,7 +33,7 @@ from ltmsearch.reporting.recipes import make_recipe
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.hooks import StudyHooks
 from ltmsearch.search.records import TrialRecord, select_front
-from ltmsearch.search.setup import Workbench
+from ltmsearch.search.setup import StudyContext
 from ltmsearch.search.storage import ARTIFACTS
 from ltmsearch.search.storage.optuna_private import study_id, trial_id
 from ltmsearch.search.trial import ExampleMerges
@@ -49,31 +49,31 @@ COLOURS = 128
 class DashboardHooks(StudyHooks):
     """Writes the notes, files and plots of one study. A repeated call replaces the output of the first."""
 
-    bench: Workbench
+    context: StudyContext
     folder: Path
     """The run directory."""
 
     def trial_started(self, trial: Trial, schedule: MergeSchedule) -> None:
         """Set the attributes of a running trial that follow from its schedule."""
-        layers, known = layer_tokens(self.bench.costs, schedule), trial.user_attrs
+        layers, known = layer_tokens(self.context.costs, schedule), trial.user_attrs
         attributes: dict[str, Any] = {
             "kind": known.get("kind", "searched"),
-            "gflops": self.bench.costs.gflops(schedule),
+            "gflops": self.context.costs.gflops(schedule),
             "tokens_kept": round(share_kept(layers), 4),
             "tokens_last": layers[-1].after,
         }
-        if self.bench.latency is not None:
-            attributes["latency_ms"] = max(0.0, self.bench.latency.model.latency_ms(schedule))
+        if self.context.latency is not None:
+            attributes["latency_ms"] = max(0.0, self.context.latency.model.latency_ms(schedule))
         for name, value in attributes.items():
             if name not in known:
                 trial.set_user_attr(name, value)
 
     def trial_scored(self, trial: Trial, record: TrialRecord, merges: ExampleMerges | None) -> None:
         """Upload the files of a running trial: schedule, recipe and a picture. Optuna accepts none later."""
-        number, settings = record.trial, self.bench.settings
-        recipe = make_recipe(record, settings, num_classes=self.bench.evaluator.data.num_classes)
+        number, settings = record.trial, self.context.settings
+        recipe = make_recipe(record, settings, num_classes=self.context.evaluator.data.num_classes)
         files = {
-            f"schedule-{number}.csv": _schedule_table(layer_tokens(self.bench.costs, record.schedule)),
+            f"schedule-{number}.csv": _schedule_table(layer_tokens(self.context.costs, record.schedule)),
             f"recipe-{number}.yaml": recipe.to_yaml().encode(),
         }
         if merges is not None and any(merges.layers):
@@ -97,14 +97,14 @@ class DashboardHooks(StudyHooks):
 
     def study_updated(self, study: optuna.Study, records: list[TrialRecord]) -> None:
         """Update all notes, and the plots if there is a front."""
-        axis, present = self.bench.settings.axis, NoteStorage(study)
+        axis, present = self.context.settings.axis, NoteStorage(study)
         ids = {trial.number: trial_id(trial) for trial in study.get_trials(deepcopy=False)}
         front = select_front(records, axis.name)
         notes: dict[int | None, str] = {
             ids[record.trial]: self._trial_note(record, on_front=record in front) for record in records
         }
         link = f"/dashboard/studies/{study_id(study)}/trials?numbers={{}}".format
-        notes[None] = study_note(self.bench.settings, records, base_gflops=self._base_gflops, link=link)
+        notes[None] = study_note(self.context.settings, records, base_gflops=self._base_gflops, link=link)
         for owner, text in notes.items():
             if (new := updated_note(text, present.read(owner))) is not None:
                 present.write(owner, new)
@@ -117,10 +117,10 @@ class DashboardHooks(StudyHooks):
 
     @property
     def _base_gflops(self) -> float:
-        return self.bench.costs.base / GIGA
+        return self.context.costs.base / GIGA
 
     def _trial_note(self, record: TrialRecord, *, on_front: bool) -> str:
-        layers, axis = layer_tokens(self.bench.costs, record.schedule), self.bench.settings.axis
+        layers, axis = layer_tokens(self.context.costs, record.schedule), self.context.settings.axis
         return trial_note(record, layers, axis, base_gflops=self._base_gflops, on_front=on_front)
 
 

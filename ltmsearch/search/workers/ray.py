@@ -15,7 +15,7 @@ from torch import Tensor
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.errors import InputError, WorkersLost
-from ltmsearch.search.setup import Workbench
+from ltmsearch.search.setup import StudyContext
 from ltmsearch.search.workers.actor import Ready, TrialWorker, to_arrays, to_tensors
 from ltmsearch.search.workers.connection import Connection, gpu_share
 from ltmsearch.search.workers.tasks import Answer, Task
@@ -86,16 +86,16 @@ class RayWorkers:
         callbacks.note(f"starting {_count(number)} on {connection.where}{with_gpus}")
 
     @classmethod
-    def for_study(cls, connection: Connection, bench: Workbench, callbacks: Callbacks) -> "RayWorkers":
+    def for_study(cls, connection: Connection, context: StudyContext, callbacks: Callbacks) -> "RayWorkers":
         """Start the workers that a study asks for."""
-        settings, runtime = bench.settings, bench.evaluator.runtime
+        settings, runtime = context.settings, context.evaluator.runtime
         gpus = gpu_share(settings, device=runtime.device.type, gpus=connection.gpus)
         sent = worker_settings(settings, precision=runtime.precision, on_gpus=gpus > 0)
         per_machine = -(-settings.workers // max(1, connection.machines))
         threads = max(1, torch.get_num_threads() // per_machine)
         return cls(
             connection, number=settings.workers, gpus=gpus, arguments=(sent, threads),
-            state=bench.evaluator.supernet.state_dict(), callbacks=callbacks,
+            state=context.evaluator.supernet.state_dict(), callbacks=callbacks,
         )  # fmt: skip
 
     def _new_slot(self) -> Slot:
