@@ -56,7 +56,7 @@ class Shuffled:
         pass
 
 
-def bench_of(folder: Path, **changes: Any) -> StudyContext:
+def make_context(folder: Path, **changes: Any) -> StudyContext:
     return prepare(tiny(folder, trials=9, **changes), Callbacks())
 
 
@@ -73,7 +73,7 @@ def driven(context: StudyContext, folder: Path, workers: Any) -> Driver:
 
 class TestAtOnce:
     def test_each_trial_runs_once(self, tmp_path: Path) -> None:
-        workers = Shuffled(context := bench_of(tmp_path / "run"), 4)
+        workers = Shuffled(context := make_context(tmp_path / "run"), 4)
         driver = driven(context, tmp_path / "run", workers)
         trials = driver.study.trials
         assert workers.most == 4
@@ -83,7 +83,7 @@ class TestAtOnce:
         assert len(set(nets)) == len(nets), "parallel workers never get the same schedule"
 
     def test_weights_sum_the_changes_of_trials_by_age(self, tmp_path: Path) -> None:
-        context = bench_of(tmp_path / "run", staleness_power=1.0)
+        context = make_context(tmp_path / "run", staleness_power=1.0)
         moves: list[tuple[float, Mapping[str, Tensor], Mapping[str, Tensor]]] = []
 
         class Watched(Shuffled):
@@ -109,7 +109,7 @@ class TestAtOnce:
         assert max(ages) > 0
 
     def test_one_worker_is_the_study_without_workers(self, tmp_path: Path) -> None:
-        one, other = (bench_of(tmp_path / name) for name in ("here", "one"))
+        one, other = (make_context(tmp_path / name) for name in ("here", "one"))
         here = driven(one, tmp_path / "here", LocalWorker(one.evaluator))
         shuffled = driven(other, tmp_path / "one", Shuffled(other, 1))
         assert [t.params for t in here.study.trials] == [t.params for t in shuffled.study.trials]
@@ -119,12 +119,12 @@ class TestAtOnce:
     def test_interrupted_trials_run_again_under_their_numbers(self, tmp_path: Path) -> None:
         run = tmp_path / "run"
         with pytest.raises(WorkersLost):
-            driven(context := bench_of(run), run, Shuffled(context, 3, after=5))
+            driven(context := make_context(run), run, Shuffled(context, 3, after=5))
         stored = optuna.load_study(study_name=None, storage=f"sqlite:///{run}/study.db").trials
         running = {t.number: t.params for t in stored if t.state == optuna.trial.TrialState.RUNNING}
         scored = {t.number: t.values for t in stored if t.values}
         assert len(running) in (2, 3)
-        driver = driven(context := bench_of(run), run, Shuffled(context, 3))
+        driver = driven(context := make_context(run), run, Shuffled(context, 3))
         trials = driver.study.trials
         assert all(trials[number].params == params for number, params in running.items())
         assert all(trials[number].values == values for number, values in scored.items())
