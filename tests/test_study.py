@@ -258,6 +258,7 @@ def test_baseline_operators_are_searched(tmp_path: Path, operator: str) -> None:
     assert load_recipe(tmp_path / f"run/recipes/{result.front[0].trial}.yaml").schedule.operator == operator
 
 
+@pytest.mark.slow
 def test_the_time_limit_still_writes_results(tmp_path: Path) -> None:
     result = run_study(tiny(tmp_path, trials=500, timeout=0.001))
     assert result.trials == []

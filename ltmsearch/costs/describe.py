@@ -169,13 +169,14 @@ def print_cost(console: Console, record: ScheduleCost) -> None:
         f"{record.backbone} at {record.img_size} px, {record.operator}: {record.gflops:.4f} GFLOPs "
         f"({record.gflops / record.base_gflops:.0%} of the plain net's {record.base_gflops:.4f}; "
         f"traced {record.gflops_traced:.4f})",
+        wrap=True,
     )
     table = make_table("layer", "keep ratio", "tokens before", "tokens after", box=None)
     for name, (before, after) in record.tokens.items():
         ratio, form = record.keep_ratios[name], record.forms.get(name, "")
         table.add_row(name, f"{ratio:g} {form}".strip(), str(before), str(after))
     console.print(table)
-    print_line(console, COUNTING_RULE)
+    print_line(console, COUNTING_RULE, wrap=True)
 
 
 def print_space(console: Console, record: SpaceCost) -> None:
@@ -184,16 +185,17 @@ def print_space(console: Console, record: SpaceCost) -> None:
         console,
         f"{record.backbone} at {record.img_size} px, {record.operator}: plain {record.base_gflops:.4f} GFLOPs; "
         f"{record.schedules:,} schedules reach {record.lowest_gflops:.4f} to {record.highest_gflops:.4f}",
+        wrap=True,
     )
     ratios = sorted({merge.keep_ratio for layer in record.layers for merge in layer.merges}, reverse=True)
     print_in_parts(console, ratios, lambda some: _balance_table(record.layers, some))
     console.print(
-        "Under a keep ratio, in MFLOPs: what the rest of the net saves when only this layer merges, and what mask, "
-        "merge and unmerge cost in each form. [red]Red!:[/red] costs more than it saves, not offered. A dash: the "
-        "same tokens as another ratio.",
+        "Per keep ratio, in MFLOPs: saving in the rest of the network if only this layer merges, and cost of mask, "
+        "merge and unmerge in each form. [red]Red!:[/red] costs more than it saves, not in the search space. "
+        "A dash: same tokens as another ratio.",
         highlight=False,
     )
-    print_line(console, COUNTING_RULE)
+    print_line(console, COUNTING_RULE, wrap=True)
 
 
 def _balance_table(layers: Sequence[LayerBalance], ratios: Sequence[float]) -> Table:

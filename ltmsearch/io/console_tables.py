@@ -38,6 +38,6 @@ def make_table(*headings: str, **options: Any) -> Table:
     return table
 
 
-def print_line(console: Console, text: str) -> None:
-    """Print text as it is, without markup, colours or line breaks, so that paths can be copied."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+def print_line(console: Console, text: str, *, wrap: bool = False) -> None:
+    """Print text as it is, without markup or colours; without `wrap` on one line, so that paths can be copied."""
+    console.print(text, markup=False, highlight=False, soft_wrap=not wrap)

@@ -91,6 +91,7 @@ def test_verbose_logs_settings_trials_and_versions(tmp_path: Path, ltmsearch: Lt
     assert logging.getLogger("ltmsearch").handlers == []
 
 
+@pytest.mark.slow
 def test_rejected_proposals_are_logged_with_the_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="ltmsearch")
     result = run_study(tiny(tmp_path / "run", budget_gflops=0.222, trials=8, sampler="random"))
@@ -166,6 +167,7 @@ def test_a_closed_pipe_ends_a_command_quietly() -> None:
     assert done.returncode in (0, 1)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_with_advice_how_to_continue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ltmsearch: Ltmsearch
 ) -> None:

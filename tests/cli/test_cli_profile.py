@@ -23,6 +23,7 @@ PROFILE = ("profile", "mobilevit_xxs", "--device", "cpu", "--img-size", "96", "-
 
 
 @pytest.mark.usefixtures("quick_timing")
+@pytest.mark.slow
 def test_a_backbone_profile_is_kept_and_reused(
     tmp_path: Path, user_cache: Path, monkeypatch: pytest.MonkeyPatch, ltmsearch: Ltmsearch
 ) -> None:

@@ -262,6 +262,7 @@ def check_marked(records: list[TrialRecord], settings: StudySettings, slow: int)
     assert figure.layout.xaxis.range[0] < broken.x[0] < figure.layout.xaxis.range[1], "in view"
 
 
+@pytest.mark.slow
 def test_front_is_measured_only_once(here: tuple[Path, LatencyTarget], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = here
     asked = measured_as(monkeypatch, lambda schedule: measurement(0.9 * model().latency_ms(schedule)))

@@ -167,6 +167,7 @@ class TestFinishedStudy:
         )
 
 
+@pytest.mark.slow
 def test_text_below_the_line_stays(rejecting: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(rejecting, tmp_path / "run"))
     study = study_of(run)

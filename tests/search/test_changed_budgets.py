@@ -87,6 +87,7 @@ def test_invalid_ranges_are_refused(tmp_path: Path, given: str, message: str) ->
 
 
 class TestOtherBudgets:
+    @pytest.mark.slow
     def test_a_tighter_budget_and_back_need_no_training(self, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         before, front = pd.read_csv(run / "trials.csv"), (run / "front.csv").read_text()
 
@@ -128,6 +129,7 @@ class TestOtherBudgets:
         assert {r.state for r in back.trials if r.trial in unknown} == {"over budget"}
         assert unknown <= {r.trial for r in back.trials}
 
+    @pytest.mark.slow
     def test_interrupted_while_trials_are_copied(self, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         number = len(studies(run)[0].trials)
         original, left = optuna.Study.add_trial, [3]

@@ -58,6 +58,7 @@ class TestStudies:
         assert not (tmp_path / "run/study.db").exists()
         assert not (tmp_path / "studies.log.lock").exists()
 
+    @pytest.mark.slow
     def test_several_studies_and_other_budgets(self, tmp_path: Path) -> None:
         for name in ("one", "two"):
             run_study(tiny(tmp_path / name, study=name))

@@ -36,6 +36,7 @@ def call(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
+@pytest.mark.slow
 def test_a_study_is_the_same_as_in_sqlite(postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_study(tiny(tmp_path / "file"))
     with pytest.raises(KeyboardInterrupt):

@@ -87,6 +87,7 @@ class TestPasswords:
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_several_studies_in_one_file(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/all.db"
     for name in ("one", "two"):

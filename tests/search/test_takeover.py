@@ -136,6 +136,7 @@ class TestSharedStorages:
         assert ended == [3]
         assert any(line.startswith("taking the study one in the storage ") for line in notes.lines)
 
+    @pytest.mark.slow
     def test_the_lease_is_copied_to_other_budgets(self, how: str, tmp_path: Path) -> None:
         """Another study then replaces the one with the record."""
         storage = f"{how}:///{tmp_path}/all"

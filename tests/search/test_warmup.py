@@ -35,6 +35,7 @@ def test_weights_and_losses_are_those_of_one_go(tmp_path: Path, stopped: int) ->
     assert second.resume() == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_in_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ltmsearch.search.warmup.SAVE_SECONDS", 0.0)
     monkeypatch.setattr("ltmsearch.search.warmup.SAVING_SHARE", 1e9)

@@ -116,6 +116,7 @@ class TestAtOnce:
         assert [t.values for t in here.study.trials] == [t.values for t in shuffled.study.trials]
         assert all(torch.equal(v, shuffled.shared.weights[n]) for n, v in here.shared.weights.items())
 
+    @pytest.mark.slow
     def test_interrupted_trials_run_again_under_their_numbers(self, tmp_path: Path) -> None:
         run = tmp_path / "run"
         with pytest.raises(WorkersLost):
