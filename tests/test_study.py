@@ -181,7 +181,7 @@ def test_interrupted_studies_end_the_same(finished: Path, tmp_path: Path, after:
     [
         pytest.param(SharedWeights, "save", 5, id="before saving the weights", marks=SLOW),
         pytest.param(Driver, "_store", 4, id="between saving and storing"),
-        pytest.param(optuna.Trial, "suggest_int", 60, id="while suggesting"),
+        pytest.param(optuna.Trial, "suggest_int", 60, id="while suggesting", marks=SLOW),
         pytest.param(optuna.Trial, "suggest_float", 7, id="before suggesting the IB weight", marks=SLOW),
     ],
 )
@@ -217,6 +217,7 @@ def test_more_trials_continue_the_study(finished: Path, tmp_path: Path) -> None:
     assert (longer.state == "scored").sum() == (first.state == "scored").sum() + 1
 
 
+@pytest.mark.slow
 def test_proposals_over_budget_are_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluated: list[float] = []
     original = Evaluator.evaluate
@@ -274,6 +275,7 @@ class Stubborn(optuna.samplers.RandomSampler):
         return distribution.low + (name == "stages.2.1.transformer.0")
 
 
+@pytest.mark.slow
 def test_a_stuck_sampler_does_not_stall_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ltmsearch.search.driver.make_sampler", lambda *_, **__: Stubborn())
     result = run_study(tiny(tmp_path / "a", trials=6))

@@ -146,6 +146,7 @@ class TestFinished:
 
 
 @pytest.mark.parametrize("fate", [pytest.param("gone", marks=pytest.mark.slow), "changed"])
+@pytest.mark.slow
 def test_resumed_study_keeps_its_profile(finished: tuple[Path, Path, list[str]], tmp_path: Path, fate: str) -> None:
     given = tmp_path / "given.json"
     shutil.copy(finished[1], given)

@@ -212,6 +212,7 @@ def test_other_budgets_keep_notes_files_and_attributes(rejecting: Path, tmp_path
         pytest.param("before it is stored", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_an_interrupted_trial_has_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     target, name = {
         "while files are written": (FileSystemArtifactStore, "write"),

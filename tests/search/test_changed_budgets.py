@@ -111,6 +111,7 @@ class TestOtherBudgets:
         run_study(tiny(run, **REJECTING))
         assert (run / "front.csv").read_text() == front
 
+    @pytest.mark.slow
     def test_a_looser_budget_runs_more_trials(self, run: Path) -> None:
         """Trials that were rejected then and are feasible now stay unknown."""
         before, number = pd.read_csv(run / "trials.csv"), REJECTING["trials"] + 2

@@ -75,6 +75,7 @@ def test_only_the_dashboard_needs_the_database(
     assert_pages_are_served(tmp_path / "run", name="served", trials=4)
 
 
+@pytest.mark.slow
 def test_a_lost_server_ends_the_run_in_one_line(
     postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,6 +115,7 @@ class TestSharedStorages:
         assert " is driven by " in line
         assert not (tmp_path / "copy" / DRIVER_FILE).exists()
 
+    @pytest.mark.slow
     def test_a_takeover_from_another_run_directory(
         self, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -91,6 +91,7 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path, text: str) -> Non
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_an_interrupted_study_knows_all_its_time(tmp_path: Path) -> None:
     settings = StudySettings.make("test", **{**TINY, "trials": 3, "out": str(tmp_path)})
     with pytest.raises(KeyboardInterrupt):

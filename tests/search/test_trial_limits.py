@@ -67,6 +67,7 @@ class TestMemory:
             evaluator.evaluate(parameters(evaluator.supernet), half, seed=3)
         assert not is_out_of_memory(ValueError("can't allocate memory"))
 
+    @pytest.mark.slow
     def test_the_study_continues_with_notes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         original, calls, notes = ImageData.train_batches, [0], Notes()
 

@@ -18,7 +18,7 @@ from ltmsearch.search.warmup import PROGRESS, WarmUpRun
 PLAN: dict[str, Any] = {"base_steps": 3, "sandwich_steps": 3, "sandwich_subnets": 2}
 
 
-@pytest.mark.parametrize("stopped", [1, 3, 5])
+@pytest.mark.parametrize("stopped", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 5))])
 def test_weights_and_losses_are_those_of_one_go(tmp_path: Path, stopped: int) -> None:
     whole = WarmUpRun(prepare(tiny(tmp_path / "run", **PLAN), Callbacks()), tmp_path)
     losses = list(whole.steps())

@@ -108,6 +108,7 @@ class TestAtOnce:
         ages = [t.user_attrs["age"] for t in driver.study.trials if "age" in t.user_attrs]
         assert max(ages) > 0
 
+    @pytest.mark.slow
     def test_one_worker_is_the_study_without_workers(self, tmp_path: Path) -> None:
         one, other = (make_context(tmp_path / name) for name in ("here", "one"))
         here = driven(one, tmp_path / "here", LocalWorker(one.evaluator))
