@@ -114,7 +114,7 @@ class TestFinishedStudy:
         assert trials.label.str.startswith("uniform").sum() >= 1
         assert trials.rescored_top1[trials.kind == "baseline"].notna().all()
 
-    def test_baselines_train_without_ib_loss_and_others_with_a_weight_of_their_own(self, finished: Path) -> None:
+    def test_only_baselines_train_without_ib_loss(self, finished: Path) -> None:
         trials = pd.read_csv(finished / "run/trials.csv")
         assert (trials.ib_weight[trials.kind == "baseline"] == 0).all()
         others = trials.ib_weight[trials.kind != "baseline"]
@@ -133,7 +133,7 @@ class TestFinishedStudy:
         assert (scored.mi_y > 0).all()
         assert scored.mi_y.is_unique
 
-    def test_constraints_are_readable_by_optuna_and_by_the_dashboard(self, finished: Path) -> None:
+    def test_optuna_and_dashboard_read_the_constraints(self, finished: Path) -> None:
         study = optuna.load_study(study_name=None, storage=f"sqlite:///{finished}/run/study.db")
         for trial in study.trials:
             excess = trial.values[1] - 0.27 if trial.values else None

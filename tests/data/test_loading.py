@@ -1,115 +1,27 @@
-"""Loading data: messages, which images are used, and that batches depend on their seed alone.
+"""Loading data: which images are used, and batches that depend on their seed alone."""
 
-Images here are plain colours: red is 20 × the class, green the image's number within its class, blue 255 for training
-and 0 for validation. So a batch shows which images it is made of.
-"""
-
-import importlib.machinery
-import io
 import pickle
 import random
 import shutil
-import sys
-import types
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-import torchvision
 from PIL import Image
+from support.images import CLASSES, FULL, SPOILT, STREAM, colours, make_folder, noise, open_data, same, seen
 from timm.data import create_transform
 
 from ltmsearch.callbacks import Callbacks
-from ltmsearch.data.loading import load_data
 from ltmsearch.data.subsets import balanced
-from ltmsearch.data.transforms import Augmentation, make_transforms
+from ltmsearch.data.transforms import Augmentation
 from ltmsearch.errors import InputError
 
 pytestmark = [  # of tests with two workers: later Pythons on forking beside threads, torch on a machine with one CPU
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
 ]
-
-CLASSES = ("ant", "bee", "cat")
-FULL = {"train": {"ant": 5, "bee": 4, "cat": 6}, "validation": {"ant": 3, "bee": 2, "cat": 3}}
-STREAM = {"memory_limit_bytes": 0, "workers": 0}
-
-
-def make_folder(root, splits=FULL, *, size=(40, 30), suffix="png"):
-    """An image folder with so many images per class and split."""
-    for split, classes in splits.items():
-        for name, number in classes.items():
-            (root / split / name).mkdir(parents=True)
-            for index in range(number):
-                colour = (20 * CLASSES.index(name) if name in CLASSES else 200, index, 255 * (split == "train"))
-                Image.new("RGB", size, colour).save(root / split / name / f"{index}.{suffix}")
-    return root
-
-
-def noise(path, size, seed=0):
-    """An image in which a shift by a pixel shows."""
-    width, height = size
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-
-
-def open_data(data_dir, *, dataset="folder", **changes):
-    settings = {"img_size": 16, "mean": (0.0,) * 3, "std": (1.0,) * 3, "crop_pct": 1.0, "seed": 0}
-    settings |= {"val_images": 100, "calibration_images": 4}
-    return load_data(dataset=dataset, data_dir=data_dir, **(settings | changes))
-
-
-def colours(images):
-    """Red and green of each image of plain colour: (class, number)."""
-    rows = (images[:, :2, 8, 8] * 255).round().int().tolist()
-    return [(red // 20, green) for red, green in rows]
-
-
-def seen(batches):
-    return [colour for images, _ in batches for colour in colours(images)]
-
-
-def same(left, right):
-    left, right = list(left), list(right)
-    return len(left) == len(right) and all(
-        torch.equal(a, b) for one, other in zip(left, right, strict=True) for a, b in zip(one, other, strict=True)
-    )
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return make_folder(tmp_path)
-
-
-@pytest.fixture
-def photos(tmp_path):
-    """Images longer and shorter than what they are shrunk to, upright and lying, grey and with a palette."""
-    for split in ("train", "validation"):
-        for index, size in enumerate([(60, 40), (40, 60), (12, 15), (23, 20), (300, 21)]):
-            (tmp_path / split / CLASSES[index % 2]).mkdir(parents=True, exist_ok=True)
-            noise(tmp_path / split / CLASSES[index % 2] / f"{index}.png", size, seed=index)
-    image = Image.open(tmp_path / "validation" / "ant" / "0.png")
-    image.convert("L").save(tmp_path / "validation" / "ant" / "grey.png")
-    image.convert("P").save(tmp_path / "validation" / "ant" / "palette.png")
-    image.close()
-    return tmp_path
-
-
-@pytest.fixture
-def spoilt(folder):
-    """Text in place of an image in both splits, and a truncated JPEG."""
-    (folder / "train" / "bee" / "0.png").write_text("not an image")
-    (folder / "validation" / "cat" / "1.png").write_text("not an image")
-    cut = folder / "train" / "cat" / "cut.jpg"
-    noise(cut, (40, 30))
-    cut.write_bytes(cut.read_bytes()[:-100])
-    (folder / "train" / "cat" / "notes.txt").write_text("no image at all: not even looked at")
-    return folder
-
-
-SPOILT = ("train/bee/0.png", "train/cat/cut.jpg", "validation/cat/1.png")
 
 
 class TestFolder:
@@ -348,162 +260,6 @@ class TestSeeds:
         pairs = list(zip(data.train_batches(**one), data.train_batches(**two), strict=True))
         assert same((left for left, _ in pairs), data.train_batches(**one))
         assert same((right for _, right in pairs), data.train_batches(**two))
-
-
-def without(part):
-    return lambda root: shutil.rmtree(root / part)
-
-
-def emptied(part):
-    return lambda root: [path.unlink() for path in (root / part).rglob("*.png")]
-
-
-def moved(source, target):
-    return lambda root: shutil.move(root / source, root / target)
-
-
-class TestErrors:
-    @pytest.mark.parametrize(
-        ("spoil", "message"),
-        [
-            (without("."), "`data_dir` must be an existing image folder, but got '.*data'"),
-            (without("train"), "'.*data' must contain train/ or training/, but it contains 'validation'"),
-            (without("validation"), "must contain validation/ or val/ or valid/, but it contains 'train'"),
-            (lambda root: [without("train")(root), without("validation")(root)], "but it contains nothing"),
-            (emptied("train"), "train' must contain .png or .jpg images, but it contains none"),
-            (emptied("validation"), "validation' must contain .png or .jpg images, but it contains none"),
-            (emptied("train/bee"), "class folders must contain images, but '.*train' has none in 'bee'"),
-            (
-                lambda root: [without(f"train/{name}")(root) for name in ("bee", "cat")],
-                "two classes.*only 'ant'",
-            ),
-            (without("train/bee"), "validation classes must be among those of training, but 'bee' are not"),
-            (
-                moved("train/bee/0.png", "train/0.png"),
-                "must be in visible class folders, but in '.*train' some are not",
-            ),
-            (moved("train/bee/", "train/.bee"), "must be in visible class folders"),
-        ],
-    )
-    def test_an_image_folder_that_breaks_a_rule(self, tmp_path, spoil, message):
-        root = make_folder(tmp_path / "data")
-        spoil(root)
-        with pytest.raises(InputError, match=message) as raised:
-            open_data(root)
-        assert str(raised.value).isprintable()
-
-    @pytest.mark.parametrize(
-        ("changes", "message"),
-        [
-            ({"dataset": "folder", "data_dir": None}, "`data_dir` must be an existing image folder, but got 'None'"),
-            ({"dataset": "digits"}, "'digits' are built in, but got data_dir='.*': use dataset='folder'"),
-            ({"dataset": "cifar10"}, "unknown dataset 'cifar10': did you mean torch/cifar10.*known are digits, folder"),
-            ({"dataset": "torch/cifar11"}, "unknown dataset 'torch/cifar11': did you mean torch/cifar1"),
-            (
-                {"dataset": "torch/cifar10"},
-                "must be in '.*' as torchvision downloads it, but: Dataset not found or corrupted$",
-            ),
-            ({"dataset": "torch/cifar10", "data_dir": None}, "'torch/cifar10' needs `data_dir`"),
-            ({"dataset": "torch/imagenet"}, "'torch/imagenet' must be in.*devkit"),
-            ({"dataset": "tfds/mnist"}, "readable by image number, but 'tfds/mnist' is a stream"),
-            ({"dataset": "wds/shards"}, "is a stream"),
-            ({"dataset": "hfids/owner/name"}, "is a stream"),
-            ({"img_size": 0}, "img_size=0"),
-            ({"val_images": 0}, "val_images=0"),
-            ({"calibration_images": 0}, "calibration_images=0"),
-            ({"seed": -1}, "seed=-1"),
-            ({"crop_pct": 1.2}, "crop_pct=1.2"),
-            ({"crop_pct": 0.0}, "crop_pct=0.0"),
-        ],
-    )
-    def test_a_choice_that_cannot_be(self, folder, changes, message):
-        with pytest.raises(InputError, match=message) as raised:
-            open_data(**({"data_dir": folder} | changes))
-        assert str(raised.value).isprintable()
-
-    def test_a_missing_library_is_named(self, monkeypatch):
-        monkeypatch.setattr("ltmsearch.data.sources.find_spec", lambda name: None)
-        with pytest.raises(InputError, match="pip install datasets"):
-            open_data(None, dataset="hfds/owner/name")
-
-
-class TestNamed:
-    @pytest.fixture
-    def cifar(self, tmp_path, monkeypatch):
-        """CIFAR-10 as torchvision finds it on disk, but with 30 and 10 images; checksums are taken as read."""
-        folder = tmp_path / "cifar-10-batches-py"
-        folder.mkdir()
-        names = [f"data_batch_{number}" for number in range(1, 6)]
-        for number, name in enumerate([*names, "test_batch"]):
-            size = 10 if name == "test_batch" else 6
-            data = np.random.default_rng(number).integers(0, 256, (size, 3072), dtype=np.uint8)
-            (folder / name).write_bytes(
-                pickle.dumps({"data": data, "labels": [(i + number) % 10 for i in range(size)]})
-            )
-        meta = {"label_names": [f"class {label}" for label in range(10)]}
-        (folder / "batches.meta").write_bytes(pickle.dumps(meta))
-        monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *args: True)
-        return tmp_path
-
-    def test_cifar10_through_timm(self, cifar):
-        data = open_data(cifar, dataset="torch/cifar10", img_size=32)
-        assert data.class_names[3] == "class 3"
-        assert "30 training and 10 validation images" in data.description
-        original = torchvision.datasets.CIFAR10(cifar, train=False)
-        ((images, labels),) = data.validation_batches(batch_size=10)
-        assert sorted(labels.tolist()) == sorted(original.targets)
-        for image, label in original:
-            wanted = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
-            assert torch.equal(images[labels == label][0], wanted)
-
-    def test_characters_are_not_mirrored(self):
-        for name, mirrored in (("torch/MNIST", False), ("torch/cifar10", True)):
-            made = make_transforms(name, 28, (0.0,) * 3, (1.0,) * 3, "bicubic", 1.0, None)
-            assert ("Flip" in repr(made.train)) is mirrored
-
-    @pytest.fixture
-    def hub(self, monkeypatch):
-        """A stand-in for the Hugging Face library, which is not installed with the package: what timm calls of it."""
-
-        class Rows(list):
-            def __init__(self, split, rows):
-                super().__init__(rows)
-                label = types.SimpleNamespace(names=["cat", "dog"])
-                self.info = types.SimpleNamespace(features={"label": label}, splits={"train": None, "test": None})
-
-            def cast_column(self, name, kind):
-                return self
-
-            def remove_columns(self, name):
-                return [{key: value for key, value in row.items() if key != name} for row in self]
-
-        def load_dataset(name, split, cache_dir):
-            if name != "owner/pets":
-                raise FileNotFoundError(f"Couldn't reach {name}\nand a traceback")
-            rows = []
-            for index in range({"train": 8, "test": 4}[split]):
-                file = io.BytesIO()
-                Image.new("RGB", (20, 20), (20 * (index % 2), index, 0)).save(file, "png")
-                content = b"text" if (split, index) == ("train", 3) else file.getvalue()
-                rows.append({"image": {"bytes": content, "path": None}, "label": index % 2})
-            return Rows(split, rows)
-
-        module = types.ModuleType("datasets")
-        module.__spec__ = importlib.machinery.ModuleSpec("datasets", None)
-        module.load_dataset, module.Image = load_dataset, lambda decode: None
-        monkeypatch.setitem(sys.modules, "datasets", module)
-        yield
-        sys.modules.pop("timm.data.readers.reader_hfds", None)  # it holds on to the stand-in
-
-    def test_hugging_face_sets_are_read_by_row(self, hub):
-        data = open_data(None, dataset="hfds/owner/pets")
-        assert data.class_names == ("cat", "dog")
-        assert data.skipped == ("train[3]",)
-        trained = seen(data.train_batches(batch_size=7, steps=1, seed=0))
-        assert sorted(trained) == [(index % 2, index) for index in (0, 2, 4, 6, 1, 5, 7)]
-        assert sorted(seen(data.validation_batches(batch_size=4))) == [(0, 0), (0, 2), (1, 1), (1, 3)]
-        with pytest.raises(InputError, match=r"'hfds/owner/none' must be readable, but: Couldn't reach owner/none$"):
-            open_data(None, dataset="hfds/owner/none")
 
 
 def test_balanced_is_taking_turns():

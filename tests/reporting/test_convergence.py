@@ -22,7 +22,7 @@ def test_hypervolume_of_three_trials() -> None:
     assert [(place, record.trial) for place, record, _ in found.raised] == [(2, 1), (4, 4)]
 
 
-def test_hypervolume_without_a_budget_is_bounded_by_the_highest_cost() -> None:
+def test_hypervolume_without_a_budget() -> None:
     found = growth([FIRST, LOWEST, BETTER], CostAxis())
     assert found.reference == (1.1, 70.0)
     assert found.values == pytest.approx((1.0, 1.0, 1.0))

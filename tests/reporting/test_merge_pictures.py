@@ -59,7 +59,7 @@ def test_every_pixel_belongs_to_the_patch_above_it(
             assert found[y, x] == (row * grid[1] + column if inside else UNSEEN)
 
 
-def test_a_region_has_the_mean_colour_behind_it_and_lines_around_it() -> None:
+def test_a_region_has_its_mean_colour_and_an_outline() -> None:
     panel = region_panel(image(), sample_trace(), (200, 300))
     middle = panel[50::100, 50::100]
     assert middle[0, 0].tolist() == middle[0, 1].tolist() == [150, 0, 0]
@@ -137,7 +137,7 @@ def count_of(sheet: np.ndarray, panel: np.ndarray) -> int:
     return sum(np.array_equal(sheet[y : y + height, x : x + width], panel) for y, x in starts)
 
 
-def test_an_example_sheet_has_a_row_for_each_image_and_says_what_it_leaves_out() -> None:
+def test_an_example_sheet_has_one_row_per_image() -> None:
     traces = [[sample_trace()] * 9] * 3
     sheet = example_sheet([image()] * 3, traces, side=90, most=4)
     panel = region_panel(image(), sample_trace(), (60, 90))

@@ -106,7 +106,7 @@ def test_an_image_is_seen_as_in_validation(tmp_path: Path) -> None:
         assert np.array_equal(pixels, wanted.permute(1, 2, 0).numpy())
 
 
-def test_built_in_digits_are_shown_where_the_recipe_was_found_on_them(saved: Path) -> None:
+def test_recipes_of_the_digits_show_digits(saved: Path) -> None:
     drawn = visualize_recipe(saved, out=saved.parent / "out")
     assert [file.name for file in drawn.files[::2]] == ["digit-0.png", "digit-1.png", "digit-2.png"]
     data = load_data(

@@ -118,7 +118,7 @@ def test_a_schedule_reads_by_stage() -> None:
     assert stages == [("stages.2.1.transformer", "1 .5h"), ("stages.3.1.transformer", ".07"), ("blocks", ".571h")]
 
 
-def test_the_front_holds_what_is_feasible_re_scored_and_unbeaten() -> None:
+def test_the_front_is_feasible_rescored_and_non_dominated() -> None:
     records = [
         record(0, kind="baseline", label="plain", feasible=False, gflops=1.5, rescored_top1=99.0),
         record(1, gflops=1.10, rescored_top1=80.0),
@@ -172,7 +172,7 @@ def test_the_front_of_a_latency_study_weighs_latency() -> None:
         select_front([record(7)], "latency_ms")
 
 
-def test_references_are_the_plain_net_and_the_best_baseline_within_the_budget() -> None:
+def test_references_are_plain_and_the_best_baseline() -> None:
     plain = record(0, kind="baseline", feasible=False, keep_ratios=dict.fromkeys(LAYERS, 1.0))
     low, high = (record(i, kind="baseline", label="uniform", rescored_top1=60.0 + i) for i in (1, 2))
     early = record(3, kind="baseline", label="uniform", top1=90.0, rescored_top1=None)

@@ -74,7 +74,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def test_a_trial_without_weight_is_cross_entropy_alone_bit_for_bit(evaluator: Evaluator, half: MergeSchedule) -> None:
+def test_weight_zero_is_cross_entropy_bit_for_bit(evaluator: Evaluator, half: MergeSchedule) -> None:
     start, settings, supernet = start_of(evaluator), evaluator.settings, evaluator.supernet
     result = evaluator.evaluate(start, half, ib_weight=0.0, seed=3)
     load_parameters(supernet, start)
@@ -107,9 +107,7 @@ def test_statistics_cost_one_pass_of_the_calibration_images(
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_weights_matter_and_the_same_weight_gives_the_same_trial(
-    evaluator: Evaluator, half: MergeSchedule, steps: int
-) -> None:
+def test_the_ib_weight_determines_the_trial(evaluator: Evaluator, half: MergeSchedule, steps: int) -> None:
     start = start_of(evaluator)
     none, some, more, again = (
         evaluator.evaluate(start, half, ib_weight=w, seed=3, steps=steps) for w in (0.0, 0.5, 5.0, 0.5)
