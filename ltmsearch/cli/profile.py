@@ -14,17 +14,24 @@ from ltmsearch.errors import InputError
 
 BACKBONE = "Profile of a backbone"
 """Panel of the help."""
+Network = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE|BACKBONE",
+        help="Recipe file (YAML), or a timm name.",
+        autocompletion=completing(backbone_names),
+    ),
+]
+ProfileFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Write the profile to this file too, for --latency-profile.", rich_help_panel=BACKBONE
+    ),
+]
 
 
 def profile(
-    net: Annotated[
-        str,
-        typer.Argument(
-            metavar="RECIPE|BACKBONE",
-            help="Recipe file (YAML), or a timm name.",
-            autocompletion=completing(backbone_names),
-        ),
-    ],
+    net: Network,
     device: Device = "auto",
     batch_size: Annotated[int, field_option(StudySettings, "latency_batch")] = 1,
     runtime: Annotated[str, field_option(StudySettings, "latency_runtime")] = "torch",
@@ -40,12 +47,7 @@ def profile(
     operator: Annotated[str | None, field_option(StudySettings, "operator", panel=BACKBONE)] = None,
     space: Annotated[str | None, field_option(StudySettings, "space", panel=BACKBONE)] = None,
     again: Annotated[bool, flag("--again", "Measure again even if a profile exists.", panel=BACKBONE)] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Write the profile to this file too, for --latency-profile.", rich_help_panel=BACKBONE
-        ),
-    ] = None,
+    out: ProfileFile = None,
     as_json: AsJson = False,
     quiet: Annotated[
         bool, flag("--quiet", "-q", "Print no progress; for a backbone, no table either.", panel=OUTPUT)
@@ -72,8 +74,7 @@ def profile(
     is_recipe = net.endswith((".yaml", ".yml"))
     if is_recipe and (operator or space or again or out):
         raise InputError("--operator, --space, --again and --out need a backbone, but got a recipe")
-    next_step = "no measurement has been saved; repeat the command"
-    with watched(quiet=quiet, verbose=verbose, next_step=lambda: next_step) as callbacks:
+    with watched(quiet=quiet, verbose=verbose, next_step=_next_step) as callbacks:
         from ltmsearch.latency import profile_backbone, profile_recipe
         from ltmsearch.latency.console import print_nets, print_profile
 
@@ -89,3 +90,7 @@ def profile(
         print_nets(results(), measured, record["nets"])
     elif not quiet:
         print_profile(results(), record, measured)
+
+
+def _next_step() -> str:
+    return "no measurement has been saved; repeat the command"

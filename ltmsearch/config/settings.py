@@ -89,7 +89,7 @@ class StudySettings(BaseModel):
     seed: Annotated[int, _search()] = Field(default=0, ge=0, lt=2**31)
     """Random seed."""
     device: Annotated[str, _search(metavar="NAME", suggestions=names.DEVICES)] = "auto"
-    """Device to train on; cuda:1 is the second GPU."""
+    """Device that runs the networks; cuda:1 is the second GPU."""
     precision: Annotated[names.Precision, _search()] = "auto"
     """Number format; auto uses bf16 where the hardware supports it and it is measured to be faster."""
 
