@@ -80,6 +80,16 @@ def test_no_module_is_named_utils() -> None:
     assert not {path.stem for path in modules()} & {"utils", "common", "base", "helpers", "misc"}
 
 
+def test_no_function_exceeds_60_lines() -> None:
+    functions = {
+        f"{path.relative_to(PACKAGE)}:{node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for path in modules()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert {name: lines for name, lines in functions.items() if lines > 60} == {}
+
+
 def test_no_file_exceeds_400_lines() -> None:
     long = {str(p.relative_to(PACKAGE)): n for p in modules() if (n := len(p.read_text().splitlines())) > 400}
     assert long == {}
