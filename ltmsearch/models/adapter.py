@@ -23,6 +23,8 @@ from ltmsearch.schedules.grid import Grid, target_grid
 
 MERGING = "merging"
 """Name of a layer's child module that merges: `<layer>.merging`."""
+NORM_MACS, BATCHNORM_MACS = 5, 2
+"""fvcore's counts per element of a layer or group norm with affine weights, and of a batch norm in evaluation mode."""
 
 
 @dataclass(frozen=True, kw_only=True)

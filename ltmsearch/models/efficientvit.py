@@ -15,11 +15,15 @@ from torch import Tensor, nn
 from ltmsearch.config.defaults import Learning
 from ltmsearch.config.names import BACKBONES
 from ltmsearch.merging import MergeOperator
-from ltmsearch.models.adapter import BlockAdapter, LayerShape, captured_outputs, merge_target, register_family
+from ltmsearch.models.adapter import (
+    BATCHNORM_MACS,
+    BlockAdapter,
+    LayerShape,
+    captured_outputs,
+    merge_target,
+    register_family,
+)
 from ltmsearch.schedules.grid import Grid, tokens
-
-BATCHNORM_MACS = 2
-"""fvcore's count per element of a batch norm in evaluation mode."""
 
 
 class MergingEfficientVitBlock(EfficientVitBlock):

@@ -19,8 +19,14 @@ from torch import Tensor, nn
 
 from ltmsearch.config.defaults import Learning
 from ltmsearch.config.names import BACKBONES
-from ltmsearch.models.adapter import BlockAdapter, LayerShape, captured_outputs, merge_target, register_family
-from ltmsearch.models.transformer import NORM_MACS
+from ltmsearch.models.adapter import (
+    NORM_MACS,
+    BlockAdapter,
+    LayerShape,
+    captured_outputs,
+    merge_target,
+    register_family,
+)
 from ltmsearch.schedules.grid import Grid, tokens
 
 PADDING_SIZE = 1e-4

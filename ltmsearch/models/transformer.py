@@ -17,11 +17,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ltmsearch.merging import Merge, MergeOperator
-from ltmsearch.models.adapter import MERGING, LayerShape, captured_outputs, merge_target
+from ltmsearch.models.adapter import MERGING, NORM_MACS, LayerShape, captured_outputs, merge_target
 from ltmsearch.schedules.grid import Grid, tokens
-
-NORM_MACS = 5
-"""fvcore's count per element of a layer norm with affine weights."""
 
 Result = TypeVar("Result")
 

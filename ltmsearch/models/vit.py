@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ltmsearch.config.defaults import Learning
 from ltmsearch.config.names import BACKBONES
 from ltmsearch.merging import MergeOperator
-from ltmsearch.models.adapter import Adapter, Chain, attach_operator, blank_image, register_family
-from ltmsearch.models.transformer import NORM_MACS, BlockShape, MergingBlocks
+from ltmsearch.models.adapter import NORM_MACS, Adapter, Chain, attach_operator, blank_image, register_family
+from ltmsearch.models.transformer import BlockShape, MergingBlocks
 from ltmsearch.schedules.grid import Grid, tokens
 
 AVERAGED = ("avg", "avgmax")
