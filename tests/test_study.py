@@ -204,6 +204,7 @@ def test_a_crash_loses_and_repeats_nothing(
     assert_same(finished, tmp_path)
 
 
+@pytest.mark.slow
 def test_more_trials_continue_the_study(finished: Path, tmp_path: Path) -> None:
     run_study(tiny(tmp_path, trials=4))
     first = outcome(tmp_path)[0]

@@ -29,6 +29,7 @@ def faults(*arguments: str) -> int:
 
 
 @pytest.mark.skipif(not keep_freed_memory(), reason="the C library has no such setting")
+@pytest.mark.slow
 def test_memory_that_is_freed_is_used_again() -> None:
     assert faults("keep") < faults() / 2
 

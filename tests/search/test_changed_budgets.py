@@ -43,6 +43,7 @@ def ranged(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run.open(tiny_study(folder, budget_gflops="0.24-0.25", trials=10, sampler="random"))
 
 
+@pytest.mark.slow
 class TestRange:
     def test_trials_spread_over_the_range(self, ranged: Run) -> None:
         lowest = 0.24 - BELOW_RANGE * 0.01

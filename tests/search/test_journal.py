@@ -43,6 +43,7 @@ def some_journal(path: Path) -> int:
 
 
 class TestStudies:
+    @pytest.mark.slow
     def test_a_study_is_the_same_as_in_sqlite(self, tmp_path: Path) -> None:
         run_study(whole(tmp_path / "file", trials=3))
         with pytest.raises(KeyboardInterrupt):

@@ -72,6 +72,7 @@ def driven(context: StudyContext, folder: Path, workers: Any) -> Driver:
 
 
 class TestAtOnce:
+    @pytest.mark.slow
     def test_each_trial_runs_once(self, tmp_path: Path) -> None:
         workers = Shuffled(context := make_context(tmp_path / "run"), 4)
         driver = driven(context, tmp_path / "run", workers)
