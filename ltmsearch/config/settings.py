@@ -290,7 +290,8 @@ class StudySettings(BaseModel):
         budgets = [] if self.budget_gflops is None else [f"{lowest}{self.budget_gflops:g}gflops"]
         budgets += [] if self.budget_ms is None else [f"{self.budget_ms:g}ms"]
         parts = [self.backbone, self.operator, *budgets, str(self.img_size), data]
-        return "".join(c if c.isalnum() or c in "._-" else "-" for c in "-".join(parts))
+        name = "".join(c if c.isalnum() or c in "._-" else "-" for c in "-".join(parts))
+        return name.lstrip(".")  # a leading dot would hide the run directory
 
     @property
     def run_dir(self) -> Path:
