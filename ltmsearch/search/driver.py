@@ -155,7 +155,6 @@ class Driver:
             self.callbacks.note(known + more)
 
     def wants_trials(self) -> bool:
-
         return count_trained(self._trials()) < self.settings.trials
 
     def search(self, *, until: float | None) -> None:

@@ -11,17 +11,14 @@ from optuna.trial import FrozenTrial, Trial
 
 
 def study_id(study: optuna.Study) -> int:
-
     return study._study_id
 
 
 def study_storage(study: optuna.Study) -> BaseStorage:
-
     return study._storage
 
 
 def trial_id(trial: FrozenTrial | Trial) -> int:
-
     return trial._trial_id
 
 
@@ -31,5 +28,4 @@ def system_attrs(study: optuna.Study) -> dict[str, Any]:
 
 
 def set_system_attr(study: optuna.Study, name: str, value: Any) -> None:
-
     study._storage.set_study_system_attr(study._study_id, name, value)

@@ -44,7 +44,6 @@ class Connection:
     """Whether Ray was started for this run, and ends with it."""
 
     def close(self) -> None:
-
         self.ray.shutdown()
         if self.local:
             allow_clusters(self.ray)
