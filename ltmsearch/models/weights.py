@@ -4,7 +4,6 @@ import inspect
 import logging
 import sys
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,34 +11,34 @@ from typing import Any, cast
 import timm
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
-from timm.models import adapt_input_conv, load_state_dict, resolve_pretrained_cfg
+from timm.models import adapt_input_conv, resolve_pretrained_cfg
 from torch import Tensor, nn
 
-from ltmsearch.errors import InputError, printable, shortened
+from ltmsearch.errors import InputError
 from ltmsearch.models.adapter import MERGING, get_adapter
+from ltmsearch.models.state_dicts import first_line, listed, read_state_dict, refuse_not_finite
 
-SUPERNET = "model."
-"""Prefix of the names of a study's shared weights."""
-NAMES_SHOWN = 3
-"""Number of names of a kind in a message."""
 OTHER_NETWORK = 0.1
 """If less than this share of the tensors fits, the file is considered another network's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """Tensors that were not loaded although the checkpoint fits."""
+    """How a checkpoint that fits was loaded, and the tensors that were not."""
 
     initialised: dict[str, str]
     """Name of a tensor that remained as initialised → the reason."""
     ignored: tuple[str, ...]
-    """Names in the file without a place in the network: of a classifier, of merging operators."""
+    """Names in the file without a place in the network: of a classifier, a merging operator, a loss."""
+    unwrapped: str = ""
+    """What was around the state dict in the file, e.g. "read from model_ema"."""
 
     def __str__(self) -> str:
         kept = [f"{name} ({why})" for name, why in self.initialised.items()]
-        parts = [f"left as initialised: {_some(kept)}"] if kept else []
+        parts = [self.unwrapped] if self.unwrapped else []
+        parts += [f"left as initialised: {listed(kept)}"] if kept else []
         if self.ignored:
-            parts.append(f"ignored, without a place in this network: {_some(self.ignored)}")
+            parts.append(f"ignored, without a place in this network: {listed(self.ignored)}")
         return "; ".join(parts)
 
 
@@ -64,7 +63,7 @@ def create_backbone(
         if not pretrained:
             raise
         raise InputError(
-            f"the pretrained weights of {backbone} cannot be loaded ({_first_line(error)}); connect to the model hub "
+            f"the pretrained weights of {backbone} cannot be loaded ({first_line(error)}); connect to the model hub "
             "once, or give a local file by --checkpoint FILE"
         ) from error
     if checkpoint is not None:
@@ -82,16 +81,20 @@ def load_weights(model: nn.Module, path: Path) -> LoadReport:
     remains as initialised, and so do merging operators. Everything else must match.
 
     Args:
-        path: safetensors, or a torch file (read with weights only): a state dict, a checkpoint of timm's training
-            script, whose averaged weights (EMA) are preferred, or the shared weights of a study.
+        path: safetensors, or a torch file (read with weights only): a state dict, alone or in an entry such as
+            `state_dict` or `model_state_dict`, its names as they are or behind prefixes such as `module.` or
+            `backbone.`. Averaged weights (EMA) are preferred.
 
     Raises:
-        InputError: If the file cannot be read or does not fit; the model is then unchanged.
+        InputError: If the file cannot be read, does not fit, or has weights that are not finite; the model is then
+            unchanged.
     """
     wanted = model.state_dict()
-    state = _adapt_first_convolution(model, convert_state(model, _read(path)), wanted)
+    found = read_state_dict(path)
+    state = _adapt_first_convolution(model, convert_state(model, found.tensors), wanted)
     classifiers = _as_tuple(_config(model).get("classifier"))
     optional = {n for n in wanted.keys() | state.keys() if n.rpartition(".")[0] in classifiers or f".{MERGING}." in n}
+    optional |= found.outside
     misfits = {n: _shapes(state[n], wanted[n]) for n in wanted if n in state and state[n].shape != wanted[n].shape}
     absent = [n for n in wanted if n not in state and not n.endswith("num_batches_tracked")]  # older files lack these
     extra = [n for n in state if n not in wanted]
@@ -102,7 +105,7 @@ def load_weights(model: nn.Module, path: Path) -> LoadReport:
         "of another shape": [f"{n} ({shapes})" for n, shapes in misfits.items() if n not in optional],
     }
     if any(problems.values()):
-        details = "; ".join(f"{kind} {_some(names)}" for kind, names in problems.items() if names)
+        details = "; ".join(f"{kind} {listed(names)}" for kind, names in problems.items() if names)
         parameters = {n for n in wanted if not n.endswith("num_batches_tracked")}
         fitting = len(parameters - misfits.keys() - set(absent))
         if fitting < OTHER_NETWORK * len(parameters):
@@ -110,42 +113,11 @@ def load_weights(model: nn.Module, path: Path) -> LoadReport:
         name = _config(model).get("architecture", type(model).__name__)
         raise InputError(f"the checkpoint {path} does not fit {name}: {details}")
 
-    model.load_state_dict({n: value for n, value in state.items() if n in wanted and n not in misfits}, strict=False)
+    loaded = {n: value for n, value in state.items() if n in wanted and n not in misfits}
+    refuse_not_finite(loaded, path)
+    model.load_state_dict(loaded, strict=False)
     initialised = {n: misfits.get(n, "not in the file") for n in wanted if n in misfits or n in absent}
-    return LoadReport(initialised=initialised, ignored=tuple(extra))
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "does not exist"
-        raise InputError(f"the checkpoint must be a file, but {path} {problem}")
-    if path.stat().st_size == 0:
-        raise InputError(f"the checkpoint {path} cannot be read: it is empty")
-    try:
-        with warnings.catch_warnings(action="ignore"):  # about details of a pickle that is refused next
-            state: dict[str, Tensor] = load_state_dict(str(path), weights_only=True)
-    except AttributeError:  # timm found no mapping by name
-        state = {}
-    except Exception as error:  # timm passes on whatever pickle, zip and safetensors raise
-        raise InputError(f"the checkpoint {path} cannot be read: {_why_unreadable(path, error)}") from error
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        found = ", ".join(map(str, list(state)[:NAMES_SHOWN])) or "nothing"
-        raise InputError(f"the checkpoint {path} must contain a state dict, but contains {found}")
-    if all(name.startswith(SUPERNET) for name in state):
-        return {name.removeprefix(SUPERNET): value for name, value in state.items()}
-    return state
-
-
-def _why_unreadable(path: Path, error: Exception) -> str:
-    if isinstance(error, OSError):
-        return _first_line(error)
-    if type(error.__cause__).__name__ == "UnpicklingError":
-        return (
-            "it is damaged or contains more than weights, which is refused because unpickling can run code; save only "
-            "the state dict, preferably as safetensors"
-        )
-    kind = "safetensors" if path.suffix == ".safetensors" else "torch"
-    return f"it is damaged or no {kind} file ({type(error).__name__}: {_first_line(error)})"
+    return LoadReport(initialised=initialised, ignored=tuple(extra), unwrapped=found.unwrapped)
 
 
 def convert_state(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -196,7 +168,7 @@ def _check_published(backbone: str, timm_kwargs: dict[str, Any]) -> None:
     except HfHubHTTPError:
         return  # it answers: timm reports what is missing
     except Exception as error:  # whatever its HTTP library raises
-        raise ConnectionError(f"the hub cannot be reached: {_first_line(error)}") from error
+        raise ConnectionError(f"the hub cannot be reached: {first_line(error)}") from error
 
 
 def _config(model: nn.Module) -> dict[str, Any]:
@@ -210,13 +182,3 @@ def _as_tuple(names: object) -> tuple[str, ...]:
 def _shapes(given: Tensor, wanted: Tensor) -> str:
     in_file, in_network = ("×".join(map(str, tensor.shape)) or "scalar" for tensor in (given, wanted))
     return f"{in_file} in the file, {in_network} in the network"
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = f" (and {len(listed) - NAMES_SHOWN} more)" if len(listed) > NAMES_SHOWN else ""
-    return ", ".join(printable(shortened(name, 100)) for name in listed[:NAMES_SHOWN]) + more
-
-
-def _first_line(error: BaseException) -> str:
-    return shortened((str(error) or type(error).__name__).strip().splitlines()[0], 200)

@@ -34,6 +34,10 @@ def build(backbone: str, seed: int, **kwargs: Any) -> nn.Module:
     return randomise(timm.create_model(backbone, **SMALL[backbone], **kwargs), seed)
 
 
+def within(module: str, state: State) -> State:
+    return {f"{module}.{name}": value for name, value in state.items()}
+
+
 def write(path: Path, state: Mapping[str, Tensor]) -> Path:
     save_file({name: value.contiguous() for name, value in state.items()}, path)
     return path
@@ -106,14 +110,75 @@ class TestFormats:
             lambda right, wrong: {"state_dict": {f"module.{name}": value for name, value in right.items()}},
             lambda right, wrong: {f"_orig_mod.{name}": value for name, value in right.items()},
             lambda right, wrong: {n: v for n, v in right.items() if not n.endswith("num_batches_tracked")},
+            lambda right, wrong: {"epoch": 3, "model_state_dict": right, "optimizer_state_dict": {"state": {}}},
+            lambda right, wrong: {"net": right, "acc": 91.5},
+            lambda right, wrong: {"weights": right},
+            lambda right, wrong: {"model": "mobilevit_xxs", "model_ema": None, "params": right},
+            lambda right, wrong: {"model": wrong, "model_ema": within("module", right) | {"n_averaged": torch.ones(1)}},
+            lambda right, wrong: {"checkpoint": 1, "model": {"state_dict": within("module.model", right)}},
+            lambda right, wrong: {"student": wrong, "teacher": within("module.backbone", right)},
+            lambda right, wrong: {"state_dict": within("model._orig_mod", right) | {"criterion.weight": torch.ones(2)}},
+            lambda right, wrong: {"state_dict": within("backbone", right)},
+            lambda right, wrong: {n.replace("stages.1.", "stages.1._orig_mod."): v for n, v in right.items()},
         ],
-        ids=["plain", "training", "averaged", "parallel", "compiled", "old batch norms"],
-    )
+        ids=[
+            "plain", "training", "averaged", "parallel", "compiled", "old batch norms", "tutorial", "net", "weights",
+            "params beside a name", "averaged by torch", "nested", "self-distilled", "Lightning", "backbone",
+            "one part compiled",
+        ],
+    )  # fmt: skip
     def test_torch_files(self, tmp_path: Path, wrap: Callable[[State, State], dict[str, Any]]) -> None:
         source, model = build("mobilevit_xxs", 0), build("mobilevit_xxs", 1)
         torch.save(wrap(source.state_dict(), build("mobilevit_xxs", 2).state_dict()), tmp_path / "w.pth.tar")
         assert not load_weights(model, tmp_path / "w.pth.tar").initialised
         assert_equal(model.state_dict(), source.state_dict())
+
+    def test_what_was_around_the_weights_is_said(self, tmp_path: Path) -> None:
+        source, model = build("mobilevit_xxs", 0).state_dict(), build("mobilevit_xxs", 1)
+        content = {"state_dict": within("module.backbone", source) | {"module.neck.scale": torch.ones(1)}}
+        torch.save(content, tmp_path / "w.pth")
+        report = load_weights(model, tmp_path / "w.pth")
+        assert str(report) == (
+            "read from state_dict, without module. backbone. in its names; ignored, without a place in this network: "
+            "neck.scale"
+        )
+
+    def test_a_classifier_beside_the_backbone(self, tmp_path: Path) -> None:
+        """As in checkpoints of mmpretrain: with timm's name it is used, another one is ignored."""
+        source, model = build("mobilevit_xxs", 0).state_dict(), build("mobilevit_xxs", 1)
+        heads = {name: value for name, value in source.items() if name.startswith("head.")}
+        trunk = within("backbone", {name: value for name, value in source.items() if name not in heads})
+        torch.save({"state_dict": trunk | heads}, tmp_path / "w.pth")
+        assert not load_weights(model, tmp_path / "w.pth").initialised
+        assert_equal(model.state_dict(), source)
+        torch.save({"state_dict": trunk | {"head.layers.head.weight": heads["head.fc.weight"]}}, tmp_path / "w.pth")
+        report = load_weights(build("mobilevit_xxs", 1), tmp_path / "w.pth")
+        assert report.initialised.keys() == heads.keys()
+        assert report.ignored == ("head.layers.head.weight",)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+    def test_weights_that_are_not_finite(self, tmp_path: Path, value: float, dtype: torch.dtype) -> None:
+        source, model = build(VIT, 0).to(dtype).state_dict(), build(VIT, 1)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        source["blocks.1.mlp.fc1.weight"][0, :3] = value
+        path = write(tmp_path / "w.safetensors", source)
+        with pytest.raises(InputError) as caught:
+            load_weights(model, path)
+        assert str(caught.value) == (
+            f"the checkpoint {path} must have finite weights, but blocks.1.mlp.fc1.weight has 3 NaN or infinite values "
+            "of 9216; use weights from before the training diverged"
+        )
+        source["norm.bias"][:] = value
+        with pytest.raises(InputError, match=r"of 9216 \(and 1 more tensors have some\)"):
+            load_weights(model, write(path, source))
+        assert_equal(model.state_dict(), before)
+
+    def test_a_classifier_that_is_not_loaded_may_be_broken(self, tmp_path: Path) -> None:
+        source = build("mobilevit_xxs", 0, num_classes=7).state_dict()
+        source["head.fc.weight"][:] = torch.nan
+        report = load_weights(build("mobilevit_xxs", 1), write(tmp_path / "w.safetensors", source))
+        assert "head.fc.weight" in report.initialised
 
     def test_half_precision(self, tmp_path: Path) -> None:
         source, model = build(VIT, 0).half().state_dict(), build(VIT, 1)
@@ -155,7 +220,7 @@ class TestFormats:
         with pytest.raises(InputError, match="must be a file, but .* is a folder"):
             load_weights(build(VIT, 0), tmp_path)
 
-    @pytest.mark.parametrize("content", [torch.ones(2), [1, 2], {1: torch.ones(1)}, {}, {"net": {"a": torch.ones(1)}}])
+    @pytest.mark.parametrize("content", [torch.ones(2), [1, 2], {1: torch.ones(1)}, {}, {"net": {"a": 1}}, {"net": {}}])
     def test_torch_files_without_weights(self, tmp_path: Path, content: object) -> None:
         torch.save(content, tmp_path / "w.pth")
         with pytest.raises(InputError, match="must contain a state dict"):
