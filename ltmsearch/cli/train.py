@@ -8,6 +8,7 @@ import typer
 from ltmsearch.cli.app import AsJson, DataDir, Dataset, Device, Quiet, RecipeFile, Verbose
 from ltmsearch.cli.options import OUTPUT, flag, options_from
 from ltmsearch.cli.terminal import is_main_process, print_json, results, watched
+from ltmsearch.config.overrides import override
 from ltmsearch.config.recipe import NET, Recipe, load_recipe
 
 
@@ -47,16 +48,15 @@ def train(
 
     Several GPUs: torchrun --nproc-per-node 4 -m ltmsearch train …
     """
-    loaded = load_recipe(recipe)
     keys = {name: None if value == "none" else value for name, value in given.items() if value is not None}
-    changed = loaded.changed(keys)
+    changed, notes = override(load_recipe(recipe), keys)
     folder = out
     with watched(quiet=quiet, verbose=verbose, next_step=lambda: _next_step(folder)) as callbacks:
         from ltmsearch.training.options import TrainingOptions, default_folder
         from ltmsearch.training.summary import print_training, training_record
         from ltmsearch.training.trainer import train_recipe
 
-        folder = out or default_folder(loaded, recipe)
+        folder = out or default_folder(changed, recipe)
         options = TrainingOptions(
             out=folder,
             dataset=dataset or ("folder" if data_dir else "digits"),
@@ -66,6 +66,8 @@ def train(
             device=device,
             resume=resume,
         )
+        for note in notes:
+            callbacks.note(note)
         result = train_recipe(changed, options, callbacks)
     if as_json and is_main_process():
         print_json(training_record(result))

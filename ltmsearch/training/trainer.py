@@ -97,6 +97,7 @@ class _Trainer:
             recipe.backbone, recipe.img_size, recipe.schedule.operator, num_classes=recipe.num_classes
         )
         self.gflops = costs.macs(recipe.schedule) / GIGA
+        self.merging = sum(after < before for before, after in costs.tokens(recipe.schedule).values())
         self.params = sum(parameter.numel() for parameter in model.parameters())
         one_pass = max(1, self.data.training_size // recipe.batch_size)
         steps = stored["steps_per_epoch"] if stored else recipe.train_steps_per_epoch or one_pass
@@ -288,7 +289,7 @@ class _Trainer:
         if recipe.ib_weight:
             ib = f"IB loss of weight {recipe.ib_weight:g} from epoch {ib_start(recipe) + 1}"
         lines = [
-            f"{recipe.model}: {len(recipe.schedule.merging_layers)} layers merge by {recipe.schedule.operator}, "
+            f"{recipe.model}: {self.merging} layers merge by {recipe.schedule.operator}, "
             f"{self.gflops:.4f} GFLOPs at {recipe.img_size} px (multiply-adds per image), {self.params / 1e6:.2f} M "
             "parameters",
             f"data: {self.data.description}",
@@ -296,6 +297,17 @@ class _Trainer:
             f"from {start}: {recipe.epochs} epochs of {learner.steps_per_epoch} steps of {recipe.batch_size} images, "
             f"{recipe.opt}, learning rate {recipe.lr:g}, {ib}, seed {recipe.seed}",
         ]
+        named = len(recipe.schedule.merging_layers)
+        if self.merging < named:
+            lines.append(
+                f"at {recipe.img_size} px {named - self.merging} of the recipe's {named} merging layers keep all "
+                "tokens: their grids are too small for their keep ratios"
+            )
+        if recipe.train_steps_per_epoch is None and self.data.training_size < recipe.batch_size:
+            lines.append(
+                f"an epoch is one step of batch_size {recipe.batch_size}, but there are {self.data.training_size} "
+                f"training images: each is seen {recipe.batch_size / self.data.training_size:.1f} times in it"
+            )
         if self.options.dataset == "digits":
             lines.append("the built-in digits are drawn at random: scale, ratio and hflip do not apply")
         if recipe.ib_weight and ib_start(recipe) >= recipe.epochs:

@@ -217,6 +217,29 @@ class TestCommand:
         assert (written.epochs, written.amp, written.aa) == (2, False, None)
         assert (written.scale, written.lr) == ((0.3, 1.0), 0.01)
 
+    def test_what_follows_from_fewer_epochs_and_smaller_images_is_said(
+        self, tmp_path: Path, images: Path, ltmsearch: Ltmsearch
+    ) -> None:
+        schedule = {"stages.2.1.transformer.0": 0.5, "stages.4.1.transformer.0": 0.7}  # 2 × 2 tokens, then one at 32 px
+        recipe(epochs=300, warmup_epochs=5, train_steps_per_epoch=None, schedule=schedule).save(tmp_path / "r.yaml")
+        code, _, err = ltmsearch(
+            "train", str(tmp_path / "r.yaml"), "--data-dir", str(images), "--epochs", "1", "--no-amp", "--img-size",
+            "32", "--batch-size", "24", "--out", str(tmp_path / "t"),
+        )  # fmt: skip
+        assert code == 0, err
+        lines = err.splitlines()
+        assert lines[0] == "to fit epochs 1 instead of 300, in proportion: warmup_epochs 5 → 0"
+        assert any(line.startswith("ltm_mobilevit_xxs: 1 layers merge by ltm, ") for line in lines)
+        assert (
+            "at 32 px 1 of the recipe's 2 merging layers keep all tokens: their grids are too small for their keep "
+            "ratios"
+        ) in lines
+        assert (
+            "an epoch is one step of batch_size 24, but there are 12 training images: each is seen 2.0 times in it"
+        ) in lines
+        written = load_recipe(tmp_path / "t" / RECIPE)
+        assert (written.epochs, written.warmup_epochs) == (1, 0)
+
     def test_json_output(self, tmp_path: Path, images: Path, ltmsearch: Ltmsearch) -> None:
         recipe().save(tmp_path / "r.yaml")
         arguments = ("train", str(tmp_path / "r.yaml"), "--data-dir", str(images), "--epochs", "2", "--no-amp")
@@ -235,7 +258,11 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("--epochs", "1"), "warmup_epochs + cooldown_epochs must be less than epochs, but got 1 + 0 and 1"),
+            (
+                ("--epochs", "1", "--warmup-epochs", "1"),
+                "warmup_epochs + cooldown_epochs must be less than epochs, but got 1 + 0 and 1",
+            ),
+            (("--epochs", "0"), "epochs must be greater than or equal to 1, but got '0'"),
             (("--sched", "cosin"), "sched must be 'cosine'"),
             (("--lr", "-1"), "recipe: lr must be greater than 0, but got '-1'"),
         ],
