@@ -16,6 +16,7 @@ LtmsearchError
 import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import Any, get_args
 
 
 class LtmsearchError(Exception):
@@ -93,30 +94,41 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f": did you mean {close[0]}?" if close else ""
 
 
-def not_among(what: str, name: str, known: Sequence[str]) -> InputError:
+def not_among(what: str, name: object, known: Sequence[str]) -> InputError:
     """An `InputError` for a name that is not one of a few; it lists them and suggests the nearest.
 
     Args:
         what: Subject of the message.
-        name: The name received.
+        name: The value received, which need not be text.
         known: Valid names.
     """
-    return InputError(f"{what} must be {', '.join(known)}, but got {name!r}{did_you_mean(name, known)}")
+    nearest = did_you_mean(name, known) if isinstance(name, str) else ""
+    return InputError(f"{what} must be {', '.join(known)}, but got {shortened(repr(name), 200)}{nearest}")
+
+
+def check_choice(what: str, name: object, choices: Any) -> None:
+    """Raise `not_among` unless a value is one of the names of a `Literal`.
+
+    Type checkers refuse others too, but many programs and notebooks are never type-checked.
+    """
+    known = get_args(choices)
+    if not isinstance(name, str) or name not in known:
+        raise not_among(what, name, known)
 
 
 MAX_LISTED = 40
 """Longer lists of known names are left out if one is near."""
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> InputError:
     """An `InputError` for a name that is not known; it suggests the nearest.
 
     Args:
         kind: Kind of name, e.g. "backbone".
-        name: The name received.
+        name: The value received, which need not be text.
         known: Valid names.
     """
-    names, name = sorted(known), shortened(name, 200)
+    names, name = sorted(known), shortened(name if isinstance(name, str) else repr(name), 200)
     begun = sorted((other for other in names if other.startswith(name)), key=len)
     close = begun or get_close_matches(name, names, n=1, cutoff=0.5)
     parts = [f"did you mean {close[0]}?"] if close else []

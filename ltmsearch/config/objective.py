@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from ltmsearch.errors import check_choice
+
 CostName = Literal["gflops", "latency_ms"]
 """`gflops`: 1e9 multiply-adds of one image. `latency_ms`: milliseconds of one batch."""
 
@@ -18,6 +20,9 @@ class CostAxis:
     budget: float | None = None
     lowest: float | None = None
     """Lower end of a range of budgets; None if there is one budget."""
+
+    def __post_init__(self) -> None:
+        check_choice("the cost of a front", self.name, CostName)
 
     @property
     def unit(self) -> str:

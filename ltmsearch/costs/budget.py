@@ -7,6 +7,7 @@ import numpy as np
 
 from ltmsearch.config.objective import UNITS, CostName
 from ltmsearch.costs.tables import CostTable
+from ltmsearch.errors import check_choice
 from ltmsearch.schedules.space import SearchSpace
 
 POOL = 20_000
@@ -25,6 +26,9 @@ class Budget:
     """Units of the table per GFLOP or millisecond."""
     minimum: float = 0.0
     """Lower end of the range, in units of the table: cheaper schedules meet the budget, but get no trial."""
+
+    def __post_init__(self) -> None:
+        check_choice("the cost of a budget", self.name, CostName)
 
     @property
     def constraint(self) -> str:

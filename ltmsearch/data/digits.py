@@ -18,6 +18,8 @@ import numpy.typing as npt
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ltmsearch.errors import check_choice
+
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 CLASS_NAMES = tuple("0123456789")
@@ -73,6 +75,9 @@ class ClutteredDigits(Dataset[tuple[Image.Image, int]]):
     seed: int
     length: int
     clutter: Clutter = DEFAULT_CLUTTER
+
+    def __post_init__(self) -> None:
+        check_choice("the split of the digits", self.split, Split)
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:

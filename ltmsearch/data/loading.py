@@ -28,13 +28,14 @@ from ltmsearch.data.sources import open_digits, open_folder, open_named
 from ltmsearch.data.subsets import CPUS, ImageSplit, quoted
 from ltmsearch.data.transforms import (
     Augmentation,
+    Interpolation,
     Transform,
     Transforms,
     make_transforms,
     preserve_random_state,
     seed_all,
 )
-from ltmsearch.errors import InputError
+from ltmsearch.errors import InputError, check_choice
 
 DIGITS_TRAIN_IMAGES = 10_000  # more than a trial sees, so that it sees few scenes twice
 DIGITS_VALIDATION_IMAGES = 1000  # where all are asked for
@@ -177,7 +178,7 @@ def load_data(
     img_size: int,
     mean: Sequence[float],
     std: Sequence[float],
-    interpolation: str = "bicubic",
+    interpolation: Interpolation = "bicubic",
     crop_pct: float = 0.875,
     val_images: int | None,
     calibration_images: int,
@@ -204,6 +205,7 @@ def load_data(
     Raises:
         InputError: If the data set is unknown, missing, or breaks a rule.
     """
+    check_choice("`interpolation`", interpolation, Interpolation)
     drawn_images = DIGITS_VALIDATION_IMAGES if val_images is None else val_images
     if min(img_size, drawn_images, calibration_images, seed + 1) < 1 or not 0 < crop_pct <= 1:
         got = f"{img_size=}, {val_images=}, {calibration_images=}, {seed=}, {crop_pct=}"

@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,10 +14,14 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torchvision.transforms import Normalize
 
-from ltmsearch.errors import InputError
+from ltmsearch.errors import InputError, check_choice
 
 PROXY_OPTIONS: dict[str, Any] = {"is_training": True, "scale": (0.35, 1.0), "color_jitter": None}
 """timm's options for proxy training, which is too short to profit from timm's smallest crop of 0.08 of the area."""
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+"""Pillow's filters for resizing, in timm's names."""
+ErasingMode = Literal["pixel", "const", "rand"]
 
 Transform = Callable[[Image.Image], Tensor]
 """An image to (3, S, S) uint8 pixels."""
@@ -36,8 +40,11 @@ class Augmentation:
     color_jitter: float | None
     auto_augment: str | None
     re_prob: float
-    re_mode: str
+    re_mode: ErasingMode
     re_count: int
+
+    def __post_init__(self) -> None:
+        check_choice("`re_mode`", self.re_mode, ErasingMode)
 
     def options(self) -> dict[str, Any]:
         """timm's options for photographs."""
@@ -51,8 +58,9 @@ class Augmentation:
         return RandomErasing(self.re_prob, mode=self.re_mode, max_count=self.re_count, device="cpu")
 
 
-def evaluation_transform(img_size: int, *, interpolation: str, crop_pct: float) -> Transform:
+def evaluation_transform(img_size: int, *, interpolation: Interpolation, crop_pct: float) -> Transform:
     """timm's transform for evaluation: resize the short side to `img_size / crop_pct`, then crop the centre."""
+    check_choice("`interpolation`", interpolation, Interpolation)
     transform: Transform = create_transform(img_size, crop_pct=crop_pct, interpolation=interpolation, normalize=False)
     return transform
 
@@ -80,7 +88,7 @@ def make_transforms(
     img_size: int,
     mean: Sequence[float],
     std: Sequence[float],
-    interpolation: str,
+    interpolation: Interpolation,
     crop_pct: float,
     augmentation: Augmentation | None,
 ) -> Transforms:
@@ -91,12 +99,12 @@ def make_transforms(
 
     Args:
         mean, std: Of each channel, on a scale from 0 to 1.
-        interpolation: Pillow's name of the filter for resizing.
+        interpolation: Filter for resizing.
         crop_pct: Share of the short side that evaluation sees, in (0, 1]; the built-in digits are always seen whole.
         augmentation: Of a full training; None: that of proxy training.
 
     Raises:
-        InputError: If timm does not know the augmentation policy.
+        InputError: If timm does not know the augmentation policy or the filter.
     """
     crop_pct = 1.0 if dataset == "digits" else crop_pct
     train = evaluation = evaluation_transform(img_size, interpolation=interpolation, crop_pct=crop_pct)

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltmsearch.errors import InputError
+from ltmsearch.config.names import Precision
+from ltmsearch.errors import InputError, check_choice
 
-Precision = Literal["auto", "fp32", "bf16"]
+AmpDtype = Literal["bfloat16", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ def find_device(name: str) -> torch.device:
         torch.empty(1, device=device)
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError(f"{device.type} is not supported")  # e.g. mps, which lacks the float64 of scores
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         reason = str(error).splitlines()[0].partition(". ")[0].partition(" (")[0]
         if reason.startswith("Expected one of"):  # followed by a list of twenty
             reason = "torch has no such device"
@@ -115,6 +116,7 @@ def choose_runtime(device: torch.device, precision: Precision, model: nn.Module,
 
     Steps of the model on a typical batch are measured if needed; its weights and buffers are restored.
     """
+    check_choice("the precision", precision, Precision)
 
     def runtime(bf16: bool, reason: str) -> Runtime:
         return Runtime(device=device, dtype=torch.bfloat16 if bf16 else torch.float32, reason=reason)
@@ -128,12 +130,13 @@ def choose_runtime(device: torch.device, precision: Precision, model: nn.Module,
     return runtime(gain >= 1.1, f"bf16 measured {gain:.1f}x as fast")
 
 
-def amp_runtime(device: torch.device, *, amp: bool, dtype: Literal["bfloat16", "float16"]) -> Runtime:
+def amp_runtime(device: torch.device, *, amp: bool, dtype: AmpDtype) -> Runtime:
     """The number format of a full training; on a CPU without bf16 instructions fp32 replaces bf16.
 
     Raises:
         InputError: If a GPU lacks bf16.
     """
+    check_choice("the dtype of mixed precision", dtype, AmpDtype)
     chosen, reason = getattr(torch, dtype) if amp else torch.float32, "as requested"
     if chosen == torch.bfloat16 and not has_bf16(device):
         if device.type != "cpu":

@@ -6,7 +6,7 @@ In a checkout, `search_spaces/` and `studies/` are next to the package; in an in
 from pathlib import Path
 from typing import Literal
 
-from ltmsearch.errors import unknown_name
+from ltmsearch.errors import check_choice, unknown_name
 
 Kind = Literal["search_spaces", "studies"]
 
@@ -15,6 +15,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 def shipped_folder(kind: Kind) -> Path:
     """Folder of the shipped files of a kind; raises FileNotFoundError if the installation is incomplete."""
+    check_choice("the kind of shipped files", kind, Kind)
     for root in (_PACKAGE, _PACKAGE.parent):
         if (root / kind).is_dir():
             return root / kind

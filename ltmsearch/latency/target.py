@@ -4,14 +4,14 @@ import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from ltmsearch.config.names import Engine, MemoryFormat, NumberFormat
 from ltmsearch.engine.runtime import find_device, has_bf16
-from ltmsearch.errors import InputError, not_among
+from ltmsearch.errors import InputError, check_choice
 from ltmsearch.io.yaml_models import check
 from ltmsearch.programs import require_onnx
 
@@ -65,12 +65,11 @@ class LatencyTarget(BaseModel):
             InputError: If this machine or the runtime does not support it.
         """
         for name, value, choices in (
-            ("runtime", runtime, get_args(Engine)),
-            ("dtype", dtype, get_args(NumberFormat)),
-            ("memory format", memory_format, get_args(MemoryFormat)),
+            ("runtime", runtime, Engine),
+            ("dtype", dtype, NumberFormat),
+            ("memory format", memory_format, MemoryFormat),
         ):
-            if value not in choices:
-                raise not_among(f"the {name} of a latency target", value, choices)
+            check_choice(f"the {name} of a latency target", value, choices)
         found = find_device(device)
         _refuse_unsupported(found, runtime, dtype, threads)
         libraries = ["ltmsearch", "torch", "timm", *(["onnxruntime"] if runtime == "onnxruntime" else [])]

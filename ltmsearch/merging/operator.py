@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from ltmsearch.errors import not_among, unknown_name
+from ltmsearch.errors import check_choice, not_among, unknown_name
 from ltmsearch.merging.assignment import Assignment
 from ltmsearch.schedules.grid import Grid, tokens
 from ltmsearch.schedules.schedule import Form
@@ -100,6 +100,7 @@ class MergeOperator(nn.Module):
 
     def __init__(self, dim: int, start: MaskStart = "auto") -> None:
         super().__init__()
+        check_choice("start", start, MaskStart)
         self.form = self.forms[0]
 
     @abstractmethod
@@ -149,7 +150,7 @@ def register_operator(operator: type[MergeOperator]) -> type[MergeOperator]:
 
 def get_operator(name: str) -> type[MergeOperator]:
     """The operator class of that name; raises an `InputError` if there is none."""
-    if name not in OPERATORS:
+    if not isinstance(name, str) or name not in OPERATORS:
         raise unknown_name("operator", name, OPERATORS)
     return OPERATORS[name]
 

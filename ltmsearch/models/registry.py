@@ -11,6 +11,7 @@ from timm.models import get_pretrained_cfg, load_pretrained, register_model
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
+from ltmsearch.errors import check_choice
 from ltmsearch.merging import MaskStart, check_form, get_operator
 from ltmsearch.models.adapter import MERGING, attached_operators, get_adapter, known_backbones
 from ltmsearch.models.weights import convert_state, create_backbone
@@ -51,7 +52,7 @@ def set_schedule(backbone: str, model: nn.Module, schedule: MergeSchedule) -> No
 def create_subnet(
     backbone: str,
     *,
-    keep_ratios: Mapping[str, float] | None = None,
+    keep_ratios: Mapping[str, float] | float | None = None,
     operator: str = "ltm",
     forms: Mapping[str, Form] | Form | None = None,
     mask_start: MaskStart = "auto",
@@ -62,7 +63,7 @@ def create_subnet(
 
     Args:
         backbone: timm name.
-        keep_ratios: Layer name or shell pattern → keep ratio in (0, 1]; all other layers stay plain.
+        keep_ratios: Layer name or shell pattern → keep ratio in (0, 1], or one for all layers; others stay plain.
         operator: Name of the merging operator.
         forms: Layer name or shell pattern → `soft`, `hard` or `matched`, or one for all; None: the operator's first.
         mask_start: See `MaskStart`.
@@ -71,15 +72,15 @@ def create_subnet(
         timm_kwargs: Passed to `timm.create_model`.
 
     Raises:
-        InputError: For an unknown backbone, operator, layer or form, a keep ratio out of range, or weights that are
-            not available.
+        InputError: For an unknown backbone, operator, layer, form or `mask_start`, a keep ratio out of range, or
+            weights that are not available.
     """
+    check_choice("mask_start", mask_start, MaskStart)
     # `config.json` of a subnet has its schedule among the arguments.
     own = pretrained and "keep_ratios" in (timm_kwargs.get("pretrained_model_args") or {})
     model = create_backbone(backbone, pretrained=pretrained and not own, **timm_kwargs)
     layers = get_adapter(backbone).layers(model)
-    by_layer = dict.fromkeys(layers, forms) if isinstance(forms, str) else forms
-    schedule = MergeSchedule.from_mapping(layers, keep_ratios or {}, operator, by_layer)
+    schedule = MergeSchedule.from_mapping(layers, {} if keep_ratios is None else keep_ratios, operator, forms)
     start = "content" if mask_start == "auto" and pretrained else mask_start
     attach_operators(backbone, model, operator=operator, layers=schedule.merging_layers, start=start)
     set_schedule(backbone, model, schedule)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ltmsearch.errors import InputError, shortened
+from ltmsearch.errors import InputError, check_choice, shortened
 from ltmsearch.merging import MaskStart, check_form, get_operator
 from ltmsearch.models.adapter import get_adapter
 from ltmsearch.models.registry import attach_operators, create_subnet, set_schedule
@@ -31,7 +31,7 @@ class Supernet(nn.Module):
         timm_kwargs: Passed to `timm.create_model`, e.g. `num_classes`.
 
     Raises:
-        InputError: For an unknown backbone or operator, or weights that are not available or do not fit.
+        InputError: For an unknown backbone, operator or `mask_start`, or weights that are not available or do not fit.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Supernet(nn.Module):
         **timm_kwargs: Any,
     ) -> None:
         super().__init__()
+        check_choice("mask_start", mask_start, MaskStart)
         adapter = get_adapter(backbone)
         self.backbone = backbone
         self.operator = operator
@@ -80,7 +81,7 @@ class Supernet(nn.Module):
         """Run as the subnet of a schedule inside the `with` block; the previous one is restored on exit.
 
         Raises:
-            InputError: If the schedule is for another operator, or names an unknown layer or form.
+            InputError: If the schedule is no MergeSchedule, is for another operator, or names an unknown layer or form.
         """
         previous = self._schedule
         self._set(self.canonical(schedule))
@@ -91,6 +92,11 @@ class Supernet(nn.Module):
 
     def canonical(self, schedule: MergeSchedule) -> MergeSchedule:
         """The schedule over exactly this backbone's layers, without forms that are the operator's default."""
+        if not isinstance(schedule, MergeSchedule):
+            raise InputError(
+                f"the schedule of a supernet must be a MergeSchedule, but got {shortened(repr(schedule))}; "
+                "MergeSchedule.uniform and from_mapping make one from keep ratios"
+            )
         if schedule.operator != self.operator:
             raise InputError(
                 f"the operator of the schedule must be the supernet's {self.operator!r}, but got {schedule.operator!r}"

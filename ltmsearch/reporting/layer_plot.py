@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ltmsearch.config.objective import CostAxis
+from ltmsearch.errors import check_choice
 from ltmsearch.io.figures import BLACK, BLUE, GREY, PALE, RED, TEMPLATE
 from ltmsearch.reporting.findings import Findings, sentences
 from ltmsearch.reporting.importance import Estimate
@@ -33,6 +34,7 @@ FEW = 4
 
 def layers_figure(findings: Findings, *, title: str = "", axis: CostAxis, place: Place = "file") -> go.Figure:
     """Draw the findings. The report shows no title."""
+    check_choice("the place of a figure", place, Place)
     fitted = findings.importance.threshold is not None
     figure = make_subplots(1, 3, shared_yaxes=True, column_widths=[0.5, 0.3, 0.2], horizontal_spacing=0.025)
     figure.update_layout(template=TEMPLATE, font_size=13, showlegend=False, bargap=0.35)
@@ -59,6 +61,7 @@ def layers_figure(findings: Findings, *, title: str = "", axis: CostAxis, place:
 
 def height(findings: Findings, place: Place = "file") -> int:
     """Height of the figure in points."""
+    check_choice("the place of a figure", place, Place)
     return _above(findings, place) + _ROW * max(len(findings.layers), 8) + _BELOW
 
 

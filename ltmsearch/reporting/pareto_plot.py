@@ -10,6 +10,7 @@ from typing import Any, Literal
 import plotly.graph_objects as go
 
 from ltmsearch.config.objective import CostAxis
+from ltmsearch.errors import check_choice
 from ltmsearch.io.figures import BLACK, BLUE, GREY, ORANGE, RED, TEMPLATE
 from ltmsearch.reporting.numbers import breaks_budget, trial_facts
 from ltmsearch.reporting.pareto_layout import UNSCORED, FrontLayout, Group, front_layout, shown_top1
@@ -41,6 +42,7 @@ def front_figure(
     records: Iterable[TrialRecord], *, title: str = "", axis: CostAxis, place: Place = "file"
 ) -> go.Figure:
     """Draw all trials of a study. The report shows no title."""
+    check_choice("the place of a figure", place, Place)
     layout = front_layout(records, axis)
     figure = go.Figure(layout=_figure_layout(layout, title, axis))
     for (group, rescored), members in layout.marks.items():

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import cycle
+from numbers import Real
 from types import MappingProxyType
-from typing import Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeGuard, TypeVar
 
-from ltmsearch.errors import InputError, unknown_name
+from ltmsearch.errors import InputError, check_choice, shortened, unknown_name
 
 Form = Literal["soft", "hard", "matched"]
 """Form of a merge. `soft`: each token is distributed over nearby merged tokens by a matrix; `hard`: it goes to one of
@@ -34,7 +35,7 @@ class MergeSchedule:
     """Keep ratios and forms by layer, and the merging operator. Equality does not depend on the order of layers.
 
     Raises:
-        InputError: If a keep ratio is not a number in (0, 1], or a form is unknown.
+        InputError: If a keep ratio is not a number in (0, 1], a form is unknown, or one of both is no mapping.
     """
 
     keep_ratios: Mapping[str, float]
@@ -45,13 +46,13 @@ class MergeSchedule:
     """Layer name → form; other layers have the operator's default. Forms of layers that do not merge are removed."""
 
     def __post_init__(self) -> None:
-        for layer, ratio in self.keep_ratios.items():
-            if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
-                raise InputError(f"keep ratios must be in (0, 1], but layer {layer} has {ratio!r}")
+        for what, given in (("keep ratios", self.keep_ratios), ("forms", self.forms)):
+            _checked_mapping(what, given, " (MergeSchedule.uniform takes one for all)")
+        if not isinstance(self.operator, str):
+            raise InputError(f"the operator of a schedule must be a name, but got {self.operator!r}")
+        frozen = {layer: _checked_ratio(ratio, f"layer {layer}") for layer, ratio in self.keep_ratios.items()}
         for layer, form in self.forms.items():
-            if form not in get_args(Form):
-                raise InputError(f"forms must be {', '.join(get_args(Form))}, but layer {layer} has {form!r}")
-        frozen = {layer: float(ratio) for layer, ratio in self.keep_ratios.items()}
+            check_choice(f"the form of layer {layer}", form, Form)
         forms = {layer: form for layer, form in self.forms.items() if frozen.get(layer, 1.0) < 1.0}
         object.__setattr__(self, "keep_ratios", MappingProxyType(frozen))
         object.__setattr__(self, "forms", MappingProxyType(forms))
@@ -69,47 +70,62 @@ class MergeSchedule:
         cls, layers: Iterable[str], keep_ratio: float, operator: str = "ltm", form: Form | None = None
     ) -> "MergeSchedule":
         """The same keep ratio and form at every layer."""
-        ratios = dict.fromkeys(layers, keep_ratio)
-        return cls(keep_ratios=ratios, operator=operator, forms=dict.fromkeys(ratios, form) if form else {})
+        ratios = dict.fromkeys(layers, _checked_ratio(keep_ratio, "every layer"))
+        return cls(keep_ratios=ratios, operator=operator, forms=_everywhere(ratios, form))
 
     @classmethod
     def from_list(
-        cls, layers: Sequence[str], keep_ratios: Sequence[float], operator: str = "ltm", form: Form | None = None
+        cls,
+        layers: Sequence[str],
+        keep_ratios: Sequence[float] | float,
+        operator: str = "ltm",
+        form: Form | None = None,
     ) -> "MergeSchedule":
         """One keep ratio per layer in the backbone's order, or a single one for all.
 
         Raises:
-            InputError: If the number of ratios is neither one nor the number of layers.
+            InputError: If the number of ratios is neither one nor the number of layers, or they are no list.
         """
+        if _is_number(keep_ratios):
+            keep_ratios = [keep_ratios]
+        if isinstance(keep_ratios, str | Mapping) or not isinstance(keep_ratios, Iterable):
+            raise InputError(f"keep ratios must be a list of numbers or one number, but got {_shown(keep_ratios)}")
         if len(keep_ratios) not in (1, len(layers)):
             raise InputError(
                 f"keep ratios must be one for all layers or one per layer, but got {len(keep_ratios)} "
                 f"for {len(layers)} layers"
             )
         ratios = dict(zip(layers, cycle(keep_ratios)))
-        return cls(keep_ratios=ratios, operator=operator, forms=dict.fromkeys(ratios, form) if form else {})
+        return cls(keep_ratios=ratios, operator=operator, forms=_everywhere(ratios, form))
 
     @classmethod
     def from_mapping(
         cls,
         layers: Sequence[str],
-        keep_ratios: Mapping[str, float],
+        keep_ratios: Mapping[str, float] | float,
         operator: str = "ltm",
-        forms: Mapping[str, Form] | None = None,
+        forms: Mapping[str, Form] | Form | None = None,
     ) -> "MergeSchedule":
         """A schedule over exactly `layers` from names or patterns; layers without a match do not merge.
 
         Args:
             layers: The backbone's layers.
-            keep_ratios: Layer name or shell pattern (`stages.2.*`) → keep ratio. Later entries win.
+            keep_ratios: Layer name or shell pattern (`stages.2.*`) → keep ratio, of which later entries win; or one
+                keep ratio for all layers.
             operator: Name of the merging operator.
-            forms: Layer name or shell pattern → form. Later entries win.
+            forms: Layer name or shell pattern → form, of which later entries win; or one form for all layers.
 
         Raises:
-            InputError: If a name or pattern matches no layer.
+            InputError: If a name or pattern matches no layer, or a keep ratio or form is invalid.
         """
-        ratios: dict[str, float] = dict.fromkeys(layers, 1.0) | _by_layer(layers, keep_ratios)
-        return cls(keep_ratios=ratios, operator=operator, forms=_by_layer(layers, forms or {}))
+        if _is_number(keep_ratios):
+            keep_ratios = dict.fromkeys(layers, _checked_ratio(keep_ratios, "every layer"))
+        if forms is None or isinstance(forms, str):
+            forms = _everywhere(layers, forms)
+        given = _checked_mapping("keep ratios", keep_ratios, ", or be one number for all layers")
+        given_forms = _checked_mapping("forms", forms, ", or be one form for all layers")
+        ratios: dict[str, float] = dict.fromkeys(layers, 1.0) | _by_layer(layers, given)
+        return cls(keep_ratios=ratios, operator=operator, forms=_by_layer(layers, given_forms))
 
     def keep_ratio(self, layer: str) -> float:
         """Keep ratio of a layer; 1.0 if the schedule has none."""
@@ -123,6 +139,37 @@ class MergeSchedule:
     def merging_layers(self) -> tuple[str, ...]:
         """Layers with a keep ratio below 1.0."""
         return tuple(layer for layer, ratio in self.keep_ratios.items() if ratio < 1.0)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a real number of any type, as NumPy has its own, but no bool."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _checked_ratio(ratio: object, where: str) -> float:
+    if not _is_number(ratio) or not 0 < ratio <= 1:
+        raise InputError(f"keep ratios must be in (0, 1], but {where} has {_shown(ratio)}")
+    return float(ratio)
+
+
+def _checked_mapping(what: str, value: object, otherwise: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{what} must be given by layer, as in {{'blocks.1': …}}{otherwise}, but got {_shown(value)}")
+    for name in value:
+        if not isinstance(name, str):
+            raise InputError(f"{what} must be given by the names of layers, but got {_shown(name)}")
+    return value
+
+
+def _everywhere(layers: Iterable[str], form: Form | None) -> dict[str, Form]:
+    if form is None:
+        return {}
+    check_choice("the form of a merge", form, Form)
+    return dict.fromkeys(layers, form)
+
+
+def _shown(value: object) -> str:
+    return shortened(repr(value))
 
 
 def _by_layer(layers: Sequence[str], by_pattern: Mapping[str, Value]) -> dict[str, Value]:

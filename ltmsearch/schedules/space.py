@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from ltmsearch.errors import InputError, shortened
+from ltmsearch.errors import InputError, check_choice, shortened
 from ltmsearch.io.presets import find_file
 from ltmsearch.io.yaml_models import load
 from ltmsearch.schedules.grid import Grid, target_grid, tokens
@@ -128,6 +128,9 @@ class SearchSpace:
     ib_weights: IBWeights | None = None
     """Weights of the IB loss; None: no IB loss."""
 
+    def __post_init__(self) -> None:
+        _check_forms(self.operator_forms)
+
     @classmethod
     def build(
         cls,
@@ -211,6 +214,7 @@ class SearchSpace:
 
     def nearest(self, keep_ratio: float, form: Form | None = None) -> np.ndarray:
         """(L,) indices of the choice nearest to a keep ratio at every layer, in `form` if that layer offers it."""
+        _check_forms(() if form is None else (form,))
 
         def distance(choice: Choice) -> tuple[float, bool]:
             return abs(choice.keep_ratio - keep_ratio), choice.form != form
@@ -242,11 +246,17 @@ def layer_choices(
 
     The `forms` of the file are ignored for an operator with a single one.
     """
+    _check_forms((*forms, *operator_forms))
     offered: list[Form | None] = [None]
     if len(operator_forms) > 1:
         offered = [form for form in operator_forms if form in forms]
     ratios = [ratio for ratio in distinct_ratios(keep_ratios, grid) if ratio < 1]
     return (Choice(1.0), *(Choice(ratio, form) for ratio in ratios for form in offered))
+
+
+def _check_forms(forms: Sequence[Form]) -> None:
+    for form in forms:
+        check_choice("the form of a merge", form, Form)
 
 
 def distinct_ratios(ratios: Sequence[float], grid: Grid) -> tuple[float, ...]:

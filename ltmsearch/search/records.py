@@ -18,7 +18,7 @@ from pydantic import ValidationError, model_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from ltmsearch.config.objective import CostName
-from ltmsearch.errors import InputError, shortened
+from ltmsearch.errors import InputError, check_choice, shortened
 from ltmsearch.io.csv_tables import Count, Finite, NonNegative, Percent, read_rows
 from ltmsearch.io.files import parse_json, write_atomic
 from ltmsearch.io.yaml_models import first_line
@@ -131,8 +131,10 @@ class TrialRecord:
         """Cost on one axis.
 
         Raises:
+            InputError: If there is no such axis.
             ValueError: If it is unknown.
         """
+        check_choice("the cost of a trial", name, CostName)
         cost: float | None = getattr(self, name)
         if cost is None:
             raise ValueError(f"`{name}` of trial {self.trial} is unknown.")
@@ -186,6 +188,7 @@ def select_front(records: Iterable[TrialRecord], cost: CostName = "gflops") -> l
 
     Of trials with equal top-1 and cost, the one with the lower re-scored loss is kept, then the earlier one.
     """
+    check_choice("the cost of a front", cost, CostName)
     candidates = [r for r in records if r.feasible and r.rescored_top1 is not None]
     points = np.array([(r.ranking_top1, r.cost(cost)) for r in candidates])
     kept = is_non_dominated(points, (True, False))

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from ltmsearch.config.objective import CostName
+from ltmsearch.errors import check_choice
 from ltmsearch.search.pareto import front_ranks
 from ltmsearch.search.records import TrialRecord
 
@@ -24,6 +25,7 @@ def select_candidates(records: Iterable[TrialRecord], number: int, cost: CostNam
     Returns:
         Distinct trials, by number.
     """
+    check_choice("the cost of candidates", cost, CostName)
     scored = [r for r in records if r.state == "scored"]
     baselines = [r for r in scored if r.kind == "baseline"]
     rivals = [r for r in scored if r.feasible and r.kind != "baseline"]

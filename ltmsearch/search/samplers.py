@@ -3,9 +3,11 @@
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from ltmsearch.config.names import Sampler
+from ltmsearch.errors import check_choice
 
 
 def make_sampler(name: Sampler, seed: int) -> BaseSampler:
+    check_choice("the sampler", name, Sampler)
     match name:
         case "gp":
             return GPSampler(n_startup_trials=8, seed=seed)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast, get_args
+from typing import cast
 
 import torch
 from rich.console import Console
@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltmsearch.callbacks import Callbacks
+from ltmsearch.config.names import Precision
 from ltmsearch.config.recipe import Recipe, library_versions
 from ltmsearch.costs import GIGA, backbone_costs
 from ltmsearch.data.loading import ImageData, load_data
 from ltmsearch.engine.evaluation import Batches, Score, fit_ib, recalibrate, score
 from ltmsearch.engine.ib_loss import IBLoss
-from ltmsearch.engine.runtime import Precision, Runtime, choose_runtime, find_device, step_seconds
-from ltmsearch.errors import InputError, not_among
+from ltmsearch.engine.runtime import Runtime, choose_runtime, find_device, step_seconds
+from ltmsearch.errors import InputError, check_choice
 from ltmsearch.io.console_tables import make_table, print_line
 from ltmsearch.models import feature_dim, input_config
 from ltmsearch.models.checkpoints import TrainedNetwork, load_trained
@@ -165,8 +166,7 @@ def _check_options(img_size: int, batch_size: int, precision: str, val_images: i
             raise InputError(f"--{name} must be {least} or more, but got {value}")
     if img_size > 2048:
         raise InputError(f"--img-size must be 2048 or less, but got {img_size}")
-    if precision not in get_args(Precision):
-        raise not_among("--precision", precision, get_args(Precision))
+    check_choice("--precision", precision, Precision)
     return cast(Precision, precision)
 
 

@@ -207,6 +207,16 @@ def test_timm_checkpoint_path_starts_masks_by_content(backbone: str, tmp_path: P
     assert {float(operator.kappa.detach()) for operator in operators} == {CONTENT_GAIN}
 
 
+def test_one_keep_ratio_for_all_layers() -> None:
+    net = timm.create_model("ltm_mobilevit_xxs", keep_ratios=0.5, forms="hard", num_classes=2)
+    operators = attached_operators(net, get_adapter("mobilevit_xxs").layers(net))
+    assert [(operator.keep_ratio, operator.form) for operator in operators.values()] == [(0.5, "hard")] * 9
+    with pytest.raises(InputError, match=r"keep ratios must be given by layer, .* but got \[0\.5\]"):
+        timm.create_model("ltm_mobilevit_xxs", keep_ratios=[0.5])
+    with pytest.raises(InputError, match=r"keep ratios must be in \(0, 1\], but every layer has 0"):
+        timm.create_model("ltm_mobilevit_xxs", keep_ratios=0)
+
+
 def test_layer_names_and_registry() -> None:
     assert layers_of("mobilevit_s") == (
         "stages.2.1.transformer.0", "stages.2.1.transformer.1",

@@ -1,6 +1,7 @@
 """The supernet: schedules come and go without a trace, checkpoints load or say why not."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -46,6 +47,14 @@ def test_wrong_schedules_change_nothing(supernet: Supernet) -> None:
     ):
         pass
     assert supernet.schedule.merging_layers == ()
+
+
+@pytest.mark.parametrize("schedule", [0.5, {"stages.2.1.transformer.0": 0.5}, None])
+def test_what_is_no_schedule_is_refused(supernet: Supernet, schedule: Any) -> None:
+    with pytest.raises(InputError, match="must be a MergeSchedule, but got .*; MergeSchedule.uniform and"):
+        supernet.extract(schedule)
+    with pytest.raises(InputError, match="must be a MergeSchedule"), supernet.active(schedule):
+        pass
 
 
 def test_extracted_weights_are_copies(supernet: Supernet) -> None:

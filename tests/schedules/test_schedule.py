@@ -1,7 +1,10 @@
 """Schedules: one and the same inside, whatever the spelling at the door."""
 
 import pickle
+from fractions import Fraction
+from typing import Any
 
+import numpy as np
 import pytest
 
 from ltmsearch.errors import InputError
@@ -40,7 +43,54 @@ def test_lists_and_patterns_become_one_spelling() -> None:
     assert later.merging_layers == ("stages.2.0", "stages.3.0")
 
 
-@pytest.mark.parametrize("ratio", [0, -0.1, 1.01, float("nan"), True, "0.5", None])
+@pytest.mark.parametrize("ratio", [0.5, np.float32(0.5), np.float64(0.5), Fraction(1, 2), np.float16(0.5)])
+def test_one_number_is_for_all_layers(ratio: Any) -> None:
+    half = MergeSchedule.uniform(LAYERS, 0.5, form="hard")
+    assert MergeSchedule.from_mapping(LAYERS, ratio, forms="hard") == half
+    assert MergeSchedule.from_list(LAYERS, ratio, form="hard") == half
+    assert MergeSchedule.uniform(LAYERS, ratio, form="hard") == half
+    schedule = MergeSchedule(keep_ratios=dict.fromkeys(LAYERS, ratio))
+    assert {type(number) for number in schedule.keep_ratios.values()} == {float}
+    assert MergeSchedule.from_mapping(LAYERS, np.int64(1)) == MergeSchedule.uniform(LAYERS, 1)
+
+
+@pytest.mark.parametrize("ratio", [0, -1, -0.1, 1.01, 2, 10**400, float("nan"), float("inf"), np.float32("nan")])
+def test_one_number_out_of_range_is_refused(ratio: Any) -> None:
+    for make in (MergeSchedule.from_mapping, MergeSchedule.from_list, MergeSchedule.uniform):
+        with pytest.raises(InputError, match=r"^keep ratios must be in \(0, 1\], but (every|layer) \S+ has "):
+            make(LAYERS, ratio)
+
+
+@pytest.mark.parametrize("given", [[0.5], (0.5,), "0.5", True, np.bool_(True), None, np.array([0.5]), {0.5}])
+def test_what_is_no_mapping_is_refused(given: Any) -> None:
+    with pytest.raises(InputError) as caught:
+        MergeSchedule.from_mapping(LAYERS, given)
+    assert str(caught.value) == (
+        "keep ratios must be given by layer, as in {'blocks.1': …}, or be one number for all layers, but got "
+        f"{given!r}"
+    )
+    with pytest.raises(InputError, match="keep ratios must be given by layer"):
+        MergeSchedule(keep_ratios=given)
+    with pytest.raises(InputError, match="forms must be given by layer"):
+        MergeSchedule.from_mapping(LAYERS, 0.5, forms=3)
+    with pytest.raises(InputError, match="forms must be given by layer"):
+        MergeSchedule(keep_ratios={}, forms=given)
+
+
+@pytest.mark.parametrize("given", ["0.5", {"a": 0.5}, None, True])
+def test_what_is_no_list_is_refused(given: Any) -> None:
+    with pytest.raises(InputError, match="keep ratios must be a list of numbers or one number, but got "):
+        MergeSchedule.from_list(LAYERS, given)
+
+
+def test_names_are_text() -> None:
+    with pytest.raises(InputError, match="keep ratios must be given by the names of layers, but got 3"):
+        MergeSchedule(keep_ratios={3: 0.5})  # type: ignore[dict-item]
+    with pytest.raises(InputError, match="the operator of a schedule must be a name, but got 3"):
+        MergeSchedule(keep_ratios={}, operator=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ratio", [0, -0.1, 1.01, float("nan"), True, "0.5", None, np.bool_(True), [0.5]])
 def test_ratios_out_of_range_are_refused(ratio: object) -> None:
     with pytest.raises(InputError, match=r"must be in \(0, 1\], but layer a has"):
         MergeSchedule(keep_ratios={"a": ratio})  # type: ignore[dict-item]
@@ -93,9 +143,9 @@ def test_forms_by_name_and_pattern() -> None:
 @pytest.mark.parametrize("form", ["firm", "Hard", "", None, True, ["hard"]])
 @pytest.mark.parametrize("ratio", [0.5, 1.0])
 def test_forms_that_are_none_are_refused(form: object, ratio: float) -> None:
-    with pytest.raises(InputError, match=r"forms must be soft, hard, matched, but layer a has ") as caught:
+    with pytest.raises(InputError, match=r"the form of layer a must be soft, hard, matched, but got ") as caught:
         MergeSchedule(keep_ratios={"a": ratio}, forms={"a": form})  # type: ignore[dict-item]
-    assert str(caught.value).endswith(repr(form))
+    assert f"but got {form!r}" in str(caught.value)
 
 
 def test_choices_read_well() -> None:

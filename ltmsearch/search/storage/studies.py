@@ -8,6 +8,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from ltmsearch.config.objective import UNITS, CostName
+from ltmsearch.errors import check_choice
 from ltmsearch.search.storage.optuna_private import set_system_attr, study_storage, system_attrs, trial_id
 
 LIMITS = "limits"
@@ -20,6 +21,7 @@ DASHBOARD = ("dashboard", "artifacts")
 
 def open_study(storage: BaseStorage, name: str, *, cost: CostName = "gflops") -> optuna.Study:
     """Load the Optuna study of a name, or create it: maximize top-1, minimize the cost."""
+    check_choice("the cost of a study", cost, CostName)
     copies = _copies(storage, name)
     for number, copy in list(copies.items()):
         if LIMITS not in optuna.load_study(study_name=copy, storage=storage).user_attrs:  # interrupted midway

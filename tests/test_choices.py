@@ -1,0 +1,226 @@
+"""Arguments that take one of a few names: every public callable refuses other values in one line."""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+import torch
+from pydantic import BaseModel
+
+import ltmsearch
+from ltmsearch.config.names import Precision, Sampler
+from ltmsearch.config.objective import CostAxis
+from ltmsearch.costs.budget import Budget
+from ltmsearch.data.digits import ClutteredDigits
+from ltmsearch.data.loading import load_data
+from ltmsearch.data.transforms import Augmentation, evaluation_transform, make_transforms
+from ltmsearch.engine.runtime import amp_runtime, choose_runtime, find_device
+from ltmsearch.errors import InputError
+from ltmsearch.export.subnets import choose_trials
+from ltmsearch.io.presets import find_file, shipped_folder, shipped_names
+from ltmsearch.latency.target import LatencyTarget
+from ltmsearch.merging import LearnableTokenMerging, PoolMerging, check_form, get_operator
+from ltmsearch.models.registry import attach_operators, create_subnet
+from ltmsearch.models.supernet import Supernet
+from ltmsearch.models.weights import create_backbone
+from ltmsearch.reporting.findings import find
+from ltmsearch.reporting.json_summary import front_rows
+from ltmsearch.reporting.layer_plot import height, layers_figure
+from ltmsearch.reporting.pareto_plot import front_figure
+from ltmsearch.schedules.schedule import Form, MergeSchedule
+from ltmsearch.schedules.space import SearchSpace, SpaceFile, layer_choices
+from ltmsearch.search.records import TrialRecord, front_table, select_front
+from ltmsearch.search.rescoring import select_candidates
+from ltmsearch.search.samplers import make_sampler
+from ltmsearch.search.storage.studies import open_study
+
+ANY: Any = None
+"""An argument that is not looked at before the name is refused."""
+CPU = torch.device("cpu")
+XXS, LAYER = "mobilevit_xxs", "stages.2.1.transformer.0"
+FORMS: tuple[Form, ...] = ("soft", "hard")
+SPACE = SearchSpace(layers=(), choices=())
+SPACE_FILE = SpaceFile(schema_version=1, family="vit", keep_ratios=(0.5,))
+TRIAL: Any = TrialRecord.__new__(TrialRecord)
+ERASING: dict[str, Any] = {
+    "scale": (1, 1), "ratio": (1, 1), "hflip": 0, "color_jitter": None, "auto_augment": None, "re_prob": 0.5,
+    "re_count": 1,
+}  # fmt: skip
+PHOTOS: dict[str, Any] = {"data_dir": None, "img_size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+SIZES: dict[str, Any] = {"val_images": 8, "calibration_images": 8, "seed": 0}
+
+CALLS: dict[str, Callable[[Any], object]] = {
+    "config.objective:CostAxis(name)": lambda name: CostAxis(name=name),
+    "costs.budget:Budget(name)": lambda name: Budget(name=name, table=ANY, limit=1),
+    "data.digits:ClutteredDigits(split)": lambda name: ClutteredDigits(name, img_size=32, seed=0, length=1),
+    "data.loading:load_data(interpolation)": lambda name: load_data(
+        dataset="digits", interpolation=name, **PHOTOS, **SIZES
+    ),
+    "data.transforms:Augmentation(re_mode)": lambda name: Augmentation(re_mode=name, **ERASING),
+    "data.transforms:evaluation_transform(interpolation)": lambda name: evaluation_transform(
+        32, interpolation=name, crop_pct=1
+    ),
+    "data.transforms:make_transforms(interpolation)": lambda name: make_transforms(
+        "folder", 32, (0.5,) * 3, (0.5,) * 3, name, 1.0, None
+    ),
+    "engine.runtime:amp_runtime(dtype)": lambda name: amp_runtime(CPU, amp=False, dtype=name),
+    "engine.runtime:choose_runtime(precision)": lambda name: choose_runtime(CPU, name, ANY, ANY),
+    "export.subnets:choose_trials(cost)": lambda name: choose_trials([], cost=name),
+    "io.presets:find_file(kind)": lambda name: find_file(name, "mobilevit"),
+    "io.presets:shipped_folder(kind)": shipped_folder,
+    "io.presets:shipped_names(kind)": shipped_names,
+    "merging.ltm:LearnableTokenMerging(start)": lambda name: LearnableTokenMerging(8, name),
+    "merging.operator:MergeOperator(start)": lambda name: PoolMerging(8, name),
+    "models.registry:attach_operators(start)": lambda name: attach_operators(
+        XXS, create_backbone(XXS), operator="ltm", layers=[LAYER], start=name
+    ),
+    "models.registry:create_subnet(forms)": lambda name: create_subnet(XXS, keep_ratios=0.5, forms=name),
+    "models.registry:create_subnet(mask_start)": lambda name: create_subnet(XXS, mask_start=name, pretrained=True),
+    "models.supernet:Supernet(mask_start)": lambda name: Supernet(XXS, mask_start=name, pretrained=True),
+    "reporting.findings:find(cost)": lambda name: find([], name),
+    "reporting.json_summary:front_rows(cost)": lambda name: front_rows([], name),
+    "reporting.layer_plot:height(place)": lambda name: height(find([]), name),
+    "reporting.layer_plot:layers_figure(place)": lambda name: layers_figure(find([]), axis=CostAxis(), place=name),
+    "reporting.pareto_plot:front_figure(place)": lambda name: front_figure([], axis=CostAxis(), place=name),
+    "schedules.schedule:MergeSchedule(forms)": lambda name: MergeSchedule(keep_ratios={"a": 1}, forms={"a": name}),
+    "schedules.schedule:MergeSchedule.from_list(form)": lambda name: MergeSchedule.from_list("a", [1], form=name),
+    "schedules.schedule:MergeSchedule.from_mapping(forms)": lambda name: MergeSchedule.from_mapping(
+        ["a"], {"a": 1}, "ltm", {"a": name}
+    ),
+    "schedules.schedule:MergeSchedule.uniform(form)": lambda name: MergeSchedule.uniform("a", 1, form=name),
+    "schedules.space:SearchSpace(operator_forms)": lambda name: SearchSpace(
+        layers=(), choices=(), operator_forms=("soft", name)
+    ),
+    "schedules.space:SearchSpace.build(operator_forms)": lambda name: SearchSpace.build(
+        SPACE_FILE, {}, "ltm", ("soft", name), reduces_cost=ANY
+    ),
+    "schedules.space:SearchSpace.nearest(form)": lambda name: SPACE.nearest(0.5, name),
+    "schedules.space:layer_choices(forms)": lambda name: layer_choices([0.5], [name], (4, 4), FORMS),
+    "schedules.space:layer_choices(operator_forms)": lambda name: layer_choices([0.5], FORMS, (4, 4), [name]),
+    "search.records:TrialRecord.cost(name)": lambda name: TRIAL.cost(name),
+    "search.records:front_table(cost)": lambda name: front_table([], name),
+    "search.records:select_front(cost)": lambda name: select_front([], name),
+    "search.rescoring:select_candidates(cost)": lambda name: select_candidates([], 1, name),
+    "search.samplers:make_sampler(name)": lambda name: make_sampler(name, 0),
+    "search.storage.studies:open_study(cost)": lambda name: open_study(ANY, "a", cost=name),
+}
+"""`module:callable(parameter)` → a call in which only this argument is wrong."""
+
+NOT_CHOSEN = {
+    "models.merge_traces:LayerMerges(form)",
+    "reporting.pareto_layout:FrontLayout(marks)",
+    "search.initial_trials:InitialTrial(kind)",
+}
+"""Fields of records that only the library makes."""
+CHECKED_BEFORE = ("merge_macs(form)", "unmerge_macs(form)")
+"""Of each operator, called for every choice of a space: the form was checked when the schedule was made."""
+
+
+def public_callables() -> Iterator[tuple[str, Any]]:
+    """`module:name` and function, for the functions, constructors and methods of the package."""
+    for found in pkgutil.walk_packages(ltmsearch.__path__, "ltmsearch."):
+        if found.name.startswith("ltmsearch.cli") or found.name.endswith("__main__"):  # typer refuses, and calls this
+            continue
+        module = importlib.import_module(found.name)
+        where = found.name.removeprefix("ltmsearch.")
+        for name, value in vars(module).items():
+            if name.startswith("_") or getattr(value, "__module__", None) != module.__name__:
+                continue
+            if inspect.isfunction(value):
+                yield f"{where}:{name}", value
+            elif inspect.isclass(value) and not issubclass(value, BaseModel):  # pydantic refuses by itself
+                for attribute, method in vars(value).items():
+                    method = getattr(method, "__func__", method)
+                    if inspect.isfunction(method) and (attribute == "__init__" or not attribute.startswith("_")):
+                        yield f"{where}:{name}{'' if attribute == '__init__' else f'.{attribute}'}", method
+
+
+def takes_names(annotation: Any) -> bool:
+    if get_origin(annotation) is Literal:
+        return any(isinstance(name, str) for name in get_args(annotation))
+    return any(takes_names(part) for part in get_args(annotation))
+
+
+def parameters_with_choices() -> set[str]:
+    found = set()
+    for name, function in public_callables():
+        try:
+            hints = get_type_hints(function)
+        except NameError:  # the constructor of a pydantic dataclass, which refuses by itself
+            continue
+        found |= {f"{name}({p})" for p, kind in hints.items() if p != "return" and takes_names(kind)}
+    return {name for name in found if not name.endswith(CHECKED_BEFORE)}
+
+
+def test_every_parameter_with_choices_is_tried() -> None:
+    """A new one must be added to `CALLS`."""
+    assert parameters_with_choices() - NOT_CHOSEN == CALLS.keys()
+
+
+@pytest.mark.parametrize("parameter", CALLS)
+@pytest.mark.parametrize("value", ["contents", "", 3, ["auto"]], ids=str)
+def test_other_values_are_refused_in_one_line(parameter: str, value: object) -> None:
+    with pytest.raises(InputError) as caught:
+        CALLS[parameter](value)
+    message = str(caught.value)
+    assert f"but got {value!r}" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "message"),
+    [
+        (
+            "models.registry:create_subnet(mask_start)",
+            "contents",
+            "mask_start must be auto, content, place, but got 'contents': did you mean content?",
+        ),
+        (
+            "search.samplers:make_sampler(name)",
+            "tpee",
+            "the sampler must be auto, tpe, gp, nsga2, random, but got 'tpee': did you mean tpe?",
+        ),
+        (
+            "data.loading:load_data(interpolation)",
+            "bicubicc",
+            "`interpolation` must be nearest, bilinear, bicubic, box, hamming, lanczos, but got 'bicubicc': "
+            "did you mean bicubic?",
+        ),
+        (
+            "engine.runtime:choose_runtime(precision)",
+            "fp16",
+            f"the precision must be {', '.join(get_args(Precision))}, but got 'fp16': did you mean bf16?",
+        ),
+    ],
+)
+def test_the_message_has_rule_value_and_suggestion(parameter: str, value: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        CALLS[parameter](value)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        get_operator,
+        find_device,
+        lambda name: check_form("ltm", name),
+        lambda name: create_subnet(XXS, operator=name),
+        lambda name: Supernet(XXS, operator=name),
+        lambda name: LatencyTarget.local(runtime=name),
+        lambda name: LatencyTarget.local(dtype=name),
+        lambda name: LatencyTarget.local(memory_format=name),
+    ],
+)
+@pytest.mark.parametrize("value", ["nonsense", 3, None], ids=str)
+def test_names_of_longer_lists_are_refused_too(call: Callable[[Any], object], value: object) -> None:
+    with pytest.raises(InputError, match=repr(value)):
+        call(value)
+
+
+@pytest.mark.parametrize("name", get_args(Sampler))
+def test_valid_names_are_accepted(name: Any) -> None:
+    make_sampler(name, 0)
