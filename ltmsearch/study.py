@@ -95,7 +95,7 @@ def _search(driver: Driver, run: OpenRun, until: float | None) -> None:
         with clock.part(RESCORING):
             driver.rescore()
         driver.measure()
-    except (KeyboardInterrupt, WorkersLost):
+    except (KeyboardInterrupt, SystemExit, WorkersLost):
         driver.confirm()
         if driver.records():  # for `ltmsearch front`
             write_csv(trials_table(driver.records()), driver.folder / TRIALS)

@@ -12,6 +12,7 @@ from ltmsearch.cli.export import export
 from ltmsearch.cli.front import dashboard, front
 from ltmsearch.cli.profile import profile
 from ltmsearch.cli.run import run
+from ltmsearch.cli.signals import TERMINATED, Terminated, ending_signals
 from ltmsearch.cli.terminal import notes
 from ltmsearch.cli.train import train
 from ltmsearch.cli.validate import validate
@@ -34,10 +35,12 @@ OUT_OF_MEMORY = "failed: the device is out of memory: use a smaller --batch-size
 
 
 def main() -> NoReturn:
-    """Exit with 0 after success, 2 for wrong input (with one line: rule, value, suggestion), 1 for anything else."""
+    """Exit with 0 after success, 2 for wrong input (one line: rule, value, suggestion), 143 after SIGTERM, else 1."""
     # On a machine with CUDA's compiler but no GPU, torch warns in every process that no CUDA runtime is found.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    sys.exit(_run())
+    with ending_signals():
+        code = _run()
+    sys.exit(code)
 
 
 def _run() -> int:
@@ -57,6 +60,8 @@ def _run() -> int:
         return _failed(1, OUT_OF_MEMORY)
     except typer.Abort:
         code = INTERRUPTED
+    except Terminated:
+        return _failed(TERMINATED, "terminated")
     if code == INTERRUPTED:
         return _failed(1, "stopped")
     return code if isinstance(code, int) else 0

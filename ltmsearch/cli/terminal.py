@@ -5,9 +5,7 @@ import logging
 import os
 import platform
 import shlex
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,14 +17,13 @@ from pydantic_core import to_json
 from rich.console import Console
 
 from ltmsearch.callbacks import Callbacks
+from ltmsearch.cli.signals import TERMINATED, Terminated
 from ltmsearch.errors import InputError, LtmsearchError, without_passwords
 from ltmsearch.io.console_tables import print_line
 
 _log = logging.getLogger(__name__)
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-TERMINATED = 128 + signal.SIGTERM
-"""Exit code after SIGTERM, by the shells' convention."""
 LIBRARIES = ("ltmsearch", "torch", "torchvision", "timm", "optuna", "numpy", "pandas", "plotly", "onnx", "onnxruntime")
 """Libraries whose versions are logged."""
 
@@ -89,28 +86,6 @@ def _with_version(library: str) -> str:
         return f"{library} not installed"
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM was received, as before a machine is taken away; the command ends as after Ctrl-C."""
-
-
-@contextmanager
-def _termination_raised() -> Iterator[None]:
-    """Raise `Terminated` inside the `with` block at the first SIGTERM, and ignore those that follow."""
-
-    def terminate(*_: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():  # other threads cannot handle signals
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 @contextmanager
 def watched(*, quiet: bool, verbose: bool, next_step: Callable[[], str]) -> Iterator[Callbacks]:
     """Run the long part of a command with progress output, and report an interruption in one line.
@@ -126,9 +101,8 @@ def watched(*, quiet: bool, verbose: bool, next_step: Callable[[], str]) -> Iter
     callbacks = Callbacks() if quiet else ProgressBars(console)
     with logging_to(console) if verbose else nullcontext():
         try:
-            with _termination_raised():
-                yield callbacks
-        except KeyboardInterrupt as interrupt:
+            yield callbacks
+        except (KeyboardInterrupt, Terminated) as interrupt:
             callbacks.close()
             terminated = isinstance(interrupt, Terminated)
             print_line(console, f"{'terminated' if terminated else 'stopped'}; {next_step()}")

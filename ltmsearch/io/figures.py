@@ -1,11 +1,14 @@
 """Plotly figures as files: a page that needs no network, and a PNG where a browser is found."""
 
 import html
+import os
+import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import plotly.graph_objects as go
 import plotly.io
@@ -76,9 +79,15 @@ def plotly_script() -> str:
     return script
 
 
-# Without MathJax, which kaleido would fetch from the network. Exit code 3: no browser.
+# Without MathJax, which kaleido would fetch from the network. Exit code 3: no browser. The browser stays in this
+# program's process group, so that both can be killed together; kaleido would start it in a session of its own.
 _PNG_PROGRAM = """
-import json, sys, kaleido
+import json, subprocess, sys
+class InOurGroup(subprocess.Popen):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **{**options, "start_new_session": False})
+subprocess.Popen = InOurGroup
+import kaleido
 from choreographer.errors import ChromeNotFoundError
 with open(sys.argv[1], encoding="utf-8") as stream:
     figure = json.load(stream)
@@ -100,14 +109,28 @@ def _write_png(figure: go.Figure, path: Path, height: int) -> str | None:
         # -P: a module in the working folder must not replace a library.
         command = [sys.executable, "-P", "-c", _PNG_PROGRAM, str(source), str(drawn), str(WIDTH), str(height)]
         with log.open("wb") as out:
-            try:
-                done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=PNG_SECONDS)
-            except subprocess.TimeoutExpired:
-                return f"{path.name} not written: the browser took more than {PNG_SECONDS:g} s"
-        if done.returncode == 3:
+            code = _run_and_end(command, out, scratch)
+        if code is None:
+            return f"{path.name} not written: the browser took more than {PNG_SECONDS:g} s"
+        if code == 3:
             return f"{path.name} not written: it needs Chrome or Chromium (`plotly_get_chrome` installs one)"
-        if done.returncode != 0:
+        if code != 0:
             last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
             return f"{path.name} not written: the browser failed with {last[:200]!r}"
         write_atomic(path, drawn.read_bytes())
     return None
+
+
+def _run_and_end(command: list[str], out: IO[bytes], scratch: str) -> int | None:
+    """Exit code of a program, of which nothing is left afterwards, also after Ctrl-C; None after the time limit."""
+    environment = os.environ | {"TMPDIR": scratch}  # the browser's profile, which a killed browser does not remove
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+    try:
+        return process.wait(PNG_SECONDS)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with suppress(ProcessLookupError, PermissionError):  # the group has ended
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -1,13 +1,13 @@
 """Help and completion: quick, readable at 80 columns, and generated from the configuration fields."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 
 import pytest
 from pydantic import BaseModel
 from support.command_line import Ltmsearch
+from support.processes import completed
 from typer.main import get_command
 
 from ltmsearch.cli.main import app
@@ -36,7 +36,7 @@ print(json.dumps([outputs, sorted(sys.modules)]))
 def outputs(*calls: tuple[Sequence[str], dict[str, str]]) -> list[str]:
     """Outputs of `ltmsearch` for arguments and environments, in one new process that imports no heavy library."""
     given = json.dumps(calls)
-    done = subprocess.run([sys.executable, "-c", SCRIPT], input=given, capture_output=True, text=True, check=True)
+    done = completed([sys.executable, "-c", SCRIPT], input=given)
     texts, modules = json.loads(done.stdout)
     assert set(modules) & HEAVY == set()
     return texts

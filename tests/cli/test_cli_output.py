@@ -5,13 +5,13 @@ import json
 import logging
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.command_line import Ltmsearch, tiny, tiny_options
+from support.processes import completed
 
 from ltmsearch.config.recipe import load_recipe
 from ltmsearch.study import run_study
@@ -162,7 +162,7 @@ def test_a_closed_pipe_ends_a_command_quietly() -> None:
         "sys.argv = ['ltmsearch', 'cost', '--help']\n"
         "from ltmsearch.cli.main import main\nmain()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = completed([sys.executable, "-c", code], check=False)
     assert done.stderr == ""
     assert done.returncode in (0, 1)
 

@@ -1,9 +1,9 @@
 """What runs the networks: here the memory that they run in."""
 
-import subprocess
 import sys
 
 import pytest
+from support.processes import completed
 
 from ltmsearch.engine.runtime import keep_freed_memory
 
@@ -24,7 +24,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def faults(*arguments: str) -> int:
     """Pages that the system handed out for ten results of 48 MiB, in a process of its own."""
-    done = subprocess.run([sys.executable, "-c", FAULTS, *arguments], capture_output=True, text=True, check=True)
+    done = completed([sys.executable, "-c", FAULTS, *arguments])
     return int(done.stdout)
 
 

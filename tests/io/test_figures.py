@@ -1,10 +1,12 @@
 import os
 import re
+import signal
 import struct
 from pathlib import Path
 
 import plotly.graph_objects as go
 import pytest
+from support.processes import is_running
 
 from ltmsearch.io import figures
 from ltmsearch.io.figures import write_drawing
@@ -55,6 +57,28 @@ def test_a_browser_that_hangs_or_breaks_ends_in_a_note(
     assert note is not None
     assert said in note
     assert os.listdir(tmp_path) == ["front.html"]
+
+
+def test_nothing_is_left_of_a_browser_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real program with a browser that never answers; a signal ends the wait, as Ctrl-C and the time limit do."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    started, browser, scratch = tmp_path / "started", tmp_path / "browser.sh", tmp_path / "scratch"
+    browser.write_text(f"#!/bin/sh\necho $$ > {started}\nkill -USR1 {os.getpid()}\nexec sleep 600\n")
+    browser.chmod(0o755)
+    scratch.mkdir()
+    monkeypatch.setenv("BROWSER_PATH", str(browser))
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            write_drawing(FIGURE, tmp_path, "front", title="t")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert not is_running(int(started.read_text()))
+    assert os.listdir(scratch) == []
 
 
 def test_a_drawn_png_is_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ import json
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import urllib.request
 from pathlib import Path
@@ -21,6 +20,7 @@ from optuna_dashboard import get_note, save_note
 from PIL import Image
 from support.command_line import Interrupt, Notes, tiny
 from support.finished import REJECTING
+from support.processes import PIPE, completed, started
 
 from ltmsearch import run_study
 from ltmsearch.config.recipe import Recipe
@@ -281,33 +281,32 @@ def test_a_long_note_becomes_short_again(rejecting: Path, tmp_path: Path) -> Non
 
 
 class TestServer:
-    def command(self, run: Path, *more: str) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "ltmsearch", "dashboard", str(run), *more]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    def test_ctrl_c_stops_it(self, rejecting: Path) -> None:
-        with self.command(rejecting, "--port", "0") as process:
+    @pytest.mark.parametrize(
+        ("number", "code", "last"), [(signal.SIGINT, 0, ""), (signal.SIGTERM, 143, "terminated\n")]
+    )
+    def test_a_signal_stops_it(self, rejecting: Path, number: signal.Signals, code: int, last: str) -> None:
+        command = [sys.executable, "-m", "ltmsearch", "dashboard", str(rejecting), "--port", "0"]
+        with started(command, stdout=PIPE, stderr=PIPE) as process:
             assert process.stdout is not None
             line = process.stdout.readline()
             assert line.startswith(f"dashboard of {rejecting} at http://127.0.0.1:")
             address = line.split()[4]
             with urllib.request.urlopen(address, timeout=30) as page:
                 assert b"<title>Optuna Dashboard" in page.read()
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             out, err = process.communicate(timeout=30)
-        assert process.returncode == 0
-        assert (out, err) == ("", "")
+        assert (process.returncode, out, err) == (code, "", last)
 
     def test_port_in_use(self, rejecting: Path) -> None:
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
             port = taken.getsockname()[1]
-            with self.command(rejecting, "--port", str(port)) as process:
-                out, err = process.communicate(timeout=60)
-        assert process.returncode == 2
-        assert out == "", "no address is printed"
-        assert err == f"error: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+            command = [sys.executable, "-m", "ltmsearch", "dashboard", str(rejecting), "--port", str(port)]
+            done = completed(command, check=False)
+        assert done.returncode == 2
+        assert done.stdout == "", "no address is printed"
+        assert done.stderr == f"error: cannot listen on 127.0.0.1:{port}: Address already in use\n"
 
     def test_folder_without_a_study(self, rejecting: Path, tmp_path: Path) -> None:
         def refused(run: Path) -> str:

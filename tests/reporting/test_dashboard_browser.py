@@ -3,7 +3,6 @@
 import os
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 from support.browser import Browse
+from support.processes import DEVNULL, PIPE, Process, started
 from support.sizes import TINY
 
 from ltmsearch.search.records import select_front
@@ -29,13 +29,9 @@ PLOTS = "Array.from(document.querySelectorAll('.js-plotly-plot')).map(plot => [p
 def served(run: Path) -> Iterator[str]:
     """The address of a study's page while the command serves it."""
     command = [sys.executable, "-m", "ltmsearch", "dashboard", str(run), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with started(command, stdout=PIPE) as process:
         assert process.stdout is not None
-        try:
-            yield process.stdout.readline().split()[4]
-        finally:
-            process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=30) == 0
+        yield process.stdout.readline().split()[4]
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +115,7 @@ def finished_trials(run: Path) -> int:
             return 0
 
 
-def wait_for_trials(run: Path, number: int, search: "subprocess.Popen[bytes]") -> None:
+def wait_for_trials(run: Path, number: int, search: Process) -> None:
     deadline = time.monotonic() + 240
     while not (run / "study.db").is_file() or finished_trials(run) < number:
         assert search.poll() is None, "the search ended"
@@ -132,25 +128,23 @@ def test_a_running_search_is_shown(browse: Browse, tmp_path: Path) -> None:
     settings = {**TINY, "trials": 2000, "sampler": "random", "out": run}
     command = [sys.executable, "-m", "ltmsearch", "run", "--quiet"]
     command += [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
-    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL) as search:
-        try:
-            wait_for_trials(run, 4, search)
-            with served(run) as address:
-                visit = browse(address, height=3000)
-                expect(visit.page.locator("#graph-pareto-front .scatterlayer .point").nth(2)).to_be_visible()
-                assert infeasible(visit.page)["graph-pareto-front"] == 1, "the plain net"
-                trial = browse(f"{address}/trials?numbers=2", height=2600)
-                expect(trial.page.get_by_text("within the budget.")).to_be_visible()
-                expect(trial.page.get_by_text("merges-2.").first).to_be_visible()
-                note = browse(f"{address}/note")
-                expect(note.page.get_by_text("The front is shown here at the end of the search")).to_be_visible()
-                before = finished_trials(run)
-                wait_for_trials(run, before + 3, search)
-                # The page asks again by itself.
-                expect(trial.page.get_by_text(f"Trial {before + 2}", exact=True)).to_be_visible(timeout=60_000)
-                assert [v.problems for v in (visit, trial, note)] == [[], [], []]
-            assert search.poll() is None, "the dashboard does not disturb the search"
-        finally:
-            search.send_signal(signal.SIGINT)
-            search.wait(timeout=60)
+    with started(command, env=ENVIRONMENT, stderr=DEVNULL) as search:
+        wait_for_trials(run, 4, search)
+        with served(run) as address:
+            visit = browse(address, height=3000)
+            expect(visit.page.locator("#graph-pareto-front .scatterlayer .point").nth(2)).to_be_visible()
+            assert infeasible(visit.page)["graph-pareto-front"] == 1, "the plain net"
+            trial = browse(f"{address}/trials?numbers=2", height=2600)
+            expect(trial.page.get_by_text("within the budget.")).to_be_visible()
+            expect(trial.page.get_by_text("merges-2.").first).to_be_visible()
+            note = browse(f"{address}/note")
+            expect(note.page.get_by_text("The front is shown here at the end of the search")).to_be_visible()
+            before = finished_trials(run)
+            wait_for_trials(run, before + 3, search)
+            # The page asks again by itself.
+            expect(trial.page.get_by_text(f"Trial {before + 2}", exact=True)).to_be_visible(timeout=60_000)
+            assert [v.problems for v in (visit, trial, note)] == [[], [], []]
+        assert search.poll() is None, "the dashboard does not disturb the search"
+        search.send_signal(signal.SIGINT)
+        search.wait(timeout=60)
     assert search.returncode == 1

@@ -1,13 +1,13 @@
 """The front's plot: its layout as data, and the figure."""
 
 import dataclasses
-import subprocess
 import sys
 from pathlib import Path
 
 import plotly.graph_objects as go
 import pytest
 from support.command_line import Notes
+from support.processes import completed
 from support.records import BEST, LATENCIES, OPEN, OVER, PLAIN, START_UP, UNIFORM, make_latency_trial, make_trial
 
 from ltmsearch.config.objective import CostAxis
@@ -149,7 +149,7 @@ def test_front_html_has_the_title(tmp_path: Path) -> None:
 def test_drawing_imports_neither_torch_nor_optuna() -> None:
     heavy = {"torch", "optuna", "timm", "kaleido"}
     code = f"import sys, ltmsearch.reporting.pareto_plot; print(sorted({heavy} & set(sys.modules)))"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    answer = completed([sys.executable, "-c", code])
     assert answer.stdout.strip() == "[]"
 
 

@@ -2,7 +2,6 @@
 
 import re
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.command_line import Notes, call, tiny
+from support.processes import PIPE, started
 from support.records import make_run
 from test_fuzz import RECORDS
 
@@ -95,16 +95,14 @@ def listening(process: int) -> set[str]:
 @pytest.mark.parametrize(("options", "addresses"), [((), {"0100007F"}), (("--host", "0.0.0.0"), {"00000000"})])
 def test_the_dashboard_listens_on_loopback_by_default(run: Path, options: tuple[str, ...], addresses: set[str]) -> None:
     command = [sys.executable, "-m", "ltmsearch", "dashboard", str(run), "--port", "0", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with started(command, stdout=PIPE, stderr=PIPE) as process:
         assert process.stdout is not None
-        assert process.stderr is not None
-        try:
-            assert process.stdout.readline().startswith("dashboard of ")
-            assert listening(process.pid) == addresses
-        finally:
-            process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 0
-        assert ("everyone who can reach it can change and delete studies" in process.stderr.read()) == bool(options)
+        assert process.stdout.readline().startswith("dashboard of ")
+        assert listening(process.pid) == addresses
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert ("everyone who can reach it can change and delete studies" in err) == bool(options)
 
 
 class TestPasswords:

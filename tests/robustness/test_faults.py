@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,13 @@ def _no_picture() -> Iterator[None]:
         yield
 
 
+def finish(run: Path, **options: Any) -> None:
+    """Run or continue a study to its end in a separate process."""
+    with searching(run, **options) as process:
+        process.join(240)
+        assert process.exitcode == 0, run.with_suffix(".log").read_text()
+
+
 class Undisturbed:
     """A study without faults, and its duration in a separate process."""
 
@@ -52,9 +60,7 @@ class Undisturbed:
         self.folder = folder
         for _ in range(2):  # the first includes the imports of the process server
             begun = time.monotonic()
-            process = searching(folder / f"run{_}")
-            process.join()
-            assert process.exitcode == 0
+            finish(folder / f"run{_}")
             self.seconds = time.monotonic() - begun
         self.run = folder / "run1"
         self.trials, self.front = outcome(self.run)
@@ -89,21 +95,16 @@ def test_drivers_are_killed(
     """Also while a driver of a finished study writes the results again."""
     chance, run, kept, kills = random.Random(seed), tmp_path / "run", Trials(), 0
     while kills < KILLS:
-        process = searching(run)
-        process.join(chance.uniform(0.05, 0.6) * undisturbed.seconds)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-            kills += 1
-        else:
-            assert process.exitcode == 0, run.with_suffix(".log").read_text()
+        with searching(run) as process:  # killed at its end
+            process.join(chance.uniform(0.05, 0.6) * undisturbed.seconds)
+            ended = process.exitcode
+        kills += ended is None
+        assert ended in (None, 0), run.with_suffix(".log").read_text()
         now = finished_trials(run)
         assert_kept(kept, now)
         assert_weights_are_whole(run, now)
         kept = now
-    process = searching(run)
-    process.join()
-    assert process.exitcode == 0, run.with_suffix(".log").read_text()
+    finish(run)
     assert_kept(kept, finished_trials(run))
     undisturbed.assert_same(run)
     record_property("summary", f"faults: a driver was killed {kills} times, and the study is as if undisturbed")
@@ -119,20 +120,19 @@ def test_databases_are_killed(
 ) -> None:
     chance, run, kills = random.Random(seed), tmp_path / "run", 0
     options = {"study": f"killed-{seed}", "storage": postgres.url(password=True)}
-    process = searching(run, **options)
-    while kills < KILLS:
-        process.join(chance.uniform(0.1, 0.5) * undisturbed.seconds)
-        postgres.kill()
-        kills += 1
-        time.sleep(chance.uniform(0, 1.5))
-        postgres.start()
-        if process.exitcode is not None:  # the first connection of a run is not retried
-            process = searching(run, **options)
-    process.join(240)
-    if process.exitcode != 0:
-        process = searching(run, **options)
+    with ExitStack() as started:
+        process = started.enter_context(searching(run, **options))
+        while kills < KILLS:
+            process.join(chance.uniform(0.1, 0.5) * undisturbed.seconds)
+            postgres.kill()
+            kills += 1
+            time.sleep(chance.uniform(0, 1.5))
+            postgres.start()
+            if process.exitcode is not None:  # the first connection of a run is not retried
+                process = started.enter_context(searching(run, **options))
         process.join(240)
-    assert process.exitcode == 0, run.with_suffix(".log").read_text()
+    if process.exitcode != 0:
+        finish(run, **options)
     undisturbed.assert_same(run)
     record_property("summary", f"faults: PostgreSQL was killed {kills} times, and the study is as if undisturbed")
 
@@ -171,11 +171,10 @@ def test_workers_are_killed(tmp_path: Path, record_property: Callable[[str, obje
 
 
 def test_terminated_and_continued(undisturbed: Undisturbed, tmp_path: Path) -> None:
-    process = searching(tmp_path / "run")
-    process.join(0.6 * undisturbed.seconds)
-    process.terminate()
-    process.join()
-    again: Any = searching(tmp_path / "run")
-    again.join()
-    assert again.exitcode == 0
+    with searching(tmp_path / "run") as process:
+        process.join(0.6 * undisturbed.seconds)
+        process.terminate()
+        process.join(60)
+        assert process.exitcode is not None
+    finish(tmp_path / "run")
     undisturbed.assert_same(tmp_path / "run")

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from support.command_line import Notes
+from support.processes import PIPE, Process, started
 
 from ltmsearch.errors import InputError, LeaseLost
 from ltmsearch.search.lease import DRIVER_FILE, DriverFile, Holder, Lease, current_driver
@@ -41,17 +41,13 @@ def _frequent_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def driver(folder: Path, *options: str) -> Iterator["subprocess.Popen[str]"]:
+def driver(folder: Path, *options: str) -> Iterator[Process]:
     """A driver that has acquired its lease."""
     command = [sys.executable, "-c", DRIVER, str(folder), *options]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
+    with started(command, stdin=PIPE, stdout=PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "acquired\n"
         yield process
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def leave_record(folder: Path, **changes: object) -> Holder:

@@ -1,7 +1,6 @@
 """Studies in a real PostgreSQL: the same trials as in SQLite, no password anywhere, and a server that is killed."""
 
 import json
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -15,6 +14,7 @@ from support.command_line import Interrupt, Notes
 from support.command_line import tiny as whole
 from support.finished import assert_pages_are_served
 from support.postgres import Postgres
+from support.processes import Completed, completed
 from support.records import read_equal_columns
 
 from ltmsearch import run_study
@@ -31,9 +31,8 @@ def tiny(run: Path, **changes: Any) -> StudySettings:
     return whole(run, **{"trials": 3, **changes})
 
 
-def call(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "ltmsearch", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+def call(*arguments: str) -> Completed:
+    return completed([sys.executable, "-m", "ltmsearch", *arguments], check=False)
 
 
 @pytest.mark.slow

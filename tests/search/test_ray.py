@@ -3,9 +3,9 @@
 import ctypes
 import json
 import os
+import shlex
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ import pytest
 import torch
 from support.command_line import Notes, tiny, tiny_options
 from support.faults import fingerprint
-from support.processes import children, title
+from support.processes import DEVNULL, PIPE, Completed, children, is_running, started, title
 from support.records import read_equal_columns
 
 from ltmsearch import run_study
@@ -83,7 +83,7 @@ def cluster() -> Iterator[str]:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
     command += ["--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats", "--node-ip-address=127.0.0.1"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as head:
+    with started(command, stdout=DEVNULL, stderr=DEVNULL) as head:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             with suppress(OSError):
@@ -190,13 +190,11 @@ def test_a_local_run_listens_on_loopback_only(connection: Connection) -> None:
     assert set(listening) <= {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
 
 
-def run(folder: Path, *more: str, kill: str | None = None, **changed: Any) -> "subprocess.CompletedProcess[str]":
+def run(folder: Path, *more: str, kill: str | None = None, **changed: Any) -> Completed:
     """`ltmsearch run` in a process of its own; with `kill`, that of its workers is killed whose title holds it."""
     command = [sys.executable, "-m", "ltmsearch", "run", *tiny_options(out=folder, **changed), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
+    with started(command, stdout=PIPE, stderr=PIPE, env=environment) as process:
         deadline = time.monotonic() + 200
         while kill is not None and process.poll() is None and time.monotonic() < deadline:
             busy = [pid for pid in children(process.pid) if kill in title(pid)]
@@ -206,7 +204,7 @@ def run(folder: Path, *more: str, kill: str | None = None, **changed: Any) -> "s
             time.sleep(0.02)
         out, err = process.communicate(timeout=300)
     assert kill is None, "there was nothing to kill"
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
+    return Completed(command, process.returncode, out, err)
 
 
 class TestStudies:
@@ -217,6 +215,27 @@ class TestStudies:
         assert f"starting 1 worker on the cluster at {cluster}" in done.stderr
         pd.testing.assert_frame_equal(read_equal_columns(tmp_path / "here"), read_equal_columns(tmp_path / "ray"))
         assert fingerprint(tmp_path / "here") == fingerprint(tmp_path / "ray")
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+    def test_workers_end_with_the_driver(self, tmp_path: Path, number: signal.Signals) -> None:
+        """Also where signals are ignored at the start, which Ray's processes inherit."""
+        options = shlex.join(tiny_options(out=tmp_path / "run", workers=2, trials=1000, proxy_steps=4))
+        trap = "trap '' TERM; " if number == signal.SIGTERM else ""
+        command = ["sh", "-c", f"{trap}exec {sys.executable} -m ltmsearch run {options}"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with started(command, stdout=DEVNULL, stderr=PIPE, env=environment) as driver:
+            deadline = time.monotonic() + 200
+            while not any("ray::TrialWorker.evaluate" in title(pid) for pid in children(driver.pid)):
+                assert driver.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            left = children(driver.pid)
+            driver.send_signal(number)
+            _, err = driver.communicate(timeout=120)
+            assert driver.returncode == {signal.SIGINT: 1, signal.SIGTERM: 143, signal.SIGKILL: -9}[number], err
+            while left := {pid for pid in left if is_running(pid)}:
+                assert time.monotonic() < deadline, [title(pid) for pid in left]
+                time.sleep(0.1)
 
     def test_a_killed_worker_is_replaced(self, tmp_path: Path) -> None:
         done = run(tmp_path / "run", "--json", kill="ray::TrialWorker.evaluate", workers=2, trials=10, proxy_steps=4)

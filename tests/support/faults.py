@@ -6,6 +6,8 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from ltmsearch.search.checkpoint import WEIGHTS, load_checkpoint
 from ltmsearch.study import run_study
 from support.command_line import tiny
+from support.launch import end_with_parent
 
 CONTEXT = multiprocessing.get_context("forkserver")
 """A server that imports this module once and forks every process."""
@@ -24,6 +27,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).pare
 
 
 def _search(folder: Path, log: Path, changes: dict[str, Any]) -> None:
+    end_with_parent()
     torch.set_num_threads(1)
     with log.open("a") as file:
         os.dup2(file.fileno(), sys.stderr.fileno())  # shows its traceback
@@ -33,11 +37,16 @@ def _search(folder: Path, log: Path, changes: dict[str, Any]) -> None:
         run_study(tiny(folder, **changes))
 
 
-def searching(folder: Path, **changes: Any) -> Any:
-    """Start a process that runs or continues a study of a few seconds."""
+@contextmanager
+def searching(folder: Path, **changes: Any) -> Iterator[Any]:
+    """Start a process that runs or continues a study of a few seconds; it is killed at the end of the `with` block."""
     process = CONTEXT.Process(target=_search, args=(folder, folder.with_suffix(".log"), changes))
     process.start()
-    return process
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
 
 
 Trials = dict[int, tuple[str, tuple[float, ...] | None, tuple[tuple[str, float], ...]]]

@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
 import sys
 import urllib.request
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 from support.command_line import image_folder, tiny_study
+from support.processes import PIPE, started
 
 REJECTING: dict[str, Any] = {"sampler": "random", "budget_gflops": 0.24, "trials": 8}
 """Settings of `rejecting`."""
@@ -51,16 +51,13 @@ def assert_pages_are_served(run: Path, *, name: str, trials: int) -> None:
         trials: Number of its trials.
     """
     command = [sys.executable, "-m", "ltmsearch", "dashboard", str(run), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            root, _, number = process.stdout.readline().split()[4].partition("/dashboard/studies/")
-            with urllib.request.urlopen(f"{root}/api/studies/{number}", timeout=30) as answer:
-                found: dict[str, Any] = json.load(answer)
-            process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=30) == 0
-        finally:
-            process.kill()  # otherwise a failure would wait for it forever
+    with started(command, stdout=PIPE) as process:
+        assert process.stdout is not None
+        root, _, number = process.stdout.readline().split()[4].partition("/dashboard/studies/")
+        with urllib.request.urlopen(f"{root}/api/studies/{number}", timeout=30) as answer:
+            found: dict[str, Any] = json.load(answer)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
     assert found["name"] == name
     assert [trial["number"] for trial in found["trials"]] == list(range(trials))
     assert all(trial["note"]["body"] and trial["artifacts"] for trial in found["trials"])

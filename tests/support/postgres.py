@@ -9,14 +9,16 @@ import secrets
 import shutil
 import signal
 import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from support.processes import DEVNULL, Process, completed, started
 
 
 class Postgres:
@@ -26,7 +28,7 @@ class Postgres:
         folder: An existing folder for its data.
         programs: Folder of PostgreSQL's programs.
         password: Password of its user.
-        options: Arguments of `subprocess.Popen`, such as another user.
+        options: Arguments of `started`, such as another user.
     """
 
     def __init__(self, folder: Path, programs: Path, password: str, options: dict[str, Any]) -> None:
@@ -37,7 +39,8 @@ class Postgres:
         self._command = [str(programs / "postgres"), "-D", str(folder / "data"), "-p", str(self.port)]
         self._command += ["-h", "127.0.0.1", "-k", str(folder), "-c", "fsync=off"]
         self._options = options
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
+        self._running = ExitStack()
 
     def url(self, *, password: bool = False) -> str:
         """The URL of its database, as a user gives it."""
@@ -50,7 +53,7 @@ class Postgres:
         while True:
             # Children of a killed server may use its memory for a moment, and a new server ends at once then.
             if self._process is None or self._process.poll() is not None:
-                self._process = subprocess.Popen(self._command, stderr=subprocess.DEVNULL, **self._options)
+                self._process = self._running.enter_context(started(self._command, stderr=DEVNULL, **self._options))
             try:
                 socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
             except OSError:
@@ -69,10 +72,11 @@ class Postgres:
         self._end(signal.SIGINT)
 
     def _end(self, how: signal.Signals) -> None:
-        if self._process is not None:
-            self._process.send_signal(how)
-            self._process.wait(timeout=60)
-            self._process = None
+        with self._running:
+            if self._process is not None:
+                self._process.send_signal(how)
+                self._process.wait(timeout=60)
+                self._process = None
 
 
 def programs() -> Path | None:
@@ -99,7 +103,6 @@ def postgres() -> Iterator[Postgres]:
             "needs PostgreSQL's initdb, on the search path or below /usr/lib/postgresql (apt install postgresql)"
         )
     user, password = other_user(), secrets.token_hex(8)
-    as_user = {} if user is None else {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
     folder = Path(tempfile.mkdtemp(prefix="ltmsearch-postgres-"))  # only root may read pytest's folders
     try:
         (folder / "password").write_text(password + "\n")
@@ -109,8 +112,8 @@ def postgres() -> Iterator[Postgres]:
         init = [str(folder_of_programs / "initdb"), "--pgdata", str(folder / "data"), "--username", "searcher"]
         init += ["--auth", "scram-sha-256", "--pwfile", str(folder / "password"), "--encoding", "UTF8", "--no-sync"]
         environment = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
-        quiet: dict[str, Any] = {"env": environment, "cwd": folder, "stdout": subprocess.DEVNULL, **as_user}
-        subprocess.run(init, check=True, timeout=120, **quiet)
+        quiet: dict[str, Any] = {"env": environment, "cwd": folder, "stdout": DEVNULL, "user": user}
+        completed(init, **quiet)
         server = Postgres(folder, folder_of_programs, password, quiet)
         try:
             server.start()

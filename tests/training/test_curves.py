@@ -1,11 +1,11 @@
 import math
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
+from support.processes import completed
 
 from ltmsearch.training.curves import curves_figure, write_curves
 from ltmsearch.training.epoch_records import EpochRecord
@@ -134,5 +134,5 @@ def test_page_contains_the_curves(tmp_path: Path) -> None:
 def test_drawing_imports_neither_torch_nor_optuna() -> None:
     heavy = {"torch", "optuna", "timm", "kaleido"}
     code = f"import sys, ltmsearch.training.curves; print(sorted({heavy} & set(sys.modules)))"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    answer = completed([sys.executable, "-c", code])
     assert answer.stdout.strip() == "[]"

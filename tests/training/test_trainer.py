@@ -2,8 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from support.command_line import Ltmsearch
 from support.nets import randomise
+from support.processes import completed, started
 from test_learner import VIT, recipe
 from torch import nn
 
@@ -98,12 +97,10 @@ class TestTraining:
             "--device", "cpu", "--out", str(tmp_path / "parts"), "--quiet", "--resume",
         ]  # fmt: skip
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, env=environment)
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "parts" / STATE).exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        with started(command, env=environment):  # killed at its end
+            deadline = time.monotonic() + 120
+            while not (tmp_path / "parts" / STATE).exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
         assert len(load_state(tmp_path / "parts" / STATE)["records"]) < 4, "it was killed too late to show anything"
         train_recipe(of, options(tmp_path / "parts", images, resume=True))
         for name in (BEST, LAST):
@@ -187,7 +184,7 @@ def test_two_processes_match_one(tmp_path: Path, images: Path) -> None:
         "ltmsearch", "train", str(tmp_path / "r.yaml"), "--data-dir", str(images), "--device", "cpu",
         "--out", str(tmp_path / "two"), "--quiet",
     ]  # fmt: skip
-    subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=300)
+    completed(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
     one, two = (load_file(tmp_path / name / LAST) for name in ("one", "two"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
