@@ -25,6 +25,13 @@ def validate(
         int | None,
         typer.Option(metavar="INT", help="Number of images to score. (default: all; 1000 of the built-in digits)"),
     ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Images to score: validation or test. (default: validation, or else test)",
+        ),
+    ] = None,
     as_json: AsJson = False,
     quiet: QuietProgress = False,
     verbose: Verbose = False,
@@ -48,6 +55,7 @@ def validate(
             device=device,
             precision=precision,
             val_images=val_images,
+            split=split,
             callbacks=callbacks,
         )
     if as_json:

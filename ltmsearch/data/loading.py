@@ -24,10 +24,13 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import Resize
 
 from ltmsearch.callbacks import Callbacks
-from ltmsearch.data.sources import open_digits, open_folder, open_named
+from ltmsearch.data.folders import left_out_text
+from ltmsearch.data.images import SCALED, pillow_quiet
+from ltmsearch.data.sources import TEST_FOLDERS, Scoring, open_digits, open_folder, open_named
 from ltmsearch.data.subsets import CPUS, ImageSplit, quoted
 from ltmsearch.data.transforms import (
     Augmentation,
+    CropMode,
     Interpolation,
     Transform,
     Transforms,
@@ -82,12 +85,19 @@ class ImageData:
         return self.train.skipped() + self.validation.skipped()
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """Files not used and images changed, as far as they are known: a printable phrase each."""
+        left_out = left_out_text(self.train.left_out + self.validation.left_out)
+        skipped = f"{len(self.skipped)} unreadable skipped: {quoted(self.skipped)}" if self.skipped else ""
+        scaled = SCALED if self.train.scaled or self.validation.scaled else ""
+        return tuple(filter(None, (left_out, skipped, scaled)))
+
+    @property
     def description(self) -> str:
-        """Name, sizes and storage of the data, in one printable line."""
+        """Name, sizes and storage of the data, with notes, in one printable line."""
         sizes = f"{self.training_size} training and {self.validation_size} validation images"
         storage = "read as needed" if self.train.pixel_cache is None else "kept in memory"
-        skipped = f"; {len(self.skipped)} unreadable skipped: {quoted(self.skipped)}" if self.skipped else ""
-        return f"{self.title}: {sizes} in {self.num_classes} classes, {storage}{skipped}"
+        return "; ".join((f"{self.title}: {sizes} in {self.num_classes} classes, {storage}", *self.notes))
 
     def train_batches(
         self, *, batch_size: int, steps: int, seed: int, shard: Shard = SINGLE_PROCESS, first_step: int = 0
@@ -180,12 +190,14 @@ def load_data(
     std: Sequence[float],
     interpolation: Interpolation = "bicubic",
     crop_pct: float = 0.875,
+    crop_mode: CropMode = "center",
     val_images: int | None,
     calibration_images: int,
     seed: int,
     augmentation: Augmentation | None = None,
     memory_limit_bytes: int = 1 << 30,
     workers: int | None = None,
+    scoring: Scoring | None = None,
     callbacks: Callbacks | None = None,
 ) -> ImageData:
     """Open a data set, choose calibration and validation images, and decode what fits in memory.
@@ -194,13 +206,14 @@ def load_data(
         dataset: "digits" (built in), "folder", or timm's "torch/<name>" (from disk) or "hfds/<name>".
         data_dir: The image folder, with train/ and validation/ (or val/, valid/) and in each a folder per class; or
             the folder of the named data set. None for the built-in digits.
-        mean, std, interpolation, crop_pct: See `make_transforms`.
+        mean, std, interpolation, crop_pct, crop_mode: See `make_transforms`.
         val_images: Number of validation images, at most; None: all, of the built-in digits `DIGITS_VALIDATION_IMAGES`.
         calibration_images: Number of training images to calibrate on, at most.
         seed: Chooses those images, and draws the built-in digits; from 0.
         augmentation: Of a full training; None: that of proxy training.
         memory_limit_bytes: Decoded images are kept in memory if they are expected to take no more than this.
         workers: Processes that prepare batches. None: none for images kept in memory, else one per CPU up to 8.
+        scoring: Which images are those of validation, and that training images may be missing; None: they may not.
 
     Raises:
         InputError: If the data set is unknown, missing, or breaks a rule.
@@ -210,43 +223,63 @@ def load_data(
     if min(img_size, drawn_images, calibration_images, seed + 1) < 1 or not 0 < crop_pct <= 1:
         got = f"{img_size=}, {val_images=}, {calibration_images=}, {seed=}, {crop_pct=}"
         raise InputError(f"sizes must be 1 or more, `seed` 0 or more, `crop_pct` in (0, 1], but got {got}")
-    resize = Resize(int(img_size / crop_pct), interpolation=str_to_interp_mode(interpolation))
-    train, validation = _open_splits(dataset, data_dir, resize, img_size, drawn_images, seed)
+    resize = _first_resize(img_size, interpolation, crop_pct, crop_mode)
+    train, validation = _open_splits(dataset, data_dir, resize, img_size, drawn_images, seed, scoring)
     if augmentation is not None:
         train.resize = None
     held_out = len(validation.labels) if val_images is None else min(val_images, len(validation.labels))
     tensor_bytes = (held_out + calibration_images) * 3 * img_size**2
     _fill_caches(train, validation, held_out, tensor_bytes, memory_limit_bytes, callbacks)
     validation_keys = _validation_keys(train, validation, held_out, seed)
+    title = f"{dataset} {quoted([data_dir])}" if data_dir else dataset
     return ImageData(
-        title=f"{dataset} {quoted([data_dir])}" if data_dir else dataset,
+        title=f"{title}, {validation.name}" if validation.name in TEST_FOLDERS else title,
         train=train,
         validation=validation,
         calibration_keys=[(index, 0) for index in train.sample(calibration_images, seed=seed)],
         validation_keys=validation_keys,
-        transforms=make_transforms(dataset, img_size, mean, std, interpolation, crop_pct, augmentation),
+        transforms=make_transforms(dataset, img_size, mean, std, interpolation, crop_pct, crop_mode, augmentation),
         workers=workers if workers is not None else 0 if train.pixel_cache is not None else min(8, CPUS),
     )
 
 
+def _first_resize(img_size: int, interpolation: Interpolation, crop_pct: float, crop_mode: CropMode) -> Resize | None:
+    """The first step of evaluation, if images may be shrunk by it before they are cached: see `ImageSplit`."""
+    check_choice("`interpolation`", interpolation, Interpolation)
+    check_choice("`crop_mode`", crop_mode, CropMode)
+    if crop_mode != "center":
+        return None  # training crops from the image before it is squashed or given borders
+    return Resize(int(img_size / crop_pct), interpolation=str_to_interp_mode(interpolation))
+
+
 def _open_splits(
-    dataset: str, data_dir: Path | None, resize: Resize, img_size: int, drawn_images: int, seed: int
+    dataset: str,
+    data_dir: Path | None,
+    resize: Resize | None,
+    img_size: int,
+    drawn_images: int,
+    seed: int,
+    scoring: Scoring | None,
 ) -> tuple[ImageSplit, ImageSplit]:
     if dataset == "digits" and data_dir is not None:
         raise InputError(f"'digits' are built in, but got data_dir={quoted([data_dir])}: use dataset='folder'")
+    if dataset == "digits" and scoring and scoring.split == "test":
+        raise InputError("the built-in digits have training and validation images, but --split test was given")
     if dataset == "digits":
         train, validation = open_digits(resize, img_size, (DIGITS_TRAIN_IMAGES, drawn_images), seed=seed)
     elif dataset == "folder":
-        train, validation = open_folder(resize, data_dir)
+        train, validation = open_folder(resize, data_dir, scoring)
     else:
-        train, validation = open_named(resize, dataset, data_dir)
-    if len(train.class_names) < 2:
-        raise InputError(f"training needs at least two classes, but got only {quoted(train.class_names)}")
+        train, validation = open_named(resize, dataset, data_dir, scoring)
+    if len(train.labels) and len(train.class_names) < 2:
+        hint = f"; a class is a folder directly in {train.name}/" if dataset == "folder" else ""
+        raise InputError(f"training needs at least two classes, but got only {quoted(train.class_names)}{hint}")
     if validation.class_names != train.class_names:
         # Each split numbers its own classes, and one that is missing shifts the others: only names agree.
         label_of = {name: label for label, name in enumerate(train.class_names)}
         if unknown := [name for name in validation.class_names if name not in label_of]:
-            raise InputError(f"validation classes must be among those of training, but {quoted(unknown)} are not")
+            known = "of training" if len(train.labels) else f"the network was trained on, {quoted(train.class_names)}"
+            raise InputError(f"{validation.name} classes must be among those {known}, but {quoted(unknown)} are not")
         validation.labels = np.array([label_of[name] for name in validation.class_names])[validation.labels]
     return train, validation
 
@@ -271,13 +304,15 @@ def _fill_caches(
 
 def _validation_keys(train: ImageSplit, validation: ImageSplit, held_out: int, seed: int) -> list[Key]:
     first_of_each = train.labels[train.sample(len(train.class_names), seed=seed)]
-    if absent := [name for label, name in enumerate(train.class_names) if label not in first_of_each]:
+    absent = [name for label, name in enumerate(train.class_names) if label not in first_of_each]
+    if absent and len(train.labels):
         raise InputError(f"each class needs a readable training image, but there is none of {quoted(absent)}")
     if not (chosen := validation.sample(held_out, seed=seed)):
         raise InputError(f"validation needs a readable image, but got only {quoted(validation.skipped())}")
     return [(index, 0) for index in chosen]
 
 
+@pillow_quiet()
 def _load(
     images: ImageSplit, transform: Transform, seed: int | None, cache: dict[int, Tensor] | None, keys: list[Key]
 ) -> tuple[list[Key], list[int], Tensor]:

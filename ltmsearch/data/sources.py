@@ -1,64 +1,100 @@
 """Open data sets with timm (`timm.data.create_dataset`), with errors that a user can act on."""
 
-import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from timm.data import create_dataset
 from torchvision.transforms import Resize
 
 from ltmsearch.data.digits import CLASS_NAMES, SPLITS, ClutteredDigits
+from ltmsearch.data.folders import entries, left_out_text, scan
 from ltmsearch.data.subsets import ImageSplit, quoted
 from ltmsearch.errors import InputError, unknown_name
 
 TRAIN_FOLDERS = ("train", "training")
 VALIDATION_FOLDERS = ("validation", "val", "valid")
+TEST_FOLDERS = ("test", "testing")
+HELD_OUT_FOLDERS = {"validation": VALIDATION_FOLDERS, "test": TEST_FOLDERS, None: VALIDATION_FOLDERS + TEST_FOLDERS}
+"""Names of the folder of each held-out split, preferred ones first; None: of either."""
 TORCH_NAMES = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "imagenet", "places365")
 """Data sets that timm reads through torchvision and that have one label per image, known without decoding it."""
+
+HeldOut = Literal["validation", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """Data on which a trained network is scored; in an image folder they do not need training images."""
+
+    split: HeldOut | None
+    """Images to score; None: validation, or test where there is none."""
+    class_names: tuple[str, ...] | None
+    """Classes in the order of the network's outputs, for want of training images; None: unknown, as in the folder."""
+
 
 _NOT_OPENED = (RuntimeError, OSError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
 
-def open_digits(resize: Resize, img_size: int, lengths: Sequence[int], *, seed: int) -> list[ImageSplit]:
+def open_digits(resize: Resize | None, img_size: int, lengths: Sequence[int], *, seed: int) -> list[ImageSplit]:
     splits = zip(SPLITS, lengths, strict=True)
     digits = [ClutteredDigits(split, img_size=img_size, seed=seed, length=length) for split, length in splits]
-    return [ImageSplit(each, each.labels, CLASS_NAMES, resize, on_disk=False) for each in digits]
+    return [ImageSplit(each, each.labels, CLASS_NAMES, resize, on_disk=False, name=each.split) for each in digits]
 
 
-def open_folder(resize: Resize, data_dir: Path | None) -> list[ImageSplit]:
-    """Training and validation split of an image folder.
+def open_folder(resize: Resize | None, data_dir: Path | None, scoring: Scoring | None = None) -> list[ImageSplit]:
+    """Training split and held-out split of an image folder; to score a network, the former may be missing.
 
     Raises:
-        InputError: If a split is missing, a class has no images, or images are outside of class folders.
+        InputError: If a split is missing, has no images, or a class has no training images.
     """
     if data_dir is None or not data_dir.is_dir():
         raise InputError(f"`data_dir` must be an existing image folder, but got {quoted([data_dir])}")
-    splits: list[ImageSplit] = []
-    for names in (TRAIN_FOLDERS, VALIDATION_FOLDERS):
-        root = next((data_dir / name for name in names if (data_dir / name).is_dir()), None)
-        if root is None:
-            wanted, found = "/ or ".join(names), sorted(os.listdir(data_dir))
-            raise InputError(f"{quoted([data_dir])} must contain {wanted}/, but it contains {quoted(found)}")
-        try:
-            dataset = create_dataset("", root=str(root), search_split=False)
-        except RuntimeError as error:  # timm found none
-            raise InputError(f"{quoted([root])} must contain .png or .jpg images, but it contains none") from error
-        files, class_names = dataset.reader.samples, tuple(dataset.reader.class_to_idx)
-        with_images = {Path(path).relative_to(root).parts[0] for path, _ in files}
-        empty = sorted(folder.name for folder in root.glob("[!.]*/") if folder.name not in with_images)
-        if empty and not splits:  # validation may lack a class
-            raise InputError(f"class folders must contain images, but {quoted([root])} has none in {quoted(empty)}")
-        if any(name[:1] in ("", ".") for name in class_names):
-            raise InputError(f"images must be in visible class folders, but in {quoted([root])} some are not")
-        labels = np.array([label for _, label in files])
-        splits.append(ImageSplit(dataset, labels, class_names, resize, files, data_dir))
-    return splits
+    train = _find(data_dir, TRAIN_FOLDERS)
+    if train is None and scoring is None:
+        raise _no_folder(data_dir, TRAIN_FOLDERS)
+    names = HELD_OUT_FOLDERS[scoring.split if scoring else "validation"]
+    held_out = _find(data_dir, names)
+    if held_out is None:
+        raise _no_folder(data_dir, names)
+    scored = _folder_split(held_out, data_dir, resize)  # which may lack a class
+    if train is None:
+        classes = scoring.class_names if scoring and scoring.class_names else scored.class_names
+        return [ImageSplit(None, np.empty(0, np.int64), classes, resize, root=data_dir, name="train"), scored]
+    return [_folder_split(train, data_dir, resize, every_class=True), scored]
 
 
-def open_named(resize: Resize, name: str, data_dir: Path | None) -> list[ImageSplit]:
-    """Training and validation split of a data set that timm knows by name; test replaces a missing validation split.
+def _find(data_dir: Path, names: Sequence[str]) -> Path | None:
+    return next((data_dir / name for name in names if (data_dir / name).is_dir()), None)
+
+
+def _no_folder(data_dir: Path, names: Sequence[str]) -> InputError:
+    found = sorted(entry.name for entry in entries(data_dir))
+    return InputError(f"{quoted([data_dir])} must contain {'/ or '.join(names)}/, but it contains {quoted(found)}")
+
+
+def _folder_split(root: Path, data_dir: Path, resize: Resize | None, *, every_class: bool = False) -> ImageSplit:
+    found = scan(root)
+    left_out = f"; {left_out_text(found.left_out)}" if found.left_out else ""
+    if not found.files:
+        rule = "must contain images in class folders, but it contains none"
+        raise InputError(f"{quoted([root])} {rule}{left_out}")
+    if every_class and found.empty:
+        rule = "class folders must contain images"
+        raise InputError(f"{rule}, but {quoted([root])} has none in {quoted(found.empty)}{left_out}")
+    labels = np.array([label for _, label in found.files])
+    return ImageSplit(
+        None, labels, found.class_names, resize, found.files, data_dir, left_out=found.left_out, name=root.name
+    )
+
+
+def open_named(
+    resize: Resize | None, name: str, data_dir: Path | None, scoring: Scoring | None = None
+) -> list[ImageSplit]:
+    """Training and held-out split of a data set that timm knows by name; test replaces a missing validation split.
 
     Raises:
         InputError: If the name is unknown, cannot be read by number, or its files are missing.
@@ -76,7 +112,8 @@ def open_named(resize: Resize, name: str, data_dir: Path | None) -> list[ImageSp
     try:
         train = _open(resize, name, data_dir, "train")
         splits = train.dataset.reader.dataset.info.splits or () if kind == "hfds" else ()
-        held_out = next((split for split in (*VALIDATION_FOLDERS, "test") if split in splits), "validation")
+        wanted = scoring.split if scoring else None
+        held_out = next((split for split in HELD_OUT_FOLDERS[wanted] if split in splits), wanted or "validation")
         return [train, _open(resize, name, data_dir, held_out)]
     except _NOT_OPENED as error:
         where = f"be in {quoted([data_dir])} as torchvision downloads it" if kind == "torch" else "be readable"
@@ -84,7 +121,7 @@ def open_named(resize: Resize, name: str, data_dir: Path | None) -> list[ImageSp
         raise InputError(f"{name!r} must {where}, but: {reason}") from error
 
 
-def _open(resize: Resize, name: str, data_dir: Path | None, split: str) -> ImageSplit:
+def _open(resize: Resize | None, name: str, data_dir: Path | None, split: str) -> ImageSplit:
     dataset = create_dataset(name, root=data_dir and str(data_dir), split=split)
     if hasattr(dataset, "reader"):  # Hugging Face: rows, whose classes may have no names
         labels = list(dataset.reader.iter_targets())
@@ -93,4 +130,4 @@ def _open(resize: Resize, name: str, data_dir: Path | None, split: str) -> Image
     else:
         labels, classes, files, root = dataset.targets, dataset.classes, getattr(dataset, "imgs", []), data_dir
     names, on_disk = tuple(str(entry) for entry in classes), not hasattr(dataset, "data")  # or torchvision's array
-    return ImageSplit(dataset, np.asarray(labels, np.int64), names, resize, files, root, on_disk)
+    return ImageSplit(dataset, np.asarray(labels, np.int64), names, resize, files, root, on_disk, name=split)

@@ -1,6 +1,7 @@
 """One split of a data set: images read by number, cached, checked for damage, and sampled evenly over the classes."""
 
 import os
+from collections import Counter
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -9,16 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import Resize
 
 from ltmsearch.callbacks import Callbacks
-from ltmsearch.errors import InputError
+from ltmsearch.data.images import UNREADABLE, decode, pillow_quiet, prepare
 
 CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)  # what Pillow raises
 
 
 @dataclass
@@ -30,26 +29,30 @@ class ImageSplit:
     is cached. Without `resize`, images keep their original size.
     """
 
-    dataset: Any
+    dataset: Any  # of torchvision or timm; None: `files` are the images
     labels: np.ndarray  # (n,) int64, indices into `class_names`
     class_names: tuple[str, ...]
     resize: Resize | None
     files: Sequence[tuple[Any, ...]] = ()  # of each image on disk, a tuple that starts with its path
     root: Path | None = None
     on_disk: bool = True  # whether an image must be read to know that it can be
+    left_out: Counter[str] = field(default_factory=Counter)  # number of files of the folder not used, by reason
+    name: str = ""
     pixel_cache: dict[int, np.ndarray] | None = None
     tensor_cache: dict[int, Tensor] | None = None  # (3, S, S) uint8, by the evaluation transform
     readable: set[int] = field(default_factory=set)
     unreadable: set[int] = field(default_factory=set)
+    scaled: bool = False  # whether an image read so far had 16 or 32 bits of grey, which were scaled to 8
 
     def pixels(self, index: int) -> np.ndarray | None:
         """The image, uint8 (height, width) or (height, width, 3), or None if it cannot be read."""
         if self.pixel_cache is not None and index in self.pixel_cache:
             return self.pixel_cache[index]
         try:
-            image = self._read(index)
-        except _UNREADABLE:
+            image, scaled = self._read(index)
+        except UNREADABLE:
             return None
+        self.scaled |= scaled
         if self.resize is not None and min(image.size) > self.resize.size:
             image = self.resize(image)
         pixels = np.asarray(image)
@@ -57,13 +60,14 @@ class ImageSplit:
             self.pixel_cache[index] = pixels
         return pixels
 
-    def _read(self, index: int) -> Image.Image:
-        if not hasattr(self.dataset, "reader"):
-            return _grey_or_rgb(self.dataset[index][0])
+    def _read(self, index: int) -> tuple[Image.Image, bool]:
+        if self.dataset is not None and not hasattr(self.dataset, "reader"):
+            return prepare(self.dataset[index][0])
         # timm's own __getitem__ replaces an unreadable image by its neighbour; its reader does not.
-        with self.dataset.reader[index][0] as file:
-            return _grey_or_rgb(Image.open(file).copy())
+        with open(self.files[index][0], "rb") if self.dataset is None else self.dataset.reader[index][0] as file:
+            return decode(file)
 
+    @pillow_quiet()
     def verify(self, indices: Sequence[int], callbacks: Callbacks | None = None) -> None:
         """Read whole images to record which are readable: a truncated file shows only at its end."""
         if callbacks is not None and len(indices):
@@ -86,6 +90,7 @@ class ImageSplit:
         """Paths, relative to `root`, of the unreadable images found so far."""
         return tuple(os.path.relpath(self.files[index][0], self.root) for index in sorted(self.unreadable))
 
+    @pillow_quiet()
     def estimated_bytes(self, number: int) -> int:
         """Memory for `number` of the images: that many times the mean size of 32, evenly spaced."""
         # Exact sizes need every file opened: minutes for a large set. Short sides are bounded, so a few are enough.
@@ -93,22 +98,6 @@ class ImageSplit:
         sample = (self.pixels(index) for index in np.linspace(0, last, min(32, last + 1)).astype(int).tolist())
         sizes = [pixels.nbytes for pixels in sample if pixels is not None]
         return round(sum(sizes) / len(sizes) * number) if sizes else 0
-
-
-def _grey_or_rgb(image: Image.Image) -> Image.Image:
-    return image.convert("L" if image.mode == "L" else "RGB")  # grey takes a third of the memory
-
-
-def read_image(path: Path) -> Image.Image:
-    """Read one image file, grey or in colour; raises InputError if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return _grey_or_rgb(Image.open(file))
-    except UnidentifiedImageError:
-        reason = "Pillow does not recognise its format"
-    except _UNREADABLE as error:
-        reason = getattr(error, "strerror", None) or str(error)
-    raise InputError(f"the image {path} cannot be read: {reason}; use an undamaged JPEG or PNG file")
 
 
 def balanced(labels: np.ndarray, number: int, *, seed: int, without: Collection[int]) -> list[int]:

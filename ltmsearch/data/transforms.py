@@ -22,6 +22,8 @@ PROXY_OPTIONS: dict[str, Any] = {"is_training": True, "scale": (0.35, 1.0), "col
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 """Pillow's filters for resizing, in timm's names."""
 ErasingMode = Literal["pixel", "const", "rand"]
+CropMode = Literal["center", "squash", "border"]
+"""timm's ways to fit an image to the square that evaluation sees: see `evaluation_transform`."""
 
 Transform = Callable[[Image.Image], Tensor]
 """An image to (3, S, S) uint8 pixels."""
@@ -58,10 +60,21 @@ class Augmentation:
         return RandomErasing(self.re_prob, mode=self.re_mode, max_count=self.re_count, device="cpu")
 
 
-def evaluation_transform(img_size: int, *, interpolation: Interpolation, crop_pct: float) -> Transform:
-    """timm's transform for evaluation: resize the short side to `img_size / crop_pct`, then crop the centre."""
+def evaluation_transform(
+    img_size: int, *, interpolation: Interpolation, crop_pct: float, crop_mode: CropMode, mean: Sequence[float]
+) -> Transform:
+    """timm's transform for evaluation: resize, then crop the centre.
+
+    Args:
+        crop_mode: What becomes `img_size / crop_pct` pixels: the short side (`center`), the long side, with borders of
+            the colour `mean` (`border`), or both sides, which distorts (`squash`).
+        crop_pct, mean: See `make_transforms`.
+    """
     check_choice("`interpolation`", interpolation, Interpolation)
-    transform: Transform = create_transform(img_size, crop_pct=crop_pct, interpolation=interpolation, normalize=False)
+    check_choice("`crop_mode`", crop_mode, CropMode)
+    transform: Transform = create_transform(
+        img_size, crop_pct=crop_pct, crop_mode=crop_mode, interpolation=interpolation, mean=mean, normalize=False
+    )
     return transform
 
 
@@ -90,6 +103,7 @@ def make_transforms(
     std: Sequence[float],
     interpolation: Interpolation,
     crop_pct: float,
+    crop_mode: CropMode,
     augmentation: Augmentation | None,
 ) -> Transforms:
     """The transforms of a data set.
@@ -100,14 +114,18 @@ def make_transforms(
     Args:
         mean, std: Of each channel, on a scale from 0 to 1.
         interpolation: Filter for resizing.
-        crop_pct: Share of the short side that evaluation sees, in (0, 1]; the built-in digits are always seen whole.
+        crop_pct: Share of the resized image that evaluation sees, by its side, in (0, 1]; the built-in digits are
+            always seen whole.
+        crop_mode: See `evaluation_transform`.
         augmentation: Of a full training; None: that of proxy training.
 
     Raises:
-        InputError: If timm does not know the augmentation policy or the filter.
+        InputError: If timm does not know the augmentation policy, the filter or the crop mode.
     """
     crop_pct = 1.0 if dataset == "digits" else crop_pct
-    train = evaluation = evaluation_transform(img_size, interpolation=interpolation, crop_pct=crop_pct)
+    train = evaluation = evaluation_transform(
+        img_size, interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode, mean=mean
+    )
     options = augmentation.options() if augmentation else dict(PROXY_OPTIONS)
     if dataset == "digits":
         options |= {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "hflip": 0.0}

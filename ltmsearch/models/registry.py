@@ -96,10 +96,10 @@ def create_subnet(
 
 
 def input_config(backbone: str) -> dict[str, Any]:
-    """timm's preparation of images for a backbone: `mean`, `std`, `interpolation`, `crop_pct`."""
+    """timm's preparation of images for a backbone: `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`."""
     get_adapter(backbone)
     config: dict[str, Any] = resolve_data_config({}, pretrained_cfg=get_pretrained_cfg(backbone).to_dict())
-    return {name: config[name] for name in ("mean", "std", "interpolation", "crop_pct")}
+    return {name: config[name] for name in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
 
 
 def write_config(

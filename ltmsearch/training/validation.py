@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -16,6 +16,7 @@ from ltmsearch.config.names import Precision
 from ltmsearch.config.recipe import Recipe, library_versions
 from ltmsearch.costs import GIGA, backbone_costs
 from ltmsearch.data.loading import ImageData, load_data
+from ltmsearch.data.sources import HeldOut, Scoring
 from ltmsearch.engine.evaluation import Batches, Score, fit_ib, recalibrate, score
 from ltmsearch.engine.ib_loss import IBLoss
 from ltmsearch.engine.runtime import Runtime, choose_runtime, find_device, step_seconds
@@ -30,6 +31,7 @@ SEED = 0
 """Seed of the choice of those images, of k-means, and of the built-in digits."""
 MEASURED_BATCH = 32
 """Images, at most, of the batch on which number formats are compared."""
+_NAMELESS = "; the weights name no classes, and without training images the folder must have all of them"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +51,11 @@ class ValidationRecord:
     top1_se: float
     top5: float | None
     loss: float
-    mi_x: float
-    mi_y: float
-    ib: float
-    ibb: float
+    mi_x: float | None
+    """An information term, like the next three; None: without training images it is unknown."""
+    mi_y: float | None
+    ib: float | None
+    ibb: float | None
     gflops: float
     """Cost of one image by formula, in 1e9 multiply-adds."""
     base_gflops: float
@@ -83,12 +86,14 @@ def validate_recipe(
     device: str = "auto",
     precision: str = "auto",
     val_images: int | None = None,
+    split: str | None = None,
     callbacks: Callbacks | None = None,
 ) -> ValidationRecord:
-    """Score a recipe's network with trained weights on validation images.
+    """Score a recipe's network with trained weights on held-out images.
 
-    The information terms use centroids of up to `STATISTICS_IMAGES` training images. For the shared weights of a study,
-    BatchNorm statistics are first computed from those images, as for the scores of the study.
+    The information terms use centroids of up to `STATISTICS_IMAGES` training images; an image folder may lack these,
+    and the terms are then unknown. For the shared weights of a study, BatchNorm statistics are first computed from
+    those images, as for the scores of the study.
 
     Args:
         checkpoint: Weights written by `ltmsearch train` or `export`, the shared weights of a study, or a timm
@@ -96,13 +101,14 @@ def validate_recipe(
         dataset: None: `folder` with `data_dir`, else `digits`.
         batch_size: Images per forward pass. It affects speed and memory, not scores.
         val_images: Number of images to score, balanced over the classes; None: all, or `DIGITS_VALIDATION_IMAGES`.
+        split: Images to score, `validation` or `test`; None: validation, or test where there is none.
 
     Raises:
         InputError: If weights or data do not fit the recipe, or an option is invalid.
     """
     callbacks = callbacks or Callbacks()
     size = recipe.img_size if img_size is None else img_size
-    checked = _check_options(size, batch_size, precision, val_images)
+    checked = _check_options(size, batch_size, precision, val_images, split)
     torch_device = find_device(device)
     network = load_trained(recipe, checkpoint, img_size=size)
     callbacks.phase("reading images", 0)
@@ -115,6 +121,7 @@ def validate_recipe(
         calibration_images=STATISTICS_IMAGES,
         seed=SEED,
         memory_limit_bytes=0,  # every image is used once, and most training images never
+        scoring=Scoring(split=cast(HeldOut | None, split), class_names=network.class_names),
     )
     _check_classes(recipe, network, data)
     try:
@@ -152,11 +159,13 @@ def print_validation(console: Console, record: ValidationRecord) -> None:
         print_line(console, f"note: {note}")
 
 
-def _nats(value: float) -> str:
-    return f"{round(value, 4) + 0.0:.4f}"  # no minus sign before zero
+def _nats(value: float | None) -> str:
+    return "-" if value is None else f"{round(value, 4) + 0.0:.4f}"  # no minus sign before zero
 
 
-def _check_options(img_size: int, batch_size: int, precision: str, val_images: int | None) -> Precision:
+def _check_options(
+    img_size: int, batch_size: int, precision: str, val_images: int | None, split: str | None
+) -> Precision:
     for name, value, least in (
         ("img-size", img_size, 32),
         ("batch-size", batch_size, 1),
@@ -167,6 +176,8 @@ def _check_options(img_size: int, batch_size: int, precision: str, val_images: i
     if img_size > 2048:
         raise InputError(f"--img-size must be 2048 or less, but got {img_size}")
     check_choice("--precision", precision, Precision)
+    if split is not None:
+        check_choice("--split", split, HeldOut)
     return cast(Precision, precision)
 
 
@@ -174,7 +185,7 @@ def _check_classes(recipe: Recipe, network: TrainedNetwork, data: ImageData) -> 
     if data.num_classes != recipe.num_classes:
         raise InputError(
             f"the recipe's num_classes must be the data's {data.num_classes}, but is {recipe.num_classes}; use the "
-            "data that the weights were trained on"
+            "data that the weights were trained on" + ("" if data.training_size else _NAMELESS)
         )
     for number, (trained, found) in enumerate(zip(network.class_names or (), data.class_names, strict=False), start=1):
         if trained != found:
@@ -198,7 +209,7 @@ def _measure(
     full_batch = images.repeat(-(-batch_size // len(images)), 1, 1, 1)[:batch_size]
     runtime = choose_runtime(device, precision, network.model, images[:MEASURED_BATCH])
     result, notes = _score(recipe, network, data, batch_size, runtime, callbacks)
-    assert result.ib is not None
+    terms: dict[str, Any] = {name: getattr(result.ib, name, None) for name in ("mi_x", "mi_y", "ib", "ibb")}
     seconds = step_seconds(runtime, network.model, full_batch, train=False)
     costs = backbone_costs(recipe.backbone, img_size, recipe.schedule.operator, num_classes=recipe.num_classes)
     return ValidationRecord(
@@ -208,7 +219,7 @@ def _measure(
         data=data.title,
         img_size=img_size,
         **{name: getattr(result, name) for name in ("images", "top1", "top1_se", "top5", "loss")},
-        **{name: getattr(result.ib, name) for name in ("mi_x", "mi_y", "ib", "ibb")},
+        **terms,
         gflops=costs.gflops(recipe.schedule),
         base_gflops=costs.base / GIGA,
         params=sum(parameter.numel() for parameter in network.model.parameters()),
@@ -232,21 +243,28 @@ def _score(
         return _with_progress(batches, callbacks, phase, len(data.calibration_keys))
 
     if network.shared and any(isinstance(module, _BatchNorm) for module in model.modules()):
+        if not data.training_size:
+            raise InputError(
+                f"the shared weights {network.checkpoint} need training images, for BatchNorm statistics, but "
+                f"{data.title} has none; use the weights that `ltmsearch export` or `train` wrote"
+            )
         recalibrate(model, statistics_batches("BatchNorm statistics"), runtime)
         notes.append("shared weights of a study: BatchNorm statistics are recomputed, as for the study's scores")
     model.eval()
-    ib = IBLoss(feature_dim=feature_dim(model), num_classes=data.num_classes, beta=recipe.ib_beta).to(runtime.device)
-    finite = fit_ib(ib, model, statistics_batches("IB statistics"), runtime)
+    ib, finite = None, True
+    if data.training_size:
+        ib = IBLoss(feature_dim=feature_dim(model), num_classes=data.num_classes, beta=recipe.ib_beta)
+        finite = fit_ib(ib.to(runtime.device), model, statistics_batches("IB statistics"), runtime)
+    else:
+        notes.append("without training images the information terms are unknown")
     if finite:
         batches = data.validation_batches(batch_size=batch_size)
         result = score(model, _with_progress(batches, callbacks, "validation", data.validation_size), runtime, ib=ib)
-        finite = result.ib is not None and math.isfinite(result.loss)
+        finite = (ib is None or result.ib is not None) and math.isfinite(result.loss)
     if not finite:
         hint = "try --precision fp32" if runtime.precision != "fp32" else "its training has diverged"
         raise InputError(f"the network's outputs must be finite, but with {network.checkpoint} they are not; {hint}")
-    if data.skipped:
-        notes.append(f"{len(data.skipped)} unreadable images skipped, such as {data.skipped[0]}")
-    return result, notes
+    return result, [*notes, *data.notes]
 
 
 def _with_progress(batches: Batches, callbacks: Callbacks, phase: str, total: int) -> Iterator[tuple[Tensor, Tensor]]:

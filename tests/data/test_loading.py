@@ -142,10 +142,13 @@ class TestUnreadable:
 
 
 class TestStorage:
-    def test_evaluation_gives_the_bits_of_timms_transform(self, photos):
+    @pytest.mark.parametrize("mode", ["center", "squash", "border"])
+    @pytest.mark.parametrize("memory", [{}, STREAM], ids=["kept", "streamed"])
+    def test_evaluation_gives_the_bits_of_timms_transform(self, photos, mode, memory):
         normal = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3), "crop_pct": 0.77, "interpolation": "bicubic"}
+        normal["crop_mode"] = mode
         expected = create_transform(16, **normal)
-        data = open_data(photos, **normal)
+        data = open_data(photos, **normal, **memory)
         wanted = []
         for path in (photos / "validation").glob("*/*"):
             with Image.open(path) as image:

@@ -31,6 +31,18 @@ def emptied(part):
     return lambda root: [path.unlink() for path in (root / part).rglob("*.png")]
 
 
+def images(root):
+    return list((root / "train").rglob("*.png"))
+
+
+def renamed(suffix):
+    return lambda root: [path.rename(path.with_suffix(suffix)) for path in images(root)]
+
+
+def into_one(root):
+    return lambda name: shutil.move(root / "train" / name, root / "train" / "images" / name)
+
+
 def moved(source, target):
     return lambda root: shutil.move(root / source, root / target)
 
@@ -43,19 +55,25 @@ class TestErrors:
             (without("train"), "'.*data' must contain train/ or training/, but it contains 'validation'"),
             (without("validation"), "must contain validation/ or val/ or valid/, but it contains 'train'"),
             (lambda root: [without("train")(root), without("validation")(root)], "but it contains nothing"),
-            (emptied("train"), "train' must contain .png or .jpg images, but it contains none"),
-            (emptied("validation"), "validation' must contain .png or .jpg images, but it contains none"),
+            (emptied("train"), "train' must contain images in class folders, but it contains none$"),
+            (emptied("validation"), "validation' must contain images in class folders, but it contains none$"),
             (emptied("train/bee"), "class folders must contain images, but '.*train' has none in 'bee'"),
             (
                 lambda root: [without(f"train/{name}")(root) for name in ("bee", "cat")],
                 "two classes.*only 'ant'",
             ),
             (without("train/bee"), "validation classes must be among those of training, but 'bee' are not"),
+            (moved("train/bee/", "train/.bee"), "validation classes must be among those of training, but 'bee' are"),
             (
-                moved("train/bee/0.png", "train/0.png"),
-                "must be in visible class folders, but in '.*train' some are not",
+                lambda root: [path.rename(root / "train" / f"{path.parent.name}{path.name}") for path in images(root)],
+                r"images in class folders, but it contains none; 15 files left out: "
+                r"15 outside of class folders, such as 'train/ant0.png'",
             ),
-            (moved("train/bee/", "train/.bee"), "must be in visible class folders"),
+            (renamed(".txt"), "train' must contain images.*but it contains none; 15 files left out: 15 .txt"),
+            (
+                lambda root: [(root / "train" / "images").mkdir(), *map(into_one(root), ("ant", "bee", "cat"))],
+                "two classes, but got only 'images'; a class is a folder directly in train/",
+            ),
         ],
     )
     def test_an_image_folder_that_breaks_a_rule(self, tmp_path, spoil, message):
@@ -87,6 +105,10 @@ class TestErrors:
             ({"seed": -1}, "seed=-1"),
             ({"crop_pct": 1.2}, "crop_pct=1.2"),
             ({"crop_pct": 0.0}, "crop_pct=0.0"),
+            (
+                {"crop_mode": "centre"},
+                "`crop_mode` must be center, squash, border, but got 'centre': did you mean center",
+            ),
         ],
     )
     def test_a_choice_that_cannot_be(self, folder, changes, message):
@@ -131,7 +153,7 @@ class TestNamed:
 
     def test_characters_are_not_mirrored(self):
         for name, mirrored in (("torch/MNIST", False), ("torch/cifar10", True)):
-            made = make_transforms(name, 28, (0.0,) * 3, (1.0,) * 3, "bicubic", 1.0, None)
+            made = make_transforms(name, 28, (0.0,) * 3, (1.0,) * 3, "bicubic", 1.0, "center", None)
             assert ("Flip" in repr(made.train)) is mirrored
 
     @pytest.fixture

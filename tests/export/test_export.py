@@ -99,7 +99,7 @@ def test_timm_and_load_recipe_rebuild_the_same_network(backbone: str, tmp_path: 
     data = timm.data.resolve_model_data_config(by_timm)
     plain = timm.data.resolve_model_data_config(timm.create_model(backbone))
     assert data["input_size"] == (3, recipe.img_size, recipe.img_size)
-    for key in ("mean", "std", "crop_pct", "interpolation"):
+    for key in ("mean", "std", "crop_pct", "crop_mode", "interpolation"):
         assert np.array_equal(data[key], plain[key]), key
     assert by_timm.pretrained_cfg["label_names"] == list(NAMES)
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:

@@ -97,13 +97,37 @@ def test_an_image_is_seen_as_in_validation(tmp_path: Path) -> None:
     data = load_data(
         dataset="folder", data_dir=data_dir, img_size=64, **config, val_images=None, calibration_images=1, seed=0
     )
-    read = visualize._read(recipe(), files, 64)
+    read, notes = visualize._read(recipe(), files, 64)
+    assert notes == ()
     for file, (_, pixels) in zip(files, read.values(), strict=True):
         number = next(i for i, sample in enumerate(data.validation.files) if Path(sample[0]) == file)
         seen = data.validation.pixels(number)
         assert seen is not None
         wanted = data.transforms.evaluation(Image.fromarray(seen).convert("RGB"))
         assert np.array_equal(pixels, wanted.permute(1, 2, 0).numpy())
+
+
+def test_a_net_that_sees_distorted_images_is_shown_them(tmp_path: Path) -> None:
+    """`squash` of timm: the whole image, both sides resized."""
+    image = Image.new("RGB", (120, 40))
+    image.paste((255, 0, 0), (0, 0, 40, 40))  # outside of a centre crop
+    image.save(tmp_path / "wide.png")
+    ((_, pixels),) = visualize._read(recipe(model="ltm_vit_base_patch16_clip_384"), [tmp_path / "wide.png"], 96)[
+        0
+    ].values()
+    wanted = np.asarray(image.resize((96, 96), Image.Resampling.BICUBIC))
+    assert np.array_equal(pixels, wanted)
+    assert pixels[48, 8].tolist() == [255, 0, 0]
+
+
+def test_deep_grey_is_scaled_and_noted(saved: Path, photo: Path) -> None:
+    values = np.full((70, 70), 257 * 90, np.uint16)
+    deep = saved.parent / "deep.tif"
+    Image.fromarray(values).save(deep)
+    read, _ = visualize._read(recipe(), [deep], 64)
+    assert (read["deep"][1] == 90).all()
+    drawn = visualize_recipe(saved, [deep, photo], out=saved.parent / "out")
+    assert drawn.notes[0] == "grey of 16 or 32 bits scaled to 8: 'deep.tif'"
 
 
 def test_recipes_of_the_digits_show_digits(saved: Path) -> None:
@@ -118,7 +142,7 @@ def test_recipes_of_the_digits_show_digits(saved: Path) -> None:
         calibration_images=1,
         seed=0,
     )
-    shown = [pixels for _, pixels in visualize._read(recipe(), [], 64).values()]
+    shown = [pixels for _, pixels in visualize._read(recipe(), [], 64)[0].values()]
     seen = [data.transforms.evaluation(Image.fromarray(data.validation.pixels(i)).convert("RGB")) for i in range(3)]
     assert all(np.array_equal(a, b.permute(1, 2, 0).numpy()) for a, b in zip(shown, seen, strict=True))
 

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -227,7 +228,74 @@ def test_unreadable_images_are_skipped(tmp_path: Path) -> None:
     broken.write_bytes(broken.read_bytes()[:100])
     record = validate_recipe(recipe(2), checkpoint=saved(network(recipe(2)), tmp_path / "w"), data_dir=root, **CPU)
     assert record.images == 3
-    assert record.notes == ["1 unreadable images skipped, such as validation/class 1/0.png"]
+    assert record.notes == ["1 unreadable skipped: 'validation/class 1/0.png'"]
+
+
+NAMES = [f"class {label}" for label in range(len(COUNTS))]
+
+
+@pytest.fixture
+def tested(tmp_path: Path) -> Path:
+    """The validation images of `photos` as a test set, and nothing else."""
+    root = image_folder(tmp_path / "data", COUNTS)
+    (root / "validation").rename(root / "test")
+    shutil.rmtree(root / "train")
+    return root
+
+
+@pytest.mark.parametrize("facts", [{"class_names": NAMES}, None], ids=["named", "nameless"])
+def test_a_test_set_alone_gives_the_same_scores(
+    tested: Path, scored: tuple[Path, ValidationRecord], facts: dict[str, Any] | None
+) -> None:
+    checkpoint = saved(network(recipe()), tested / "w", facts)
+    record = validate_recipe(recipe(), checkpoint=checkpoint, data_dir=tested, **CPU)
+    for name in ("images", "top1", "top5", "loss"):
+        assert getattr(record, name) == getattr(scored[1], name)
+    assert record.data == f"folder '{tested}', test"
+    assert (record.mi_x, record.mi_y, record.ib, record.ibb) == (None,) * 4
+    assert record.notes == ["without training images the information terms are unknown"]
+    stream = io.StringIO()
+    print_validation(Console(file=stream, width=80), record)
+    assert "its upper bound IBB is -" in stream.getvalue()
+
+
+def test_labels_of_a_test_set_go_by_the_names_of_the_checkpoint(tested: Path) -> None:
+    for label in (0, 1, 3, 4, 5, 6):  # without training, the remaining class would be number 0
+        shutil.rmtree(tested / "test" / f"class {label}")
+    logits = [0.0, 0.0, 5.0, 0.0, 0.0, 0.0, 0.0]
+    named = saved(constant(recipe(), logits), tested / "named", {"class_names": NAMES})
+    assert validate_recipe(recipe(), checkpoint=named, data_dir=tested, **CPU).top1 == 100
+    nameless = saved(constant(recipe(), logits), tested / "nameless")
+    with pytest.raises(InputError, match="but is 7; .*name no classes, and without training images the folder must"):
+        validate_recipe(recipe(), checkpoint=nameless, data_dir=tested, **CPU)
+    (tested / "test" / "class 2").rename(tested / "test" / "cat")
+    with pytest.raises(InputError, match="test classes must be among those the network was .* but 'cat' are not"):
+        validate_recipe(recipe(), checkpoint=named, data_dir=tested, **CPU)
+
+
+def test_the_split_is_validation_or_else_test_or_the_one_named(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "data", (3, 2))
+    shutil.copytree(root / "validation", root / "test")
+    (root / "test" / "class 1" / "0.png").unlink()
+    checkpoint = saved(network(recipe(2)), tmp_path / "w")
+    images = {}
+    for split in (None, "validation", "test"):
+        record = validate_recipe(recipe(2), checkpoint=checkpoint, data_dir=root, split=split, **CPU)
+        images[split] = record.images, record.data.removeprefix(f"folder '{root}'"), record.mi_x is not None
+    assert images == {None: (5, "", True), "validation": (5, "", True), "test": (4, ", test", True)}
+    shutil.rmtree(root / "validation")
+    assert validate_recipe(recipe(2), checkpoint=checkpoint, data_dir=root, **CPU).images == 4
+    with pytest.raises(InputError, match="must contain validation/ or val/ or valid/, but it contains 'test', 'train'"):
+        validate_recipe(recipe(2), checkpoint=checkpoint, data_dir=root, split="validation", **CPU)
+    shutil.rmtree(root / "test")
+    with pytest.raises(InputError, match="must contain validation/ or val/ or valid/ or test/ or testing/, but"):
+        validate_recipe(recipe(2), checkpoint=checkpoint, data_dir=root, **CPU)
+
+
+def test_shared_weights_need_training_images_for_batchnorm(tested: Path) -> None:
+    shared = saved(network(recipe()), tested / "shared", {"class_names": NAMES, "space": "x"})
+    with pytest.raises(InputError, match="need training images, for BatchNorm statistics, but .* `ltmsearch export`"):
+        validate_recipe(recipe(), checkpoint=shared, data_dir=tested, **CPU)
 
 
 class Progress(Callbacks):
@@ -252,6 +320,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "batch-size": ({"batch_size": 0}, "--batch-size must be 1 or more, but got 0"),
     "val-images": ({"val_images": 0}, "--val-images must be 1 or more, but got 0"),
     "precision": ({"precision": "fp8"}, "--precision must be auto, fp32, bf16, but got 'fp8'"),
+    "split": ({"split": "tests"}, "--split must be validation, test, but got 'tests': did you mean test"),
+    "digits' split": ({"data_dir": None, "split": "test"}, "the built-in digits have .* but --split test was given"),
     "device": ({"device": "gpu"}, "`--device` must be auto, cpu or cuda, but got 'gpu'"),
     "folder": ({"data_dir": Path("nowhere")}, "must be an existing image folder, but got 'nowhere'"),
     "digits": ({"dataset": "digits"}, "'digits' are built in"),

@@ -16,7 +16,8 @@ from torchvision.transforms.functional import normalize
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.recipe import Recipe, load_recipe
 from ltmsearch.data.digits import ClutteredDigits
-from ltmsearch.data.subsets import read_image
+from ltmsearch.data.images import SCALED, read_image
+from ltmsearch.data.subsets import quoted
 from ltmsearch.data.transforms import evaluation_transform
 from ltmsearch.errors import InputError
 from ltmsearch.io.files import write_atomic
@@ -76,7 +77,7 @@ def visualize_recipe(
     get_adapter(recipe.backbone)
     if not recipe.schedule.merging_layers:
         raise InputError(f"{path} must merge in some layer, but its schedule keeps all tokens in all layers")
-    pictures = _read(recipe, images, size)
+    pictures, read_notes = _read(recipe, images, size)
     model, weights, notes = _network(recipe, checkpoint or _weights_beside(path), size)
     folder = out or path.parent / f"{path.stem}-merges"
     subtitle = f"{recipe.model}, {size} px, weights: {weights}"
@@ -92,29 +93,33 @@ def visualize_recipe(
         page = merges_page(pixels, layers, title=title, subtitle=subtitle, place=place)
         files += _write(folder, {f"{name}.png": sheet.getvalue(), f"{name}.html": page})
         callbacks.advance(done, title)
-    return MergePictures(weights=weights, notes=notes, files=tuple(files))
+    return MergePictures(weights=weights, notes=(*read_notes, *notes), files=tuple(files))
 
 
-def _read(recipe: Recipe, images: Sequence[Path], size: int) -> dict[str, tuple[str, np.ndarray]]:
-    """File name → title, and (size, size, 3) uint8 pixels as in validation."""
+def _read(
+    recipe: Recipe, images: Sequence[Path], size: int
+) -> tuple[dict[str, tuple[str, np.ndarray]], tuple[str, ...]]:
+    """File name → title, and (size, size, 3) uint8 pixels as in validation; notes."""
     config = input_config(recipe.backbone)
     found = recipe.provenance.get("dataset") == "digits"
     if not images and not found:
         raise InputError("--image FILE is required: the recipe was not searched on the built-in digits")
     crop_pct = config["crop_pct"] if images else 1.0  # the built-in digits are not cropped
-    transform = evaluation_transform(size, interpolation=config["interpolation"], crop_pct=crop_pct)
+    prepared = {name: config[name] for name in ("interpolation", "crop_mode", "mean")}
+    transform = evaluation_transform(size, crop_pct=crop_pct, **prepared)
     if images:
-        sources = [(file.stem, file.name, read_image(file)) for file in images]
+        sources = [(file.stem, file.name, *read_image(file)) for file in images]
     else:
         digits = ClutteredDigits("validation", img_size=size, seed=SEED, length=DIGITS)
-        sources = [(f"digit-{i}", f"built-in digit {i}", digits[i][0]) for i in range(DIGITS)]
+        sources = [(f"digit-{i}", f"built-in digit {i}", digits[i][0], False) for i in range(DIGITS)]
     read: dict[str, tuple[str, np.ndarray]] = {}
-    for stem, title, image in sources:
+    for stem, title, image, _ in sources:
         taken = {name.casefold() for name in read}
         names = chain([stem], (f"{stem}-{number}" for number in count(2)))
         name = next(name for name in names if name.casefold() not in taken)
         read[name] = title, transform(image.convert("RGB")).permute(1, 2, 0).numpy()
-    return read
+    scaled = [title for _, title, _, scaled in sources if scaled]
+    return read, (f"{SCALED}: {quoted(scaled)}",) if scaled else ()
 
 
 def _weights_beside(path: Path) -> Path | None:
