@@ -16,10 +16,10 @@ from torchvision.transforms.functional import center_crop
 from ltmsearch.errors import InputError
 
 UNREADABLE = (
-    OSError, SyntaxError, ValueError, EOFError, RuntimeError, LookupError, TypeError, struct.error, zlib.error,
-    Image.DecompressionBombError,
+    OSError, SyntaxError, ValueError, EOFError, RuntimeError, LookupError, TypeError, ArithmeticError, AssertionError,
+    struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
-"""What Pillow's decoders raise for a damaged image: each its own."""
+"""What Pillow's decoders and timm's readers raise for a damaged image: each its own."""
 
 NOT_PICTURES = frozenset({"BUFR", "GRIB", "HDF5", "MPEG", "WMF", "EPS"})
 """Formats that Pillow identifies but does not decode, and one that it has Ghostscript run as a program."""

@@ -1,5 +1,6 @@
 """Open data sets with timm (`timm.data.create_dataset`), with errors that a user can act on."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -51,7 +52,7 @@ def open_folder(resize: Resize | None, data_dir: Path | None, scoring: Scoring |
     Raises:
         InputError: If a split is missing, has no images, or a class has no training images.
     """
-    if data_dir is None or not data_dir.is_dir():
+    if data_dir is None or not os.path.isdir(data_dir):  # pathlib raises for a name that is too long
         raise InputError(f"`data_dir` must be an existing image folder, but got {quoted([data_dir])}")
     train = _find(data_dir, TRAIN_FOLDERS)
     if train is None and scoring is None:
@@ -129,5 +130,8 @@ def _open(resize: Resize | None, name: str, data_dir: Path | None, split: str) -
         files, root = [(f"{split}[{row}]",) for row in range(len(labels))], None
     else:
         labels, classes, files, root = dataset.targets, dataset.classes, getattr(dataset, "imgs", []), data_dir
+    if any(label is None or not 0 <= label < len(classes) for label in labels):
+        # Many sets publish test images without labels, or with the label -1.
+        raise InputError(f"{name!r} must have a label for every image, but {split!r} has images without")
     names, on_disk = tuple(str(entry) for entry in classes), not hasattr(dataset, "data")  # or torchvision's array
     return ImageSplit(dataset, np.asarray(labels, np.int64), names, resize, files, root, on_disk, name=split)

@@ -155,6 +155,20 @@ class TestFormats:
         values = [image[:, 8, 8] for images, _ in data.calibration_batches(batch_size=16) for image in images]
         assert [40, 40, 40] in [(value * 255).round().int().tolist() for value in values]
 
+    @pytest.mark.parametrize("changes", [{}, STREAM], ids=["kept", "streamed"])
+    def test_pillow_warns_of_no_image(self, tmp_path, changes):
+        """Warnings are errors here."""
+        root = make_folder(tmp_path)
+        for split in ("train", "validation"):
+            palette = Image.new("RGBA", (20, 20), (0, 7, 0, 100)).quantize(4)
+            palette.save(root / split / "ant" / "palette.png", transparency=b"\x00\x80")
+            exif = b"Exif\x00\x00MM\x00\x2a\x00\x00\x00\x08\x00\x20"
+            Image.new("RGB", (20, 20)).save(root / split / "ant" / "exif.jpg", exif=exif)
+        data = open_data(root, **changes)
+        assert (0, 7) in seen(data.validation_batches(batch_size=10))
+        assert len(list(data.train_batches(batch_size=6, steps=5, seed=0))) == 5
+        assert data.notes == ()
+
     def test_single_pixels_and_lines(self, tmp_path):
         for split in ("train", "validation"):
             for label, name in enumerate(CLASSES):

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torchvision
 from PIL import Image
 from support.images import make_folder, open_data, seen
 
+from ltmsearch.data.sources import Scoring
 from ltmsearch.data.transforms import make_transforms
 from ltmsearch.errors import InputError
 
@@ -87,6 +89,7 @@ class TestErrors:
         ("changes", "message"),
         [
             ({"dataset": "folder", "data_dir": None}, "`data_dir` must be an existing image folder, but got 'None'"),
+            ({"data_dir": Path("x" * 300)}, "`data_dir` must be an existing image folder, but got 'xxx"),
             ({"dataset": "digits"}, "'digits' are built in, but got data_dir='.*': use dataset='folder'"),
             ({"dataset": "cifar10"}, "unknown dataset 'cifar10': did you mean torch/cifar10.*known are digits, folder"),
             ({"dataset": "torch/cifar11"}, "unknown dataset 'torch/cifar11': did you mean torch/cifar1"),
@@ -175,19 +178,24 @@ class TestNamed:
         def load_dataset(name, split, cache_dir):
             if name != "owner/pets":
                 raise FileNotFoundError(f"Couldn't reach {name}\nand a traceback")
+            if split not in ("train", "test"):
+                raise ValueError(f'Unknown split "{split}".')
             rows = []
             for index in range({"train": 8, "test": 4}[split]):
                 file = io.BytesIO()
                 Image.new("RGB", (20, 20), (20 * (index % 2), index, 0)).save(file, "png")
                 content = b"text" if (split, index) == ("train", 3) else file.getvalue()
                 rows.append({"image": {"bytes": content, "path": None}, "label": index % 2})
+            if split == "test":
+                rows[1].update(spoilt_test_row)
             return Rows(split, rows)
 
+        spoilt_test_row = {}
         module = types.ModuleType("datasets")
         module.__spec__ = importlib.machinery.ModuleSpec("datasets", None)
         module.load_dataset, module.Image = load_dataset, lambda decode: None
         monkeypatch.setitem(sys.modules, "datasets", module)
-        yield
+        yield spoilt_test_row
         sys.modules.pop("timm.data.readers.reader_hfds", None)  # it holds on to the stand-in
 
     def test_hugging_face_sets_are_read_by_row(self, hub):
@@ -199,3 +207,29 @@ class TestNamed:
         assert sorted(seen(data.validation_batches(batch_size=4))) == [(0, 0), (0, 2), (1, 1), (1, 3)]
         with pytest.raises(InputError, match=r"'hfds/owner/none' must be readable, but: Couldn't reach owner/none$"):
             open_data(None, dataset="hfds/owner/none")
+
+    @pytest.mark.parametrize("label", [-1, None, 2])
+    def test_images_without_labels_are_refused(self, hub, label):
+        hub["label"] = label
+        with pytest.raises(InputError, match="'hfds/owner/pets' must have a label for every image, but 'test' has"):
+            open_data(None, dataset="hfds/owner/pets")
+
+    def test_rows_without_an_image_are_skipped(self, hub):
+        hub["image"] = {"bytes": None, "path": None}
+        data = open_data(None, dataset="hfds/owner/pets")
+        assert sorted(seen(data.validation_batches(batch_size=4))) == [(0, 0), (0, 2), (1, 3)]
+        assert data.skipped == ("train[3]", "test[1]")
+
+    def test_deep_grey_of_the_hub_is_scaled(self, hub):
+        file = io.BytesIO()
+        Image.new("I;16", (20, 20), 257 * 40).save(file, "png")
+        hub["image"] = {"bytes": file.getvalue(), "path": None}
+        data = open_data(None, dataset="hfds/owner/pets")
+        assert (2, 40) in seen(data.validation_batches(batch_size=4))
+        assert "grey of 16 or 32 bits scaled to 8" in data.notes
+
+    def test_the_split_to_score_can_be_chosen(self, hub):
+        scoring = Scoring(split="test", class_names=None)
+        assert open_data(None, dataset="hfds/owner/pets", scoring=scoring).title == "hfds/owner/pets, test"
+        with pytest.raises(InputError, match='must be readable, but: Unknown split "validation"'):
+            open_data(None, dataset="hfds/owner/pets", scoring=Scoring(split="validation", class_names=None))
