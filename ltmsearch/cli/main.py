@@ -1,5 +1,6 @@
 """Entry point of the command line: its commands, exit codes, and one-line error messages."""
 
+import errno
 import logging
 import sys
 from typing import Any, NoReturn
@@ -52,7 +53,10 @@ def _run() -> int:
         return _failed(1, f"failed: {error}")
     except UsageError as error:
         return _failed(2, _in_one_line(error))
-    except OSError as error:  # e.g. a full disk or missing rights, where a traceback would add nothing
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # of what a user names: ltmsearch's own names are short
+            return _failed(2, f"error: paths must be short enough for their file system, but got {error.filename!r}")
+        # A full disk or missing rights, where a traceback would add nothing
         return _failed(1, f"failed: {error}")
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):

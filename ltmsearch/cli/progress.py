@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ltmsearch.callbacks import Callbacks
+from ltmsearch.errors import printable
 from ltmsearch.io.console_tables import print_line
 
 _log = logging.getLogger(__name__)
@@ -32,11 +33,11 @@ class ProgressBars(Notes):
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.fields[status]}", markup=False),
             console=console,
         )
         # Asked for colours, rich takes a file for a terminal.
@@ -61,7 +62,7 @@ class ProgressBars(Notes):
     def advance(self, done: int, status: str = "") -> None:
         """See `Callbacks`."""
         if self._task is not None:
-            self._progress.update(self._task, completed=done, status=status)
+            self._progress.update(self._task, completed=done, status=printable(status))
         elif time.monotonic() - self._last_line > SECONDS_PER_LINE or done == self._total:
             self._last_line = time.monotonic()
             self.note(f"{self._name}: {done} of {self._total} {status}".rstrip())

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.cli.signals import TERMINATED, Terminated
-from ltmsearch.errors import InputError, LtmsearchError, without_passwords
+from ltmsearch.errors import InputError, LtmsearchError, printable, without_passwords
 from ltmsearch.io.console_tables import print_line
 
 _log = logging.getLogger(__name__)
@@ -48,6 +48,13 @@ def print_json(document: Any) -> None:
     typer.echo(to_json(document, indent=2, inf_nan_mode="null").decode())
 
 
+class _OneLine(logging.Formatter):
+    """Escapes what would break or colour the line of a message; a traceback follows in lines of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+
 class _ConsoleHandler(logging.Handler):
     """Prints through the console that draws the progress bars, so that lines appear above them."""
 
@@ -55,7 +62,7 @@ class _ConsoleHandler(logging.Handler):
         super().__init__(logging.DEBUG)
         self.console = console
         pattern = "{asctime}.{msecs:03.0f} {levelname:<5} {name}: {message}"
-        self.setFormatter(logging.Formatter(pattern, "%Y-%m-%d %H:%M:%S", style="{"))
+        self.setFormatter(_OneLine(pattern, "%Y-%m-%d %H:%M:%S", style="{"))
 
     def emit(self, record: logging.LogRecord) -> None:
         self.console.print(self.format(record), markup=False, highlight=False, soft_wrap=True, style="dim")

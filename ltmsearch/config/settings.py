@@ -11,6 +11,7 @@ from ltmsearch.config.cli_option import CliOption
 from ltmsearch.config.defaults import ACCELERATOR, CPU, TRAINED, UNTRAINED, Learning, by_device
 from ltmsearch.config.objective import CostAxis
 from ltmsearch.errors import InputError
+from ltmsearch.io.files import MAX_NAME_BYTES, safe_name
 from ltmsearch.io.presets import shipped_names
 from ltmsearch.io.yaml_models import check, load, to_yaml
 
@@ -167,7 +168,7 @@ class StudySettings(BaseModel):
     """File that ltmsearch profile wrote, on this machine or another."""
 
     study: Annotated[str | None, _output(metavar="NAME", default="from backbone, budget and data")] = Field(
-        default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+        default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=MAX_NAME_BYTES
     )
     """Name of the study."""
     out: Annotated[str | None, _output(metavar="DIR", default="runs/<study>")] = None
@@ -290,8 +291,7 @@ class StudySettings(BaseModel):
         budgets = [] if self.budget_gflops is None else [f"{lowest}{self.budget_gflops:g}gflops"]
         budgets += [] if self.budget_ms is None else [f"{self.budget_ms:g}ms"]
         parts = [self.backbone, self.operator, *budgets, str(self.img_size), data]
-        name = "".join(c if c.isalnum() or c in "._-" else "-" for c in "-".join(parts))
-        return name.lstrip(".")  # a leading dot would hide the run directory
+        return safe_name("-".join(parts))
 
     @property
     def run_dir(self) -> Path:

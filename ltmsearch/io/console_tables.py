@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from ltmsearch.errors import printable
+
 Column = TypeVar("Column")
 
 UNLIMITED = 10_000
@@ -39,5 +41,8 @@ def make_table(*headings: str, **options: Any) -> Table:
 
 
 def print_line(console: Console, text: str, *, wrap: bool = False) -> None:
-    """Print text as it is, without markup or colours; without `wrap` on one line, so that paths can be copied."""
-    console.print(text, markup=False, highlight=False, soft_wrap=not wrap)
+    """Print text without markup or colours; without `wrap` on one line, so that paths can be copied.
+
+    Characters that break or colour a line, which names of files may contain, are escaped.
+    """
+    console.print(printable(text), markup=False, highlight=False, soft_wrap=not wrap)

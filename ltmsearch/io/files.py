@@ -1,5 +1,6 @@
 """Files: atomic writing, reading with limits, and checks of paths that a user names."""
 
+import errno
 import json
 import logging
 import os
@@ -18,6 +19,8 @@ _log = logging.getLogger(__name__)
 MEGA = 1_000_000
 MAX_JSON_BYTES = 64 * MEGA
 """Of a JSON file; a latency profile has some hundred kilobytes."""
+MAX_NAME_BYTES = 150
+"""Of a name that ltmsearch makes; file systems allow 255, and temporary names and endings are longer."""
 
 
 def refuse_special(path: Path) -> None:
@@ -86,13 +89,30 @@ def refuse_links_outward(folder: Path) -> None:
 
 
 def refuse_unwritable(folder: Path, what: str) -> None:
-    """Raise InputError unless a folder can be created or written to: before hours of work, not after."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    reason = "Permission denied" if not os.access(there, os.W_OK | os.X_OK) else None
-    if not there.is_dir():
-        reason = "it is a file" if there == folder else f"Not a directory: {there}"
-    if reason:
-        raise InputError(f"{what} {folder} cannot be written: {reason}")
+    """Raise InputError unless files can be created in a folder, or in that in which it would be created.
+
+    Before hours of work, not after. A file is created and removed: rights do not tell whether a file system accepts
+    files, and to root they say nothing.
+    """
+    try:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise OSError(errno.ENOTDIR, "it is a file" if there == folder else f"Not a directory: {there}")
+        if any(len(os.fsencode(part)) > os.pathconf(there, "PC_NAME_MAX") for part in folder.parts):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        probe = _draft(there / "probe")
+        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        probe.unlink()
+    except OSError as error:
+        # As in /proc, where folders exist and nothing can be created.
+        reason = "its file system accepts no new files" if error.errno == errno.ENOENT else error.strerror
+        raise InputError(f"{what} {folder} cannot be written: {reason}") from error
+
+
+def safe_name(text: str) -> str:
+    """Text as a name of a file or folder: letters, digits and `._-`, not hidden, at most `MAX_NAME_BYTES` in UTF-8."""
+    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in text).lstrip(".")
+    return name.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
 
 
 def write_atomic(

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ltmsearch.config.recipe import Recipe
-from ltmsearch.errors import shortened
+from ltmsearch.io.files import safe_name
 
 STATE, RECIPE, LOG = "state.safetensors", "recipe.yaml", "log.csv"
 BEST, LAST = "best.safetensors", "last.safetensors"
@@ -39,5 +39,4 @@ def default_folder(recipe: Recipe, path: Path) -> Path:
     """Return `trainings/<study>-<trial>`, or use the recipe's file name if its study is unknown."""
     origin = [str(recipe.provenance[name]) for name in ("study", "trial") if name in recipe.provenance]
     name = "-".join(origin) if len(origin) == 2 else path.stem
-    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in shortened(name, 100))
-    return Path("trainings") / (safe.lstrip(".") or "recipe")  # neither `..` nor a hidden folder
+    return Path("trainings") / (safe_name(name) or "recipe")  # neither `..` nor a hidden folder

@@ -113,6 +113,53 @@ def test_unwritable_run_directory(out: str, reason: str, tmp_path: Path, ltmsear
     assert err.count("\n") == 1, "before anything is read or built"
 
 
+LONG = "n" * 300
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*RUN, "--study", LONG), "study must have at most 150 characters, but got 'nnn"),
+        ((*RUN, "--study", "a\nb"), "study must match pattern"),
+        ((*RUN, "--out", LONG), f"the run directory {LONG} cannot be written: File name too long"),
+        ((*RUN, "--out", "a\nb/file/below"), "the run directory a\\nb/file/below cannot be written: Not a directory"),
+        ((*RUN, "--data-dir", LONG), "paths must be short enough for their file system, but got 'nnn"),
+        ((*RUN, "--data-dir", "a\nb\x1b[31m"), r"but got 'a\nb\x1b[31m'"),
+        ((*RUN, "--checkpoint", LONG), "paths must be short enough for their file system, but got 'nnn"),
+        ((*RUN, "--checkpoint", "a\nb.pth"), r"the checkpoint must be a file, but a\nb.pth does not exist"),
+        ((*RUN, "--resume-from", LONG), "paths must be short enough"),
+        ((*RUN, "--space", LONG), "paths must be short enough"),
+        ((*RUN, "--space", "a\nb"), r"unknown file 'a\nb'"),
+        ((*RUN, "--config", LONG), "paths must be short enough"),
+        (("front", LONG), "paths must be short enough"),
+        (("front", "a\nb"), r"expected the run directory of a study, but a\nb has no settings.yaml"),
+        (("export", LONG), "paths must be short enough"),
+        (("train", LONG), "cannot be read: File name too long"),
+        (("train", "c\nd"), r"c\nd does not exist"),
+        (("visualize", "a\nb/r.yaml", "--out", LONG), "cannot be written: File name too long"),
+        (("visualize", "a\nb/r.yaml", "--image", LONG), "File name too long"),
+        (("visualize", "a\nb/r.yaml", "--image", "no\nimage"), r"no\nimage"),
+        ((*PROFILE, "--out", LONG), "paths must be short enough"),
+    ],
+    ids=repr,
+)
+def test_long_names_and_line_breaks_are_one_line(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ltmsearch: Ltmsearch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a\nb").mkdir()
+    Path("a\nb/file").write_text("in the way")
+    schedule = {"stages.2.1.transformer.0": 0.5}
+    net = Recipe(model="ltm_mobilevit_xxs", operator="ltm", schedule=schedule, img_size=64, num_classes=10)
+    net.save(Path("a\nb/r.yaml"))
+    code, out, err = ltmsearch(*arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "\x1b" not in err
+
+
 @pytest.mark.parametrize(
     ("damage", "code", "message"),
     [

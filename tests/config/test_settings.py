@@ -120,3 +120,13 @@ def test_only_trials_and_timeout_may_change() -> None:
 def test_invalid_values_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         settings(**change)
+
+
+def test_names_of_studies_are_short_enough_for_a_folder() -> None:
+    with pytest.raises(InputError, match="study must have at most 150 characters, but got 'nnn"):
+        settings(study="n" * 151)
+    assert settings(study="n" * 150).run_dir == Path("runs") / ("n" * 150)
+    derived = settings(data_dir="ü" * 120).resolved("cpu")  # within the 255 bytes of a folder's name
+    assert len(derived.study.encode()) in (149, 150)
+    assert derived.study.startswith("mobilevit_s-ltm-1.2gflops-224-ü")
+    assert settings(data_dir="a\nb").study_name == "mobilevit_s-ltm-1.2gflops-224-a-b"

@@ -213,7 +213,10 @@ def test_nothing_is_drawn_of_another_size_than_asked_for(saved: Path, photo: Pat
         (("8.yaml", "--image", "photo.jpg", "--at", "3,64"), "a pixel of the image of 64 x 64 px, but got 3,64"),
         (("8.yaml", "--image", "photo.jpg", "--at", "nan,1"), "a pixel of the image of 64 x 64 px, but got nan,1"),
         (("8.yaml", "--image", "photo.jpg", "--img-size", "8"), "--img-size must be 32 or more, but got 8"),
-        (("8.yaml", "--image", "photo.jpg", "--out", "photo.jpg"), "photo.jpg cannot be written: File exists"),
+        (
+            ("8.yaml", "--image", "photo.jpg", "--out", "photo.jpg"),
+            "the folder photo.jpg cannot be written: it is a file",
+        ),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(
@@ -247,3 +250,23 @@ def test_an_unknown_layer_is_told(saved: Path, photo: Path) -> None:
     recipe(schedule={"blocks.3": 0.5}).save(saved)
     with pytest.raises(InputError, match="unknown layer 'blocks.3'"):
         visualize_recipe(saved, [photo])
+
+
+def test_names_that_break_lines(
+    tmp_path: Path, saved: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "a\nb"
+    folder.mkdir()
+    odd = photo.rename(folder / "c\na\x1b[31mt [red].jpg")
+    long = folder / f"{'n' * 246}.jpg"
+    long.write_bytes(odd.read_bytes())
+    arguments = ("visualize", str(saved), "--image", str(odd), "--image", str(long), "--out", str(folder / "out"))
+    code, out, err = call(*arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0, err
+    names = {"c-a-[31mt [red].html", "c-a-[31mt [red].png", f"{'n' * 150}.html", f"{'n' * 150}.png"}
+    assert {path.name for path in (folder / "out").iterdir()} == names
+    printed = [line for line in out.splitlines() if "out/" in line]
+    assert len(printed) == 4
+    assert all(r"a\nb/out/" in line for line in printed)
+    assert "\x1b" not in out + err
+    assert r"c\na\x1b[31mt [red].jpg" in (folder / "out" / "c-a-[31mt [red].html").read_text()

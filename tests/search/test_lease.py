@@ -1,5 +1,6 @@
 """One driver per study: a running driver is refused, a dead one replaced, and two never both win."""
 
+import errno
 import json
 import os
 import signal
@@ -238,3 +239,18 @@ def test_one_of_several_drivers_wins(tmp_path: Path, record: bool) -> None:
             outcomes = list(threads.map(drive, [tmp_path / str(number)] * 4))
             assert outcomes.count("acquired") == 1
             assert sum("is driven by" in outcome for outcome in outcomes) == 3
+
+
+def test_a_file_system_that_finds_no_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As below /proc, where creating a folder fails as if its parent were missing."""
+    tries = 0
+
+    def missing(*_: object, **__: object) -> None:
+        nonlocal tries
+        tries += 1
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    monkeypatch.setattr(Path, "mkdir", missing)
+    with Lease(tmp_path / "run") as lease, pytest.raises(InputError, match="run cannot be written: No such file"):
+        lease.acquire(DriverFile(tmp_path / "run"))
+    assert 1 < tries < 100

@@ -19,8 +19,8 @@ from ltmsearch.data.digits import ClutteredDigits
 from ltmsearch.data.images import SCALED, read_image
 from ltmsearch.data.subsets import quoted
 from ltmsearch.data.transforms import evaluation_transform
-from ltmsearch.errors import InputError
-from ltmsearch.io.files import write_atomic
+from ltmsearch.errors import InputError, printable
+from ltmsearch.io.files import MAX_NAME_BYTES, refuse_unwritable, write_atomic
 from ltmsearch.models import get_adapter, input_config
 from ltmsearch.models.checkpoints import WEIGHTS as EXPORTED
 from ltmsearch.models.checkpoints import load_trained
@@ -77,10 +77,11 @@ def visualize_recipe(
     get_adapter(recipe.backbone)
     if not recipe.schedule.merging_layers:
         raise InputError(f"{path} must merge in some layer, but its schedule keeps all tokens in all layers")
+    folder = out or path.parent / f"{path.stem}-merges"
+    refuse_unwritable(folder, "the folder")
     pictures, read_notes = _read(recipe, images, size)
     model, weights, notes = _network(recipe, checkpoint or _weights_beside(path), size)
-    folder = out or path.parent / f"{path.stem}-merges"
-    subtitle = f"{recipe.model}, {size} px, weights: {weights}"
+    subtitle = f"{recipe.model}, {size} px, weights: {printable(weights)}"
     files: list[Path] = []
     callbacks.phase("drawing", len(pictures))
     for done, (name, (title, pixels)) in enumerate(pictures.items(), start=1):
@@ -108,7 +109,7 @@ def _read(
     prepared = {name: config[name] for name in ("interpolation", "crop_mode", "mean")}
     transform = evaluation_transform(size, crop_pct=crop_pct, **prepared)
     if images:
-        sources = [(file.stem, file.name, *read_image(file)) for file in images]
+        sources = [(_output_name(file), printable(file.name), *read_image(file)) for file in images]
     else:
         digits = ClutteredDigits("validation", img_size=size, seed=SEED, length=DIGITS)
         sources = [(f"digit-{i}", f"built-in digit {i}", digits[i][0], False) for i in range(DIGITS)]
@@ -120,6 +121,12 @@ def _read(
         read[name] = title, transform(image.convert("RGB")).permute(1, 2, 0).numpy()
     scaled = [title for _, title, _, scaled in sources if scaled]
     return read, (f"{SCALED}: {quoted(scaled)}",) if scaled else ()
+
+
+def _output_name(image: Path) -> str:
+    """The stem of an image's name, without characters that break a line, and short enough for further endings."""
+    name = "".join(c if c.isprintable() else "-" for c in image.stem)
+    return name.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
 
 
 def _weights_beside(path: Path) -> Path | None:

@@ -18,6 +18,8 @@ _log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 10.0
 WATCHED_HEARTBEATS = 2.5
 """A driver on another host has ended if it misses this many heartbeats."""
+ATTEMPTS = 10
+"""To write a record into a folder that other drivers remove."""
 
 
 class RecordStore(Protocol):
@@ -72,7 +74,9 @@ class Lease:
         """Record this process as the driver, unless it is already; raises `InputError` if another driver is running."""
         if store not in self._stores:
             self._stores.append(store)
+        attempts = 0
         while not self._holds(store):
+            attempts += 1
             found = store.read()
             if found is not None:
                 self._refuse_running(store, found)
@@ -81,9 +85,10 @@ class Lease:
                     now = store.read()
                     if (now and now.text) == (found and found.text):
                         store.write(self._text)
-            except FileNotFoundError:  # another driver has just removed the empty folder
-                continue
             except OSError as error:
+                # Another driver may just have removed the empty folder; some file systems give no other answer.
+                if isinstance(error, FileNotFoundError) and attempts < ATTEMPTS:
+                    continue
                 raise InputError(f"{store.subject} cannot be written: {error.strerror or error}") from error
 
     def confirm(self) -> None:
