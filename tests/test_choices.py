@@ -16,6 +16,7 @@ from ltmsearch.config.objective import CostAxis
 from ltmsearch.costs.budget import Budget
 from ltmsearch.data.digits import ClutteredDigits
 from ltmsearch.data.loading import load_data
+from ltmsearch.data.sources import Scoring
 from ltmsearch.data.transforms import Augmentation, evaluation_transform, make_transforms
 from ltmsearch.engine.runtime import amp_runtime, choose_runtime, find_device
 from ltmsearch.errors import InputError
@@ -49,22 +50,32 @@ ERASING: dict[str, Any] = {
     "scale": (1, 1), "ratio": (1, 1), "hflip": 0, "color_jitter": None, "auto_augment": None, "re_prob": 0.5,
     "re_count": 1,
 }  # fmt: skip
-PHOTOS: dict[str, Any] = {"data_dir": None, "img_size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3}
-SIZES: dict[str, Any] = {"val_images": 8, "calibration_images": 8, "seed": 0}
+GREY = (0.5, 0.5, 0.5)
+RESIZING: dict[str, Any] = {"interpolation": "bicubic", "crop_mode": "center"}
+DIGITS: dict[str, Any] = {
+    "dataset": "digits", "data_dir": None, "img_size": 32, "mean": GREY, "std": GREY, "val_images": 8,
+    "calibration_images": 8, "seed": 0,
+}  # fmt: skip
 
 CALLS: dict[str, Callable[[Any], object]] = {
     "config.objective:CostAxis(name)": lambda name: CostAxis(name=name),
     "costs.budget:Budget(name)": lambda name: Budget(name=name, table=ANY, limit=1),
     "data.digits:ClutteredDigits(split)": lambda name: ClutteredDigits(name, img_size=32, seed=0, length=1),
-    "data.loading:load_data(interpolation)": lambda name: load_data(
-        dataset="digits", interpolation=name, **PHOTOS, **SIZES
-    ),
+    "data.loading:load_data(interpolation)": lambda name: load_data(interpolation=name, **DIGITS),
+    "data.loading:load_data(crop_mode)": lambda name: load_data(crop_mode=name, **DIGITS),
+    "data.sources:Scoring(split)": lambda name: Scoring(split=name, class_names=None),
     "data.transforms:Augmentation(re_mode)": lambda name: Augmentation(re_mode=name, **ERASING),
     "data.transforms:evaluation_transform(interpolation)": lambda name: evaluation_transform(
-        32, interpolation=name, crop_pct=1
+        32, crop_pct=1, mean=GREY, **RESIZING | {"interpolation": name}
+    ),
+    "data.transforms:evaluation_transform(crop_mode)": lambda name: evaluation_transform(
+        32, crop_pct=1, mean=GREY, **RESIZING | {"crop_mode": name}
     ),
     "data.transforms:make_transforms(interpolation)": lambda name: make_transforms(
-        "folder", 32, (0.5,) * 3, (0.5,) * 3, name, 1.0, None
+        "folder", 32, GREY, GREY, crop_pct=1, augmentation=None, **RESIZING | {"interpolation": name}
+    ),
+    "data.transforms:make_transforms(crop_mode)": lambda name: make_transforms(
+        "folder", 32, GREY, GREY, crop_pct=1, augmentation=None, **RESIZING | {"crop_mode": name}
     ),
     "engine.runtime:amp_runtime(dtype)": lambda name: amp_runtime(CPU, amp=False, dtype=name),
     "engine.runtime:choose_runtime(precision)": lambda name: choose_runtime(CPU, name, ANY, ANY),

@@ -14,7 +14,7 @@ from torchvision.transforms import Resize
 from ltmsearch.data.digits import CLASS_NAMES, SPLITS, ClutteredDigits
 from ltmsearch.data.folders import entries, left_out_text, scan
 from ltmsearch.data.subsets import ImageSplit, quoted
-from ltmsearch.errors import InputError, unknown_name
+from ltmsearch.errors import InputError, check_choice, unknown_name
 
 TRAIN_FOLDERS = ("train", "training")
 VALIDATION_FOLDERS = ("validation", "val", "valid")
@@ -35,6 +35,10 @@ class Scoring:
     """Images to score; None: validation, or test where there is none."""
     class_names: tuple[str, ...] | None
     """Classes in the order of the network's outputs, for want of training images; None: unknown, as in the folder."""
+
+    def __post_init__(self) -> None:
+        if self.split is not None:
+            check_choice("the split to score", self.split, HeldOut)
 
 
 _NOT_OPENED = (RuntimeError, OSError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
