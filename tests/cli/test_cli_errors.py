@@ -123,7 +123,7 @@ LONG = "n" * 300
         ((*RUN, "--study", "a\nb"), "study must match pattern"),
         ((*RUN, "--out", LONG), f"the run directory {LONG} cannot be written: File name too long"),
         ((*RUN, "--out", "a\nb/file/below"), "the run directory a\\nb/file/below cannot be written: Not a directory"),
-        ((*RUN, "--data-dir", LONG), "paths must be short enough for their file system, but got 'nnn"),
+        ((*RUN, "--data-dir", LONG), "must be an existing image folder, but got 'nnn"),
         ((*RUN, "--data-dir", "a\nb\x1b[31m"), r"but got 'a\nb\x1b[31m'"),
         ((*RUN, "--checkpoint", LONG), "paths must be short enough for their file system, but got 'nnn"),
         ((*RUN, "--checkpoint", "a\nb.pth"), r"the checkpoint must be a file, but a\nb.pth does not exist"),
