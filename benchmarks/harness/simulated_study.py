@@ -69,7 +69,7 @@ class MadeUpScores:
 
     def __call__(self, task: Task, _: Any) -> Answer:
         top1 = self.truth(task.schedule) + NOISE * np.random.default_rng(task.seed).normal()
-        score = Score(top1=top1, top1_se=2.0, loss=5 - top1 / 20, images=384)
+        score = Score(top1=top1, top1_se=2.0, loss=5 - top1 / 20, images=384, predictions=np.zeros(384, int))
         result = TrialResult(weights={}, score=score, seconds=60.0, scoring_seconds=20.0, merges=self.merges)
         return Answer(trial=task.trial, result=result)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch.optim.swa_utils import update_bn
 
 from ltmsearch.engine.ib_loss import IBLoss, IBMeter, IBTerms, input_features
 from ltmsearch.engine.runtime import Runtime
-from ltmsearch.errors import TrialDiverged
+from ltmsearch.errors import InputError, TrialDiverged
 from ltmsearch.models import pooled_features
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -41,6 +42,8 @@ class Score:
     """Top-5 accuracy, 0-100; None with five classes or fewer."""
     ib: IBTerms | None = None
     """Information terms, if requested."""
+    predictions: np.ndarray = field(compare=False, repr=False)
+    """Predicted class of each image that this process scored, int64, in the order of the batches."""
 
     def is_at_chance(self, num_classes: int) -> bool:
         """Whether top-1 is within three standard errors of guessing."""
@@ -178,7 +181,7 @@ def score(
     """
     meter = IBMeter(ib) if ib is not None else None
     counts = torch.zeros(4, dtype=torch.float64, device=runtime.device)  # correct, correct in top-5, loss, images
-    classes = 0
+    classes, predictions = 0, []
     with _evaluating(model), torch.inference_mode(), ExitStack() as stack:
         features = stack.enter_context(pooled_features(model)) if meter is not None else []
         for batch, labels in batches:
@@ -186,7 +189,9 @@ def score(
             with runtime.autocast():
                 logits = model(images)
             logits, classes = logits.float(), logits.shape[1]
-            hits = logits.topk(min(TOP, classes), dim=1).indices == labels[:, None]
+            guesses = _guesses(logits)
+            predictions.append(guesses[:, 0])
+            hits = guesses == labels[:, None]
             loss = F.cross_entropy(logits, labels, reduction="sum")
             counts += torch.stack((hits[:, 0].sum(), hits.sum(), loss, loss.new_full((), len(labels))))
             if meter is not None:
@@ -197,12 +202,52 @@ def score(
         raise ValueError("`batches` must contain at least one image.")
     if meter is not None:
         meter.totals.copy_(totals[4:])
-    share = correct / number
+    top1, top1_se = _percentage(correct, number)
     return Score(
-        top1=100 * share,
-        top1_se=100 * math.sqrt(share * (1 - share) / number),
+        top1=top1,
+        top1_se=top1_se,
         top5=100 * in_top5 / number if classes > TOP else None,
         loss=loss_sum / number,
         images=round(number),
         ib=meter.terms() if meter is not None else None,
+        predictions=torch.cat(predictions).cpu().numpy(),
     )
+
+
+def predict(model: nn.Module, images: Tensor, runtime: Runtime) -> Tensor:
+    """(B,) classes that a network in evaluation mode predicts for (B, 3, height, width) images, as `score` does."""
+    with torch.inference_mode(), runtime.autocast():
+        logits = model(runtime.images(images))
+    return _guesses(logits.float())[:, 0]
+
+
+def agreement(predictions: np.ndarray, plain: np.ndarray) -> tuple[float, float]:
+    """Share of images for which two networks predict the same class, right or wrong.
+
+    Args:
+        predictions: (images,) classes that a subnet predicts.
+        plain: The plain network's classes for the same images.
+
+    Returns:
+        The share in percent, and its binomial standard error in points.
+
+    Raises:
+        InputError: If the numbers of images differ, because an image became unreadable in between.
+    """
+    if len(predictions) != len(plain):
+        raise InputError(
+            f"validation images must stay readable while networks are scored, but {len(plain)} were and then "
+            f"{len(predictions)}; repeat the command"
+        )
+    return _percentage(int((predictions == plain).sum()), len(plain))
+
+
+def _guesses(logits: Tensor) -> Tensor:
+    """(B, up to 5) most likely classes; one function for all networks, so that ties fall the same way."""
+    return logits.topk(min(TOP, logits.shape[1]), dim=1).indices
+
+
+def _percentage(count: float, number: float) -> tuple[float, float]:
+    """A share in percent, and its binomial standard error in points."""
+    share = count / number
+    return 100 * share, 100 * math.sqrt(share * (1 - share) / number)

@@ -13,6 +13,7 @@ from ltmsearch.search.run import Run
 BASELINE_FIELDS = (
     *("trial", "label", "feasible", "gflops"),
     *("latency_ms", "latency_measured_ms", "latency_measured_se_ms", "expected_top1"),
+    *("agreement", "agreement_se"),
 )
 """Fields of a baseline's record in the summary, beside its score and schedule."""
 

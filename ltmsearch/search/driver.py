@@ -8,7 +8,7 @@ run was interrupted; with several workers it also depends on the order in which 
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,8 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ltmsearch.callbacks import Callbacks
+from ltmsearch.engine.evaluation import Score, agreement
+from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.checkpoint import Checkpoint, CheckpointState
 from ltmsearch.search.hooks import StudyHooks
 from ltmsearch.search.initial_trials import (
@@ -317,24 +319,35 @@ class Driver:
         self.study.enqueue_trial(params, user_attrs={"kind": trial.kind, "label": trial.label})
 
     def rescore(self) -> None:
-        """Score the candidates for the front again, with the final shared weights and on more images."""
+        """Score the candidates for the front again, with the final shared weights and on more images.
+
+        The plain network's predictions, from the same weights and images, give the agreement of each.
+        """
         known = self.study.user_attrs.get(RESCORED, {})
         if known.get("version") == self.shared.version and known.get("trials") == count_trained(self._trials()):
             return
         load_parameters(self.context.evaluator.supernet, self.shared.weights)
-        groups = same_nets(self.records(), lambda record: self.context.proxy_costs.network_key(record.schedule))
+        net = self.context.proxy_costs.network_key
+        plain = MergeSchedule.uniform(self.context.space.layers, 1.0, self.settings.operator)
+        groups = same_nets(self.records(), lambda record: net(record.schedule))
         chosen, cost = [group[0] for group in groups], self.settings.axis.name
         candidates = select_candidates(chosen, self.settings.rescore_candidates, cost)
         self.callbacks.phase("final scores", len(candidates))
-        scores = {}
+        scores: dict[str, list[float]] = {}
+        by_net: dict[Hashable, Score] = {}
         for done, record in enumerate(candidates):
             self.callbacks.advance(done, record.name)
-            score = self.context.evaluator.score(record.schedule, images=self.settings.rescore_images)
+            for schedule in (plain, record.schedule):  # the plain network is usually a candidate: one pass for both
+                if net(schedule) not in by_net:
+                    by_net[net(schedule)] = self.context.evaluator.score(schedule, images=self.settings.rescore_images)
+            score = by_net[net(record.schedule)]
+            agreed, agreed_se = agreement(score.predictions, by_net[net(plain)].predictions)
             _log.info(
-                "%s scored again: top-1 %.2f ± %.2f %%, loss %.4f", record.name, score.top1, score.top1_se, score.loss
-            )
+                "%s scored again: top-1 %.2f ± %.2f %%, loss %.4f, agreement %.2f ± %.2f %%",
+                record.name, score.top1, score.top1_se, score.loss, agreed, agreed_se,
+            )  # fmt: skip
             for same in next(group for group in groups if group[0] is record):
-                scores[str(same.trial)] = [score.top1, score.top1_se, score.loss]
+                scores[str(same.trial)] = [score.top1, score.top1_se, score.loss, agreed, agreed_se]
         self.callbacks.advance(len(candidates))
         self.confirm()
         self.study.set_user_attr(

@@ -17,7 +17,8 @@ from ltmsearch.search.trial import IB_WEIGHT
 
 RESCORED = "rescored"
 """Study attribute with the scores by the final weights: `version`, `trials` (number of trained ones), `scores`
-(trial → top-1, its standard error, loss)."""
+(trial → values in the order of `_RESCORED_FIELDS`; versions without agreement stored the first three)."""
+_RESCORED_FIELDS = ("rescored_top1", "rescored_top1_se", "rescored_loss", "agreement", "agreement_se")
 MEASURED = "measured"
 """Study attribute with the latencies timed at the end: trial → milliseconds, their standard error."""
 UNTRIED = "untried"
@@ -122,9 +123,7 @@ def trial_record(
         latency_measured_se_ms=timed_se_ms,
         top1=trial.values[0] if state == "scored" else None,
         **{name: attrs.get(name) for name in ("top1_se", "loss", "mi_x", "mi_y", "ibb", "supernet_version", "seconds")},
-        rescored_top1=final[0] if final else None,
-        rescored_top1_se=final[1] if final else None,
-        rescored_loss=final[2] if final else None,
+        **dict(zip(_RESCORED_FIELDS, final or (), strict=False)),
         rescored_version=rescored["version"] if final else None,
         ib_weight=weights.weight(trial.params[IB_WEIGHT]) if weights else 0.0,
         schedule=schedule,

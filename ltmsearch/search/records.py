@@ -1,7 +1,7 @@
 """Trial records as plain data, and the tables `trials.csv` and `front.csv`.
 
-Independent of Optuna, torch and plotly. Units: top-1 in percent (0-100), standard errors in percentage points, loss in
-nats, latency in milliseconds.
+Independent of Optuna, torch and plotly. Units: top-1 and agreement in percent (0-100), standard errors in percentage
+points, loss in nats, latency in milliseconds.
 """
 
 import json
@@ -42,6 +42,8 @@ FRONT_COLUMNS = (
     "top1_se",
     "loss",
     "expected_top1",
+    "agreement",
+    "agreement_se",
     "ib_weight",
     "supernet_version",
     "keep_ratios",
@@ -101,6 +103,11 @@ class TrialRecord:
     """Version of the shared weights behind `rescored_top1`."""
     expected_top1: Percent | None = None
     """Mean of the re-scored top-1 and the top-1 predicted from the loss; used to rank the front."""
+    agreement: Percent | None = None
+    """Share of the images of `rescored_top1` on which the plain network predicts the same class, right or wrong, with
+    the same final weights; None unless re-scored, and in studies by versions without it."""
+    agreement_se: NonNegative | None = None
+    """Its standard error."""
     ib_weight: NonNegative | None = None
     """Weight of the IB loss in the trial's training; 0 is off."""
     mi_x: Finite | None = None
@@ -122,7 +129,7 @@ class TrialRecord:
             raise ValueError(
                 f"top1 must be given if and only if state is 'scored', but got {self.state!r}, {self.top1!r}"
             )
-        for name in ("rescored_top1", "expected_top1"):
+        for name in ("rescored_top1", "expected_top1", "agreement"):
             if getattr(self, name) is not None and self.state != "scored":
                 raise ValueError(f"{name} needs state 'scored', but got {self.state!r}")
         return self
@@ -181,6 +188,8 @@ def form_key(records: Iterable[TrialRecord]) -> str:
 
 
 TRIALS_COLUMNS = (*(field.name for field in fields(TrialRecord) if field.name != "schedule"), "keep_ratios", "forms")
+_ADDED_COLUMNS = ("agreement", "agreement_se")
+"""Columns that `trials.csv` by earlier versions lacks."""
 
 
 def select_front(records: Iterable[TrialRecord], cost: CostName = "gflops") -> list[TrialRecord]:
@@ -237,13 +246,13 @@ def write_csv(frame: pd.DataFrame, path: str | Path) -> Path:
 
 
 def read_trials(path: str | Path, operator: str) -> list[TrialRecord]:
-    """Read `trials.csv`: the same records in the same order.
+    """Read `trials.csv`, also by earlier versions: the same records in the same order.
 
     Raises:
         InputError: The file is missing, damaged or not a table of trials.
     """
     records: list[TrialRecord] = []
-    for place, row in read_rows(path, TRIALS_COLUMNS, key="trial"):
+    for place, row in read_rows(path, TRIALS_COLUMNS, key="trial", added=_ADDED_COLUMNS):
         record = _record(place, row, operator)
         first = records[0] if records else record
         if list(record.schedule.keep_ratios) != list(first.schedule.keep_ratios):

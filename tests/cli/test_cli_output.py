@@ -38,6 +38,7 @@ def test_run_prints_one_json_document(finished: Path, ltmsearch: Ltmsearch) -> N
     assert document["baselines"][0]["label"] == "plain"
     assert not document["baselines"][0]["feasible"]
     assert document["baselines"][0]["expected_top1"] is not None, "the front is ranked by it"
+    assert document["baselines"][0]["agreement"] == 100.0
     assert document["findings"] == json.loads((finished / "findings.json").read_text(encoding="utf-8"))["sentences"]
     assert "mobilevit_xxs with ltm merging" in err, "notes go to standard error"
 

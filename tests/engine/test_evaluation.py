@@ -3,13 +3,23 @@
 import math
 from dataclasses import astuple
 
+import numpy as np
 import pytest
 import timm
 import torch
 from support.nets import SMALL, randomise
 from torch import Tensor, nn
 
-from ltmsearch.engine.evaluation import Score, ib_batches, preserve_batchnorm, recalibrate, recalibrate_and_fit, score
+from ltmsearch.engine.evaluation import (
+    Score,
+    agreement,
+    ib_batches,
+    predict,
+    preserve_batchnorm,
+    recalibrate,
+    recalibrate_and_fit,
+    score,
+)
 from ltmsearch.engine.ib_loss import IBLoss, IBMeter, input_features
 from ltmsearch.engine.runtime import Runtime, choose_runtime, find_device, step_seconds
 from ltmsearch.errors import InputError, TrialDiverged
@@ -40,13 +50,32 @@ def test_score_of_a_hand_made_case() -> None:
     assert result.top1_se == pytest.approx(100 * math.sqrt(0.75 * 0.25 / 4))
     wanted = -sum(float(logits[i].log_softmax(0)[labels[i]]) for i in range(4)) / 4
     assert result.loss == pytest.approx(wanted, abs=1e-6)
+    assert result.predictions.tolist() == [0, 1, 2, 0]
     assert model.training
+
+
+def test_agreement_counts_equal_answers_right_or_wrong() -> None:
+    plain, subnet = np.array([0, 1, 2, 0, 1, 2, 0, 1]), np.array([0, 1, 2, 0, 1, 0, 1, 2])  # 3 of 8 differ
+    assert agreement(subnet, plain) == (62.5, pytest.approx(100 * math.sqrt(0.625 * 0.375 / 8)))
+    assert agreement(plain, plain) == (100.0, 0.0)
+    assert agreement(1 - plain, plain) == (0.0, 0.0)
+    with pytest.raises(InputError, match="must stay readable .* but 8 were and then 7; repeat the command"):
+        agreement(subnet[:7], plain)
+
+
+@pytest.mark.parametrize("classes", [2, 5, 6, 1000])
+def test_ties_fall_alike_in_scores_and_predictions(classes: int) -> None:
+    """In bf16 two largest logits are often equal: a network must still agree with itself."""
+    images = torch.randint(3, (64, classes, 1, 1)).float()
+    scored = score(Fixed(), [(images, torch.zeros(64, dtype=torch.long))], RUNTIME).predictions
+    assert predict(Fixed().eval(), images, RUNTIME).tolist() == scored.tolist()
 
 
 @pytest.mark.parametrize(("top1", "chance"), [(10.0, True), (15.9, True), (16.1, False), (80.0, False)])
 def test_chance_is_within_three_standard_errors(top1: float, chance: bool) -> None:
-    assert Score(top1=top1, top1_se=2.0, loss=2.3, images=256).is_at_chance(10) is chance
-    assert not Score(top1=60.0, top1_se=2.0, loss=0.6, images=256).is_at_chance(2)
+    known = {"top1_se": 2.0, "loss": 2.3, "images": 256, "predictions": np.zeros(256, int)}
+    assert Score(top1=top1, **known).is_at_chance(10) is chance
+    assert not Score(top1=60.0, **known).is_at_chance(2)
 
 
 def test_score_needs_images() -> None:

@@ -63,7 +63,8 @@ class Scripted:
             return Answer(trial=4, failure="it diverged")
         if task.trial == 5:
             raise ZeroDivisionError("a bug")
-        score = Score(top1=float(weights["a"].sum()), top1_se=1.0, loss=1.0, images=8)
+        predictions = np.full(8, 3)
+        score = Score(top1=float(weights["a"].sum()), top1_se=1.0, loss=1.0, images=8, predictions=predictions)
         return Answer(trial=task.trial, result=TrialResult(weights={"a": weights["a"] + 1}, score=score, seconds=0.1))
 
 

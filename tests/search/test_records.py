@@ -12,6 +12,7 @@ from ltmsearch.errors import InputError
 from ltmsearch.schedules.schedule import Form
 from ltmsearch.search.records import (
     FRONT_COLUMNS,
+    TRIALS_COLUMNS,
     BestScore,
     TrialRecord,
     front_table,
@@ -72,6 +73,8 @@ def awkward_records() -> list[TrialRecord]:
                 ibb=-draw.random(),
                 rescored_top1=100 * draw.random(),
                 expected_top1=draw.choice([None, 100 * draw.random()]),
+                agreement=draw.choice([None, 100 * draw.random()]),
+                agreement_se=draw.choice([None, draw.random()]),
                 supernet_version=trial,
                 keep_ratios={layer: draw.random() for layer in LAYERS},
                 forms={layer: draw.choice(["soft", "hard"]) for layer in LAYERS if draw.random() < 0.5},
@@ -94,6 +97,8 @@ def awkward_records() -> list[TrialRecord]:
         ({"top1": None}, "top1 must be given if and only if"),
         ({"state": "failed"}, "top1 must be given if and only if"),
         ({"state": "failed", "top1": None}, "rescored_top1 needs state 'scored'"),
+        ({"state": "failed", "top1": None, "rescored_top1": None, "agreement": 90.0}, "agreement needs state 'scored'"),
+        ({"agreement": 100.1}, "agreement"),
     ],
 )
 def test_a_record_checks_itself(fields: dict[str, Any], rule: str) -> None:
@@ -188,25 +193,35 @@ def test_front_table_has_published_columns_and_final_scores(tmp_path: Path) -> N
     forms: dict[str, Form] = {LAYERS[1]: "hard"}
     frame = front_table(
         [
-            record(3, gflops=1.1, ib_weight=0.1, supernet_version=2, rescored_version=4, forms=forms),
+            record(
+                3,
+                gflops=1.1,
+                ib_weight=0.1,
+                supernet_version=2,
+                rescored_version=4,
+                forms=forms,
+                agreement=93.75,
+                agreement_se=1.25,
+            ),
             record(4, gflops=1.2),
         ]
     )
     assert ", ".join(frame.columns) == (
         "trial, gflops, latency_ms, latency_measured_ms, latency_measured_se_ms, top1, top1_se, loss, expected_top1, "
-        "ib_weight, supernet_version, keep_ratios, forms"
+        "agreement, agreement_se, ib_weight, supernet_version, keep_ratios, forms"
     )
     assert len(frame) == 1  # trial 4 is dearer and no better
     row = frame.iloc[0]
     assert (row.trial, row.gflops, row.top1, row.top1_se, row.loss) == (3, 1.1, 75.0, 0.7, 0.8)
     assert (row.ib_weight, row.supernet_version) == (0.1, 4)
+    assert (row.agreement, row.agreement_se) == (93.75, 1.25)
 
     assert json.loads(row.forms) == forms
     path = write_csv(front_table([record(3)]), tmp_path / "front.csv")
     ratios = (
         '"{""stages.2.1.transformer.0"": 1.0, ""stages.2.1.transformer.1"": 0.5, ""stages.3.1.transformer.0"": 0.7}"'
     )
-    assert path.read_text().splitlines() == [",".join(FRONT_COLUMNS), f"3,1.1,,,,75.0,0.7,0.8,,,,{ratios},{{}}"]
+    assert path.read_text().splitlines() == [",".join(FRONT_COLUMNS), f"3,1.1,,,,75.0,0.7,0.8,,,,,,{ratios},{{}}"]
 
 
 def test_trials_come_back_exactly(tmp_path: Path) -> None:
@@ -253,6 +268,19 @@ def test_a_damaged_or_foreign_file_is_named_with_the_rule(tmp_path: Path, damage
         read_trials(path, "ltm")
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", [("agreement", "agreement_se"), ("agreement_se",)], ids=["both", "one"])
+def test_tables_by_versions_without_agreement_are_read(tmp_path: Path, missing: tuple[str, ...]) -> None:
+    records = [record(3, agreement=90.0, agreement_se=1.5, forms={LAYERS[1]: "hard"}), record(4, agreement=80.0)]
+    path = write_csv(trials_table(records).drop(columns=list(missing)), tmp_path / "trials.csv")
+    assert read_trials(path, "ltm") == [dataclasses.replace(r, **dict.fromkeys(missing)) for r in records]
+    path.write_text(path.read_text().replace("3,searched", "3", 1))
+    with pytest.raises(InputError, match="line 2: a row must have"):
+        read_trials(path, "ltm")
+    moved = trials_table(records)[["agreement", *(n for n in TRIALS_COLUMNS if n != "agreement")]]
+    with pytest.raises(InputError, match="must have the columns"):
+        read_trials(write_csv(moved, path), "ltm")
 
 
 def test_a_mark_of_the_byte_order_does_no_harm(tmp_path: Path) -> None:

@@ -1,12 +1,24 @@
 """Final scores: candidates, groups of equal networks, and the expected top-1."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
+from support.command_line import tiny
 from support.records import make_record
 
+from ltmsearch.callbacks import Callbacks
+from ltmsearch.engine.evaluation import Score
+from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.search.driver import Driver
+from ltmsearch.search.optuna_records import RESCORED
 from ltmsearch.search.pareto import front_ranks
 from ltmsearch.search.records import TrialRecord
 from ltmsearch.search.rescoring import remove_trend, same_nets, select_candidates, with_expected_top1
+from ltmsearch.search.setup import StudyContext, prepare
+from ltmsearch.search.trial import Evaluator, TrialResult
+from ltmsearch.search.workers import Answer, Task
 
 
 def record(trial: int, gflops: float, top1: float, loss: float, **changes: object) -> TrialRecord:
@@ -112,3 +124,75 @@ def test_the_expected_top1_is_a_percentage() -> None:
     bad, *_ = with_expected_top1([again(0, 1.0, 9.0), *(again(i, 90.0 - i, 0.5 + i / 100) for i in range(1, 5))])
     assert bad.expected_top1 is not None
     assert 0 <= bad.expected_top1 <= 50
+
+
+class MadeUp:
+    """A worker whose scores depend on the trial alone, and at most one of whose trials fails."""
+
+    remote = False
+
+    def __init__(self, failing: int | None = None) -> None:
+        self.failing = failing
+        self.tasks: list[Task] = []
+
+    def free(self) -> int:
+        return 1 - len(self.tasks)
+
+    def start(self, task: Task, *_: Any) -> None:
+        self.tasks.append(task)
+
+    def answers(self) -> list[Answer]:
+        task = self.tasks.pop()
+        if task.trial == self.failing:
+            return [Answer(trial=task.trial, failure="it diverged")]
+        result = TrialResult(weights={}, score=made_up_score(50.0 + task.trial, []), seconds=1.0)
+        return [Answer(trial=task.trial, result=result)]
+
+    def close(self) -> None:
+        pass
+
+
+def made_up_score(top1: float, predictions: list[int]) -> Score:
+    return Score(top1=top1, top1_se=1.0, loss=2.0 - top1 / 100, images=24, predictions=np.array(predictions))
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> StudyContext:
+    return prepare(tiny(tmp_path_factory.mktemp("run"), trials=4, rescore_candidates=9), Callbacks())
+
+
+@pytest.mark.parametrize("failing", [None, 0], ids=["plain scored", "plain failed"])
+def test_agreement_is_with_the_plain_network_of_the_final_weights(
+    context: StudyContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int | None
+) -> None:
+    driver = Driver(context, tmp_path, Callbacks(), workers=MadeUp(failing))
+    driver.search(until=None)
+    scored: list[MergeSchedule] = []
+
+    def score(_: Evaluator, schedule: MergeSchedule, *, images: int) -> Score:
+        """Another answer than the plain network's for as many of 24 images as layers merge."""
+        assert images == 24
+        scored.append(schedule)
+        different = len(schedule.merging_layers)
+        return made_up_score(60.0 + different, [1] * different + [0] * (24 - different))
+
+    monkeypatch.setattr(Evaluator, "score", score)
+    assert all(record.agreement is None for record in driver.records()), "unknown when a trial runs"
+    driver.rescore()
+    records = [record for record in driver.records() if record.rescored_top1 is not None]
+    assert len(records) == (5 if failing is None else 4)
+    for record in records:
+        share = 1 - len(record.schedule.merging_layers) / 24
+        assert record.agreement == pytest.approx(100 * share)
+        assert record.agreement_se == pytest.approx(100 * (share * (1 - share) / 24) ** 0.5)
+    nets = [context.proxy_costs.network_key(schedule) for schedule in scored]
+    assert len(nets) == len(set(nets)) == 5, "the plain network is scored once, also if its trial failed"
+
+    earlier = driver.study.user_attrs[RESCORED]
+    earlier["scores"] = {trial: values[:3] for trial, values in earlier["scores"].items()}
+    driver.study.set_user_attr(RESCORED, earlier)
+    driver.rescore()
+    assert len(scored) == 5, "a finished study is not scored again"
+    without = [record for record in driver.records() if record.rescored_top1 is not None]
+    assert [r.rescored_top1 for r in without] == [r.rescored_top1 for r in records]
+    assert all(record.agreement is None for record in without)
