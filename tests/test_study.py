@@ -17,12 +17,15 @@ from ltmsearch import StudySettings, load_recipe, run_study
 from ltmsearch.costs import traced_macs
 from ltmsearch.errors import InputError, TrialDiverged
 from ltmsearch.io.presets import find_file
+from ltmsearch.reporting.recipes import make_recipe
 from ltmsearch.search.checkpoint import load_checkpoint
 from ltmsearch.search.driver import Driver
+from ltmsearch.search.run import Run
 from ltmsearch.search.samplers import make_sampler
 from ltmsearch.search.shared_weights import SharedWeights
 from ltmsearch.search.tally import MAX_REJECTED
-from ltmsearch.search.trial import Evaluator, TrialResult
+from ltmsearch.search.trial import SCORING_BATCH, Evaluator, TrialResult
+from ltmsearch.training.validation import validate_recipe
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +116,28 @@ class TestFinishedStudy:
         assert trials.state[0] == "scored"
         assert trials.label.str.startswith("uniform").sum() >= 1
         assert trials.rescored_top1[trials.kind == "baseline"].notna().all()
+
+    def test_agreement_is_with_the_plain_network(self, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Known where trials were rescored, the same in `front.csv`, and the same as `ltmsearch validate` finds."""
+        run, front = Run.open(finished / "run"), pd.read_csv(finished / "run/front.csv").set_index("trial")
+        known = [record for record in run.trials if record.agreement is not None]
+        assert known == [record for record in run.trials if record.rescored_top1 is not None]
+        assert (known[0].label, known[0].agreement, known[0].agreement_se) == ("plain", 100.0, 0.0)
+        assert {r.trial: (r.agreement, r.agreement_se) for r in run.front} == {
+            number: (row.agreement, row.agreement_se) for number, row in front.iterrows()
+        }
+        monkeypatch.setattr("ltmsearch.training.validation.STATISTICS_IMAGES", run.settings.calibration_images)
+        lowest = min(known, key=lambda record: record.agreement or 0.0)
+        validated = validate_recipe(
+            make_recipe(lowest, run.settings, num_classes=10),
+            checkpoint=finished / "run/supernet.safetensors",
+            img_size=run.settings.proxy_img_size,
+            batch_size=SCORING_BATCH,
+            device="cpu",
+            precision="fp32",
+            val_images=run.settings.rescore_images,
+        )
+        assert (validated.agreement, validated.top1) == (lowest.agreement, lowest.rescored_top1)
 
     def test_only_baselines_train_without_ib_loss(self, finished: Path) -> None:
         trials = pd.read_csv(finished / "run/trials.csv")

@@ -36,7 +36,7 @@ def validate(
     quiet: QuietProgress = False,
     verbose: Verbose = False,
 ) -> None:
-    """Score trained weights: top-1, top-5, loss, information-bottleneck terms, cost, parameters, speed.
+    """Score trained weights: top-1, top-5, agreement with the unmerged network, loss, information terms, cost, speed.
 
     Example: ltmsearch validate recipe.yaml --checkpoint best.safetensors --data-dir photos
     """

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltmsearch.callbacks import Callbacks
@@ -17,13 +17,14 @@ from ltmsearch.config.recipe import Recipe, library_versions
 from ltmsearch.costs import GIGA, backbone_costs
 from ltmsearch.data.loading import ImageData, load_data
 from ltmsearch.data.sources import HeldOut, Scoring
-from ltmsearch.engine.evaluation import Batches, Score, fit_ib, recalibrate, score
+from ltmsearch.engine.evaluation import Batches, Score, agreement, fit_ib, predict, recalibrate, score
 from ltmsearch.engine.ib_loss import IBLoss
 from ltmsearch.engine.runtime import Runtime, choose_runtime, find_device, step_seconds
 from ltmsearch.errors import InputError, check_choice
 from ltmsearch.io.console_tables import make_table, print_line
 from ltmsearch.models import feature_dim, input_config
 from ltmsearch.models.checkpoints import TrainedNetwork, load_trained
+from ltmsearch.schedules.schedule import MergeSchedule
 
 STATISTICS_IMAGES = 2048
 """Training images, at most, for the statistics of the information terms."""
@@ -46,10 +47,15 @@ class ValidationRecord:
     """Data set and its folder."""
     img_size: int
     images: int
-    """Validation images scored; the scores that follow are those of `Score` and `IBTerms`."""
+    """Validation images scored; the scores that follow are those of `Score`, but for `agreement`, and `IBTerms`."""
     top1: float
     top1_se: float
     top5: float | None
+    agreement: float
+    """Share of those images, in percent, for which the plain network with the same weights predicts the same class,
+    right or wrong."""
+    agreement_se: float
+    """Its standard error, in points."""
     loss: float
     mi_x: float | None
     """An information term, like the next three; None: without training images it is unknown."""
@@ -111,6 +117,7 @@ def validate_recipe(
     checked = _check_options(size, batch_size, precision, val_images, split)
     torch_device = find_device(device)
     network = load_trained(recipe, checkpoint, img_size=size)
+    plain = load_trained(_unmerged(recipe), checkpoint, img_size=size).model
     callbacks.phase("reading images", 0)
     data = load_data(
         dataset=dataset or ("folder" if data_dir else "digits"),
@@ -125,7 +132,7 @@ def validate_recipe(
     )
     _check_classes(recipe, network, data)
     try:
-        return _measure(recipe, network, data, size, batch_size, torch_device, checked, callbacks)
+        return _measure(recipe, network, plain, data, size, batch_size, torch_device, checked, callbacks)
     except torch.OutOfMemoryError:
         rule = f"a batch must fit in the memory of {torch_device}"
         raise InputError(f"{rule}, but --batch-size {batch_size} does not; use a smaller one") from None
@@ -142,6 +149,7 @@ def print_validation(console: Console, record: ValidationRecord) -> None:
     for row in (
         ("top-1", f"{record.top1:.2f} ± {record.top1_se:.2f} %", f"{record.images} images"),
         ("top-5", "-" if record.top5 is None else f"{record.top5:.2f} %", ""),
+        ("agreement", f"{record.agreement:.2f} ± {record.agreement_se:.2f} %", "with the same weights unmerged"),
         ("loss", f"{record.loss:.4f}", "cross-entropy, nats"),
         ("I(X̃;X)", _nats(record.mi_x), "features and images, nats"),
         ("I(X̃;Y)", _nats(record.mi_y), "features and labels, nats"),
@@ -198,6 +206,7 @@ def _check_classes(recipe: Recipe, network: TrainedNetwork, data: ImageData) -> 
 def _measure(
     recipe: Recipe,
     network: TrainedNetwork,
+    plain: nn.Module,
     data: ImageData,
     img_size: int,
     batch_size: int,
@@ -208,7 +217,7 @@ def _measure(
     images = next(data.validation_batches(batch_size=batch_size, limit=batch_size))[0]
     full_batch = images.repeat(-(-batch_size // len(images)), 1, 1, 1)[:batch_size]
     runtime = choose_runtime(device, precision, network.model, images[:MEASURED_BATCH])
-    result, notes = _score(recipe, network, data, batch_size, runtime, callbacks)
+    result, (agreed, agreed_se), notes = _score(recipe, network, plain, data, batch_size, runtime, callbacks)
     terms: dict[str, Any] = {name: getattr(result.ib, name, None) for name in ("mi_x", "mi_y", "ib", "ibb")}
     seconds = step_seconds(runtime, network.model, full_batch, train=False)
     costs = backbone_costs(recipe.backbone, img_size, recipe.schedule.operator, num_classes=recipe.num_classes)
@@ -220,6 +229,8 @@ def _measure(
         img_size=img_size,
         **{name: getattr(result, name) for name in ("images", "top1", "top1_se", "top5", "loss")},
         **terms,
+        agreement=agreed,
+        agreement_se=agreed_se,
         gflops=costs.gflops(recipe.schedule),
         base_gflops=costs.base / GIGA,
         params=sum(parameter.numel() for parameter in network.model.parameters()),
@@ -233,14 +244,34 @@ def _measure(
     )
 
 
+def _unmerged(recipe: Recipe) -> Recipe:
+    """The recipe of the plain network, which has no merging operators."""
+    schedule = MergeSchedule.uniform(recipe.schedule.keep_ratios, 1.0, recipe.schedule.operator)
+    return recipe.model_copy(update={"schedule": schedule})
+
+
 def _score(
-    recipe: Recipe, network: TrainedNetwork, data: ImageData, batch_size: int, runtime: Runtime, callbacks: Callbacks
-) -> tuple[Score, list[str]]:
-    model, notes = runtime.prepare(network.model), []
+    recipe: Recipe,
+    network: TrainedNetwork,
+    plain: nn.Module,
+    data: ImageData,
+    batch_size: int,
+    runtime: Runtime,
+    callbacks: Callbacks,
+) -> tuple[Score, tuple[float, float], list[str]]:
+    """The network's score, its agreement with the plain network, and notes."""
+    model, plain, notes = runtime.prepare(network.model), runtime.prepare(plain).eval(), []
+    predictions: list[Tensor] = []
 
     def statistics_batches(phase: str) -> Batches:
         batches = data.calibration_batches(batch_size=batch_size)
         return _with_progress(batches, callbacks, phase, len(data.calibration_keys))
+
+    def with_plain(batches: Batches) -> Batches:
+        for images, labels in batches:
+            images = runtime.images(images)
+            predictions.append(predict(plain, images, runtime))
+            yield images, labels
 
     if network.shared and any(isinstance(module, _BatchNorm) for module in model.modules()):
         if not data.training_size:
@@ -249,6 +280,7 @@ def _score(
                 f"{data.title} has none; use the weights that `ltmsearch export` or `train` wrote"
             )
         recalibrate(model, statistics_batches("BatchNorm statistics"), runtime)
+        recalibrate(plain, statistics_batches("BatchNorm statistics of the plain network"), runtime)
         notes.append("shared weights of a study: BatchNorm statistics are recomputed, as for the study's scores")
     model.eval()
     ib, finite = None, True
@@ -259,12 +291,13 @@ def _score(
         notes.append("without training images the information terms are unknown")
     if finite:
         batches = data.validation_batches(batch_size=batch_size)
-        result = score(model, _with_progress(batches, callbacks, "validation", data.validation_size), runtime, ib=ib)
+        batches = _with_progress(batches, callbacks, "validation", data.validation_size)
+        result = score(model, with_plain(batches), runtime, ib=ib)
         finite = (ib is None or result.ib is not None) and math.isfinite(result.loss)
     if not finite:
         hint = "try --precision fp32" if runtime.precision != "fp32" else "its training has diverged"
         raise InputError(f"the network's outputs must be finite, but with {network.checkpoint} they are not; {hint}")
-    return result, [*notes, *data.notes]
+    return result, agreement(result.predictions, torch.cat(predictions).cpu().numpy()), [*notes, *data.notes]
 
 
 def _with_progress(batches: Batches, callbacks: Callbacks, phase: str, total: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
-from support.command_line import Ltmsearch
+from support.command_line import Ltmsearch, tiny
 from support.nets import randomise
 from torch import Tensor, nn
 
@@ -24,9 +24,14 @@ from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.recipe import Recipe
 from ltmsearch.costs import traced_macs
 from ltmsearch.data.loading import load_data
+from ltmsearch.engine.evaluation import agreement
 from ltmsearch.engine.ib_loss import IBLoss, IBMeter, input_features
 from ltmsearch.errors import InputError
 from ltmsearch.models import get_adapter, input_config, pooled_features
+from ltmsearch.models.checkpoints import pack_weights
+from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.search.setup import prepare
+from ltmsearch.search.trial import SCORING_BATCH
 from ltmsearch.training import validation
 from ltmsearch.training.validation import ValidationRecord, print_validation, validate_recipe
 
@@ -194,6 +199,69 @@ def test_five_classes_have_no_top5(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "photos", (1, 1, 1, 1, 1))
     checkpoint = saved(network(recipe(5)), tmp_path / "w")
     assert validate_recipe(recipe(5), checkpoint=checkpoint, data_dir=root, **CPU).top5 is None
+
+
+def test_agreement_matches_a_plain_loop(tmp_path: Path, photos: Path) -> None:
+    model, plain = network(recipe(), seed=5), timm.create_model(BACKBONE, num_classes=7).eval()
+    record = validate_recipe(recipe(), checkpoint=saved(model, tmp_path / "w"), data_dir=photos, **CPU)
+    plain.load_state_dict({name: value for name, value in model.state_dict().items() if ".merging." not in name})
+    images, _ = seen_by_evaluation(photos, recipe())
+    with torch.no_grad():
+        share = float((model(images).argmax(1) == plain(images).argmax(1)).float().mean())
+    assert 0 < share < 1
+    assert record.agreement == pytest.approx(100 * share)
+    assert record.agreement_se == pytest.approx(100 * math.sqrt(share * (1 - share) / 20))
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("backbone", "shared"),
+    [
+        (BACKBONE, False),
+        (BACKBONE, True),
+        ("vit_tiny_patch16_224", False),
+        pytest.param("efficientvit_b0", False, marks=SLOW),
+        pytest.param("efficientvit_b0", True, marks=SLOW),
+        pytest.param("swin_tiny_patch4_window7_224", False, marks=SLOW),
+    ],
+)
+def test_an_unmerged_network_agrees_with_itself(tmp_path: Path, photos: Path, backbone: str, shared: bool) -> None:
+    layers = get_adapter(backbone).layers(timm.create_model(backbone))
+    unmerged = recipe(model=f"ltm_{backbone}", schedule=dict.fromkeys(layers, 1.0), img_size=64)
+    facts = {"space": "x"} if shared else None
+    checkpoint = saved(network(unmerged), tmp_path / "w", facts)
+    record = validate_recipe(unmerged, checkpoint=checkpoint, data_dir=photos, **CPU)
+    assert (record.agreement, record.agreement_se) == (100.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "gflops"), [(BACKBONE, 0.27), pytest.param("vit_tiny_patch16_224", 1.0, marks=SLOW)]
+)
+def test_scores_of_shared_weights_are_those_of_the_study(
+    tmp_path: Path, backbone: str, gflops: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the same images, with BatchNorm, whose statistics are each network's own, and without."""
+    evaluator = prepare(tiny(tmp_path, backbone=backbone, budget_gflops=gflops), Callbacks()).evaluator
+    supernet, settings = randomise(evaluator.supernet), evaluator.settings
+    ratios = {layer: 0.5 if place % 2 else 1.0 for place, layer in enumerate(evaluator.supernet.layers)}
+    merged, plain = (
+        evaluator.score(MergeSchedule(keep_ratios=kept), images=24) for kept in (ratios, dict.fromkeys(ratios, 1.0))
+    )
+    agreed = agreement(merged.predictions, plain.predictions)
+    assert 0 < agreed[0] < 100
+
+    checkpoint = tmp_path / "shared.safetensors"
+    checkpoint.write_bytes(pack_weights(supernet.state_dict(), {"space": "x"}))
+    monkeypatch.setattr(validation, "STATISTICS_IMAGES", settings.calibration_images)
+    record = validate_recipe(
+        recipe(10, model=f"ltm_{backbone}", schedule=ratios), checkpoint=checkpoint, val_images=24,
+        img_size=settings.proxy_img_size, batch_size=SCORING_BATCH, **CPU,
+    )  # fmt: skip
+    assert (record.agreement, record.agreement_se) == agreed
+    assert record.top1 == merged.top1
+    assert record.loss == pytest.approx(merged.loss, rel=1e-4)
 
 
 def test_built_in_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,9 +452,9 @@ def test_full_memory_is_an_input_error(
 
 
 KEYS = [
-    "model", "operator", "checkpoint", "data", "img_size", "images", "top1", "top1_se", "top5", "loss", "mi_x", "mi_y",
-    "ib", "ibb", "gflops", "base_gflops", "params", "images_per_second", "batch_size", "device", "threads", "precision",
-    "versions", "notes",
+    "model", "operator", "checkpoint", "data", "img_size", "images", "top1", "top1_se", "top5", "agreement",
+    "agreement_se", "loss", "mi_x", "mi_y", "ib", "ibb", "gflops", "base_gflops", "params", "images_per_second",
+    "batch_size", "device", "threads", "precision", "versions", "notes",
 ]  # fmt: skip
 
 
@@ -418,9 +486,10 @@ def test_command_reports_wrong_input_in_one_line(tmp_path: Path, photos: Path, l
 
 RECORD = ValidationRecord(
     model="ltm_mobilevit_s", operator="ltm", checkpoint="best.safetensors", data="folder 'photos'", img_size=224,
-    images=50000, top1=79.123, top1_se=0.1818, top5=94.5678, loss=0.87654, mi_x=1.23456, mi_y=2.34567, ib=-1.11111,
-    ibb=-0.5, gflops=1.17034, base_gflops=1.5467, params=5_578_632, images_per_second=12345.6, batch_size=256,
-    device="cuda:1", threads=None, precision="bf16", versions={}, notes=["something to know"],
+    images=50000, top1=79.123, top1_se=0.1818, top5=94.5678, agreement=93.244, agreement_se=0.1122, loss=0.87654,
+    mi_x=1.23456, mi_y=2.34567, ib=-1.11111, ibb=-0.5, gflops=1.17034, base_gflops=1.5467, params=5_578_632,
+    images_per_second=12345.6, batch_size=256, device="cuda:1", threads=None, precision="bf16", versions={},
+    notes=["something to know"],
 )  # fmt: skip
 
 
@@ -431,7 +500,8 @@ def test_table_fits_80_columns() -> None:
     assert max(map(len, text.splitlines())) <= 82  # two accents over X have no width of their own
     for words in (
         "ltm_mobilevit_s, ltm merging", "weights: best.safetensors", "data: folder 'photos'", "79.12 ± 0.18 %",
-        "50000 images", "94.57 %", "0.8765", "1.2346", "2.3457", "-1.1111", "its upper bound IBB is -0.5000", "1.1703",
+        "50000 images", "94.57 %", "93.24 ± 0.11 %", "with the same weights unmerged", "0.8765", "1.2346", "2.3457",
+        "-1.1111", "its upper bound IBB is -0.5000", "1.1703",
         "76% of the plain network's 1.5467, at 224 px", "5.58 M", "12345.6", "images/s, batch 256, cuda:1, bf16",
         "note: something to know",
     ):  # fmt: skip
