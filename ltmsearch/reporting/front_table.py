@@ -71,6 +71,7 @@ def _row(record: TrialRecord, axis: CostAxis, label: str) -> FrontRow:
         "measured ms": measured + ("!" if breaks_budget(record, axis) else ""),
         "top-1 %": f"{score}{'' if score.rescored else '*'}",
         "expected": with_error(record.expected_top1, None),
+        "agreement %": with_error(record.agreement, record.agreement_se),
         "loss": with_error(score.loss, None, 4),
         "IB weight": text(record.ib_weight, ".3g"),
     }
@@ -84,6 +85,8 @@ def _captions(front: Sequence[TrialRecord], baselines: Sequence[TrialRecord], ax
         lines.append(f"Keep ratios, layer by layer in each stage: 1 = no merging{form_key(shown)}")
     if any(record.expected_top1 is not None for record in shown):
         lines.append("expected: mean of top-1 and the top-1 predicted from the loss; ranks the front")
+    if any(record.agreement is not None for record in shown):
+        lines.append("agreement: images answered as by the plain network with the same weights")
     if any(record.rescored_top1 is None for record in baselines):
         lines.append("* scored when the trial ran, not with the final weights")
     if any(breaks_budget(record, axis) for record in shown):

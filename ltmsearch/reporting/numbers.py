@@ -45,6 +45,9 @@ def trial_facts(record: TrialRecord) -> list[tuple[str, str]]:
         top1 = _score(record.rescored_top1, record.rescored_top1_se, record.rescored_loss)
         top1 += "" if record.expected_top1 is None else f", expected top-1 {record.expected_top1:.1f} %"
         facts.append((f"score with the final weights (version {record.rescored_version})", top1))
+    if record.agreement is not None:
+        agreed = f"{with_error(record.agreement, record.agreement_se)} %"
+        facts.append(("agreement with the plain network", agreed))
     if record.top1 is not None:
         first = f"score when it ran (weights version {record.supernet_version})"
         facts.append((first, _score(record.top1, record.top1_se, record.loss)))

@@ -13,7 +13,7 @@ from ltmsearch.search.records import TrialRecord
 from ltmsearch.search.run import Run
 
 RATIOS = "keep ratios"
-ROOM_FOR_RATIOS = 30
+ROOM_FOR_RATIOS = 24
 """Terminal columns that keep ratios need beside the numbers of a front."""
 LEFT_OUT = ("loss", "IB weight")
 """Columns of the front's table without space in 80 columns."""
@@ -29,7 +29,8 @@ def print_results(console: Console, run: Run) -> None:
 def print_front(console: Console, records: Iterable[TrialRecord], *, axis: CostAxis) -> None:
     """Print the front, best first, and below it the baselines.
 
-    If keep ratios do not fit beside the numbers, they follow in a second table. 80 columns are enough.
+    If keep ratios do not fit beside the numbers, they follow in a second table, and with them the last numbers if the
+    first table would be too wide too. 80 columns are enough.
     """
     front = make_front_table(records, axis)
     columns = [name for name in front.columns if name not in LEFT_OUT]
@@ -39,8 +40,12 @@ def print_front(console: Console, records: Iterable[TrialRecord], *, axis: CostA
     tables = [_table((*columns, RATIOS), side_by_side, len(front.front))]
     separate = _table(columns, numbers, len(front.front))
     if console.width < min(width_of(console, tables[0]), width_of(console, separate) + ROOM_FOR_RATIOS):
-        by_trial = [(str(row.trial), words) for row, words in zip(front.rows, ratios, strict=True)]
-        tables = [separate, _table(("trial", RATIOS), by_trial, len(front.front))]
+        fit = len(columns)
+        while fit > 1 and width_of(console, separate) > console.width:
+            fit -= 1
+            separate = _table(columns[:fit], [cells[:fit] for cells in numbers], len(front.front))
+        rest = [(cells[0], *cells[fit:], words) for cells, words in zip(numbers, ratios, strict=True)]
+        tables = [separate, _table(("trial", *columns[fit:], RATIOS), rest, len(front.front))]
     tables[0].title = front.title
     for table in tables:
         console.print(table)

@@ -106,6 +106,8 @@ class TestFinishedStudy:
             assert [value.startswith(f"{record.rescored_top1:.1f} ") for value in final] == [True] * (
                 record.rescored_top1 is not None
             )
+            agreed = None if record.agreement is None else f"{record.agreement:.1f} ± {record.agreement_se:.1f} %"
+            assert facts.get("agreement with the plain network") == agreed
             assert (": on the front." in notes[record.trial]) == (record in front)
             assert ("rejected by its cost" in notes[record.trial]) == (record.state == "over budget")
 

@@ -2,10 +2,11 @@
 
 import dataclasses
 import io
+from typing import Any
 
 import pytest
 from rich.console import Console
-from support.records import BEST, LATENCIES, LAYERS, OPEN, RECORDS, UNIFORM, make_latency_trial, make_trial
+from support.records import BEST, LATENCIES, LAYERS, OPEN, PLAIN, RECORDS, UNIFORM, make_latency_trial, make_trial
 
 from ltmsearch.config.objective import CostAxis
 from ltmsearch.reporting.front_table import make_front_table, prediction_lines
@@ -16,6 +17,7 @@ from ltmsearch.search.records import TrialRecord
 AXIS, FREE = CostAxis(budget=1.2), CostAxis()
 MS = CostAxis(name="latency_ms", budget=20.0)
 EXPECTED = "expected: mean of top-1 and the top-1 predicted from the loss; ranks the front"
+AGREEMENT = "agreement: images answered as by the plain network with the same weights"
 
 
 def printed(records: list[TrialRecord], axis: CostAxis = FREE) -> list[str]:
@@ -52,16 +54,31 @@ def test_columns_without_values_are_left_out() -> None:
     assert make_front_table([], AXIS).columns == ()
 
 
+def test_agreement_has_a_column_if_it_is_known() -> None:
+    known = dataclasses.replace(BEST, agreement=93.24, agreement_se=1.26)
+    lines = printed([PLAIN, UNIFORM, known], AXIS)  # the others are as an earlier version recorded them
+    assert rows(lines) == [
+        ["3", "1.1800", "84.0 ± 0.7", "93.2 ± 1.3", "1 .5h | .7"],
+        ["1", "1.1500", "81.0 ± 0.7", "", ".5 .5 | .5"],
+        ["0", "1.5467", "87.0 ± 0.7", "", "plain (over budget)"],
+        ["1", "1.1500", "81.0 ± 0.7", "", "uniform 0.5"],
+    ]
+    assert lines[-1] == AGREEMENT
+    assert AGREEMENT not in printed(RECORDS, AXIS)
+
+
 def test_many_layers_fit_80_columns() -> None:
     ratios = {f"blocks.{i}": 0.875 for i in range(24)}
-    fields = {"feasible": True, "expected_top1": 80.64, "keep_ratios": ratios}
+    fields = {"feasible": True, "expected_top1": 80.64, "keep_ratios": ratios, "agreement": 100.0, "agreement_se": 0.0}
     timed = {"latency_ms": 1234.56, "latency_measured_ms": 1345.67, "latency_measured_se_ms": 12.34}
     gflops = printed([make_trial(12345, 117.1234, 80.0, 81.0, **fields)])
     ms = printed([make_trial(12345, 117.1234, 80.0, 81.0, **fields, **timed)], dataclasses.replace(MS, budget=1300.0))
     for lines, cells in ((gflops, ()), (ms, ("1234.56", "1345.67 ± 12.34!"))):
         assert max(map(len, lines)) <= 80
         text = "\n".join(lines)
-        assert all(cell in text for cell in ("12345", "117.1234", "81.0 ± 0.7", "80.6", EXPECTED, *cells))
+        assert all(
+            cell in text for cell in ("12345", "117.1234", "81.0 ± 0.7", "80.6", "100.0 ± 0.0", EXPECTED, *cells)
+        )
         assert text.count(".875") == 24
 
 
@@ -75,6 +92,16 @@ def test_keep_ratios_beside_latencies_have_their_own_table() -> None:
     numbers, ratio_rows = ([row for row in rows(lines) if len(row) == size] for size in (5, 2))
     assert [row[2:4] for row in numbers] == [["199.51", "2440.52 ± 0.40!"], ["198.34", ""]]
     assert ratio_rows == [["10734", " ".join([".85m"] * 12)], ["0", "plain (over budget)"]]
+
+
+def test_numbers_that_do_not_fit_move_to_the_table_of_keep_ratios() -> None:
+    fields: dict[str, Any] = {"agreement": 93.24, "agreement_se": 1.26, "expected_top1": 79.0}
+    lines = printed([make_latency_trial(7, 19.0, 80.0, 21.5, **fields)], MS)
+    assert max(map(len, lines)) <= 80
+    assert rows(lines) == [
+        ["7", "1.8100", "19.00", "21.50 ± 0.40!", "80.0 ± 0.7", "79.0"],
+        ["7", "93.2 ± 1.3", "1 .5 | .7"],
+    ]
 
 
 def test_scores_that_are_not_final_are_marked() -> None:

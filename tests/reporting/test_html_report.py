@@ -130,6 +130,17 @@ def test_expected_top1_is_beside_the_measured_one(tmp_path: Path) -> None:
     assert "to 83.5 % at 1.1800 GFLOPs" in found["front"].plots[0].alternative
 
 
+def test_agreement_is_in_both_tables_of_scores(tmp_path: Path) -> None:
+    head, found = chapters(tmp_path, [PLAIN, UNIFORM, replace(BEST, agreement=93.24, agreement_se=1.26)])
+    assert head.front is not None
+    assert head.front.headings[3] == "agreement %"
+    assert [row[3] for row in head.front.groups[0]] == ["93.2 ± 1.3", ""], "unknown of an older trial"
+    assert any(caption.startswith("agreement: ") for caption in head.captions)
+    (table,) = found["front"].tables
+    place = table.headings.index("agreement, %")
+    assert [row[place] for row in table.groups[0]] == ["", "", "93.2 ± 1.3"]
+
+
 def test_captions_repeat_the_numbers_of_their_figures(tmp_path: Path) -> None:
     records = [replace(r, mi_x=r.trial / 1000, mi_y=0.1, ibb=-0.05) if r.top1 else r for r in RECORDS]
     _, found = chapters(tmp_path, records, CALLS)

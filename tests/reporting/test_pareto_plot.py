@@ -137,6 +137,9 @@ def test_hover_boxes_describe_a_trial() -> None:
         "  stages.3.1.transformer: .7",
     ]
     assert "over budget: no score" in trace(figure, "rejected: over budget").hovertext[0]
+    known = dataclasses.replace(BEST, agreement=93.24, agreement_se=1.26)
+    figure = front_figure([known], title="t", axis=AXIS)
+    assert trace(figure, "searched").hovertext[0].split("<br>")[3] == "agreement with the plain network: 93.2 ± 1.3 %"
 
 
 def test_front_html_has_the_title(tmp_path: Path) -> None:

@@ -115,13 +115,14 @@ def _front(records: Sequence[TrialRecord], findings: Findings, axis: CostAxis) -
             with_error(r.top1, r.top1_se),
             with_error(r.rescored_top1, r.rescored_top1_se),
             text(score.loss, ".4f"),
+            with_error(r.agreement, r.agreement_se),
             "yes" if r in findings.front else "",
             "yes" if r.feasible else "no",
         )
         for r in sorted(records, key=lambda r: r.trial)
         if (score := r.score) is not None
     ]
-    scores = ("top-1 when it ran, %", "final top-1, %", "loss")
+    scores = ("top-1 when it ran, %", "final top-1, %", "loss", "agreement, %")
     table = make_table("All scored trials", ("trial", "kind", axis.unit, *scores, "on front", "within budget"), rows)
     figure = front_figure(records, axis=axis, place="page")
     alternative = f"Top-1 against {axis.title}: {shown}."
