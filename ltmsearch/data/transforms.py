@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
+from timm.data.auto_augment import AugmentOp, posterize
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torchvision.transforms import Normalize
@@ -147,7 +148,23 @@ def _training_transform(img_size: int, options: dict[str, Any]) -> Transform:
             raise
         known = "rand-m9-mstd0.5, augmix-m3, original or 3a"  # timm has no error of its own for others
         raise InputError(f"`aa` must be an augmentation policy of timm, such as {known}, but got {policy!r}") from error
+    for operation in _operations(transform):
+        if operation.aug_fn is posterize:
+            operation.aug_fn = _posterize
     return transform
+
+
+def _operations(transform: Any) -> Iterator[AugmentOp]:
+    """The operations of timm's augmentation policy in a transform."""
+    for step in getattr(transform, "transforms", ()):
+        yield from getattr(step, "ops", ())  # RandAugment, AugMix
+        for sub_policy in getattr(step, "policy", ()):  # AutoAugment
+            yield from sub_policy
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
+    """timm's operation. At some levels it keeps no bits: older versions of Pillow drew black, newer ones refuse."""
+    return posterize(image, bits_to_keep) if bits_to_keep > 0 else Image.new(image.mode, image.size)
 
 
 def seed_all(seed: str) -> None:
