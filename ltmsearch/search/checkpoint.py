@@ -116,7 +116,10 @@ def _read(path: Path, space: str | None) -> Checkpoint:
             f"({type(error).__name__}: {shortened(str(error), 200)}); {_remedy(path)}"
         ) from error
     if space is not None and state.space != space:
-        raise InputError(f"{path} belongs to another search space ({state.space}); this study has {space}")
+        raise InputError(
+            f"{path} must belong to the search space of this study ({space}), but belongs to another ({state.space}): "
+            "continue with the space that the study began with, or start another study with --study NAME or --out DIR"
+        )
     return Checkpoint(weights, state)
 
 

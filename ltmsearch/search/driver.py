@@ -34,8 +34,10 @@ from ltmsearch.search.initial_trials import (
 from ltmsearch.search.optuna_records import (
     MEASURED,
     RESCORED,
+    WEIGHT,
     completed_trial,
     count_trained,
+    outside_space,
     set_constraints,
     trial_record,
     trial_records,
@@ -212,9 +214,14 @@ class Driver:
     def _begin(self, trial: Trial, sampler: Callable[[int], BaseSampler]) -> None:
         """Suggest a schedule; reject it if it is over budget, else send it to a worker."""
         indices, ib_weight = suggest(trial, self.context.space, sampler)
+        if foreign := outside_space(trial, self.context.space):
+            self.confirm()
+            self.study.tell(trial, state=TrialState.FAIL)
+            self.callbacks.note(f"trial {trial.number}, which another program has queued, is left out: {foreign}")
+            return
         schedule = self.context.space.schedule(indices)
         log = partial(log_trial, trial, schedule, sampling=time.perf_counter() - self._asked_at)
-        trial.set_user_attr("ib_weight", ib_weight)
+        trial.set_user_attr(WEIGHT, ib_weight)
         self.hooks.trial_started(trial, schedule)
         cost, values = float(self.budgets[0].costs(indices[None])[0]), set_constraints(trial, self.budgets, indices)
         reference = not indices.any()  # the plain network is scored for comparison even if it is over budget

@@ -9,6 +9,7 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from ltmsearch.costs import Budget, constraint_values, within_budgets
+from ltmsearch.schedules.space import SearchSpace
 from ltmsearch.search.records import State, TrialRecord
 from ltmsearch.search.rescoring import with_expected_top1
 from ltmsearch.search.setup import StudyContext
@@ -27,6 +28,9 @@ DASHBOARD_CONSTRAINTS = "constraints"
 """Trial system attribute for constraints in Optuna 4; a prefix of those of Optuna 5. optuna-dashboard 0.21 reads only
 this one: without it, infeasible trials look feasible."""
 
+WEIGHT = "ib_weight"
+"""Trial attribute that every trial of the search has from its start: the weight of its IB loss."""
+
 _STATES: dict[TrialState, State] = {
     TrialState.COMPLETE: "scored",
     TrialState.PRUNED: "over budget",
@@ -35,12 +39,32 @@ _STATES: dict[TrialState, State] = {
 
 
 def trial_records(study: optuna.Study, context: StudyContext) -> list[TrialRecord]:
-    """Records of all finished trials except those without any result."""
+    """Records of all finished trials of the search, except those without any result."""
     attributes = study.user_attrs
     rescored, measured = attributes.get(RESCORED), attributes.get(MEASURED)
     trials = study.get_trials(deepcopy=False)
-    finished = [trial for trial in trials if trial.state.is_finished() and UNTRIED not in trial.user_attrs]
+    finished = [t for t in trials if t.state.is_finished() and is_own(t) and UNTRIED not in t.user_attrs]
     return with_expected_top1(trial_record(trial, context, rescored, measured) for trial in finished)
+
+
+def is_own(trial: FrozenTrial) -> bool:
+    """Whether a finished trial is the search's, and not one that another program added to the study or ended."""
+    return WEIGHT in trial.user_attrs and (trial.state != TrialState.COMPLETE or "loss" in trial.user_attrs)
+
+
+def outside_space(trial: Trial, space: SearchSpace) -> str:
+    """The first parameter of a trial that the space does not contain, and its value; empty if there is none.
+
+    Other programs may queue such trials, and Optuna uses their values as they are.
+    """
+    ranges = {n: (0.0, len(options) - 1.0) for n, options in zip(space.layers, space.choices, strict=True)}
+    if space.ib_weights is not None:
+        ranges[IB_WEIGHT] = (space.ib_weights.floor, space.ib_weights.high)
+    for name, (low, high) in ranges.items():
+        value = trial.params[name]
+        if not low <= value <= high:
+            return f"{name} must be in {low:g} to {high:g}, but is {value:g}"
+    return ""
 
 
 def completed_trial(trial: Trial, outcome: dict[str, Any]) -> FrozenTrial:
@@ -70,7 +94,8 @@ def count_trained(trials: Sequence[FrozenTrial]) -> int:
     """Number of trials that count towards `--trials`: trained, whether scored or failed."""
     counted = (TrialState.COMPLETE, TrialState.FAIL)
     return sum(
-        t.state in counted and t.user_attrs.get("label") != "plain" and UNTRIED not in t.user_attrs for t in trials
+        t.state in counted and is_own(t) and t.user_attrs.get("label") != "plain" and UNTRIED not in t.user_attrs
+        for t in trials
     )
 
 
@@ -80,7 +105,10 @@ def with_current_budgets(trial: FrozenTrial, context: StudyContext) -> FrozenTri
     A trial that was rejected then and is feasible now has no score. It keeps its number, since seeds and recipes depend
     on numbers, and becomes a failed trial, which samplers ignore.
     """
-    copy, indices = deepcopy(trial), np.array([trial.params[layer] for layer in context.space.layers])
+    copy = deepcopy(trial)
+    if not is_own(trial):
+        return copy
+    indices = np.array([trial.params[layer] for layer in context.space.layers])
     constraints = constraint_values(context.budgets, indices)
     copy.system_attrs = {n: v for n, v in copy.system_attrs.items() if n.partition(":")[0] != DASHBOARD_CONSTRAINTS}
     for name, value in constraints.items():

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.search.checkpoint import Checkpoint, CheckpointState, save_checkpoint
+from ltmsearch.search.optuna_records import is_own
 from ltmsearch.search.trial import load_parameters, parameters
 
 Weights = dict[str, Tensor]
@@ -111,7 +112,7 @@ def select_checkpoint(found: Sequence[Checkpoint], trials: Sequence[FrozenTrial]
 
     The last trial of the weights may still be running in the study: a crash came in between.
     """
-    newest, stored = found[0], sum(trial.state == TrialState.COMPLETE for trial in trials)
+    newest, stored = found[0], sum(trial.state == TrialState.COMPLETE and is_own(trial) for trial in trials)
     for place, checkpoint in enumerate(found):
         ahead = unstored_trial(checkpoint.state, trials) is not None
         if checkpoint.state.scored in (stored, stored + ahead):

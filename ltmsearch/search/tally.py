@@ -7,7 +7,7 @@ from itertools import takewhile
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ltmsearch.schedules.schedule import MergeSchedule
-from ltmsearch.search.optuna_records import count_trained
+from ltmsearch.search.optuna_records import count_trained, is_own
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +42,8 @@ class Tally:
                 self._count(trials[number])
 
     def _count(self, trial: FrozenTrial) -> None:
+        if not is_own(trial):
+            return
         self.trained += count_trained([trial])
         self.rejected += trial.state == TrialState.PRUNED
         if trial.state == TrialState.COMPLETE and max(trial.constraints.values()) <= 0:

@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -42,13 +43,15 @@ def suggest(trial: optuna.Trial, space: SearchSpace, sampler: Callable[[int], Ba
     suggestions.
     """
     indices: list[int] = []
-    for layer, options in zip(space.layers, space.choices, strict=True):
-        trial.study.sampler = sampler(len(indices))
-        indices.append(trial.suggest_int(layer, 0, len(options) - 1))
     ib_weight = 0.0
-    if (weights := space.ib_weights) is not None:
-        trial.study.sampler = sampler(len(indices))
-        ib_weight = weights.weight(trial.suggest_float(IB_WEIGHT, weights.floor, weights.high, log=True))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Fixed parameter .* is out of range")  # the driver refuses it
+        for layer, options in zip(space.layers, space.choices, strict=True):
+            trial.study.sampler = sampler(len(indices))
+            indices.append(trial.suggest_int(layer, 0, len(options) - 1))
+        if (weights := space.ib_weights) is not None:
+            trial.study.sampler = sampler(len(indices))
+            ib_weight = weights.weight(trial.suggest_float(IB_WEIGHT, weights.floor, weights.high, log=True))
     return np.array(indices), ib_weight
 
 

@@ -45,7 +45,9 @@ def test_round_trip_and_sidecar(tmp_path: Path) -> None:
 def test_none_and_foreign(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path, space="abc") is None
     save_checkpoint(tmp_path, {"a": torch.zeros(2)}, STATE)
-    with pytest.raises(InputError, match=r"another search space \(abc\); this study has xyz"):
+    with pytest.raises(
+        InputError, match=r"search space of this study \(xyz\), but belongs to another \(abc\): continue"
+    ):
         load_checkpoint(tmp_path, space="xyz")
 
 
