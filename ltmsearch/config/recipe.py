@@ -84,7 +84,7 @@ class Recipe(BaseModel):
     grad_accum_steps: Annotated[int, _network()] = Field(default=1, ge=1)
     """Parts into which a batch is split to save memory; their gradients are accumulated."""
     opt: Annotated[str, _optimizer()] = "adamw"
-    """timm name of the optimizer."""
+    """timm name of the optimizer, such as adamw or lookahead_adamw."""
     lr: Annotated[float, _rate()] = Field(default=2e-4, gt=0)
     """Peak learning rate."""
     weight_decay: Annotated[float, _optimizer()] = Field(default=0.01, ge=0)

@@ -29,6 +29,8 @@ from ltmsearch.engine.runtime import Runtime
 from ltmsearch.errors import InputError, unknown_name
 from ltmsearch.models import feature_dim, pooled_features
 
+LOOKAHEAD = "lookahead_"
+"""Prefix by which timm wraps any of its optimizers in Lookahead."""
 IB_IMAGES_PER_CLASS = 20
 IB_IMAGES = 16_384
 """Images at the end of an epoch for the IB statistics: `IB_IMAGES`, or more if that is too few per class."""
@@ -227,7 +229,7 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float
 
 
 def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
-    if recipe.opt not in list_optimizers():
+    if recipe.opt.removeprefix(LOOKAHEAD) not in list_optimizers():
         raise unknown_name("optimizer", recipe.opt, list_optimizers())
     try:
         optimizer = create_optimizer_v2(

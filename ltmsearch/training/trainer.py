@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.recipe import Recipe, library_versions
 from ltmsearch.costs import GIGA, backbone_costs
 from ltmsearch.engine.distributed import Ranks, process_group
 from ltmsearch.engine.evaluation import Score, score
-from ltmsearch.engine.runtime import amp_runtime, find_device, step_seconds
+from ltmsearch.engine.runtime import Runtime, amp_runtime, find_device, step_seconds
 from ltmsearch.errors import InputError, TrainingDiverged
 from ltmsearch.io.files import refuse_links_outward, refuse_unwritable, write_atomic
 from ltmsearch.io.safetensors_state import load_state, save_state
@@ -102,10 +103,7 @@ class _Trainer:
         one_pass = max(1, self.data.training_size // recipe.batch_size)
         steps = stored["steps_per_epoch"] if stored else recipe.train_steps_per_epoch or one_pass
         self.runtime.prepare(model)
-        # Seconds per image of a training step and of a forward pass.
-        size = min(self.batch // recipe.grad_accum_steps, 32)
-        images = torch.zeros((size, 3, recipe.img_size, recipe.img_size))
-        self.seconds = [step_seconds(self.runtime, model, images, train=train) / size for train in (True, False)]
+        self.seconds = _seconds_per_image(recipe, model, self.runtime, images=self.batch // recipe.grad_accum_steps)
         teacher = make_teacher(recipe, options)
         self.learner = Learner(
             recipe,
@@ -335,6 +333,20 @@ def _images_per_process(recipe: Recipe, processes: int) -> int:
     if (recipe.mixup or recipe.cutmix) and images % 2:
         raise InputError(f"mixup and cutmix need an even number of images per process, but got {images}")
     return images
+
+
+def _seconds_per_image(recipe: Recipe, model: nn.Module, runtime: Runtime, *, images: int) -> list[float]:
+    """Seconds per image of a training step and of a forward pass, with `images` in a pass."""
+    batch = torch.zeros((min(images, 32), 3, recipe.img_size, recipe.img_size))
+    try:
+        return [step_seconds(runtime, model, batch, train=train) / len(batch) for train in (True, False)]
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            f"BatchNorm must see more than one value per channel in a pass, but {images} image of {recipe.img_size} px "
+            "in a pass ends as a map of one: use a larger batch_size or img_size, or fewer grad_accum_steps"
+        ) from error
 
 
 def _as_json(recipe: Recipe) -> dict[str, Any]:

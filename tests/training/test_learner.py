@@ -19,7 +19,12 @@ from ltmsearch.training.learner import Learner, distillation_loss, ib_start
 
 RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32, reason="test")
 VIT = "vit_tiny_patch16_224"
-OTHER_STATES: list[tuple[str, Any]] = [("opt", "sgd"), ("opt", "lion"), ("model_ema", False)]
+OTHER_STATES: list[tuple[str, Any]] = [
+    ("opt", "sgd"),
+    ("opt", "lion"),
+    ("opt", "lookahead_adamw"),
+    ("model_ema", False),
+]
 """Recipe keys that change what a state contains."""
 
 

@@ -118,6 +118,8 @@ class TestTraining:
             ({"batch_size": 3, "mixup": 0.1}, {}, "even number of images per process, but got 3"),
             ({"batch_size": 5, "grad_accum_steps": 2}, {}, r"a multiple of .* but got 5 and 1 × 2"),
             ({"opt": "adamm"}, {}, "unknown optimizer 'adamm': did you mean adam"),
+            ({"opt": "lookahead_adamm"}, {}, "unknown optimizer 'lookahead_adamm'"),
+            ({"grad_accum_steps": 4, "img_size": 32}, {}, "1 image of 32 px in a pass ends as a map of one"),
             ({"sync_bn": True}, {}, "sync_bn needs GPUs, but the device is cpu"),
             ({"distill_loss_weight": 1.0}, {}, "distill_loss_weight above 0 needs a teacher's weights"),
             ({}, {"teacher": Path("t.pt")}, "--teacher needs --distill-loss-weight above 0"),
