@@ -1,6 +1,7 @@
 """Lost connections are retried, nothing is written twice, and the cache of trials matches the database."""
 
 import errno
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -341,3 +342,22 @@ def test_a_run_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         run_study(tiny(tmp_path / "run"), notes)
     assert sum("does not answer" in line for line in notes.lines) == retries
     assert not (tmp_path / "run/driver.json").exists()
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_removed_database_ends_the_search(tmp_path: Path, replaced: bool) -> None:
+    """SQLite itself would go on, and all that it writes would be lost."""
+    file = tmp_path / "study.db"
+    opened = optuna.storages.RDBStorage(f"sqlite:///{file}")
+    storage = retrying(opened)
+    study = optuna.create_study(storage=storage)
+    study.add_trial(create_trial(value=1.0))
+    file.rename(tmp_path / "moved")
+    if replaced:
+        shutil.copy(tmp_path / "moved", file)
+    with pytest.raises(StorageLost, match="study.db was removed or replaced while it was in use; put it back"):
+        study.ask()
+    (tmp_path / "moved").replace(file)
+    study.ask()
+    assert len(study.trials) == 2
+    opened.engine.dispose()

@@ -1,10 +1,12 @@
 """A storage that retries lost connections, and reads again only the trials that changed."""
 
 import copy
+import os
 import time
 from abc import ABCMeta
 from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import tenacity
@@ -13,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.settings import StudySettings
+from ltmsearch.errors import StorageLost
 from ltmsearch.search.storage.errors import STORAGE_ERRORS, describe, is_temporary
 from ltmsearch.search.storage.optuna_private import trial_id as id_of
 
@@ -65,13 +68,23 @@ class RetryingStorage(_Forwarding):
         """Ids of trials that may differ from the cache. A trial is added before the write, which may fail midway."""
         self._password, self._sleep = settings.storage_password, sleep
         self._trials: dict[int, list[FrozenTrial]] = {}
+        url = storage.engine.url if isinstance(storage, RDBStorage) else None
+        self._file = Path(url.database) if url is not None and url.drivername == "sqlite" and url.database else None
+        self._identity = _identity(self._file)
 
     def retry(self, call: Callable[[], Any], repeat: Callable[[], Any] | None = None) -> Any:
         """The result of a call, once it succeeds; after a failure `repeat` is called instead, if there is one.
 
         Raises:
             STORAGE_ERRORS: If the error is permanent, or all attempts fail.
+            StorageLost: If the file of an SQLite database was removed or replaced since it was opened.
         """
+        # SQLite goes on with the file that is no longer there, and whatever it writes is lost.
+        if _identity(self._file) != self._identity:
+            raise StorageLost(
+                f"{self.where} was lost: {self._file} was removed or replaced while it was in use; put it back and "
+                "repeat the command, or start another study with --study NAME or --out DIR"
+            )
         attempts = tenacity.Retrying(
             retry=tenacity.retry_if_exception(is_temporary),
             wait=tenacity.wait_chain(*map(tenacity.wait_fixed, self.pauses or (0.0,))),
@@ -154,3 +167,14 @@ class RetryingStorage(_Forwarding):
             return self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
         except KeyError:
             return None
+
+
+def _identity(file: Path | None) -> tuple[int, int] | None:
+    """Device and number of a file; None if there is none."""
+    if file is None:
+        return None
+    try:
+        found = os.stat(file)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
