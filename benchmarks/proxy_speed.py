@@ -30,8 +30,9 @@ from torch import Tensor, nn
 
 from ltmsearch.config.settings import StudySettings
 from ltmsearch.engine.evaluation import preserve_batchnorm
-from ltmsearch.engine.runtime import Runtime, choose_runtime
+from ltmsearch.engine.runtime import Runtime
 from ltmsearch.engine.steps import LABEL_SMOOTHING, WEIGHT_DECAY, proxy_train
+from ltmsearch.engine.stopwatch import choose_runtime
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.schedule import MergeSchedule
 

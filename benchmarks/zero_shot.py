@@ -27,7 +27,8 @@ from harness.tables import print_table
 
 from ltmsearch.data.loading import ImageData, load_data
 from ltmsearch.engine.evaluation import Score, preserve_batchnorm, recalibrate, score
-from ltmsearch.engine.runtime import Runtime, choose_runtime, find_device
+from ltmsearch.engine.runtime import Runtime, find_device
+from ltmsearch.engine.stopwatch import choose_runtime
 from ltmsearch.models import get_adapter, input_config
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.schedule import Form, MergeSchedule

@@ -15,3 +15,13 @@ class Callbacks:
 
     def close(self) -> None:
         """The run has ended, finished or not."""
+
+
+def about(seconds: float) -> str:
+    """An estimated duration: about 20 s, about 4 minutes, about 2.5 hours."""
+    if seconds < 90:
+        step = 1 if seconds < 20 else 5
+        return f"about {max(1, step * round(seconds / step))} s"
+    if seconds < 90 * 60:
+        return f"about {seconds / 60:.0f} minutes"
+    return f"about {seconds / 3600:.1f} hours"

@@ -22,13 +22,20 @@ from ltmsearch.search.timing import OVERHEAD, RESCORING, WARM_UP, WRITING, Clock
 from ltmsearch.search.workers.ray import RayWorkers
 
 
-def run_study(settings: StudySettings, callbacks: Callbacks | None = None, *, takeover: bool = False) -> Run:
+def run_study(
+    settings: StudySettings,
+    callbacks: Callbacks | None = None,
+    *,
+    takeover: bool = False,
+    clock: Clock | None = None,
+) -> Run:
     """Run a search, or continue one that was interrupted or gets more trials.
 
     Args:
         settings: Settings of the study.
         callbacks: Receives progress.
         takeover: Take over a study from another driver, which ends as soon as it notices.
+        clock: Has the time spent on the study before this call, such as that of imports; None: no time yet.
 
     Returns:
         The run directory, with its trials, tables, plots and recipes.
@@ -40,7 +47,7 @@ def run_study(settings: StudySettings, callbacks: Callbacks | None = None, *, ta
         LeaseLost: If another driver has taken the study over.
     """
     callbacks = callbacks or Callbacks()
-    start, clock = time.monotonic(), Clock()
+    start, clock = time.monotonic(), clock or Clock()
     until = None if settings.timeout is None else start + settings.timeout
     with ExitStack() as stack:
         stack.callback(callbacks.close)
@@ -51,7 +58,7 @@ def run_study(settings: StudySettings, callbacks: Callbacks | None = None, *, ta
             run = open_run(settings, callbacks, clock, lease, stack)
             context = run.context
             hardware = hardware_name(context.evaluator.runtime.device)
-            clock.keep(run.folder, device=f"{hardware}; {context.device}", versions=library_versions())
+            clock.keep(run.folder, device=f"{hardware}; {context.conditions}", versions=library_versions())
             driver = Driver(
                 context,
                 run.folder,
@@ -64,20 +71,25 @@ def run_study(settings: StudySettings, callbacks: Callbacks | None = None, *, ta
             _search(driver, run, until)
             with clock.part(WRITING):
                 lease.confirm()
-                records = driver.records()
-                write_csv(trials_table(records), run.folder / TRIALS)
-                result = Run.open(run.folder)
-                for line in prediction_lines(result.front, context.settings.axis):
-                    callbacks.note(line)
-                callbacks.phase("writing", 0)
-                num_classes = context.evaluator.data.num_classes
-                write_recipes(run.folder, result.front, context.settings, num_classes=num_classes)
-                write_results(result, callbacks, clock)
-                driver.hooks.study_updated(driver.study, records)
+                result = _write(driver)
         except LeaseLost:
             clock.leave()
             raise
         return result
+
+
+def _write(driver: Driver) -> Run:
+    """Write tables, plots, report and recipes."""
+    context, callbacks, records = driver.context, driver.callbacks, driver.records()
+    write_csv(trials_table(records), driver.folder / TRIALS)
+    result = Run.open(driver.folder)
+    for line in prediction_lines(result.front, context.settings.axis):
+        callbacks.note(line)
+    callbacks.phase("writing", 0)
+    write_recipes(driver.folder, result.front, context.settings, num_classes=context.evaluator.data.num_classes)
+    write_results(result, callbacks, driver.clock)
+    driver.hooks.study_updated(driver.study, records)
+    return result
 
 
 def _search(driver: Driver, run: OpenRun, until: float | None) -> None:

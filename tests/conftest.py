@@ -9,6 +9,7 @@ from support.browser import browse, browser  # noqa: F401 (fixtures)
 from support.command_line import Ltmsearch, call
 from support.finished import images, rejecting, run, whole  # noqa: F401 (fixtures)
 from support.postgres import postgres  # noqa: F401 (a fixture)
+from support.threads import threads  # noqa: F401 (a fixture)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

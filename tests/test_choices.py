@@ -18,7 +18,8 @@ from ltmsearch.data.digits import ClutteredDigits
 from ltmsearch.data.loading import load_data
 from ltmsearch.data.sources import Scoring
 from ltmsearch.data.transforms import Augmentation, evaluation_transform, make_transforms
-from ltmsearch.engine.runtime import amp_runtime, choose_runtime, find_device
+from ltmsearch.engine.runtime import amp_runtime, find_device
+from ltmsearch.engine.stopwatch import choose_runtime
 from ltmsearch.errors import InputError
 from ltmsearch.export.subnets import choose_trials
 from ltmsearch.io.presets import find_file, shipped_folder, shipped_names
@@ -78,7 +79,7 @@ CALLS: dict[str, Callable[[Any], object]] = {
         "folder", 32, GREY, GREY, crop_pct=1, augmentation=None, **RESIZING | {"crop_mode": name}
     ),
     "engine.runtime:amp_runtime(dtype)": lambda name: amp_runtime(CPU, amp=False, dtype=name),
-    "engine.runtime:choose_runtime(precision)": lambda name: choose_runtime(CPU, name, ANY, ANY),
+    "engine.stopwatch:choose_runtime(precision)": lambda name: choose_runtime(CPU, name, ANY, ANY),
     "export.subnets:choose_trials(cost)": lambda name: choose_trials([], cost=name),
     "io.presets:find_file(kind)": lambda name: find_file(name, "mobilevit"),
     "io.presets:shipped_folder(kind)": shipped_folder,
@@ -201,7 +202,7 @@ def test_other_values_are_refused_in_one_line(parameter: str, value: object) -> 
             "did you mean bicubic?",
         ),
         (
-            "engine.runtime:choose_runtime(precision)",
+            "engine.stopwatch:choose_runtime(precision)",
             "fp16",
             f"the precision must be {', '.join(get_args(Precision))}, but got 'fp16': did you mean bf16?",
         ),

@@ -1,7 +1,8 @@
 """The `run` command: search."""
 
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -9,10 +10,13 @@ from ltmsearch.cli.app import AsJson, Quiet, Verbose
 from ltmsearch.cli.options import OUTPUT, completing, flag, options_from
 from ltmsearch.cli.terminal import print_json, results, watched
 from ltmsearch.config.settings import StudySettings
-from ltmsearch.errors import InputError
+from ltmsearch.errors import InputError, LtmsearchError
 from ltmsearch.io.console_tables import print_line
 from ltmsearch.io.presets import find_file, shipped_names
 from ltmsearch.io.yaml_models import load
+
+if TYPE_CHECKING:
+    from ltmsearch.search.run import Run
 
 # A range in --budget-gflops sets `lowest_gflops`, and the URL of --storage may contain the password.
 NO_OPTIONS = ("schema_version", "lowest_gflops", "storage_password")
@@ -42,9 +46,13 @@ def run(
     """
     settings = _settings({name: value for name, value in given.items() if value is not None}, config)
     with watched(quiet=quiet, verbose=verbose, next_step=lambda: _next_step(settings.run_dir)) as callbacks:
-        from ltmsearch.study import run_study
+        from ltmsearch.search.timing import LOADING, Clock
 
-        result = run_study(settings, callbacks, takeover=takeover)
+        clock = Clock()
+        with clock.part(LOADING):
+            from ltmsearch.study import run_study
+
+        result = run_study(settings, callbacks, takeover=takeover, clock=clock)
     if as_json:
         from ltmsearch.reporting.json_summary import study_document
 
@@ -56,6 +64,17 @@ def run(
         console = results()
         print_results(console, result)
         print_line(console, f"Results: {result.folder / PAGE}; plots, tables and recipes in {result.folder}")
+    if not result.front:
+        raise LtmsearchError(_without_front(result))
+
+
+def _without_front(run: "Run") -> str:
+    states = Counter(record.state for record in run.trials if record.label != "plain")
+    found = ", ".join(f"{number} {state}" for state, number in states.items()) or "no trial has run"
+    return (
+        f"no trial within the budget has a score ({found}): continue with more --trials or without --timeout, or raise "
+        "the budget"
+    )
 
 
 def _settings(given: dict[str, Any], config: str | None) -> StudySettings:

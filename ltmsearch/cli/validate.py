@@ -20,7 +20,7 @@ def validate(
     img_size: ImgSize = None,
     batch_size: Annotated[int, typer.Option(metavar="INT", help="Images per forward pass.")] = 64,
     device: Device = "auto",
-    precision: Annotated[str, field_option(StudySettings, "precision")] = "auto",
+    precision: Annotated[str, field_option(StudySettings, "precision")] = "fp32",
     val_images: Annotated[
         int | None,
         typer.Option(metavar="INT", help="Number of images to score. (default: all; 1000 of the built-in digits)"),

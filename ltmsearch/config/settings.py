@@ -1,6 +1,7 @@
 """Study settings: every choice of a study, checked, written to `settings.yaml` and compared when a study continues."""
 
 from functools import partial
+from os.path import abspath
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -16,14 +17,12 @@ from ltmsearch.io.presets import shipped_names
 from ltmsearch.io.yaml_models import check, load, to_yaml
 
 SETTINGS = "settings.yaml"
-MAY_CHANGE = frozenset(
-    {"trials", "timeout", "out", "storage_password", "budget_gflops", "lowest_gflops", "budget_ms"}
-    | {"workers", "ray_address", "gpus_per_worker", "trial_timeout"}
-)
-"""Settings that may change when a study continues; but a budget may not change to another kind of cost."""
+PATHS = ("data_dir", "checkpoint", "resume_from", "latency_profile", "out")
+"""Settings that are paths; `space` may be one."""
 
 HEADER = """Settings of one ltmsearch study, with all defaults filled in. The study continues only with these;
-budgets, `trials` and `timeout` may change. Sizes in pixels, costs in 1e9 multiply-adds per image, times in seconds."""
+budgets, `trials`, `timeout` and the paths of its data and of its folder may change. Sizes in pixels, costs in 1e9
+multiply-adds per image, times in seconds."""
 
 _data, _weights, _search, _proxy, _workers, _latency, _output = (
     partial(CliOption, panel=panel)
@@ -304,6 +303,23 @@ class StudySettings(BaseModel):
         return self.model_copy(update={"study": name, "out": str(self.run_dir)})
 
     @property
+    def data_name(self) -> str:
+        """The option that names the data, for messages."""
+        return f"--dataset {self.dataset}" if self.data_dir is None else f"--data-dir {self.data_dir}"
+
+    @property
+    def data_place(self) -> tuple[str, str | None]:
+        """Name of the data set, and its folder in whatever way it was given."""
+        return self.dataset, self.absolute().data_dir
+
+    def absolute(self) -> Self:
+        """The same settings with absolute paths, so that they mean the same in every working directory."""
+        paths = {name: getattr(self, name) for name in PATHS}
+        if self.space is not None and Path(self.space).is_file():  # else the name of a shipped one
+            paths["space"] = self.space
+        return self.model_copy(update={name: abspath(path) for name, path in paths.items() if path is not None})
+
+    @property
     def axis(self) -> CostAxis:
         """Cost axis of the front: latency if it has a budget, else multiply-adds."""
         if self.budget_ms is None:
@@ -337,44 +353,12 @@ class StudySettings(BaseModel):
             "study": self.study_name,
             "out": str(self.run_dir),
         }
-        if earlier is not None and (earlier.dataset, earlier.data_dir) == (self.dataset, self.data_dir):
+        if earlier is not None and earlier.data_place == self.data_place:
             defaults["base_steps"] = 0
             defaults["sandwich_steps"] *= self.operator != earlier.operator
         if self.budget_ms is not None and self.latency_profile is None:
             defaults["latency_device"] = device if self.device == "auto" else self.device
         return ResolvedSettings(**defaults | self.model_dump(exclude_none=True))
-
-    def refuse_unless_continues(self, stored: "StudySettings", path: Path) -> None:
-        """Raise unless these settings continue a study that was started with `stored`.
-
-        Raises:
-            InputError: Naming each setting that differs.
-        """
-        self.refuse_other_costs(stored, path)
-        differing = [
-            f"{name} was {getattr(stored, name)!r} and is now {getattr(self, name)!r}"
-            for name in type(self).model_fields
-            if name not in MAY_CHANGE and getattr(stored, name) != getattr(self, name)
-        ]
-        if differing:
-            raise InputError(
-                f"{path} contains a study with other settings ({'; '.join(differing)}): continue it with its own, "
-                "or start another with --study NAME or --out DIR"
-            )
-
-    def refuse_other_costs(self, stored: "StudySettings", path: Path) -> None:
-        """Raise if these settings limit another kind of cost than those a study was started with.
-
-        Raises:
-            InputError: Naming the kind.
-        """
-        for budget, unit in (("budget_gflops", "GFLOPs"), ("budget_ms", "ms")):
-            before, now = getattr(stored, budget), getattr(self, budget)
-            if (before is None) != (now is None):
-                raise InputError(
-                    f"{path} contains a study {'without' if before is None else 'with'} a budget in {unit}, which may "
-                    "change its limit but not its kind of cost: start another with --study NAME or --out DIR"
-                )
 
 
 class ResolvedSettings(StudySettings):

@@ -2,17 +2,14 @@
 
 import ctypes
 import gc
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltmsearch.config.names import Precision
 from ltmsearch.errors import InputError, check_choice
 
 AmpDtype = Literal["bfloat16", "float16"]
@@ -77,6 +74,12 @@ def free_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait for all work that was queued on a GPU, as before the time is read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # names and numbers of mallopt(3)
 
 _SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -111,25 +114,6 @@ def has_bf16(device: torch.device) -> bool:
     return bool(features.get("avx512_bf16") or features.get("amx_bf16") or features.get("arm_bf16"))
 
 
-def choose_runtime(device: torch.device, precision: Precision, model: nn.Module, images: Tensor) -> Runtime:
-    """Choose the number format: `auto` is bf16 if the hardware supports it and a training step is 1.1 times as fast.
-
-    Steps of the model on a typical batch are measured if needed; its weights and buffers are restored.
-    """
-    check_choice("the precision", precision, Precision)
-
-    def runtime(bf16: bool, reason: str) -> Runtime:
-        return Runtime(device=device, dtype=torch.bfloat16 if bf16 else torch.float32, reason=reason)
-
-    if precision != "auto":
-        return runtime(precision == "bf16", "as requested")
-    if not has_bf16(device):
-        return runtime(False, "no bf16 instructions")
-    seconds = {bf16: step_seconds(runtime(bf16, ""), model, images) for bf16 in (False, True)}
-    gain = seconds[False] / seconds[True]
-    return runtime(gain >= 1.1, f"bf16 measured {gain:.1f}x as fast")
-
-
 def amp_runtime(device: torch.device, *, amp: bool, dtype: AmpDtype) -> Runtime:
     """The number format of a full training; on a CPU without bf16 instructions fp32 replaces bf16.
 
@@ -143,29 +127,3 @@ def amp_runtime(device: torch.device, *, amp: bool, dtype: AmpDtype) -> Runtime:
             raise InputError(f"{device} does not support bfloat16: give --amp-dtype float16 or --no-amp")
         chosen, reason = torch.float32, "no bf16 instructions"
     return Runtime(device=device, dtype=chosen, reason=reason)
-
-
-def step_seconds(runtime: Runtime, model: nn.Module, images: Tensor, *, train: bool = True) -> float:
-    """Seconds of one forward pass, with `train` also backward: the fastest of three after a warm-up.
-
-    The model is moved to the device; its weights, buffers and mode are restored.
-    """
-    was_training = model.training
-    runtime.prepare(model).train(train)
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    batch = runtime.images(images)
-    labels = torch.zeros(len(batch), dtype=torch.long, device=batch.device)
-    seconds = []
-    for _ in range(4):
-        start = time.perf_counter()
-        with torch.set_grad_enabled(train), runtime.autocast():
-            loss = F.cross_entropy(model(batch), labels)
-        if train:
-            loss.backward()
-        if runtime.device.type == "cuda":
-            torch.cuda.synchronize(runtime.device)
-        seconds.append(time.perf_counter() - start)
-    model.zero_grad(set_to_none=True)
-    model.load_state_dict(buffers, strict=False)
-    model.train(was_training)
-    return min(seconds[1:])

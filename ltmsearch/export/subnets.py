@@ -17,7 +17,8 @@ from ltmsearch.reporting.recipes import make_recipe
 from ltmsearch.search.checkpoint import WEIGHTS, load_checkpoint
 from ltmsearch.search.records import TrialRecord, select_front
 from ltmsearch.search.run import Run
-from ltmsearch.search.setup import prepare_evaluator
+from ltmsearch.search.settled import requested_runtime
+from ltmsearch.search.setup import make_evaluator, open_supernet_and_data
 from ltmsearch.training.options import BEST, RECIPE
 
 CALIBRATION_IMAGES = 256
@@ -96,7 +97,7 @@ def _ms(record: TrialRecord) -> float:
 def study_subnets(
     run: Run, records: Sequence[TrialRecord], callbacks: Callbacks, *, with_weights: bool
 ) -> Iterator[Subnet]:
-    """Yield trials of a study with the final shared weights and BatchNorm statistics of their own.
+    """Yield trials of a study with the final shared weights and BatchNorm statistics of their own, computed in fp32.
 
     Raises:
         InputError: If the shared weights are missing or damaged.
@@ -110,7 +111,9 @@ def study_subnets(
     if with_weights:
         callbacks.note("reading the study's data: each subnet gets BatchNorm statistics of its own")
         images = max(CALIBRATION_IMAGES, run.settings.calibration_images)
-        evaluator = prepare_evaluator(run.settings.model_copy(update={"calibration_images": images}), callbacks)
+        settings = run.settings.model_copy(update={"calibration_images": images, "precision": "fp32"})
+        supernet, data = open_supernet_and_data(settings, callbacks)
+        evaluator = make_evaluator(supernet, data, requested_runtime(settings), settings)
         evaluator.supernet.check_weights(weights, run.folder / WEIGHTS)
         evaluator.supernet.load_state_dict(weights)
     for record in records:

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import torch
 
-from ltmsearch.callbacks import Callbacks
+from ltmsearch.callbacks import Callbacks, about
 from ltmsearch.costs import WHOLE_NET, CostModel, cost_model
 from ltmsearch.latency.measurement import InterleavedTimer
 from ltmsearch.latency.profile import LatencyProfile, TimedSubnet
@@ -61,8 +61,7 @@ def build_profile(
         timer = InterleavedTimer(runner, plain, device=target.device, threads=target.threads)
         seconds = _seconds_per_subnet(timer, plain, target)
         schedules = subnets_to_time(space, int(SECONDS / seconds))
-        minutes = len(schedules) * seconds / 60
-        callbacks.note(f"timing {len(schedules)} subnets on {target}: about {minutes:.1f} minutes")
+        callbacks.note(f"timing {len(schedules)} subnets on {target}: {about(len(schedules) * seconds)}")
         callbacks.phase("timing subnets", len(schedules) * ROUNDS)
         for done, _ in enumerate(timer.sample(schedules, ROUNDS), start=1):
             callbacks.advance(done)

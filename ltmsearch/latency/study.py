@@ -10,7 +10,7 @@ from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.costs import CostModel, LatencyModel
 from ltmsearch.errors import InputError
 from ltmsearch.latency.build import build_profile, profile_space, target_costs
-from ltmsearch.latency.measurement import InterleavedTimer, Measurement
+from ltmsearch.latency.measurement import MIN_RUNS, SAMPLE_SECONDS, InterleavedTimer, Measurement
 from ltmsearch.latency.profile import LatencyProfile, find_profile, profile_path
 from ltmsearch.latency.runtimes import open_runner
 from ltmsearch.latency.target import LatencyTarget
@@ -52,6 +52,11 @@ class StudyLatency:
             reasons = "; ".join(self.differences)
             lines.append(f"this machine differs from the profile's, so the final front is not timed: {reasons}")
         return lines
+
+    def measuring_seconds(self, networks: int) -> float:
+        """Expected duration of `measure`, in seconds, as long as no network needs more samples."""
+        sample = max(SAMPLE_SECONDS, MIN_RUNS * self.profile.plain.ms / 1e3)
+        return networks * ROUNDS * 2 * sample  # each with a sample of the plain network
 
     def measure(self, schedules: Sequence[MergeSchedule], callbacks: Callbacks) -> dict[MergeSchedule, Measurement]:
         """Measure subnets and the plain network; `callbacks` receives progress and a note if the machine changed."""

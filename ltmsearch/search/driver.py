@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.engine.evaluation import Score, agreement
 from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.search.announcement import announce
 from ltmsearch.search.checkpoint import Checkpoint, CheckpointState
 from ltmsearch.search.hooks import StudyHooks
 from ltmsearch.search.initial_trials import (
@@ -127,10 +128,12 @@ class Driver:
             if line is not None:
                 self.callbacks.note(line)
             self.callbacks.note(f"continuing with shared weights of version {self.shared.version}")
+            self._announce(None)
             return
         warming = WarmUpRun(self.context, self.folder)
         if begun := warming.resume():
             self.callbacks.note(f"continuing the warm-up after step {begun} of {warming.plan.steps}")
+        self._announce(begun)
         self.callbacks.phase("warming up", warming.plan.steps)
         for loss in warming.steps():
             self.callbacks.advance(warming.done, f"loss {loss:.2f}")
@@ -141,6 +144,12 @@ class Driver:
         self.shared.weights = parameters(self.context.evaluator.supernet)
         self.shared.save()
         warming.remove()
+
+    def _announce(self, first_step: int | None) -> None:
+        """Tell the expected duration of this call, unless nothing is left to train or to score."""
+        trials = max(0, self.settings.trials - count_trained(self._trials()))
+        if first_step is not None or trials or not self._is_rescored():
+            announce(self.context, self.clock, self.callbacks, first_step=first_step, trials=trials)
 
     def settle(self) -> None:
         """Store the outcome of a trial that a crash left running, and apply changed budgets to earlier trials."""
@@ -330,8 +339,7 @@ class Driver:
 
         The plain network's predictions, from the same weights and images, give the agreement of each.
         """
-        known = self.study.user_attrs.get(RESCORED, {})
-        if known.get("version") == self.shared.version and known.get("trials") == count_trained(self._trials()):
+        if self._is_rescored():
             return
         load_parameters(self.context.evaluator.supernet, self.shared.weights)
         net = self.context.proxy_costs.network_key
@@ -360,6 +368,10 @@ class Driver:
         self.study.set_user_attr(
             RESCORED, {"version": self.shared.version, "trials": count_trained(self._trials()), "scores": scores}
         )
+
+    def _is_rescored(self) -> bool:
+        known = self.study.user_attrs.get(RESCORED, {})
+        return (known.get("version"), known.get("trials")) == (self.shared.version, count_trained(self._trials()))
 
     def measure(self) -> None:
         """Time the front and the plain network end to end, if latency has a budget and is measured on this device."""

@@ -6,10 +6,12 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from optuna.storages import BaseStorage
 
 from ltmsearch.callbacks import Callbacks
-from ltmsearch.config.settings import SETTINGS, StudySettings
+from ltmsearch.config.continuation import refuse_other_costs, refuse_other_settings
+from ltmsearch.config.settings import SETTINGS, ResolvedSettings, StudySettings
 from ltmsearch.errors import InputError
 from ltmsearch.io.files import refuse_links_outward, refuse_unwritable, remove_drafts, write_atomic
 from ltmsearch.latency import PROFILE
@@ -17,7 +19,8 @@ from ltmsearch.search.checkpoint import WEIGHTS, Checkpoint, load_checkpoint, lo
 from ltmsearch.search.lease import DriverFile, Lease
 from ltmsearch.search.records import TRIALS
 from ltmsearch.search.run import Run
-from ltmsearch.search.setup import StudyContext, prepare
+from ltmsearch.search.settled import SETTLED, Settled
+from ltmsearch.search.setup import StudyContext, prepare, resolve
 from ltmsearch.search.storage import (
     DriverAttribute,
     RetryingStorage,
@@ -37,16 +40,14 @@ _log = logging.getLogger(__name__)
 class OpenRun:
     """A run directory that only this process may write, and everything that its search needs."""
 
+    folder: Path
+    """The run directory as the user names it."""
     context: StudyContext
     storage: BaseStorage
     found: list[Checkpoint]
     """The last two shared weights, newest first; fewer if fewer exist."""
     connection: Connection | None
     """To Ray, if the study needs it."""
-
-    @property
-    def folder(self) -> Path:
-        return self.context.settings.run_dir
 
 
 def open_run(settings: StudySettings, callbacks: Callbacks, clock: Clock, lease: Lease, stack: ExitStack) -> OpenRun:
@@ -62,9 +63,9 @@ def open_run(settings: StudySettings, callbacks: Callbacks, clock: Clock, lease:
     remove_drafts(folder)
     Times.load(folder)  # a damaged file is refused before anything is written
     stored = Run.open(folder).settings if Run.exists(folder) else None
-    if stored is not None:
-        settings.refuse_other_costs(stored, folder)  # before anything is timed
     settings = settings.located(stored)
+    if stored is not None:
+        _refuse_other_study(settings, stored, folder)  # before anything is read or timed
     refuse_other_storage(settings, stored)
     refuse_damaged_study(settings, folder, scored=scored_trials(folder))
     storage = connect_storage(settings, started=(folder / WEIGHTS).exists(), callbacks=callbacks)
@@ -76,10 +77,12 @@ def open_run(settings: StudySettings, callbacks: Callbacks, clock: Clock, lease:
         if needs_ray(settings):
             connection = connect(settings)
             stack.callback(connection.close)
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
         context = prepare(settings, callbacks, clock)
-    if stored is not None:
-        context.settings.refuse_unless_continues(stored, folder)
-    found = _load_weights(context)
+    if stored is not None and stored.data_place != context.settings.data_place:
+        before, now = stored.data_place[1], context.settings.data_place[1]
+        callbacks.note(f"the data were in {before} and are in {now}, with the same classes and numbers of images")
+    found = _load_weights(context, folder)
     for line in context.describe():
         callbacks.note(line)
     _log.info("settings: %s", json.dumps(context.settings.public(), ensure_ascii=False))
@@ -89,12 +92,23 @@ def open_run(settings: StudySettings, callbacks: Callbacks, clock: Clock, lease:
     open_study(storage, context.settings.study, cost=context.settings.axis.name)
     if attribute is not None:
         lease.acquire(attribute)
-    _write_settings(context)
-    return OpenRun(context=context, storage=storage, found=found, connection=connection)
+    _write_settings(context, folder)
+    return OpenRun(folder=folder, context=context, storage=storage, found=found, connection=connection)
 
 
-def _load_weights(context: StudyContext) -> list[Checkpoint]:
-    folder, space = context.settings.run_dir, context.space.digest()
+def _refuse_other_study(settings: StudySettings, stored: ResolvedSettings, folder: Path) -> None:
+    refuse_other_costs(settings, stored, folder)
+    resolved, _ = resolve(settings)
+    refuse_other_settings(resolved, stored, folder)
+    if Settled.load(folder) is None and resolved.data_place != stored.data_place:
+        raise InputError(
+            f"{folder} has no {SETTLED}, which tells the study's data, so they must be those in {stored.data_dir}, but "
+            f"got {resolved.data_dir}"
+        )
+
+
+def _load_weights(context: StudyContext, folder: Path) -> list[Checkpoint]:
+    space = context.space.digest()
     newest = load_checkpoint(folder, space=space)
     if newest is None:
         if (folder / TRIALS).exists():
@@ -110,12 +124,12 @@ def _load_weights(context: StudyContext) -> list[Checkpoint]:
     return found
 
 
-def _write_settings(context: StudyContext) -> None:
-    folder = context.settings.run_dir
+def _write_settings(context: StudyContext, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        context.settled.save(folder)
         if context.latency is not None:
             context.latency.profile.save(folder / PROFILE)
-        write_atomic(folder / SETTINGS, context.settings.to_yaml())
+        write_atomic(folder / SETTINGS, context.settings.absolute().to_yaml())
     except OSError as error:
         raise InputError(f"the run directory {folder} cannot be written: {error.strerror or error}") from error

@@ -1,24 +1,21 @@
 """Set-up of a study: supernet, data, costs, space and budgets. Bad input is refused before anything is written."""
 
 import logging
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.settings import ResolvedSettings, StudySettings
 from ltmsearch.costs import GIGA, Budget, ChainedCosts, CostModel, cost_model, sample_by_cost
-from ltmsearch.data.loading import load_data
-from ltmsearch.engine.prefix_cache import PrefixCache
-from ltmsearch.engine.runtime import choose_runtime, find_device, step_seconds
+from ltmsearch.data.loading import ImageData, load_data
+from ltmsearch.engine.runtime import Runtime, find_device
 from ltmsearch.engine.steps import WarmUp, warm_up
 from ltmsearch.errors import InputError
 from ltmsearch.latency import StudyLatency, settings_target, study_latency
@@ -27,8 +24,10 @@ from ltmsearch.models import get_adapter, input_config, load_weights
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.space import SearchSpace, SpaceFile, colliding_ratios
 from ltmsearch.search.checkpoint import WEIGHTS
-from ltmsearch.search.timing import PROFILING, Clock
-from ltmsearch.search.trial import SCORING_BATCH, Evaluator
+from ltmsearch.search.expected import TrialRates, expected_seconds, measure_trial, measure_warm_up
+from ltmsearch.search.settled import Conditions, Settled, conditions, settle
+from ltmsearch.search.timing import PROFILING, TIMING, WARM_UP, Clock
+from ltmsearch.search.trial import Evaluator
 from ltmsearch.search.warm_start import Prior
 
 _log = logging.getLogger(__name__)
@@ -38,17 +37,6 @@ BELOW_RANGE = 0.1
 budget has points on both sides."""
 MIN_TRIAL_LIMIT, TRIAL_LIMIT_FACTOR = 300.0, 20
 """Default time limit of a trial: at least so many seconds, and at least so many times the expected duration."""
-
-
-class ImageSeconds(NamedTuple):
-    """Measured seconds per image of the plain network at `settings.proxy_img_size`."""
-
-    training: float
-    """Training step."""
-    trial: float
-    """Training step with frozen modules before the first merging layer."""
-    scoring: float
-    """Forward pass; with cached outputs of the modules before the first merging layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +54,9 @@ class StudyContext:
     latency: StudyLatency | None
     """Latencies at `settings.img_size`; None without a latency budget."""
     evaluator: Evaluator
-    seconds_per_image: ImageSeconds
+    settled: Settled
+    conditions: Conditions
+    """Number format and threads, as settled and as this machine allows."""
     prior: Prior | None = None
     """Earlier study that this one starts from."""
 
@@ -87,15 +77,8 @@ class StudyContext:
             first_step=first_step,
         )
 
-    @property
-    def device(self) -> str:
-        """Device, number format and threads."""
-        runtime = self.evaluator.runtime
-        threads = torch.get_num_threads()
-        return f"{runtime}, {threads} thread{'s' * (threads > 1)}" if runtime.device.type == "cpu" else str(runtime)
-
     def describe(self) -> list[str]:
-        """Notes for the user: network, data, device, search and expected duration."""
+        """Notes for the user: network, data, device and search."""
         s, (low, high) = self.settings, self.costs.table(self.space.choices).reachable()
         growth = f"{s.proxy_img_size} px"
         if s.base_img_size < s.proxy_img_size:
@@ -106,13 +89,13 @@ class StudyContext:
             f"(plain network {self.costs.base / GIGA:.3f}; multiply-adds per image)" + self._budget_in_gflops(),
             *self._latency_lines(),
             f"data: {self.evaluator.data.description}",
-            f"device: {self.device}",
+            f"device: {self.conditions}",
+            *self.conditions.notes,
             f"warm-up: {s.base_steps} steps of the plain network at {growth}, {s.sandwich_steps} sandwich steps "
             f"at {s.proxy_img_size}, batch {s.batch_size}, learning rate {s.warmup_lr:g}",
             f"trials: {s.trials}, each {s.proxy_steps} steps at {s.proxy_img_size} px, learning rate {s.proxy_lr:g}, "
             f"scored on {s.val_images} images; best {s.rescore_candidates} scored again on {s.rescore_images}",
             self._ib_line(),
-            f"expected to take about {self.estimated_seconds() / 60:.1f} minutes",
         ]
         if self.prior is not None:
             lines.insert(1, f"starts from the weights of {self.prior.run} and tries its front first")
@@ -148,46 +131,78 @@ class StudyContext:
             return "IB loss: none in this search space"
         return f"IB loss: weights 0 and {weights.low:g} to {weights.high:g}, β {self.settings.ib_beta:g}"
 
-    def trial_seconds(self) -> float:
-        """Expected wall time of one trial, in seconds."""
-        s, (_, step, score) = self.settings, self.seconds_per_image
-        return s.proxy_steps * s.batch_size * step + (s.calibration_images + s.val_images) * score
+    @cached_property
+    def trial_rates(self) -> TrialRates:
+        """Measured seconds of the parts of a trial; measuring takes seconds and leaves no trace."""
+        rng = np.random.default_rng(self.settings.seed)
+        *_, cheaper = sample_by_cost(self.space, self.budgets, number=3, rng=rng)[:2]  # from the middle of the range
+        return measure_trial(self.evaluator, self.space.schedule(cheaper))
+
+    def expected_seconds(self, *, first_step: int | None, trials: int, baselines: int) -> dict[str, float]:
+        """Expected wall time in seconds of each part of `search.timing` that is still to come, after a measurement.
+
+        Args:
+            first_step: The first step of the warm-up that is to be taken; None after the warm-up.
+            trials: Number of trials that are to be trained.
+            baselines: Number of baselines that are scored again at the end.
+        """
+        s, plan = self.settings, warm_up_plan(self.settings)
+        parts = expected_seconds(s, self.trial_rates, trials=trials, baselines=baselines)
+        if first_step is not None:
+            warming = measure_warm_up(self.evaluator, self.space, plan, first_step)
+            parts[WARM_UP] = warming.seconds(plan, s.proxy_img_size, first_step)
+        if self.latency is not None and self.latency.can_measure:
+            parts[TIMING] = self.latency.measuring_seconds(s.rescore_candidates)
+        return parts
 
     def trial_limit(self) -> float:
         """Time limit of a trial, in seconds."""
-        return self.settings.trial_timeout or max(MIN_TRIAL_LIMIT, TRIAL_LIMIT_FACTOR * self.trial_seconds())
-
-    def estimated_seconds(self) -> float:
-        """Expected wall time of the study in seconds, from the measured seconds per image."""
-        s, (train, step, score) = self.settings, self.seconds_per_image
-        plan = warm_up_plan(s)
-        pixels = sum(plan.img_size(step, full=s.proxy_img_size) ** 2 for step in range(s.base_steps))
-        base = pixels / s.proxy_img_size**2 * s.batch_size * train
-        sandwich = s.sandwich_steps * s.batch_size * (train + step * (1 + s.sandwich_subnets))
-        rescore = (s.rescore_candidates + 2) * (s.calibration_images + s.rescore_images) * score
-        return base + sandwich + math.ceil(s.trials / s.workers) * self.trial_seconds() + rescore
+        s = self.settings
+        if s.trial_timeout is not None:
+            return s.trial_timeout
+        expected = self.trial_rates.training(s) + self.trial_rates.scoring(s, s.val_images)
+        return max(MIN_TRIAL_LIMIT, TRIAL_LIMIT_FACTOR * expected)
 
 
-def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None = None) -> StudyContext:
-    """Build the supernet, count costs, read space and data, choose the number format, profile latency.
+def resolve(settings: StudySettings) -> tuple[ResolvedSettings, Prior | None]:
+    """The settings with every default filled in, and the earlier study that they start from.
 
     Raises:
-        InputError: If a setting cannot be applied; quick checks come first.
+        InputError: If a name is unknown, a device is missing, or there is no such study.
     """
     adapter = get_adapter(settings.backbone)
     get_operator(settings.operator)
     device = find_device(settings.device)
     prior = Prior.open(Path(settings.resume_from), backbone=settings.backbone) if settings.resume_from else None
-    resolved = settings.resolved(device.type, adapter.learning, prior.settings if prior else None)
-    space_file = SpaceFile.load(resolved.space, family=adapter.family)
+    return settings.resolved(device.type, adapter.learning, prior.settings if prior else None), prior
+
+
+def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None = None) -> StudyContext:
+    """Build the supernet, count costs, read space and data, settle number format and threads, profile latency.
+
+    Sets torch's number of threads.
+
+    Raises:
+        InputError: If a setting cannot be applied; quick checks come first.
+    """
+    resolved, prior = resolve(settings)
+    space_file = SpaceFile.load(resolved.space, family=get_adapter(resolved.backbone).family)
     if resolved.budget_ms is not None and resolved.latency_profile is None:
         settings_target(resolved, num_classes=1)  # refuse before the data are read
-    evaluator = prepare_evaluator(resolved, callbacks)
-    supernet = evaluator.supernet
+    earlier = Settled.load(resolved.run_dir)
+    supernet, data = open_supernet_and_data(resolved, callbacks)
+    if earlier is not None:
+        earlier.refuse_other_data(data, resolved.data_name)
     if prior is not None:
         report = load_weights(supernet.model, prior.run / WEIGHTS)  # as far as operator and classes match
         if report.initialised or report.ignored:
             callbacks.note(f"weights of {prior.run}: {report}")
+    available = torch.get_num_threads()
+    settled = earlier or settle(resolved, supernet, data)
+    current = conditions(settled, resolved, available=available, continues=earlier is not None)
+    if current.threads is not None:
+        torch.set_num_threads(current.threads)
+    evaluator = make_evaluator(supernet, data, current.runtime, resolved)
     costs, proxy_costs = (
         cost_model(resolved.backbone, supernet.model, (size, size), resolved.operator)
         for size in (resolved.img_size, resolved.proxy_img_size)
@@ -196,7 +211,7 @@ def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None =
     limited: list[ChainedCosts] = [costs] if resolved.budget_gflops is not None else []
     if resolved.budget_ms is not None:
         with (clock or Clock()).part(PROFILING):
-            latency = study_latency(resolved, space_file, costs, evaluator.data.num_classes, callbacks)
+            latency = study_latency(resolved, space_file, costs, data.num_classes, callbacks)
         limited.append(latency.model)
     space = SearchSpace.build(
         space_file,
@@ -207,10 +222,6 @@ def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None =
     )
     budgets = make_budgets(resolved, space, costs, latency)
     check_budgets(resolved, space, budgets)
-    images = next(evaluator.data.train_batches(batch_size=resolved.batch_size, steps=1, seed=resolved.seed))[0]
-    many = images.repeat(-(-SCORING_BATCH // len(images)), 1, 1, 1)[:SCORING_BATCH]
-    seconds = _measure(evaluator, images, many)
-    _log.info("milliseconds per image: training %.2f, in a trial %.2f, scoring %.2f", *(1e3 * each for each in seconds))
     return StudyContext(
         settings=resolved,
         costs=costs,
@@ -219,25 +230,14 @@ def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None =
         budgets=budgets,
         latency=latency,
         evaluator=evaluator,
-        seconds_per_image=seconds,
+        settled=settled,
+        conditions=current,
         prior=prior,
     )
 
 
-def _measure(evaluator: Evaluator, images: Tensor, many: Tensor) -> ImageSeconds:
-    """Time a training batch and a scoring batch."""
-    runtime, supernet, prefix_cache = evaluator.runtime, evaluator.supernet, PrefixCache(evaluator.supernet)
-    training = step_seconds(runtime, supernet, images)
-    with supernet.frozen_prefix():
-        trial = step_seconds(runtime, supernet, images)
-    for _ in range(2):  # the second pass uses the cached prefix
-        with prefix_cache.replay("timing"):
-            scoring = step_seconds(runtime, supernet, many, train=False)
-    return ImageSeconds(training / len(images), trial / len(images), scoring / len(many))
-
-
-def prepare_evaluator(settings: ResolvedSettings, callbacks: Callbacks) -> Evaluator:
-    """Build the supernet, read the data, choose the number format.
+def open_supernet_and_data(settings: ResolvedSettings, callbacks: Callbacks) -> tuple[Supernet, ImageData]:
+    """Read the data, and build the supernet for their classes.
 
     Raises:
         InputError: If data or weights are not available.
@@ -264,10 +264,14 @@ def prepare_evaluator(settings: ResolvedSettings, callbacks: Callbacks) -> Evalu
         num_classes=data.num_classes,
         img_size=settings.img_size,
     )
-    images = next(data.train_batches(batch_size=settings.batch_size, steps=1, seed=settings.seed))[0]
-    runtime = choose_runtime(find_device(settings.device), settings.precision, supernet, images)
+    _log.info("supernet built in %.1f s", time.perf_counter() - start)
+    return supernet, data
+
+
+def make_evaluator(supernet: Supernet, data: ImageData, runtime: Runtime, settings: ResolvedSettings) -> Evaluator:
+    """Move the supernet to the device, in place, and evaluate its subnets there."""
     runtime.prepare(supernet)
-    _log.info("supernet on %s after %.1f s", runtime, time.perf_counter() - start)
+    _log.info("supernet on %s", runtime)
     return Evaluator(supernet=supernet, data=data, runtime=runtime, settings=settings)
 
 

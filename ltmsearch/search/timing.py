@@ -2,7 +2,7 @@
 
 `times.json` in the run directory has one entry per call of `ltmsearch run`: start, device, versions, and the seconds of
 each part. It is written every few seconds between trials and at the end of the call, also after Ctrl-C; a killed call
-loses the seconds since. The time to import libraries is not counted.
+loses the seconds since.
 """
 
 import time
@@ -19,12 +19,13 @@ from ltmsearch.io.files import read_json, write_atomic
 
 TIMES = "times.json"
 
-SET_UP, PROFILING, WARM_UP, TRAINING = "setting up", "profiling latency", "warm-up", "training trials"
+LOADING, SET_UP, PROFILING = "loading libraries", "setting up", "profiling latency"
+WARM_UP, TRAINING = "warm-up", "training trials"
 SCORING, OVERHEAD, RESCORING, TIMING = "scoring trials", "sampler, storage, checkpoints", "scoring again", "timing nets"
 WRITING, ELSEWHERE = "writing results", "waiting for workers"
 SAVE_SECONDS = 5.0
 """Least seconds between two saves during a search."""
-PARTS = (SET_UP, PROFILING, WARM_UP, TRAINING, SCORING, ELSEWHERE, OVERHEAD, RESCORING, TIMING, WRITING)
+PARTS = (LOADING, SET_UP, PROFILING, WARM_UP, TRAINING, SCORING, ELSEWHERE, OVERHEAD, RESCORING, TIMING, WRITING)
 """All parts, in the order in which they start."""
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -43,6 +44,8 @@ class Stint(BaseModel):
     """Versions of Python and libraries."""
     seconds: dict[str, Seconds]
     """Part → wall time in seconds."""
+    expected: dict[str, Seconds] = {}
+    """Part → expected wall time in seconds, as announced after the set-up; empty if nothing was left to train."""
 
     @property
     def total(self) -> float:
@@ -93,6 +96,7 @@ class Clock:
     def __init__(self) -> None:
         self.started = datetime.now().astimezone().replace(microsecond=0)
         self.seconds: dict[str, float] = {}
+        self._expected: dict[str, float] = {}
         self._running: list[str] = []
         self._since = self._saved = time.perf_counter()
         self._kept: tuple[Path, Times, str, Mapping[str, str]] | None = None
@@ -116,6 +120,18 @@ class Clock:
         self.seconds[self._running[-1]] -= seconds
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
+    @property
+    def seconds_so_far(self) -> float:
+        """Wall time of all parts."""
+        self._count()
+        return sum(self.seconds.values())
+
+    def expect(self, seconds: Mapping[str, float]) -> None:
+        """Record the expected wall time of each part that is still to come, beside the time that it takes."""
+        self._count()
+        parts = {**self.seconds, **seconds}
+        self._expected = {part: self.seconds.get(part, 0.0) + seconds.get(part, 0.0) for part in parts}
+
     def keep(self, folder: Path, *, device: str, versions: Mapping[str, str]) -> None:
         """Set the run directory that `save` writes to; earlier calls there are kept.
 
@@ -136,8 +152,10 @@ class Clock:
         if self._kept is None:
             return
         path, earlier, device, versions = self._kept
-        seconds = {name: round(value, 3) for name, value in self.seconds.items()}
-        stint = Stint(started=self.started, device=device, versions=dict(versions), seconds=seconds)
+        seconds, expected = (
+            {name: round(value, 3) for name, value in values.items()} for values in (self.seconds, self._expected)
+        )
+        stint = Stint(started=self.started, device=device, versions=dict(versions), seconds=seconds, expected=expected)
         times = Times(stints=(*earlier.stints, stint))
         write_atomic(path, times.model_dump_json(indent=1) + "\n")
 

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from ltmsearch.callbacks import Callbacks
+from ltmsearch.callbacks import Callbacks, about
 from ltmsearch.config.recipe import Recipe, library_versions
 from ltmsearch.costs import GIGA, backbone_costs
 from ltmsearch.engine.distributed import Ranks, process_group
 from ltmsearch.engine.evaluation import Score, score
-from ltmsearch.engine.runtime import Runtime, amp_runtime, find_device, step_seconds
+from ltmsearch.engine.runtime import Runtime, amp_runtime, find_device
+from ltmsearch.engine.stopwatch import step_seconds
 from ltmsearch.errors import InputError, TrainingDiverged
 from ltmsearch.io.files import refuse_links_outward, refuse_unwritable, write_atomic
 from ltmsearch.io.safetensors_state import load_state, save_state
@@ -315,7 +316,7 @@ class _Trainer:
             teacher = 0.5 if learner.teacher is not None else 0.0
             epoch = learner.steps_per_epoch * self.batch * (1 + teacher) * train
             epoch += self.data.validation_size / processes * forward * (2 if learner.ema is not None else 1)
-            lines.append(f"expected to take about {remaining * epoch / 60:.1f} minutes")
+            lines.append(f"expected to take {about(remaining * epoch)}")
         return lines
 
     def _status(self, epoch: int, loss: float) -> str:

@@ -19,7 +19,8 @@ from ltmsearch.data.loading import ImageData, load_data
 from ltmsearch.data.sources import HeldOut, Scoring
 from ltmsearch.engine.evaluation import Batches, Score, agreement, fit_ib, predict, recalibrate, score
 from ltmsearch.engine.ib_loss import IBLoss
-from ltmsearch.engine.runtime import Runtime, choose_runtime, find_device, step_seconds
+from ltmsearch.engine.runtime import Runtime, find_device
+from ltmsearch.engine.stopwatch import choose_runtime, step_seconds
 from ltmsearch.errors import InputError, check_choice
 from ltmsearch.io.console_tables import make_table, print_line
 from ltmsearch.models import feature_dim, input_config
@@ -105,6 +106,7 @@ def validate_recipe(
         checkpoint: Weights written by `ltmsearch train` or `export`, the shared weights of a study, or a timm
             checkpoint of the plain network, whose merging operators are then untrained.
         dataset: None: `folder` with `data_dir`, else `digits`.
+        precision: Number format; with `auto` a stopwatch decides, so scores may differ from call to call.
         batch_size: Images per forward pass. It affects speed and memory, not scores.
         val_images: Number of images to score, balanced over the classes; None: all, or `DIGITS_VALIDATION_IMAGES`.
         split: Images to score, `validation` or `test`; None: validation, or test where there is none.

@@ -189,3 +189,18 @@ def test_a_full_disk_ends_with_advice_how_to_continue(
     assert not [path for path in Path("r").rglob(".*") if path.is_file()], "no half-written file remains"
     code, _, err = ltmsearch("run", *tiny_options(out="r", trials=3), "--quiet")
     assert (code, err) == (0, "")
+
+
+def test_a_study_without_any_score_ends_with_one_line_and_code_1(tmp_path: Path, ltmsearch: Ltmsearch) -> None:
+    arguments = tiny_options(out=tmp_path / "run", trials=1, trial_timeout=1e-9)
+    code, out, err = ltmsearch("run", *arguments, "--json")
+    assert code == 1
+    reason = "no trial within the budget has a score (1 failed)"
+    advice = "continue with more --trials or without --timeout, or raise the budget"
+    assert err.splitlines()[-1] == f"failed: {reason}: {advice}"
+    assert json.loads(out)["front"] == []
+    assert (tmp_path / "run/report.html").is_file()
+    code, _, err = ltmsearch("run", *tiny_options(out=tmp_path / "none", trials=1, timeout=1e-9), "--quiet")
+    assert code == 1
+    assert err.startswith("failed: no trial within the budget has a score (no trial has run): continue")
+    assert len(err.splitlines()) == 1

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from ltmsearch.config.continuation import refuse_other_settings
 from ltmsearch.config.defaults import Learning
 from ltmsearch.config.settings import ResolvedSettings, StudySettings
 from ltmsearch.errors import InputError
@@ -94,9 +95,9 @@ def test_settings_with_a_latency_budget_round_trip(tmp_path: Path, given: dict[s
 
 def test_only_trials_and_timeout_may_change() -> None:
     stored = settings().resolved("cpu")
-    settings(trials=99, timeout=5).resolved("cpu").refuse_unless_continues(stored, Path("run"))
+    refuse_other_settings(settings(trials=99, timeout=5).resolved("cpu"), stored, Path("run"))
     with pytest.raises(InputError, match="seed was 0 and is now 4.*--study NAME or --out DIR"):
-        settings(seed=4).resolved("cpu").refuse_unless_continues(stored, Path("run"))
+        refuse_other_settings(settings(seed=4).resolved("cpu"), stored, Path("run"))
 
 
 @pytest.mark.parametrize(

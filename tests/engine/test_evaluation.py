@@ -21,7 +21,7 @@ from ltmsearch.engine.evaluation import (
     score,
 )
 from ltmsearch.engine.ib_loss import IBLoss, IBMeter, input_features
-from ltmsearch.engine.runtime import Runtime, choose_runtime, find_device, step_seconds
+from ltmsearch.engine.runtime import Runtime, find_device
 from ltmsearch.errors import InputError, TrialDiverged
 from ltmsearch.models import feature_dim, pooled_features
 
@@ -216,28 +216,6 @@ def test_statistics_come_back_also_on_error() -> None:
         raise RuntimeError("on purpose")
     assert torch.equal(model.norm.running_mean, before)
     assert model.norm.momentum == 0.1
-
-
-def test_measuring_a_step_leaves_no_trace() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
-    before = {n: v.clone() for n, v in model.state_dict().items()}
-    assert step_seconds(RUNTIME, model, torch.randn(2, 3, 8, 8)) > 0
-    assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
-    assert all(p.grad is None for p in model.parameters())
-    assert not model.training
-
-
-def test_precision_follows_the_user_and_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, images, cpu = nn.Identity(), torch.randn(2, 3, 4, 4), torch.device("cpu")
-    assert choose_runtime(cpu, "bf16", model, images).dtype == torch.bfloat16
-    assert choose_runtime(cpu, "fp32", model, images).dtype == torch.float32
-    monkeypatch.setattr("ltmsearch.engine.runtime.has_bf16", lambda _: False)
-    assert choose_runtime(cpu, "auto", model, images).dtype == torch.float32
-    monkeypatch.setattr("ltmsearch.engine.runtime.has_bf16", lambda _: True)
-    for slower, wanted in ((2.0, torch.bfloat16), (1.05, torch.float32)):
-        seconds = {torch.bfloat16: 1.0, torch.float32: slower}
-        monkeypatch.setattr("ltmsearch.engine.runtime.step_seconds", lambda runtime, *_, at=seconds: at[runtime.dtype])
-        assert choose_runtime(cpu, "auto", model, images).dtype == wanted
 
 
 def test_unusable_devices_are_refused() -> None:

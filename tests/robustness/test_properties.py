@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from support.fuzzing import anything
 
+from ltmsearch.config.continuation import refuse_other_settings
 from ltmsearch.config.recipe import Recipe, load_recipe
 from ltmsearch.config.settings import ResolvedSettings, StudySettings
 from ltmsearch.errors import InputError, printable
@@ -134,7 +135,7 @@ class TestRoundTrips:
         (tmp_path / "settings.yaml").write_text(resolved.to_yaml(), encoding="utf-8", newline="")
         again = ResolvedSettings.load(tmp_path / "settings.yaml")
         assert again == resolved
-        again.refuse_unless_continues(resolved, tmp_path)
+        refuse_other_settings(again, resolved, tmp_path)
 
     @seeded
     @given(file=space_files())

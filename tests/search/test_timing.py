@@ -71,6 +71,20 @@ def test_times_add_up_over_the_calls_of_a_study(watch: Watch, tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == [TIMES]
 
 
+def test_the_announced_time_is_kept_beside_the_time_taken(watch: Watch, tmp_path: Path) -> None:
+    clock = Clock()
+    clock.keep(tmp_path, device="a machine", versions={})
+    with clock.part(SET_UP):
+        watch.now += 2
+    clock.expect({WARM_UP: 10.0, TRAINING: 5.0})
+    with clock.part(WARM_UP):
+        watch.now += 11
+    clock.save()
+    (stint,) = Times.load(tmp_path).stints
+    assert stint.expected == {SET_UP: 2.0, WARM_UP: 10.0, TRAINING: 5.0}
+    assert stint.seconds == {SET_UP: 2.0, WARM_UP: 11.0}
+
+
 def test_saving_between_trials_is_not_done_all_the_time(watch: Watch, tmp_path: Path) -> None:
     clock = Clock()
     clock.keep(tmp_path, device="a machine", versions={})

@@ -14,7 +14,8 @@ from torch import Tensor
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.errors import InputError
-from ltmsearch.search.setup import prepare_evaluator
+from ltmsearch.search.settled import requested_runtime
+from ltmsearch.search.setup import make_evaluator, open_supernet_and_data
 from ltmsearch.search.trial import Evaluator
 from ltmsearch.search.workers.local import evaluate_task
 from ltmsearch.search.workers.tasks import Answer, Task
@@ -51,9 +52,11 @@ class TrialWorker:
         """
         torch.set_num_threads(self.threads)
         try:
-            self.evaluator = prepare_evaluator(self.settings, Callbacks())
+            supernet, data = open_supernet_and_data(self.settings, Callbacks())
+            runtime = requested_runtime(self.settings)
         except InputError as error:
             raise InputError(f"the worker on {self.host}: {error}") from None
+        self.evaluator = make_evaluator(supernet, data, runtime, self.settings)
         self.evaluator.supernet.load_state_dict(to_tensors(state))
         return Ready(host=self.host, device=str(self.evaluator.runtime.device), threads=self.threads)
 

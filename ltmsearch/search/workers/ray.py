@@ -6,15 +6,14 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.errors import InputError, WorkersLost
+from ltmsearch.search.settled import Conditions
 from ltmsearch.search.setup import StudyContext
 from ltmsearch.search.workers.actor import Ready, TrialWorker, to_arrays, to_tensors
 from ltmsearch.search.workers.connection import Connection, gpu_share
@@ -92,7 +91,7 @@ class RayWorkers:
         gpus = gpu_share(settings, device=runtime.device.type, gpus=connection.gpus)
         sent = worker_settings(settings, precision=runtime.precision, on_gpus=gpus > 0)
         per_machine = -(-settings.workers // max(1, connection.machines))
-        threads = max(1, torch.get_num_threads() // per_machine)
+        threads = worker_threads(context.conditions, per_machine)
         return cls(
             connection, number=settings.workers, gpus=gpus, arguments=(sent, threads),
             state=context.evaluator.supernet.state_dict(), callbacks=callbacks,
@@ -203,13 +202,17 @@ class RayWorkers:
         self._weights = {version: ref for version, ref in self._weights.items() if version in used}
 
 
+def worker_threads(conditions: Conditions, per_machine: int) -> int:
+    """CPU threads of each of several workers on a machine: an equal part of all, but no more than were settled."""
+    part = max(1, conditions.available_threads // per_machine)
+    return part if conditions.threads is None else min(part, conditions.threads)
+
+
 def worker_settings(settings: ResolvedSettings, *, precision: str, on_gpus: bool) -> dict[str, Any]:
     """The settings of a study for its workers, without those that concern the weights, which the driver sends."""
     changes: dict[str, Any] = {"precision": precision, "device": "cuda" if on_gpus else "cpu"}
     changes |= {"pretrained": False, "checkpoint": None, "resume_from": None}  # they receive the shared weights
-    if settings.data_dir is not None:
-        changes["data_dir"] = str(Path(settings.data_dir).absolute())  # workers start in other folders
-    return settings.public() | changes
+    return settings.absolute().public() | changes  # workers start in other folders
 
 
 def _count(number: int) -> str:
