@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ltmsearch.merging.constants import row_starts
+from ltmsearch.merging.constants import exporting
 
 
 class Assignment(Protocol):
@@ -37,7 +37,7 @@ class SoftAssignment:
     """(B, N, P), rows sum to 1."""
 
     def collect(self, values: Tensor) -> Tensor:
-        return _by_image(self.shares.mT, values)
+        return _by_image(self.shares.transpose(-2, -1), values)
 
     def collect_few(self, values: Tensor) -> Tensor:
         # Few rows times A: four times as fast on a CPU as Aᵀ times few columns (5 of them, 100 of 196 tokens).
@@ -63,8 +63,8 @@ class HardAssignment:
 
     def collect(self, values: Tensor) -> Tensor:
         values = self._gated(values, -2)
-        if torch.compiler.is_exporting():
-            return _by_image(self._one_hot(values.dtype).mT, values)
+        if exporting():
+            return _by_image(self._one_hot(values.dtype).transpose(-2, -1), values)
         batch, groups, _, channels = values.shape
         # Whole rows at a time: ten times as fast on a CPU as a scatter along dimension 2 (100 of 196 tokens).
         total = values.new_zeros(batch * groups * self.count, channels)
@@ -73,18 +73,18 @@ class HardAssignment:
 
     def collect_few(self, values: Tensor) -> Tensor:
         values = self._gated(values, -1)
-        if torch.compiler.is_exporting():
+        if exporting():
             return torch.bmm(values, self._one_hot(values.dtype))
         total = values.new_zeros(*values.shape[:2], self.count)
         return total.scatter_add_(2, self.position[:, None].expand_as(values), values)
 
     def spread(self, values: Tensor) -> Tensor:
-        if torch.compiler.is_exporting():
+        if exporting():
             out = _by_image(self._one_hot(values.dtype), values)
         else:
             batch, groups, _, channels = values.shape
             rows = values.reshape(-1, channels).index_select(0, self._rows(groups))
-            out = rows.view(batch, groups, -1, channels)
+            out = rows.view(batch, groups, self.position.shape[1], channels)
         return self._gated(out, -2)
 
     def _gated(self, values: Tensor, dim: int) -> Tensor:
@@ -98,7 +98,8 @@ class HardAssignment:
         batch = self.position.shape[0]
         if batch * groups == 1:
             return self.position[0]
-        return (row_starts(batch, groups, self.count, self.position.device) + self.position[:, None]).flatten()
+        starts = torch.arange(0, batch * groups * self.count, self.count, device=self.position.device)
+        return (starts.view(batch, groups, 1) + self.position[:, None]).flatten()
 
     def _one_hot(self, dtype: torch.dtype) -> Tensor:
         return F.one_hot(self.position, self.count).to(dtype)
@@ -110,4 +111,4 @@ def _by_image(matrix: Tensor, values: Tensor) -> Tensor:
     matrix = matrix.to(values.dtype)
     if groups > 1:
         matrix = matrix[:, None].expand(-1, groups, -1, -1).flatten(0, 1)
-    return torch.bmm(matrix, values.flatten(0, 1)).view(batch, groups, -1, channels)
+    return torch.bmm(matrix, values.flatten(0, 1)).view(batch, groups, matrix.shape[1], channels)

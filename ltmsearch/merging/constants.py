@@ -1,27 +1,29 @@
 """Constant tensors: created once per device, and again inside each exported program."""
 
 from collections.abc import Callable, Hashable
-from functools import lru_cache
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
+from cachetools import LRUCache, cached
 from torch import Tensor
+
+CACHED_BYTES = 256 << 20
+"""Size of all cached tensors, at most: those that were not used for longest are dropped."""
+
+
+def exporting() -> bool:
+    """Whether a program for another runtime is being written: by `torch.export`, or as ONNX by either exporter."""
+    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
 
 
 def constant_tensors(make: Callable[..., Any], *args: Hashable, device: torch.device) -> tuple[Tensor, ...]:
     """The arrays that `make(*args)` returns, as read-only int64 and float32 tensors."""
-    # An exported program contains its constants: cached tensors would become inputs.
-    return (_to_tensors if torch.compiler.is_exporting() else _cached)(make, args, device)
-
-
-def row_starts(batch: int, groups: int, count: int, device: torch.device) -> Tensor:
-    """(B, G, 1) int64: the first of P consecutive rows of each image and group."""
-    return constant_tensors(_row_starts, batch, groups, count, device=device)[0]
-
-
-def _row_starts(batch: int, groups: int, count: int) -> np.ndarray:
-    return np.arange(batch * groups).reshape(batch, groups, 1) * count
+    # An exported program contains its constants: cached tensors would become inputs. A traced one is traced twice, and
+    # must not find in the cache the second time what it made the first time.
+    anew = exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    return (_to_tensors if anew else _cached)(make, args, device)
 
 
 def _to_tensors(make: Callable[..., Any], args: tuple[Hashable, ...], device: torch.device) -> tuple[Tensor, ...]:
@@ -29,16 +31,24 @@ def _to_tensors(make: Callable[..., Any], args: tuple[Hashable, ...], device: to
     tables = made if isinstance(made, tuple) else (made,)
     # Outside of inference mode: a tensor created inside could not be used in training later.
     with torch.inference_mode(False):
-        return tuple(
-            torch.tensor(table, dtype=torch.int64 if table.dtype.kind == "i" else torch.float32, device=device)
-            for table in tables
-        )
+        return tuple(_to_tensor(table, device) for table in tables)
 
 
-# `torch.compile` must not trace NumPy: neither in a frame of its own, after a graph break, …
-_cached_tensors = lru_cache(maxsize=2048)(torch.compiler.disable(_to_tensors))
+def _to_tensor(table: np.ndarray, device: torch.device) -> Tensor:
+    kind = np.int64 if table.dtype.kind == "i" else np.float32
+    # Not `torch.tensor`, which tracing would record as an operation.
+    tensor = torch.from_numpy(np.array(table, kind))
+    return tensor if device.type == "cpu" else tensor.to(device)
 
 
-@torch.compiler.assume_constant_result  # … nor as a part of another
+def _bytes(tensors: tuple[Tensor, ...]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+_cache: LRUCache[Any, tuple[Tensor, ...]] = LRUCache(CACHED_BYTES, getsizeof=_bytes)
+_remembered = cached(_cache, lock=Lock())(_to_tensors)
+
+
+@torch.compiler.assume_constant_result  # `torch.compile` must not trace NumPy
 def _cached(make: Callable[..., Any], args: tuple[Hashable, ...], device: torch.device) -> tuple[Tensor, ...]:
-    return _cached_tensors(make, args, device)
+    return _remembered(make, args, device)

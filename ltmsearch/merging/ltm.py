@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ltmsearch.merging.assignment import Assignment, HardAssignment, SoftAssignment
 from ltmsearch.merging.constants import constant_tensors
-from ltmsearch.merging.matching import average, match, matching_macs, unit
+from ltmsearch.merging.matching import average, match, matching_macs, summable, unit
 from ltmsearch.merging.operator import MaskStart, Merge, MergeOperator, MergeShape, register_operator
 from ltmsearch.merging.prior import area_overlap, local_cells, log_overlap, mean_sides, seed_sides
 from ltmsearch.schedules.grid import Grid
@@ -58,9 +58,9 @@ def soft_shares(values: Tensor, sizes: Tensor, grid: Grid, target: Grid, kappa: 
     """
     (prior,) = constant_tensors(area_overlap, grid, target, device=values.device)
     (log_prior,) = constant_tensors(log_overlap, grid, target, device=values.device)
-    seeds = torch.bmm(prior.mT.expand(values.shape[0], -1, -1), sizes[..., None] * values)  # (B, P, d)
+    seeds = torch.bmm(prior.transpose(-2, -1).expand(values.shape[0], -1, -1), sizes[..., None] * values)  # (B, P, d)
     seeds = kappa * unit(seeds)  # κ goes to the smaller factor of v cᵀ
-    return torch.bmm(values, seeds.mT).add_(log_prior).softmax(dim=-1)
+    return torch.bmm(values, seeds.transpose(-2, -1)).add_(log_prior).softmax(dim=-1)
 
 
 def local_logits(values: Tensor, sizes: Tensor, grid: Grid, target: Grid, kappa: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,17 +81,19 @@ def local_logits(values: Tensor, sizes: Tensor, grid: Grid, target: Grid, kappa:
 def area_mean(values: Tensor, grid: Grid, target: Grid) -> Tensor:
     """The mean of the tokens under each merged token by the area they share: (B, G, N, C) to (B, G, P, C)."""
     sides = constant_tensors(mean_sides, grid, target, device=values.device)
-    return _separable_product(values.flatten(0, 1), grid, *sides).unflatten(0, values.shape[:2])
+    batch, groups, _, channels = values.shape
+    return _separable_product(values.flatten(0, 1), grid, *sides).view(batch, groups, token_count(target), channels)
 
 
 def _separable_product(values: Tensor, grid: Grid, rows: Tensor, columns: Tensor) -> Tensor:
     """Σ_k (R_k ⊗ C_k) values with (p·k, h) R and (q, k·w) C: (B, h·w, C) to (B, p·q, C)."""
     batch, _, channels = values.shape
-    values = values.reshape(batch, grid[0], -1)
+    values = values.reshape(batch, grid[0], grid[1] * channels)
     by_rows = torch.bmm(rows.to(values.dtype).expand(batch, -1, -1), values)  # (B, p·k, w·C)
     by_rows = by_rows.view(-1, columns.shape[1], channels)  # (B·p, k·w, C)
     both = torch.bmm(columns.to(values.dtype).expand(by_rows.shape[0], -1, -1), by_rows)  # (B·p, q, C)
-    return both.view(batch, -1, channels)
+    p = rows.shape[0] * grid[1] // columns.shape[1]  # k divides out
+    return both.view(batch, p * columns.shape[0], channels)
 
 
 def _minimum_totals() -> np.ndarray:
@@ -103,6 +105,11 @@ def full_precision(device: torch.device) -> AbstractContextManager[object]:
     """Disable autocast: masks and sizes are computed in float32."""
     enabled = torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
+
+
+def _learns(values: Tensor) -> bool:
+    """Whether gradients flow to the mask; not in a traced program, which has none."""
+    return values.requires_grad and torch.is_grad_enabled() and not torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 def any_empty(empty: Tensor) -> bool:
@@ -132,6 +139,7 @@ class LearnableTokenMerging(MergeOperator):
         super().__init__(dim, start)
         if dim % HEADS or dim < RANK:
             raise ValueError(f"`dim` must be a multiple of {HEADS} and at least {RANK}, but got {dim=}.")
+        self.dim = dim
         self._start = start
         # The same orthonormal start in every layer and run, from a generator of its own.
         directions = torch.randn(dim, RANK, generator=torch.Generator().manual_seed(0))
@@ -149,11 +157,13 @@ class LearnableTokenMerging(MergeOperator):
         """
         # Tokens are detached: gradients of a sharp softmax harm the backbone.
         content = tokens.detach().float()
-        content = content.mean(dim=1) if tokens.shape[1] > 1 else content.squeeze(1)
-        content = F.layer_norm(content, content.shape[-1:])
-        values = unit(content @ self.directions)
+        content = content.mean(dim=1) if tokens.shape[1] > 1 else content[:, 0]
+        content = F.layer_norm(content, (self.dim,))
+        values = unit(content @ self.directions.float())
         # Few rows times a wide matrix: several times as fast on a CPU as the tokens times few columns.
-        log_weights = torch.bmm(self.importance.mT.expand(content.shape[0], -1, -1), content.mT)
+        log_weights = torch.bmm(
+            self.importance.float().transpose(-2, -1).expand(content.shape[0], -1, -1), content.transpose(-2, -1)
+        )
         weights = sizes[:, None] * log_weights.clamp(-IMPORTANCE_LIMIT, IMPORTANCE_LIMIT).exp()
         if self.form == "soft":
             return SoftAssignment(soft_shares(values, sizes, grid, target, self._gain())), weights
@@ -161,23 +171,24 @@ class LearnableTokenMerging(MergeOperator):
             return self._matched(values, sizes, token_count(target)), weights
         cells, logits = local_logits(values, sizes, grid, target, self._gain())
         choice = logits.argmax(dim=-1, keepdim=True)  # (B, N, 1)
-        position = cells.expand(choice.shape[0], -1, -1).gather(2, choice).squeeze(-1)
+        position = cells.expand(choice.shape[0], -1, -1).gather(2, choice)[..., 0]
         gate = None
-        if logits.requires_grad:
+        if _learns(logits):
             # One, but with the gradient of the logarithm of the share: a helpful choice becomes more certain.
-            best = logits.softmax(dim=-1).gather(2, choice).squeeze(-1)
+            best = logits.softmax(dim=-1).gather(2, choice)[..., 0]
             gate = best / best.detach()
         return HardAssignment(position, token_count(target), gate), weights
 
     def _gain(self) -> Tensor:
         """κ ≥ 0, with the gradient of the identity: a negative κ can recover."""
-        gain = self.kappa.clamp_min(0)
-        return self.kappa + (gain - self.kappa).detach() if torch.is_grad_enabled() else gain
+        kappa = self.kappa.float()
+        gain = kappa.clamp_min(0)
+        return kappa + (gain - kappa).detach() if _learns(kappa) else gain
 
     def _matched(self, values: Tensor, sizes: Tensor, count: int) -> HardAssignment:
         """Assignment by matching (B, N, d) unit vectors v."""
         position = match(values.detach(), sizes, count, normed=True)
-        if not values.requires_grad:
+        if not _learns(values):
             return HardAssignment(position, count)
         # The choice is not differentiable; its stand-in is the sigmoid of a token's similarity to its merged token.
         seeds, _ = average(values[:, None], sizes, HardAssignment(position, count))
@@ -192,15 +203,16 @@ class LearnableTokenMerging(MergeOperator):
             totals = assignment.collect_few(torch.cat((w, sizes[:, None]), dim=1))  # (B, H + 1, P)
             (minimum,) = constant_tensors(_minimum_totals, device=tokens.device)
             totals, merged_sizes = totals.clamp(min=minimum).split_with_sizes((HEADS, 1), dim=1)
-        weighted = tokens.unflatten(-1, (HEADS, -1)) * w.mT[:, None, ..., None].to(tokens.dtype)
+        values = summable(tokens)
+        weighted = values.unflatten(-1, (HEADS, -1)) * w.transpose(-2, -1)[:, None, ..., None].to(values.dtype)
         summed = assignment.collect(weighted.flatten(-2))
-        merged = summed.unflatten(-1, (HEADS, -1)) / totals.mT[:, None, ..., None]
-        merged = merged.flatten(-2).to(summed.dtype)
+        merged = summed.unflatten(-1, (HEADS, -1)) / totals.transpose(-2, -1)[:, None, ..., None]
+        merged = merged.flatten(-2).to(summed.dtype if values is tokens else tokens.dtype)
         if self.fills_empty and self.form == "hard":
             empty = totals[:, :1, :, None] <= EMPTY_TOTAL
             if any_empty(empty):
                 merged = torch.where(empty, area_mean(tokens, grid, target).to(merged.dtype), merged)
-        return Merge(tokens=merged, sizes=merged_sizes.squeeze(1), assignment=assignment)
+        return Merge(tokens=merged, sizes=merged_sizes[:, 0], assignment=assignment)
 
     def on_backbone_weights_loaded(self) -> None:
         """With `start="auto"`, cluster by content from now on."""

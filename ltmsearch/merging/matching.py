@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from ltmsearch.merging.assignment import Assignment, HardAssignment
+from ltmsearch.merging.constants import exporting
 
 
 def unit(vectors: Tensor) -> Tensor:
     """Vectors in the last dimension, normalised to length 1; zero remains zero."""
+    if exporting():  # without ONNX's ReduceL2, whose shape onnxruntime's tools for quantisation cannot infer
+        return vectors / vectors.square().sum(dim=-1, keepdim=True).clamp_min(1e-24).sqrt()
     return vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min(1e-12)
 
 
@@ -46,9 +49,13 @@ def match_once(keys: Tensor, merges: int) -> Tensor:
     their old order.
     """
     batch, n, _ = keys.shape
-    similarity = torch.bmm(keys[:, 0::2], keys[:, 1::2].mT)
+    similarity = torch.bmm(keys[:, 0::2], keys[:, 1::2].transpose(-2, -1))
     best, partner = similarity.max(dim=-1)
-    merged = best.argsort(dim=-1, descending=True, stable=True)[:, :merges]  # indices into the first set
+    # ONNX has only a stable sort, and its older exporter only knows the other one.
+    ranks = (
+        best.sort(descending=True)[1] if torch.onnx.is_in_onnx_export() else best.argsort(descending=True, stable=True)
+    )
+    merged = ranks[:, :merges]  # indices into the first set
     target = partner.gather(1, merged).mul_(2).add_(1)
     merged = 2 * merged  # indices into all tokens
     position = torch.ones(batch, n, dtype=torch.long, device=keys.device).scatter_(1, merged, 0)
@@ -68,8 +75,15 @@ def rounds(n: int, p: int) -> list[int]:
 def average(values: Tensor, sizes: Tensor, assignment: Assignment) -> tuple[Tensor, Tensor]:
     """Size-weighted mean of (B, G, N, C) values in each merged token, and the (B, P) new sizes."""
     new_sizes = assignment.collect_few(sizes[:, None])  # (B, 1, P)
-    total = assignment.collect(values * sizes[:, None, :, None].to(values.dtype))
-    return total / new_sizes[..., None].to(total.dtype), new_sizes[:, 0]
+    addends = summable(values)
+    total = assignment.collect(addends * sizes[:, None, :, None].to(addends.dtype))
+    mean = total / new_sizes[..., None].to(total.dtype)
+    return mean if addends is values else mean.to(values.dtype), new_sizes[:, 0]
+
+
+def summable(values: Tensor) -> Tensor:
+    """The values, in float32 where their own format would lose bits of a sum or overflow: float16, bfloat16."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def matching_macs(n: int, p: int, key_dim: int) -> int:

@@ -3,8 +3,6 @@
 Shapes: N = h·w tokens in, P = p·q tokens out.
 """
 
-from functools import lru_cache
-
 import numpy as np
 
 from ltmsearch.schedules.grid import Grid
@@ -31,18 +29,15 @@ def _side_neighbours(overlap: np.ndarray) -> np.ndarray:
     return (np.abs(np.arange(overlap.shape[1])[None, :] - home[:, None]) <= 1).astype(float)
 
 
-@lru_cache(maxsize=512)
 def area_overlap(grid: Grid, target: Grid) -> np.ndarray:
     """The prior O: area overlap with a share `SPREAD` over the 3×3 cells around each token.
 
-    (N, P) float64, read-only; rows sum to 1; zero outside the 3×3 target cells around a token.
+    (N, P) float64; rows sum to 1; zero outside the 3×3 target cells around a token.
     """
     rows, columns = (_side_overlap(length, short) for length, short in zip(grid, target, strict=True))
     area = np.kron(rows, columns)
     near = np.kron(_side_neighbours(rows), _side_neighbours(columns))
-    prior = (1 - SPREAD) * area + SPREAD * near / near.sum(axis=1, keepdims=True)
-    prior.setflags(write=False)
-    return prior
+    return (1 - SPREAD) * area + SPREAD * near / near.sum(axis=1, keepdims=True)
 
 
 def side_shares(length: int, target: int) -> tuple[np.ndarray, np.ndarray]:
