@@ -6,10 +6,10 @@ forward pass of a network, and keeps timm's name of every parameter.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from operator import index
 from typing import Any, ClassVar, cast
 
 import torch
@@ -94,6 +94,9 @@ class Adapter(ABC):
     """Whether timm builds these networks for a fixed image size, given as `img_size`."""
     any_size_kwargs: ClassVar[Mapping[str, Any]] = {}
     """timm arguments that make a network of fixed size accept images of every size, with the same weights."""
+    feature_nets: ClassVar[tuple[str, ...]] = ("list", "dict", "hook", "getter")
+    """timm's names (`feature_cls`) of the feature nets of this family whose features stand on full grids; the first is
+    timm's default."""
     learning: ClassVar[Learning] = Learning()
     """Settings for a short training from scratch."""
 
@@ -114,6 +117,15 @@ class Adapter(ABC):
         """Shapes of all layers for images of `img_size` (rows, columns) pixels."""
 
 
+class MergingLayer:
+    """Mixin of timm's modules that were cast to merge."""
+
+    def __prepare_scriptable__(self) -> None:  # called by torch.jit.script
+        raise TypeError(
+            "a network that merges tokens cannot be scripted: use torch.jit.trace, torch.export or `ltmsearch export`."
+        )
+
+
 class BlockAdapter(Adapter):
     """A family whose layers are blocks that merge and unmerge independently.
 
@@ -129,12 +141,16 @@ class BlockAdapter(Adapter):
     def shape(self, name: str, block: Any, input_shape: tuple[int, ...]) -> tuple[Grid, LayerShape]:
         """The grid that one block merges, and the block's sizes, from the shape of its input."""
 
+    def cast(self, block: Any) -> None:
+        """Turn one of timm's blocks into a merging block in place."""
+        block.__class__ = self.merging_block
+
     def layers(self, model: nn.Module) -> tuple[str, ...]:
         return tuple(modules_of(model, self.block))
 
     def attach(self, model: nn.Module, operators: dict[str, MergeOperator]) -> None:
         for module in modules_of(model, self.block).values():
-            module.__class__ = self.merging_block
+            self.cast(module)
         for layer, operator in operators.items():
             attach_operator(model.get_submodule(layer), operator)
 
@@ -276,22 +292,30 @@ def _notify_of_weights(layer: nn.Module, state_dict: Mapping[str, Any], prefix: 
 def merge_target(layer: nn.Module, grid: Grid) -> tuple[MergeOperator | None, Grid]:
     """A layer's operator and the grid that it merges to; (None, `grid`) while the layer does not merge."""
     operator: MergeOperator | None = getattr(layer, MERGING, None)
-    target = grid if operator is None else target_grid(grid, operator.keep_ratio)
+    # Through text: to `torch.compile`, a float that was set anew is a variable, and its text is a constant.
+    target = grid if operator is None else _constant_target(grid, float(f"{operator.keep_ratio}"))
     return (None, grid) if target == grid else (operator, target)
 
 
-@contextmanager
-def captured_outputs(module: nn.Module, *, enabled: bool) -> Iterator[list[Tensor]]:
-    """Collect the outputs of a module inside the `with` block, if `enabled`."""
-    outputs: list[Tensor] = []
-    if not enabled:
-        yield outputs
-        return
-    handle = module.register_forward_hook(lambda _module, _args, output: outputs.append(output))
-    try:
-        yield outputs
-    finally:
-        handle.remove()
+@torch.compiler.assume_constant_result  # `torch.compile` need not trace the search for a grid
+def _constant_target(grid: Grid, keep_ratio: float) -> Grid:
+    return target_grid(grid, keep_ratio)
+
+
+def idle_operator(layer: nn.Module, x: Tensor) -> Tensor:
+    """`x`, for a layer that does not merge at this image size; in training its operator takes part with zero.
+
+    Distributed training requires a gradient of every weight, if only of zero.
+    """
+    operator: MergeOperator | None = getattr(layer, MERGING, None)
+    if operator is None or operator.keep_ratio == 1 or not (operator.training and torch.is_grad_enabled()):
+        return x
+    return x + sum((weight * 0).sum() for weight in operator.parameters())
+
+
+def grid_of(rows: int, columns: int) -> Grid:
+    """The grid of a tensor by two of its sizes, which `torch.compile` takes as constants: others are compiled anew."""
+    return index(rows), index(columns)
 
 
 def attached_operators(model: nn.Module, layers: Sequence[str]) -> dict[str, MergeOperator]:

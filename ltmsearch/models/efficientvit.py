@@ -6,10 +6,11 @@ Shapes: B images, N tokens on an h×w grid, P on a p×q grid, D channels.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, cast
 
 import torch
-from timm.models.efficientvit_mit import EfficientVitBlock, LiteMLA
+from timm.models.efficientvit_mit import EfficientVitBlock, LiteMLA, ResidualBlock
 from torch import Tensor, nn
 
 from ltmsearch.config.defaults import Learning
@@ -19,24 +20,45 @@ from ltmsearch.models.adapter import (
     BATCHNORM_MACS,
     BlockAdapter,
     LayerShape,
-    captured_outputs,
+    MergingLayer,
+    grid_of,
+    idle_operator,
     merge_target,
     register_family,
 )
+from ltmsearch.models.rewiring import Rewired, recorded
 from ltmsearch.schedules.grid import Grid, tokens
 
 
-class MergingEfficientVitBlock(EfficientVitBlock):
+class KeyedLinearAttention(LiteMLA):
+    """timm's attention that can hand out its keys."""
+
+    def forward(self, x: Tensor, *, qkv: list[Tensor] | None = None) -> Tensor:
+        """See timm; appends the (B, heads·3·C, h, w) projections of the first scale to `qkv`, if given."""
+        module = self if qkv is None else Rewired(self, qkv=recorded(self.qkv, qkv))
+        return LiteMLA.forward(cast(LiteMLA, module), x)
+
+
+class KeyedContextModule(ResidualBlock):
+    """timm's residual block around its attention, which can hand out the keys."""
+
+    def forward(self, x: Tensor, *, qkv: list[Tensor] | None = None) -> Tensor:
+        """See `KeyedLinearAttention`."""
+        module = self if qkv is None else Rewired(self, main=partial(self.main, qkv=qkv))
+        return ResidualBlock.forward(cast(ResidualBlock, module), x)
+
+
+class MergingEfficientVitBlock(MergingLayer, EfficientVitBlock):
     """timm's block, with an optional merge before the local module."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, h, w) to the same."""
-        grid: Grid = (int(x.shape[2]), int(x.shape[3]))
+        grid = grid_of(*x.shape[2:])
         operator, target = merge_target(self, grid)
         if operator is None:
-            return super().forward(x)
-        with captured_outputs(self.context_module.main.qkv, enabled=operator.needs_keys) as qkv:
-            x = self.context_module(x)
+            return super().forward(idle_operator(self, x))
+        qkv: list[Tensor] = []
+        x = self.context_module(x, qkv=qkv) if operator.needs_keys else self.context_module(x)
         before = _to_tokens(x)
         sizes = x.new_ones(x.shape[0], tokens(grid), dtype=torch.float32)
         merge = operator(before, sizes, grid, target, self._keys(qkv[0]) if qkv else None)
@@ -47,7 +69,7 @@ class MergingEfficientVitBlock(EfficientVitBlock):
     def _keys(self, qkv: Tensor) -> Tensor:
         """Projections of the first scale, (B, heads·3·C, h, w), to the mean key of the heads, (B, N, C)."""
         attention = cast(LiteMLA, self.context_module.main)
-        by_head = qkv.flatten(2).unflatten(1, (-1, 3, attention.dim))
+        by_head = qkv.reshape(qkv.shape[0], -1, 3, attention.dim, qkv.shape[2] * qkv.shape[3])
         return attention.kernel_func(by_head[:, :, 1]).mean(dim=1).transpose(1, 2)
 
 
@@ -105,6 +127,11 @@ class EfficientViT(BlockAdapter):
         for operator in operators.values():
             operator.fills_empty = True  # the following convolution would smear a hole
         super().attach(model, operators)
+
+    def cast(self, block: EfficientVitBlock) -> None:
+        super().cast(block)
+        block.context_module.__class__ = KeyedContextModule
+        block.context_module.main.__class__ = KeyedLinearAttention
 
     def dim(self, model: nn.Module, layer: str) -> int:
         return cast(nn.Conv2d, model.get_submodule(f"{layer}.local_module.main.inverted_conv.conv")).in_channels

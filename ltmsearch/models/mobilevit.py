@@ -6,36 +6,49 @@ a mask, and merges accumulate inside one `MobileVitBlock` and are undone at the 
 """
 
 import math
-from typing import Any, ClassVar, cast
+from functools import partial
+from typing import ClassVar, cast
 
 from timm.models.mobilevit import MobileVitBlock
 from timm.models.vision_transformer import Block
-from torch import nn
+from torch import Tensor, nn
 
 from ltmsearch.config.names import BACKBONES
 from ltmsearch.merging import MergeOperator
 from ltmsearch.models.adapter import (
     Adapter,
     Chain,
+    MergingLayer,
     attach_operator,
+    grid_of,
     input_shapes,
     modules_of,
     register_family,
     strides,
 )
-from ltmsearch.models.transformer import BlockShape, MergingBlocks
+from ltmsearch.models.merge_state import MergeState, unmerge, with_state
+from ltmsearch.models.rewiring import Rewired
+from ltmsearch.models.transformer import BlockShape, make_merging
 from ltmsearch.schedules.grid import Grid
 
 
-def record_grid(block: MobileVitBlock, args: tuple[Any, ...]) -> None:
-    """Forward pre-hook of a `MobileVitBlock`: set the token grid of this input on its transformer."""
-    block.transformer.grid = _token_grid(args[0].shape, block.patch_size)
+class MergingMobileVitBlock(MergingLayer, MobileVitBlock):
+    """timm's block, whose transformer can merge its tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, height, width) to the same."""
+        transform = partial(self._transform, grid=_token_grid(x.shape, self.patch_size))
+        return MobileVitBlock.forward(cast(MobileVitBlock, Rewired(self, transformer=transform)), x)
+
+    def _transform(self, x: Tensor, grid: Grid) -> Tensor:
+        """(B·G, N, D) to the same."""
+        return unmerge(self.transformer(with_state(x, MergeState(grid=grid, undo=()))), self.patch_area)
 
 
 def _token_grid(shape: tuple[int, ...], patch_size: tuple[int, int]) -> Grid:
     """The grid of patches of a (B, C, height, width) feature map."""
-    rows, columns = (math.ceil(n / p) for n, p in zip(shape[-2:], patch_size, strict=True))
-    return rows, columns
+    rows, columns = grid_of(*shape[-2:])
+    return math.ceil(rows / patch_size[0]), math.ceil(columns / patch_size[1])
 
 
 @register_family
@@ -57,12 +70,11 @@ class MobileViT(Adapter):
         )
 
     def attach(self, model: nn.Module, operators: dict[str, MergeOperator]) -> None:
-        for block in modules_of(model, MobileVitBlock).values():
-            if not isinstance(block.transformer, MergingBlocks):
-                block.transformer = MergingBlocks(block.transformer, groups=block.patch_area, unmerges=True)
-                block.register_forward_pre_hook(record_grid)
         for layer, operator in operators.items():
             attach_operator(model.get_submodule(layer), operator)
+        for block in modules_of(model, MobileVitBlock).values():
+            make_merging(block.transformer, groups=block.patch_area)
+            block.__class__ = MergingMobileVitBlock
 
     def dim(self, model: nn.Module, layer: str) -> int:
         return cast(Block, model.get_submodule(layer)).attn.attn_dim

@@ -1,21 +1,32 @@
 """Build backbones with merging operators, register them with timm as `ltm_<backbone>`, write timm's `config.json`."""
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg, load_pretrained, register_model
+from timm.models._features import FeatureDictNet, FeatureGetterNet, FeatureHookNet, FeatureListNet
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
-from ltmsearch.errors import check_choice
+from ltmsearch.errors import check_choice, not_among
 from ltmsearch.merging import MaskStart, check_form, get_operator
-from ltmsearch.models.adapter import MERGING, attached_operators, get_adapter, known_backbones
+from ltmsearch.models.adapter import MERGING, Adapter, attached_operators, get_adapter, known_backbones
 from ltmsearch.models.weights import convert_state, create_backbone
 from ltmsearch.schedules.schedule import Form, MergeSchedule
+
+PREFIX = "ltm_"
+"""Before the name of a backbone: timm's name of that backbone with merging operators."""
+FEATURE_NETS: dict[str, type[nn.Module]] = {
+    "list": FeatureListNet,
+    "dict": FeatureDictNet,
+    "hook": FeatureHookNet,
+    "getter": FeatureGetterNet,
+}
+"""timm's classes that return feature maps, by its names for them."""
 
 
 def attach_operators(
@@ -69,30 +80,75 @@ def create_subnet(
         mask_start: See `MaskStart`.
         pretrained: Load timm's weights; operators start from their prior. From a folder that `ltmsearch export`
             wrote, given as timm's `local-dir:`, the operators' weights are loaded too.
-        timm_kwargs: Passed to `timm.create_model`.
+        timm_kwargs: Passed to `timm.create_model`. With `features_only=True`, the network returns full grids of
+            features: merges are undone. Layers keep the names they have in the whole network.
 
     Raises:
-        InputError: For an unknown backbone, operator, layer, form or `mask_start`, a keep ratio out of range, or
-            weights that are not available.
+        InputError: For an unknown backbone, operator, layer, form, `mask_start` or `feature_cls`, a keep ratio out of
+            range, or weights that are not available.
     """
     check_choice("mask_start", mask_start, MaskStart)
     # `config.json` of a subnet has its schedule among the arguments.
     own = pretrained and "keep_ratios" in (timm_kwargs.get("pretrained_model_args") or {})
+    adapter = get_adapter(backbone)
+
+    def add_merging(model: nn.Module) -> None:
+        layers = adapter.layers(model)
+        schedule = MergeSchedule.from_mapping(layers, {} if keep_ratios is None else keep_ratios, operator, forms)
+        start = "content" if mask_start == "auto" and pretrained else mask_start
+        attach_operators(backbone, model, operator=operator, layers=schedule.merging_layers, start=start)
+        set_schedule(backbone, model, schedule)
+        if own:
+            _load_own(model, timm_kwargs.get("cache_dir"))
+
+    features: type[nn.Module] | None = None
+    if timm_kwargs.get("features_only"):
+        features = _feature_net(adapter, timm_kwargs.get("feature_cls"))
+        timm_kwargs["feature_cls"] = _after(add_merging, features)
     model = create_backbone(backbone, pretrained=pretrained and not own, **timm_kwargs)
-    layers = get_adapter(backbone).layers(model)
-    schedule = MergeSchedule.from_mapping(layers, {} if keep_ratios is None else keep_ratios, operator, forms)
-    start = "content" if mask_start == "auto" and pretrained else mask_start
-    attach_operators(backbone, model, operator=operator, layers=schedule.merging_layers, start=start)
-    set_schedule(backbone, model, schedule)
-    if own:
-        load_pretrained(
-            model,
-            num_classes=model.num_classes,
-            in_chans=model.in_chans,
-            filter_fn=lambda state, net: convert_state(net, state),
-            cache_dir=timm_kwargs.get("cache_dir"),
-        )
+    if features:
+        model.__class__ = features
+    else:
+        add_merging(model)
+    # With these, timm's `save_for_hf` describes a network that `create_model` builds again.
+    arguments = {"keep_ratios": keep_ratios, "operator": operator, "forms": forms, "mask_start": mask_start}
+    plain: Any = model
+    plain._model_args = {**plain._model_args, **{name: value for name, value in arguments.items() if value is not None}}
+    plain.pretrained_cfg = plain.default_cfg = {**plain.pretrained_cfg, "architecture": f"{PREFIX}{backbone}"}
     return model
+
+
+def _feature_net(adapter: Adapter, kind: str | None) -> type[nn.Module]:
+    """timm's class that returns a network's feature maps (`features_only=True`), by the name timm has for it.
+
+    Raises:
+        InputError: For a class that does not return this family's features on full grids.
+    """
+    name = adapter.feature_nets[0] if kind is None else kind
+    if name not in adapter.feature_nets:
+        raise not_among(f"`feature_cls` of a merging {adapter.family} network", name, adapter.feature_nets)
+    return FEATURE_NETS[name]
+
+
+def _after(change: Callable[[nn.Module], None], features: type[nn.Module]) -> type[nn.Module]:
+    """A class that changes a network before it becomes part of a feature net, which renames its layers."""
+
+    class Changed(features):  # type: ignore[valid-type, misc]
+        def __init__(self, model: nn.Module, **options: Any) -> None:
+            change(model)
+            super().__init__(model, **options)
+
+    return Changed
+
+
+def _load_own(model: Any, cache_dir: Any) -> None:
+    load_pretrained(
+        model,
+        num_classes=model.num_classes,
+        in_chans=model.in_chans,
+        filter_fn=lambda state, net: convert_state(net, state),
+        cache_dir=cache_dir,
+    )
 
 
 def input_config(backbone: str) -> dict[str, Any]:
@@ -131,7 +187,7 @@ def register_with_timm() -> None:
         def entrypoint(pretrained: bool = False, *, _backbone: str = backbone, **kwargs: Any) -> nn.Module:
             return create_subnet(_backbone, pretrained=pretrained, **kwargs)
 
-        entrypoint.__name__ = entrypoint.__qualname__ = f"ltm_{backbone}"
+        entrypoint.__name__ = entrypoint.__qualname__ = f"{PREFIX}{backbone}"
         entrypoint.__doc__ = f"timm's {backbone} with merging layers: see `create_subnet`."
         setattr(module, entrypoint.__name__, entrypoint)
         register_model(entrypoint)

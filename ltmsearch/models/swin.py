@@ -14,7 +14,7 @@ from typing import ClassVar, cast
 
 import torch
 from timm.layers import PatchEmbed
-from timm.models.swin_transformer import SwinTransformerBlock, window_partition, window_reverse
+from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention, window_partition, window_reverse
 from torch import Tensor, nn
 
 from ltmsearch.config.defaults import Learning
@@ -23,17 +23,28 @@ from ltmsearch.models.adapter import (
     NORM_MACS,
     BlockAdapter,
     LayerShape,
-    captured_outputs,
+    MergingLayer,
+    idle_operator,
     merge_target,
     register_family,
 )
+from ltmsearch.models.rewiring import Rewired, recorded
 from ltmsearch.schedules.grid import Grid, tokens
 
 PADDING_SIZE = 1e-4
 """Size of a padding token; a token of the image has size 1."""
 
 
-class MergingSwinBlock(SwinTransformerBlock):
+class KeyedWindowAttention(WindowAttention):
+    """timm's attention that can hand out its keys."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, *, qkv: list[Tensor] | None = None) -> Tensor:
+        """See timm; appends the (B·W, N, 3·heads·C) projections to `qkv`, if given."""
+        module = self if qkv is None else Rewired(self, qkv=recorded(self.qkv, qkv))
+        return WindowAttention.forward(cast(WindowAttention, module), x, mask)
+
+
+class MergingSwinBlock(MergingLayer, SwinTransformerBlock):
     """timm's block, with an optional merge inside each window before the MLP."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,10 +52,11 @@ class MergingSwinBlock(SwinTransformerBlock):
         window: Grid = self.window_size
         operator, target = merge_target(self, window)
         if operator is None:
-            return super().forward(x)
+            return super().forward(idle_operator(self, x))
         batch, rows, columns, dim = x.shape
-        with captured_outputs(self.attn.qkv, enabled=operator.needs_keys) as qkv:
-            x = x + self.drop_path1(self._attn(self.norm1(x)))
+        qkv: list[Tensor] = []
+        module = Rewired(self, attn=partial(self.attn, qkv=qkv)) if operator.needs_keys else self
+        x = x + self.drop_path1(SwinTransformerBlock._attn(cast(SwinTransformerBlock, module), self.norm1(x)))
         keys = self._in_windows(self._unshifted_keys(qkv[0], rows, columns)) if qkv else None
         before = self._in_windows(x)[:, None]  # (B·W, 1, N, D)
         merge = operator(before, self._sizes(x), window, target, keys)
@@ -125,6 +137,10 @@ class Swin(BlockAdapter):
     learning = Learning(lr=5e-4, grows=False, patience=2)
     block = SwinTransformerBlock
     merging_block = MergingSwinBlock
+
+    def cast(self, block: SwinTransformerBlock) -> None:
+        super().cast(block)
+        block.attn.__class__ = KeyedWindowAttention
 
     def dim(self, model: nn.Module, layer: str) -> int:
         return cast(SwinTransformerBlock, model.get_submodule(layer)).dim

@@ -1,106 +1,108 @@
-"""A sequence of timm's transformer blocks through which merges accumulate, shared by ViT and MobileViT.
+"""timm's transformer block with an optional merge between attention and MLP, shared by ViT and MobileViT.
 
-Each block can merge between attention and MLP; the next one starts from the merged tokens, and its attention weighs
-each by the number of input tokens in it.
+Merges accumulate: the next block starts from the merged tokens, and its attention weighs each by the number of input
+tokens in it.
 
 Shapes: B images, G groups that share a mask (the pixel positions of a MobileViT patch; 1 in a ViT), K tokens that never
 merge (class and register tokens of a ViT), N tokens on the grid, D channels.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
+from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from ltmsearch.merging import Merge, MergeOperator
-from ltmsearch.models.adapter import MERGING, NORM_MACS, LayerShape, captured_outputs, merge_target
+from ltmsearch.merging import MergeOperator
+from ltmsearch.models.adapter import MERGING, NORM_MACS, LayerShape, MergingLayer, idle_operator, merge_target
+from ltmsearch.models.merge_state import MergeState, by_group, state_of, with_state
+from ltmsearch.models.rewiring import Rewired, recorded
 from ltmsearch.schedules.grid import Grid, tokens
 
-Result = TypeVar("Result")
+
+class KeyedAttention(Attention):
+    """timm's attention that can hand out its keys."""
+
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, *, keys: list[Tensor] | None = None
+    ) -> Tensor:
+        """See timm; appends the (B, heads, N, C) keys to `keys`, if given."""
+        # Mostly an identity, `k_norm` is the only module that outputs them.
+        module = self if keys is None else Rewired(self, k_norm=recorded(self.k_norm, keys))
+        return Attention.forward(cast(Attention, module), x, attn_mask, is_causal)
 
 
-class MergingBlocks(nn.Sequential):
-    """timm's blocks with optional merges; without any, this is timm's own loop over its blocks.
+class MergingBlock(MergingLayer, Block):
+    """timm's block, with an optional merge of its tokens."""
 
-    `groups` is G, `prefix` is K; with `unmerges`, all merges are undone after the last block.
-    """
+    attn: KeyedAttention
+    groups: int
+    """G."""
+    prefix: int
+    """K."""
+    upstream: list[MergeOperator]
+    """Operators of this block and of those before it."""
 
-    grid: Grid
-    """Token grid of the current input; set by the model before each pass."""
-    sizes: Tensor | None
-    """(B, P) sizes of the tokens after the last block; None without merges, or if all are undone. The reader resets it
-    to None, so that the tensor does not outlive its pass."""
-    checkpoints: bool
-    """Whether activations are recomputed in the backward pass instead of kept."""
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """(B·G, K + N, D) tokens to the same, or to (B·G, K + P, D).
 
-    def __init__(self, blocks: nn.Sequential, *, groups: int = 1, prefix: int = 0, unmerges: bool) -> None:
-        super().__init__(*blocks)
-        self.groups, self.prefix, self.unmerges = groups, prefix, unmerges
-        self.sizes, self.checkpoints = None, False
-
-    @property
-    def merges(self) -> bool:
-        """Whether some block has an operator with a keep ratio below 1."""
-        operators = (getattr(block, MERGING, None) for block in self)
-        return any(operator is not None and operator.keep_ratio < 1 for operator in operators)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B·G, K + N, D) tokens to the same, or (B·G, K + P, D) if merges are not undone."""
-        grid = self.grid
-        if self.merges and x.shape[1] != self.prefix + tokens(grid):
+        Raises:
+            ValueError: If tokens merge here or before, and `x` comes without the state of its merges or with a mask.
+        """
+        state = state_of(x)
+        if state is None:
+            if any(operator.keep_ratio < 1 for operator in self.upstream):
+                raise ValueError(
+                    "a block that merges tokens needs them as the network's own layers return them, since their grid "
+                    "and sizes travel with that tensor: leave out operations between blocks and patch dropout "
+                    "(`patch_drop_rate`), or build the network without merging."
+                )
+            return super().forward(x, attn_mask, is_causal)
+        operator, target = merge_target(self, state.grid)
+        if operator is None and state.sizes is None:
+            x = super().forward(idle_operator(self, x), attn_mask, is_causal)
+            return with_state(x, state)
+        if attn_mask is not None or is_causal:
             raise ValueError(
-                f"`x` must have {self.prefix} + {tokens(grid)} tokens for the grid {grid}, but got {x.shape[1]}: "
-                "patch dropout (`patch_drop_rate`) cannot be combined with merging."
+                "`attn_mask` and `is_causal` cannot be combined with merging: merged tokens have no row or column of "
+                "their own in a mask; build the network without merging to use them."
             )
-        sizes: Tensor | None = None  # until the first merge, every token has size 1
-        merges: list[tuple[Tensor, Merge]] = []
-        for block in cast(Iterable[Block], self):
-            operator, target = merge_target(block, grid)
-            bias = None if sizes is None else self._size_bias(sizes)
-            if operator is None:
-                x = self._run(block, x, attn_mask=bias)
-                continue
-            if sizes is None:
-                sizes = x.new_ones(x.shape[0] // self.groups, tokens(grid), dtype=torch.float32)
-            x, before, merge = self._run(self._merge_block, block, operator, x, bias, sizes, grid, target)
-            if self.unmerges:
-                merges.append((before, merge))
-            grid, sizes = target, merge.sizes
-        for before, merge in reversed(merges):
-            x = merge.unmerge(before, x.unflatten(0, (-1, self.groups))).flatten(0, 1)
-        self.sizes = None if self.unmerges else sizes
-        return x
+        bias = None if state.sizes is None else self._size_bias(state.sizes, x.dtype)
+        if operator is None:
+            return with_state(super().forward(idle_operator(self, x), bias), state)
+        return self._merge(operator, x, bias, state, target)
 
-    def _run(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-        if self.checkpoints and self.training and torch.is_grad_enabled():
-            return checkpoint(function, *args, use_reentrant=False, **kwargs)
-        return function(*args, **kwargs)
-
-    def _merge_block(
-        self, block: Block, operator: MergeOperator, x: Tensor, bias: Tensor | None, sizes: Tensor, grid: Grid,
-        target: Grid,
-    ) -> tuple[Tensor, Tensor, Merge]:  # fmt: skip
-        """One block that merges: its output, the (B, G, N, D) tokens before the merge, and the merge."""
-        x, keys = attend(block, x, bias, return_keys=operator.needs_keys)
+    def _merge(
+        self, operator: MergeOperator, x: Tensor, bias: Tensor | None, state: MergeState, target: Grid
+    ) -> Tensor:
+        keys: list[Tensor] = []
+        wanted = {"keys": keys} if operator.needs_keys else {}
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=bias, **wanted)))
         fixed, rest = x[:, : self.prefix], x[:, self.prefix :]
-        before = rest.unflatten(0, (-1, self.groups))
-        if keys is not None:
-            keys = keys[:, :, self.prefix :].unflatten(0, (-1, self.groups)).mean(dim=(1, 2))
-        merge = operator(before, sizes, grid, target, keys)
+        before = by_group(rest, self.groups)
+        sizes = state.sizes
+        if sizes is None:
+            sizes = x.new_ones(x.shape[0] // self.groups, tokens(state.grid), dtype=torch.float32)
+        merge = operator(before, sizes, state.grid, target, self._mean_key(keys[0]) if keys else None)
         x = merge.tokens.flatten(0, 1)
         x = torch.cat((fixed, x), dim=1) if self.prefix else x
-        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))), before, merge
+        x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        undo = None if state.undo is None else (*state.undo, (before, merge))
+        return with_state(x, MergeState(grid=target, sizes=merge.sizes, undo=undo))
 
-    def _size_bias(self, sizes: Tensor) -> Tensor:
+    def _mean_key(self, keys: Tensor) -> Tensor:
+        """(B·G, heads, K + N, C) to (B, N, C)."""
+        return by_group(keys[:, :, self.prefix :], self.groups).mean(dim=(1, 2))
+
+    def _size_bias(self, sizes: Tensor, dtype: torch.dtype) -> Tensor:
         """Proportional attention (ToMe, https://arxiv.org/abs/2210.09461, equation 1): log s added to the logits.
 
         (B, N) to (B·G, 1, 1, K + N).
         """
-        bias = sizes.log()
+        bias = sizes.log().to(dtype)
         if self.groups > 1:
             bias = bias.repeat_interleave(self.groups, dim=0)
         if self.prefix:
@@ -108,15 +110,16 @@ class MergingBlocks(nn.Sequential):
         return bias[:, None, None, :]
 
 
-def attend(block: Block, x: Tensor, bias: Tensor | None, *, return_keys: bool) -> tuple[Tensor, Tensor | None]:
-    """The attention half of a timm block, residual included: (B, N, D) to the same, and its (B, heads, N, C) keys.
+def make_merging(blocks: Iterable[nn.Module], *, groups: int = 1, prefix: int = 0) -> None:
+    """Turn a sequence of timm's blocks, with their operators attached, into merging blocks in place.
 
-    `bias` is added to the attention logits, broadcast to (B, heads, N, N).
+    They are cast: without a wrapper, parameters keep timm's names.
     """
-    # timm computes the keys inside its forward; `k_norm`, mostly an identity, is the only module that outputs them.
-    with captured_outputs(block.attn.k_norm, enabled=return_keys) as keys:
-        x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x), attn_mask=bias)))
-    return x, keys[0] if return_keys else None
+    upstream: list[MergeOperator] = []
+    for block in cast(Iterable[Any], blocks):
+        block.__class__, block.attn.__class__ = MergingBlock, KeyedAttention
+        upstream = [*upstream, getattr(block, MERGING)] if hasattr(block, MERGING) else upstream
+        block.groups, block.prefix, block.upstream = groups, prefix, upstream
 
 
 @dataclass(frozen=True, kw_only=True)

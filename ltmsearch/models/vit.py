@@ -4,8 +4,8 @@ Class, distillation and register tokens never merge. Pooling at the end weighs e
 in it.
 """
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, cast
 
 import torch
 from timm.layers import AttentionPoolLatent
@@ -16,54 +16,76 @@ from torch import Tensor, nn
 from ltmsearch.config.defaults import Learning
 from ltmsearch.config.names import BACKBONES
 from ltmsearch.merging import MergeOperator
-from ltmsearch.models.adapter import NORM_MACS, Adapter, Chain, attach_operator, blank_image, register_family
-from ltmsearch.models.transformer import BlockShape, MergingBlocks
+from ltmsearch.models.adapter import (
+    NORM_MACS,
+    Adapter,
+    Chain,
+    MergingLayer,
+    attach_operator,
+    blank_image,
+    grid_of,
+    register_family,
+)
+from ltmsearch.models.merge_state import MergeState, carry_state, state_of, unmerging, with_state
+from ltmsearch.models.rewiring import Rewired
+from ltmsearch.models.transformer import BlockShape, make_merging
 from ltmsearch.schedules.grid import Grid, tokens
 
 AVERAGED = ("avg", "avgmax")
 """timm's poolings that take a mean over tokens."""
 
 
-class MergingVisionTransformer(VisionTransformer):
+class MergingVisionTransformer(MergingLayer, VisionTransformer):
     """timm's `VisionTransformer` with optional merges in its blocks."""
 
-    blocks: MergingBlocks
+    @property
+    def merges(self) -> bool:
+        """Whether some block has an operator with a keep ratio below 1."""
+        return any(operator.keep_ratio < 1 for block in self.blocks for operator in block.upstream)
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         # The first method that receives the patches: (B, h, w, D) if images may have any size, else (B, N, D).
-        self.blocks.grid = (int(x.shape[1]), int(x.shape[2])) if x.dim() == 4 else self.patch_embed.grid_size
-        return super()._pos_embed(x)
+        grid = grid_of(*x.shape[1:3]) if x.dim() == 4 else self.patch_embed.grid_size
+        return with_state(super()._pos_embed(x), MergeState(grid=grid))
 
     def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
-        """timm's pooling of (B, K + P, D) tokens, with merged tokens weighted by their sizes."""
+        """timm's pooling of (B, K + P, D) tokens, with merged tokens weighted by their sizes.
+
+        Raises:
+            ValueError: If tokens merge, all are pooled, and `x` comes without their sizes.
+        """
         kind = self.global_pool if pool_type is None else pool_type
         pooled_by_attention = isinstance(self.attn_pool, AttentionPoolLatent)
-        if self.blocks.sizes is None or not (pooled_by_attention or kind in AVERAGED):
+        if not (pooled_by_attention or kind in AVERAGED):
             return super().pool(x, pool_type)
-        sizes = nn.functional.pad(self.blocks.sizes, (self.blocks.prefix, 0), value=1.0)
+        state = state_of(x)
+        if state is None and self.merges:
+            raise ValueError(
+                "the head of a network that merges tokens needs the very tensor that `forward_features` or "
+                "`forward_intermediates` returned, since the sizes of the tokens travel with it."
+            )
+        if state is None or state.sizes is None:
+            return super().pool(x, pool_type)
+        prefix = self.num_prefix_tokens
+        sizes = nn.functional.pad(state.sizes, (prefix, 0), value=1.0)
         if not self.pool_include_prefix:
-            x, sizes = x[:, self.blocks.prefix :], sizes[:, self.blocks.prefix :]
+            x, sizes = x[:, prefix:], sizes[:, prefix:]
         if pooled_by_attention:
-            return self.attn_pool(x, attn_mask=sizes.log()[:, None, None, :])
+            return self.attn_pool(x, attn_mask=sizes.log().to(x.dtype)[:, None, None, :])
         weights = (sizes / sizes.sum(dim=1, keepdim=True)).to(x.dtype)
         mean = (x * weights[..., None]).sum(dim=1)
         return mean if kind == "avg" else 0.5 * (x.amax(dim=1) + mean)
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """See timm; discards the sizes of this pass."""
-        try:
-            return super().forward_head(x, pre_logits)
-        finally:
-            self.blocks.sizes = None
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass; timm's own implementation would skip the merges."""
-        self.blocks.checkpoints = enable
-
     def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if self.blocks.merges:
-            raise ValueError("`forward_intermediates` must be called without merging: merged tokens are on no grid.")
-        return super().forward_intermediates(x, *args, **kwargs)
+        """See timm; all features are unmerged: each token's value stands at the places of the tokens in it."""
+        grid = grid_of(*self.patch_embed.dynamic_feat_size(x.shape[-2:]))
+        blocks = [unmerging(block, grid, self.num_prefix_tokens) for block in self.blocks]
+        rewired = Rewired(self, blocks=blocks, _pos_embed=self._pos_embed_undoable)
+        return VisionTransformer.forward_intermediates(cast(VisionTransformer, rewired), x, *args, **kwargs)
+
+    def _pos_embed_undoable(self, x: Tensor) -> Tensor:
+        x = self._pos_embed(x)
+        return with_state(x, replace(cast(MergeState, state_of(x)), undo=()))
 
 
 class MergingVisionTransformerDistilled(MergingVisionTransformer, VisionTransformerDistilled):
@@ -111,19 +133,20 @@ class ViT(Adapter):
     }
     fixed_size = True
     any_size_kwargs: ClassVar = {"dynamic_img_size": True, "dynamic_img_pad": True}
-
+    feature_nets = ("getter",)  # the others return the tokens between blocks, which may be merged
     learning = Learning(lr=5e-4, grows=False, patience=2)
 
     def layers(self, model: VisionTransformer) -> tuple[str, ...]:
         return tuple(f"blocks.{index}" for index in range(len(model.blocks)))
 
     def attach(self, model: VisionTransformer, operators: dict[str, MergeOperator]) -> None:
-        if not isinstance(model.blocks, MergingBlocks):
-            model.blocks = MergingBlocks(model.blocks, prefix=model.num_prefix_tokens, unmerges=False)
-            # Without a wrapper, parameters keep timm's names and the model remains an instance of timm's class.
-            model.__class__ = MERGING_CLASSES[type(model)]
         for layer, operator in operators.items():
             attach_operator(model.get_submodule(layer), operator)
+        make_merging(model.blocks, prefix=model.num_prefix_tokens)
+        for norm in (model.norm_pre, model.norm):
+            norm.register_forward_hook(carry_state)
+        # Without a wrapper, parameters keep timm's names and the model remains an instance of timm's class.
+        model.__class__ = MERGING_CLASSES[type(model)]
 
     def dim(self, model: VisionTransformer, layer: str) -> int:
         return model.embed_dim

@@ -10,6 +10,7 @@ from torch import nn
 
 from ltmsearch.merging import OPERATORS
 from ltmsearch.models import MERGING, create_subnet, get_adapter
+from ltmsearch.models.merge_state import MergeState, with_state
 from ltmsearch.models.supernet import Supernet
 
 TINY_VIT: dict[str, Any] = {"depth": 3, "embed_dim": 64, "num_heads": 2, "num_classes": 5}
@@ -56,15 +57,9 @@ def test_pooling_weighs_by_size(kind: str) -> None:
     model = net(global_pool=kind)
     tokens, sizes = torch.randn(2, 1 + 4, 64), torch.tensor([[3.0, 1.0, 2.0, 1.0]] * 2)
     repeated = torch.cat([tokens[:, :1], tokens[:, 1:].repeat_interleave(torch.tensor([3, 1, 2, 1]), dim=1)], dim=1)
-    wanted = model.pool(repeated)
-    model.blocks.sizes = sizes
+    wanted = model.pool(with_state(repeated, MergeState(grid=(7, 1))))
+    with_state(tokens, MergeState(grid=(2, 2), sizes=sizes))
     torch.testing.assert_close(model.pool(tokens), wanted)
-
-
-def test_sizes_do_not_outlive_a_pass() -> None:
-    model = net(global_pool="avg")
-    model(torch.randn(1, 3, 224, 224))
-    assert model.blocks.sizes is None
 
 
 def test_recomputed_activations_give_the_same_gradients() -> None:
@@ -79,14 +74,6 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
     assert len(gradients[0]) == len(gradients[1])
     for kept, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(recomputed, kept)
-
-
-def test_features_of_blocks_are_refused_while_merging() -> None:
-    with pytest.raises(ValueError, match="without merging"):
-        net().forward_intermediates(torch.randn(1, 3, 224, 224))
-    plain = net(keep_ratios={})
-    _, features = plain.forward_intermediates(torch.randn(1, 3, 224, 224))
-    assert [tuple(f.shape) for f in features] == [(1, 64, 14, 14)] * 3
 
 
 def test_dropped_patches_are_refused() -> None:

@@ -1,0 +1,81 @@
+"""What a block must know of the merges before it: it travels with the tokens, as an attribute of their tensor.
+
+Nothing about an input is kept in modules, so that one network can serve several inputs at a time. Operations other than
+those of the network return tensors without the attribute; what needs it then refuses them.
+
+Shapes: B images, G groups that share a mask, K tokens that never merge, N tokens on the full grid, P after the merges,
+D channels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ltmsearch.merging import Merge
+from ltmsearch.schedules.grid import Grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeState:
+    """The merges before a (B·G, K + P, D) tensor of tokens."""
+
+    grid: Grid
+    """(p, q) of the tokens."""
+    sizes: Tensor | None = None
+    """(B, P) float32 sizes of the tokens; None: 1 each, nothing has merged."""
+    undo: tuple[tuple[Tensor, Merge], ...] | None = None
+    """The (B, G, N, D) tokens before each merge, and the merge; None: not kept."""
+
+
+def state_of(x: Tensor) -> MergeState | None:
+    """The state that travels with tokens; None if there is none."""
+    return getattr(x, "merge_state", None)
+
+
+def with_state(x: Tensor, state: MergeState | None) -> Tensor:
+    """The same tokens, with a state."""
+    x.merge_state = state  # type: ignore[attr-defined]
+    return x
+
+
+def carry_state(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    """Forward hook of a module that treats each token alone, such as a norm."""
+    return with_state(output, state_of(args[0]))
+
+
+def by_group(x: Tensor, groups: int) -> Tensor:
+    """(B·G, …) to (B, G, …)."""
+    # Not `unflatten`, whose translation to ONNX by torch's older exporter fixes the batch size.
+    return x.reshape(x.shape[0] // groups, groups, *x.shape[1:])
+
+
+def unmerge(x: Tensor, groups: int) -> Tensor:
+    """Undo all merges of (B·G, P, D) tokens by residual unmerges: (B·G, N, D), without a state."""
+    state = state_of(x)
+    for before, merge in reversed(state.undo or () if state else ()):
+        x = merge.unmerge(before, by_group(x, groups)).flatten(0, 1)
+    return x
+
+
+def unmerging(block: Callable[..., Tensor], grid: Grid, prefix: int) -> Callable[..., Tensor]:
+    """A stand-in for a block: takes and returns unmerged tokens, which carry the merged ones to the next block.
+
+    The value of each merged token stands at the places of its tokens (A · X̃). `grid`: the full grid; `prefix`: K.
+    """
+
+    def call(x: Tensor, **options: Any) -> Tensor:
+        merged = block(getattr(x, "merged", x), **options)
+        state = state_of(merged)
+        if state is None or not state.undo:
+            return merged
+        fixed, values = merged[:, :prefix], merged[:, None, prefix:]
+        for _, merge in reversed(state.undo):
+            values = merge.assignment.spread(values)
+        full = with_state(torch.cat((fixed, values[:, 0]), dim=1), MergeState(grid=grid))
+        full.merged = merged  # type: ignore[attr-defined]
+        return full
+
+    return call
