@@ -50,7 +50,7 @@ def match_once(keys: Tensor, merges: int) -> Tensor:
     """
     batch, n, _ = keys.shape
     similarity = torch.bmm(keys[:, 0::2], keys[:, 1::2].transpose(-2, -1))
-    best, partner = similarity.max(dim=-1)
+    best, partner = _maximum(similarity)
     # ONNX has only a stable sort, and its older exporter only knows the other one.
     ranks = (
         best.sort(descending=True)[1] if torch.onnx.is_in_onnx_export() else best.argsort(descending=True, stable=True)
@@ -61,6 +61,15 @@ def match_once(keys: Tensor, merges: int) -> Tensor:
     position = torch.ones(batch, n, dtype=torch.long, device=keys.device).scatter_(1, merged, 0)
     position = position.cumsum(dim=1).sub_(1)
     return position.scatter_(1, merged, position.gather(1, target))
+
+
+def _maximum(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest value of the last dimension, and its index."""
+    if exporting():  # without ONNX's ReduceMax: see `unit`
+        best, index = values.topk(1)
+        return best[..., 0], index[..., 0]
+    best, index = values.max(dim=-1)
+    return best, index
 
 
 def rounds(n: int, p: int) -> list[int]:

@@ -74,8 +74,8 @@ def _stable_sort(self: Any, *, stable: bool | None = None, dim: int = -1, descen
     """Translate `aten::sort.stable`, which the exporter does not know: ONNX's TopK keeps the order of ties."""
     from onnxscript import opset18 as op
 
-    size = op.Gather(op.Shape(self), op.Constant(value_ints=[dim]), axis=0)
-    return op.TopK(self, size, axis=dim, largest=int(descending), sorted=1)
+    # The number of tokens, a constant: onnxruntime's tools for quantisation cannot infer it from the shape.
+    return op.TopK(self, op.Constant(value_ints=[self.shape[dim]]), axis=dim, largest=int(descending), sorted=1)
 
 
 def onnx_reductions(graph: Any) -> list[str]:

@@ -272,3 +272,18 @@ def test_missing_libraries_are_reported_first(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(InputError, match=r"needs onnx, onnxscript and onnxruntime: pip install 'ltmsearch\[onnx\]'"):
         export_onnx(Mean(), tmp_path / "model.onnx", img_size=8)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("operator", ["ltm", "tome"])
+def test_onnxruntime_infers_all_shapes(operator: str, tmp_path: Path) -> None:
+    """As it does first of all to quantise a file."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    net = create_subnet(
+        "vit_tiny_patch16_224", operator=operator, keep_ratios=0.5, forms="matched", img_size=64, depth=2
+    )
+    export_onnx(net.eval(), tmp_path / "net.onnx", img_size=64)
+    quant_pre_process(tmp_path / "net.onnx", tmp_path / "prepared.onnx")
+    images = torch.randn(2, 3, 64, 64)
+    prepared = open_onnx(tmp_path / "prepared.onnx", threads=1)
+    torch.testing.assert_close(prepared(images), net(images), atol=1e-4, rtol=1e-4)
