@@ -111,10 +111,12 @@ def create_subnet(
     else:
         add_merging(model)
     # With these, timm's `save_for_hf` describes a network that `create_model` builds again.
-    arguments = {"keep_ratios": keep_ratios, "operator": operator, "forms": forms, "mask_start": mask_start}
-    plain: Any = model
-    plain._model_args = {**plain._model_args, **{name: value for name, value in arguments.items() if value is not None}}
-    plain.pretrained_cfg = plain.default_cfg = {**plain.pretrained_cfg, "architecture": f"{PREFIX}{backbone}"}
+    own_arguments = {"keep_ratios": keep_ratios, "operator": operator, "forms": forms, "mask_start": mask_start}
+    net: Any = model
+    for name, value in own_arguments.items():
+        if value is not None:
+            net._model_args[name] = dict(value) if isinstance(value, Mapping) else value
+    net.pretrained_cfg = net.default_cfg = {**net.pretrained_cfg, "architecture": f"{PREFIX}{backbone}"}
     return model
 
 

@@ -73,7 +73,8 @@ def test_sigterm_ends_every_command(program: str, inherited: str, command: str, 
         process.terminate()
         process.terminate()  # as `timeout` does
         assert process.communicate(timeout=30) == ("", line)
-        assert process.returncode == 143
+        # To a shell both are 143; the latter, where the second SIGTERM comes while the process ends.
+        assert process.returncode in (143, -signal.SIGTERM)
 
 
 def test_ctrl_c_ends_every_command(program: str) -> None:

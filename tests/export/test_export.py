@@ -285,7 +285,7 @@ def test_conflicting_input_writes_nothing(run: Path, training: Path, ltmsearch: 
         ((training, "--top", "3", "--onnx"), "--top needs the run directory of a study, but "),
         ((training, "--under-ms", "3"), "--under-ms needs the run directory of a study, but "),
         ((training, "--checkpoint", "none"), "the checkpoint must be a file, but none does not exist"),
-        ((training, "--checkpoint", run / "supernet.safetensors"), "does not fit vit_tiny_patch16_224: "),
+        ((training, "--checkpoint", run / "supernet.safetensors"), "does not fit ltm_vit_tiny_patch16_224: "),
         (
             (run, "--checkpoint", training / "best.safetensors"),
             "--checkpoint needs the folder of a training, but ",

@@ -291,9 +291,7 @@ class TestTools:
             (logits,) = session.run(None, {"x": images(batch, seed=2).numpy()})
             torch.testing.assert_close(torch.from_numpy(logits), model(images(batch, seed=2)), atol=1e-3, rtol=1e-3)
 
-    @pytest.mark.parametrize(
-        "backbone", [b if b in (VIT, "efficientvit_b0") else pytest.param(b, marks=pytest.mark.slow) for b in FAMILIES]
-    )
+    @pytest.mark.parametrize("backbone", [b if b == VIT else pytest.param(b, marks=pytest.mark.slow) for b in FAMILIES])
     @pytest.mark.parametrize(
         ("operator", "form"),
         [v if v == ("ltm", "hard") else pytest.param(*v, marks=pytest.mark.slow) for v in VARIANTS],

@@ -9,6 +9,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.search.checkpoint import Checkpoint, CheckpointState
+from ltmsearch.search.optuna_records import WEIGHT
 from ltmsearch.search.shared_weights import (
     SharedWeights,
     select_checkpoint,
@@ -66,7 +67,8 @@ def test_only_versions_in_use_are_kept(supernet: Supernet, tmp_path: Path) -> No
 
 
 def trials(stored: int, *, running: int = 0) -> list[FrozenTrial]:
-    made = [create_trial(values=[1.0, 1.0], state=TrialState.COMPLETE) for _ in range(stored)]
+    own = {WEIGHT: 0.0, "loss": 1.0}
+    made = [create_trial(values=[1.0, 1.0], state=TrialState.COMPLETE, user_attrs=own) for _ in range(stored)]
     made += [create_trial(state=TrialState.RUNNING) for _ in range(running)]
     for number, trial in enumerate(made):
         trial.number = number

@@ -4,15 +4,19 @@ import pytest
 from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from ltmsearch.search.optuna_records import WEIGHT
 from ltmsearch.search.tally import MAX_REJECTED, Tally, sampler_is_stuck
 
 COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING
 
 
+OWN = {WEIGHT: 0.0, "loss": 1.0}  # attributes that the search sets
+
+
 def trial(number: int, state: TrialState, *, top1: float = 50.0, miss: float = -1.0, label: str = "") -> FrozenTrial:
     made = create_trial(
         state=state, values=[top1, 1.0] if state == COMPLETE else None, params={"a": 0},
-        distributions={"a": IntDistribution(0, 1)}, constraints={"gflops": miss}, user_attrs={"label": label},
+        distributions={"a": IntDistribution(0, 1)}, constraints={"gflops": miss}, user_attrs={**OWN, "label": label},
     )  # fmt: skip
     made.number = number
     return made

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ PIPE, DEVNULL = subprocess.PIPE, subprocess.DEVNULL
 Process = subprocess.Popen[str]
 Completed = subprocess.CompletedProcess[str]
 LAUNCH = Path(__file__).with_name("launch.py")
+# Linux takes the end of the thread that started a process for the end of its parent: one thread starts them all.
+_starter = ThreadPoolExecutor(1)
 
 
 @contextmanager
@@ -31,7 +34,7 @@ def started(command: Sequence[str], *, user: pwd.struct_passwd | None = None, **
     """
     uid, gid = (os.getuid(), os.getgid()) if user is None else (user.pw_uid, user.pw_gid)
     launch = [sys.executable, "-I", "-S", str(LAUNCH), *map(str, (os.getpid(), uid, gid)), *command]
-    process = subprocess.Popen(launch, text=True, start_new_session=True, **options)
+    process = _starter.submit(subprocess.Popen, launch, text=True, start_new_session=True, **options).result()
     try:
         yield process
     finally:
