@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from cachetools import LRUCache, cached
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 CACHED_BYTES = 256 << 20
 """Size of all cached tensors, at most: those that were not used for longest are dropped."""
@@ -26,6 +27,7 @@ def constant_tensors(make: Callable[..., Any], *args: Hashable, device: torch.de
     return (_to_tensors if anew else _cached)(make, args, device)
 
 
+@torch.compiler.assume_constant_result  # `torch.compile` and strict export must not trace NumPy
 def _to_tensors(make: Callable[..., Any], args: tuple[Hashable, ...], device: torch.device) -> tuple[Tensor, ...]:
     made = make(*args)
     tables = made if isinstance(made, tuple) else (made,)
@@ -49,6 +51,7 @@ _cache: LRUCache[Any, tuple[Tensor, ...]] = LRUCache(CACHED_BYTES, getsizeof=_by
 _remembered = cached(_cache, lock=Lock())(_to_tensors)
 
 
-@torch.compiler.assume_constant_result  # `torch.compile` must not trace NumPy
+@torch.compiler.assume_constant_result
 def _cached(make: Callable[..., Any], args: tuple[Hashable, ...], device: torch.device) -> tuple[Tensor, ...]:
-    return _remembered(make, args, device)
+    # Where a mode intercepts all operations, tensors are its own: fake ones, for example.
+    return (_to_tensors if is_in_torch_dispatch_mode() else _remembered)(make, args, device)

@@ -142,7 +142,7 @@ class LearnableTokenMerging(MergeOperator):
         self.dim = dim
         self._start = start
         # The same orthonormal start in every layer and run, from a generator of its own.
-        directions = torch.randn(dim, RANK, generator=torch.Generator().manual_seed(0))
+        directions = torch.randn(dim, RANK, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
         self.directions = nn.Parameter(torch.linalg.qr(directions)[0].contiguous())
         self.importance = nn.Parameter(torch.zeros(dim, HEADS))
         self.kappa = nn.Parameter(torch.tensor(CONTENT_GAIN if start == "content" else PLACE_GAIN))

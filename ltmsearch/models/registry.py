@@ -35,8 +35,8 @@ def attach_operators(
     """Attach fresh, inactive merging operators (keep ratio 1.0) to layers of a plain timm model in place."""
     adapter = get_adapter(backbone)
     make = get_operator(operator)
-    device = next(model.parameters()).device
-    operators = {layer: make(adapter.dim(model, layer), start).to(device) for layer in layers}
+    like = next(model.parameters())
+    operators = {layer: make(adapter.dim(model, layer), start).to(like.device, like.dtype) for layer in layers}
     adapter.attach(model, operators)
     # On the network itself, by timm's convention, so that every training script respects it.
     exempt: set[str] = getattr(model, "no_weight_decay", set)()
@@ -102,8 +102,9 @@ def create_subnet(
             _load_own(model, timm_kwargs.get("cache_dir"))
 
     features: type[nn.Module] | None = None
+    kind: str | None = timm_kwargs.get("feature_cls")
     if timm_kwargs.get("features_only"):
-        features = _feature_net(adapter, timm_kwargs.get("feature_cls"))
+        features = _feature_net(adapter, kind)
         timm_kwargs["feature_cls"] = _after(add_merging, features)
     model = create_backbone(backbone, pretrained=pretrained and not own, **timm_kwargs)
     if features:
@@ -113,6 +114,8 @@ def create_subnet(
     # With these, timm's `save_for_hf` describes a network that `create_model` builds again.
     own_arguments = {"keep_ratios": keep_ratios, "operator": operator, "forms": forms, "mask_start": mask_start}
     net: Any = model
+    net._model_args.pop("feature_cls", None)  # the class made here, which neither JSON nor pickle can store
+    own_arguments["feature_cls"] = kind
     for name, value in own_arguments.items():
         if value is not None:
             net._model_args[name] = dict(value) if isinstance(value, Mapping) else value

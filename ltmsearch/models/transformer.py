@@ -16,6 +16,7 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from ltmsearch.errors import InputError
 from ltmsearch.merging import MergeOperator
 from ltmsearch.models.adapter import MERGING, NORM_MACS, LayerShape, MergingLayer, idle_operator, merge_target
 from ltmsearch.models.merge_state import MergeState, by_group, state_of, with_state
@@ -57,8 +58,9 @@ class MergingBlock(MergingLayer, Block):
             if any(operator.keep_ratio < 1 for operator in self.upstream):
                 raise ValueError(
                     "a block that merges tokens needs them as the network's own layers return them, since their grid "
-                    "and sizes travel with that tensor: leave out operations between blocks and patch dropout "
-                    "(`patch_drop_rate`), or build the network without merging."
+                    "and sizes travel with that tensor: leave out operations between blocks, patch dropout "
+                    "(`patch_drop_rate`), full backward hooks on blocks and reentrant checkpointing, which return "
+                    "other tensors, or build the network without merging."
                 )
             return super().forward(x, attn_mask, is_causal)
         operator, target = merge_target(self, state.grid)
@@ -114,9 +116,17 @@ def make_merging(blocks: Iterable[nn.Module], *, groups: int = 1, prefix: int = 
     """Turn a sequence of timm's blocks, with their operators attached, into merging blocks in place.
 
     They are cast: without a wrapper, parameters keep timm's names.
+
+    Raises:
+        InputError: If a block or its attention is of another class than timm's usual one.
     """
     upstream: list[MergeOperator] = []
     for block in cast(Iterable[Any], blocks):
+        if type(block) is not Block or type(block.attn) is not Attention:
+            got = f"{type(block).__name__} with {type(getattr(block, 'attn', None)).__name__}"
+            raise InputError(
+                f"blocks must be timm's Block with Attention, but got {got}: leave out block_fn, attn_layer"
+            )
         block.__class__, block.attn.__class__ = MergingBlock, KeyedAttention
         upstream = [*upstream, getattr(block, MERGING)] if hasattr(block, MERGING) else upstream
         block.groups, block.prefix, block.upstream = groups, prefix, upstream

@@ -56,6 +56,11 @@ class MergingVisionTransformer(MergingLayer, VisionTransformer):
         """
         kind = self.global_pool if pool_type is None else pool_type
         pooled_by_attention = isinstance(self.attn_pool, AttentionPoolLatent)
+        if self.attn_pool is not None and not pooled_by_attention and self.merges:
+            raise ValueError(
+                f"merged tokens cannot be pooled by timm's {type(self.attn_pool).__name__}, which knows no sizes; use "
+                "global_pool token, avg, avgmax or map, or build the network without merging."
+            )
         if not (pooled_by_attention or kind in AVERAGED):
             return super().pool(x, pool_type)
         state = state_of(x)

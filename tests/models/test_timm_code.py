@@ -2,6 +2,7 @@
 
 import copy
 import io
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from support.nets import SMALL, randomise
 from timm.models import save_for_hf
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ltmsearch.errors import InputError
 from ltmsearch.merging import OPERATORS, constants
@@ -120,6 +122,26 @@ class TestNothingOutlivesItsPass:
         model(images())
         assert fired == ["blocks.0", "blocks.1", "blocks.2"]
 
+    def test_poolings_that_know_no_sizes_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="merged tokens cannot be pooled by timm's AttentionPoolPrr"):
+            vit(global_pool="prr")(images())
+        assert vit(global_pool="prr", keep_ratios=None)(images()).shape == (2, 5)
+
+    def test_blocks_and_attention_of_other_classes_are_refused(self) -> None:
+        class Attention(timm.layers.Attention):
+            pass
+
+        with pytest.raises(
+            InputError, match="blocks must be timm's Block with Attention, but got Block with Attention"
+        ):
+            vit(attn_layer=Attention)
+
+    def test_fake_passes_leave_nothing_behind(self) -> None:
+        model = vit(img_size=80)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            model(images(size=80))
+        assert type(model(images(size=80))) is Tensor
+
 
 class TestFeatures:
     @pytest.mark.parametrize("backbone", FAMILIES)
@@ -147,6 +169,12 @@ class TestFeatures:
         features = net("mobilevit_xxs", features_only=True, feature_cls=kind)(images())
         maps = list(features.values()) if isinstance(features, dict) else features
         assert [f.shape[-1] for f in maps] == [48, 24, 12, 6, 3]
+
+    @pytest.mark.parametrize("backbone", FAMILIES)
+    def test_they_can_be_pickled(self, backbone: str) -> None:
+        model = net(backbone, features_only=True)
+        again = pickle.loads(pickle.dumps(model))
+        assert all(map(torch.equal, again(images()), model(images())))
 
     def test_classes_whose_features_stand_on_no_grid_are_refused(self) -> None:
         with pytest.raises(InputError, match="`feature_cls` of a merging vit network must be .*getter"):
@@ -218,6 +246,10 @@ class TestFormats:
         logits = model(images().to(dtype))
         assert logits.dtype == dtype
         assert logits.isfinite().all()
+
+    def test_built_in_half_precision(self) -> None:
+        model = vit(dtype=torch.bfloat16)
+        assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
 
     @pytest.mark.parametrize("form", ["soft", "hard", "matched"])
     def test_sums_of_many_large_tokens_do_not_overflow_in_float16(self, form: str) -> None:
