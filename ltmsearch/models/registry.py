@@ -111,16 +111,18 @@ def create_subnet(
         model.__class__ = features
     else:
         add_merging(model)
-    # With these, timm's `save_for_hf` describes a network that `create_model` builds again.
     own_arguments = {"keep_ratios": keep_ratios, "operator": operator, "forms": forms, "mask_start": mask_start}
-    net: Any = model
-    net._model_args.pop("feature_cls", None)  # the class made here, which neither JSON nor pickle can store
-    own_arguments["feature_cls"] = kind
-    for name, value in own_arguments.items():
-        if value is not None:
-            net._model_args[name] = dict(value) if isinstance(value, Mapping) else value
-    net.pretrained_cfg = net.default_cfg = {**net.pretrained_cfg, "architecture": f"{PREFIX}{backbone}"}
+    _describe(model, backbone, {**own_arguments, "feature_cls": kind})
     return model
+
+
+def _describe(model: Any, backbone: str, arguments: Mapping[str, Any]) -> None:
+    """Note on a network how it was built, so that timm's `save_for_hf` writes what `create_model` builds again."""
+    model._model_args.pop("feature_cls", None)  # a class made for this network, which neither JSON nor pickle can store
+    for name, value in arguments.items():
+        if value is not None:
+            model._model_args[name] = dict(value) if isinstance(value, Mapping) else value
+    model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, "architecture": f"{PREFIX}{backbone}"}
 
 
 def _feature_net(adapter: Adapter, kind: str | None) -> type[nn.Module]:
