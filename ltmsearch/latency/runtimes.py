@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ltmsearch.engine.runtime import keep_freed_memory
 from ltmsearch.latency.measurement import Clock, NetworkRunner, get_clock
 from ltmsearch.latency.target import LatencyTarget
-from ltmsearch.models import attached_operators, blank_image
+from ltmsearch.models import blank_image
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.programs import export_onnx, open_onnx
 from ltmsearch.schedules.schedule import MergeSchedule
@@ -39,8 +39,6 @@ def open_runner(target: LatencyTarget, supernet: Supernet, modules: Sequence[str
         keep_freed_memory()  # as in training, so that profiles do not depend on which command makes them
     where: dict[str, Any] = {"device": target.device, "memory_format": FORMATS[target.memory_format]}
     supernet.to(dtype=DTYPES[target.dtype], **where)
-    for operator in attached_operators(supernet.model, supernet.layers).values():
-        operator.float()  # operators compute their masks in fp32
     images = images.to(dtype=DTYPES[target.dtype], **where)
     if target.runtime == "compile":
         # torch counts all compiled networks of a class as recompilations of one, and stops after a few.

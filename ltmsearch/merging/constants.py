@@ -23,8 +23,8 @@ def constant_tensors(make: Callable[..., Any], *args: Hashable, device: torch.de
     """The arrays that `make(*args)` returns, as read-only int64 and float32 tensors."""
     # An exported program contains its constants: cached tensors would become inputs. A traced one is traced twice, and
     # must not find in the cache the second time what it made the first time.
-    anew = exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-    return (_to_tensors if anew else _cached)(make, args, device)
+    traced = exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    return (_to_tensors if traced else _cached)(make, args, device)
 
 
 @torch.compiler.assume_constant_result  # `torch.compile` and strict export must not trace NumPy

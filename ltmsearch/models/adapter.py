@@ -292,7 +292,7 @@ def _notify_of_weights(layer: nn.Module, state_dict: Mapping[str, Any], prefix: 
 def merge_target(layer: nn.Module, grid: Grid) -> tuple[MergeOperator | None, Grid]:
     """A layer's operator and the grid that it merges to; (None, `grid`) while the layer does not merge."""
     operator: MergeOperator | None = getattr(layer, MERGING, None)
-    # Through text: to `torch.compile`, a float that was set anew is a variable, and its text is a constant.
+    # Through text, a constant for `torch.compile`, to which a float attribute that has changed is a variable.
     target = grid if operator is None else _constant_target(grid, float(f"{operator.keep_ratio}"))
     return (None, grid) if target == grid else (operator, target)
 
@@ -314,7 +314,7 @@ def idle_operator(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def grid_of(rows: int, columns: int) -> Grid:
-    """The grid of a tensor by two of its sizes, which `torch.compile` takes as constants: others are compiled anew."""
+    """The grid of a tensor by two of its sizes: constants for `torch.compile`, which compiles again for others."""
     return index(rows), index(columns)
 
 

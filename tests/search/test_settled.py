@@ -45,7 +45,7 @@ def apply(settled: Settled, folder: Path, *, available: int, **changes: Any) -> 
 
 
 class Stopwatch:
-    """Decides as it is told, and counts how often it is asked."""
+    """Stopwatch with fixed results that counts its measurements."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, threads: int, dtype: torch.dtype) -> None:
         self.threads, self.dtype, self.asked = threads, dtype, 0
