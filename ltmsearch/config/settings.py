@@ -64,7 +64,8 @@ class StudySettings(BaseModel):
     pretrained: Annotated[bool, _weights()] = False
     """Start from timm's published weights."""
     checkpoint: Annotated[str | None, _weights(metavar="FILE")] = None
-    """Start from the weights in this timm checkpoint."""
+    """Start from the weights in this checkpoint of timm, Hugging Face transformers or Meta's DINOv2: a file, or a
+    folder with model.safetensors."""
     resume_from: Annotated[str | None, _weights(metavar="RUN")] = None
     """Start from the shared weights of the study in this run directory and try its front first; data and budget may
     differ."""

@@ -16,6 +16,7 @@ from ltmsearch.config.recipe import Recipe
 from ltmsearch.errors import InputError
 from ltmsearch.io.files import parse_json
 from ltmsearch.models.adapter import MERGING
+from ltmsearch.models.state_dicts import weights_file
 from ltmsearch.models.weights import load_weights
 
 WEIGHTS = "model.safetensors"
@@ -59,9 +60,10 @@ def load_trained(recipe: Recipe, checkpoint: Path, *, img_size: int | None = Non
     """
     size = recipe.img_size if img_size is None else img_size
     model: nn.Module = timm.create_model(recipe.model, **{**recipe.model_kwargs(), "img_size": size})
+    checkpoint = weights_file(checkpoint)
     report = load_weights(model, checkpoint)
     missing = dict(report.initialised)
-    notes = []
+    notes = [f"the weights were {report.converted}"] if report.converted else []
     operators = {name for name in model.state_dict() if _is_merging(name)}
     if operators and operators <= missing.keys() and not any(_is_merging(name) for name in report.ignored):
         notes.append(

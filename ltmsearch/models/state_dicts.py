@@ -2,7 +2,7 @@
 
 import argparse
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ltmsearch.errors import InputError, printable, shortened
+from ltmsearch.models.conversions import transformers_model
 
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema")
 PLAIN = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params", "backbone")
@@ -19,25 +20,51 @@ TAUGHT = ("teacher", "student")
 """Of self-distillation, which evaluates the teacher."""
 ENTRIES = AVERAGED + PLAIN + TAUGHT
 """Entries of a checkpoint that may be its state dict, the preferred ones first."""
-PREFIXES = ("module.", "model.", "net.", "network.", "backbone.", "encoder.")
+PREFIXES = ("module.", "model.", "net.", "network.", "backbone.", "encoder.", "timm_model.")
 """What classes that contain the network put before its names, e.g. `DistributedDataParallel` and the supernet."""
+TEACHER = "teacher.backbone."
+"""What the training of Meta's DINOv2 puts before the names of the network that it keeps; a student is beside it."""
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """What torch puts before the names inside a module that it wraps, at any level."""
 MAX_LEVELS = 3
 """Entries inside each other."""
 NAMES_SHOWN = 3
 """Number of names of a kind in a message."""
+IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
+"""Weights in a folder of `save_pretrained` or `ltmsearch export`, the preferred file first."""
+SHARDS = ".index.json"
+"""What follows the name of weights that are split into several files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StateDict:
-    """The tensors of a checkpoint under the names of the network."""
+    """The tensors of a checkpoint under the names of the network, or of its model in transformers."""
 
     tensors: dict[str, Tensor]
     outside: frozenset[str]
     """Names that lack a prefix which was removed from the others: of other parts of a training, such as its loss."""
     unwrapped: str
     """What was around the state dict, as a phrase; empty for a bare one."""
+
+
+def weights_file(path: Path) -> Path:
+    """The weights in a folder that `save_pretrained` or `ltmsearch export` wrote; another path as it is.
+
+    Raises:
+        InputError: If the folder has none, or they are split into several files.
+    """
+    if path.name.endswith(SHARDS):
+        raise _split(path)
+    if not path.is_dir():
+        return path
+    for name in IN_FOLDER:
+        if (path / name).is_file():
+            return path / name
+        if (path / f"{name}{SHARDS}").is_file():
+            raise _split(path / f"{name}{SHARDS}")
+    raise InputError(
+        f"the checkpoint must be a file, or a folder with {' or '.join(IN_FOLDER)}, but the folder {path} has neither"
+    )
 
 
 def read_state_dict(path: Path) -> StateDict:
@@ -49,8 +76,7 @@ def read_state_dict(path: Path) -> StateDict:
         InputError: If the file cannot be read, or contains no state dict.
     """
     if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "does not exist"
-        raise InputError(f"the checkpoint must be a file, but {path} {problem}")
+        raise InputError(f"the checkpoint must be a file, but {path} does not exist")
     if path.stat().st_size == 0:
         raise InputError(f"the checkpoint {path} cannot be read: it is empty")
     try:
@@ -97,6 +123,13 @@ def _open(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def _split(index: Path) -> InputError:
+    return InputError(
+        f"the checkpoint must be one file, but {index} lists several; save the model again as one, in transformers by "
+        'save_pretrained(folder, max_shard_size="100GB")'
+    )
+
+
 def _find(content: Any, entries: tuple[str, ...]) -> tuple[dict[str, Tensor], tuple[str, ...]] | None:
     """The first state dict in nested entries, and their names."""
     if not isinstance(content, Mapping) or not content:
@@ -112,7 +145,7 @@ def _without_prefixes(state: dict[str, Tensor], entries: tuple[str, ...]) -> Sta
     for wrapper in removed:
         state = {name.replace(wrapper, ""): value for name, value in state.items()}
     outside: dict[str, Tensor] = {}
-    while prefix := next((each for each in PREFIXES if _most_start_with(each, state)), None):
+    while prefix := _prefix(state):
         removed.append(prefix)
         outside |= {name: value for name, value in state.items() if not name.startswith(prefix)}
         state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
@@ -122,8 +155,13 @@ def _without_prefixes(state: dict[str, Tensor], entries: tuple[str, ...]) -> Sta
     return StateDict(tensors=outside | state, outside=alone, unwrapped=", ".join(parts))
 
 
-def _most_start_with(prefix: str, state: Mapping[str, Tensor]) -> bool:
-    return 2 * sum(name.startswith(prefix) for name in state) > len(state)
+def _prefix(names: Collection[str]) -> str | None:
+    """What to remove from the start of most names; nothing from those of transformers, which tell the model."""
+    if transformers_model(names) is not None:
+        return None
+    if any(name.startswith(TEACHER) for name in names):
+        return TEACHER
+    return next((each for each in PREFIXES if 2 * sum(name.startswith(each) for name in names) > len(names)), None)
 
 
 def _not_finite(value: Tensor) -> int:

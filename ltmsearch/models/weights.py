@@ -4,6 +4,7 @@ import inspect
 import logging
 import sys
 import warnings
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 from ltmsearch.errors import InputError
 from ltmsearch.models.adapter import MERGING, get_adapter
-from ltmsearch.models.state_dicts import first_line, listed, read_state_dict, refuse_not_finite
+from ltmsearch.models.conversions import MARK, rename
+from ltmsearch.models.state_dicts import first_line, listed, read_state_dict, refuse_not_finite, weights_file
 
 OTHER_NETWORK = 0.1
 """If less than this share of the tensors fits, the file is considered another network's."""
@@ -32,10 +34,12 @@ class LoadReport:
     """Names in the file without a place in the network: of a classifier, a merging operator, a loss."""
     unwrapped: str = ""
     """What was around the state dict in the file, e.g. "read from model_ema"."""
+    converted: str = ""
+    """Which names it had, e.g. "converted from Hugging Face transformers' Dinov2Model"; empty: timm's."""
 
     def __str__(self) -> str:
         kept = [f"{name} ({why})" for name, why in self.initialised.items()]
-        parts = [self.unwrapped] if self.unwrapped else []
+        parts = [part for part in (self.unwrapped, self.converted) if part]
         parts += [f"left as initialised: {listed(kept)}"] if kept else []
         if self.ignored:
             parts.append(f"ignored, without a place in this network: {listed(self.ignored)}")
@@ -47,7 +51,7 @@ def create_backbone(
 ) -> nn.Module:
     """Build a supported timm model, with published weights or those of a file: see `load_weights`.
 
-    Unused tensors are logged. `img_size` is accepted for every backbone.
+    Unused tensors and converted names are logged. `img_size` is accepted for every backbone.
 
     Raises:
         InputError: For an unknown backbone, or weights that are not available or do not fit.
@@ -68,14 +72,15 @@ def create_backbone(
         ) from error
     if checkpoint is not None:
         report = load_weights(model, checkpoint)
-        if report.initialised or report.ignored:
+        if report.initialised or report.ignored or report.converted:
             logging.getLogger("ltmsearch").warning("checkpoint %s: %s", checkpoint, report)
     return model
 
 
 def load_weights(model: nn.Module, path: Path) -> LoadReport:
-    """Load a timm checkpoint into a timm model in place, and report unused tensors.
+    """Load a checkpoint into a timm model in place, and report unused tensors.
 
+    Names of transformers' ViT, DeiT, DINOv2, DINOv3 ViT, Swin and Swin V2, and of Meta's DINOv2, are renamed to timm's.
     timm's conversion for the network fits position embeddings to another image size and renames old tensors; the first
     convolution is adapted to another number of channels. A classifier that is missing or has another number of classes
     remains as initialised, and so do merging operators. Everything else must match.
@@ -83,41 +88,61 @@ def load_weights(model: nn.Module, path: Path) -> LoadReport:
     Args:
         path: safetensors, or a torch file (read with weights only): a state dict, alone or in an entry such as
             `state_dict` or `model_state_dict`, its names as they are or behind prefixes such as `module.` or
-            `backbone.`. Averaged weights (EMA) are preferred.
+            `backbone.`. Averaged weights (EMA) are preferred. Or a folder with one such file, as transformers'
+            `save_pretrained` writes it.
 
     Raises:
         InputError: If the file cannot be read, does not fit, or has weights that are not finite; the model is then
             unchanged.
     """
+    path = weights_file(path)
     wanted = model.state_dict()
     found = read_state_dict(path)
-    state = _adapt_first_convolution(model, convert_state(model, found.tensors), wanted)
+    renamed = rename(found.tensors, wanted)
+    converted = convert_state(model, dict(renamed.tensors))
+    if renamed.marked:
+        converted.pop(MARK, None)
+    state = _adapt_first_convolution(model, converted, wanted)
+    # timm renames too, without a copy of the values; or changes them, under the same name.
+    by_value = {id(renamed.tensors[n]): source for n, source in renamed.sources.items()}
+    sources = {n: by_value.get(id(value), renamed.sources.get(n, n)) for n, value in state.items()}
+
     classifiers = _as_tuple(_config(model).get("classifier"))
     optional = {n for n in wanted.keys() | state.keys() if n.rpartition(".")[0] in classifiers or f".{MERGING}." in n}
-    optional |= found.outside
-    misfits = {n: _shapes(state[n], wanted[n]) for n in wanted if n in state and state[n].shape != wanted[n].shape}
+    optional |= found.outside | renamed.unplaced
+    misshaped = [n for n in wanted if n in state and state[n].shape != wanted[n].shape]
+    misfits = {n: _shapes(state[n], wanted[n], "" if sources[n] == n else f" as {sources[n]}") for n in misshaped}
     absent = [n for n in wanted if n not in state and not n.endswith("num_batches_tracked")]  # older files lack these
     extra = [n for n in state if n not in wanted]
 
     problems = {
         "missing": [n for n in absent if n not in optional],
-        "unknown": [n for n in extra if n not in optional],
+        "unknown": [sources[n] for n in extra if n not in optional],
         "of another shape": [f"{n} ({shapes})" for n, shapes in misfits.items() if n not in optional],
     }
     if any(problems.values()):
-        details = "; ".join(f"{kind} {listed(names)}" for kind, names in problems.items() if names)
-        parameters = {n for n in wanted if not n.endswith("num_batches_tracked")}
-        fitting = len(parameters - misfits.keys() - set(absent))
-        if fitting < OTHER_NETWORK * len(parameters):
-            details += f"; it seems to be of another network: {fitting} of {len(parameters)} tensors fit"
-        name = _config(model).get("architecture", type(model).__name__)
-        raise InputError(f"the checkpoint {path} does not fit {name}: {details}")
+        fitting = wanted.keys() - misfits.keys() - set(absent)
+        raise _does_not_fit(model, path, renamed.origin, problems, fitting)
 
     loaded = {n: value for n, value in state.items() if n in wanted and n not in misfits}
-    refuse_not_finite(loaded, path)
+    refuse_not_finite({sources[n]: value for n, value in loaded.items()}, path)
     model.load_state_dict(loaded, strict=False)
     initialised = {n: misfits.get(n, "not in the file") for n in wanted if n in misfits or n in absent}
-    return LoadReport(initialised=initialised, ignored=tuple(extra), unwrapped=found.unwrapped)
+    ignored = tuple(sources[n] for n in extra)
+    return LoadReport(initialised=initialised, ignored=ignored, unwrapped=found.unwrapped, converted=renamed.origin)
+
+
+def _does_not_fit(
+    model: nn.Module, path: Path, origin: str, problems: Mapping[str, list[str]], fitting: Set[str]
+) -> InputError:
+    details = "; ".join(f"{kind} {listed(names)}" for kind, names in problems.items() if names)
+    parameters = {n for n in model.state_dict() if not n.endswith("num_batches_tracked")}
+    fits = len(parameters & fitting)
+    if fits < OTHER_NETWORK * len(parameters):
+        details += f"; it seems to be of another network: {fits} of {len(parameters)} tensors fit"
+    name = _config(model).get("architecture", type(model).__name__)
+    converted = f" ({origin})" if origin else ""
+    return InputError(f"the checkpoint {path}{converted} does not fit {name}: {details}")
 
 
 def convert_state(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -179,6 +204,6 @@ def _as_tuple(names: object) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names) if isinstance(names, list | tuple) else ()
 
 
-def _shapes(given: Tensor, wanted: Tensor) -> str:
+def _shapes(given: Tensor, wanted: Tensor, known_as: str) -> str:
     in_file, in_network = ("×".join(map(str, tensor.shape)) or "scalar" for tensor in (given, wanted))
-    return f"{in_file} in the file, {in_network} in the network"
+    return f"{in_file} in the file{known_as}, {in_network} in the network"

@@ -58,7 +58,7 @@ def make_network(recipe: Recipe, options: TrainingOptions, device: str, callback
             raise
         raise InputError(f"drop_path: {recipe.backbone} has no stochastic depth in timm; omit this key") from error
     if options.init is not None:
-        report = load_weights(model, weights_file(options.init))
+        report = load_weights(model, _weights(options.init))
         if str(report):
             callbacks.note(f"{options.init}: {report}")
     if recipe.sync_bn:
@@ -82,10 +82,11 @@ def make_teacher(recipe: Recipe, options: TrainingOptions) -> nn.Module | None:
     if weights is None:
         raise InputError("distill_loss_weight above 0 needs a teacher's weights: use --teacher FILE or --init FILE")
     teacher = create_backbone(recipe.backbone, num_classes=recipe.num_classes, img_size=recipe.img_size)
-    load_weights(teacher, weights_file(weights))
+    load_weights(teacher, _weights(weights))
     return teacher.requires_grad_(False)
 
 
-def weights_file(path: Path) -> Path:
-    """Return the file itself, or the shared weights in the run directory of a study."""
-    return path / WEIGHTS if path.is_dir() else path
+def _weights(path: Path) -> Path:
+    """The shared weights in the run directory of a study; another path as it is."""
+    shared = path / WEIGHTS
+    return shared if shared.is_file() else path

@@ -21,7 +21,7 @@ class TrainingOptions:
     data_dir: Path | None = None
     """Folder of the data."""
     init: Path | None = None
-    """Initial weights: a checkpoint file, or the run directory of a study for its shared weights."""
+    """Initial weights: a checkpoint as for `load_weights`, or the run directory of a study for its shared weights."""
     teacher: Path | None = None
     """Checkpoint of the unmerged network, for distillation; None: the weights of `init`."""
     device: str = "auto"

@@ -124,3 +124,10 @@ def test_another_size_of_images_adapts_position_embeddings(tmp_path: Path) -> No
     network = load_trained(vit, write(tmp_path / "w.safetensors", state), img_size=96)
     with torch.no_grad():
         assert network.model.eval()(torch.randn(2, 3, 96, 96)).shape == (2, 4)
+
+
+def test_an_exported_folder_is_its_weights_with_their_classes(tmp_path: Path) -> None:
+    write(tmp_path / "model.safetensors", trained_state(recipe()), {"class_names": ["a", "b", "c", "d"]})
+    network = load_trained(recipe(), tmp_path)
+    assert network.checkpoint == tmp_path / "model.safetensors"
+    assert network.class_names == ("a", "b", "c", "d")
