@@ -167,7 +167,7 @@ class Renamed:
     tensors: dict[str, Tensor]
     """Tensors that were not recognised keep their names."""
     sources: Mapping[str, str] = field(default_factory=dict)
-    """Name of a renamed tensor → its name in the file, or names, separated by commas."""
+    """Name of a renamed tensor → its name in the file, or the first of several names."""
     unplaced: frozenset[str] = frozenset()
     """Names of other parts of the model, such as its pooler, for which timm's network has no place."""
     origin: str = ""
@@ -277,7 +277,8 @@ def _fuse(tensors: dict[str, Tensor], sources: dict[str, str]) -> None:
                 values = [tensors[name] for name in names if name in tensors and tensors[name].dim()]
                 if len(values) == len(names) and len({value.shape[1:] for value in values}) == 1:
                     fused = f"{layer}.{whole}.{end}"
-                    sources[fused] = ", ".join(sources.pop(name, name) for name in names)
+                    first_source, *others = [sources.pop(name, name) for name in names]
+                    sources[fused] = f"{first_source} and {len(others)} more"
                     for name in names:
                         del tensors[name]
                     tensors[fused] = torch.cat(values)

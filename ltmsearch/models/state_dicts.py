@@ -107,7 +107,7 @@ def listed(names: Iterable[str]) -> str:
     """The first names of many, and the number of the others."""
     all_names = list(names)
     more = f" (and {len(all_names) - NAMES_SHOWN} more)" if len(all_names) > NAMES_SHOWN else ""
-    return ", ".join(printable(shortened(name, 100)) for name in all_names[:NAMES_SHOWN]) + more
+    return ", ".join(printable(shortened(name, 160)) for name in all_names[:NAMES_SHOWN]) + more
 
 
 def first_line(error: BaseException) -> str:

@@ -134,7 +134,7 @@ class TestNamesOfTransformers:
     def test_values_that_are_not_finite_are_named_as_in_the_file(self, tmp_path: Path) -> None:
         source = like_transformers(build(VIT, 0, **SMALL).state_dict(), "vit.")
         source["vit.encoder.layer.1.attention.attention.key.bias"][3] = torch.nan
-        with pytest.raises(InputError, match=r"but vit\.encoder\.layer\.1\.att.* has 1 NaN or infinite values of 72"):
+        with pytest.raises(InputError, match=r"but vit\.en\S+query\.bias and 2 more has 1 NaN or infinite"):
             load_weights(build(VIT, 1, **SMALL), write(tmp_path / "w.safetensors", source))
 
     @pytest.mark.parametrize("shape", [(), (24,), (24, 7), (3, 24, 24)])
