@@ -4,6 +4,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
@@ -38,6 +39,7 @@ from ltmsearch.search.records import TrialRecord, front_table, select_front
 from ltmsearch.search.rescoring import select_candidates
 from ltmsearch.search.samplers import make_sampler
 from ltmsearch.search.storage.studies import open_study
+from ltmsearch.training.options import TrainingOptions
 
 ANY: Any = None
 """An argument that is not looked at before the name is refused."""
@@ -118,6 +120,7 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "search.rescoring:select_candidates(cost)": lambda name: select_candidates([], 1, name),
     "search.samplers:make_sampler(name)": lambda name: make_sampler(name, 0),
     "search.storage.studies:open_study(cost)": lambda name: open_study(ANY, "a", cost=name),
+    "training.options:TrainingOptions(head)": lambda name: TrainingOptions(out=Path(), head=name),
 }
 """`module:callable(parameter)` → a call in which only this argument is wrong."""
 

@@ -168,7 +168,7 @@ class ShortTraining:
     def _model(self, recipe: Recipe, init: Path | None) -> nn.Module:
         torch.manual_seed(recipe.seed)
         options = TrainingOptions(out=self.folder, init=init)
-        return self.runtime.prepare(make_network(recipe, options, "cpu", Callbacks()))
+        return self.runtime.prepare(make_network(recipe, options, "cpu", Callbacks())[0])
 
     def _fit(self, recipe: Recipe, model: nn.Module) -> None:
         assert recipe.train_steps_per_epoch is not None

@@ -1,15 +1,31 @@
 """The `train` command: a recipe, data, and every training key of the recipe as an option."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
 from ltmsearch.cli.app import AsJson, DataDir, Dataset, Device, Quiet, RecipeFile, Verbose
-from ltmsearch.cli.options import OUTPUT, flag, options_from
+from ltmsearch.cli.options import OUTPUT, choice_option, flag, options_from
 from ltmsearch.cli.terminal import is_main_process, print_json, results, watched
+from ltmsearch.config.names import Head
 from ltmsearch.config.overrides import override
 from ltmsearch.config.recipe import NET, Recipe, load_recipe
+
+Teacher = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Checkpoint of the unmerged network, for distillation. (default: that of --init)"
+    ),
+]
+HeadOption = Annotated[
+    str | None,
+    choice_option(
+        Head,
+        "Start of a classifier that the weights of --init lack or that has another number of classes: fitted to "
+        "the features of the training images by logistic regression, or random; default: probe",
+    ),
+]
 
 
 @options_from(Recipe, leave_out=NET, defaults=False)
@@ -21,12 +37,8 @@ def train(
         Path | None,
         typer.Option(metavar="FILE|RUN", help="Initial weights: a checkpoint, or a study's run directory."),
     ] = None,
-    teacher: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Checkpoint of the unmerged network, for distillation. (default: that of --init)"
-        ),
-    ] = None,
+    teacher: Teacher = None,
+    head: HeadOption = None,
     device: Device = "auto",
     resume: Annotated[bool, flag("--resume", "Continue the training in the folder --out.")] = False,
     out: Annotated[
@@ -63,6 +75,7 @@ def train(
             data_dir=data_dir,
             init=init,
             teacher=teacher,
+            head=cast(Head | None, head),
             device=device,
             resume=resume,
         )

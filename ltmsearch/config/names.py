@@ -10,6 +10,8 @@ DATASETS = ("digits", "folder", "torch/cifar10", "torch/cifar100", "torch/fashio
 
 Sampler = Literal["auto", "tpe", "gp", "nsga2", "random"]
 Precision = Literal["auto", "fp32", "bf16"]
+Head = Literal["probe", "random"]
+"""Starts of a classifier that given weights lack: fitted to their features, or timm's initialisation."""
 Engine = Literal["torch", "compile", "onnxruntime"]
 """Runtimes whose latency is measured: torch without compilation, `torch.compile` and onnxruntime."""
 NumberFormat = Literal["fp32", "bf16", "fp16"]

@@ -69,6 +69,9 @@ class StudySettings(BaseModel):
     resume_from: Annotated[str | None, _weights(metavar="RUN")] = None
     """Start from the shared weights of the study in this run directory and try its front first; data and budget may
     differ."""
+    head: Annotated[names.Head | None, _weights(default="probe where weights are given")] = None
+    """Start of a classifier that the given weights lack, or that has another number of classes: fitted to the features
+    of the training images by logistic regression, or random."""
 
     trials: Annotated[int, _search()] = Field(default=24, ge=1)
     """Number of trained trials, baselines included; proposals over the budget do not count."""
@@ -226,6 +229,8 @@ class StudySettings(BaseModel):
         starts = [name for name in ("pretrained", "checkpoint", "resume_from") if getattr(self, name)]
         if len(starts) > 1:
             raise ValueError(f"{starts[0]} and {starts[1]} cannot both be given")
+        if self.head == "probe" and not starts:
+            raise ValueError("head 'probe' needs trained weights: give pretrained, checkpoint or resume_from too")
         if self.lowest_gflops is not None and not self.lowest_gflops < (self.budget_gflops or 0):
             raise ValueError(
                 "a range of budgets must be LOW-HIGH with LOW < HIGH, such as 1.1-1.4, but got "

@@ -7,7 +7,7 @@ batches depend on their seed alone: not on memory, workers or the global random 
 Shapes: B images per batch, S `img_size`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +27,7 @@ from ltmsearch.callbacks import Callbacks
 from ltmsearch.data.folders import left_out_text
 from ltmsearch.data.images import SCALED, pillow_quiet
 from ltmsearch.data.sources import TEST_FOLDERS, Scoring, open_digits, open_folder, open_named
-from ltmsearch.data.subsets import CPUS, ImageSplit, quoted
+from ltmsearch.data.subsets import CPUS, ImageSplit, balanced, quoted
 from ltmsearch.data.transforms import (
     Augmentation,
     CropMode,
@@ -120,6 +120,27 @@ class ImageData:
         keys = self.calibration_keys
         return self._batches(self.train, self.transforms.evaluation, iter(keys), len(keys), batch_size)
 
+    def training_sample(self, number: int, *, seed: int, of: Collection[int] | None = None) -> list[int]:
+        """Numbers of the training images, in order; of more than `number` a sample, balanced over the classes.
+
+        Images known to be unreadable are not among them. `of` limits the choice to images by number; None: all.
+        """
+        left_out = set(self.train.unreadable)
+        if of is not None:
+            left_out |= set(range(len(self.train.labels))) - set(of)
+        return sorted(balanced(self.train.labels, number, seed=seed, without=left_out))
+
+    def ordered_batches(self, numbers: Sequence[int], *, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Training images by number and the evaluation transform, in their order: float32 (B, 3, S, S), int64 (B,).
+
+        Those that turn out to be unreadable are left out; the last batch may be smaller. Nothing is cached.
+        """
+        keys: Iterator[Key] = ((number, 0) for number in numbers)
+        # A seed keeps results out of the cache, whose size is planned for calibration and validation images.
+        yield from self._batches(
+            self.train, self.transforms.evaluation, keys, len(numbers), batch_size, seed=0, replaced=False
+        )
+
     def validation_batches(
         self, *, batch_size: int, limit: int | None = None, shard: Shard = SINGLE_PROCESS
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -148,8 +169,10 @@ class ImageData:
         number: int,
         size: int,
         seed: int | None = None,
+        *,
+        replaced: bool = True,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """`number` images in batches of `size`; the next readable one replaces one that is not.
+        """`number` images in batches of `size`; the next readable one replaces one that is not, if `replaced`.
 
         Results are cached without a seed. With one, only those of random transforms depend on it.
         """
@@ -172,7 +195,7 @@ class ImageData:
                 images.unreadable.update(unreadable)
                 pixels.extend(rows)
                 done.extend(read)
-                number -= len(read)
+                number -= len(read) if replaced else len(read) + len(unreadable)
                 while len(pixels) >= size or (pixels and number == 0):
                     batch = self.transforms.normalize(torch.stack(pixels[:size]).float().div_(255))
                     if augment_seed is not None:

@@ -120,7 +120,7 @@ class IBSamples:
 
 
 def _forward_samples(model: nn.Module, batches: Batches, runtime: Runtime) -> IBSamples:
-    with _evaluating(model), torch.no_grad(), _recorded(model, batches, runtime) as (recorded, samples):
+    with evaluating(model), torch.no_grad(), _recorded(model, batches, runtime) as (recorded, samples):
         for images, _ in recorded:
             with runtime.autocast():
                 model(images)
@@ -128,7 +128,8 @@ def _forward_samples(model: nn.Module, batches: Batches, runtime: Runtime) -> IB
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the `with` block; the mode is restored on exit."""
     was_training = model.training
     model.eval()
     try:
@@ -182,7 +183,7 @@ def score(
     meter = IBMeter(ib) if ib is not None else None
     counts = torch.zeros(4, dtype=torch.float64, device=runtime.device)  # correct, correct in top-5, loss, images
     classes, predictions = 0, []
-    with _evaluating(model), torch.inference_mode(), ExitStack() as stack:
+    with evaluating(model), torch.inference_mode(), ExitStack() as stack:
         features = stack.enter_context(pooled_features(model)) if meter is not None else []
         for batch, labels in batches:
             images, labels = runtime.images(batch), labels.to(runtime.device, non_blocking=True)

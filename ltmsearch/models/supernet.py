@@ -13,7 +13,7 @@ from ltmsearch.errors import InputError, check_choice, shortened
 from ltmsearch.merging import MaskStart, check_form, get_operator
 from ltmsearch.models.adapter import get_adapter
 from ltmsearch.models.registry import attach_operators, create_subnet, set_schedule
-from ltmsearch.models.weights import create_backbone
+from ltmsearch.models.weights import build_backbone
 from ltmsearch.schedules.schedule import MergeSchedule
 
 
@@ -21,6 +21,8 @@ class Supernet(nn.Module):
     """A timm backbone that shares its weights among all merge schedules.
 
     Outside of `active` it is the plain backbone. It accepts images of any size.
+
+    `new_classifiers` are the paths, in `model`, of classifiers that the given weights leave as initialised.
 
     Args:
         backbone: timm name, e.g. `mobilevit_s`.
@@ -50,7 +52,9 @@ class Supernet(nn.Module):
         self.backbone = backbone
         self.operator = operator
         self._timm_kwargs = {**adapter.any_size_kwargs, **timm_kwargs}
-        self.model = create_backbone(backbone, pretrained=pretrained, checkpoint=checkpoint, **self._timm_kwargs)
+        self.model, self.new_classifiers = build_backbone(
+            backbone, pretrained=pretrained, checkpoint=checkpoint, **self._timm_kwargs
+        )
         self.layers = adapter.layers(self.model)
         trained = pretrained or checkpoint is not None
         start = "content" if mask_start == "auto" and trained else mask_start

@@ -36,6 +36,8 @@ class LoadReport:
     """What was around the state dict in the file, e.g. "read from model_ema"."""
     converted: str = ""
     """Which names it had, e.g. "converted from Hugging Face transformers' Dinov2Model"; empty: timm's."""
+    new_classifiers: tuple[str, ...] = ()
+    """Paths of the classifiers whose weights remained as initialised."""
 
     def __str__(self) -> str:
         kept = [f"{name} ({why})" for name, why in self.initialised.items()]
@@ -56,6 +58,13 @@ def create_backbone(
     Raises:
         InputError: For an unknown backbone, or weights that are not available or do not fit.
     """
+    return build_backbone(backbone, pretrained=pretrained, checkpoint=checkpoint, **timm_kwargs)[0]
+
+
+def build_backbone(
+    backbone: str, *, pretrained: bool = False, checkpoint: Path | None = None, **timm_kwargs: Any
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """`create_backbone`, and the paths of the classifiers that the given weights leave as initialised."""
     if not get_adapter(backbone).fixed_size:
         timm_kwargs.pop("img_size", None)  # it accepts images of every size, and timm no such argument
     pretrained = pretrained and checkpoint is None
@@ -74,7 +83,12 @@ def create_backbone(
         report = load_weights(model, checkpoint)
         if report.initialised or report.ignored or report.converted:
             logging.getLogger("ltmsearch").warning("checkpoint %s: %s", checkpoint, report)
-    return model
+        return model, report.new_classifiers
+    if not pretrained or _config(model).get("num_classes") == getattr(model, "num_classes", None):
+        return model, ()
+    # timm drops the published classifier of another number of classes; feature nets have none.
+    held = dict(model.named_parameters())
+    return model, tuple(n for n in _as_tuple(_config(model).get("classifier")) if f"{n}.weight" in held)
 
 
 def load_weights(model: nn.Module, path: Path) -> LoadReport:
@@ -128,8 +142,13 @@ def load_weights(model: nn.Module, path: Path) -> LoadReport:
     refuse_not_finite({sources[n]: value for n, value in loaded.items()}, path)
     model.load_state_dict(loaded, strict=False)
     initialised = {n: misfits.get(n, "not in the file") for n in wanted if n in misfits or n in absent}
-    ignored = tuple(sources[n] for n in extra)
-    return LoadReport(initialised=initialised, ignored=ignored, unwrapped=found.unwrapped, converted=renamed.origin)
+    return LoadReport(
+        initialised=initialised,
+        ignored=tuple(sources[n] for n in extra),
+        unwrapped=found.unwrapped,
+        converted=renamed.origin,
+        new_classifiers=tuple(n for n in classifiers if f"{n}.weight" in initialised),
+    )
 
 
 def _does_not_fit(

@@ -19,11 +19,15 @@ BASELINE_FIELDS = (
 
 
 def study_document(run: Run) -> dict[str, Any]:
-    """Folder, settings, front, baselines and findings of a study; `trials` counts its trials by state."""
+    """Folder, settings, front, baselines and findings of a study; `trials` counts its trials by state.
+
+    `probe` is the record of the linear probe that a new classifier started from, or None.
+    """
     records, cost = run.trials, run.settings.axis.name
     return {
         "folder": str(run.folder),
         "settings": run.settings.public(),
+        "probe": None if run.probe is None else run.probe.model_dump(exclude={"schema_version"}),
         "trials": dict(Counter(record.state for record in records)),
         "front": front_rows(records, cost),
         "baselines": [_baseline(record) for record in records if record.kind == "baseline" and record.score],

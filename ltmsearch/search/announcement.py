@@ -8,17 +8,26 @@ from ltmsearch.search.setup import StudyContext
 from ltmsearch.search.timing import SET_UP, Clock
 
 
-def announce(context: StudyContext, clock: Clock, callbacks: Callbacks, *, first_step: int | None, trials: int) -> None:
+def announce(
+    context: StudyContext,
+    clock: Clock,
+    callbacks: Callbacks,
+    *,
+    first_step: int | None,
+    trials: int,
+    probe: bool = False,
+) -> None:
     """Measure steps of every kind that is left, which counts as set-up, and tell the expected duration of this call.
 
     Args:
         first_step: The first step of the warm-up that is to be taken; None after the warm-up.
         trials: Number of trials that are to be trained.
+        probe: Whether new classifiers are still to be fitted.
     """
     with clock.part(SET_UP):
         first = initial_trials(context, np.random.default_rng(derive_seed(context.settings.seed)))
         baselines = sum(trial.kind == "baseline" for trial in first)
-        expected = context.expected_seconds(first_step=first_step, trials=trials, baselines=baselines)
+        expected = context.expected_seconds(first_step=first_step, trials=trials, baselines=baselines, probe=probe)
     clock.expect(expected)
     done = clock.seconds_so_far
     total = about(done + sum(expected.values()))

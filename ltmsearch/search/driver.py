@@ -52,7 +52,7 @@ from ltmsearch.search.shared_weights import SharedWeights, select_checkpoint, un
 from ltmsearch.search.storage import open_storage, open_study, under_limits
 from ltmsearch.search.storage.optuna_private import trial_id
 from ltmsearch.search.tally import Tally, log_trial, sampler_is_stuck
-from ltmsearch.search.timing import ELSEWHERE, SCORING, TIMING, TRAINING, Clock
+from ltmsearch.search.timing import ELSEWHERE, PROBE, SCORING, TIMING, TRAINING, Clock
 from ltmsearch.search.trial import load_parameters, parameters, suggest
 from ltmsearch.search.warmup import WarmUpRun
 from ltmsearch.search.workers import Answer, LocalWorker, Task, Workers
@@ -133,23 +133,20 @@ class Driver:
         warming = WarmUpRun(self.context, self.folder)
         if begun := warming.resume():
             self.callbacks.note(f"continuing the warm-up after step {begun} of {warming.plan.steps}")
-        self._announce(begun)
-        self.callbacks.phase("warming up", warming.plan.steps)
-        for loss in warming.steps():
-            self.callbacks.advance(warming.done, f"loss {loss:.2f}")
-            _log.debug("warm-up step %d: loss %.4f", warming.done, loss)
-            if warming.is_due():
-                self.confirm()
-                warming.save()
+        self._announce(begun, probe=warming.needs_probe)
+        if warming.needs_probe:
+            with self.clock.part(PROBE):
+                warming.fit_classifiers(self.callbacks, self.confirm)
+        warming.run(self.callbacks, self.confirm)
         self.shared.weights = parameters(self.context.evaluator.supernet)
         self.shared.save()
         warming.remove()
 
-    def _announce(self, first_step: int | None) -> None:
+    def _announce(self, first_step: int | None, *, probe: bool = False) -> None:
         """Tell the expected duration of this call, unless nothing is left to train or to score."""
         trials = max(0, self.settings.trials - count_trained(self._trials()))
         if first_step is not None or trials or not self._is_rescored():
-            announce(self.context, self.clock, self.callbacks, first_step=first_step, trials=trials)
+            announce(self.context, self.clock, self.callbacks, first_step=first_step, trials=trials, probe=probe)
 
     def settle(self) -> None:
         """Store the outcome of a trial that a crash left running, and apply changed budgets to earlier trials."""

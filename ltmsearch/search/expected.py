@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -13,9 +13,11 @@ from torch import Tensor
 
 from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.engine.evaluation import Batches, score
+from ltmsearch.engine.linear_probe import BATCH, record_inputs
 from ltmsearch.engine.prefix_cache import PrefixCache
 from ltmsearch.engine.runtime import synchronize
 from ltmsearch.engine.steps import WarmUp, downscale, proxy_train, warm_up
+from ltmsearch.models import feature_dim
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.schedules.space import SearchSpace
 from ltmsearch.search.checkpoint import digest
@@ -26,6 +28,8 @@ STEPS, STEPS_SECONDS = 5, 1.0
 """Steps of each kind that are timed after a first one, at most, and time after which no further one starts."""
 RECORDING_SECONDS = 0.3
 """Time of a trial's proposal, storage and files for the dashboard, besides the weights."""
+FIT_SECONDS = 2e-8
+"""Time of a linear probe's regression, per image and weight of the classifier."""
 WRITING_SECONDS = 3.0
 """Time of tables, plots and report."""
 WORKERS_SECONDS = 15.0
@@ -98,6 +102,21 @@ def expected_seconds(settings: ResolvedSettings, rates: TrialRates, *, trials: i
         RESCORING: rates.scoring(s, s.rescore_images, networks=min(s.rescore_candidates + baselines, s.trials + 1)),
         WRITING: WRITING_SECONDS,
     }
+
+
+def measure_probe(evaluator: Evaluator, images: Sequence[int]) -> float:
+    """Expected seconds of a linear probe on training images by number, after a few forward passes of the plain network.
+
+    The supernet is unchanged afterwards.
+    """
+    taken: list[float] = []
+    batches = evaluator.data.ordered_batches(images[: (1 + STEPS) * BATCH], batch_size=BATCH)
+    with _restored(evaluator):
+        timed = _timed(batches, taken, evaluator.runtime.device)
+        record_inputs(evaluator.supernet.model, {}, timed, evaluator.runtime)
+    each = statistics.median(taken[1:] or taken) / min(BATCH, len(images))
+    weights = feature_dim(evaluator.supernet.model) * evaluator.data.num_classes
+    return len(images) * (each + weights * FIT_SECONDS)
 
 
 def measure_warm_up(evaluator: Evaluator, space: SearchSpace, plan: WarmUp, first_step: int) -> WarmUpRates:

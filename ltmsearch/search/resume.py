@@ -18,7 +18,7 @@ from ltmsearch.latency import PROFILE
 from ltmsearch.search.checkpoint import WEIGHTS, Checkpoint, load_checkpoint, load_previous, scored_trials
 from ltmsearch.search.lease import DriverFile, Lease
 from ltmsearch.search.records import TRIALS
-from ltmsearch.search.run import Run
+from ltmsearch.search.run import Run, load_probe
 from ltmsearch.search.settled import SETTLED, Settled
 from ltmsearch.search.setup import StudyContext, prepare, resolve
 from ltmsearch.search.storage import (
@@ -62,6 +62,7 @@ def open_run(settings: StudySettings, callbacks: Callbacks, clock: Clock, lease:
     lease.acquire(DriverFile(folder))
     remove_drafts(folder)
     Times.load(folder)  # a damaged file is refused before anything is written
+    load_probe(folder)
     stored = Run.open(folder).settings if Run.exists(folder) else None
     settings = settings.located(stored)
     if stored is not None:

@@ -4,9 +4,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from ltmsearch.config.settings import SETTINGS, ResolvedSettings
+from ltmsearch.engine.probe_record import ProbeRecord
 from ltmsearch.errors import InputError
+from ltmsearch.io.files import read_json
 from ltmsearch.search.records import TRIALS, TrialRecord, read_trials, select_front
+
+PROBE_RECORD = "probe.json"
+"""File in a run directory: what the linear probe of a new classifier found."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,28 @@ class Run:
         return read_trials(self.folder / TRIALS, self.settings.operator)
 
     @cached_property
+    def probe(self) -> ProbeRecord | None:
+        """See `load_probe`."""
+        return load_probe(self.folder)
+
+    @cached_property
     def front(self) -> list[TrialRecord]:
         """The trials of the Pareto front, best first."""
         return select_front(self.trials, self.settings.axis.name)
+
+
+def load_probe(folder: Path) -> ProbeRecord | None:
+    """What the linear probe before the warm-up of a study found; None if there was no new classifier to fit.
+
+    Raises:
+        InputError: If `probe.json` is damaged or of another version.
+    """
+    path = folder / PROBE_RECORD
+    try:
+        return ProbeRecord.model_validate(read_json(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, ValidationError):
+        raise InputError(
+            f"{path} is damaged or of another version; restore it, or delete it to show results without it"
+        ) from None

@@ -15,6 +15,7 @@ from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.settings import ResolvedSettings, StudySettings
 from ltmsearch.costs import GIGA, Budget, ChainedCosts, CostModel, cost_model, sample_by_cost
 from ltmsearch.data.loading import ImageData, load_data
+from ltmsearch.engine.linear_probe import probe_images
 from ltmsearch.engine.runtime import Runtime, find_device
 from ltmsearch.engine.steps import WarmUp, warm_up
 from ltmsearch.errors import InputError
@@ -24,9 +25,9 @@ from ltmsearch.models import get_adapter, input_config, load_weights
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.space import SearchSpace, SpaceFile, colliding_ratios
 from ltmsearch.search.checkpoint import WEIGHTS
-from ltmsearch.search.expected import TrialRates, expected_seconds, measure_trial, measure_warm_up
+from ltmsearch.search.expected import TrialRates, expected_seconds, measure_probe, measure_trial, measure_warm_up
 from ltmsearch.search.settled import Conditions, Settled, conditions, settle
-from ltmsearch.search.timing import PROFILING, TIMING, WARM_UP, Clock
+from ltmsearch.search.timing import PROBE, PROFILING, TIMING, WARM_UP, Clock
 from ltmsearch.search.trial import Evaluator
 from ltmsearch.search.warm_start import Prior
 
@@ -59,6 +60,13 @@ class StudyContext:
     """Number format and threads, as settled and as this machine allows."""
     prior: Prior | None = None
     """Earlier study that this one starts from."""
+    new_classifiers: tuple[str, ...] = ()
+    """timm paths of the classifiers that are fitted before the warm-up: those that the given weights lack."""
+
+    @cached_property
+    def probe_images(self) -> list[int]:
+        """Numbers of the training images that new classifiers are fitted to."""
+        return probe_images(self.evaluator.data, seed=self.settings.seed)
 
     def warm_up(self, optimizer: Optimizer | None = None, first_step: int = 0) -> Iterator[float]:
         """Train the shared weights from where they are; yields the plain net's loss after every step."""
@@ -97,6 +105,13 @@ class StudyContext:
             f"scored on {s.val_images} images; best {s.rescore_candidates} scored again on {s.rescore_images}",
             self._ib_line(),
         ]
+        if self.new_classifiers:
+            lines.append(
+                f"classifier: new, and fitted to the features of {len(self.probe_images):,} training images before the "
+                "warm-up (--head random: not fitted)"
+            )
+        elif s.head == "probe":
+            lines.append("classifier: that of the given weights fits the data, and is kept")
         if self.prior is not None:
             lines.insert(1, f"starts from the weights of {self.prior.run} and tries its front first")
         alike = colliding_ratios(self.space, self.proxy_costs.layer_grids)
@@ -138,16 +153,22 @@ class StudyContext:
         *_, cheaper = sample_by_cost(self.space, self.budgets, number=3, rng=rng)[:2]  # from the middle of the range
         return measure_trial(self.evaluator, self.space.schedule(cheaper))
 
-    def expected_seconds(self, *, first_step: int | None, trials: int, baselines: int) -> dict[str, float]:
+    def expected_seconds(
+        self, *, first_step: int | None, trials: int, baselines: int, probe: bool = False
+    ) -> dict[str, float]:
         """Expected wall time in seconds of each part of `search.timing` that is still to come, after a measurement.
 
         Args:
             first_step: The first step of the warm-up that is to be taken; None after the warm-up.
             trials: Number of trials that are to be trained.
             baselines: Number of baselines that are scored again at the end.
+            probe: Whether new classifiers are still to be fitted.
         """
         s, plan = self.settings, warm_up_plan(self.settings)
         parts = expected_seconds(s, self.trial_rates, trials=trials, baselines=baselines)
+        if probe:
+            parts[PROBE] = measure_probe(self.evaluator, self.probe_images)
+            parts[PROBE] += self.trial_rates.scoring(s, s.rescore_images)
         if first_step is not None:
             warming = measure_warm_up(self.evaluator, self.space, plan, first_step)
             parts[WARM_UP] = warming.seconds(plan, s.proxy_img_size, first_step)
@@ -193,10 +214,12 @@ def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None =
     supernet, data = open_supernet_and_data(resolved, callbacks)
     if earlier is not None:
         earlier.refuse_other_data(data, resolved.data_name)
+    new_classifiers = supernet.new_classifiers
     if prior is not None:
         report = load_weights(supernet.model, prior.run / WEIGHTS)  # as far as operator and classes match
         if report.initialised or report.ignored:
             callbacks.note(f"weights of {prior.run}: {report}")
+        new_classifiers = report.new_classifiers
     available = torch.get_num_threads()
     settled = earlier or settle(resolved, supernet, data)
     current = conditions(settled, resolved, available=available, continues=earlier is not None)
@@ -233,6 +256,7 @@ def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None =
         settled=settled,
         conditions=current,
         prior=prior,
+        new_classifiers=() if resolved.head == "random" else new_classifiers,
     )
 
 

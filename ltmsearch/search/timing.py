@@ -20,12 +20,15 @@ from ltmsearch.io.files import read_json, write_atomic
 TIMES = "times.json"
 
 LOADING, SET_UP, PROFILING = "loading libraries", "setting up", "profiling latency"
-WARM_UP, TRAINING = "warm-up", "training trials"
+PROBE, WARM_UP, TRAINING = "linear probe", "warm-up", "training trials"
 SCORING, OVERHEAD, RESCORING, TIMING = "scoring trials", "sampler, storage, checkpoints", "scoring again", "timing nets"
 WRITING, ELSEWHERE = "writing results", "waiting for workers"
 SAVE_SECONDS = 5.0
 """Least seconds between two saves during a search."""
-PARTS = (LOADING, SET_UP, PROFILING, WARM_UP, TRAINING, SCORING, ELSEWHERE, OVERHEAD, RESCORING, TIMING, WRITING)
+PARTS = (
+    *(LOADING, SET_UP, PROFILING, PROBE, WARM_UP),
+    *(TRAINING, SCORING, ELSEWHERE, OVERHEAD, RESCORING, TIMING, WRITING),
+)
 """All parts, in the order in which they start."""
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]

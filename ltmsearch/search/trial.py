@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -18,7 +18,9 @@ from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.data.loading import ImageData
 from ltmsearch.engine.evaluation import Batches, Score, preserve_batchnorm, recalibrate, recalibrate_and_fit, score
 from ltmsearch.engine.ib_loss import IBLoss
+from ltmsearch.engine.linear_probe import fit_classifiers
 from ltmsearch.engine.prefix_cache import PrefixCache
+from ltmsearch.engine.probe_record import ProbeRecord
 from ltmsearch.engine.runtime import Runtime, free_memory
 from ltmsearch.engine.steps import proxy_train
 from ltmsearch.errors import TrialOutOfMemory, TrialTooLong, is_out_of_memory
@@ -195,6 +197,20 @@ class Evaluator:
         """
         with self._as_scored(schedule, information=information) as ib:
             return self._validated(images, ib, iter)
+
+    def fit_classifiers(
+        self, classifiers: Sequence[str], *, images: Sequence[int], watch: Callable[[Batches], Batches]
+    ) -> ProbeRecord:
+        """Fit classifiers to the features of the plain network, by a linear probe, and score it as trials are.
+
+        Arguments and errors are those of `engine.linear_probe.fit_classifiers`.
+        """
+        settings = self.settings
+        plain = MergeSchedule.uniform(self.supernet.layers, 1.0, settings.operator)
+        with self._as_scored(plain, information=False):
+            model, data = self.supernet.model, self.data
+            probe = fit_classifiers(model, classifiers, data, self.runtime, images=images, watch=watch)
+            return probe.record(settings.proxy_img_size, self._validated(settings.rescore_images, None, iter))
 
     @contextmanager
     def _as_scored(self, schedule: MergeSchedule, *, information: bool) -> Iterator[IBLoss | None]:

@@ -1,16 +1,25 @@
-"""The warm-up of the shared weights, saved at intervals so that an interrupted one continues."""
+"""The warm-up of the shared weights, saved at intervals so that an interrupted one continues.
+
+Before its first step new classifiers are fitted by a linear probe, whose record is `probe.json`. The fitted weights are
+saved as the progress of a warm-up without steps, so the probe is not repeated either.
+"""
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
+from ltmsearch.callbacks import Callbacks
+from ltmsearch.engine.evaluation import Batches
 from ltmsearch.engine.steps import make_optimizer
 from ltmsearch.errors import InputError
+from ltmsearch.io.files import write_atomic
 from ltmsearch.io.safetensors_state import load_state, save_state
+from ltmsearch.search.run import PROBE_RECORD
 from ltmsearch.search.setup import StudyContext, warm_up_plan
 
 _log = logging.getLogger(__name__)
@@ -24,15 +33,18 @@ SAVING_SHARE = 0.02
 
 
 class WarmUpRun:
-    """Trains the shared weights of a study."""
+    """Fits the new classifiers of a study, and trains its shared weights."""
 
     def __init__(self, context: StudyContext, folder: Path) -> None:
         self.context = context
+        self.folder = folder
         self.path = folder / PROGRESS
         self.plan = warm_up_plan(context.settings)
         self.optimizer = make_optimizer(context.evaluator.supernet, self.plan.lr)
         self.done = 0
         """Steps taken so far."""
+        self.needs_probe = bool(context.new_classifiers)
+        """Whether new classifiers are still to be fitted."""
         self._saved, self._saving = time.monotonic(), 0.0
 
     def resume(self) -> int:
@@ -55,8 +67,39 @@ class WarmUpRun:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             raise InputError(f"{wrong} does not match ({reason}); move it away to repeat the warm-up") from error
-        self.done = done
+        self.done, self.needs_probe = done, False
         return done
+
+    def fit_classifiers(self, callbacks: Callbacks, confirm: Callable[[], None]) -> None:
+        """Fit the new classifiers, record how well the plain network then classifies, and save both.
+
+        `confirm` is called before anything is written.
+        """
+        context, images = self.context, self.context.probe_images
+
+        def watch(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+            callbacks.phase("fitting the classifier", len(images))
+            done = 0
+            for batch in batches:
+                yield batch
+                callbacks.advance(done := done + len(batch[1]))
+
+        record = context.evaluator.fit_classifiers(context.new_classifiers, images=images, watch=watch)
+        confirm()
+        write_atomic(self.folder / PROBE_RECORD, record.model_dump_json(indent=1) + "\n")
+        self.save()
+        self.needs_probe = False
+        callbacks.note(str(record))
+
+    def run(self, callbacks: Callbacks, confirm: Callable[[], None]) -> None:
+        """Take the remaining steps, saved at intervals; `confirm` is called before anything is written."""
+        callbacks.phase("warming up", self.plan.steps)
+        for loss in self.steps():
+            callbacks.advance(self.done, f"loss {loss:.2f}")
+            _log.debug("warm-up step %d: loss %.4f", self.done, loss)
+            if self.is_due():
+                confirm()
+                self.save()
 
     def steps(self) -> Iterator[float]:
         """Take the remaining steps; yields the plain network's loss after each."""

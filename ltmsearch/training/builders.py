@@ -11,7 +11,7 @@ from ltmsearch.config.recipe import Recipe
 from ltmsearch.data.loading import ImageData, load_data
 from ltmsearch.data.transforms import Augmentation
 from ltmsearch.errors import InputError
-from ltmsearch.models import create_backbone, create_subnet, input_config, load_weights
+from ltmsearch.models import LoadReport, create_backbone, create_subnet, input_config, load_weights
 from ltmsearch.search.checkpoint import WEIGHTS
 from ltmsearch.training.options import TrainingOptions
 
@@ -44,8 +44,13 @@ def open_data(recipe: Recipe, options: TrainingOptions, callbacks: Callbacks) ->
     )
 
 
-def make_network(recipe: Recipe, options: TrainingOptions, device: str, callbacks: Callbacks) -> nn.Module:
+def make_network(
+    recipe: Recipe, options: TrainingOptions, device: str, callbacks: Callbacks
+) -> tuple[nn.Module, tuple[str, ...]]:
     """Build the recipe's subnet on the CPU, with random weights or those of `options.init`.
+
+    Returns:
+        The network, and the paths of the classifiers that the weights leave as initialised.
 
     Raises:
         InputError: If recipe, weights and device do not match.
@@ -57,15 +62,23 @@ def make_network(recipe: Recipe, options: TrainingOptions, device: str, callback
         if not kwargs:
             raise
         raise InputError(f"drop_path: {recipe.backbone} has no stochastic depth in timm; omit this key") from error
+    new_classifiers: tuple[str, ...] = ()
     if options.init is not None:
         report = load_weights(model, _weights(options.init))
+        new_classifiers = report.new_classifiers
         if str(report):
             callbacks.note(f"{options.init}: {report}")
     if recipe.sync_bn:
         if device == "cpu":
             raise InputError("sync_bn needs GPUs, but the device is cpu; use --no-sync-bn")
         model = convert_sync_batchnorm(model)  # torch's own conversion drops the activations inside timm's norms
-    return model
+    return model, new_classifiers
+
+
+def make_plain(recipe: Recipe, weights: Path) -> tuple[nn.Module, LoadReport]:
+    """Build the recipe's unmerged network on the CPU with the weights of a file or a study, and tell how they fit."""
+    model = create_backbone(recipe.backbone, num_classes=recipe.num_classes, img_size=recipe.img_size)
+    return model, load_weights(model, _weights(weights))
 
 
 def make_teacher(recipe: Recipe, options: TrainingOptions) -> nn.Module | None:
@@ -81,8 +94,12 @@ def make_teacher(recipe: Recipe, options: TrainingOptions) -> nn.Module | None:
     weights = options.teacher or options.init
     if weights is None:
         raise InputError("distill_loss_weight above 0 needs a teacher's weights: use --teacher FILE or --init FILE")
-    teacher = create_backbone(recipe.backbone, num_classes=recipe.num_classes, img_size=recipe.img_size)
-    load_weights(teacher, _weights(weights))
+    teacher, report = make_plain(recipe, weights)
+    if report.new_classifiers:
+        raise InputError(
+            f"the teacher must classify the data, but {weights} has no classifier of {recipe.num_classes} classes; use "
+            "--teacher FILE with a trained one, or --distill-loss-weight 0"
+        )
     return teacher.requires_grad_(False)
 
 

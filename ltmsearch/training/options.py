@@ -3,7 +3,9 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ltmsearch.config.names import Head
 from ltmsearch.config.recipe import Recipe
+from ltmsearch.errors import InputError, check_choice
 from ltmsearch.io.files import safe_name
 
 STATE, RECIPE, LOG = "state.safetensors", "recipe.yaml", "log.csv"
@@ -24,10 +26,21 @@ class TrainingOptions:
     """Initial weights: a checkpoint as for `load_weights`, or the run directory of a study for its shared weights."""
     teacher: Path | None = None
     """Checkpoint of the unmerged network, for distillation; None: the weights of `init`."""
+    head: Head | None = None
+    """Start of a classifier that the weights of `init` lack: `probe` fits it to their features, `random` leaves timm's
+    initialisation; None: `probe`."""
     device: str = "auto"
     """`auto`, `cpu` or `cuda`."""
     resume: bool = False
     """Continue the training in `out`."""
+
+    def __post_init__(self) -> None:
+        if self.head is not None:
+            check_choice("--head", self.head, Head)
+        if self.head == "probe" and self.init is None:
+            raise InputError(
+                "--head probe needs trained weights, whose features a classifier is fitted to: use --init FILE"
+            )
 
     def fixed(self) -> dict[str, str | None]:
         """Return the options that a resumed training must have unchanged."""

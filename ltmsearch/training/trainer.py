@@ -20,6 +20,7 @@ from ltmsearch.config.recipe import Recipe, library_versions
 from ltmsearch.costs import GIGA, backbone_costs
 from ltmsearch.engine.distributed import Ranks, process_group
 from ltmsearch.engine.evaluation import Score, score
+from ltmsearch.engine.linear_probe import MAX_IMAGES
 from ltmsearch.engine.runtime import Runtime, amp_runtime, find_device
 from ltmsearch.engine.stopwatch import step_seconds
 from ltmsearch.errors import InputError, TrainingDiverged
@@ -31,6 +32,7 @@ from ltmsearch.training.curves import write_curves
 from ltmsearch.training.epoch_records import EpochRecord, select_best, write_log
 from ltmsearch.training.learner import Learner, ib_start
 from ltmsearch.training.options import BEST, LAST, LOG, RECIPE, STATE, TrainingOptions
+from ltmsearch.training.probe import fit_new_classifiers
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +96,9 @@ class _Trainer:
                 f"{number}"
             )
         torch.manual_seed(recipe.seed)
-        model = make_network(recipe, options, self.runtime.device.type, callbacks)
+        model, new_classifiers = make_network(recipe, options, self.runtime.device.type, callbacks)
+        self.new_classifiers = () if stored or options.head == "random" else new_classifiers
+        self.probe: dict[str, Any] | None = None
         costs = backbone_costs(
             recipe.backbone, recipe.img_size, recipe.schedule.operator, num_classes=recipe.num_classes
         )
@@ -124,6 +128,8 @@ class _Trainer:
         for line in self._describe():
             self.callbacks.note(line)
         _log.info("recipe: %s; options: %s", _as_json(recipe), self.options.fixed())
+        if self.new_classifiers:
+            self._fit_classifiers()
         if self.ranks.is_main:
             self._open_folder()
         self.callbacks.phase("training", recipe.epochs * learner.steps_per_epoch)
@@ -140,6 +146,15 @@ class _Trainer:
         return TrainingResult(
             folder=self.folder, records=self.records, recipe=recipe, gflops=self.gflops, params=self.params
         )
+
+    def _fit_classifiers(self) -> None:
+        """Fit new classifiers by a linear probe, in this network and its average, and on all processes."""
+        ema = self.learner.ema
+        nets = [self.learner.model] if ema is None else [self.learner.model, ema.module]
+        record = fit_new_classifiers(
+            nets, self.new_classifiers, self.recipe, self.options, self.data, self.runtime, self.ranks, self.callbacks
+        )
+        self.probe = None if record is None else record.model_dump()
 
     # -- one epoch -----------------------------------------------------------------------------------------------
 
@@ -230,6 +245,7 @@ class _Trainer:
         try:
             self.learner.load(stored["learner"])
             self.records = [EpochRecord(**row) for row in stored["records"]]
+            self.probe = stored.get("probe")  # states of earlier versions have none
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             raise InputError(f"{self.folder / STATE} does not fit this training: {reason}") from error
@@ -243,6 +259,7 @@ class _Trainer:
             "device": str(self.runtime),
             "processes": self.ranks.world,
             "versions": dict(library_versions()),
+            **({"probe": self.probe} if self.probe else {}),
         }
         recipe = self.recipe.model_copy(update={"provenance": {**self.recipe.provenance, "training": origin}})
         try:
@@ -267,6 +284,7 @@ class _Trainer:
             "options": self.options.fixed(),
             "steps_per_epoch": learner.steps_per_epoch,
             "records": [asdict(record) for record in self.records],
+            "probe": self.probe,
             "learner": learner.state(),
         }
         save_state(self.folder / STATE, state)
@@ -307,6 +325,13 @@ class _Trainer:
                 f"an epoch is one step of batch_size {recipe.batch_size}, but there are {self.data.training_size} "
                 f"training images: each is seen {recipe.batch_size / self.data.training_size:.1f} times in it"
             )
+        if self.new_classifiers:
+            lines.append(
+                f"the classifier is new, and fitted to the features of {self.options.init} before the first epoch "
+                "(--head random: not fitted)"
+            )
+        elif self.options.head == "probe" and not self.records:
+            lines.append(f"the classifier of {self.options.init} fits the data, and is kept")
         if self.options.dataset == "digits":
             lines.append("the built-in digits are drawn at random: scale, ratio and hflip do not apply")
         if recipe.ib_weight and ib_start(recipe) >= recipe.epochs:
@@ -316,7 +341,9 @@ class _Trainer:
             teacher = 0.5 if learner.teacher is not None else 0.0
             epoch = learner.steps_per_epoch * self.batch * (1 + teacher) * train
             epoch += self.data.validation_size / processes * forward * (2 if learner.ema is not None else 1)
-            lines.append(f"expected to take {about(remaining * epoch)}")
+            scored = min(MAX_IMAGES, self.data.training_size) + self.data.validation_size
+            probe = scored * forward if self.new_classifiers else 0.0
+            lines.append(f"expected to take {about(remaining * epoch + probe)}")
         return lines
 
     def _status(self, epoch: int, loss: float) -> str:

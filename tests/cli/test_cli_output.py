@@ -26,7 +26,7 @@ def test_run_prints_one_json_document(finished: Path, ltmsearch: Ltmsearch) -> N
     code, out, err = ltmsearch(*continued(finished), "--json")
     assert code == 0, err
     document = json.loads(out, parse_constant=pytest.fail)
-    assert list(document) == ["folder", "settings", "trials", "front", "baselines", "findings"]
+    assert list(document) == ["folder", "settings", "probe", "trials", "front", "baselines", "findings"]
     assert document["folder"] == str(finished)
     assert document["settings"]["budget_gflops"] == 0.27
     assert document["trials"]["scored"] >= 6

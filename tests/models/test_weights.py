@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ltmsearch.errors import InputError
 from ltmsearch.models import weights
-from ltmsearch.models.weights import create_backbone, load_weights
+from ltmsearch.models.weights import build_backbone, create_backbone, load_weights
 
 VIT, DEIT, SWIN = "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "swin_tiny_patch4_window7_224"
 SMALL: dict[str, dict[str, Any]] = {
@@ -56,6 +56,7 @@ class TestEveryFamily:
         assert_equal(model.state_dict(), source)
         assert not report.initialised
         assert not report.ignored
+        assert not report.new_classifiers
 
     @pytest.mark.parametrize("classes", [7, 0])
     def test_another_classifier_stays_as_initialised(self, tmp_path: Path, backbone: str, classes: int) -> None:
@@ -67,6 +68,7 @@ class TestEveryFamily:
         names = (names,) if isinstance(names, str) else names
         heads = tuple(f"{name}.{part}" for name in names for part in ("weight", "bias"))
         assert set(report.initialised) == set(heads)
+        assert report.new_classifiers == tuple(names)
         after = model.state_dict()
         assert_equal(after, before | source if classes == 0 else before | source | {n: before[n] for n in heads})
         said = report.initialised[heads[0]]
@@ -336,9 +338,11 @@ class TestCreateBackbone:
     def test_timm_adapts_what_it_loads(self, tmp_path: Path) -> None:
         source = build("mobilevit_xxs", 0).state_dict()
         path = write(tmp_path / "w.safetensors", source)
-        model = create_backbone(
-            "mobilevit_xxs", pretrained=True, num_classes=5, in_chans=1, pretrained_cfg_overlay={"file": str(path)}
-        )
+        published = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
+        model, new = build_backbone("mobilevit_xxs", num_classes=5, in_chans=1, **published)
+        assert new == ("head.fc",)
+        assert build_backbone("mobilevit_xxs", **published)[1] == ()
+        assert build_backbone("mobilevit_xxs", num_classes=0, **published)[1] == ()
         state = model.state_dict()
         assert state["head.fc.weight"].shape == (5, 320)
         torch.testing.assert_close(state["stem.conv.weight"], source["stem.conv.weight"].sum(1, keepdim=True))

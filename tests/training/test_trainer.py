@@ -148,7 +148,7 @@ def test_training_starts_from_shared_weights(tmp_path: Path) -> None:
     randomise(supernet)
     state = CheckpointState(class_names=["a", "b"], version=0, scored=0, space="s", trial=None, outcome=None)
     save_checkpoint(tmp_path, supernet.state_dict(), state)
-    net = make_network(of, TrainingOptions(out=tmp_path, init=tmp_path), "cpu", Callbacks()).eval()
+    net = make_network(of, TrainingOptions(out=tmp_path, init=tmp_path), "cpu", Callbacks())[0].eval()
     x = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(net(x), supernet.extract(of.schedule).eval()(x), rtol=0, atol=0)
 
@@ -160,7 +160,7 @@ def test_sync_bn_keeps_activations(tmp_path: Path, backbone: str) -> None:
     for sync_bn in (False, True):
         torch.manual_seed(0)
         of = recipe(backbone, schedule={}, sync_bn=sync_bn)
-        nets.append(make_network(of, TrainingOptions(out=tmp_path), "cuda", Callbacks()).eval())
+        nets.append(make_network(of, TrainingOptions(out=tmp_path), "cuda", Callbacks())[0].eval())
     plain, synchronised = nets
     assert any(isinstance(module, nn.SyncBatchNorm) for module in synchronised.modules())
     x = torch.rand(2, 3, 64, 64)

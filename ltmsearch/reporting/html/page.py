@@ -110,6 +110,7 @@ def _facts(run: Run, times: Times) -> list[tuple[str, str]]:
         ("Data", settings.dataset if folder is None else f"{settings.dataset}: {Path(folder).name}"),
         ("Budget", _budget(settings)),
         ("Image size", f"{settings.img_size} px for costs, {settings.proxy_img_size} px for training and scoring"),
+        *([("New classifier", str(run.probe).removeprefix("classifier "))] if run.probe is not None else []),
         ("Trials", trials),
         ("Started", started),
         ("Duration", took),
