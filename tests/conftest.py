@@ -8,6 +8,7 @@ import torch
 from support.browser import browse, browser  # noqa: F401 (fixtures)
 from support.command_line import Ltmsearch, call
 from support.finished import images, rejecting, run, whole  # noqa: F401 (fixtures)
+from support.nets import EVERY_VARIANT, SMALL, VARIANTS
 from support.postgres import postgres  # noqa: F401 (a fixture)
 from support.threads import threads  # noqa: F401 (a fixture)
 
@@ -19,6 +20,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for name, summary in getattr(report, "user_properties", ()):
             if name == "summary" and report.when == "call":
                 terminalreporter.write_line(summary)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave variants of operators to the slow tests for most families: what differs between them is in all of them."""
+    for item in items:
+        given = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        backbone, variant = given.get("backbone"), (given.get("operator"), given.get("form"))
+        if backbone in SMALL and backbone not in EVERY_VARIANT and "form" in given and variant not in VARIANTS:
+            item.add_marker(pytest.mark.slow)
 
 
 # Here and not in a fixture: the last digits of a sum depend on the number of threads, also in module-wide fixtures.

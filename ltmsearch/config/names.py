@@ -81,6 +81,20 @@ BACKBONES: dict[str, tuple[str, ...]] = {
         "swin_s3_small_224",
         "swin_s3_base_224",
     ),
+    "swinv2": (
+        "swinv2_tiny_window8_256",
+        "swinv2_tiny_window16_256",
+        "swinv2_small_window8_256",
+        "swinv2_small_window16_256",
+        "swinv2_base_window8_256",
+        "swinv2_base_window16_256",
+        "swinv2_base_window12_192",
+        "swinv2_base_window12to16_192to256",
+        "swinv2_base_window12to24_192to384",
+        "swinv2_large_window12_192",
+        "swinv2_large_window12to16_192to256",
+        "swinv2_large_window12to24_192to384",
+    ),
 }  # fmt: skip
 """timm names of the backbones, by family."""
 

@@ -73,20 +73,22 @@ def cost_model(backbone: str, model: nn.Module, img_size: Grid, operator: str = 
 
     Raises:
         ValueError: If a layer of the model merges.
+        InputError: If timm refuses the size of the images.
     """
     adapter = get_adapter(backbone)
     active = [name for name, op in attached_operators(model, adapter.layers(model)).items() if op.keep_ratio < 1]
     if active:
         raise ValueError(f"`model` must be plain, but it merges at {', '.join(active)}.")
     get_operator(operator)
-    return CostModel(base=traced_macs(model, img_size), chains=adapter.chains(model, img_size), operator=operator)
+    chains = adapter.chains(model, img_size)  # first: it refuses sizes of images in one line
+    return CostModel(base=traced_macs(model, img_size), chains=chains, operator=operator)
 
 
 def backbone_costs(backbone: str, img_size: int, operator: str = "ltm", **timm_kwargs: Any) -> CostModel:
     """The cost model of a backbone, which is built for it, at square images; `timm_kwargs` are of `create_model`.
 
     Raises:
-        InputError: For an unknown backbone or operator.
+        InputError: For an unknown backbone or operator, or a size that timm refuses.
     """
     get_operator(operator)
     model = create_backbone(backbone, img_size=img_size, **get_adapter(backbone).any_size_kwargs, **timm_kwargs)

@@ -227,11 +227,20 @@ def input_shapes(model: nn.Module, modules: Mapping[str, nn.Module], img_size: G
 
 
 def run_once(model: nn.Module, image: Tensor, hooks: Sequence[RemovableHandle]) -> None:
-    """Run a model on an image in evaluation mode, then remove the hooks and restore the mode."""
+    """Run a model on an image in evaluation mode, then remove the hooks and restore the mode.
+
+    Raises:
+        InputError: If timm refuses the size of the image.
+    """
     was_training = model.training
     try:
         with torch.no_grad():
             model.eval()(image)
+    except AssertionError as error:
+        rows, columns = image.shape[-2:]
+        raise InputError(
+            f"images must have a size that the network accepts, but got {rows}×{columns} px: {error}"
+        ) from error
     finally:
         model.train(was_training)
         for hook in hooks:

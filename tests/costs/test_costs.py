@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from support.nets import SMALL
+from support.nets import SMALL, own_size
 from torch import nn
 
 from ltmsearch.costs import (
@@ -65,18 +65,19 @@ def test_formula_equals_trace(backbone: str, operator: str, form: Form, img_size
 @pytest.mark.parametrize("backbone", known_backbones())
 def test_formula_equals_trace_for_every_backbone(backbone: str) -> None:
     """With fewer blocks where timm lets us: what differs between siblings is in each of them."""
-    fewer = {"vit": {"depth": 2}, "swin": {"depths": (1, 1, 2, 1)}}.get(get_adapter(backbone).family, {})
+    fewer = {"vit": {"depth": 2}, "swin": {"depths": (1, 1, 2, 1)}, "swinv2": {"depths": (1, 1, 2, 1)}}
     size = (64, 96) if backbone.startswith("efficientvit_l") else (128, 160)
-    check_random_schedule(backbone, size, "ltm", ["soft", "hard"], **fewer)
+    check_random_schedule(backbone, size, "ltm", ["soft", "hard"], **fewer.get(get_adapter(backbone).family, {}))
 
 
 @pytest.mark.parametrize("backbone", sorted(SMALL))
 def test_plain_layers_cost_what_their_modules_do(backbone: str) -> None:
     """The shares that are shown to people, against fvcore's count by module."""
     model = timm.create_model(backbone, num_classes=10, **SMALL[backbone])
-    counted = traced_macs_by_module(model, (224, 224))
+    size = own_size(backbone), own_size(backbone)
+    counted = traced_macs_by_module(model, size)
     wanted = {layer: counted[layer] for layer in get_adapter(backbone).layers(model)}
-    assert cost_model(backbone, model, (224, 224)).plain_layer_macs() == wanted
+    assert cost_model(backbone, model, size).plain_layer_macs() == wanted
 
 
 @pytest.mark.parametrize(
@@ -87,6 +88,7 @@ def test_plain_layers_cost_what_their_modules_do(backbone: str) -> None:
         ("efficientvit_b1", 224, 0.5282),
         ("vit_small_patch16_224", 224, 4.6083),
         ("swin_tiny_patch4_window7_224", 224, 4.5092),
+        ("swinv2_tiny_window8_256", 256, 5.9623),
     ],
 )
 def test_published_sizes(backbone: str, img_size: int, gflops: float) -> None:

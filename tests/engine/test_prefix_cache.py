@@ -19,6 +19,7 @@ LEADING = {
     "efficientvit_b0": ("stem", "stages.0", "stages.1", "stages.2.blocks.0"),
     "vit_tiny_patch16_224": ("patch_embed",),
     "swin_tiny_patch4_window7_224": ("patch_embed",),
+    "swinv2_tiny_window8_256": ("patch_embed",),
 }
 SIZE = 224
 RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32, reason="a test")

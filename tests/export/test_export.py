@@ -30,6 +30,7 @@ FAMILIES = {
     "efficientvit_b0": ("stages.3.blocks.1", 64),
     "vit_tiny_patch16_224": ("blocks.3", 80),
     "swin_tiny_patch4_window7_224": ("layers.1.blocks.1", 112),
+    "swinv2_tiny_window8_256": ("layers.1.blocks.1", 112),
 }
 """Backbone → a layer that merges, and an image size that is not the backbone's own."""
 NAMES = ("dog", "cat", "bird")

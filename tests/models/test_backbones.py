@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from support.nets import SMALL, randomise
+from support.nets import SMALL, odd_size, own_size, randomise
 from torch import nn
 
 import ltmsearch
@@ -53,16 +53,16 @@ def plain_of(backbone: str, supernet: Supernet, **kwargs: Any) -> nn.Module:
 @pytest.mark.parametrize(
     "img_size",
     [
-        (70, 101),
+        None,  # odd
         pytest.param((128, 128), marks=pytest.mark.slow),
         pytest.param((160, 96), marks=pytest.mark.slow),
         pytest.param((224, 224), marks=pytest.mark.slow),
     ],
 )
-def test_plain_equals_timm_bit_for_bit(backbone: str, operator: str, img_size: tuple[int, int]) -> None:
+def test_plain_equals_timm_bit_for_bit(backbone: str, operator: str, img_size: tuple[int, int] | None) -> None:
     supernet = supernet_of(backbone, operator)
     reference = plain_of(backbone, supernet, **get_adapter(backbone).any_size_kwargs)
-    images = torch.randn(2, 3, *img_size)
+    images = torch.randn(2, 3, *(img_size or odd_size(backbone)))
     with torch.no_grad():
         assert torch.equal(supernet(images), reference(images))
         with supernet.active(MergeSchedule.uniform(supernet.layers, 1.0, operator)):
@@ -73,7 +73,7 @@ def test_plain_equals_timm_bit_for_bit(backbone: str, operator: str, img_size: t
 def test_supernet_equals_timms_network_at_its_own_size(backbone: str) -> None:
     """Not only the network that takes images of any size."""
     supernet = supernet_of(backbone, "ltm")
-    images = torch.randn(2, 3, 224, 224)
+    images = torch.randn(2, 3, own_size(backbone), own_size(backbone))
     with torch.no_grad():
         assert torch.equal(supernet(images), plain_of(backbone, supernet)(images))
 
@@ -82,7 +82,7 @@ def test_supernet_equals_timms_network_at_its_own_size(backbone: str) -> None:
 def test_networks_built_for_another_size_merge_too(backbone: str) -> None:
     """Where timm shrinks windows or positions to an image size, all the same: plain is timm's, merged still runs."""
     size = {"img_size": (96, 160), "num_classes": 7, **SMALL[backbone]}
-    merging = create_subnet(backbone, keep_ratios={"*": 0.5}, **size).eval()
+    merging = randomise(create_subnet(backbone, keep_ratios={"*": 0.5}, **size)).eval()
     plain = timm.create_model(backbone, **size).eval()
     plain.load_state_dict({n: v for n, v in merging.state_dict().items() if f".{MERGING}." not in n})
     images = torch.randn(2, 3, 96, 160)
@@ -101,16 +101,17 @@ class TestConformance:
     @pytest.mark.parametrize(
         "img_size",
         [
-            (70, 101),
+            None,  # odd
             pytest.param((128, 128), marks=pytest.mark.slow),
             pytest.param((224, 224), marks=pytest.mark.slow),
             pytest.param((96, 160), marks=pytest.mark.slow),
         ],
     )
     def test_extracted_equals_active_at_every_size(
-        self, backbone: str, operator: str, form: Form, img_size: tuple[int, int]
+        self, backbone: str, operator: str, form: Form, img_size: tuple[int, int] | None
     ) -> None:
         supernet = supernet_of(backbone, operator)
+        img_size = img_size or odd_size(backbone)
         schedule = some_schedule(supernet.layers, sum(img_size), operator, form)
         images = torch.randn(1, 3, *img_size)
         with torch.no_grad():
@@ -128,10 +129,10 @@ class TestConformance:
         subnet = supernet.extract(schedule)
         model = timm.create_model(
             f"ltm_{backbone}", keep_ratios=dict(schedule.keep_ratios), operator=operator, forms=form, num_classes=7,
-            img_size=224, **SMALL[backbone],
+            img_size=own_size(backbone), **SMALL[backbone],
         )  # fmt: skip
         model.load_state_dict(subnet.state_dict())
-        images = torch.randn(1, 3, 224, 224)
+        images = torch.randn(1, 3, own_size(backbone), own_size(backbone))
         with torch.no_grad():
             assert torch.equal(model.eval()(images), subnet(images))
 
@@ -171,7 +172,8 @@ class TestConformance:
     def test_exported_program_merges_by_matrix_products(self, backbone: str, operator: str, form: Form) -> None:
         supernet = supernet_of(backbone, operator)
         subnet = supernet.extract(some_schedule(supernet.layers, 4, operator, form))
-        images = torch.randn(2, 3, 96, 96)
+        side = own_size(backbone)  # padding has tokens that are all alike: rounding decides which of them are matched
+        images = torch.randn(2, 3, side, side)
         program = torch.export.export(subnet, (images,))
         assert index_reductions(program) == []
         with torch.no_grad():

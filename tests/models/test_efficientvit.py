@@ -64,7 +64,7 @@ def test_tome_sees_the_keys_that_attention_uses() -> None:
     [
         ("efficientvit_m0", "efficientvit_m0: it is Microsoft's EfficientViT"),
         ("vit_base_patch16_rope_224", "rotary"),
-        ("swinv2_tiny_window8_256", "Swin v2"),
+        ("swinv2_cr_tiny_ns_224", "third time"),
         ("mobilevitv2_100", "v2"),
     ],
 )

@@ -15,6 +15,7 @@ from ltmsearch.merging.assignment import HardAssignment, SoftAssignment
 from ltmsearch.models import attached_operators, create_subnet
 from ltmsearch.models.merge_traces import trace_merges
 from ltmsearch.models.supernet import Supernet
+from ltmsearch.models.windows import in_windows
 from ltmsearch.schedules.schedule import MergeSchedule
 
 FORMS = [(name, form) for name, operator in sorted(OPERATORS.items()) for form in operator.forms]
@@ -117,7 +118,7 @@ def test_merges_of_a_mobilevit_accumulate_inside_a_block_only() -> None:
 
 @pytest.mark.parametrize("size", [(224, 224), (100, 132)])
 def test_windows_are_put_back_in_their_place(size: tuple[int, int]) -> None:
-    """Where each token of each window comes from is asked of the block itself, shifted ones and padding included."""
+    """Shifted ones and padding included."""
     net = supernet(SWIN)
     images = torch.randn(1, 3, *size)
     with net.active(MergeSchedule.uniform(net.layers, 0.5, "ltm", "matched")):
@@ -126,9 +127,9 @@ def test_windows_are_put_back_in_their_place(size: tuple[int, int]) -> None:
     assert any(any(net.model.get_submodule(layer.layer).shift_size) for layer in trace)
     for layer in trace:
         rows, columns = layer.image_grid
-        block: Any = net.model.get_submodule(layer.layer)
+        window = net.model.get_submodule(layer.layer).window_size
         number = torch.arange(1, rows * columns + 1).view(1, rows, columns, 1).float()
-        origin = block._in_windows(number).squeeze(-1).long().numpy()  # (W, N); 0 is padding
+        origin = in_windows(number, window).squeeze(-1).long().numpy()  # (W, N); 0 is padding
         position = merges[layer.layer].assignment.position.numpy()  # type: ignore[attr-defined]
         assert origin.shape == position.shape
         for window, place in zip(*np.nonzero(origin), strict=True):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ltmsearch.merging import OPERATORS
 from ltmsearch.models import MERGING, create_subnet
-from ltmsearch.models.swin import PADDING_SIZE
+from ltmsearch.models.windows import PADDING_SIZE, in_windows, window_sizes
 
 TINY_SWIN: dict[str, Any] = {"embed_dim": 32, "depths": (2, 2, 1, 1), "num_heads": (1, 2, 2, 4), "num_classes": 5}
 
@@ -69,8 +69,7 @@ def test_every_window_merges_on_its_own() -> None:
 
 
 def test_sizes_tell_padding_from_the_image() -> None:
-    block = net().layers[0].blocks[0]
-    sizes = block._sizes(torch.zeros(2, 5, 9, 4))  # one row of windows, two columns, padded to 7 x 14
+    sizes = window_sizes(torch.zeros(2, 5, 9, 4), (7, 7))  # one row of windows, two columns, padded to 7 x 14
     assert sizes.shape == (2 * 2, 49)
     first, second = sizes[0].view(7, 7), sizes[1].view(7, 7)
     assert (first[:5] == 1).all()
@@ -89,9 +88,9 @@ def test_tome_sees_the_keys_of_its_own_tokens() -> None:
     block.merging.register_forward_hook(lambda _m, args, out: seen.append(args[4]))
     with torch.no_grad():
         block(x)
-        normed = block._in_windows(block.norm1(x))
+        normed = in_windows(block.norm1(x), (7, 7))
         keys = block.attn.qkv(normed).unflatten(-1, (3, block.attn.num_heads, -1))[:, :, 1].mean(dim=2)
-    real = block._sizes(x) == 1
+    real = window_sizes(x, (7, 7)) == 1
     torch.testing.assert_close(seen[0][real], keys[real])
 
 

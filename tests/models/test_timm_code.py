@@ -242,8 +242,9 @@ class TestFormats:
     @pytest.mark.parametrize("backbone", FAMILIES)
     @pytest.mark.parametrize(("operator", "form"), VARIANTS)
     def test_half_precision(self, backbone: str, operator: str, form: str, dtype: torch.dtype) -> None:
-        model = net(backbone, operator=operator, forms=form).to(dtype)
-        logits = model(images().to(dtype))
+        size = {"img_size": 128} if backbone.startswith("swinv2") else {}  # timm's attention to padding is 0/0 in fp16
+        model = net(backbone, operator=operator, forms=form, **size).to(dtype)
+        logits = model(images(size=size.get("img_size", 96)).to(dtype))
         assert logits.dtype == dtype
         assert logits.isfinite().all()
 

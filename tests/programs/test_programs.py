@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.nets import SMALL, randomise
+from support.nets import SMALL, own_size, randomise
 from torch import Tensor, nn
 
 from ltmsearch.errors import ExportError, InputError
@@ -128,7 +128,7 @@ def test_exporter_output_is_silenced(
 def test_every_operator_and_family_can_be_exported(backbone: str, operator: str, form: Form, tmp_path: Path) -> None:
     if (backbone, operator) == ("efficientvit_b0", "tome"):
         pytest.skip("untrained keys are all alike: rounding decides what is merged, and which of two runtimes is right")
-    size = 224 if backbone.startswith("swin") else 96
+    size = own_size(backbone) if backbone.startswith("swin") else 96
     kwargs = {"num_classes": 7, "img_size": size, **SMALL[backbone]}
     net = randomise(create_subnet(backbone, keep_ratios={"*": 0.5}, operator=operator, forms=form, **kwargs))
     for export, name in ((export_onnx, "model.onnx"), (export_program, "model.pt2")):

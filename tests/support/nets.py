@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import timm
 import torch
 from torch import nn
+
+from ltmsearch.models import get_adapter
 
 SMALL: dict[str, dict[str, Any]] = {
     "mobilevit_xxs": {},
@@ -15,8 +18,28 @@ SMALL: dict[str, dict[str, Any]] = {
         "num_heads": (1, 2, 2, 4),
         "drop_path_rate": 0.0,  # a dropped path has no gradient
     },
+    "swinv2_tiny_window8_256": {
+        "embed_dim": 16,
+        "depths": (2, 1),
+        "num_heads": (1, 2),
+        "drop_path_rate": 0.0,
+    },
 }
 """One backbone per family, made small by timm's own arguments: the others differ in widths and depths only."""
+
+EVERY_VARIANT = ("mobilevit_xxs", "efficientvit_b0", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224")
+"""Backbones that the default tests combine with every operator in every form; of the others, `VARIANTS` alone."""
+VARIANTS = (("ltm", "hard"), ("tome", "matched"))
+
+
+def own_size(backbone: str) -> int:
+    """Side of the images that timm's network is built for, in pixels; 224 if it takes any."""
+    return int(timm.get_pretrained_cfg(backbone).input_size[-1]) if get_adapter(backbone).fixed_size else 224
+
+
+def odd_size(backbone: str) -> tuple[int, int]:
+    """A size of images that fits no grid of the network; timm's Swin V2 takes whole patches only."""
+    return (68, 100) if backbone.startswith("swinv2") else (70, 101)
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:

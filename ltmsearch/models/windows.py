@@ -1,0 +1,101 @@
+"""Merges inside the windows of a feature map, shared by the families with attention in windows.
+
+Windows are never shifted: a shifted window that wraps around joins tokens from opposite sides of the image, which
+attention can mask and a merge cannot. The feature map is padded to whole windows at the bottom and on the right, as
+timm does, and padding has next to no weight in a merge.
+
+Shapes: B images, W windows per image, N tokens per window, P merged tokens per window, D channels.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from timm.models.swin_transformer import window_partition, window_reverse
+from torch import Tensor, nn
+
+from ltmsearch.merging import MergeOperator
+from ltmsearch.schedules.grid import Grid, tokens
+
+PADDING_SIZE = 1e-4
+"""Size of a padding token; a token of the image has size 1."""
+
+
+def merge_in_windows(
+    operator: MergeOperator,
+    x: Tensor,
+    window: Grid,
+    target: Grid,
+    keys: Tensor | None,
+    change: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """`x + A · change(merged)`, with each window merged on its own.
+
+    Args:
+        operator: Merging operator.
+        x: (B, rows, columns, D) feature map.
+        window: Rows and columns of a window.
+        target: Rows and columns of its merged tokens.
+        keys: (B, rows, columns, C) mean key of the heads at each place, if the operator needs them.
+        change: Computes what is added to the merged tokens: (B, W·P, D) to the same.
+
+    Returns:
+        (B, rows, columns, D).
+    """
+    batch, rows, columns, dim = x.shape
+    before = in_windows(x, window)[:, None]  # (B·W, 1, N, D)
+    keys = None if keys is None else in_windows(keys, window)
+    merge = operator(before, window_sizes(x, window), window, target, keys)
+    changed = change(merge.tokens.reshape(batch, -1, dim))  # by image, as drop path works
+    after = merge.unmerge_change(before, changed.view(merge.tokens.shape))
+    return from_windows(after[:, 0], window, (rows, columns))
+
+
+def even_window(size: Grid, largest: Sequence[int]) -> Grid:
+    """Rows and columns of windows that are as few as those of `largest` on a feature map, with the least padding.
+
+    A map of 16×16 has four windows of 8×8 instead of four of 14×14, most of which is padding.
+    """
+    rows, columns = (math.ceil(n / math.ceil(n / side)) for n, side in zip(size, largest, strict=True))
+    return rows, columns
+
+
+def padded(size: Sequence[int], window: Grid) -> Grid:
+    """Rows and columns of a feature map, padded to whole windows."""
+    return math.ceil(size[0] / window[0]) * window[0], math.ceil(size[1] / window[1]) * window[1]
+
+
+def count_windows(size: Sequence[int], window: Grid) -> int:
+    """W, windows of a feature map."""
+    return tokens(padded(size, window)) // tokens(window)
+
+
+def in_windows(x: Tensor, window: Grid) -> Tensor:
+    """(B, rows, columns, C) to (B·W, N, C), padded with zeros."""
+    rows, columns = padded(x.shape[1:3], window)
+    if (rows, columns) != x.shape[1:3]:  # padding by zero would copy
+        x = nn.functional.pad(x, (0, 0, 0, columns - x.shape[2], 0, rows - x.shape[1]))
+    return window_partition(x, window).flatten(1, 2)
+
+
+def from_windows(x: Tensor, window: Grid, size: Grid) -> Tensor:
+    """(B·W, N, C) to (B, rows, columns, C), without padding."""
+    whole = padded(size, window)
+    x = window_reverse(x.reshape(-1, *window, x.shape[-1]), window, *whole)
+    return x if whole == size else x[:, : size[0], : size[1]].contiguous()
+
+
+def window_sizes(x: Tensor, window: Grid) -> Tensor:
+    """(B·W, N) float32 for a (B, rows, columns, D) map: 1 for its tokens, `PADDING_SIZE` for padding."""
+    batch, rows, columns, _ = x.shape
+    if padded((rows, columns), window) == (rows, columns):
+        n = tokens(window)
+        return x.new_ones(batch * rows * columns // n, n, dtype=torch.float32)
+    inside = in_windows(x.new_ones(1, rows, columns, 1, dtype=torch.float32), window).squeeze(-1)
+    return inside.clamp_min(PADDING_SIZE).repeat(batch, 1)
+
+
+def from_shifted_windows(x: Tensor, window: Grid, shift: Sequence[int], size: Grid) -> Tensor:
+    """(B·W, N, C) of windows that timm's Swin has shifted to (B, rows, columns, C)."""
+    x = from_windows(x, window, size)
+    return torch.roll(x, shifts=tuple(shift), dims=(1, 2)) if any(shift) else x
