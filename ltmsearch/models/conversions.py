@@ -176,14 +176,15 @@ class Renamed:
     """Whether `MARK` was added, which is not a tensor of the file."""
 
 
-def rename(state: Mapping[str, Tensor], wanted: Collection[str]) -> Renamed:
+def rename(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Renamed:
     """Rename the tensors of a model of transformers, or of Meta's DINOv2; others keep their names.
 
-    Queries, keys and values are put together. Other values are not changed.
+    Queries, keys and values are put together. Other values are not changed, except in a DeiT with one classifier, for
+    the same logits.
 
     Args:
         state: Tensors by the names in the file, without what training scripts put around them.
-        wanted: Names in timm's network.
+        wanted: The state dict of timm's network.
     """
     if (found := transformers_model(state)) is not None:
         return _rename_transformers(state, *found, wanted)
@@ -201,7 +202,7 @@ def transformers_model(names: Collection[str]) -> tuple[Kind, str] | None:
     return None if kind is None else (kind, starts[0])
 
 
-def _rename_transformers(state: Mapping[str, Tensor], kind: Kind, prefix: str, wanted: Collection[str]) -> Renamed:
+def _rename_transformers(state: Mapping[str, Tensor], kind: Kind, prefix: str, wanted: Mapping[str, Tensor]) -> Renamed:
     before, _, inside = prefix.removesuffix(".").rpartition(".")
     outer = f"{before}." if before else ""
     # A class of the user's own may classify other features than the class of transformers.
@@ -229,6 +230,8 @@ def _rename_transformers(state: Mapping[str, Tensor], kind: Kind, prefix: str, w
     origin = f"converted from Hugging Face transformers' {kind.name}{part}"
     if marked and part == CLASSIFIER:
         origin += ", whose classifier does not fit timm's: it takes class token and mean patch together"
+    if kind.name == "DeiT" and part == CLASSIFIER and _classify_by_class_token(tensors, wanted):
+        origin += ", whose one classifier is doubled beside a zero one: timm averages those of its two tokens"
     return Renamed(tensors=tensors, sources=sources, unplaced=frozenset(unplaced), origin=origin, marked=marked)
 
 
@@ -265,6 +268,20 @@ def _new_name(stems: Stems, name: str) -> str | None:
         return None
     parts = iter(numbers)
     return re.sub("#", lambda _: next(parts), f"{stems[stem]}{dot}{end}")
+
+
+def _classify_by_class_token(tensors: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
+    """Change a classifier of DeiT's class token, in place, so that its mean with a zero one gives its logits.
+
+    Returns:
+        Whether it fits the network, and was changed.
+    """
+    pairs = [(f"head.{end}", f"head_dist.{end}") for end in ("weight", "bias")]
+    if not all(one in tensors and two in wanted and tensors[one].shape == wanted[two].shape for one, two in pairs):
+        return False
+    for one, two in pairs:
+        tensors[one], tensors[two] = 2 * tensors[one], torch.zeros_like(tensors[one])
+    return True
 
 
 def _fuse(tensors: dict[str, Tensor], sources: dict[str, str]) -> None:
