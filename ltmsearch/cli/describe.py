@@ -8,7 +8,7 @@ import typer
 from ltmsearch.cli.app import AsJson
 from ltmsearch.cli.options import choice_option, completing, field_option
 from ltmsearch.cli.terminal import print_json, results
-from ltmsearch.config.names import backbone_names
+from ltmsearch.config.backbones import backbone_names
 from ltmsearch.config.settings import StudySettings
 from ltmsearch.errors import InputError
 from ltmsearch.schedules.schedule import Form

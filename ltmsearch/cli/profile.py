@@ -8,7 +8,7 @@ import typer
 from ltmsearch.cli.app import AsJson, Device, Verbose
 from ltmsearch.cli.options import OUTPUT, completing, field_option, flag
 from ltmsearch.cli.terminal import print_json, results, watched
-from ltmsearch.config.names import backbone_names
+from ltmsearch.config.backbones import backbone_names
 from ltmsearch.config.settings import StudySettings
 from ltmsearch.errors import InputError
 

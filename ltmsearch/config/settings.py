@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from ltmsearch.config import names
+from ltmsearch.config.backbones import backbone_names
 from ltmsearch.config.cli_option import CliOption
 from ltmsearch.config.defaults import ACCELERATOR, CPU, TRAINED, UNTRAINED, Learning, by_device
 from ltmsearch.config.objective import CostAxis
@@ -44,7 +45,7 @@ class StudySettings(BaseModel):
     schema_version: Literal[1] = 1
     """Version of this format."""
 
-    backbone: Annotated[str, CliOption(metavar="NAME", suggestions=names.backbone_names)]
+    backbone: Annotated[str, CliOption(metavar="NAME", suggestions=backbone_names)]
     """timm name of the backbone, e.g. mobilevit_s."""
     budget_gflops: Annotated[float | None, CliOption(metavar="X|LOW-HIGH")] = Field(default=None, gt=0)
     """Maximum compute per image at `img_size`, in 1e9 multiply-adds; a range such as 1.1-1.4 covers every budget

@@ -1,6 +1,6 @@
 """Token merging: pure tensor functions and operators built on them. Importing the package registers all operators."""
 
-from ltmsearch.merging.ltm import CONTENT_GAIN, PLACE_GAIN, LearnableTokenMerging
+from ltmsearch.merging.ltm import CONTENT_GAIN, PLACE_GAIN, LearnableTokenMerging, full_precision
 from ltmsearch.merging.operator import (
     OPERATORS,
     MaskStart,
@@ -26,6 +26,7 @@ __all__ = [
     "MergeShape",
     "PoolMerging",
     "check_form",
+    "full_precision",
     "get_operator",
     "register_operator",
 ]

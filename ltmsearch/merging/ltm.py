@@ -229,7 +229,7 @@ class LearnableTokenMerging(MergeOperator):
         n, p, d = shape.n, shape.p, shape.dim
         mask = 4 * n * d + n * d * (RANK + HEADS)
         if form == "soft":
-            return mask + 2 * n * p * RANK + shape.groups * n * p * d + n * p * (HEADS + 1)
+            return mask + 2 * n * p * RANK + shape.groups * n * p * d + n * p * (HEADS + 1 + shape.carried)
         if form == "matched":
             return mask + matching_macs(n, p, RANK)
         separable = shape.target[0] * n + p * shape.grid[1]  # rows first, then columns; per channel

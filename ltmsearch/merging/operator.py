@@ -61,6 +61,8 @@ class MergeShape:
     """G, groups of tokens that share the assignment."""
     filled: bool
     """See `MergeOperator.fills_empty`."""
+    carried: int = 0
+    """Further numbers of each token, such as its place, that the layer carries to the merged tokens."""
 
     @property
     def n(self) -> int:

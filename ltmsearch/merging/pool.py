@@ -27,7 +27,7 @@ class PoolMerging(MergeOperator):
     @staticmethod
     def merge_macs(shape: MergeShape, form: Form) -> int:
         """The weighted sum of the tokens and the sizes."""
-        return shape.groups * shape.n * shape.p * shape.dim + shape.n * shape.p
+        return shape.n * shape.p * (shape.groups * shape.dim + 1 + shape.carried)
 
     @staticmethod
     def unmerge_macs(shape: MergeShape, form: Form) -> int:

@@ -8,17 +8,21 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from functools import cache
 from operator import index
 from typing import Any, ClassVar, cast
 
+import timm
 import torch
+from timm.models import split_model_name_tag
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ltmsearch.config.backbones import backbone_names, family_of
 from ltmsearch.config.defaults import Learning
 from ltmsearch.errors import InputError, unknown_name
 from ltmsearch.merging import MergeOperator, MergeShape
+from ltmsearch.models.unserved import reason_for
 from ltmsearch.schedules.grid import Grid, target_grid
 
 MERGING = "merging"
@@ -42,6 +46,8 @@ class LayerShape(ABC):
     """Windows of tokens, each merged separately."""
     filled: bool = False
     """See `MergeOperator.fills_empty`."""
+    carried: int = 0
+    """See `MergeShape.carried`."""
 
     @abstractmethod
     def macs_before(self, grid: Grid) -> int:
@@ -58,7 +64,13 @@ class LayerShape(ABC):
     def merge_shape(self, grid: Grid, target: Grid) -> MergeShape:
         """Sizes of the merge of one window."""
         return MergeShape(
-            grid=grid, target=target, dim=self.dim, key_dim=self.key_dim, groups=self.groups, filled=self.filled
+            grid=grid,
+            target=target,
+            dim=self.dim,
+            key_dim=self.key_dim,
+            groups=self.groups,
+            filled=self.filled,
+            carried=self.carried,
         )
 
 
@@ -86,10 +98,6 @@ class Adapter(ABC):
 
     family: ClassVar[str]
     """Name of the family and of its file in `search_spaces/`."""
-    backbones: ClassVar[tuple[str, ...]]
-    """timm names of the supported backbones."""
-    unsupported: ClassVar[Mapping[str, str]] = {}
-    """Shell pattern of similar timm names that are not supported → the reason."""
     fixed_size: ClassVar[bool] = False
     """Whether timm builds these networks for a fixed image size, given as `img_size`."""
     any_size_kwargs: ClassVar[Mapping[str, Any]] = {}
@@ -99,6 +107,14 @@ class Adapter(ABC):
     timm's default."""
     learning: ClassVar[Learning] = Learning()
     """Settings for a short training from scratch."""
+
+    @abstractmethod
+    def recognises(self, model: nn.Module) -> bool:
+        """Whether a timm network is of this family: by its structure, whatever its name."""
+
+    def refusal(self, model: nn.Module) -> str | None:
+        """Why a network of this family cannot merge, as the end of a sentence; None if it can."""
+        return None
 
     @abstractmethod
     def layers(self, model: nn.Module) -> tuple[str, ...]:
@@ -145,6 +161,9 @@ class BlockAdapter(Adapter):
         """Turn one of timm's blocks into a merging block in place."""
         block.__class__ = self.merging_block
 
+    def recognises(self, model: nn.Module) -> bool:
+        return any(type(module) in (self.block, self.merging_block) for module in model.modules())
+
     def layers(self, model: nn.Module) -> tuple[str, ...]:
         return tuple(modules_of(model, self.block))
 
@@ -181,20 +200,47 @@ def register_family(adapter: type[Adapter]) -> type[Adapter]:
 
 
 def known_backbones() -> tuple[str, ...]:
-    """timm names of all supported backbones."""
-    return tuple(name for family in FAMILIES for name in family.backbones)
+    """timm names of the backbones that the installed families are known to serve, without pretrained tags."""
+    return tuple(backbone_names())
 
 
 def get_adapter(backbone: str) -> Adapter:
-    """The adapter of a backbone by its timm name; an `InputError` for others names the reason or the nearest name."""
-    for family in FAMILIES:
-        if backbone in family.backbones:
-            return family
-    for family in FAMILIES:
-        for pattern, reason in family.unsupported.items():
-            if fnmatchcase(backbone, pattern):
-                raise InputError(f"`backbone` must be a supported one, but got {backbone}: {reason}")
-    raise unknown_name("backbone", backbone, known_backbones())
+    """The adapter of a backbone by its timm name, which may have a pretrained tag: `vit_base_patch16_224.mae`.
+
+    Names that are not listed in `config/backbones.py` are built, without memory for weights, to see their structure.
+
+    Raises:
+        InputError: For a name that timm does not know, with the nearest, and a network that cannot merge, with the
+            reason.
+    """
+    name, _ = split_model_name_tag(str(backbone))
+    family = family_of(name)
+    found = next((adapter for adapter in FAMILIES if adapter.family == family), None)
+    return found or _adapter_by_structure(name)
+
+
+@cache
+def _adapter_by_structure(name: str) -> Adapter:
+    if not timm.is_model(name):
+        raise unknown_name("backbone", name, known_backbones())
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    adapter = next((adapter for adapter in FAMILIES if adapter.recognises(model)), None)
+    if adapter is None:
+        raise refused(name, reason_for(type(model).__name__))
+    check_structure(name, adapter, model)
+    return adapter
+
+
+def check_structure(backbone: str, adapter: Adapter, model: nn.Module) -> None:
+    """Raise an InputError with the reason if a network cannot merge."""
+    reason = adapter.refusal(model)
+    if reason is not None:
+        raise refused(backbone, reason)
+
+
+def refused(backbone: str, reason: str) -> InputError:
+    return InputError(f"`backbone` must be a network that can merge tokens, but got {backbone}: {reason}")
 
 
 def blank_image(model: nn.Module, img_size: Grid) -> Tensor:

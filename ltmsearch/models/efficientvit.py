@@ -7,14 +7,13 @@ Shapes: B images, N tokens on an h×w grid, P on a p×q grid, D channels.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, cast
+from typing import cast
 
 import torch
 from timm.models.efficientvit_mit import EfficientVitBlock, LiteMLA, ResidualBlock
 from torch import Tensor, nn
 
 from ltmsearch.config.defaults import Learning
-from ltmsearch.config.names import BACKBONES
 from ltmsearch.merging import MergeOperator
 from ltmsearch.models.adapter import (
     BATCHNORM_MACS,
@@ -114,11 +113,6 @@ class EfficientViT(BlockAdapter):
     """EfficientViT with linear attention (Cai et al., 2023, https://arxiv.org/abs/2205.14756)."""
 
     family = "efficientvit"
-    backbones = BACKBONES[family]
-    unsupported: ClassVar = {
-        "efficientvit_m*": "it is Microsoft's EfficientViT, another network of the same name; use MIT's, "
-        "efficientvit_b0 to efficientvit_b3"
-    }
     learning = Learning(lr=5e-4, grows=False, patience=2)
     block = EfficientVitBlock
     merging_block = MergingEfficientVitBlock

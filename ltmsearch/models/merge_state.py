@@ -28,6 +28,9 @@ class MergeState:
     """(B, P) float32 sizes of the tokens; None: 1 each, nothing has merged."""
     undo: tuple[tuple[Tensor, Merge], ...] | None = None
     """The (B, G, N, D) tokens before each merge, and the merge; None: not kept."""
+    places: Tensor | None = None
+    """(B, P, 2) places of the tokens, for rotary positions: see `rotary.py`; (1, N, 2) before the first merge; None:
+    the network has no such positions."""
 
 
 def state_of(x: Tensor) -> MergeState | None:

@@ -7,13 +7,12 @@ a mask, and merges accumulate inside one `MobileVitBlock` and are undone at the 
 
 import math
 from functools import partial
-from typing import ClassVar, cast
+from typing import cast
 
 from timm.models.mobilevit import MobileVitBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ltmsearch.config.names import BACKBONES
 from ltmsearch.merging import MergeOperator
 from ltmsearch.models.adapter import (
     Adapter,
@@ -26,9 +25,10 @@ from ltmsearch.models.adapter import (
     register_family,
     strides,
 )
+from ltmsearch.models.block_shape import BlockShape
 from ltmsearch.models.merge_state import MergeState, unmerge, with_state
 from ltmsearch.models.rewiring import Rewired
-from ltmsearch.models.transformer import BlockShape, make_merging
+from ltmsearch.models.transformer import make_merging, unfit_blocks
 from ltmsearch.schedules.grid import Grid
 
 
@@ -56,10 +56,13 @@ class MobileViT(Adapter):
     """MobileViT (Mehta & Rastegari, 2022, https://arxiv.org/abs/2110.02178)."""
 
     family = "mobilevit"
-    backbones = BACKBONES[family]
-    unsupported: ClassVar = {
-        "mobilevitv2_*": "MobileViT v2 has another attention; use mobilevit_xxs, mobilevit_xs or mobilevit_s"
-    }
+
+    def recognises(self, model: nn.Module) -> bool:
+        return any(isinstance(module, MobileVitBlock) for module in model.modules())
+
+    def refusal(self, model: nn.Module) -> str | None:
+        found = (unfit_blocks(block.transformer) for block in modules_of(model, MobileVitBlock).values())
+        return next(filter(None, found), None)
 
     def layers(self, model: nn.Module) -> tuple[str, ...]:
         """Every transformer block of every `MobileVitBlock`."""

@@ -7,14 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from timm.data import resolve_data_config
-from timm.models import get_pretrained_cfg, load_pretrained, register_model
+from timm.models import get_pretrained_cfg, load_pretrained, register_model, split_model_name_tag
 from timm.models._features import FeatureDictNet, FeatureGetterNet, FeatureHookNet, FeatureListNet
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from ltmsearch.errors import check_choice, not_among
 from ltmsearch.merging import MaskStart, check_form, get_operator
-from ltmsearch.models.adapter import MERGING, Adapter, attached_operators, get_adapter, known_backbones
+from ltmsearch.models.adapter import (
+    MERGING,
+    Adapter,
+    attached_operators,
+    check_structure,
+    get_adapter,
+    known_backbones,
+)
 from ltmsearch.models.weights import convert_state, create_backbone
 from ltmsearch.schedules.schedule import Form, MergeSchedule
 
@@ -34,6 +41,7 @@ def attach_operators(
 ) -> None:
     """Attach fresh, inactive merging operators (keep ratio 1.0) to layers of a plain timm model in place."""
     adapter = get_adapter(backbone)
+    check_structure(backbone, adapter, model)  # timm's arguments may have changed it
     make = get_operator(operator)
     like = next(model.parameters())
     operators = {layer: make(adapter.dim(model, layer), start).to(like.device, like.dtype) for layer in layers}
@@ -122,7 +130,8 @@ def _describe(model: Any, backbone: str, arguments: Mapping[str, Any]) -> None:
     for name, value in arguments.items():
         if value is not None:
             model._model_args[name] = dict(value) if isinstance(value, Mapping) else value
-    model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, "architecture": f"{PREFIX}{backbone}"}
+    name, _ = split_model_name_tag(backbone)
+    model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, "architecture": f"{PREFIX}{name}"}
 
 
 def _feature_net(adapter: Adapter, kind: str | None) -> type[nn.Module]:

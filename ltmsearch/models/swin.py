@@ -14,7 +14,6 @@ from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 from torch import Tensor, nn
 
 from ltmsearch.config.defaults import Learning
-from ltmsearch.config.names import BACKBONES
 from ltmsearch.models.adapter import (
     NORM_MACS,
     BlockAdapter,
@@ -93,7 +92,6 @@ class Swin(BlockAdapter):
     """Swin transformers (Liu et al., 2021, https://arxiv.org/abs/2103.14030)."""
 
     family = "swin"
-    backbones = BACKBONES[family]
     fixed_size = True
     # timm has no argument that pads images to whole patches, but accepts a layer that does.
     any_size_kwargs: ClassVar = {"strict_img_size": False, "embed_layer": partial(PatchEmbed, dynamic_img_pad=True)}

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ltmsearch.config.defaults import Learning
-from ltmsearch.config.names import BACKBONES
 from ltmsearch.models.adapter import (
     NORM_MACS,
     BlockAdapter,
@@ -108,11 +107,6 @@ class SwinV2(BlockAdapter):
     """Swin transformers V2 (Liu et al., 2022, https://arxiv.org/abs/2111.09883)."""
 
     family = "swinv2"
-    backbones = BACKBONES[family]
-    unsupported: ClassVar = {
-        "swinv2_cr_*": "it is another implementation of Swin V2, whose blocks normalise a third time; use "
-        "swinv2_tiny_window8_256 or its siblings"
-    }
     fixed_size = True
     any_size_kwargs: ClassVar = {"strict_img_size": False}
     learning = Learning(lr=5e-4, grows=False, patience=2)

@@ -1,54 +1,88 @@
-"""timm's transformer block with an optional merge between attention and MLP, shared by ViT and MobileViT.
+"""timm's transformer blocks with an optional merge between attention and MLP, shared by ViT, EVA and MobileViT.
 
 Merges accumulate: the next block starts from the merged tokens, and its attention weighs each by the number of input
 tokens in it.
 
 Shapes: B images, G groups that share a mask (the pixel positions of a MobileViT patch; 1 in a ViT), K tokens that never
-merge (class and register tokens of a ViT), N tokens on the grid, D channels.
+merge (class and register tokens of a ViT), N tokens on the grid, P after the merge, D channels, C channels per head.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, cast
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, cast
 
 import torch
-from timm.layers import Attention
-from timm.models.vision_transformer import Block
+from timm.layers import Attention, AttentionRope
+from timm.models.eva import EvaAttention, EvaBlock, EvaBlockPostNorm
+from timm.models.vision_transformer import Block, ResPostBlock
 from torch import Tensor, nn
 
-from ltmsearch.errors import InputError
-from ltmsearch.merging import MergeOperator
-from ltmsearch.models.adapter import MERGING, NORM_MACS, LayerShape, MergingLayer, idle_operator, merge_target
+from ltmsearch.merging import Merge, MergeOperator, full_precision
+from ltmsearch.models.adapter import MERGING, MergingLayer, idle_operator, merge_target
 from ltmsearch.models.merge_state import MergeState, by_group, state_of, with_state
 from ltmsearch.models.rewiring import Rewired, recorded
+from ltmsearch.models.rotary import rotation_at
 from ltmsearch.schedules.grid import Grid, tokens
 
 
-class KeyedAttention(Attention):
-    """timm's attention that can hand out its keys."""
+class KeyedAttention(nn.Module):
+    """Mixin of timm's attention that can hand out its keys."""
 
-    def forward(
-        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, *, keys: list[Tensor] | None = None
-    ) -> Tensor:
-        """See timm; appends the (B, heads, N, C) keys to `keys`, if given."""
+    timm_class: ClassVar[type[nn.Module]]
+
+    def forward(self, x: Tensor, *args: Any, keys: list[Tensor] | None = None, **options: Any) -> Tensor:
+        """See timm; appends the (B, heads, N, C) keys to `keys`, if given, as they are before a rotation."""
         # Mostly an identity, `k_norm` is the only module that outputs them.
-        module = self if keys is None else Rewired(self, k_norm=recorded(self.k_norm, keys))
-        return Attention.forward(cast(Attention, module), x, attn_mask, is_causal)
+        module = self if keys is None else Rewired(self, k_norm=recorded(cast(nn.Module, self.k_norm), keys))
+        return self.timm_class.forward(module, x, *args, **options)
 
 
-class MergingBlock(MergingLayer, Block):
-    """timm's block, with an optional merge of its tokens."""
+class KeyedPlainAttention(KeyedAttention, Attention):
+    timm_class = Attention
 
-    attn: KeyedAttention
+
+class KeyedEvaAttention(KeyedAttention, EvaAttention):
+    timm_class = EvaAttention
+
+
+class KeyedRotaryAttention(KeyedAttention, AttentionRope):
+    timm_class = AttentionRope
+
+
+class TokenMergingBlock(MergingLayer, nn.Module):
+    """Mixin of timm's blocks that can merge their tokens."""
+
+    attn: Any
+    norm1: Any
+    norm2: Any
+    mlp: Any
+    drop_path1: Any
+    drop_path2: Any
     groups: int
     """G."""
     prefix: int
     """K."""
+    number: int
+    """Place in the sequence of blocks, from 0."""
     upstream: list[MergeOperator]
     """Operators of this block and of those before it."""
+    rope: list[nn.Module]
+    """The network's rotary module, in a list so that it is no child of the block; empty without one."""
+    last: bool
+    """Whether no block follows, which would need the places of merged tokens."""
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """(B·G, K + N, D) tokens to the same, or to (B·G, K + P, D).
+    @abstractmethod
+    def attend(self, x: Tensor, **options: Any) -> Tensor:
+        """The first half of timm's block: attention, its norm, its residual; `options` are of the attention."""
+
+    @abstractmethod
+    def transform(self, x: Tensor) -> Tensor:
+        """The second half of timm's block: MLP, its norm, its residual."""
+
+    def merge_between(
+        self, plain: Callable[..., Tensor], x: Tensor, attn_mask: Tensor | None, is_causal: bool, **options: Any
+    ) -> Tensor:
+        """(B·G, K + N, D) tokens to the same by timm's `plain` forward, or to (B·G, K + P, D) by its halves.
 
         Raises:
             ValueError: If tokens merge here or before, and `x` comes without the state of its merges or with a mask.
@@ -62,27 +96,29 @@ class MergingBlock(MergingLayer, Block):
                     "(`patch_drop_rate`), full backward hooks on blocks and reentrant checkpointing, which return "
                     "other tensors, or build the network without merging."
                 )
-            return super().forward(x, attn_mask, is_causal)
+            return plain(x, attn_mask=attn_mask, is_causal=is_causal, **options)
         operator, target = merge_target(self, state.grid)
         if operator is None and state.sizes is None:
-            x = super().forward(idle_operator(self, x), attn_mask, is_causal)
+            x = plain(idle_operator(self, x), attn_mask=attn_mask, is_causal=is_causal, **options)
             return with_state(x, state)
         if attn_mask is not None or is_causal:
             raise ValueError(
                 "`attn_mask` and `is_causal` cannot be combined with merging: merged tokens have no row or column of "
                 "their own in a mask; build the network without merging to use them."
             )
-        bias = None if state.sizes is None else self._size_bias(state.sizes, x.dtype)
+        if state.sizes is not None:
+            options["attn_mask"] = self._size_bias(state.sizes, x.dtype)
+            if state.places is not None:
+                options["rope"] = rotation_at(self.rope[0], state.places, self.number)
         if operator is None:
-            return with_state(super().forward(idle_operator(self, x), bias), state)
-        return self._merge(operator, x, bias, state, target)
+            return with_state(plain(idle_operator(self, x), **options), state)
+        return self._merge(operator, x, options, state, target)
 
     def _merge(
-        self, operator: MergeOperator, x: Tensor, bias: Tensor | None, state: MergeState, target: Grid
+        self, operator: MergeOperator, x: Tensor, options: dict[str, Any], state: MergeState, target: Grid
     ) -> Tensor:
         keys: list[Tensor] = []
-        wanted = {"keys": keys} if operator.needs_keys else {}
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=bias, **wanted)))
+        x = self.attend(x, **options, **({"keys": keys} if operator.needs_keys else {}))
         fixed, rest = x[:, : self.prefix], x[:, self.prefix :]
         before = by_group(rest, self.groups)
         sizes = state.sizes
@@ -91,9 +127,10 @@ class MergingBlock(MergingLayer, Block):
         merge = operator(before, sizes, state.grid, target, self._mean_key(keys[0]) if keys else None)
         x = merge.tokens.flatten(0, 1)
         x = torch.cat((fixed, x), dim=1) if self.prefix else x
-        x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        x = self.transform(x)
         undo = None if state.undo is None else (*state.undo, (before, merge))
-        return with_state(x, MergeState(grid=target, sizes=merge.sizes, undo=undo))
+        places = None if state.places is None or self.last else mean_places(state.places, sizes, merge)
+        return with_state(x, MergeState(grid=target, sizes=merge.sizes, undo=undo, places=places))
 
     def _mean_key(self, keys: Tensor) -> Tensor:
         """(B·G, heads, K + N, C) to (B, N, C)."""
@@ -112,51 +149,119 @@ class MergingBlock(MergingLayer, Block):
         return bias[:, None, None, :]
 
 
-def make_merging(blocks: Iterable[nn.Module], *, groups: int = 1, prefix: int = 0) -> None:
+def mean_places(places: Tensor, sizes: Tensor, merge: Merge) -> Tensor:
+    """The size-weighted mean of the (B, N, 2) places of the tokens in each merged token, (B, P, 2)."""
+    with full_precision(places.device):
+        total = merge.assignment.collect_few((places * sizes[..., None]).transpose(-2, -1))
+    return (total / merge.sizes[:, None]).transpose(-2, -1)
+
+
+class MergingBlock(TokenMergingBlock, Block):
+    """timm's pre-norm block, with an optional merge of its tokens."""
+
+    ls1: Any
+    ls2: Any
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """See `merge_between`."""
+        return self.merge_between(super().forward, x, attn_mask, is_causal)
+
+    def attend(self, x: Tensor, **options: Any) -> Tensor:
+        return x + self.drop_path1(self.ls1(self.attn(self.norm1(x), **options)))
+
+    def transform(self, x: Tensor) -> Tensor:
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+
+class MergingResPostBlock(TokenMergingBlock, ResPostBlock):
+    """timm's block with norms after attention and MLP, with an optional merge of its tokens."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """See `merge_between`."""
+        return self.merge_between(super().forward, x, attn_mask, is_causal)
+
+    def attend(self, x: Tensor, **options: Any) -> Tensor:
+        return x + self.drop_path1(self.norm1(self.attn(x, **options)))
+
+    def transform(self, x: Tensor) -> Tensor:
+        return x + self.drop_path2(self.norm2(self.mlp(x)))
+
+
+class MergingEvaBlock(TokenMergingBlock, EvaBlock):
+    """timm's EVA block, with an optional merge of its tokens."""
+
+    def forward(
+        self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """See `merge_between`. `rope`: as in timm, of the full grid; merged tokens are rotated by their own places."""
+        return self.merge_between(super().forward, x, attn_mask, is_causal, rope=rope)
+
+    def attend(self, x: Tensor, **options: Any) -> Tensor:
+        change = self.attn(self.norm1(x), **options)
+        return x + self.drop_path1(change if self.gamma_1 is None else self.gamma_1 * change)
+
+    def transform(self, x: Tensor) -> Tensor:
+        change = self.mlp(self.norm2(x))
+        return x + self.drop_path2(change if self.gamma_2 is None else self.gamma_2 * change)
+
+
+class MergingEvaPostBlock(TokenMergingBlock, EvaBlockPostNorm):
+    """timm's EVA block with norms after attention and MLP, with an optional merge of its tokens."""
+
+    def forward(
+        self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """See `MergingEvaBlock`."""
+        return self.merge_between(super().forward, x, attn_mask, is_causal, rope=rope)
+
+    def attend(self, x: Tensor, **options: Any) -> Tensor:
+        return x + self.drop_path1(self.norm1(self.attn(x, **options)))
+
+    def transform(self, x: Tensor) -> Tensor:
+        return x + self.drop_path2(self.norm2(self.mlp(x)))
+
+
+MERGING_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
+    Block: MergingBlock,
+    ResPostBlock: MergingResPostBlock,
+    EvaBlock: MergingEvaBlock,
+    EvaBlockPostNorm: MergingEvaPostBlock,
+    Attention: KeyedPlainAttention,
+    EvaAttention: KeyedEvaAttention,
+    AttentionRope: KeyedRotaryAttention,
+}
+"""timm's classes of blocks and of attention → those that merge."""
+UNFIT_BLOCKS = {
+    "ParallelScalingBlock": "attention and MLP of its blocks run in parallel, with nothing between them",
+    "DiffParallelScalingBlock": "attention and MLP of its blocks run in parallel, with nothing between them",
+    "ParallelThingsBlock": "its blocks have several attentions in parallel",
+    "DiffAttention": "its differential attention has two maps per head, whose keys differ",
+}
+"""Names of timm's classes of blocks and of attention that cannot merge → the reason."""
+
+
+def unfit_blocks(blocks: Iterable[nn.Module]) -> str | None:
+    """Why a sequence of blocks cannot merge, as the end of a sentence; None if it can."""
+    served = {*MERGING_CLASSES, *MERGING_CLASSES.values()}
+    for block in blocks:
+        for part in (block, getattr(block, "attn", None)):
+            if type(part) not in served:
+                unknown = f"its blocks must be timm's own, but are {type(block).__name__}"
+                if part is not block:
+                    unknown += f" with {type(part).__name__}"
+                return UNFIT_BLOCKS.get(type(part).__name__, unknown)
+    return None
+
+
+def make_merging(blocks: Iterable[Any], *, groups: int = 1, prefix: int = 0, rope: nn.Module | None = None) -> None:
     """Turn a sequence of timm's blocks, with their operators attached, into merging blocks in place.
 
-    They are cast: without a wrapper, parameters keep timm's names.
-
-    Raises:
-        InputError: If a block or its attention is of another class than timm's usual one.
+    They are cast: without a wrapper, parameters keep timm's names. `unfit_blocks` must have nothing against them.
     """
+    members: list[Any] = list(blocks)
     upstream: list[MergeOperator] = []
-    for block in cast(Iterable[Any], blocks):
-        if type(block) is not Block or type(block.attn) is not Attention:
-            got = f"{type(block).__name__} with {type(getattr(block, 'attn', None)).__name__}"
-            raise InputError(
-                f"blocks must be timm's Block with Attention, but got {got}: leave out block_fn, attn_layer"
-            )
-        block.__class__, block.attn.__class__ = MergingBlock, KeyedAttention
+    for number, block in enumerate(members):
+        block.__class__, block.attn.__class__ = MERGING_CLASSES[type(block)], MERGING_CLASSES[type(block.attn)]
         upstream = [*upstream, getattr(block, MERGING)] if hasattr(block, MERGING) else upstream
-        block.groups, block.prefix, block.upstream = groups, prefix, upstream
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockShape(LayerShape):
-    """A pre-norm transformer block with attention among all tokens of a group."""
-
-    hidden: int
-    prefix: int = 0
-    """Tokens that never merge."""
-
-    @classmethod
-    def of(cls, block: Block, *, name: str, groups: int = 1, prefix: int = 0) -> "BlockShape":
-        return cls(
-            name=name,
-            dim=block.attn.attn_dim,
-            key_dim=block.attn.head_dim,
-            groups=groups,
-            hidden=block.mlp.fc1.out_features,
-            prefix=prefix,
-        )
-
-    def macs_before(self, grid: Grid) -> int:
-        """Norm, q, k, v and output projections, and the products QKᵀ and AV."""
-        n, d = self.prefix + tokens(grid), self.dim
-        return self.groups * (NORM_MACS * n * d + 4 * n * d * d + 2 * n * n * d)
-
-    def macs_after(self, grid: Grid) -> int:
-        """Norm and the two projections of the MLP."""
-        n, d = self.prefix + tokens(grid), self.dim
-        return self.groups * (NORM_MACS * n * d + 2 * n * d * self.hidden)
+        block.groups, block.prefix, block.number, block.upstream = groups, prefix, number, upstream
+        block.rope, block.last = [] if rope is None else [rope], block is members[-1]

@@ -99,7 +99,8 @@ def test_run_has_its_options_in_panels(monkeypatch: pytest.MonkeyPatch, ltmsearc
 
 
 def test_listed_names_match_the_registries() -> None:
-    from ltmsearch.config.names import OPERATORS, backbone_names
+    from ltmsearch.config.backbones import backbone_names
+    from ltmsearch.config.names import OPERATORS
     from ltmsearch.merging import OPERATORS as REGISTERED
     from ltmsearch.models import known_backbones
 

@@ -2,14 +2,12 @@
 
 from typing import Any
 
-import pytest
 import torch
 from support.nets import randomise
 from torch import Tensor, nn
 
-from ltmsearch.errors import InputError
 from ltmsearch.merging import LearnableTokenMerging
-from ltmsearch.models import create_subnet, get_adapter
+from ltmsearch.models import create_subnet
 
 
 def block(**kwargs: Any) -> nn.Module:
@@ -57,17 +55,3 @@ def test_tome_sees_the_keys_that_attention_uses() -> None:
         qkv = attention.qkv(x).reshape(1, -1, 3 * attention.dim, 36).transpose(-1, -2)
         keys = attention.kernel_func(qkv.chunk(3, dim=-1)[1]).mean(dim=1)
     torch.testing.assert_close(seen[0], keys)
-
-
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("efficientvit_m0", "efficientvit_m0: it is Microsoft's EfficientViT"),
-        ("vit_base_patch16_rope_224", "rotary"),
-        ("swinv2_cr_tiny_ns_224", "third time"),
-        ("mobilevitv2_100", "v2"),
-    ],
-)
-def test_unsupported_relatives_are_refused_with_the_reason(name: str, reason: str) -> None:
-    with pytest.raises(InputError, match=reason):
-        get_adapter(name)

@@ -12,6 +12,13 @@ SMALL: dict[str, dict[str, Any]] = {
     "mobilevit_xxs": {},
     "efficientvit_b0": {},
     "vit_tiny_patch16_224": {"depth": 5, "embed_dim": 96, "num_heads": 3, "reg_tokens": 2, "global_pool": "avg"},
+    "vit_small_patch16_rope_mixed_224": {
+        "depth": 4,
+        "embed_dim": 64,
+        "num_heads": 2,
+        "num_reg_tokens": 2,
+        "global_pool": "avg",
+    },
     "swin_tiny_patch4_window7_224": {
         "embed_dim": 32,
         "depths": (2, 2, 2, 2),
