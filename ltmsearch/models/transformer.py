@@ -246,9 +246,9 @@ def unfit_blocks(blocks: Iterable[nn.Module]) -> str | None:
     for block in blocks:
         for part in (block, getattr(block, "attn", None)):
             if type(part) not in served:
-                unknown = f"its blocks must be timm's own, but are {type(block).__name__}"
+                unknown = f"its blocks must be timm's own, but are {type(block).__qualname__}"
                 if part is not block:
-                    unknown += f" with {type(part).__name__}"
+                    unknown += f" with {type(part).__module__}.{type(part).__qualname__}"
                 return UNFIT_BLOCKS.get(type(part).__name__, unknown)
     return None
 
