@@ -26,7 +26,7 @@ INVERSE_REGULARISATION = 0.01
 """C of scikit-learn's logistic regression, on standardised features."""
 MAX_IMAGES = 50_000
 """Largest number of images to fit to. Their features in float32 take N · D · 4 bytes, twice that for a moment (154 MB
-with 384 features), and the fit three times N · C · 4 bytes (600 MB with 1,000 classes)."""
+with 384 features), and the fit about twice N · C · 4 bytes (400 MB with 1,000 classes)."""
 MAX_ITERATIONS = 1000
 BATCH = 32
 """Images per forward pass."""
@@ -110,7 +110,8 @@ def fit_classifiers(
         with torch.no_grad():
             layer.weight.copy_(torch.from_numpy(fit.weight))
             layer.bias.copy_(torch.from_numpy(fit.bias))
-        logits = logits + features.pop(name) @ fit.weight.astype(np.float32).T + fit.bias.astype(np.float32)
+        logits += features.pop(name) @ fit.weight.astype(np.float32).T
+        logits += fit.bias.astype(np.float32)
         converged &= fit.converged
     return Probe(
         images=len(labels),
