@@ -111,6 +111,13 @@ BACKBONES: dict[str, tuple[str, ...]] = {
         "swinv2_tiny_window8_256",
         "swinv2_tiny_window16_256",
     ),
+    "tinyvit": (
+        "tiny_vit_5m_224",
+        "tiny_vit_11m_224",
+        "tiny_vit_21m_224",
+        "tiny_vit_21m_384",
+        "tiny_vit_21m_512",
+    ),
     "vit": (
         "aimv2_1b_patch14_224",
         "aimv2_1b_patch14_336",

@@ -25,7 +25,7 @@ from ltmsearch.models.adapter import (
     register_family,
 )
 from ltmsearch.models.rewiring import Rewired, recorded
-from ltmsearch.models.windows import count_windows, from_shifted_windows, merge_in_windows
+from ltmsearch.models.windows import change_in_windows, count_windows, from_shifted_windows
 from ltmsearch.schedules.grid import Grid, tokens
 
 
@@ -51,7 +51,7 @@ class MergingSwinBlock(MergingLayer, SwinTransformerBlock):
         module = Rewired(self, attn=partial(self.attn, qkv=qkv)) if operator.needs_keys else self
         x = x + self.drop_path1(SwinTransformerBlock._attn(cast(SwinTransformerBlock, module), self.norm1(x)))
         keys = self._keys(qkv[0], grid_of(*x.shape[1:3])) if qkv else None
-        return merge_in_windows(
+        return x + change_in_windows(
             operator, x, window, target, keys, lambda merged: self.drop_path2(self.mlp(self.norm2(merged)))
         )
 

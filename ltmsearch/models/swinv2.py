@@ -27,7 +27,7 @@ from ltmsearch.models.adapter import (
     register_family,
 )
 from ltmsearch.models.rewiring import Rewired, recorded
-from ltmsearch.models.windows import count_windows, even_window, from_shifted_windows, merge_in_windows
+from ltmsearch.models.windows import change_in_windows, count_windows, even_window, from_shifted_windows
 from ltmsearch.schedules.grid import Grid, tokens
 
 
@@ -58,7 +58,7 @@ class MergingSwinV2Block(MergingLayer, SwinTransformerV2Block):
         attended = SwinTransformerV2Block._attn(cast(SwinTransformerV2Block, module), x)
         x = x + self.drop_path1(self.norm1(attended))
         keys = self._keys(qkv[0], size) if qkv else None
-        return merge_in_windows(
+        return x + change_in_windows(
             operator, x, window, target, keys, lambda merged: self.drop_path2(self.norm2(self.mlp(merged)))
         )
 

@@ -21,7 +21,7 @@ PADDING_SIZE = 1e-4
 """Size of a padding token; a token of the image has size 1."""
 
 
-def merge_in_windows(
+def change_in_windows(
     operator: MergeOperator,
     x: Tensor,
     window: Grid,
@@ -29,7 +29,7 @@ def merge_in_windows(
     keys: Tensor | None,
     change: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """`x + A · change(merged)`, with each window merged on its own.
+    """`A · change(X̃)`: what a module adds to a feature map, computed on merged tokens, each window on its own.
 
     Args:
         operator: Merging operator.
@@ -37,7 +37,7 @@ def merge_in_windows(
         window: Rows and columns of a window.
         target: Rows and columns of its merged tokens.
         keys: (B, rows, columns, C) mean key of the heads at each place, if the operator needs them.
-        change: Computes what is added to the merged tokens: (B, W·P, D) to the same.
+        change: The module, from (B, W·P, D) to the same.
 
     Returns:
         (B, rows, columns, D).
@@ -47,8 +47,8 @@ def merge_in_windows(
     keys = None if keys is None else in_windows(keys, window)
     merge = operator(before, window_sizes(x, window), window, target, keys)
     changed = change(merge.tokens.reshape(batch, -1, dim))  # by image, as drop path works
-    after = merge.unmerge_change(before, changed.view(merge.tokens.shape))
-    return from_windows(after[:, 0], window, (rows, columns))
+    back = merge.assignment.spread(changed.view(merge.tokens.shape))
+    return from_windows(back[:, 0], window, (rows, columns))
 
 
 def even_window(size: Grid, largest: Sequence[int]) -> Grid:

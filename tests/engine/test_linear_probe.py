@@ -21,6 +21,7 @@ from ltmsearch.engine.evaluation import score
 from ltmsearch.engine.linear_probe import fit_classifiers, fit_linear, probe_images, record_inputs
 from ltmsearch.engine.runtime import Runtime
 from ltmsearch.errors import InputError
+from ltmsearch.models import get_adapter
 
 RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32, reason="test")
 DEIT = "deit_tiny_distilled_patch16_224"
@@ -54,7 +55,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
 
 
 def net_of(backbone: str, classes: int = 3) -> nn.Module:
-    size = {} if backbone.startswith(("mobile", "efficient")) else {"img_size": 64}
+    size = {"img_size": 64} if get_adapter(backbone).fixed_size else {}
     net: nn.Module = timm.create_model(backbone, num_classes=classes, **NETS[backbone], **size)
     return randomise(net).train()
 

@@ -31,6 +31,13 @@ SMALL: dict[str, dict[str, Any]] = {
         "num_heads": (1, 2),
         "drop_path_rate": 0.0,
     },
+    "tiny_vit_5m_224": {
+        "embed_dims": (8, 16, 32, 64),
+        "depths": (1, 2, 1, 1),
+        "num_heads": (1, 1, 2, 2),
+        "window_sizes": (7, 7, 10, 7),
+        "drop_path_rate": 0.0,
+    },
 }
 """One backbone per family, made small by timm's own arguments: the others differ in widths and depths only."""
 
