@@ -17,6 +17,7 @@ from ltmsearch.config.objective import CostAxis
 from ltmsearch.costs.budget import Budget
 from ltmsearch.data.digits import ClutteredDigits
 from ltmsearch.data.loading import load_data
+from ltmsearch.data.preparation import ImageOptions
 from ltmsearch.data.sources import Scoring
 from ltmsearch.data.transforms import Augmentation, evaluation_transform, make_transforms
 from ltmsearch.engine.runtime import amp_runtime, find_device
@@ -66,6 +67,8 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "data.digits:ClutteredDigits(split)": lambda name: ClutteredDigits(name, img_size=32, seed=0, length=1),
     "data.loading:load_data(interpolation)": lambda name: load_data(interpolation=name, **DIGITS),
     "data.loading:load_data(crop_mode)": lambda name: load_data(crop_mode=name, **DIGITS),
+    "data.preparation:ImageOptions(interpolation)": lambda name: ImageOptions(interpolation=name),
+    "data.preparation:ImageOptions(crop_mode)": lambda name: ImageOptions(crop_mode=name),
     "data.sources:Scoring(split)": lambda name: Scoring(split=name, class_names=None),
     "data.transforms:Augmentation(re_mode)": lambda name: Augmentation(re_mode=name, **ERASING),
     "data.transforms:evaluation_transform(interpolation)": lambda name: evaluation_transform(

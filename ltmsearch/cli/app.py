@@ -25,6 +25,8 @@ RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file,
 DataDir = Annotated[Path | None, field_option(StudySettings, "data_dir", panel=DATA)]
 Dataset = Annotated[str | None, field_option(StudySettings, "dataset", panel=DATA)]
 ImgSize = Annotated[int | None, typer.Option(metavar="INT", help="Image side in pixels. (default: the recipe's)")]
+ModelKwargs = Annotated[list[str] | None, field_option(StudySettings, "model_kwargs")]
+InChans = Annotated[int, field_option(StudySettings, "in_chans")]
 Device = Annotated[str, field_option(StudySettings, "device")]
 AsJson = Annotated[bool, flag("--json", "Print the result to standard output as one JSON document.", panel=OUTPUT)]
 Quiet = Annotated[bool, flag("--quiet", "-q", "Print no progress and no table.", panel=OUTPUT)]

@@ -5,10 +5,11 @@ from typing import Annotated
 
 import typer
 
-from ltmsearch.cli.app import AsJson
+from ltmsearch.cli.app import AsJson, InChans, ModelKwargs
 from ltmsearch.cli.options import choice_option, completing, field_option
 from ltmsearch.cli.terminal import print_json, results
 from ltmsearch.config.backbones import backbone_names
+from ltmsearch.config.network import network_arguments
 from ltmsearch.config.settings import StudySettings
 from ltmsearch.errors import InputError
 from ltmsearch.schedules.schedule import Form
@@ -20,6 +21,7 @@ Backbone = Annotated[
 ImgSize = Annotated[
     int, typer.Option(metavar="INT", help="Image side in pixels for which costs are counted.", min=32, max=2048)
 ]
+NumClasses = Annotated[int, typer.Option(metavar="INT", help="Number of classes.", min=1)]
 Operator = Annotated[str, field_option(StudySettings, "operator")]
 
 
@@ -28,6 +30,9 @@ def space(
     img_size: ImgSize = 224,
     operator: Operator = "ltm",
     space: Annotated[str | None, field_option(StudySettings, "space")] = None,
+    num_classes: NumClasses = 1000,
+    model_kwargs: ModelKwargs = None,
+    in_chans: InChans = 3,
     as_json: AsJson = False,
 ) -> None:
     """Show a backbone's layers with their tokens and costs, the savings of merging, and the range of reachable costs.
@@ -36,7 +41,10 @@ def space(
     """
     from ltmsearch.costs.describe import describe_space, print_space
 
-    record = describe_space(backbone, img_size=img_size, operator=operator, space=space)
+    network = network_arguments("space", model_kwargs=model_kwargs, in_chans=in_chans)
+    record = describe_space(
+        backbone, img_size=img_size, operator=operator, space=space, num_classes=num_classes, **network
+    )
     if as_json:
         print_json(asdict(record))
     else:
@@ -54,7 +62,9 @@ def cost(
     img_size: ImgSize = 224,
     operator: Operator = "ltm",
     form: Annotated[str | None, choice_option(Form, "Form of the merges; default: the operator's first")] = None,
-    num_classes: Annotated[int, typer.Option(metavar="INT", help="Number of classes.", min=1)] = 1000,
+    num_classes: NumClasses = 1000,
+    model_kwargs: ModelKwargs = None,
+    in_chans: InChans = 3,
     as_json: AsJson = False,
 ) -> None:
     """Count the multiply-adds of one schedule, by formula and by tracing; without --keep, of the unmerged network.
@@ -64,7 +74,13 @@ def cost(
     from ltmsearch.costs.describe import describe_cost, print_cost
 
     record = describe_cost(
-        backbone, keep=_ratios(keep), img_size=img_size, operator=operator, form=form, num_classes=num_classes
+        backbone,
+        keep=_ratios(keep),
+        img_size=img_size,
+        operator=operator,
+        form=form,
+        num_classes=num_classes,
+        **network_arguments("cost", model_kwargs=model_kwargs, in_chans=in_chans),
     )
     if as_json:
         print_json(asdict(record))

@@ -11,6 +11,7 @@ from ltmsearch.cli.app import app
 from ltmsearch.cli.describe import cost, space
 from ltmsearch.cli.export import export
 from ltmsearch.cli.front import dashboard, front
+from ltmsearch.cli.options import ManyValues
 from ltmsearch.cli.profile import profile
 from ltmsearch.cli.run import run
 from ltmsearch.cli.signals import TERMINATED, Terminated, ending_signals
@@ -24,7 +25,7 @@ from ltmsearch.io.yaml_models import with_subject
 
 # In the order of the help: a study's in order of use, then those that describe a backbone.
 COMMANDS = {
-    command.__name__: app.command()(command)
+    command.__name__: app.command(cls=ManyValues)(command)
     for command in (run, front, dashboard, train, validate, export, visualize, space, cost, profile)
 }
 

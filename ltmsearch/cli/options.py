@@ -1,7 +1,7 @@
 """Command-line options generated from configuration fields: their names, help, choices and defaults."""
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from inspect import Parameter, signature
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -9,22 +9,29 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from typer.core import TyperCommand
 
 from ltmsearch.config.cli_option import CliOption
 
 OUTPUT = "Output"
 """Panel of the help that comes last."""
+VALUES = (re.compile(r"[A-Za-z_]\w*=.*", re.DOTALL), re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?", re.IGNORECASE))
+"""Forms of values of which several may follow an option: KEY=VALUE, and numbers."""
 LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 """Limits of numbers, by the name that pydantic gives them."""
 
 
 def options_from(
-    model: type[BaseModel], *, leave_out: Collection[str], defaults: bool = True
+    model: type[BaseModel],
+    *,
+    only: Collection[str] | None = None,
+    leave_out: Collection[str] = (),
+    defaults: bool = True,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorate a command so that it takes every field of a model as an option.
+    """Decorate a command so that it takes every field of a model as an option, or those that are named.
 
-    The command receives them in its `**` parameter: as text that the model has to parse, as a bool for switches, and
-    as None where an option is not given.
+    The command receives them in its `**` parameter: as text that the model has to parse, as a list of texts for
+    mappings and sequences, as a bool for switches, and as None where an option is not given.
     """
     generated = [
         Parameter(
@@ -36,7 +43,7 @@ def options_from(
             ],
         )
         for name, field in model.model_fields.items()
-        if name not in leave_out
+        if name not in leave_out and (only is None or name in only)
     ]
 
     def decorate(command: Any) -> Any:
@@ -48,6 +55,37 @@ def options_from(
         return command
 
     return decorate
+
+
+class ManyValues(TyperCommand):
+    """A command whose options that can be repeated take several values at once, as in timm's scripts (`nargs="+"`).
+
+    A value continues an option if it looks like the one before: KEY=VALUE, or a number.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the option before each further value."""
+        many = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
+        words: list[str] = []
+        option, last = "", None  # `last` is the option's last value, "" before its first, None behind them
+        for word in args:
+            name, _, value = word.partition("=")
+            if name in many:
+                option, last = name, value
+            elif last == "":
+                last = word
+            elif last is not None and any(kind.fullmatch(last) and kind.fullmatch(word) for kind in VALUES):
+                words.append(option)
+            else:
+                last = None
+            words.append(word)
+        return super().parse_args(ctx, words)
+
+
+def given_values(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given, of those of `options_from`; the word none stands for no value."""
+    words = {name: value for name, value in given.items() if value is not None}
+    return {name: None if value in ("none", ["none"]) else value for name, value in words.items()}
 
 
 def field_option(model: type[BaseModel], name: str, *, panel: str | None = None, default: bool = True) -> Any:
@@ -102,11 +140,14 @@ def _kind(field: FieldInfo) -> Any:
 
 
 def _choices(field: FieldInfo) -> tuple[str, ...]:
-    return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    kind = _kind(field)
+    return get_args(kind) if get_origin(kind) is Literal else ()
 
 
 def _value_type(field: FieldInfo) -> Any:
     kind = _kind(field)
+    if get_origin(kind) is dict or get_args(kind)[1:] == (...,):
+        return list[str] | None
     if get_origin(kind) is tuple:  # a range
         return tuple[str, str] | None
     return (bool if kind is bool else str) | None

@@ -28,6 +28,15 @@ ProfileFile = Annotated[
         metavar="FILE", help="Write the profile to this file too, for --latency-profile.", rich_help_panel=BACKBONE
     ),
 ]
+ImgSize = Annotated[
+    int | None, typer.Option(metavar="INT", help="Image side in pixels. (default: 224, or the recipe's)")
+]
+NumClasses = Annotated[
+    int | None, typer.Option(metavar="INT", help="Number of classes. (default: 1000, or the recipe's)")
+]
+InChans = Annotated[
+    int | None, typer.Option(metavar="INT", help="Input channels: 1, 3 or 4. (default: 3, or the recipe's)")
+]
 
 
 def profile(
@@ -38,12 +47,10 @@ def profile(
     dtype: Annotated[str, field_option(StudySettings, "latency_dtype")] = "fp32",
     memory_format: Annotated[str, field_option(StudySettings, "latency_memory_format")] = "channels_last",
     threads: Annotated[int | None, field_option(StudySettings, "latency_threads")] = None,
-    img_size: Annotated[
-        int | None, typer.Option(metavar="INT", help="Image side in pixels. (default: 224, or the recipe's)")
-    ] = None,
-    num_classes: Annotated[
-        int | None, typer.Option(metavar="INT", help="Number of classes. (default: 1000, or the recipe's)")
-    ] = None,
+    img_size: ImgSize = None,
+    num_classes: NumClasses = None,
+    model_kwargs: Annotated[list[str] | None, field_option(StudySettings, "model_kwargs", panel=BACKBONE)] = None,
+    in_chans: InChans = None,
     operator: Annotated[str | None, field_option(StudySettings, "operator", panel=BACKBONE)] = None,
     space: Annotated[str | None, field_option(StudySettings, "space", panel=BACKBONE)] = None,
     again: Annotated[bool, flag("--again", "Measure again even if a profile exists.", panel=BACKBONE)] = False,
@@ -69,11 +76,13 @@ def profile(
         "threads": threads,
         "img_size": img_size,
         "num_classes": num_classes,
+        "in_chans": in_chans,
+        "model_kwargs": model_kwargs or None,
     }
     given = {name: value for name, value in target.items() if value is not None}
     is_recipe = net.endswith((".yaml", ".yml"))
-    if is_recipe and (operator or space or again or out):
-        raise InputError("--operator, --space, --again and --out need a backbone, but got a recipe")
+    if is_recipe and (operator or space or again or out or model_kwargs):
+        raise InputError("--model-kwargs, --operator, --space, --again and --out need a backbone, but got a recipe")
     with watched(quiet=quiet, verbose=verbose, next_step=_next_step) as callbacks:
         from ltmsearch.latency import profile_backbone, profile_recipe
         from ltmsearch.latency.console import print_nets, print_profile

@@ -6,11 +6,16 @@ from typing import Annotated, Any, cast
 import typer
 
 from ltmsearch.cli.app import AsJson, DataDir, Dataset, Device, Quiet, RecipeFile, Verbose
-from ltmsearch.cli.options import OUTPUT, choice_option, flag, options_from
+from ltmsearch.cli.options import OUTPUT, choice_option, field_option, flag, given_values, options_from
 from ltmsearch.cli.terminal import is_main_process, print_json, results, watched
 from ltmsearch.config.names import Head
+from ltmsearch.config.network import NETWORK, NetworkKeys
 from ltmsearch.config.overrides import override
-from ltmsearch.config.recipe import NET, Recipe, load_recipe
+from ltmsearch.config.recipe import KWARGS, NET, Recipe, load_recipe
+from ltmsearch.config.settings import StudySettings
+from ltmsearch.io.yaml_models import check
+
+ModelKwargs = Annotated[list[str] | None, field_option(StudySettings, KWARGS, panel=NETWORK, default=False)]
 
 Teacher = Annotated[
     Path | None,
@@ -39,6 +44,7 @@ def train(
     ] = None,
     teacher: Teacher = None,
     head: HeadOption = None,
+    model_kwargs: ModelKwargs = None,
     device: Device = "auto",
     resume: Annotated[bool, flag("--resume", "Continue the training in the folder --out.")] = False,
     out: Annotated[
@@ -60,8 +66,7 @@ def train(
 
     Several GPUs: torchrun --nproc-per-node 4 -m ltmsearch train …
     """
-    keys = {name: None if value == "none" else value for name, value in given.items() if value is not None}
-    changed, notes = override(load_recipe(recipe), keys)
+    changed, notes = _changed(load_recipe(recipe), given, model_kwargs)
     folder = out
     with watched(quiet=quiet, verbose=verbose, next_step=lambda: _next_step(folder)) as callbacks:
         from ltmsearch.training.options import TrainingOptions, default_folder
@@ -86,6 +91,15 @@ def train(
         print_json(training_record(result))
     elif not quiet and is_main_process():
         print_training(results(), result)
+
+
+def _changed(recipe: Recipe, given: dict[str, Any], model_kwargs: list[str] | None) -> tuple[Recipe, list[str]]:
+    """The recipe with the values of a command line, and notes; arguments of the network are added to the recipe's."""
+    keys = given_values(given)
+    if model_kwargs:
+        further = check(NetworkKeys, {KWARGS: model_kwargs}, "train").model_kwargs
+        keys[KWARGS] = {**recipe.timm_kwargs, **further}
+    return override(recipe, keys)
 
 
 def _next_step(folder: Path | None) -> str:

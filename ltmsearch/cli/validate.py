@@ -2,16 +2,19 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ltmsearch.cli.app import AsJson, DataDir, Dataset, Device, ImgSize, QuietProgress, RecipeFile, Verbose
-from ltmsearch.cli.options import field_option
+from ltmsearch.cli.options import field_option, given_values, options_from
 from ltmsearch.cli.terminal import print_json, results, watched
+from ltmsearch.config.network import IMAGE_KEYS
+from ltmsearch.config.recipe import Recipe, load_recipe
 from ltmsearch.config.settings import StudySettings
 
 
+@options_from(Recipe, only=IMAGE_KEYS, defaults=False)
 def validate(
     recipe: RecipeFile,
     checkpoint: Annotated[Path, typer.Option(metavar="FILE", help="Weights of the recipe's network.")],
@@ -35,6 +38,7 @@ def validate(
     as_json: AsJson = False,
     quiet: QuietProgress = False,
     verbose: Verbose = False,
+    **given: Any,
 ) -> None:
     """Score trained weights: top-1, top-5, agreement with the unmerged network, loss, information terms, cost, speed.
 
@@ -42,11 +46,10 @@ def validate(
     """
     next_step = "nothing has been written; repeat the command"
     with watched(quiet=quiet, verbose=verbose, next_step=lambda: next_step) as callbacks:
-        from ltmsearch.config.recipe import load_recipe
         from ltmsearch.training.validation import print_validation, validate_recipe
 
         record = validate_recipe(
-            load_recipe(recipe),
+            load_recipe(recipe).changed(given_values(given)),
             checkpoint=checkpoint,
             dataset=dataset,
             data_dir=data_dir,

@@ -1,16 +1,20 @@
 """The `visualize` command."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ltmsearch.cli.app import AsJson, ImgSize, Quiet, RecipeFile, Verbose
+from ltmsearch.cli.options import given_values, options_from
 from ltmsearch.cli.terminal import print_json, results, watched
+from ltmsearch.config.network import IMAGE_KEYS
+from ltmsearch.config.recipe import Recipe
 from ltmsearch.errors import InputError
 from ltmsearch.io.console_tables import print_line
 
 
+@options_from(Recipe, only=IMAGE_KEYS, defaults=False)
 def visualize(
     recipe: RecipeFile,
     more: Annotated[
@@ -44,6 +48,7 @@ def visualize(
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
+    **given: Any,
 ) -> None:
     """Draw which patches of an image merge: one picture of all layers, and an HTML page with a slider.
 
@@ -61,6 +66,7 @@ def visualize(
             out=out,
             img_size=img_size,
             place=place,
+            changes=given_values(given),
             callbacks=callbacks,
         )
     if as_json:

@@ -19,6 +19,19 @@ from pydantic import (
 )
 
 from ltmsearch.config.cli_option import CliOption
+from ltmsearch.config.network import (
+    CropPct,
+    Cropping,
+    InChans,
+    Mean,
+    ModelKwargs,
+    NetworkKeys,
+    Resizing,
+    Std,
+    check_channels,
+    image_options,
+)
+from ltmsearch.data.preparation import ImageOptions
 from ltmsearch.errors import InputError, shortened
 from ltmsearch.io.files import write_atomic
 from ltmsearch.io.yaml_models import check, load, read_yaml, to_yaml
@@ -28,12 +41,14 @@ SCHEMA = 1
 PREFIX = "ltm_"
 """Prefix of the timm names of networks that merge tokens."""
 
-NET = ("schema_version", "model", "schedule", "provenance")
+KWARGS = "model_kwargs"
+"""timm's name of further arguments of a network, a key of the file."""
+NET = ("schema_version", "model", "schedule", "timm_kwargs", "provenance")
 """Fields that describe the network and its origin. All others configure training and may be overridden for it."""
 
 HEADER = """Training recipe of a merge schedule found by ltmsearch.
 The network: timm.create_model(model, keep_ratios=schedule, operator=operator, forms=forms,
-  num_classes=num_classes, img_size=img_size)
+  num_classes=num_classes, img_size=img_size, in_chans=in_chans, **model_kwargs)
 after `import ltmsearch`. Training keys have the names and meanings of timm's training script."""
 
 
@@ -74,6 +89,14 @@ class Recipe(BaseModel):
     """Number of classes."""
     img_size: Annotated[int, _network()] = Field(ge=32, le=2048)
     """Image side in pixels."""
+    timm_kwargs: ModelKwargs = {}
+    """In the file the key `model_kwargs`."""
+    in_chans: InChans = 3
+    mean: Mean = None
+    std: Std = None
+    interpolation: Resizing = None
+    crop_pct: CropPct = None
+    crop_mode: Cropping = None
 
     epochs: Annotated[int, _network()] = Field(default=300, ge=1)
     """Number of epochs, including warm-up and cool-down."""
@@ -179,10 +202,14 @@ class Recipe(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _join_schedule(cls, values: Any) -> Any:
-        """Build the schedule from the file's keys `schedule`, `operator` and `forms`."""
-        if not isinstance(values, dict) or isinstance(values.get("schedule"), MergeSchedule):
+        """Build the schedule from the file's keys `schedule`, `operator` and `forms`; `model_kwargs` is a method."""
+        if not isinstance(values, dict):
             return values
         others = dict(values)
+        if KWARGS in others:
+            others["timm_kwargs"] = others.pop(KWARGS)
+        if isinstance(values.get("schedule"), MergeSchedule):
+            return others
         ratios, operator, forms = (others.pop(key, None) for key in ("schedule", "operator", "forms"))
         _check_type("schedule", ratios, dict, "map layer names to keep ratios")
         _check_type("operator", operator, str, "name a merging operator")
@@ -206,11 +233,14 @@ class Recipe(BaseModel):
         """Write the schedule as the file's three keys."""
         content: dict[str, Any] = {}
         for name, value in handler(self).items():
-            content |= value if name == "schedule" else {name: value}
+            content |= value if name == "schedule" else {KWARGS if name == "timm_kwargs" else name: value}
         return content
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "Recipe":
+        check_channels(self)
+        if self.in_chans == 4 and self.aa is not None:
+            raise ValueError(f"aa must be none for in_chans 4, since timm's policies know no RGBA, but got {self.aa!r}")
         if self.warmup_epochs + self.cooldown_epochs >= self.epochs and self.sched != "constant":
             raise ValueError(
                 f"warmup_epochs + cooldown_epochs must be less than epochs, but got {self.warmup_epochs} + "
@@ -242,9 +272,20 @@ class Recipe(BaseModel):
             "keep_ratios": dict(self.schedule.keep_ratios),
             "operator": self.schedule.operator,
             "forms": dict(self.schedule.forms),
-            "num_classes": self.num_classes,
             "img_size": self.img_size,
+            **self.network,
         }
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """Arguments of `timm.create_model(recipe.backbone, ...)` for the unmerged network, besides its image size."""
+        keys = NetworkKeys(model_kwargs=self.timm_kwargs, in_chans=self.in_chans)
+        return {"num_classes": self.num_classes, **keys.arguments()}
+
+    @property
+    def images(self) -> ImageOptions:
+        """Options for the images of the network."""
+        return image_options(self)
 
     def changed(self, keys: dict[str, Any]) -> "Recipe":
         """A copy with other values for some keys.

@@ -11,8 +11,22 @@ from ltmsearch.config import names
 from ltmsearch.config.backbones import backbone_names
 from ltmsearch.config.cli_option import CliOption
 from ltmsearch.config.defaults import ACCELERATOR, CPU, TRAINED, UNTRAINED, Learning, by_device
+from ltmsearch.config.network import (
+    NETWORK,
+    CropPct,
+    Cropping,
+    InChans,
+    Mean,
+    ModelKwargs,
+    NetworkKeys,
+    Resizing,
+    Std,
+    check_channels,
+    image_options,
+)
 from ltmsearch.config.objective import CostAxis
-from ltmsearch.errors import InputError
+from ltmsearch.config.shorthands import expanded
+from ltmsearch.data.preparation import ImageOptions
 from ltmsearch.io.files import MAX_NAME_BYTES, safe_name
 from ltmsearch.io.presets import shipped_names
 from ltmsearch.io.yaml_models import check, load, to_yaml
@@ -25,10 +39,11 @@ HEADER = """Settings of one ltmsearch study, with all defaults filled in. The st
 budgets, `trials`, `timeout` and the paths of its data and of its folder may change. Sizes in pixels, costs in 1e9
 multiply-adds per image, times in seconds."""
 
-_data, _weights, _search, _proxy, _workers, _latency, _output = (
+_network, _data, _weights, _search, _proxy, _workers, _latency, _output = (
     partial(CliOption, panel=panel)
     for panel in (
-        "Data", "Initial weights", "Search", "Warm-up and trials", "Parallel workers", "Latency budget", "Output",
+        NETWORK, "Data", "Initial weights", "Search", "Warm-up and trials", "Parallel workers", "Latency budget",
+        "Output",
     )
 )  # fmt: skip
 
@@ -40,7 +55,13 @@ class StudySettings(BaseModel):
         InputError: Through `make`, for an unknown name or an invalid value.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
 
     schema_version: Literal[1] = 1
     """Version of this format."""
@@ -56,6 +77,16 @@ class StudySettings(BaseModel):
     """Maximum latency of one batch at `img_size`, in milliseconds; the front then weighs latency against top-1."""
     img_size: int = Field(default=224, ge=32, le=2048)
     """Image side in pixels for which costs are counted and latencies measured."""
+
+    model_kwargs: ModelKwargs = {}
+    num_classes: Annotated[int | None, _network(default="the data's")] = Field(default=None, ge=2)
+    """Classes of the network; it may have more than the data."""
+    in_chans: InChans = 3
+    mean: Mean = None
+    std: Std = None
+    interpolation: Resizing = None
+    crop_pct: CropPct = None
+    crop_mode: Cropping = None
 
     dataset: Annotated[str, _data(metavar="NAME", suggestions=names.DATASETS)] = "digits"
     """Data set: the built-in digits, an image folder, or any data set that timm reads."""
@@ -192,41 +223,12 @@ class StudySettings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _folder_follows_from_data_dir(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("data_dir") is not None and "dataset" not in values:
-            return {**values, "dataset": "folder"}
-        return values
-
-    @model_validator(mode="before")
-    @classmethod
-    def _split_range_of_budgets(cls, values: Any) -> Any:
-        given = values.get("budget_gflops") if isinstance(values, dict) else None
-        if not isinstance(given, str):
-            return values
-        try:
-            return {**values, "budget_gflops": float(given)}
-        except ValueError:
-            low, dash, high = (part.strip() for part in given.partition("-"))
-        return {**values, "lowest_gflops": low, "budget_gflops": high} if low and dash and high else values
-
-    @model_validator(mode="before")
-    @classmethod
-    def _split_off_password(cls, values: Any) -> Any:
-        given = values.get("storage") if isinstance(values, dict) else None
-        if not isinstance(given, str):
-            return values
-        from ltmsearch.config.storage_url import (
-            parse_storage_url,
-        )  # imports sqlalchemy, for which `--help` need not wait
-
-        try:
-            url, password = parse_storage_url(given)
-        except InputError as error:  # as a ValueError, pydantic reports it with the file and its line
-            raise ValueError(str(error)) from None
-        return {**values, "storage": url} | ({} if password is None else {"storage_password": password})
+    def _expand_shorthands(cls, values: Any) -> Any:
+        return expanded(values) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "StudySettings":
+        check_channels(self)
         starts = [name for name in ("pretrained", "checkpoint", "resume_from") if getattr(self, name)]
         if len(starts) > 1:
             raise ValueError(f"{starts[0]} and {starts[1]} cannot both be given")
@@ -286,6 +288,16 @@ class StudySettings(BaseModel):
     def public(self) -> dict[str, Any]:
         """All settings but the storage's password, as JSON values."""
         return self.model_dump(mode="json", exclude={"storage_password"})
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """Arguments of `timm.create_model` besides image size and classes."""
+        return NetworkKeys(model_kwargs=self.model_kwargs, in_chans=self.in_chans).arguments()
+
+    @property
+    def images(self) -> ImageOptions:
+        """Options for the images of the network."""
+        return image_options(self)
 
     @property
     def study_name(self) -> str:
@@ -360,7 +372,9 @@ class StudySettings(BaseModel):
             "study": self.study_name,
             "out": str(self.run_dir),
         }
-        if earlier is not None and earlier.data_place == self.data_place:
+        if earlier is not None and all(
+            getattr(earlier, name) == getattr(self, name) for name in ("data_place", "network", "images")
+        ):
             defaults["base_steps"] = 0
             defaults["sandwich_steps"] *= self.operator != earlier.operator
         if self.budget_ms is not None and self.latency_profile is None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -81,24 +82,26 @@ class SpaceCost:
 
 
 def describe_cost(
-    backbone: str, *, keep: Sequence[float], img_size: int, operator: str, form: str | None, num_classes: int
+    backbone: str, *, keep: Sequence[float], img_size: int, operator: str, form: str | None, **timm_kwargs: Any
 ) -> ScheduleCost:
     """Count one schedule by formula and by tracing; `keep` has one ratio for all layers, or one per layer.
+
+    `timm_kwargs` are of `timm.create_model`, such as `num_classes`.
 
     Raises:
         InputError: For an unknown name, or keep ratios that do not fit.
     """
     checked = None if form is None else check_form(operator, form)
-    costs = backbone_costs(backbone, img_size, operator, num_classes=num_classes)
+    costs = backbone_costs(backbone, img_size, operator, **timm_kwargs)
     schedule = MergeSchedule.from_list(costs.layers, keep, operator, checked)
     subnet = create_subnet(
         backbone,
         keep_ratios=schedule.keep_ratios,
         operator=operator,
         forms=schedule.forms,
-        num_classes=num_classes,
         img_size=img_size,
         **get_adapter(backbone).any_size_kwargs,
+        **timm_kwargs,
     )
     return ScheduleCost(
         backbone=backbone,
@@ -113,14 +116,16 @@ def describe_cost(
     )
 
 
-def describe_space(backbone: str, *, img_size: int, operator: str, space: str | None) -> SpaceCost:
+def describe_space(backbone: str, *, img_size: int, operator: str, space: str | None, **timm_kwargs: Any) -> SpaceCost:
     """Describe a backbone's layers, costs and savings of merges at each, and the range of costs.
+
+    `timm_kwargs`: see `describe_cost`.
 
     Raises:
         InputError: For an unknown name, or a search-space file that does not fit.
     """
     file = SpaceFile.load(space, family=get_adapter(backbone).family)
-    costs = backbone_costs(backbone, img_size, operator)
+    costs = backbone_costs(backbone, img_size, operator, **timm_kwargs)
     built = SearchSpace.build(
         file, costs.layer_grids, operator, get_operator(operator).forms, reduces_cost=costs.reduces_cost
     )

@@ -4,6 +4,7 @@ The plain network is traced once. A schedule adds terms for each layer that depe
 grid, so that the cost is a sum along each chain of layers. The result is exactly fvcore's count of the built subnet.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,10 @@ from torch import nn
 
 from ltmsearch.costs.tables import ChainedCosts
 from ltmsearch.costs.traced import traced_macs
+from ltmsearch.errors import InputError
 from ltmsearch.merging import MergeOperator, get_operator
-from ltmsearch.models import Chain, LayerShape, attached_operators, create_backbone, get_adapter
+from ltmsearch.models import Chain, LayerShape, attached_operators, create_backbone, create_subnet, get_adapter
+from ltmsearch.models.arguments import refusing_arguments, users_arguments
 from ltmsearch.schedules.grid import Grid, target_grid
 from ltmsearch.schedules.schedule import Choice, MergeSchedule
 
@@ -88,8 +91,31 @@ def backbone_costs(backbone: str, img_size: int, operator: str = "ltm", **timm_k
     """The cost model of a backbone, which is built for it, at square images; `timm_kwargs` are of `create_model`.
 
     Raises:
-        InputError: For an unknown backbone or operator, or a size that timm refuses.
+        InputError: For an unknown backbone or operator, a size that timm refuses, and for arguments that timm or
+            merging does not support.
     """
     get_operator(operator)
-    model = create_backbone(backbone, img_size=img_size, **get_adapter(backbone).any_size_kwargs, **timm_kwargs)
-    return cost_model(backbone, model, (img_size, img_size), operator)
+    of_user = users_arguments(timm_kwargs)
+    with refusing_arguments(backbone, of_user):
+        kwargs = {"img_size": img_size, **get_adapter(backbone).any_size_kwargs, **timm_kwargs}
+        costs = cost_model(backbone, create_backbone(backbone, **kwargs), (img_size, img_size), operator)
+        if of_user:
+            _refuse_other_layers(backbone, costs, img_size, of_user, kwargs)
+    return costs
+
+
+def _refuse_other_layers(
+    backbone: str, costs: CostModel, img_size: int, of_user: Mapping[str, Any], kwargs: Mapping[str, Any]
+) -> None:
+    """Raise `InputError` unless a network with a user's arguments merges, at exactly the cost of the formula."""
+    schedule = MergeSchedule.uniform(costs.layers, 0.5, costs.operator)
+    merging = create_subnet(backbone, keep_ratios=schedule.keep_ratios, operator=costs.operator, **kwargs)
+    traced, counted = traced_macs(merging, (img_size, img_size)), costs.macs(schedule)
+    given = ", ".join(f"{name}={value!r}" for name, value in of_user.items())
+    if not costs.layers:
+        raise InputError(f"{backbone} must have a layer that can merge, but with {given} it has none")
+    if traced != counted:
+        raise InputError(
+            f"`model_kwargs` must leave layers whose costs are known, but with {given} a merging {backbone} has "
+            f"{traced / GIGA:.6f} GFLOPs and the formula gives {counted / GIGA:.6f}"
+        )

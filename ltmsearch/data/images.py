@@ -55,26 +55,26 @@ def pillow_quiet() -> Iterator[None]:
         yield
 
 
-def decode(file: Any) -> tuple[Image.Image, bool]:
+def decode(file: Any, mode: str = "RGB") -> tuple[Image.Image, bool]:
     """Decode an open file, of an animation the first picture: see `prepare`."""
     with Image.open(file, formats=formats()) as image:
-        return prepare(image)
+        return prepare(image, mode)
 
 
-def prepare(image: Image.Image) -> tuple[Image.Image, bool]:
+def prepare(image: Image.Image, mode: str = "RGB") -> tuple[Image.Image, bool]:
     """The image in 8 bits, and whether its grey values had to be scaled to them.
 
-    As in timm, transparency is dropped and the orientation of EXIF ignored.
+    As in timm, the orientation of EXIF is ignored, and transparency is dropped unless `mode` has it.
 
     Returns:
-        The image in mode "L" or "RGB", with a long side of at most `LONGEST` short ones.
+        The image in `mode` or, if it is grey, in "L", with a long side of at most `LONGEST` short ones.
     """
     longest = LONGEST * min(image.size)
     if max(image.size) > longest:
         image = center_crop(image, [min(image.height, longest), min(image.width, longest)])
     if image.mode.startswith(("I", "F")):
         return Image.fromarray(_in_8_bits(np.asarray(image), image.mode)), True
-    return image.convert("L" if image.mode == "L" else "RGB"), False  # grey takes a third of the memory
+    return image.convert("L" if image.mode == "L" else mode), False  # grey takes a third of the memory
 
 
 def _in_8_bits(values: np.ndarray, mode: str) -> np.ndarray:
@@ -95,7 +95,7 @@ def _in_8_bits(values: np.ndarray, mode: str) -> np.ndarray:
 
 
 @pillow_quiet()
-def read_image(path: Path) -> tuple[Image.Image, bool]:
+def read_image(path: Path, mode: str = "RGB") -> tuple[Image.Image, bool]:
     """Read one image file: see `prepare`.
 
     Raises:
@@ -103,7 +103,7 @@ def read_image(path: Path) -> tuple[Image.Image, bool]:
     """
     try:
         with path.open("rb") as file:
-            return decode(file)
+            return decode(file, mode)
     except UnidentifiedImageError:
         reason = "it is empty" if path.stat().st_size == 0 else "Pillow does not recognise its format"
     except UNREADABLE as error:

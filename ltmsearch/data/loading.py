@@ -26,12 +26,11 @@ from torchvision.transforms import Resize
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.data.folders import left_out_text
 from ltmsearch.data.images import SCALED, pillow_quiet
+from ltmsearch.data.preparation import IMAGE_MODES, CropMode, Interpolation
 from ltmsearch.data.sources import TEST_FOLDERS, Scoring, open_digits, open_folder, open_named
 from ltmsearch.data.subsets import CPUS, ImageSplit, balanced, quoted
 from ltmsearch.data.transforms import (
     Augmentation,
-    CropMode,
-    Interpolation,
     Transform,
     Transforms,
     make_transforms,
@@ -69,6 +68,18 @@ class ImageData:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    def refuse_more_classes(self, what: str, outputs: int) -> None:
+        """Raise `InputError` if a network has fewer outputs than there are classes; `what` is their number's name."""
+        if self.num_classes > outputs:
+            raise InputError(
+                f"{what} must be at least the number of classes of the data, but the data have {self.num_classes} and "
+                f"it is {outputs}; use --num-classes {self.num_classes}"
+            )
+
+    def about_outputs(self, outputs: int) -> str:
+        """A note on a network that has more outputs than there are classes."""
+        return f"the network has {outputs} outputs; the classes of the data are the first {self.num_classes}"
+
     @property
     def training_size(self) -> int:
         """Number of training images, without those known to be unreadable."""
@@ -102,7 +113,9 @@ class ImageData:
     def train_batches(
         self, *, batch_size: int, steps: int, seed: int, shard: Shard = SINGLE_PROCESS, first_step: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches `first_step` to `steps` of augmented training images, float32 (B, 3, S, S), and labels, int64 (B,).
+        """Batches `first_step` to `steps` of augmented training images and labels.
+
+        Images are float32 (B, channels, S, S), labels int64 (B,).
 
         Every image is used once per epoch, in an order drawn for that epoch. `seed` (from 0) fixes order and
         augmentation; batches do not depend on `first_step`. Where processes share the batches, `batch_size` is the
@@ -116,7 +129,7 @@ class ImageData:
         return self._batches(self.train, self.transforms.train, keys, number, batch_size, seed)
 
     def calibration_batches(self, *, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """A fixed sample of training images by the evaluation transform: float32 (B, 3, S, S), int64 (B,)."""
+        """A fixed sample of training images by the evaluation transform: float32 (B, channels, S, S), int64 (B,)."""
         keys = self.calibration_keys
         return self._batches(self.train, self.transforms.evaluation, iter(keys), len(keys), batch_size)
 
@@ -144,7 +157,7 @@ class ImageData:
     def validation_batches(
         self, *, batch_size: int, limit: int | None = None, shard: Shard = SINGLE_PROCESS
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The validation images, or the first `limit`, in a fixed order: float32 (B, 3, S, S), int64 (B,).
+        """The validation images, or the first `limit`, in a fixed order: float32 (B, channels, S, S), int64 (B,).
 
         Classes take turns, so that the first images are balanced too. The last batch may be smaller.
         """
@@ -229,34 +242,32 @@ def load_data(
         dataset: "digits" (built in), "folder", or timm's "torch/<name>" (from disk) or "hfds/<name>".
         data_dir: The image folder, with train/ and validation/ (or val/, valid/) and in each a folder per class; or
             the folder of the named data set. None for the built-in digits.
-        mean, std, interpolation, crop_pct, crop_mode: See `make_transforms`.
+        mean, std, interpolation, crop_pct, crop_mode: See `make_transforms`; one mean for grey, three for RGB images,
+            four for RGBA.
         val_images: Number of validation images, at most; None: all, of the built-in digits `DIGITS_VALIDATION_IMAGES`.
         calibration_images: Number of training images to calibrate on, at most.
         seed: Chooses those images, and draws the built-in digits; from 0.
         augmentation: Of a full training; None: that of proxy training.
         memory_limit_bytes: Decoded images are kept in memory if they are expected to take no more than this.
-        workers: Processes that prepare batches. None: none for images kept in memory, else one per CPU up to 8.
+        workers: Processes that prepare batches; None: none for images kept in memory, else one per CPU up to 8.
         scoring: Which images are those of validation, and that training images may be missing; None: they may not.
 
     Raises:
         InputError: If the data set is unknown, missing, or breaks a rule.
     """
-    check_choice("`interpolation`", interpolation, Interpolation)
     drawn_images = DIGITS_VALIDATION_IMAGES if val_images is None else val_images
-    if min(img_size, drawn_images, calibration_images, seed + 1) < 1 or not 0 < crop_pct <= 1:
-        got = f"{img_size=}, {val_images=}, {calibration_images=}, {seed=}, {crop_pct=}"
-        raise InputError(f"sizes must be 1 or more, `seed` 0 or more, `crop_pct` in (0, 1], but got {got}")
+    _check_numbers(img_size, drawn_images, calibration_images, seed, crop_pct, mean, std)
     resize = _first_resize(img_size, interpolation, crop_pct, crop_mode)
     train, validation = _open_splits(dataset, data_dir, resize, img_size, drawn_images, seed, scoring)
+    train.mode = validation.mode = IMAGE_MODES[len(mean)]
     if augmentation is not None:
         train.resize = None
     held_out = len(validation.labels) if val_images is None else min(val_images, len(validation.labels))
-    tensor_bytes = (held_out + calibration_images) * 3 * img_size**2
+    tensor_bytes = (held_out + calibration_images) * len(mean) * img_size**2
     _fill_caches(train, validation, held_out, tensor_bytes, memory_limit_bytes, callbacks)
     validation_keys = _validation_keys(train, validation, held_out, seed)
-    title = f"{dataset} {quoted([data_dir])}" if data_dir else dataset
     return ImageData(
-        title=f"{title}, {validation.name}" if validation.name in TEST_FOLDERS else title,
+        title=_title(dataset, data_dir, validation),
         train=train,
         validation=validation,
         calibration_keys=[(index, 0) for index in train.sample(calibration_images, seed=seed)],
@@ -264,6 +275,27 @@ def load_data(
         transforms=make_transforms(dataset, img_size, mean, std, interpolation, crop_pct, crop_mode, augmentation),
         workers=workers if workers is not None else 0 if train.pixel_cache is not None else min(8, CPUS),
     )
+
+
+def _check_numbers(
+    img_size: int,
+    val_images: int,
+    calibration_images: int,
+    seed: int,
+    crop_pct: float,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> None:
+    if min(img_size, val_images, calibration_images, seed + 1) < 1 or not 0 < crop_pct <= 1:
+        got = f"{img_size=}, {val_images=}, {calibration_images=}, {seed=}, {crop_pct=}"
+        raise InputError(f"sizes must be 1 or more, `seed` 0 or more, `crop_pct` in (0, 1], but got {got}")
+    if len(mean) not in IMAGE_MODES or len(std) != len(mean):
+        raise InputError(f"`mean` and `std` must be 1, 3 or 4 numbers each, but got {mean!r} and {std!r}")
+
+
+def _title(dataset: str, data_dir: Path | None, validation: ImageSplit) -> str:
+    title = f"{dataset} {quoted([data_dir])}" if data_dir else dataset
+    return f"{title}, {validation.name}" if validation.name in TEST_FOLDERS else title
 
 
 def _first_resize(img_size: int, interpolation: Interpolation, crop_pct: float, crop_mode: CropMode) -> Resize | None:
@@ -339,8 +371,9 @@ def _validation_keys(train: ImageSplit, validation: ImageSplit, held_out: int, s
 def _load(
     images: ImageSplit, transform: Transform, seed: int | None, cache: dict[int, Tensor] | None, keys: list[Key]
 ) -> tuple[list[Key], list[int], Tensor]:
-    """The keys of readable images, the numbers of unreadable ones, and the transformed pixels, (B, 3, S, S) uint8.
+    """The keys of readable images, the numbers of unreadable ones, and the transformed pixels.
 
+    Pixels are uint8 (B, channels, S, S).
     Without a seed the transform draws nothing, and its results may be in `cache`, by number.
     """
     readable, unreadable, rows = [], [], []
@@ -354,7 +387,7 @@ def _load(
             else:
                 if seed is not None:
                     seed_all(f"{seed}/{place}")
-                row = transform(Image.fromarray(pixels).convert("RGB"))
+                row = transform(Image.fromarray(pixels).convert(images.mode))
                 if cache is not None:
                     cache[index] = row
             readable.append((index, place))

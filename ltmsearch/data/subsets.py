@@ -38,14 +38,15 @@ class ImageSplit:
     on_disk: bool = True  # whether an image must be read to know that it can be
     left_out: Counter[str] = field(default_factory=Counter)  # number of files of the folder not used, by reason
     name: str = ""
+    mode: str = "RGB"  # Pillow's mode of the network's images, of `IMAGE_MODES`
     pixel_cache: dict[int, np.ndarray] | None = None
-    tensor_cache: dict[int, Tensor] | None = None  # (3, S, S) uint8, by the evaluation transform
+    tensor_cache: dict[int, Tensor] | None = None  # (channels, S, S) uint8, by the evaluation transform
     readable: set[int] = field(default_factory=set)
     unreadable: set[int] = field(default_factory=set)
     scaled: bool = False  # whether an image read so far had 16 or 32 bits of grey, which were scaled to 8
 
     def pixels(self, index: int) -> np.ndarray | None:
-        """The image, uint8 (height, width) or (height, width, 3), or None if it cannot be read."""
+        """The image, uint8 (height, width) or (height, width, channels), or None if it cannot be read."""
         if self.pixel_cache is not None and index in self.pixel_cache:
             return self.pixel_cache[index]
         try:
@@ -62,10 +63,10 @@ class ImageSplit:
 
     def _read(self, index: int) -> tuple[Image.Image, bool]:
         if self.dataset is not None and not hasattr(self.dataset, "reader"):
-            return prepare(self.dataset[index][0])
+            return prepare(self.dataset[index][0], self.mode)
         # timm's own __getitem__ replaces an unreadable image by its neighbour; its reader does not.
         with open(self.files[index][0], "rb") if self.dataset is None else self.dataset.reader[index][0] as file:
-            return decode(file)
+            return decode(file, self.mode)
 
     @pillow_quiet()
     def verify(self, indices: Sequence[int], callbacks: Callbacks | None = None) -> None:

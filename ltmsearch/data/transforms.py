@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -15,19 +16,16 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torchvision.transforms import Normalize
 
+from ltmsearch.data.preparation import CropMode, Interpolation
 from ltmsearch.errors import InputError, check_choice
 
 PROXY_OPTIONS: dict[str, Any] = {"is_training": True, "scale": (0.35, 1.0), "color_jitter": None}
 """timm's options for proxy training, which is too short to profit from timm's smallest crop of 0.08 of the area."""
 
-Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
-"""Pillow's filters for resizing, in timm's names."""
 ErasingMode = Literal["pixel", "const", "rand"]
-CropMode = Literal["center", "squash", "border"]
-"""timm's ways to fit an image to the square that evaluation sees: see `evaluation_transform`."""
 
 Transform = Callable[[Image.Image], Tensor]
-"""An image to (3, S, S) uint8 pixels."""
+"""An image to (channels, S, S) uint8 pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +87,7 @@ class Transforms:
     erasing: RandomErasing | None
 
     def erase_(self, batch: Tensor, seeds: Sequence[str]) -> None:
-        """Erase random parts of (B, 3, S, S) normalised images in place, by one seed per image."""
+        """Erase random parts of (B, channels, S, S) normalised images in place, by one seed per image."""
         if self.erasing is not None:
             with preserve_random_state():
                 for image, seed in zip(batch, seeds, strict=True):
@@ -134,6 +132,8 @@ def make_transforms(
         options["hflip"] = 0.0
     if augmentation or dataset != "digits":
         train = _training_transform(img_size, options | {"interpolation": interpolation, "normalize": False})
+    if len(mean) == 1 and options.get("auto_augment"):
+        train = partial(_in_rgb, train)
     erasing = augmentation.erasing() if augmentation else None
     normalize = Normalize(mean, std, inplace=True)
     return Transforms(train=train, evaluation=evaluation, normalize=normalize, erasing=erasing)
@@ -152,6 +152,11 @@ def _training_transform(img_size: int, options: dict[str, Any]) -> Transform:
         if operation.aug_fn is posterize:
             operation.aug_fn = _posterize
     return transform
+
+
+def _in_rgb(transform: Transform, image: Image.Image) -> Tensor:
+    """A grey image by a transform that fills with colours; (1, S, S), since grey stays grey."""
+    return transform(image.convert("RGB"))[:1]
 
 
 def _operations(transform: Any) -> Iterator[AugmentOp]:

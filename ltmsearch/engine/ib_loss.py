@@ -23,7 +23,6 @@ from ltmsearch.errors import TrialDiverged
 
 SIDE = 16
 """Side of the pooled images, in pixels."""
-INPUT_DIM = 3 * SIDE * SIDE
 LARGE_SET = 20_000
 """Rows above which k-means uses mini-batches."""
 ITERATIONS = 100
@@ -38,7 +37,7 @@ CHUNK = 8192
 
 
 def input_features(images: Tensor) -> Tensor:
-    """(B, P) input vectors of (B, 3, H, W) images: pixels averaged by area to 16 x 16, normalised to length 1."""
+    """(B, P) input vectors of (B, channels, H, W) images: averaged by area to 16 x 16 pixels, of length 1."""
     return F.normalize(F.adaptive_avg_pool2d(images.float(), SIDE).flatten(1), dim=1)
 
 
@@ -87,6 +86,7 @@ class IBLoss(nn.Module):
     Args:
         feature_dim: D', width of the classifier's input.
         num_classes: C.
+        in_chans: Channels of the images.
         clusters: K of the features and of the images; None: C.
         beta: How sharply an image belongs to its nearest centroid, above 0. On vectors of length 1, memberships are
             nearly uniform at 1 (0.9 of their greatest entropy with 20 clusters) and sharp at 10 (0.2).
@@ -97,7 +97,9 @@ class IBLoss(nn.Module):
     q: Tensor
     fitted: Tensor
 
-    def __init__(self, *, feature_dim: int, num_classes: int, clusters: int | None = None, beta: float = 1.0) -> None:
+    def __init__(
+        self, *, feature_dim: int, num_classes: int, in_chans: int = 3, clusters: int | None = None, beta: float = 1.0
+    ) -> None:
         clusters = num_classes if clusters is None else clusters
         super().__init__()
         self.num_classes = num_classes
@@ -105,7 +107,7 @@ class IBLoss(nn.Module):
         self.beta = beta
         self._known_fitted = False
         self.register_buffer("feature_centroids", torch.zeros(clusters, feature_dim))
-        self.register_buffer("input_centroids", torch.zeros(clusters, INPUT_DIM))
+        self.register_buffer("input_centroids", torch.zeros(clusters, in_chans * SIDE * SIDE))
         self.register_buffer("q", torch.full((clusters, num_classes), 1 / clusters))
         self.register_buffer("fitted", torch.tensor(False))
 

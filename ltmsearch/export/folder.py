@@ -57,7 +57,7 @@ def write_weights(subnet: Subnet, folder: Path) -> list[ExportedFile]:
         config: dict[str, Any] = {
             "name": recipe.model,
             "img_size": recipe.img_size,
-            "inputs": input_config(recipe.backbone),
+            "inputs": input_config(recipe.backbone, recipe.images),
         }
         write_atomic(draft / CONFIG, partial(write_config, model=subnet.network, class_names=names, **config))
         assert subnet.trained is not None

@@ -49,7 +49,7 @@ def profile_backbone(
     file = SpaceFile.load(space, family=get_adapter(backbone).family)
     get_operator(operator)
     target = LatencyTarget.local(**target_options)
-    costs = backbone_costs(backbone, target.img_size, operator, num_classes=target.num_classes)
+    costs = backbone_costs(backbone, target.img_size, operator, **target.network)
     search_space = profile_space(file, costs)
     path = profile_path(backbone, operator, search_space, target)
     profile = None if again else find_profile(path)
@@ -75,8 +75,9 @@ def profile_recipe(
     """
     recipe = load_recipe(path)
     backbone, operator = recipe.backbone, recipe.schedule.operator
-    target = LatencyTarget.local(**{"img_size": recipe.img_size, "num_classes": recipe.num_classes, **target_options})
-    costs = backbone_costs(backbone, target.img_size, operator, num_classes=target.num_classes)
+    own = {"img_size": recipe.img_size, "num_classes": recipe.num_classes, "in_chans": recipe.in_chans}
+    target = LatencyTarget.local(**{**own, "model_kwargs": recipe.timm_kwargs, **target_options})
+    costs = backbone_costs(backbone, target.img_size, operator, **target.network)
     plain = MergeSchedule.uniform(costs.layers, 1.0, operator)
     schedules = {f"plain {backbone}": plain, path.name: recipe.schedule}
     measured = measure(backbone, operator, target, list(schedules.values()), callbacks or Callbacks())

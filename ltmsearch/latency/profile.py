@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import platformdirs
@@ -115,12 +116,24 @@ class LatencyProfile(BaseModel):
         """Return the fitted model for the cost model of the profile's backbone and image size."""
         return LatencyModel(chains=costs.chains, operator=self.operator, base=self.plain.ms, weights=self.weights)
 
-    def require(self, path: Path, *, backbone: str, operator: str, space: str, img_size: int) -> None:
+    def require(
+        self,
+        path: Path,
+        *,
+        backbone: str,
+        operator: str,
+        space: str,
+        img_size: int,
+        in_chans: int = 3,
+        model_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
         """Raise an `InputError` unless the profile, read from `path`, fits a study."""
         for name, mine, required in (
             ("backbone", self.backbone, backbone),
             ("operator", self.operator, operator),
             ("image size", self.target.img_size, img_size),
+            ("in_chans", self.target.in_chans, in_chans),
+            ("model_kwargs", dict(self.target.model_kwargs), dict(model_kwargs or {})),
             ("search space", self.space, space),
         ):
             if mine != required:
@@ -148,7 +161,9 @@ def _cross_validate(costs: CostModel, plain: Measurement, subnets: list[TimedSub
 
 def profile_path(backbone: str, operator: str, space: SearchSpace, target: LatencyTarget) -> Path:
     """Return the path of a profile in the user's cache folder."""
-    key = json.dumps([SCHEMA, backbone, operator, space.digest(), target.model_dump()], sort_keys=True)
+    # Without the usual values of newer fields, so that profiles that were kept before are found.
+    conditions = target.model_dump(exclude_defaults=True)
+    key = json.dumps([SCHEMA, backbone, operator, space.digest(), conditions], sort_keys=True)
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
     device = target.device.replace(":", "")
     batches = f"{target.img_size}px-b{target.batch_size}-{target.runtime}-{target.dtype}-{device}"

@@ -119,6 +119,8 @@ def study_latency(
         operator=settings.operator,
         space=space.digest(),
         img_size=settings.img_size,
+        in_chans=settings.in_chans,
+        model_kwargs=settings.model_kwargs,
     )
     _log.info("latency profile %s: plain network %.3f ms, %s", path, profile.plain.ms, profile.check)
     model = profile.model(costs)
@@ -143,5 +145,7 @@ def settings_target(settings: ResolvedSettings, num_classes: int) -> LatencyTarg
         batch_size=settings.latency_batch,
         threads=settings.latency_threads,
         img_size=settings.img_size,
-        num_classes=num_classes,
+        num_classes=settings.num_classes or num_classes,
+        in_chans=settings.in_chans,
+        model_kwargs=settings.model_kwargs,
     )

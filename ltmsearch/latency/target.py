@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -10,6 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from ltmsearch.config.names import Engine, MemoryFormat, NumberFormat
+from ltmsearch.config.network import InChans, ModelKwargs, NetworkKeys
 from ltmsearch.engine.runtime import find_device, has_bf16
 from ltmsearch.errors import InputError, check_choice
 from ltmsearch.io.yaml_models import check
@@ -19,7 +21,7 @@ from ltmsearch.programs import require_onnx
 class LatencyTarget(BaseModel):
     """A device, the runtime on it, and the batches."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
     device: str
     """torch name of the device: `cpu`, `cuda` or `cuda:1`, …"""
@@ -39,6 +41,8 @@ class LatencyTarget(BaseModel):
     """Side of the images, in pixels."""
     num_classes: int = Field(ge=1)
     """Width of the classifier."""
+    in_chans: InChans = 3
+    model_kwargs: ModelKwargs = {}
     versions: dict[str, str]
     """Versions of the libraries that affect latency."""
 
@@ -54,6 +58,8 @@ class LatencyTarget(BaseModel):
         threads: int | None = None,
         img_size: int = 224,
         num_classes: int = 1000,
+        in_chans: int = 3,
+        model_kwargs: Mapping[str, Any] | None = None,
     ) -> Self:
         """Return a target on this machine; arguments are the fields of the same name.
 
@@ -83,9 +89,17 @@ class LatencyTarget(BaseModel):
             "batch_size": batch_size,
             "img_size": img_size,
             "num_classes": num_classes,
+            "in_chans": in_chans,
+            "model_kwargs": model_kwargs or {},
             "versions": {library: version(library) for library in libraries},
         }
         return check(cls, content, "latency")
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """Arguments of `timm.create_model` for the network besides its image size."""
+        keys = NetworkKeys(model_kwargs=self.model_kwargs, in_chans=self.in_chans)
+        return {"num_classes": self.num_classes, **keys.arguments()}
 
     def differences(self, other: "LatencyTarget") -> list[str]:
         """List the fields that differ, each with both values."""

@@ -12,6 +12,7 @@ from timm.models._features import FeatureDictNet, FeatureGetterNet, FeatureHookN
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
+from ltmsearch.data.preparation import ImageOptions
 from ltmsearch.errors import check_choice, not_among
 from ltmsearch.merging import MaskStart, check_form, get_operator
 from ltmsearch.models.adapter import (
@@ -167,11 +168,22 @@ def _load_own(model: Any, cache_dir: Any) -> None:
     )
 
 
-def input_config(backbone: str) -> dict[str, Any]:
-    """timm's preparation of images for a backbone: `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`."""
+def input_config(backbone: str, options: ImageOptions | None = None) -> dict[str, Any]:
+    """Preparation of images for a backbone: `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`.
+
+    `options` replace timm's. As in timm, means for another number of channels become their mean; so do deviations.
+    """
     get_adapter(backbone)
+    options = options or ImageOptions()
     config: dict[str, Any] = resolve_data_config({}, pretrained_cfg=get_pretrained_cfg(backbone).to_dict())
-    return {name: config[name] for name in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
+    prepared = {}
+    for name in ("mean", "std", "interpolation", "crop_pct", "crop_mode"):
+        given = getattr(options, name)
+        prepared[name] = config[name] if given is None else given
+    for name in ("mean", "std"):
+        if len(prepared[name]) != options.in_chans:
+            prepared[name] = (sum(prepared[name]) / len(prepared[name]),) * options.in_chans
+    return prepared
 
 
 def write_config(
@@ -188,7 +200,7 @@ def write_config(
     It has the arguments by which `timm.create_model` built `model`. `inputs`: see `input_config`.
     """
     about: dict[str, Any] = {"pretrained_cfg": {"architecture": name}}
-    if class_names is not None:
+    if class_names is not None and len(class_names) == model.num_classes:  # one for each output
         about["label_names"] = list(class_names)
     save_config_for_hf(
         model, path, model_config=about, data_config={**inputs, "input_size": (model.in_chans, img_size, img_size)}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ltmsearch.errors import InputError
 from ltmsearch.models.adapter import MERGING, get_adapter
+from ltmsearch.models.arguments import refusing_arguments, users_arguments
 from ltmsearch.models.conversions import MARK, rename
 from ltmsearch.models.state_dicts import first_line, listed, read_state_dict, refuse_not_finite, weights_file
 
@@ -56,7 +57,8 @@ def create_backbone(
     Unused tensors and converted names are logged. `img_size` is accepted for every backbone.
 
     Raises:
-        InputError: For an unknown backbone, or weights that are not available or do not fit.
+        InputError: For an unknown backbone, arguments that timm refuses, or weights that are not available or do not
+            fit.
     """
     return build_backbone(backbone, pretrained=pretrained, checkpoint=checkpoint, **timm_kwargs)[0]
 
@@ -71,7 +73,8 @@ def build_backbone(
     try:
         if pretrained:
             _check_published(backbone, timm_kwargs)
-        model: nn.Module = timm.create_model(backbone, pretrained=pretrained, **timm_kwargs)
+        with refusing_arguments(backbone, users_arguments(timm_kwargs), pretrained=pretrained):
+            model: nn.Module = timm.create_model(backbone, pretrained=pretrained, **timm_kwargs)
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise

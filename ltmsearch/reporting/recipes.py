@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from ltmsearch.config.network import IMAGE_KEYS
 from ltmsearch.config.recipe import Recipe, library_versions
 from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.search.records import TrialRecord
@@ -17,7 +18,7 @@ def recipe_path(folder: Path, record: TrialRecord) -> Path:
 
 
 def make_recipe(record: TrialRecord, settings: ResolvedSettings, *, num_classes: int) -> Recipe:
-    """The recipe of one trial, with its provenance."""
+    """The recipe of one trial, with its provenance; `num_classes` are the data's."""
     score = record.score
     provenance: dict[str, Any] = {
         "study": settings.study,
@@ -42,11 +43,15 @@ def make_recipe(record: TrialRecord, settings: ResolvedSettings, *, num_classes:
         },
         "versions": dict(library_versions()),
     }
+    policy: dict[str, Any] = {"aa": None} if settings.in_chans == 4 else {}  # timm's policies know no RGBA
     return Recipe(
         model=f"ltm_{settings.backbone}",
         schedule=record.schedule,
         img_size=settings.img_size,
-        num_classes=num_classes,
+        num_classes=settings.num_classes or num_classes,
+        timm_kwargs=settings.model_kwargs,
+        **{name: getattr(settings, name) for name in IMAGE_KEYS},
+        **policy,
         ib_weight=record.ib_weight or 0.0,
         ib_beta=settings.ib_beta,
         provenance=provenance,

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.settings import ResolvedSettings, StudySettings
-from ltmsearch.costs import GIGA, Budget, ChainedCosts, CostModel, cost_model, sample_by_cost
+from ltmsearch.costs import GIGA, Budget, ChainedCosts, CostModel, backbone_costs, cost_model, sample_by_cost
 from ltmsearch.data.loading import ImageData, load_data
 from ltmsearch.engine.linear_probe import probe_images
 from ltmsearch.engine.runtime import Runtime, find_device
@@ -97,6 +97,7 @@ class StudyContext:
             f"(plain network {self.costs.base / GIGA:.3f}; multiply-adds per image)" + self._budget_in_gflops(),
             *self._latency_lines(),
             f"data: {self.evaluator.data.description}",
+            *self._output_lines(),
             f"device: {self.conditions}",
             *self.conditions.notes,
             f"warm-up: {s.base_steps} steps of the plain network at {growth}, {s.sandwich_steps} sandwich steps "
@@ -126,6 +127,10 @@ class StudyContext:
             )
             lines.append(f"at {s.proxy_img_size} px these keep ratios give the same grid and equal scores: {shown}")
         return lines
+
+    def _output_lines(self) -> list[str]:
+        outputs, data = self.settings.num_classes, self.evaluator.data
+        return [] if outputs in (None, data.num_classes) else [data.about_outputs(outputs)]
 
     def _budget_in_gflops(self) -> str:
         high, low = self.settings.budget_gflops, self.settings.lowest_gflops
@@ -208,8 +213,7 @@ def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None =
     """
     resolved, prior = resolve(settings)
     space_file = SpaceFile.load(resolved.space, family=get_adapter(resolved.backbone).family)
-    if resolved.budget_ms is not None and resolved.latency_profile is None:
-        settings_target(resolved, num_classes=1)  # refuse before the data are read
+    _refuse_before_data(resolved)
     earlier = Settled.load(resolved.run_dir)
     supernet, data = open_supernet_and_data(resolved, callbacks)
     if earlier is not None:
@@ -260,6 +264,14 @@ def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None =
     )
 
 
+def _refuse_before_data(settings: ResolvedSettings) -> None:
+    """Raise `InputError` for a latency target or arguments of the network that cannot be, before data are read."""
+    if settings.budget_ms is not None and settings.latency_profile is None:
+        settings_target(settings, num_classes=1)
+    if settings.model_kwargs:
+        backbone_costs(settings.backbone, settings.img_size, settings.operator, **settings.network)
+
+
 def open_supernet_and_data(settings: ResolvedSettings, callbacks: Callbacks) -> tuple[Supernet, ImageData]:
     """Read the data, and build the supernet for their classes.
 
@@ -272,12 +284,14 @@ def open_supernet_and_data(settings: ResolvedSettings, callbacks: Callbacks) -> 
         dataset=settings.dataset,
         data_dir=Path(settings.data_dir) if settings.data_dir else None,
         img_size=settings.proxy_img_size,
-        **input_config(settings.backbone),
+        **input_config(settings.backbone, settings.images),
         val_images=settings.rescore_images,
         calibration_images=settings.calibration_images,
         seed=settings.seed,
         callbacks=callbacks,
     )
+    if settings.num_classes is not None:
+        data.refuse_more_classes("num_classes", settings.num_classes)
     _log.info("data read in %.1f s: %s", time.perf_counter() - start, data.description)
     start = time.perf_counter()
     supernet = Supernet(
@@ -285,8 +299,9 @@ def open_supernet_and_data(settings: ResolvedSettings, callbacks: Callbacks) -> 
         operator=settings.operator,
         pretrained=settings.pretrained,
         checkpoint=Path(settings.checkpoint) if settings.checkpoint else None,
-        num_classes=data.num_classes,
+        num_classes=settings.num_classes or data.num_classes,
         img_size=settings.img_size,
+        **settings.network,
     )
     _log.info("supernet built in %.1f s", time.perf_counter() - start)
     return supernet, data

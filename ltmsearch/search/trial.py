@@ -247,8 +247,13 @@ class Evaluator:
         return ib
 
     def _new_ib(self) -> IBLoss:
-        width, classes = feature_dim(self.supernet.model), self.data.num_classes
-        return IBLoss(feature_dim=width, num_classes=classes, beta=self.settings.ib_beta).to(self.runtime.device)
+        ib = IBLoss(
+            feature_dim=feature_dim(self.supernet.model),
+            num_classes=self.data.num_classes,
+            in_chans=self.settings.in_chans,
+            beta=self.settings.ib_beta,
+        )
+        return ib.to(self.runtime.device)
 
     def recalibrated_subnet(self, schedule: MergeSchedule) -> nn.Module:
         """The stand-alone subnet with the supernet's current weights and recalibrated BatchNorm statistics."""

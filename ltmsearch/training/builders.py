@@ -26,7 +26,7 @@ def open_data(recipe: Recipe, options: TrainingOptions, callbacks: Callbacks) ->
         dataset=options.dataset,
         data_dir=options.data_dir,
         img_size=recipe.img_size,
-        **input_config(recipe.backbone),
+        **input_config(recipe.backbone, recipe.images),
         val_images=None,
         calibration_images=1,
         seed=0,  # the built-in digits must not depend on the recipe's seed, or seeds could not be compared
@@ -57,9 +57,9 @@ def make_network(
     """
     kwargs: dict[str, Any] = {} if recipe.drop_path is None else {"drop_path_rate": recipe.drop_path}
     try:
-        model = create_subnet(recipe.backbone, **recipe.model_kwargs(), **kwargs)
-    except TypeError as error:
-        if not kwargs:
+        model = create_subnet(recipe.backbone, **{**recipe.model_kwargs(), **kwargs})
+    except InputError as error:
+        if not kwargs or "drop_path_rate" not in str(error):
             raise
         raise InputError(f"drop_path: {recipe.backbone} has no stochastic depth in timm; omit this key") from error
     new_classifiers: tuple[str, ...] = ()
@@ -77,7 +77,7 @@ def make_network(
 
 def make_plain(recipe: Recipe, weights: Path) -> tuple[nn.Module, LoadReport]:
     """Build the recipe's unmerged network on the CPU with the weights of a file or a study, and tell how they fit."""
-    model = create_backbone(recipe.backbone, num_classes=recipe.num_classes, img_size=recipe.img_size)
+    model = create_backbone(recipe.backbone, img_size=recipe.img_size, **recipe.network)
     return model, load_weights(model, _weights(weights))
 
 

@@ -47,7 +47,7 @@ class StepLosses:
 
 
 class Learner:
-    """Train one network by a recipe.
+    """Train one network by a recipe; `classes` of the data are the first outputs, None: all.
 
     Raises:
         InputError: If timm cannot build the optimizer or the learning-rate schedule.
@@ -62,6 +62,7 @@ class Learner:
         ranks: Ranks,
         steps_per_epoch: int,
         teacher: nn.Module | None = None,
+        classes: int | None = None,
     ) -> None:
         self.recipe = recipe
         self.model = model
@@ -70,9 +71,12 @@ class Learner:
         self.steps_per_epoch = steps_per_epoch
         self.teacher = teacher
         self.steps = 0
-        self.ib = IBLoss(feature_dim=feature_dim(model), num_classes=recipe.num_classes, beta=recipe.ib_beta).to(
-            runtime.device
-        )
+        self.ib = IBLoss(
+            feature_dim=feature_dim(model),
+            num_classes=recipe.num_classes if classes is None else classes,
+            in_chans=recipe.in_chans,
+            beta=recipe.ib_beta,
+        ).to(runtime.device)
         self.optimizer = _optimizer(recipe, model)
         self.lr_schedule = _lr_schedule(recipe, self.optimizer, steps_per_epoch)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
@@ -195,7 +199,7 @@ class Learner:
         loss = F.cross_entropy(logits, targets, label_smoothing=self.recipe.smoothing)
         ib = loss.new_zeros(())
         if ib_weight:
-            ib = self.ib(features, targets)
+            ib = self.ib(features, self._of_data(targets))
             loss = loss + ib_weight * ib
         if self.teacher is not None:
             with torch.no_grad(), self.runtime.autocast():
@@ -205,12 +209,18 @@ class Learner:
         self._store_ib_samples(features, images, targets)
         return loss, ib
 
+    def _of_data(self, targets: Tensor) -> Tensor:
+        """(B,) labels as they are, or the part of (B, outputs) distributions that belongs to classes of the data."""
+        return targets if targets.ndim == 1 else targets[:, : self.ib.num_classes]
+
     @torch.no_grad()
     def _store_ib_samples(self, features: Tensor, images: Tensor, targets: Tensor) -> None:
-        number = max(IB_IMAGES, IB_IMAGES_PER_CLASS * self.recipe.num_classes)
+        number = max(IB_IMAGES, IB_IMAGES_PER_CLASS * self.ib.num_classes)
         steps = math.ceil(number / self.recipe.batch_size)
         if self.steps % self.steps_per_epoch >= self.steps_per_epoch - steps:
-            self._ib_samples.append((features.detach(), input_features(images), self.ib.distributions(targets)))
+            self._ib_samples.append(
+                (features.detach(), input_features(images), self.ib.distributions(self._of_data(targets)))
+            )
 
 
 def ib_start(recipe: Recipe) -> int:

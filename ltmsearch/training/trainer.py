@@ -26,6 +26,7 @@ from ltmsearch.engine.stopwatch import step_seconds
 from ltmsearch.errors import InputError, TrainingDiverged
 from ltmsearch.io.files import refuse_links_outward, refuse_unwritable, write_atomic
 from ltmsearch.io.safetensors_state import load_state, save_state
+from ltmsearch.io.yaml_models import check
 from ltmsearch.models.checkpoints import pack_weights
 from ltmsearch.training.builders import make_network, make_teacher, open_data
 from ltmsearch.training.curves import write_curves
@@ -89,19 +90,12 @@ class _Trainer:
         self.runtime = amp_runtime(find_device(device), amp=recipe.amp, dtype=recipe.amp_dtype)
         self.batch = _images_per_process(recipe, ranks.world)
         self.data = open_data(recipe, options, callbacks)
-        if self.data.num_classes != recipe.num_classes:
-            number = self.data.num_classes
-            raise InputError(
-                f"the recipe's num_classes must be the data's {number}, but is {recipe.num_classes}; use --num-classes "
-                f"{number}"
-            )
+        self.data.refuse_more_classes("the recipe's num_classes", recipe.num_classes)
         torch.manual_seed(recipe.seed)
         model, new_classifiers = make_network(recipe, options, self.runtime.device.type, callbacks)
         self.new_classifiers = () if stored or options.head == "random" else new_classifiers
         self.probe: dict[str, Any] | None = None
-        costs = backbone_costs(
-            recipe.backbone, recipe.img_size, recipe.schedule.operator, num_classes=recipe.num_classes
-        )
+        costs = backbone_costs(recipe.backbone, recipe.img_size, recipe.schedule.operator, **recipe.network)
         self.gflops = costs.macs(recipe.schedule) / GIGA
         self.merging = sum(after < before for before, after in costs.tokens(recipe.schedule).values())
         self.params = sum(parameter.numel() for parameter in model.parameters())
@@ -117,6 +111,7 @@ class _Trainer:
             ranks=ranks,
             steps_per_epoch=steps,
             teacher=self.runtime.prepare(teacher).eval() if teacher is not None else None,
+            classes=self.data.num_classes,
         )
         self.records: list[EpochRecord] = []
         if stored:
@@ -226,7 +221,8 @@ class _Trainer:
         stored = load_state(path)
         current = {**_as_json(self.recipe), **self.options.fixed()}
         try:
-            previous = {**stored["recipe"], **stored["options"]}
+            # Through a recipe, which has the keys that an earlier version did not know.
+            previous = {**_as_json(check(Recipe, stored["recipe"], str(path))), **stored["options"]}
         except (KeyError, TypeError) as error:
             raise InputError(f"{path} must be the state of an ltmsearch training, but lacks {error}") from error
         changed = [
@@ -314,6 +310,8 @@ class _Trainer:
             f"from {start}: {recipe.epochs} epochs of {learner.steps_per_epoch} steps of {recipe.batch_size} images, "
             f"{recipe.opt}, learning rate {recipe.lr:g}, {ib}, seed {recipe.seed}",
         ]
+        if recipe.num_classes > self.data.num_classes:
+            lines.append(self.data.about_outputs(recipe.num_classes))
         named = len(recipe.schedule.merging_layers)
         if self.merging < named:
             lines.append(
@@ -365,7 +363,7 @@ def _images_per_process(recipe: Recipe, processes: int) -> int:
 
 def _seconds_per_image(recipe: Recipe, model: nn.Module, runtime: Runtime, *, images: int) -> list[float]:
     """Seconds per image of a training step and of a forward pass, with `images` in a pass."""
-    batch = torch.zeros((min(images, 32), 3, recipe.img_size, recipe.img_size))
+    batch = torch.zeros((min(images, 32), recipe.in_chans, recipe.img_size, recipe.img_size))
     try:
         return [step_seconds(runtime, model, batch, train=train) / len(batch) for train in (True, False)]
     except ValueError as error:

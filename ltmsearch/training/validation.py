@@ -125,7 +125,7 @@ def validate_recipe(
         dataset=dataset or ("folder" if data_dir else "digits"),
         data_dir=data_dir,
         img_size=size,
-        **input_config(recipe.backbone),
+        **input_config(recipe.backbone, recipe.images),
         val_images=val_images,
         calibration_images=STATISTICS_IMAGES,
         seed=SEED,
@@ -192,10 +192,16 @@ def _check_options(
 
 
 def _check_classes(recipe: Recipe, network: TrainedNetwork, data: ImageData) -> None:
-    if data.num_classes != recipe.num_classes:
+    hint = "" if data.training_size else _NAMELESS
+    if network.class_names and data.num_classes != len(network.class_names):
+        raise InputError(
+            f"the data must have the {len(network.class_names)} classes of {network.checkpoint}, but have "
+            f"{data.num_classes}; use the data that the weights were trained on"
+        )
+    if not network.class_names and data.num_classes != recipe.num_classes:
         raise InputError(
             f"the recipe's num_classes must be the data's {data.num_classes}, but is {recipe.num_classes}; use the "
-            "data that the weights were trained on" + ("" if data.training_size else _NAMELESS)
+            f"data that the weights were trained on{hint}"
         )
     for number, (trained, found) in enumerate(zip(network.class_names or (), data.class_names, strict=False), start=1):
         if trained != found:
@@ -222,7 +228,7 @@ def _measure(
     result, (agreed, agreed_se), notes = _score(recipe, network, plain, data, batch_size, runtime, callbacks)
     terms: dict[str, Any] = {name: getattr(result.ib, name, None) for name in ("mi_x", "mi_y", "ib", "ibb")}
     seconds = step_seconds(runtime, network.model, full_batch, train=False)
-    costs = backbone_costs(recipe.backbone, img_size, recipe.schedule.operator, num_classes=recipe.num_classes)
+    costs = backbone_costs(recipe.backbone, img_size, recipe.schedule.operator, **recipe.network)
     return ValidationRecord(
         model=recipe.model,
         operator=recipe.schedule.operator,
@@ -287,7 +293,12 @@ def _score(
     model.eval()
     ib, finite = None, True
     if data.training_size:
-        ib = IBLoss(feature_dim=feature_dim(model), num_classes=data.num_classes, beta=recipe.ib_beta)
+        ib = IBLoss(
+            feature_dim=feature_dim(model),
+            num_classes=data.num_classes,
+            in_chans=recipe.in_chans,
+            beta=recipe.ib_beta,
+        )
         finite = fit_ib(ib.to(runtime.device), model, statistics_batches("IB statistics"), runtime)
     else:
         notes.append("without training images the information terms are unknown")

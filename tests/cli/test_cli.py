@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
+from PIL import Image
 from support.command_line import Ltmsearch
 from support.profiles import costs_of, whole_space
 from support.sizes import TINY
 
 from ltmsearch.config.settings import StudySettings
+from ltmsearch.costs import traced_macs
 from ltmsearch.io.presets import shipped_folder
 
 
@@ -62,6 +65,31 @@ def test_space_marks_merges_that_cost_more_than_they_save(ltmsearch: Ltmsearch) 
     assert lines[at + 1][:3] == ["soft", "31.4!", "24.0"], "its mask costs more than the merge saves"
     assert lines[at + 2][0] == "hard"
     assert [word for words in lines for word in words if word[0].isdigit() and word.endswith("!")] == ["31.4!"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--model-kwargs", "depth=2", "embed_dim=96", "num_heads=3", "vit_tiny_patch16_224"),
+        ("vit_tiny_patch16_224", "--model-kwargs=depth=2", "embed_dim=96", "--model-kwargs", "num_heads=3"),
+    ],
+)
+def test_several_values_may_follow_an_option_as_in_timm(ltmsearch: Ltmsearch, given: tuple[str, ...]) -> None:
+    code, out, _ = ltmsearch("cost", *given, "--img-size", 64, "--in-chans", 1, "--num-classes", 10, "--json")
+    net = timm.create_model(
+        "vit_tiny_patch16_224", depth=2, embed_dim=96, num_heads=3, img_size=64, in_chans=1, num_classes=10
+    )
+    assert code == 0
+    assert json.loads(out)["base_gflops"] == traced_macs(net, (64, 64)) / 1e9
+
+
+def test_numbers_follow_an_option_up_to_the_next_word(ltmsearch: Ltmsearch, finished: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (80, 80), (10, 20, 30)).save(tmp_path / "a.png")
+    recipe = next((finished / "recipes").iterdir())
+    wrong = ("visualize", "--mean", "0.1", "0.2", recipe, "--image", tmp_path / "a.png")
+    assert ltmsearch(*wrong)[2].strip() == "error: recipe: mean must be one number or 3, one per channel, but got 2"
+    right = ("visualize", "--mean", "0.1", "0.2", "0.3", recipe, "--image", tmp_path / "a.png", "--out", tmp_path)
+    assert ltmsearch(*right)[0] == 0
 
 
 def test_front_restores_lost_files(finished: Path, ltmsearch: Ltmsearch) -> None:

@@ -95,7 +95,7 @@ def test_run_has_its_options_in_panels(monkeypatch: pytest.MonkeyPatch, ltmsearc
     monkeypatch.setenv("COLUMNS", "80")
     _, out, _ = ltmsearch("run", "--help")
     panels = [line.split()[1] for line in out.splitlines() if line.startswith("╭─")]
-    assert panels == ["Options", "Data", "Initial", "Search", "Warm-up", "Parallel", "Latency", "Output"]
+    assert panels == ["Options", "Network", "Data", "Initial", "Search", "Warm-up", "Parallel", "Latency", "Output"]
 
 
 def test_listed_names_match_the_registries() -> None:

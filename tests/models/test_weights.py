@@ -368,5 +368,5 @@ class TestCreateBackbone:
         assert asked[0].endswith("timm/vit_tiny_patch16_224.augreg_in21k/resolve/main/other.safetensors")
         with pytest.raises(InputError, match=r"Invalid pretrained tag \(none_such\)"):
             create_backbone(VIT, pretrained=True, pretrained_cfg="none_such")
-        with pytest.raises(TypeError, match="none_such"):  # the caller's mistake, not the user's
+        with pytest.raises(InputError, match="it has no none_such"):
             create_backbone("mobilevit_xxs", none_such=1)

@@ -114,7 +114,6 @@ class TestTraining:
     @pytest.mark.parametrize(
         ("keys", "others", "message"),
         [
-            ({"num_classes": 5}, {}, "must be the data's 2, but is 5; use --num-classes 2"),
             ({"batch_size": 3, "mixup": 0.1}, {}, "even number of images per process, but got 3"),
             ({"batch_size": 5, "grad_accum_steps": 2}, {}, r"a multiple of .* but got 5 and 1 × 2"),
             ({"opt": "adamm"}, {}, "unknown optimizer 'adamm': did you mean adam"),

@@ -2,7 +2,7 @@
 
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ class DashboardHooks(StudyHooks):
             f"recipe-{number}.yaml": recipe.to_yaml().encode(),
         }
         if merges is not None and any(merges.layers):
-            files[f"merges-{number}.png"] = _merges_picture(merges, settings.backbone)
+            files[f"merges-{number}.png"] = _merges_picture(merges, input_config(settings.backbone, settings.images))
         folder = self.folder / ARTIFACTS
         folder.mkdir(exist_ok=True)
         store = FileSystemArtifactStore(folder)
@@ -129,9 +129,9 @@ def _schedule_table(layers: Sequence[LayerTokens]) -> bytes:
     return csv_text(SCHEDULE_COLUMNS, rows).encode()
 
 
-def _merges_picture(merges: ExampleMerges, backbone: str) -> bytes:
+def _merges_picture(merges: ExampleMerges, inputs: Mapping[str, Any]) -> bytes:
     """A PNG of about ten kilobytes: a row per image, a column per merging layer."""
-    inputs, size = input_config(backbone), merges.images.shape[-1]
+    size = merges.images.shape[-1]
     pixels = pixels_seen(merges.images, mean=inputs["mean"], std=inputs["std"])
     sheet = example_sheet(pixels, merges.layers, title=f"merged tokens at {size} px", side=SIDE, most=LAYERS)
     content = io.BytesIO()

@@ -123,9 +123,14 @@ def _sheet(rows: Sequence[Sequence[_Column]], title: str, subtitle: str = "") ->
 
 
 def pixels_seen(images: np.ndarray, *, mean: Sequence[float], std: Sequence[float]) -> list[np.ndarray]:
-    """(H, W, 3) uint8 pixels of each of (B, 3, H, W) images that were normalised by `mean` and `std`."""
+    """(H, W, 3) uint8 pixels of each of (B, channels, H, W) images that were normalised by `mean` and `std`."""
     shown = images.transpose(0, 2, 3, 1) * np.asarray(std) + np.asarray(mean)
-    return list((shown * 255).round().clip(0, 255).astype(np.uint8))
+    return [in_colour(pixels) for pixels in (shown * 255).round().clip(0, 255).astype(np.uint8)]
+
+
+def in_colour(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) of (H, W, channels) pixels that are grey, RGB or RGBA, whose transparency is not drawn."""
+    return pixels.repeat(3, axis=2) if pixels.shape[2] == 1 else pixels[..., :3]
 
 
 def panel_size(image: np.ndarray, layers: Sequence[LayerMerges], side: int | None = None) -> tuple[int, int]:

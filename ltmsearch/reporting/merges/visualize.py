@@ -1,10 +1,11 @@
 """Pictures of `ltmsearch visualize`: the merges of a recipe's network in images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import chain, count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -17,6 +18,7 @@ from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.recipe import Recipe, load_recipe
 from ltmsearch.data.digits import ClutteredDigits
 from ltmsearch.data.images import SCALED, read_image
+from ltmsearch.data.preparation import IMAGE_MODES
 from ltmsearch.data.subsets import quoted
 from ltmsearch.data.transforms import evaluation_transform
 from ltmsearch.errors import InputError, printable
@@ -25,7 +27,7 @@ from ltmsearch.models import get_adapter, input_config
 from ltmsearch.models.checkpoints import WEIGHTS as EXPORTED
 from ltmsearch.models.checkpoints import load_trained
 from ltmsearch.models.merge_traces import LayerMerges, trace_merges
-from ltmsearch.reporting.merges import Place, draw_merges, merges_page
+from ltmsearch.reporting.merges import Place, draw_merges, in_colour, merges_page
 from ltmsearch.search.checkpoint import WEIGHTS as SHARED
 from ltmsearch.training.options import BEST, RECIPE
 
@@ -55,6 +57,7 @@ def visualize_recipe(
     out: Path | None = None,
     img_size: int | None = None,
     place: Place | None = None,
+    changes: Mapping[str, Any] | None = None,
     callbacks: Callbacks | None = None,
 ) -> MergePictures:
     """Draw the merges of a recipe's network in images: a PNG and a page per image.
@@ -62,13 +65,13 @@ def visualize_recipe(
     Without `images`, built-in digits are shown, for a recipe searched on them. Without `checkpoint`, the weights are
     those beside the recipe (of an export, a training, or the shared weights of a study), or else random ones. Without
     `out`, the folder is `<recipe>-merges` beside the recipe. `place` is a pixel whose merged token is shown in every
-    layer; None: a large one.
+    layer; None: a large one. `changes` replace keys of the recipe, such as `mean`.
 
     Raises:
         InputError: Recipe, weights or images cannot be used or do not match, or nothing merges.
     """
     callbacks = callbacks or Callbacks()
-    recipe = load_recipe(path)
+    recipe = load_recipe(path).changed(dict(changes or {}))
     size = recipe.img_size if img_size is None else img_size
     if size < 32:
         raise InputError(f"--img-size must be 32 or more, but got {size}")
@@ -89,9 +92,9 @@ def visualize_recipe(
         if not layers:
             ratios = ", ".join(f"{ratio:g}" for ratio in sorted(set(recipe.schedule.keep_ratios.values()) - {1.0}))
             raise InputError(f"{path} merges in no layer at {size} px: on grids this small, {ratios} keep every token")
-        sheet = BytesIO()
-        draw_merges(pixels, layers, title=title, subtitle=subtitle, place=place).save(sheet, "PNG", optimize=True)
-        page = merges_page(pixels, layers, title=title, subtitle=subtitle, place=place)
+        sheet, shown = BytesIO(), in_colour(pixels)
+        draw_merges(shown, layers, title=title, subtitle=subtitle, place=place).save(sheet, "PNG", optimize=True)
+        page = merges_page(shown, layers, title=title, subtitle=subtitle, place=place)
         files += _write(folder, {f"{name}.png": sheet.getvalue(), f"{name}.html": page})
         callbacks.advance(done, title)
     return MergePictures(weights=weights, notes=(*read_notes, *notes), files=tuple(files))
@@ -100,16 +103,17 @@ def visualize_recipe(
 def _read(
     recipe: Recipe, images: Sequence[Path], size: int
 ) -> tuple[dict[str, tuple[str, np.ndarray]], tuple[str, ...]]:
-    """File name → title, and (size, size, 3) uint8 pixels as in validation; notes."""
-    config = input_config(recipe.backbone)
+    """File name → title, and (size, size, channels) uint8 pixels as in validation; notes."""
+    config = input_config(recipe.backbone, recipe.images)
     found = recipe.provenance.get("dataset") == "digits"
     if not images and not found:
         raise InputError("--image FILE is required: the recipe was not searched on the built-in digits")
     crop_pct = config["crop_pct"] if images else 1.0  # the built-in digits are not cropped
+    mode = IMAGE_MODES[recipe.in_chans]
     prepared = {name: config[name] for name in ("interpolation", "crop_mode", "mean")}
     transform = evaluation_transform(size, crop_pct=crop_pct, **prepared)
     if images:
-        sources = [(_output_name(file), printable(file.name), *read_image(file)) for file in images]
+        sources = [(_output_name(file), printable(file.name), *read_image(file, mode)) for file in images]
     else:
         digits = ClutteredDigits("validation", img_size=size, seed=SEED, length=DIGITS)
         sources = [(f"digit-{i}", f"built-in digit {i}", digits[i][0], False) for i in range(DIGITS)]
@@ -118,7 +122,7 @@ def _read(
         taken = {name.casefold() for name in read}
         names = chain([stem], (f"{stem}-{number}" for number in count(2)))
         name = next(name for name in names if name.casefold() not in taken)
-        read[name] = title, transform(image.convert("RGB")).permute(1, 2, 0).numpy()
+        read[name] = title, transform(image.convert(mode)).permute(1, 2, 0).numpy()
     scaled = [title for _, title, _, scaled in sources if scaled]
     return read, (f"{SCALED}: {quoted(scaled)}",) if scaled else ()
 
@@ -155,7 +159,7 @@ def _network(recipe: Recipe, checkpoint: Path | None, size: int) -> tuple[nn.Mod
 
 
 def _look(recipe: Recipe, model: nn.Module, pixels: np.ndarray) -> tuple[LayerMerges, ...]:
-    config = input_config(recipe.backbone)
+    config = input_config(recipe.backbone, recipe.images)
     image = torch.from_numpy(pixels).permute(2, 0, 1).float().div(255)
     return trace_merges(recipe.backbone, model, normalize(image, config["mean"], config["std"])[None])[0]
 
