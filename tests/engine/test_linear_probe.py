@@ -25,7 +25,12 @@ from ltmsearch.models import get_adapter
 
 RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32, reason="test")
 DEIT = "deit_tiny_distilled_patch16_224"
-NETS: dict[str, dict[str, Any]] = SMALL | {DEIT: {"depth": 2, "embed_dim": 48, "num_heads": 3}}
+TINY = {"depth": 2, "embed_dim": 48, "num_heads": 3}
+NETS: dict[str, dict[str, Any]] = SMALL | {
+    DEIT: TINY,
+    "vit_tiny_patch16_384": TINY,  # pools its class token
+    "vit_base_patch16_siglip_224": TINY,  # pools by attention
+}
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (210, 60, 40)}
 
 
