@@ -14,7 +14,7 @@ from typing import Any, ClassVar, cast
 
 import timm
 import torch
-from timm.models import split_model_name_tag
+from timm.models import get_arch_pretrained_cfgs, split_model_name_tag
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -210,13 +210,16 @@ def get_adapter(backbone: str) -> Adapter:
     Names that are not listed in `config/backbones.py` are built, without memory for weights, to see their structure.
 
     Raises:
-        InputError: For a name that timm does not know, with the nearest, and a network that cannot merge, with the
-            reason.
+        InputError: For a name or a tag that timm does not know, with the nearest, and a network that cannot merge,
+            with the reason.
     """
-    name, _ = split_model_name_tag(str(backbone))
+    name, tag = split_model_name_tag(str(backbone))
     family = family_of(name)
-    found = next((adapter for adapter in FAMILIES if adapter.family == family), None)
-    return found or _adapter_by_structure(name)
+    found = next((adapter for adapter in FAMILIES if adapter.family == family), None) or _adapter_by_structure(name)
+    tags = get_arch_pretrained_cfgs(name)
+    if tag and backbone not in tags:
+        raise unknown_name("backbone", backbone, tags)
+    return found
 
 
 @cache

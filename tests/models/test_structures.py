@@ -206,6 +206,8 @@ class TestNames:
         supernet = Supernet(name, num_classes=7, **SMALL)
         subnet = supernet.extract(MergeSchedule.uniform(supernet.layers, 0.5))
         assert subnet.pretrained_cfg["architecture"] == "ltm_vit_base_patch16_clip_224"
+        with pytest.raises(InputError, match=r"did you mean vit_base_patch16_clip_224\.openai\?"):
+            get_adapter("vit_base_patch16_clip_224.openay")
         model = timm.create_model("ltm_vit_base_patch16_clip_224.openai", keep_ratios=0.5, **SMALL)
         assert model.pretrained_cfg["tag"] == "openai"
 
