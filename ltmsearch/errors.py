@@ -117,7 +117,7 @@ def check_choice(what: str, name: object, choices: Any) -> None:
 
 
 MAX_LISTED = 40
-"""Longer lists of known names are left out if one is near."""
+"""Longer lists of known names are left out if one is near, and otherwise shortened."""
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> InputError:
@@ -133,5 +133,7 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> InputError:
     close = begun or get_close_matches(name, names, n=1, cutoff=0.5)
     parts = [f"did you mean {close[0]}?"] if close else []
     if len(names) <= MAX_LISTED or not close:
-        parts.append(f"known are {', '.join(names)}")
+        shown = names[:: -(-len(names) // MAX_LISTED)]  # of many, some from every part of the alphabet
+        number = "" if len(shown) == len(names) else f" {len(names)} names, among them"
+        parts.append(f"known are{number} {', '.join(shown)}")
     return InputError(f"unknown {kind} {name!r}: {' '.join(parts)}")
