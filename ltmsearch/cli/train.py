@@ -5,7 +5,18 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from ltmsearch.cli.app import AsJson, DataDir, Dataset, Device, Quiet, RecipeFile, Verbose
+from ltmsearch.cli.app import (
+    AsJson,
+    ClassMap,
+    DataDir,
+    Dataset,
+    Device,
+    Quiet,
+    RecipeFile,
+    TrainSplit,
+    ValSplit,
+    Verbose,
+)
 from ltmsearch.cli.options import OUTPUT, choice_option, field_option, flag, given_values, options_from
 from ltmsearch.cli.terminal import is_main_process, print_json, results, watched
 from ltmsearch.config.names import Head
@@ -13,10 +24,14 @@ from ltmsearch.config.network import NETWORK, NetworkKeys
 from ltmsearch.config.overrides import override
 from ltmsearch.config.recipe import KWARGS, NET, Recipe, load_recipe
 from ltmsearch.config.settings import StudySettings
+from ltmsearch.data.layout import DataLayout
 from ltmsearch.io.yaml_models import check
 
 ModelKwargs = Annotated[list[str] | None, field_option(StudySettings, KWARGS, panel=NETWORK, default=False)]
 
+Init = Annotated[
+    Path | None, typer.Option(metavar="FILE|RUN", help="Initial weights: a checkpoint, or a study's run directory.")
+]
 Teacher = Annotated[
     Path | None,
     typer.Option(
@@ -38,10 +53,10 @@ def train(
     recipe: RecipeFile,
     data_dir: DataDir = None,
     dataset: Dataset = None,
-    init: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE|RUN", help="Initial weights: a checkpoint, or a study's run directory."),
-    ] = None,
+    train_split: TrainSplit = None,
+    val_split: ValSplit = None,
+    class_map: ClassMap = None,
+    init: Init = None,
     teacher: Teacher = None,
     head: HeadOption = None,
     model_kwargs: ModelKwargs = None,
@@ -78,6 +93,7 @@ def train(
             out=folder,
             dataset=dataset or ("folder" if data_dir else "digits"),
             data_dir=data_dir,
+            layout=DataLayout(train_split=train_split, val_split=val_split, class_map=class_map),
             init=init,
             teacher=teacher,
             head=cast(Head | None, head),

@@ -6,12 +6,26 @@ from typing import Annotated, Any
 
 import typer
 
-from ltmsearch.cli.app import AsJson, DataDir, Dataset, Device, ImgSize, QuietProgress, RecipeFile, Verbose
+from ltmsearch.cli.app import (
+    DATA,
+    AsJson,
+    ClassMap,
+    DataDir,
+    Dataset,
+    Device,
+    ImgSize,
+    QuietProgress,
+    RecipeFile,
+    TrainSplit,
+    ValSplit,
+    Verbose,
+)
 from ltmsearch.cli.options import field_option, given_values, options_from
 from ltmsearch.cli.terminal import print_json, results, watched
 from ltmsearch.config.network import IMAGE_KEYS
 from ltmsearch.config.recipe import Recipe, load_recipe
 from ltmsearch.config.settings import StudySettings
+from ltmsearch.data.layout import DataLayout
 
 
 @options_from(Recipe, only=IMAGE_KEYS, defaults=False)
@@ -20,6 +34,13 @@ def validate(
     checkpoint: Annotated[Path, typer.Option(metavar="FILE", help="Weights of the recipe's network.")],
     data_dir: DataDir = None,
     dataset: Dataset = None,
+    train_split: TrainSplit = None,
+    val_split: ValSplit = None,
+    test_split: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Test images, likewise. (default: test)", rich_help_panel=DATA),
+    ] = None,
+    class_map: ClassMap = None,
     img_size: ImgSize = None,
     batch_size: Annotated[int, typer.Option(metavar="INT", help="Images per forward pass.")] = 64,
     device: Device = "auto",
@@ -53,6 +74,7 @@ def validate(
             checkpoint=checkpoint,
             dataset=dataset,
             data_dir=data_dir,
+            layout=DataLayout(train_split=train_split, val_split=val_split, test_split=test_split, class_map=class_map),
             img_size=img_size,
             batch_size=batch_size,
             device=device,

@@ -5,11 +5,12 @@ from os.path import abspath
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from ltmsearch.config import names
 from ltmsearch.config.backbones import backbone_names
 from ltmsearch.config.cli_option import CliOption
+from ltmsearch.config.combinations import check_combinations
 from ltmsearch.config.defaults import ACCELERATOR, CPU, TRAINED, UNTRAINED, Learning, by_device
 from ltmsearch.config.network import (
     NETWORK,
@@ -21,18 +22,18 @@ from ltmsearch.config.network import (
     NetworkKeys,
     Resizing,
     Std,
-    check_channels,
     image_options,
 )
 from ltmsearch.config.objective import CostAxis
 from ltmsearch.config.shorthands import expanded
+from ltmsearch.data.layout import DataLayout, check_split
 from ltmsearch.data.preparation import ImageOptions
 from ltmsearch.io.files import MAX_NAME_BYTES, safe_name
 from ltmsearch.io.presets import shipped_names
 from ltmsearch.io.yaml_models import check, load, to_yaml
 
 SETTINGS = "settings.yaml"
-PATHS = ("data_dir", "checkpoint", "resume_from", "latency_profile", "out")
+PATHS = ("data_dir", "class_map", "checkpoint", "resume_from", "latency_profile", "out")
 """Settings that are paths; `space` may be one."""
 
 HEADER = """Settings of one ltmsearch study, with all defaults filled in. The study continues only with these;
@@ -46,6 +47,8 @@ _network, _data, _weights, _search, _proxy, _workers, _latency, _output = (
         "Output",
     )
 )  # fmt: skip
+
+Split = Annotated[str, AfterValidator(check_split)] | None
 
 
 class StudySettings(BaseModel):
@@ -92,6 +95,12 @@ class StudySettings(BaseModel):
     """Data set: the built-in digits, an image folder, or any data set that timm reads."""
     data_dir: Annotated[str | None, _data(metavar="DIR")] = None
     """Folder of the data. An image folder has train/ and validation/ (or val/), with one folder per class."""
+    train_split: Annotated[Split, _data(metavar="NAME", default="train")] = None
+    """Training images: a folder in `data_dir`, such as images/train, or a split of the data set."""
+    val_split: Annotated[Split, _data(metavar="NAME", default="validation, val or valid")] = None
+    """Validation images, likewise."""
+    class_map: Annotated[str | None, _data(metavar="FILE", default="folders in natural order")] = None
+    """Order of the classes: a text file with one per line, as in timm. Other folders are left out."""
 
     pretrained: Annotated[bool, _weights()] = False
     """Start from timm's published weights."""
@@ -228,33 +237,7 @@ class StudySettings(BaseModel):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "StudySettings":
-        check_channels(self)
-        starts = [name for name in ("pretrained", "checkpoint", "resume_from") if getattr(self, name)]
-        if len(starts) > 1:
-            raise ValueError(f"{starts[0]} and {starts[1]} cannot both be given")
-        if self.head == "probe" and not starts:
-            raise ValueError("head 'probe' needs trained weights: give pretrained, checkpoint or resume_from too")
-        if self.lowest_gflops is not None and not self.lowest_gflops < (self.budget_gflops or 0):
-            raise ValueError(
-                "a range of budgets must be LOW-HIGH with LOW < HIGH, such as 1.1-1.4, but got "
-                f"{self.lowest_gflops:g}-{self.budget_gflops or 0:g}"
-            )
-        if self.gpus_per_worker is not None and self.workers == 1 and self.ray_address is None:
-            raise ValueError("gpus_per_worker needs workers on Ray: set workers or ray_address too")
-        if (self.gpus_per_worker or 0) > 1 and self.gpus_per_worker != int(self.gpus_per_worker or 0):
-            raise ValueError(
-                f"gpus_per_worker must be a fraction below 1 or a whole number, but got {self.gpus_per_worker:g}"
-            )
-        if self.dataset == "folder" and self.data_dir is None:
-            raise ValueError("dataset 'folder' needs data_dir")
-        if self.budget_gflops is None and self.budget_ms is None:
-            raise ValueError("budget_gflops, budget_ms or both must be given")
-        fields = type(self).model_fields.items()
-        given = [name for name, field in fields if name.startswith("latency_") and getattr(self, name) != field.default]
-        if given and self.budget_ms is None:
-            raise ValueError(f"{given[0]} needs budget_ms")
-        if self.latency_profile is not None and len(given) > 1:
-            raise ValueError(f"latency_profile fixes how latency is measured; {given[0]} cannot be given with it")
+        check_combinations(self)
         return self
 
     @classmethod
@@ -327,9 +310,16 @@ class StudySettings(BaseModel):
         return f"--dataset {self.dataset}" if self.data_dir is None else f"--data-dir {self.data_dir}"
 
     @property
-    def data_place(self) -> tuple[str, str | None]:
-        """Name of the data set, and its folder in whatever way it was given."""
-        return self.dataset, self.absolute().data_dir
+    def data_place(self) -> tuple[str | None, ...]:
+        """Name of the data set, its folder in whatever way it was given, its splits and its class map."""
+        at = self.absolute()
+        return self.dataset, at.data_dir, self.train_split, self.val_split, at.class_map
+
+    @property
+    def layout(self) -> DataLayout:
+        """Splits and class map of the data."""
+        class_map = Path(self.class_map) if self.class_map else None
+        return DataLayout(train_split=self.train_split, val_split=self.val_split, class_map=class_map)
 
     def absolute(self) -> Self:
         """The same settings with absolute paths, so that they mean the same in every working directory."""

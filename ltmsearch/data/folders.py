@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,17 +23,18 @@ class ScannedFolder:
     files: list[tuple[str, int]]
     """Paths and labels, in timm's order."""
     class_names: tuple[str, ...]
-    """Classes with images, in timm's order, which is that of the labels."""
+    """Classes in the order of the labels: those with images in timm's order, or those of a class map."""
     empty: tuple[str, ...]
     """Class folders without images."""
     left_out: Counter[str]
     """Number of files that are not used, by reason."""
 
 
-def scan(root: Path) -> ScannedFolder:
+def scan(root: Path, class_names: Sequence[str] | None = None) -> ScannedFolder:
     """Find the images of a split, at any depth of its class folders.
 
-    Hidden files and folders are ignored, links are followed.
+    Hidden files and folders are ignored, links are followed. With `class_names` from a class map, images in folders
+    of other classes are left out, as in timm.
 
     Raises:
         InputError: If a folder cannot be read.
@@ -41,21 +42,28 @@ def scan(root: Path) -> ScannedFolder:
     above = frozenset(map(_identity, (root, *root.resolve().parents)))
     by_class: dict[str, list[str]] = {}
     left_out: Counter[str] = Counter()
-    outside = []
+    outside, unmapped = [], []
     for entry in entries(root):
-        if _is_folder(entry):
+        if _is_folder(entry) and class_names is not None and entry.name not in class_names:
+            if number := sum(1 for _ in _images(entry.path, above, Counter())):
+                unmapped.append((entry.name, number))
+        elif _is_folder(entry):
             by_class[entry.name] = list(_images(entry.path, above, left_out))
         elif _is_image(entry, left_out):
             outside.append(f"{root.name}/{entry.name}")
     if outside:
         left_out[f"outside of class folders, such as {quoted([min(outside)])}"] = len(outside)
+    if unmapped:
+        names = quoted([name for name, _ in sorted(unmapped)])
+        left_out[f"in folders that the class map lacks, {names}"] = sum(number for _, number in unmapped)
     # A name breaks ties: timm's key does not distinguish cases.
-    classes = sorted((name for name, paths in by_class.items() if paths), key=_order)
-    files = [(path, label) for label, name in enumerate(classes) for path in by_class[name]]
+    found = sorted((name for name, paths in by_class.items() if paths), key=_order)
+    classes = found if class_names is None else class_names
+    files = [(path, label) for label, name in enumerate(classes) for path in by_class.get(name, ())]
     return ScannedFolder(
         files=sorted(files, key=lambda file: _order(file[0])),
         class_names=tuple(classes),
-        empty=tuple(sorted(set(by_class) - set(classes))),
+        empty=tuple(sorted(set(by_class) - set(found))),
         left_out=left_out,
     )
 

@@ -26,8 +26,9 @@ from torchvision.transforms import Resize
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.data.folders import left_out_text
 from ltmsearch.data.images import SCALED, pillow_quiet
+from ltmsearch.data.layout import DataLayout
 from ltmsearch.data.preparation import IMAGE_MODES, CropMode, Interpolation
-from ltmsearch.data.sources import TEST_FOLDERS, Scoring, open_digits, open_folder, open_named
+from ltmsearch.data.sources import VALIDATION_FOLDERS, Scoring, open_splits
 from ltmsearch.data.subsets import CPUS, ImageSplit, balanced, quoted
 from ltmsearch.data.transforms import (
     Augmentation,
@@ -39,7 +40,6 @@ from ltmsearch.data.transforms import (
 )
 from ltmsearch.errors import InputError, check_choice
 
-DIGITS_TRAIN_IMAGES = 10_000  # more than a trial sees, so that it sees few scenes twice
 DIGITS_VALIDATION_IMAGES = 1000  # where all are asked for
 
 Key = tuple[int, int]  # the number of an image, and its place in the stream, which seeds its augmentation
@@ -234,6 +234,7 @@ def load_data(
     memory_limit_bytes: int = 1 << 30,
     workers: int | None = None,
     scoring: Scoring | None = None,
+    layout: DataLayout | None = None,
     callbacks: Callbacks | None = None,
 ) -> ImageData:
     """Open a data set, choose calibration and validation images, and decode what fits in memory.
@@ -251,6 +252,7 @@ def load_data(
         memory_limit_bytes: Decoded images are kept in memory if they are expected to take no more than this.
         workers: Processes that prepare batches; None: none for images kept in memory, else one per CPU up to 8.
         scoring: Which images are those of validation, and that training images may be missing; None: they may not.
+        layout: Other names of splits, and a class map.
 
     Raises:
         InputError: If the data set is unknown, missing, or breaks a rule.
@@ -258,14 +260,14 @@ def load_data(
     drawn_images = DIGITS_VALIDATION_IMAGES if val_images is None else val_images
     _check_numbers(img_size, drawn_images, calibration_images, seed, crop_pct, mean, std)
     resize = _first_resize(img_size, interpolation, crop_pct, crop_mode)
-    train, validation = _open_splits(dataset, data_dir, resize, img_size, drawn_images, seed, scoring)
+    train, validation = open_splits(dataset, data_dir, resize, img_size, drawn_images, seed, scoring, layout)
     train.mode = validation.mode = IMAGE_MODES[len(mean)]
     if augmentation is not None:
         train.resize = None
     held_out = len(validation.labels) if val_images is None else min(val_images, len(validation.labels))
     tensor_bytes = (held_out + calibration_images) * len(mean) * img_size**2
     _fill_caches(train, validation, held_out, tensor_bytes, memory_limit_bytes, callbacks)
-    validation_keys = _validation_keys(train, validation, held_out, seed)
+    validation_keys = _validation_keys(train, validation, held_out, seed, every_class=not (layout and layout.class_map))
     return ImageData(
         title=_title(dataset, data_dir, validation),
         train=train,
@@ -295,7 +297,7 @@ def _check_numbers(
 
 def _title(dataset: str, data_dir: Path | None, validation: ImageSplit) -> str:
     title = f"{dataset} {quoted([data_dir])}" if data_dir else dataset
-    return f"{title}, {validation.name}" if validation.name in TEST_FOLDERS else title
+    return title if validation.name in VALIDATION_FOLDERS else f"{title}, {validation.name}"
 
 
 def _first_resize(img_size: int, interpolation: Interpolation, crop_pct: float, crop_mode: CropMode) -> Resize | None:
@@ -305,38 +307,6 @@ def _first_resize(img_size: int, interpolation: Interpolation, crop_pct: float, 
     if crop_mode != "center":
         return None  # training crops from the image before it is squashed or given borders
     return Resize(int(img_size / crop_pct), interpolation=str_to_interp_mode(interpolation))
-
-
-def _open_splits(
-    dataset: str,
-    data_dir: Path | None,
-    resize: Resize | None,
-    img_size: int,
-    drawn_images: int,
-    seed: int,
-    scoring: Scoring | None,
-) -> tuple[ImageSplit, ImageSplit]:
-    if dataset == "digits" and data_dir is not None:
-        raise InputError(f"'digits' are built in, but got data_dir={quoted([data_dir])}: use dataset='folder'")
-    if dataset == "digits" and scoring and scoring.split == "test":
-        raise InputError("the built-in digits have training and validation images, but --split test was given")
-    if dataset == "digits":
-        train, validation = open_digits(resize, img_size, (DIGITS_TRAIN_IMAGES, drawn_images), seed=seed)
-    elif dataset == "folder":
-        train, validation = open_folder(resize, data_dir, scoring)
-    else:
-        train, validation = open_named(resize, dataset, data_dir, scoring)
-    if len(train.labels) and len(train.class_names) < 2:
-        hint = f"; a class is a folder directly in {train.name}/" if dataset == "folder" else ""
-        raise InputError(f"training needs at least two classes, but got only {quoted(train.class_names)}{hint}")
-    if validation.class_names != train.class_names:
-        # Each split numbers its own classes, and one that is missing shifts the others: only names agree.
-        label_of = {name: label for label, name in enumerate(train.class_names)}
-        if unknown := [name for name in validation.class_names if name not in label_of]:
-            known = "of training" if len(train.labels) else f"the network was trained on, {quoted(train.class_names)}"
-            raise InputError(f"{validation.name} classes must be among those {known}, but {quoted(unknown)} are not")
-        validation.labels = np.array([label_of[name] for name in validation.class_names])[validation.labels]
-    return train, validation
 
 
 def _fill_caches(
@@ -357,9 +327,13 @@ def _fill_caches(
         train.verify(range(len(train.labels)), callbacks)
 
 
-def _validation_keys(train: ImageSplit, validation: ImageSplit, held_out: int, seed: int) -> list[Key]:
+def _validation_keys(
+    train: ImageSplit, validation: ImageSplit, held_out: int, seed: int, *, every_class: bool
+) -> list[Key]:
+    """Validation images to score, after a check of the training images of `every_class` or of those that have some."""
     first_of_each = train.labels[train.sample(len(train.class_names), seed=seed)]
-    absent = [name for label, name in enumerate(train.class_names) if label not in first_of_each]
+    needed = set(range(len(train.class_names))) if every_class else set(train.labels.tolist())
+    absent = [name for label, name in enumerate(train.class_names) if label in needed - set(first_of_each.tolist())]
     if absent and len(train.labels):
         raise InputError(f"each class needs a readable training image, but there is none of {quoted(absent)}")
     if not (chosen := validation.sample(held_out, seed=seed)):

@@ -13,16 +13,22 @@ from torchvision.transforms import Resize
 
 from ltmsearch.data.digits import CLASS_NAMES, SPLITS, ClutteredDigits
 from ltmsearch.data.folders import entries, left_out_text, scan
+from ltmsearch.data.layout import DataLayout
 from ltmsearch.data.subsets import ImageSplit, quoted
-from ltmsearch.errors import InputError, check_choice, unknown_name
+from ltmsearch.errors import InputError, check_choice, not_among, unknown_name
 
 TRAIN_FOLDERS = ("train", "training")
 VALIDATION_FOLDERS = ("validation", "val", "valid")
 TEST_FOLDERS = ("test", "testing")
 HELD_OUT_FOLDERS = {"validation": VALIDATION_FOLDERS, "test": TEST_FOLDERS, None: VALIDATION_FOLDERS + TEST_FOLDERS}
 """Names of the folder of each held-out split, preferred ones first; None: of either."""
+DIGITS_TRAIN_IMAGES = 10_000
+"""More than a trial sees, so that it sees few scenes twice."""
 TORCH_NAMES = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "imagenet", "places365")
 """Data sets that timm reads through torchvision and that have one label per image, known without decoding it."""
+
+TORCH_SPLITS = ("train", "training", "validation", "val", "valid", "test")
+"""Names of splits of these; all but the first two are torchvision's test images, for want of others."""
 
 HeldOut = Literal["validation", "test"]
 
@@ -44,13 +50,58 @@ class Scoring:
 _NOT_OPENED = (RuntimeError, OSError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
 
+def open_splits(
+    dataset: str,
+    data_dir: Path | None,
+    resize: Resize | None,
+    img_size: int,
+    drawn_images: int,
+    seed: int,
+    scoring: Scoring | None,
+    layout: DataLayout | None,
+) -> tuple[ImageSplit, ImageSplit]:
+    """Training and held-out split of a data set, with labels by the same classes; `drawn_images` digits are held out.
+
+    Raises:
+        InputError: If the data set is unknown, missing, or breaks a rule.
+    """
+    if dataset == "digits" and data_dir is not None:
+        raise InputError(f"'digits' are built in, but got data_dir={quoted([data_dir])}: use dataset='folder'")
+    if dataset == "digits" and scoring and scoring.split == "test":
+        raise InputError("the built-in digits have training and validation images, but --split test was given")
+    if dataset == "digits" and layout not in (None, DataLayout()):
+        raise InputError("the built-in digits have neither other splits nor a class map, but one was given")
+    if dataset == "digits":
+        train, validation = open_digits(resize, img_size, (DIGITS_TRAIN_IMAGES, drawn_images), seed=seed)
+    elif dataset == "folder":
+        train, validation = open_folder(resize, data_dir, scoring, layout)
+    else:
+        train, validation = open_named(resize, dataset, data_dir, scoring, layout)
+    if len(train.labels) and len(train.class_names) < 2:
+        hint = f"; a class is a folder directly in {train.name}/" if dataset == "folder" else ""
+        raise InputError(f"training needs at least two classes, but got only {quoted(train.class_names)}{hint}")
+    if validation.class_names != train.class_names:
+        # Each split numbers its own classes, and one that is missing shifts the others: only names agree.
+        label_of = {name: label for label, name in enumerate(train.class_names)}
+        if unknown := [name for name in validation.class_names if name not in label_of]:
+            known = "of training" if len(train.labels) else f"the network was trained on, {quoted(train.class_names)}"
+            raise InputError(f"{validation.name} classes must be among those {known}, but {quoted(unknown)} are not")
+        validation.labels = np.array([label_of[name] for name in validation.class_names])[validation.labels]
+    return train, validation
+
+
 def open_digits(resize: Resize | None, img_size: int, lengths: Sequence[int], *, seed: int) -> list[ImageSplit]:
     splits = zip(SPLITS, lengths, strict=True)
     digits = [ClutteredDigits(split, img_size=img_size, seed=seed, length=length) for split, length in splits]
     return [ImageSplit(each, each.labels, CLASS_NAMES, resize, on_disk=False, name=each.split) for each in digits]
 
 
-def open_folder(resize: Resize | None, data_dir: Path | None, scoring: Scoring | None = None) -> list[ImageSplit]:
+def open_folder(
+    resize: Resize | None,
+    data_dir: Path | None,
+    scoring: Scoring | None = None,
+    layout: DataLayout | None = None,
+) -> list[ImageSplit]:
     """Training split and held-out split of an image folder; to score a network, the former may be missing.
 
     Raises:
@@ -58,18 +109,28 @@ def open_folder(resize: Resize | None, data_dir: Path | None, scoring: Scoring |
     """
     if data_dir is None or not os.path.isdir(data_dir):  # pathlib raises for a name that is too long
         raise InputError(f"`data_dir` must be an existing image folder, but got {quoted([data_dir])}")
-    train = _find(data_dir, TRAIN_FOLDERS)
-    if train is None and scoring is None:
-        raise _no_folder(data_dir, TRAIN_FOLDERS)
-    names = HELD_OUT_FOLDERS[scoring.split if scoring else "validation"]
+    layout = layout or DataLayout()
+    names: tuple[str, ...] = TRAIN_FOLDERS if layout.train_split is None else (layout.train_split,)
+    train = _find(data_dir, names)
+    if train is None and (scoring is None or layout.train_split is not None):
+        raise _no_folder(data_dir, names)
+    names = _held_out_names(layout, scoring.split if scoring else "validation")
     held_out = _find(data_dir, names)
     if held_out is None:
         raise _no_folder(data_dir, names)
-    scored = _folder_split(held_out, data_dir, resize)  # which may lack a class
+    mapped = layout.class_names()
+    scored = _folder_split(held_out, data_dir, resize, mapped)  # which may lack a class
     if train is None:
         classes = scoring.class_names if scoring and scoring.class_names else scored.class_names
         return [ImageSplit(None, np.empty(0, np.int64), classes, resize, root=data_dir, name="train"), scored]
-    return [_folder_split(train, data_dir, resize, every_class=True), scored]
+    return [_folder_split(train, data_dir, resize, mapped, every_class=mapped is None), scored]
+
+
+def _held_out_names(layout: DataLayout, split: HeldOut | None) -> tuple[str, ...]:
+    """Names of a held-out split, preferred ones first: the user's, or else the usual ones; None: of either."""
+    either = layout.val_split or layout.test_split
+    given = {"validation": layout.val_split, "test": layout.test_split, None: either}[split]
+    return HELD_OUT_FOLDERS[split] if given is None else (given,)
 
 
 def _find(data_dir: Path, names: Sequence[str]) -> Path | None:
@@ -77,27 +138,45 @@ def _find(data_dir: Path, names: Sequence[str]) -> Path | None:
 
 
 def _no_folder(data_dir: Path, names: Sequence[str]) -> InputError:
-    found = sorted(entry.name for entry in entries(data_dir))
-    return InputError(f"{quoted([data_dir])} must contain {'/ or '.join(names)}/, but it contains {quoted(found)}")
+    inside = data_dir
+    for part in Path(names[0]).parts[:-1] if len(names) == 1 else ():  # the folder in which the name was not found
+        inside = inside / part if (inside / part).is_dir() else inside
+    found = quoted(sorted(entry.name for entry in entries(inside)))
+    there = "it" if inside == data_dir else repr(str(inside.relative_to(data_dir)))
+    return InputError(f"{quoted([data_dir])} must contain {'/ or '.join(names)}/, but {there} contains {found}")
 
 
-def _folder_split(root: Path, data_dir: Path, resize: Resize | None, *, every_class: bool = False) -> ImageSplit:
-    found = scan(root)
+def _folder_split(
+    root: Path, data_dir: Path, resize: Resize | None, class_names: Sequence[str] | None, *, every_class: bool = False
+) -> ImageSplit:
+    found = scan(root, class_names)
     left_out = f"; {left_out_text(found.left_out)}" if found.left_out else ""
     if not found.files:
-        rule = "must contain images in class folders, but it contains none"
+        of_map = "" if class_names is None else f" of the class map, {quoted(class_names)}"
+        rule = f"must contain images in class folders{of_map}, but it contains none"
         raise InputError(f"{quoted([root])} {rule}{left_out}")
     if every_class and found.empty:
         rule = "class folders must contain images"
         raise InputError(f"{rule}, but {quoted([root])} has none in {quoted(found.empty)}{left_out}")
     labels = np.array([label for _, label in found.files])
     return ImageSplit(
-        None, labels, found.class_names, resize, found.files, data_dir, left_out=found.left_out, name=root.name
+        None,
+        labels,
+        found.class_names,
+        resize,
+        found.files,
+        data_dir,
+        left_out=found.left_out,
+        name=root.relative_to(data_dir).as_posix(),
     )
 
 
 def open_named(
-    resize: Resize | None, name: str, data_dir: Path | None, scoring: Scoring | None = None
+    resize: Resize | None,
+    name: str,
+    data_dir: Path | None,
+    scoring: Scoring | None = None,
+    layout: DataLayout | None = None,
 ) -> list[ImageSplit]:
     """Training and held-out split of a data set that timm knows by name; test replaces a missing validation split.
 
@@ -114,19 +193,33 @@ def open_named(
         raise InputError(f"{name!r} needs the Hugging Face library: pip install datasets")
     if kind == "torch" and data_dir is None:
         raise InputError(f"{name!r} needs `data_dir`, the folder to which torchvision downloaded it")
+    layout = layout or DataLayout()
+    if kind == "torch":
+        _refuse_other_torch_splits(layout)
+    mapped = layout.class_names()
     try:
-        train = _open(resize, name, data_dir, "train")
+        train = _open(resize, name, data_dir, layout.train_split or "train", mapped)
         splits = train.dataset.reader.dataset.info.splits or () if kind == "hfds" else ()
         wanted = scoring.split if scoring else None
-        held_out = next((split for split in HELD_OUT_FOLDERS[wanted] if split in splits), wanted or "validation")
-        return [train, _open(resize, name, data_dir, held_out)]
+        names = _held_out_names(layout, wanted)
+        held_out = names[0] if len(names) == 1 else next((s for s in names if s in splits), wanted or "validation")
+        return [train, _open(resize, name, data_dir, held_out, mapped)]
     except _NOT_OPENED as error:
         where = f"be in {quoted([data_dir])} as torchvision downloads it" if kind == "torch" else "be readable"
         reason = str(error).partition("\n")[0].partition(". ")[0]  # what follows is advice to programmers
         raise InputError(f"{name!r} must {where}, but: {reason}") from error
 
 
-def _open(resize: Resize | None, name: str, data_dir: Path | None, split: str) -> ImageSplit:
+def _refuse_other_torch_splits(layout: DataLayout) -> None:
+    """timm takes every name that it does not know for the test images of torchvision's sets."""
+    for split in (layout.train_split, layout.val_split, layout.test_split):
+        if split is not None and split not in TORCH_SPLITS:
+            raise not_among("a split of torchvision's data sets", split, TORCH_SPLITS)
+
+
+def _open(
+    resize: Resize | None, name: str, data_dir: Path | None, split: str, mapped: Sequence[str] | None
+) -> ImageSplit:
     dataset = create_dataset(name, root=data_dir and str(data_dir), split=split)
     if hasattr(dataset, "reader"):  # Hugging Face: rows, whose classes may have no names
         labels = list(dataset.reader.iter_targets())
@@ -138,4 +231,16 @@ def _open(resize: Resize | None, name: str, data_dir: Path | None, split: str) -
         # Many sets publish test images without labels, or with the label -1.
         raise InputError(f"{name!r} must have a label for every image, but {split!r} has images without")
     names, on_disk = tuple(str(entry) for entry in classes), not hasattr(dataset, "data")  # or torchvision's array
-    return ImageSplit(dataset, np.asarray(labels, np.int64), names, resize, files, root, on_disk, name=split)
+    numbers = np.asarray(labels, np.int64)
+    if mapped is not None:
+        numbers, names = _by_map(numbers, names, mapped, f"{name!r}"), tuple(mapped)
+    return ImageSplit(dataset, numbers, names, resize, files, root, on_disk, name=split)
+
+
+def _by_map(labels: np.ndarray, names: Sequence[str], mapped: Sequence[str], where: str) -> np.ndarray:
+    """(n,) labels by a data set's own classes as labels by those of a class map, which needs all that have images."""
+    place = {name: number for number, name in enumerate(mapped)}
+    lacking = [names[label] for label in np.unique(labels).tolist() if names[label] not in place]
+    if lacking:
+        raise InputError(f"the class map must have the classes of {where}, but lacks {quoted(lacking)}")
+    return np.array([place.get(name, -1) for name in names])[labels]

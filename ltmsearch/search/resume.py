@@ -80,8 +80,8 @@ def open_run(settings: StudySettings, callbacks: Callbacks, clock: Clock, lease:
             stack.callback(connection.close)
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         context = prepare(settings, callbacks, clock)
-    if stored is not None and stored.data_place != context.settings.data_place:
-        before, now = stored.data_place[1], context.settings.data_place[1]
+    before, now = (stored or context.settings).data_place[1], context.settings.data_place[1]
+    if before != now:
         callbacks.note(f"the data were in {before} and are in {now}, with the same classes and numbers of images")
     found = _load_weights(context, folder)
     for line in context.describe():

@@ -288,6 +288,7 @@ def open_supernet_and_data(settings: ResolvedSettings, callbacks: Callbacks) -> 
         val_images=settings.rescore_images,
         calibration_images=settings.calibration_images,
         seed=settings.seed,
+        layout=settings.layout,
         callbacks=callbacks,
     )
     if settings.num_classes is not None:

@@ -40,6 +40,7 @@ def open_data(recipe: Recipe, options: TrainingOptions, callbacks: Callbacks) ->
             re_mode=recipe.remode,
             re_count=recipe.recount,
         ),
+        layout=options.layout,
         callbacks=callbacks,
     )
 

@@ -1,10 +1,11 @@
 """Inputs and files of a training beside its recipe."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ltmsearch.config.names import Head
 from ltmsearch.config.recipe import Recipe
+from ltmsearch.data.layout import DataLayout
 from ltmsearch.errors import InputError, check_choice
 from ltmsearch.io.files import safe_name
 
@@ -22,6 +23,8 @@ class TrainingOptions:
     """`digits` (built in), `folder`, or a timm data set name."""
     data_dir: Path | None = None
     """Folder of the data."""
+    layout: DataLayout = field(default_factory=DataLayout)
+    """Splits and class map of the data."""
     init: Path | None = None
     """Initial weights: a checkpoint as for `load_weights`, or the run directory of a study for its shared weights."""
     teacher: Path | None = None
@@ -44,7 +47,9 @@ class TrainingOptions:
 
     def fixed(self) -> dict[str, str | None]:
         """Return the options that a resumed training must have unchanged."""
-        values = {name: value for name, value in asdict(self).items() if name not in ("out", "device", "resume")}
+        own = {name: value for name, value in asdict(self).items() if name not in ("out", "device", "resume", "layout")}
+        # The state of a training has the classes themselves, which a class map in another place may have too.
+        values = {**own, "train_split": self.layout.train_split, "val_split": self.layout.val_split}
         return {name: None if value is None else str(value) for name, value in values.items()}
 
 

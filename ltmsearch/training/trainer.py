@@ -91,6 +91,7 @@ class _Trainer:
         self.batch = _images_per_process(recipe, ranks.world)
         self.data = open_data(recipe, options, callbacks)
         self.data.refuse_more_classes("the recipe's num_classes", recipe.num_classes)
+        self._refuse_other_classes(stored)
         torch.manual_seed(recipe.seed)
         model, new_classifiers = make_network(recipe, options, self.runtime.device.type, callbacks)
         self.new_classifiers = () if stored or options.head == "random" else new_classifiers
@@ -237,6 +238,14 @@ class _Trainer:
             )
         return stored
 
+    def _refuse_other_classes(self, stored: dict[str, Any] | None) -> None:
+        before = (stored or {}).get("class_names")  # states of earlier versions have none
+        if before not in (None, list(self.data.class_names)):
+            raise InputError(
+                f"the training in {self.folder} must be resumed with the classes that it began with, but the data or "
+                "their class map have others or another order"
+            )
+
     def _restore(self, stored: dict[str, Any]) -> None:
         try:
             self.learner.load(stored["learner"])
@@ -279,6 +288,7 @@ class _Trainer:
             "recipe": _as_json(self.recipe),
             "options": self.options.fixed(),
             "steps_per_epoch": learner.steps_per_epoch,
+            "class_names": list(self.data.class_names),
             "records": [asdict(record) for record in self.records],
             "probe": self.probe,
             "learner": learner.state(),

@@ -15,6 +15,7 @@ from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.names import Precision
 from ltmsearch.config.recipe import Recipe, library_versions
 from ltmsearch.costs import GIGA, backbone_costs
+from ltmsearch.data.layout import DataLayout
 from ltmsearch.data.loading import ImageData, load_data
 from ltmsearch.data.sources import HeldOut, Scoring
 from ltmsearch.engine.evaluation import Batches, Score, agreement, fit_ib, predict, recalibrate, score
@@ -94,6 +95,7 @@ def validate_recipe(
     precision: str = "auto",
     val_images: int | None = None,
     split: str | None = None,
+    layout: DataLayout | None = None,
     callbacks: Callbacks | None = None,
 ) -> ValidationRecord:
     """Score a recipe's network with trained weights on held-out images.
@@ -110,13 +112,14 @@ def validate_recipe(
         batch_size: Images per forward pass. It affects speed and memory, not scores.
         val_images: Number of images to score, balanced over the classes; None: all, or `DIGITS_VALIDATION_IMAGES`.
         split: Images to score, `validation` or `test`; None: validation, or test where there is none.
+        layout: Other names of splits, and a class map.
 
     Raises:
         InputError: If weights or data do not fit the recipe, or an option is invalid.
     """
     callbacks = callbacks or Callbacks()
     size = recipe.img_size if img_size is None else img_size
-    checked = _check_options(size, batch_size, precision, val_images, split)
+    checked = _check_options(size, batch_size, precision, val_images, split, layout or DataLayout())
     torch_device = find_device(device)
     network = load_trained(recipe, checkpoint, img_size=size)
     plain = load_trained(_unmerged(recipe), checkpoint, img_size=size).model
@@ -131,6 +134,7 @@ def validate_recipe(
         seed=SEED,
         memory_limit_bytes=0,  # every image is used once, and most training images never
         scoring=Scoring(split=cast(HeldOut | None, split), class_names=network.class_names),
+        layout=layout,
     )
     _check_classes(recipe, network, data)
     try:
@@ -174,7 +178,7 @@ def _nats(value: float | None) -> str:
 
 
 def _check_options(
-    img_size: int, batch_size: int, precision: str, val_images: int | None, split: str | None
+    img_size: int, batch_size: int, precision: str, val_images: int | None, split: str | None, layout: DataLayout
 ) -> Precision:
     for name, value, least in (
         ("img-size", img_size, 32),
@@ -188,6 +192,12 @@ def _check_options(
     check_choice("--precision", precision, Precision)
     if split is not None:
         check_choice("--split", split, HeldOut)
+    for other, option, given in (
+        ("test", "--val-split", layout.val_split),
+        ("validation", "--test-split", layout.test_split),
+    ):
+        if split == other and given is not None:
+            raise InputError(f"{option} {given} names images that --split {split} does not score; omit one of them")
     return cast(Precision, precision)
 
 

@@ -47,14 +47,17 @@ def test_a_study_continues_from_its_file_with_the_same_arguments(tmp_path: Path)
 
 
 def test_settings_and_recipes_of_earlier_versions_are_read(tmp_path: Path) -> None:
-    new = ("model_kwargs", "num_classes", "in_chans", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+    data = ("train_split", "val_split", "class_map")
+    new = (*data, "model_kwargs", "num_classes", "in_chans", "mean", "std", "interpolation", "crop_pct", "crop_mode")
     lines = settings().resolved("cpu").to_yaml().splitlines()
     old = [line for line in lines if line.partition(":")[0] not in new]
     assert len(old) == len(lines) - len(new)
     (tmp_path / "settings.yaml").write_text("\n".join(old))
     refuse_other_settings(settings().resolved("cpu"), ResolvedSettings.load(tmp_path / "settings.yaml"), tmp_path)
     lines = recipe().to_yaml().splitlines()
-    (tmp_path / "recipe.yaml").write_text("\n".join(x for x in lines if x.partition(":")[0] not in set(new) - {new[1]}))
+    (tmp_path / "recipe.yaml").write_text(
+        "\n".join(x for x in lines if x.partition(":")[0] not in set(new) - {"num_classes"})
+    )
     assert load_recipe(tmp_path / "recipe.yaml") == recipe()
 
 
@@ -66,6 +69,17 @@ def test_a_recipe_has_the_arguments_of_its_network(tmp_path: Path) -> None:
         "in_chans": 1, "depth": 3, "num_heads": 3,
     }  # fmt: skip
     assert written.changed({"model_kwargs": {"depth": 2}}).network == {"num_classes": 5, "in_chans": 1, "depth": 2}
+
+
+def test_a_class_map_may_move_but_splits_stay(tmp_path: Path) -> None:
+    """What a class map says is compared with the study's classes when the data are read."""
+    before = settings(data_dir="x", val_split="images/val", class_map="a/map.txt")
+    assert before.absolute().class_map == str(Path("a/map.txt").absolute())
+    refuse_other_settings(settings(data_dir="x", val_split="images/val", class_map="map.txt"), before, tmp_path)
+    with pytest.raises(InputError, match="val_split was 'images/val' and is now 'val'"):
+        refuse_other_settings(settings(data_dir="x", val_split="val", class_map="a/map.txt"), before, tmp_path)
+    with pytest.raises(InputError, match="train_split must be the name of a split, or a folder .*, but got '../x'"):
+        settings(data_dir="x", train_split="../x")
 
 
 @pytest.mark.parametrize(

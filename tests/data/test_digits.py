@@ -10,7 +10,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from ltmsearch.data.digits import DEFAULT_CLUTTER, Clutter, ClutteredDigits, draw
-from ltmsearch.data.loading import DIGITS_TRAIN_IMAGES, load_data
+from ltmsearch.data.loading import load_data
+from ltmsearch.data.sources import DIGITS_TRAIN_IMAGES
 
 
 def digits(split="train", *, img_size=64, seed=0, length=200, clutter=DEFAULT_CLUTTER):
