@@ -3,7 +3,7 @@
 Importing the package registers all families, and `ltm_<backbone>` with timm.
 """
 
-from ltmsearch.models import efficientvit, eva, mobilevit, swin, swinv2, tinyvit, vit  # noqa: F401  (they register)
+from ltmsearch.models import efficientvit, eva, fastvit, mobilevit, swin, swinv2, tinyvit, vit  # noqa: F401  (they register)
 from ltmsearch.models.adapter import (
     FAMILIES,
     MERGING,

@@ -148,10 +148,8 @@ class BlockAdapter(Adapter):
     Blocks are cast to a subclass of timm's class: without a wrapper, parameters keep timm's names.
     """
 
-    block: ClassVar[type[nn.Module]]
-    """timm's block class."""
-    merging_block: ClassVar[type[nn.Module]]
-    """Subclass of `block` that merges."""
+    blocks: ClassVar[Mapping[type[nn.Module], type[nn.Module]]]
+    """timm's block classes → their subclasses that merge."""
 
     @abstractmethod
     def shape(self, name: str, block: Any, input_shape: tuple[int, ...]) -> tuple[Grid, LayerShape]:
@@ -159,23 +157,23 @@ class BlockAdapter(Adapter):
 
     def cast(self, block: Any) -> None:
         """Turn one of timm's blocks into a merging block in place."""
-        block.__class__ = self.merging_block
+        block.__class__ = self.blocks.get(type(block), type(block))
 
     def recognises(self, model: nn.Module) -> bool:
-        return any(type(module) in (self.block, self.merging_block) for module in model.modules())
+        return bool(self._blocks_of(model))
 
     def layers(self, model: nn.Module) -> tuple[str, ...]:
-        return tuple(modules_of(model, self.block))
+        return tuple(self._blocks_of(model))
 
     def attach(self, model: nn.Module, operators: dict[str, MergeOperator]) -> None:
-        for module in modules_of(model, self.block).values():
+        for module in self._blocks_of(model).values():
             self.cast(module)
         for layer, operator in operators.items():
             attach_operator(model.get_submodule(layer), operator)
 
     def chains(self, model: nn.Module, img_size: Grid) -> tuple[Chain, ...]:
         """One chain per block; input shapes are recorded in one forward pass."""
-        blocks = modules_of(model, self.block)
+        blocks = self._blocks_of(model)
         inputs = input_shapes(model, blocks, img_size)
         shapes = [self.shape(name, block, inputs[name]) for name, block in blocks.items()]
         return tuple(
@@ -188,6 +186,11 @@ class BlockAdapter(Adapter):
             )
             for grid, shape in shapes
         )
+
+    def _blocks_of(self, model: nn.Module) -> dict[str, Any]:
+        """Blocks by path, plain or merging, of exactly these classes: a subclass may compute something else."""
+        kinds = {*self.blocks, *self.blocks.values()}
+        return {path: module for path, module in model.named_modules() if type(module) in kinds}
 
 
 FAMILIES: list[Adapter] = []

@@ -7,7 +7,7 @@ Shapes: B images, N tokens on an h×w grid, P on a p×q grid, D channels.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from timm.models.efficientvit_mit import EfficientVitBlock, LiteMLA, ResidualBlock
@@ -114,8 +114,7 @@ class EfficientViT(BlockAdapter):
 
     family = "efficientvit"
     learning = Learning(lr=5e-4, grows=False, patience=2)
-    block = EfficientVitBlock
-    merging_block = MergingEfficientVitBlock
+    blocks: ClassVar = {EfficientVitBlock: MergingEfficientVitBlock}
 
     def attach(self, model: nn.Module, operators: dict[str, MergeOperator]) -> None:
         for operator in operators.values():

@@ -96,8 +96,7 @@ class Swin(BlockAdapter):
     # timm has no argument that pads images to whole patches, but accepts a layer that does.
     any_size_kwargs: ClassVar = {"strict_img_size": False, "embed_layer": partial(PatchEmbed, dynamic_img_pad=True)}
     learning = Learning(lr=5e-4, grows=False, patience=2)
-    block = SwinTransformerBlock
-    merging_block = MergingSwinBlock
+    blocks: ClassVar = {SwinTransformerBlock: MergingSwinBlock}
 
     def cast(self, block: SwinTransformerBlock) -> None:
         super().cast(block)

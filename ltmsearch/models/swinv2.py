@@ -110,8 +110,7 @@ class SwinV2(BlockAdapter):
     fixed_size = True
     any_size_kwargs: ClassVar = {"strict_img_size": False}
     learning = Learning(lr=5e-4, grows=False, patience=2)
-    block = SwinTransformerV2Block
-    merging_block = MergingSwinV2Block
+    blocks: ClassVar = {SwinTransformerV2Block: MergingSwinV2Block}
 
     def cast(self, block: SwinTransformerV2Block) -> None:
         super().cast(block)

@@ -8,7 +8,7 @@ Shapes: B images, W windows per image, N tokens per window, C channels of a head
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from timm.models.tiny_vit import Attention, TinyVitBlock
@@ -120,8 +120,7 @@ class TinyViT(BlockAdapter):
 
     family = "tinyvit"
     learning = Learning(lr=5e-4, grows=False, patience=2)
-    block = TinyVitBlock
-    merging_block = MergingTinyVitBlock
+    blocks: ClassVar = {TinyVitBlock: MergingTinyVitBlock}
 
     def cast(self, block: TinyVitBlock) -> None:
         super().cast(block)

@@ -55,7 +55,7 @@ def test_completion_imports_no_heavy_library() -> None:
         ("run", "--backbone", "mobilevit_x"): ["mobilevit_xs", "mobilevit_xxs"],
         ("run", "--operator", "t"): ["tome"],
         ("run", "--config", "swin"): ["swin_base", "swin_tiny"],
-        ("run", "--space", ""): ["efficientvit", "eva", "mobilevit", "swin", "swinv2", "tinyvit", "vit"],
+        ("run", "--space", ""): ["efficientvit", "eva", "fastvit", "mobilevit", "swin", "swinv2", "tinyvit", "vit"],
         ("run", "--timeo"): ["--timeout"],
         ("space", "efficientvit_l"): ["efficientvit_l1", "efficientvit_l2", "efficientvit_l3"],
         ("cost", "swin_s3_t"): ["swin_s3_tiny_224"],

@@ -90,6 +90,7 @@ def test_plain_layers_cost_what_their_modules_do(backbone: str) -> None:
         ("swin_tiny_patch4_window7_224", 224, 4.5092),
         ("swinv2_tiny_window8_256", 256, 5.9623),
         ("tiny_vit_5m_224", 224, 1.2771),
+        ("fastvit_t8", 256, 0.7048),
     ],
 )
 def test_published_sizes(backbone: str, img_size: int, gflops: float) -> None:

@@ -21,6 +21,7 @@ LEADING = {
     "swin_tiny_patch4_window7_224": ("patch_embed",),
     "swinv2_tiny_window8_256": ("patch_embed",),
     "tiny_vit_5m_224": ("patch_embed", "stages.0"),
+    "fastvit_sa12": ("stem",),
 }
 SIZE = 224
 RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32, reason="a test")

@@ -32,6 +32,7 @@ FAMILIES = {
     "swin_tiny_patch4_window7_224": ("layers.1.blocks.1", 112),
     "swinv2_tiny_window8_256": ("layers.1.blocks.1", 112),
     "tiny_vit_5m_224": ("stages.2.blocks.1", 64),
+    "fastvit_t8": ("stages.2.blocks.1", 64),
 }
 """Backbone → a layer that merges, and an image size that is not the backbone's own."""
 NAMES = ("dog", "cat", "bird")

@@ -38,6 +38,11 @@ SMALL: dict[str, dict[str, Any]] = {
         "window_sizes": (7, 7, 10, 7),
         "drop_path_rate": 0.0,
     },
+    "fastvit_sa12": {
+        "layers": (1, 1, 1, 1),
+        "embed_dims": (16, 16, 32, 32),
+        "mlp_ratios": (2, 3, 2, 2),
+    },
 }
 """One backbone per family, made small by timm's own arguments: the others differ in widths and depths only."""
 
