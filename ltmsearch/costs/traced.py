@@ -27,14 +27,19 @@ def attention_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
     return int(prod(query[:-2]) * query[-2] * key[-2] * (query[-1] + value[-1]))
 
 
-def traced_macs(model: nn.Module, img_size: Grid) -> int:
-    """Multiply-adds of one forward pass for one image of `img_size` (rows, columns) pixels."""
-    return traced_macs_by_module(model, img_size)[""]
+def traced_macs(model: nn.Module, img_size: Grid, in_chans: int | None = None) -> int:
+    """Multiply-adds of one forward pass for one image of `img_size` (rows, columns) pixels.
+
+    Args:
+        in_chans: Channels of the image; None: those of a timm model. Its feature nets (`features_only=True`) and other
+            modules do not know theirs.
+    """
+    return traced_macs_by_module(model, img_size, in_chans)[""]
 
 
-def traced_macs_by_module(model: nn.Module, img_size: Grid) -> dict[str, int]:
+def traced_macs_by_module(model: nn.Module, img_size: Grid, in_chans: int | None = None) -> dict[str, int]:
     """The same by module path, each with its submodules; "" is the whole model. The model's mode is restored."""
-    image = blank_image(model, img_size)
+    image = blank_image(model, img_size, in_chans)
     was_training = model.training
     logger = logging.getLogger("fvcore.nn.jit_analysis")
     level = logger.level

@@ -249,10 +249,13 @@ def refused(backbone: str, reason: str) -> InputError:
     return InputError(f"`backbone` must be a network that can merge tokens, but got {backbone}: {reason}")
 
 
-def blank_image(model: nn.Module, img_size: Grid) -> Tensor:
-    """A (1, channels, rows, columns) image of zeros that fits a timm model's device and dtype."""
+def blank_image(model: nn.Module, img_size: Grid, in_chans: int | None = None) -> Tensor:
+    """A (1, channels, rows, columns) image of zeros that fits a model's device and dtype.
+
+    `in_chans`: channels; None: those of a timm model.
+    """
     parameter = next(model.parameters())
-    channels = cast(int, model.in_chans)
+    channels = cast(int, model.in_chans) if in_chans is None else in_chans
     return torch.zeros((1, channels, *img_size), device=parameter.device, dtype=parameter.dtype)
 
 

@@ -40,6 +40,7 @@ class MergingTransformer(MergingLayer, nn.Module):
     blocks: Any
     patch_embed: Any
     num_prefix_tokens: int
+    norm: Any
     global_pool: str
     attn_pool: nn.Module | None
 
@@ -94,7 +95,9 @@ class MergingTransformer(MergingLayer, nn.Module):
         """See timm; all features are unmerged: each token's value stands at the places of the tokens in it."""
         grid = grid_of(*self.patch_embed.dynamic_feat_size(x.shape[-2:]))
         blocks = [unmerging(block, grid, self.num_prefix_tokens) for block in self.blocks]
-        rewired: Any = Rewired(self, blocks=blocks, start_state=self._undoable_start)
+        # The norm before the unmerge, as in the whole network: afterwards, soft shares have averaged the tokens.
+        norm = unmerging(self.norm, grid, self.num_prefix_tokens)
+        rewired: Any = Rewired(self, blocks=blocks, norm=norm, start_state=self._undoable_start)
         rewired._pos_embed = lambda patches: cast(Any, type(self))._pos_embed(rewired, patches)
         return cast(Any, self.timm_class).forward_intermediates(rewired, x, *args, **kwargs)
 

@@ -64,7 +64,7 @@ def unmerge(x: Tensor, groups: int) -> Tensor:
 
 
 def unmerging(block: Callable[..., Tensor], grid: Grid, prefix: int) -> Callable[..., Tensor]:
-    """A stand-in for a block: takes and returns unmerged tokens, which carry the merged ones to the next block.
+    """A stand-in for a block or a norm: takes and returns unmerged tokens, which carry the merged ones to the next one.
 
     The value of each merged token stands at the places of its tokens (A · X̃). `grid`: the full grid; `prefix`: K.
     """

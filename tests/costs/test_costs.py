@@ -127,6 +127,13 @@ def test_trace_counts_a_small_net_as_derived_by_hand() -> None:
     assert traced_macs(Small(), (6, 4)) == n * 3 * 8 * 9 + 5 * n * 8 + 2 * n * n * 8
 
 
+def test_trace_of_a_net_that_does_not_know_its_channels() -> None:
+    features = timm.create_model("mobilevit_xxs", features_only=True)
+    whole = timm.create_model("mobilevit_xxs", num_classes=0, global_pool="")
+    assert traced_macs(features, (64, 64), in_chans=3) == traced_macs(whole, (64, 64))
+    assert traced_macs(nn.Conv2d(1, 2, 3), (5, 5), in_chans=1) == 9 * 2 * 9
+
+
 def test_trace_leaves_mode_and_logger_alone() -> None:
     model = timm.create_model("mobilevit_xxs").train()
     traced_macs(model, (64, 64))

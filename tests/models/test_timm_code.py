@@ -195,6 +195,15 @@ class TestFeatures:
         assert final.shape == (2, 37, 64)
         torch.testing.assert_close(model.forward_head(final), model(images()))
 
+    def test_the_last_norm_precedes_the_unmerge(self) -> None:
+        """Soft shares average the tokens, and the norm of a mean is not the mean of norms."""
+        model = vit(forms="soft", global_pool="avg", fc_norm=False)
+        assert isinstance(model.norm, nn.LayerNorm)
+        final, maps = model.forward_intermediates(images(), norm=True)
+        torch.testing.assert_close(model.forward_head(final), model(images()))
+        prefix = model.num_prefix_tokens
+        torch.testing.assert_close(maps[-1], final[:, prefix:].mT.unflatten(2, maps[-1].shape[2:]))
+
     def test_the_mean_over_places_is_the_mean_by_size(self) -> None:
         model = vit(global_pool="avg", operator="tome")
         (grid,) = model.get_intermediate_layers(images(), n=1, reshape=True)
