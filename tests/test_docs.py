@@ -15,8 +15,8 @@ from ltmsearch.cli.main import app
 
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 OTHER_PROGRAMS = re.compile(
-    r"torchrun .*? -m ltmsearch|python benchmarks/[^`]*|ray (?:start|get-auth-token)[^`\n]*|pytest .*|ruff .*|"
-    r"mkdocs build.*|pip install.*?&&"
+    r"torchrun .*? -m ltmsearch|python (?:benchmarks|examples)/[^`]*|ray (?:start|get-auth-token)[^`\n]*|pytest .*|"
+    r"ruff .*|mkdocs build.*|pip install.*?&&"
 )
 """Commands whose options are not those of ltmsearch."""
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

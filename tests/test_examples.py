@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+import runpy
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -108,6 +109,24 @@ def test_study_uses_the_profile_of_the_latency_page() -> None:
         assert record.latency_ms == pytest.approx(100 * record.gflops, rel=0.02)
         assert record.latency_ms <= 27
         assert record.latency_measured_ms is None
+
+
+def test_segmentation_with_merged_features_at_the_costs_of_its_page(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--steps", "2", "--seeds", "2", "--batch-size", "2", "--held-out", "2"]
+    monkeypatch.setattr(sys, "argv", ["dense_features.py", *small])
+    monkeypatch.setattr("torch.set_num_threads", lambda _: None)  # of the whole process
+    runpy.run_path(str(ROOT / "examples/dense_features.py"), run_name="__main__")
+    header, *rows = capsys.readouterr().out.splitlines()
+    page = (ROOT / "docs/howto/dense-features.md").read_text(encoding="utf-8")
+    assert f"\n{header}\n" in page
+    assert len(rows) == 8
+    for row in rows:
+        name, gflops = row[:22], row[22:].split()[0]
+        assert f"\n{name} {gflops}  " in page
+        assert all(0 <= float(share) <= 100 for share in re.findall(r"([\d.]+) ± [\d.]+", row))
+        assert row.count("±") == 3
 
 
 # -- slow -------------------------------------------------------------------------------------------------------------
