@@ -36,7 +36,7 @@ def reason_or_family(name: str) -> tuple[str, str | None]:
         model = timm.create_model(name)
     family = next((family for family in FAMILIES if family.recognises(model)), None)
     if family is None:
-        return reason_for(type(model).__name__), None
+        return reason_for(type(model)), None
     reason = family.refusal(model)
     return (family.family, family.family) if reason is None else (reason, None)
 

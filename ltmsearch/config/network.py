@@ -44,7 +44,10 @@ def parse_model_kwargs(value: Any) -> Any:
     if isinstance(value, str):
         value = [value]
     if isinstance(value, list | tuple):
-        value = dict(map(_split, value))
+        pairs = [_split(each) for each in value]
+        value = dict(pairs)
+        if len(value) < len(pairs):
+            raise ValueError("must have each name once")
     if not isinstance(value, Mapping):
         return value  # pydantic reports the type
     for key in value:

@@ -100,7 +100,6 @@ def describe_cost(
         operator=operator,
         forms=schedule.forms,
         img_size=img_size,
-        **get_adapter(backbone).any_size_kwargs,
         **timm_kwargs,
     )
     return ScheduleCost(

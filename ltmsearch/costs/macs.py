@@ -88,7 +88,9 @@ def cost_model(backbone: str, model: nn.Module, img_size: Grid, operator: str = 
 
 
 def backbone_costs(backbone: str, img_size: int, operator: str = "ltm", **timm_kwargs: Any) -> CostModel:
-    """The cost model of a backbone, which is built for it, at square images; `timm_kwargs` are of `create_model`.
+    """The cost model of a backbone at square images, as `create_model` builds it for these; `timm_kwargs` are its.
+
+    A network with fixed image size leaves out the pixels that fill no patch, where the supernet pads them to one.
 
     Raises:
         InputError: For an unknown backbone or operator, a size that timm refuses, and for arguments that timm or
@@ -97,7 +99,7 @@ def backbone_costs(backbone: str, img_size: int, operator: str = "ltm", **timm_k
     get_operator(operator)
     of_user = users_arguments(timm_kwargs)
     with refusing_arguments(backbone, of_user):
-        kwargs = {"img_size": img_size, **get_adapter(backbone).any_size_kwargs, **timm_kwargs}
+        kwargs = {"img_size": img_size, **timm_kwargs}
         costs = cost_model(backbone, create_backbone(backbone, **kwargs), (img_size, img_size), operator)
         if of_user:
             _refuse_other_layers(backbone, costs, img_size, of_user, kwargs)

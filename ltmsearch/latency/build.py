@@ -44,7 +44,7 @@ def profile_space(file: SpaceFile, costs: CostModel) -> SearchSpace:
 def target_costs(backbone: str, operator: str, target: LatencyTarget) -> tuple[Supernet, CostModel]:
     """Return a supernet with random weights for a target's images and classes, and its cost model."""
     with torch.random.fork_rng():
-        supernet = Supernet(backbone, operator=operator, img_size=target.img_size, **target.network)
+        supernet = Supernet(backbone, operator=operator, any_size=False, img_size=target.img_size, **target.network)
     size = (target.img_size, target.img_size)
     return supernet, cost_model(backbone, supernet.model, size, operator)
 

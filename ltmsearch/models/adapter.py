@@ -231,9 +231,11 @@ def _adapter_by_structure(name: str) -> Adapter:
         raise unknown_name("backbone", name, known_backbones())
     with torch.device("meta"):
         model = timm.create_model(name)
+    if any(isinstance(module, MergingLayer) for module in model.modules()):
+        raise refused(name, "it has merging layers already; name timm's plain network, without ltm_")
     adapter = next((adapter for adapter in FAMILIES if adapter.recognises(model)), None)
     if adapter is None:
-        raise refused(name, reason_for(type(model).__name__))
+        raise refused(name, reason_for(type(model)))
     check_structure(name, adapter, model)
     return adapter
 
@@ -281,8 +283,8 @@ def input_shapes(model: nn.Module, modules: Mapping[str, nn.Module], img_size: G
     return sizes
 
 
-def run_once(model: nn.Module, image: Tensor, hooks: Sequence[RemovableHandle]) -> None:
-    """Run a model on an image in evaluation mode, then remove the hooks and restore the mode.
+def run_once(model: nn.Module, image: Tensor, hooks: Sequence[RemovableHandle] = ()) -> Any:
+    """Run a model, or its first part, on an image in evaluation mode, then remove the hooks and restore the mode.
 
     Raises:
         InputError: If timm refuses the size of the image.
@@ -290,7 +292,7 @@ def run_once(model: nn.Module, image: Tensor, hooks: Sequence[RemovableHandle]) 
     was_training = model.training
     try:
         with torch.no_grad():
-            model.eval()(image)
+            return model.eval()(image)
     except AssertionError as error:
         rows, columns = image.shape[-2:]
         raise InputError(

@@ -40,7 +40,8 @@ def refusing_arguments(backbone: str, arguments: Mapping[str, Any], *, pretraine
             rule = f"`model_kwargs` must be arguments of timm's {backbone}"
             raise InputError(f"{rule}, but it has no {unknown[2]}{nearest}") from error
         given = shortened(", ".join(f"{name}={value!r}" for name, value in arguments.items()), 200)
-        reason = first_line(error) if str(error) else type(error).__name__
+        # The text of a KeyError is the missing key alone.
+        reason = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else first_line(error)
         raise InputError(f"timm cannot build or run {backbone} with {given}: {reason}") from error
 
 
@@ -50,4 +51,5 @@ def _known_arguments(backbone: str, kind: str | None) -> list[str]:
     if not is_model(name):
         return []
     module = sys.modules[model_entrypoint(name).__module__]
-    return [each for each in inspect.signature(getattr(module, kind or "", dict)).parameters if each != "self"]
+    parameters = inspect.signature(getattr(module, kind or "", dict)).parameters
+    return [each for each in parameters if each not in ("self", *OWN_KEYS)]

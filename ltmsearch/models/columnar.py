@@ -8,7 +8,6 @@ from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
-import torch
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from ltmsearch.models.adapter import (
     attach_operator,
     blank_image,
     grid_of,
+    run_once,
 )
 from ltmsearch.models.block_shape import BlockShape
 from ltmsearch.models.merge_state import MergeState, carry_state, state_of, unmerging
@@ -165,8 +165,7 @@ class Columnar(Adapter):
 
     def chains(self, model: Any, img_size: Grid) -> tuple[Chain, ...]:
         """One chain of all blocks; the grid is found by a forward pass through the patch embedding."""
-        with torch.no_grad():
-            patches = model.patch_embed(blank_image(model, img_size))
+        patches = run_once(model.patch_embed, blank_image(model, img_size))
         rows, columns = patches.shape[1:3] if patches.dim() == 4 else model.patch_embed.grid_size
         prefix = model.num_prefix_tokens
         # Each token's place, which the blocks after it need.

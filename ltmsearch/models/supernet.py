@@ -20,7 +20,7 @@ from ltmsearch.schedules.schedule import MergeSchedule
 class Supernet(nn.Module):
     """A timm backbone that shares its weights among all merge schedules.
 
-    Outside of `active` it is the plain backbone. It accepts images of any size.
+    Outside of `active` it is the plain backbone.
 
     `new_classifiers` are the paths, in `model`, of classifiers that the given weights leave as initialised.
 
@@ -30,6 +30,8 @@ class Supernet(nn.Module):
         mask_start: See `MaskStart`.
         pretrained: Load timm's published weights.
         checkpoint: Load weights from a file instead: see `load_weights`.
+        any_size: Accept images of any size, for which those that fill no patch are padded; otherwise of the sizes that
+            timm's network accepts.
         timm_kwargs: Passed to `timm.create_model`, e.g. `num_classes`.
 
     Raises:
@@ -44,6 +46,7 @@ class Supernet(nn.Module):
         mask_start: MaskStart = "auto",
         pretrained: bool = False,
         checkpoint: Path | None = None,
+        any_size: bool = True,
         **timm_kwargs: Any,
     ) -> None:
         super().__init__()
@@ -51,7 +54,7 @@ class Supernet(nn.Module):
         adapter = get_adapter(backbone)
         self.backbone = backbone
         self.operator = operator
-        self._timm_kwargs = {**adapter.any_size_kwargs, **timm_kwargs}
+        self._timm_kwargs = {**(adapter.any_size_kwargs if any_size else {}), **timm_kwargs}
         self.model, self.new_classifiers = build_backbone(
             backbone, pretrained=pretrained, checkpoint=checkpoint, **self._timm_kwargs
         )

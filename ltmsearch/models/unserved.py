@@ -29,5 +29,8 @@ REASONS = {
 """Name of timm's class of network → the reason, as the end of a sentence."""
 
 
-def reason_for(class_name: str) -> str:
-    return f"it is timm's {class_name}, and {REASONS.get(class_name, NOT_YET)}"
+def reason_for(kind: type) -> str:
+    """The reason for a class of network, which need not be timm's."""
+    if kind.__module__.partition(".")[0] != "timm":
+        return f"it is of the class {kind.__module__}.{kind.__name__}, which is none of timm's, and {NOT_YET}"
+    return f"it is timm's {kind.__name__}, and {REASONS.get(kind.__name__, NOT_YET)}"

@@ -82,6 +82,11 @@ def build_backbone(
             f"the pretrained weights of {backbone} cannot be loaded ({first_line(error)}); connect to the model hub "
             "once, or give a local file by --checkpoint FILE"
         ) from error
+    if not hasattr(model, "pretrained_cfg"):
+        raise InputError(
+            f"`backbone` must be a network that is built by timm's build_model_with_cfg, but {backbone} has no "
+            "pretrained_cfg"
+        )
     if checkpoint is not None:
         report = load_weights(model, checkpoint)
         if report.initialised or report.ignored or report.converted:
@@ -94,7 +99,7 @@ def build_backbone(
     return model, tuple(n for n in _as_tuple(_config(model).get("classifier")) if f"{n}.weight" in held)
 
 
-def load_weights(model: nn.Module, path: Path) -> LoadReport:
+def load_weights(model: nn.Module, path: Path | str) -> LoadReport:
     """Load a checkpoint into a timm model in place, and report unused tensors.
 
     Names of transformers' ViT, DeiT, DINOv2, DINOv3 ViT, Swin and Swin V2, and of Meta's DINOv2, are renamed to timm's.
@@ -112,7 +117,7 @@ def load_weights(model: nn.Module, path: Path) -> LoadReport:
         InputError: If the file cannot be read, does not fit, or has weights that are not finite; the model is then
             unchanged.
     """
-    path = weights_file(path)
+    path = weights_file(Path(path))
     wanted = model.state_dict()
     found = read_state_dict(path)
     renamed = rename(found.tensors, wanted)

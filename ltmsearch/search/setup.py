@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from ltmsearch.engine.steps import WarmUp, warm_up
 from ltmsearch.errors import InputError
 from ltmsearch.latency import StudyLatency, settings_target, study_latency
 from ltmsearch.merging import get_operator
-from ltmsearch.models import get_adapter, input_config, load_weights
+from ltmsearch.models import create_backbone, get_adapter, input_config, load_weights
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.space import SearchSpace, SpaceFile, colliding_ratios
 from ltmsearch.search.checkpoint import WEIGHTS
@@ -230,10 +231,9 @@ def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None =
     if current.threads is not None:
         torch.set_num_threads(current.threads)
     evaluator = make_evaluator(supernet, data, current.runtime, resolved)
-    costs, proxy_costs = (
-        cost_model(resolved.backbone, supernet.model, (size, size), resolved.operator)
-        for size in (resolved.img_size, resolved.proxy_img_size)
-    )
+    proxy_size = (resolved.proxy_img_size, resolved.proxy_img_size)
+    proxy_costs = cost_model(resolved.backbone, supernet.model, proxy_size, resolved.operator)
+    costs = _costs_of_recipes(resolved, supernet)
     latency = None
     limited: list[ChainedCosts] = [costs] if resolved.budget_gflops is not None else []
     if resolved.budget_ms is not None:
@@ -262,6 +262,20 @@ def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None =
         prior=prior,
         new_classifiers=() if resolved.head == "random" else new_classifiers,
     )
+
+
+def _costs_of_recipes(settings: ResolvedSettings, supernet: Supernet) -> CostModel:
+    """Costs at `settings.img_size` of the network that recipes build, which may not pad images as the supernet does.
+
+    Raises:
+        InputError: If timm refuses that size.
+    """
+    model, size = supernet.model, settings.img_size
+    if get_adapter(settings.backbone).any_size_kwargs:
+        classes: Any = model.num_classes
+        with torch.random.fork_rng(devices=[]):
+            model = create_backbone(settings.backbone, num_classes=classes, img_size=size, **settings.network)
+    return cost_model(settings.backbone, model, (size, size), settings.operator)
 
 
 def _refuse_before_data(settings: ResolvedSettings) -> None:

@@ -86,6 +86,7 @@ def test_a_class_map_may_move_but_splits_stay(tmp_path: Path) -> None:
     ("keys", "rule"),
     [
         ({"model_kwargs": ["depth"]}, "must be KEY=VALUE, such as depth=6, but got"),
+        ({"model_kwargs": ["depth=2", "depth=3"]}, "must have each name once"),
         ({"model_kwargs": ["num_classes=3"]}, "must not have num_classes: use --num-classes"),
         ({"model_kwargs": {"img_size": 64}}, "must not have img_size: use --img-size"),
         ({"model_kwargs": {"keep_ratios": 0.5}}, "must not have keep_ratios: the schedule has it"),

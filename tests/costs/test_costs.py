@@ -19,12 +19,14 @@ from ltmsearch.costs import (
     Budget,
     CostModel,
     CostTable,
+    backbone_costs,
     cost_model,
     sample_by_cost,
     traced_macs,
     traced_macs_by_module,
     within_budgets,
 )
+from ltmsearch.errors import InputError
 from ltmsearch.merging import OPERATORS, MergeShape, get_operator
 from ltmsearch.merging.ltm import HEADS, RANK
 from ltmsearch.models import create_subnet, get_adapter, known_backbones
@@ -243,3 +245,15 @@ def test_budgets_by_hand() -> None:
     assert tighter.reachable() == (1_100, 2_000)
     assert within_budgets([budget, tighter], every).tolist() == [False, False, False, True]
     assert within_budgets([tighter, budget], every[:0]).tolist() == []
+
+
+def test_costs_are_those_of_the_network_that_recipes_build() -> None:
+    """timm's ViT leaves out pixels that fill no patch; the supernet, which takes images of any size, pads them."""
+    small: dict[str, Any] = {"depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 10}
+    costs = backbone_costs("vit_tiny_patch16_224", 113, **small)
+    assert costs.layer_grids["blocks.0"] == (7, 7)
+    schedule = MergeSchedule.uniform(costs.layers, 0.5)
+    subnet = create_subnet("vit_tiny_patch16_224", keep_ratios=0.5, img_size=113, **small)
+    assert costs.macs(schedule) == traced_macs(subnet, (113, 113))
+    with pytest.raises(InputError, match=r"but got 113×113 px: Input height \(113\) should be divisible"):
+        backbone_costs("vit_small_patch16_dinov3", 113, num_classes=10)

@@ -71,6 +71,7 @@ def test_the_same_network_is_built_everywhere(tmp_path: Path) -> None:
         (VIT, {"embed_dim": 97}, "with embed_dim=97: dim should be divisible by num_heads"),
         (VIT, {"patch_size": 0}, "with patch_size=0: integer division"),
         (VIT, {"norm_layer": "batchnorm2d"}, "with norm_layer='batchnorm2d': expected 4D input"),
+        (VIT, {"act_layer": "foo"}, "with act_layer='foo': KeyError: 'foo'"),
         (VIT, {"depth": 0}, "must have a layer that can merge, but with depth=0 it has none"),
     ],
 )

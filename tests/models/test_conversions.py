@@ -91,7 +91,7 @@ class TestNamesOfTransformers:
         wanted, model = build(VIT, 0, **SMALL, num_classes=0).state_dict(), build(VIT, 1, **SMALL, num_classes=0)
         source = like_transformers(wanted, "") | {"pooler.dense.bias": torch.ones(24)}
         torch.save({"state_dict": source}, tmp_path / "w.pth")
-        report = load_weights(model, tmp_path / "w.pth")
+        report = load_weights(model, str(tmp_path / "w.pth"))
         assert_equal(model, wanted)
         assert str(report) == (
             "read from state_dict; converted from Hugging Face transformers' ViTModel; "

@@ -190,6 +190,8 @@ class TestNames:
             ("vit_dlittle_patch16_reg1_gap_256", "differential attention"),
             ("beit_base_patch16_224", "biases for pairs of places"),
             ("resnet18", "it is timm's ResNet, and nobody has written an adapter"),
+            ("ltm_mobilevit_xxs", "it has merging layers already; name timm's plain network, without ltm_"),
+            ("ltm_vit_tiny_patch16_224", "without ltm_"),
         ],
     )
     def test_networks_that_cannot_merge_are_refused_with_the_reason(self, name: str, reason: str) -> None:
@@ -225,6 +227,23 @@ class TestNames:
         supernet = Supernet("my_own_vit", num_classes=3).eval()
         with torch.no_grad(), supernet.active(MergeSchedule.uniform(supernet.layers, 0.5)):
             assert supernet(images(size=(64, 64))).shape == (2, 3)
+
+    def test_networks_of_others_are_refused_in_one_line(self) -> None:
+        class MyViT(VisionTransformer):
+            pass
+
+        @timm.models.register_model
+        def my_derived_vit(pretrained: bool = False, pretrained_cfg: Any = None, **_: Any) -> nn.Module:
+            return MyViT(patch_size=16, embed_dim=16, depth=1, num_heads=1)
+
+        @timm.models.register_model
+        def my_bare_vit(pretrained: bool = False, pretrained_cfg: Any = None, **_: Any) -> nn.Module:
+            return VisionTransformer(patch_size=16, embed_dim=16, depth=1, num_heads=1)
+
+        with pytest.raises(InputError, match=r"of the class \S*\.MyViT, which is none of timm's"):
+            get_adapter("my_derived_vit")
+        with pytest.raises(InputError, match="my_bare_vit has no pretrained_cfg"):
+            create_subnet("my_bare_vit")
 
     @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.family)
     def test_listed_names_are_of_the_family_that_recognises_them(self, family: Any) -> None:
