@@ -277,6 +277,13 @@ class TestFormats:
 
 
 class TestTools:
+    @pytest.mark.parametrize("backbone", [VIT, "mobilevit_xxs"])
+    def test_shapes_without_memory(self, backbone: str) -> None:
+        with torch.device("meta"):
+            options = {**SMALL[backbone], **({"img_size": 96} if backbone == VIT else {})}
+            model = create_subnet(backbone, keep_ratios=0.6, num_classes=7, **options).eval()
+            assert model(torch.empty(2, 3, 96, 96)).shape == (2, 7)
+
     @pytest.mark.parametrize("backbone", FAMILIES)
     @pytest.mark.parametrize(("operator", "form"), VARIANTS)
     def test_layers_too_small_to_merge_take_part_with_zero(self, backbone: str, operator: str, form: str) -> None:
