@@ -294,14 +294,18 @@ def run_once(model: nn.Module, image: Tensor, hooks: Sequence[RemovableHandle] =
         with torch.no_grad():
             return model.eval()(image)
     except AssertionError as error:
-        rows, columns = image.shape[-2:]
-        raise InputError(
-            f"images must have a size that the network accepts, but got {rows}×{columns} px: {error}"
-        ) from error
+        raise unfit_size(tuple(image.shape[-2:]), error) from error
     finally:
         model.train(was_training)
         for hook in hooks:
             hook.remove()
+
+
+def unfit_size(size: int | Sequence[int], error: AssertionError) -> InputError:
+    """An `InputError` for images of (rows, columns) or one number of pixels, with timm's reason if it has one."""
+    rows, columns = (size, size) if isinstance(size, int) else size
+    reason = f": {error}" if str(error) else ""
+    return InputError(f"images must have a size that the network accepts, but got {rows}×{columns} px{reason}")
 
 
 def prefix_modules(model: nn.Module, layers: Sequence[str]) -> tuple[str, ...]:

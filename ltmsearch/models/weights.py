@@ -16,7 +16,7 @@ from timm.models import adapt_input_conv, resolve_pretrained_cfg
 from torch import Tensor, nn
 
 from ltmsearch.errors import InputError
-from ltmsearch.models.adapter import MERGING, get_adapter
+from ltmsearch.models.adapter import MERGING, get_adapter, unfit_size
 from ltmsearch.models.arguments import refusing_arguments, users_arguments
 from ltmsearch.models.conversions import MARK, rename
 from ltmsearch.models.state_dicts import first_line, listed, read_state_dict, refuse_not_finite, weights_file
@@ -75,6 +75,10 @@ def build_backbone(
             _check_published(backbone, timm_kwargs)
         with refusing_arguments(backbone, users_arguments(timm_kwargs), pretrained=pretrained):
             model: nn.Module = timm.create_model(backbone, pretrained=pretrained, **timm_kwargs)
+    except AssertionError as error:
+        if timm_kwargs.get("img_size") is None:
+            raise
+        raise unfit_size(timm_kwargs["img_size"], error) from error
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise

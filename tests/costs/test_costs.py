@@ -257,3 +257,5 @@ def test_costs_are_those_of_the_network_that_recipes_build() -> None:
     assert costs.macs(schedule) == traced_macs(subnet, (113, 113))
     with pytest.raises(InputError, match=r"but got 113×113 px: Input height \(113\) should be divisible"):
         backbone_costs("vit_small_patch16_dinov3", 113, num_classes=10)
+    with pytest.raises(InputError, match="but got 100×100 px$"):  # timm asserts it without a message
+        backbone_costs("vit_tiny_r_s16_p8_224", 100)
