@@ -161,7 +161,9 @@ class StudySettings(BaseModel):
     """Image side in pixels for training and scoring trials."""
     proxy_steps: Annotated[int | None, _proxy(default=by_device("proxy_steps"))] = Field(default=None, ge=0)
     """Training steps per trial."""
-    proxy_lr: Annotated[float, _proxy()] = Field(default=2e-4, gt=0)
+    proxy_lr: Annotated[
+        float | None, _proxy(default=f"{UNTRAINED.proxy_lr:g}; {TRAINED.proxy_lr:g} for trained weights")
+    ] = Field(default=None, gt=0)
     """Learning rate of a trial."""
     ib_beta: Annotated[float, _proxy()] = Field(default=1.0, gt=0)
     """Sharpness with which the information-bottleneck loss assigns an image to its nearest centroid."""
@@ -359,6 +361,8 @@ class StudySettings(BaseModel):
             "batch_size": defaults["batch_size"] * learning.patience,
             "base_steps": defaults["base_steps"] * learning.patience,
             "warmup_lr": learning.lr,
+            # The weights of an earlier study have had trials at this rate already.
+            "proxy_lr": (UNTRAINED if self.resume_from else learning).proxy_lr,
             "study": self.study_name,
             "out": str(self.run_dir),
         }
@@ -380,6 +384,7 @@ class ResolvedSettings(StudySettings):
     base_img_size: int = Field(ge=32)
     sandwich_steps: int = Field(ge=0)
     warmup_lr: float = Field(gt=0)
+    proxy_lr: float = Field(gt=0)
     proxy_img_size: int = Field(ge=32)
     proxy_steps: int = Field(ge=0)
     calibration_images: int = Field(ge=8)
