@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, cast
 
+import torch
 from timm.models.fastvit import Attention, AttentionBlock, ConvMlp, RepMixerBlock
 from torch import Tensor, nn
 
@@ -149,6 +150,25 @@ def _macs_per_token(modules: Iterable[nn.Module]) -> int:
     return total
 
 
+class ContiguousStem(nn.Sequential):
+    """timm's stem with weights and images in contiguous memory, also where the others are channels last.
+
+    Channels last, the gradients of its depthwise convolutions write outside of their memory on a CPU and end the
+    process (torch 2.14, with and without oneDNN).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.contiguous())
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "ContiguousStem":
+        """Called by `to`, which may change the memory format."""
+        super()._apply(fn, recurse)
+        for parameter in self.parameters():
+            # Not `contiguous()`: a weight with one input channel counts as contiguous in both formats.
+            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+        return self
+
+
 @register_family
 class FastViT(BlockAdapter):
     """FastViT (Vasu et al., 2023, https://arxiv.org/abs/2303.14189), also as the image tower of MobileCLIP."""
@@ -161,6 +181,9 @@ class FastViT(BlockAdapter):
         for operator in operators.values():
             operator.fills_empty = True  # the following convolution would smear a hole
         super().attach(model, operators)
+        stem = cast(nn.Module, model.stem)
+        stem.__class__ = ContiguousStem
+        stem.to()  # weights as they are, but contiguous
 
     def cast(self, block: RepMixerBlock | AttentionBlock) -> None:
         super().cast(block)

@@ -82,3 +82,13 @@ def test_networks_whose_branches_are_fused_merge_as_before(operator: str) -> Non
         if hasattr(module, "keep_ratio"):
             module.keep_ratio = 0.5
     assert costs.macs(MergeSchedule.uniform(costs.layers, 0.5, operator)) == traced_macs(fused, (96, 96))
+
+
+def test_the_stem_stays_contiguous_where_the_rest_is_channels_last() -> None:
+    """Channels last, the gradients of its depthwise convolutions end the process on a CPU."""
+    model = net().to(memory_format=torch.channels_last)
+    weights = [weight for weight in model.stem.parameters() if weight.dim() == 4]
+    assert all(weight.stride() == torch.empty(weight.shape).stride() for weight in weights)
+    assert any(weight.shape[1] == 1 for weight in weights)
+    x = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    assert model.stem(x).stride() == torch.empty(model.stem(x).shape).stride()
