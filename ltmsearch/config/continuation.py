@@ -1,6 +1,7 @@
 """Which settings may change when a study continues."""
 
 from pathlib import Path
+from typing import Any
 
 from ltmsearch.config.settings import StudySettings
 from ltmsearch.errors import InputError
@@ -11,6 +12,8 @@ MAY_CHANGE = frozenset(
 )
 """Settings that may change when a study continues; but a budget may not change to another kind of cost, and the data
 must have the same classes and numbers of images."""
+MEANINGS_OF_NONE = {"head": "probe"}
+"""Settings that may be given or not, to the same effect."""
 
 
 def refuse_other_settings(given: StudySettings, stored: StudySettings, path: Path) -> None:
@@ -24,13 +27,18 @@ def refuse_other_settings(given: StudySettings, stored: StudySettings, path: Pat
     differing = [
         f"{name} was {getattr(before, name)!r} and is now {getattr(now, name)!r}"
         for name in type(given).model_fields
-        if name not in MAY_CHANGE and getattr(before, name) != getattr(now, name)
+        if name not in MAY_CHANGE and _meaning(before, name) != _meaning(now, name)
     ]
     if differing:
         raise InputError(
             f"{path} contains a study with other settings ({'; '.join(differing)}): continue it with its own, "
             "or start another with --study NAME or --out DIR"
         )
+
+
+def _meaning(settings: StudySettings, name: str) -> Any:
+    value = getattr(settings, name)
+    return MEANINGS_OF_NONE.get(name) if value is None else value
 
 
 def refuse_other_costs(given: StudySettings, stored: StudySettings, path: Path) -> None:

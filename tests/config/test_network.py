@@ -118,3 +118,11 @@ def test_policies_of_timm_know_no_transparency() -> None:
     with pytest.raises(ValueError, match="aa must be none for in_chans 4"):
         recipe(in_chans=4)
     assert recipe(in_chans=4, aa=None).in_chans == 4
+
+
+def test_an_option_with_its_own_default_continues_a_study(tmp_path: Path) -> None:
+    given, without = (settings(checkpoint="w.safetensors", **head).resolved("cpu") for head in ({"head": "probe"}, {}))
+    refuse_other_settings(given, without, tmp_path)
+    refuse_other_settings(without, given, tmp_path)
+    with pytest.raises(InputError, match="head was None and is now 'random'"):
+        refuse_other_settings(settings(checkpoint="w.safetensors", head="random").resolved("cpu"), without, tmp_path)
