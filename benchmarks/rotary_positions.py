@@ -92,9 +92,10 @@ def log_probabilities(net: Supernet, data: ImageData, runtime: Runtime) -> tuple
     return torch.cat(outputs), torch.cat(labels)
 
 
-def distances(net: Supernet, schedule: MergeSchedule, data: ImageData, runtime: Runtime) -> dict[str, Any]:
+def distances(
+    net: Supernet, schedule: MergeSchedule, data: ImageData, runtime: Runtime, plain: Tensor, labels: Tensor
+) -> dict[str, Any]:
     """Per rule, the KL divergence of each image from the plain network, agreement and top-1 in percent."""
-    plain, labels = log_probabilities(net, data, runtime)
     out: dict[str, Any] = {"plain_top1": _percent(plain.argmax(1) == labels)}
     for name, rule in RULES.items():
         with patch.object(transformer, "mean_places", rule), net.active(schedule):
@@ -139,9 +140,11 @@ def main() -> None:
             seed=seed,
         )
         nets, runtime = trained_nets(data, seed, args)
+        plain, labels = log_probabilities(nets["tome"], data, runtime)
         for (operator, form), ratio in product(FORMS, args.ratios):
             net = nets[operator]
-            result = distances(net, MergeSchedule.uniform(net.layers, ratio, operator, form), data, runtime)
+            schedule = MergeSchedule.uniform(net.layers, ratio, operator, form)
+            result = distances(net, schedule, data, runtime, plain, labels)
             name = f"{operator} {form or ''}".strip()
             gap = differences(result["mean"]["kl"], result["kept"]["kl"])
             rows.append(
