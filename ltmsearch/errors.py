@@ -133,7 +133,7 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> InputError:
     close = begun or get_close_matches(name, names, n=1, cutoff=0.5)
     parts = [f"did you mean {close[0]}?"] if close else []
     if len(names) <= MAX_LISTED or not close:
-        shown = names[:: -(-len(names) // MAX_LISTED)]  # of many, some from every part of the alphabet
+        shown = names[:: max(1, -(-len(names) // MAX_LISTED))]  # of many, some from every part of the alphabet
         number = "" if len(shown) == len(names) else f" {len(names)} names, among them"
         parts.append(f"known are{number} {', '.join(shown)}")
     return InputError(f"unknown {kind} {name!r}: {' '.join(parts)}")

@@ -102,6 +102,8 @@ class Adapter(ABC):
     """Whether timm builds these networks for a fixed image size, given as `img_size`."""
     any_size_kwargs: ClassVar[Mapping[str, Any]] = {}
     """timm arguments that make a network of fixed size accept images of every size, with the same weights."""
+    for_all_layers: ClassVar[tuple[str, ...]] = ()
+    """timm names of modules that are registered before the layers and take part in all of them."""
     feature_nets: ClassVar[tuple[str, ...]] = ("list", "dict", "hook", "getter")
     """timm's names (`feature_cls`) of the feature nets of this family whose features stand on full grids; the first is
     timm's default."""

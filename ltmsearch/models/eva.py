@@ -53,6 +53,7 @@ class EVA(Columnar):
 
     family = "eva"
     merging_classes: ClassVar = {Eva: MergingEva}
+    for_all_layers = ("rope",)  # which may learn
 
     def pools_prefix(self, model: Any) -> bool:
         return model.attn_pool is not None

@@ -131,7 +131,9 @@ class Supernet(nn.Module):
     def prefix_parameters(self) -> list[nn.Parameter]:
         """The parameters before the first layer: timm registers them in the order of execution up to there."""
         first = f"{self.layers[0]}."
-        return [p for _, p in takewhile(lambda named: not named[0].startswith(first), self.model.named_parameters())]
+        later = tuple(f"{name}." for name in get_adapter(self.backbone).for_all_layers)
+        before = takewhile(lambda named: not named[0].startswith(first), self.model.named_parameters())
+        return [parameter for name, parameter in before if not name.startswith(later)]
 
     def _set(self, schedule: MergeSchedule) -> None:
         set_schedule(self.backbone, self.model, schedule)

@@ -7,10 +7,11 @@ import torch
 from support.nets import SMALL, randomise
 from torch import Tensor, nn
 
-from ltmsearch.costs import backbone_costs
+from ltmsearch.costs import cost_model
 from ltmsearch.errors import InputError
 from ltmsearch.merging import OPERATORS
 from ltmsearch.models import create_subnet
+from ltmsearch.models.supernet import Supernet
 from ltmsearch.models.windows import even_window, from_windows, in_windows, window_sizes
 from ltmsearch.schedules.grid import Grid
 
@@ -61,4 +62,4 @@ def test_windows_pad_as_little_as_their_number_allows(size: Grid, largest: Grid,
 
 def test_images_of_broken_patches_are_refused_in_one_line() -> None:
     with pytest.raises(InputError, match=r"size that the network accepts, but got 70×70 px: Input height \(70\)"):
-        backbone_costs(NAME, 70, num_classes=5)
+        cost_model(NAME, Supernet(NAME, num_classes=5, **SMALL[NAME]).model, (70, 70))

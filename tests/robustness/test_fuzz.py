@@ -181,8 +181,8 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
     trials = write_csv(trials_table(RECORDS), folder / "t.csv")
     log = write_log([epoch(1), epoch(2)], folder / "log.csv")
 
-    def shipped(kind: Literal["search_spaces", "studies"]) -> list[bytes]:
-        return [path.read_bytes() for path in sorted(shipped_folder(kind).glob("*.yaml"))]
+    def shipped(kind: Literal["search_spaces", "studies"], names: str = "*") -> list[bytes]:
+        return [path.read_bytes() for path in sorted(shipped_folder(kind).glob(f"{names}.yaml"))]
 
     def target(
         name: str, kind: Kind, file: str, load: Callable[[Path], object], *originals: bytes | str | Path
@@ -194,7 +194,7 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
 
     made = [
         target("recipe", "yaml", "recipe.yaml", recipe_file, SMALL_RECIPE, SMALL_RECIPE, SMALL_RECIPE, recipe),
-        target("space", "yaml", "space.yaml", space_file, SMALL_SPACE, SMALL_SPACE, *shipped("search_spaces")),
+        target("space", "yaml", "space.yaml", space_file, SMALL_SPACE, SMALL_SPACE, *shipped("search_spaces", "*vit")),
         target("config", "yaml", "config.yaml", config_file, SMALL_STUDY, *shipped("studies")),
         target("settings", "yaml", "settings.yaml", settings_file, study),
         target("trials", "csv", "trials.csv", trials_file, trials),
