@@ -52,7 +52,7 @@ PROFILE = ("profile", "mobilevit_xxs", "--device", "cpu")
         (("export", "nowhere"), "or the folder of a training, but is not a folder"),
         ((*RUN, "--quiet", "--verbose"), "--quiet and --verbose cannot both be given"),
         (("run", "--no-such-option"), "no such option: --no-such-option (see ltmsearch run --help)"),
-        (("run", "--trails", "3"), "no such option: --trails (Possible options: --pretrained, --train-split, --trials)"),
+        (("run", "--trails", "3"), "no such option: --trails (Possible options: --pretrained, --train-split"),
         (("runn",), "no such command 'runn'. Did you mean 'run'? (see ltmsearch --help)"),
         (("--foo",), "no such option: --foo (see ltmsearch --help)"),
         (("cost",), "missing argument 'BACKBONE' (see ltmsearch cost --help)"),
