@@ -4,7 +4,6 @@ Merges lie between attention and MLP, accumulate with depth and are not undone. 
 never merge. Pooling at the end weighs each token by the number of input tokens in it.
 """
 
-from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
@@ -33,6 +32,14 @@ AVERAGED = ("avg", "avgmax")
 """timm's poolings that take a mean over tokens."""
 
 
+def pools_prefix(model: Any) -> bool:
+    """Whether a network's pooling of all tokens includes those that never merge.
+
+    timm's `Eva` has no option for it: it includes them in attention pooling alone.
+    """
+    return bool(getattr(model, "pool_include_prefix", model.attn_pool is not None))
+
+
 class MergingTransformer(MergingLayer, nn.Module):
     """Mixin of timm's networks with optional merges in their blocks. K: tokens that never merge, P: merged tokens."""
 
@@ -48,11 +55,6 @@ class MergingTransformer(MergingLayer, nn.Module):
     def merges(self) -> bool:
         """Whether some block has an operator with a keep ratio below 1."""
         return any(operator.keep_ratio < 1 for block in self.blocks for operator in block.upstream)
-
-    @property
-    @abstractmethod
-    def pools_prefix(self) -> bool:
-        """Whether attention pooling and means include the K tokens that never merge."""
 
     def start_state(self, patches: Tensor) -> MergeState:
         """The state before the first block, from the (B, N, D) patches, (B, h, w, D) if images may have any size."""
@@ -83,7 +85,7 @@ class MergingTransformer(MergingLayer, nn.Module):
             return super().pool(x, pool_type)  # type: ignore[misc]
         prefix = self.num_prefix_tokens
         sizes = nn.functional.pad(state.sizes, (prefix, 0), value=1.0)
-        if not self.pools_prefix:
+        if not pools_prefix(self):
             x, sizes = x[:, prefix:], sizes[:, prefix:]
         if self.attn_pool is not None:
             return self.attn_pool(x, attn_mask=sizes.log().to(x.dtype)[:, None, None, :])
@@ -134,10 +136,6 @@ class Columnar(Adapter):
     feature_nets = ("getter",)  # the others return the tokens between blocks, which may be merged
     learning = Learning(lr=5e-4, grows=False, patience=2)
 
-    @abstractmethod
-    def pools_prefix(self, model: Any) -> bool:
-        """See `MergingTransformer.pools_prefix`."""
-
     def recognises(self, model: nn.Module) -> bool:
         return type(model) in (*self.merging_classes, *self.merging_classes.values())
 
@@ -183,7 +181,7 @@ class Columnar(Adapter):
                 prefix=prefix,
                 norm_macs=NORM_MACS * model.embed_dim if isinstance(model.norm, nn.LayerNorm) else 0,
                 pool_dim=model.embed_dim if isinstance(model.attn_pool, AttentionPoolLatent) else 0,
-                pool_prefix=prefix if self.pools_prefix(model) else 0,
+                pool_prefix=prefix if pools_prefix(model) else 0,
             ),
         )
 

@@ -21,10 +21,6 @@ class MergingEva(MergingTransformer, Eva):
 
     timm_class = Eva
 
-    @property
-    def pools_prefix(self) -> bool:
-        return self.attn_pool is not None
-
     def _pos_embed(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         # The first method that receives the patches; the rotation that it returns is one of the full grid.
         state = self.start_state(x)
@@ -54,9 +50,6 @@ class EVA(Columnar):
     family = "eva"
     merging_classes: ClassVar = {Eva: MergingEva}
     for_all_layers = ("rope",)  # which may learn
-
-    def pools_prefix(self, model: Any) -> bool:
-        return model.attn_pool is not None
 
     def refusal(self, model: Any) -> str | None:
         if model.rope is not None and type(model.rope) not in ROTARY:

@@ -62,17 +62,14 @@ def _centred_angles(rope: RotaryEmbeddingDinoV3, places: Tensor, _block: int) ->
     return (2 * torch.pi * places[..., None] / rope.periods).flatten(-2)
 
 
-def _mixed_places(rope: RotaryEmbeddingMixed, grid: Grid) -> Tensor:
-    return torch.stack(get_mixed_grid(list(grid), rope.grid_indexing, rope.freqs.device), dim=-1)
+def _indexed_places(rope: RotaryEmbeddingMixed | RotaryEmbeddingMRope, grid: Grid) -> Tensor:
+    (device,) = {tensor.device for tensor in (*rope.parameters(), *rope.buffers())}
+    return torch.stack(get_mixed_grid(list(grid), rope.grid_indexing, device), dim=-1)
 
 
 def _mixed_angles(rope: RotaryEmbeddingMixed, places: Tensor, block: int) -> Tensor:
     first, second = rope.freqs[:, block].float()[:, None, :, None]  # (1, H, 1, C/2) each
     return places[:, None, :, :1] * first + places[:, None, :, 1:] * second
-
-
-def _sectioned_places(rope: RotaryEmbeddingMRope, grid: Grid) -> Tensor:
-    return torch.stack(get_mixed_grid(list(grid), rope.grid_indexing, rope.inv_freq.device), dim=-1)
 
 
 def _sectioned_angles(rope: RotaryEmbeddingMRope, places: Tensor, _block: int) -> Tensor:
@@ -83,8 +80,8 @@ def _sectioned_angles(rope: RotaryEmbeddingMRope, places: Tensor, _block: int) -
 ROTARY: dict[type[nn.Module], Rotary] = {
     RotaryEmbeddingCat: Rotary(places=_axial_places, angles=_axial_angles),
     RotaryEmbeddingDinoV3: Rotary(places=_centred_places, angles=_centred_angles),
-    RotaryEmbeddingMixed: Rotary(places=_mixed_places, angles=_mixed_angles),
-    RotaryEmbeddingMRope: Rotary(places=_sectioned_places, angles=_sectioned_angles),
+    RotaryEmbeddingMixed: Rotary(places=_indexed_places, angles=_mixed_angles),
+    RotaryEmbeddingMRope: Rotary(places=_indexed_places, angles=_sectioned_angles),
 }
 """By the exact class of timm's module."""
 

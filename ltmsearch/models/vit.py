@@ -1,6 +1,6 @@
 """Vision transformers by timm's `VisionTransformer`: ViT, DeiT, DINOv2, CLIP, SigLIP, hybrids and their kin."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
@@ -15,10 +15,6 @@ class MergingVisionTransformer(MergingTransformer, VisionTransformer):
     """timm's `VisionTransformer` with optional merges in its blocks."""
 
     timm_class = VisionTransformer
-
-    @property
-    def pools_prefix(self) -> bool:
-        return bool(self.pool_include_prefix)
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         # The first method that receives the patches.
@@ -40,6 +36,3 @@ class ViT(Columnar):
         VisionTransformer: MergingVisionTransformer,
         VisionTransformerDistilled: MergingVisionTransformerDistilled,
     }
-
-    def pools_prefix(self, model: Any) -> bool:
-        return bool(model.pool_include_prefix)
