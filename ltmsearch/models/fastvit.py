@@ -23,7 +23,6 @@ from ltmsearch.models.adapter import (
     BATCHNORM_MACS,
     NORM_MACS,
     BlockAdapter,
-    LayerShape,
     MergingLayer,
     grid_of,
     idle_operator,
@@ -31,7 +30,14 @@ from ltmsearch.models.adapter import (
     register_family,
 )
 from ltmsearch.models.rewiring import Rewired, recorded
-from ltmsearch.models.windows import change_in_windows, count_windows, even_window, from_windows, in_windows
+from ltmsearch.models.windows import (
+    WindowsShape,
+    change_in_windows,
+    count_windows,
+    even_window,
+    from_windows,
+    in_windows,
+)
 from ltmsearch.schedules.grid import Grid, tokens
 
 WINDOW: Grid = (8, 8)
@@ -109,22 +115,15 @@ class MergingAttentionBlock(MergingLayer, AttentionBlock):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FastVitShape(LayerShape):
+class FastVitShape(WindowsShape):
     """A token mixer, and an MLP behind a depthwise convolution, on the feature map or on merged tokens."""
 
-    size: Grid
-    """(rows, columns) of the feature map."""
-    window: Grid
-    """(rows, columns) of a window that merges."""
     mixing: int
     """Multiply-adds of convolutions, norms and projections before the MLP, per token."""
     attention: bool
     hidden: int
     kernel: int
     """Side of the depthwise convolution."""
-
-    def image_grid(self, grid: Grid) -> Grid:
-        return self.size
 
     def macs_before(self, grid: Grid) -> int:
         """Token mixer, with the products QKᵀ and AV of attention."""
@@ -133,7 +132,7 @@ class FastVitShape(LayerShape):
 
     def macs_after(self, grid: Grid) -> int:
         """Depthwise convolution, batch norm, and two projections."""
-        n = tokens(self.size) if grid == self.window else self.windows * tokens(grid)
+        n = self.tokens_after(grid)
         return n * self.dim * (self.kernel**2 + BATCHNORM_MACS + 2 * self.hidden)
 
 

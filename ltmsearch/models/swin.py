@@ -17,7 +17,6 @@ from ltmsearch.config.defaults import Learning
 from ltmsearch.models.adapter import (
     NORM_MACS,
     BlockAdapter,
-    LayerShape,
     MergingLayer,
     grid_of,
     idle_operator,
@@ -25,7 +24,7 @@ from ltmsearch.models.adapter import (
     register_family,
 )
 from ltmsearch.models.rewiring import Rewired, recorded
-from ltmsearch.models.windows import change_in_windows, count_windows, from_shifted_windows
+from ltmsearch.models.windows import WindowsShape, change_in_windows, count_windows, from_shifted_windows
 from ltmsearch.schedules.grid import Grid, tokens
 
 
@@ -62,18 +61,12 @@ class MergingSwinBlock(MergingLayer, SwinTransformerBlock):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SwinShape(LayerShape):
+class SwinShape(WindowsShape):
     """A block with attention inside windows. The MLP runs on the feature map, or on merged tokens."""
 
-    size: Grid
-    """(rows, columns) of the feature map."""
-    window: Grid
     attn_dim: int
     """Channels of queries, keys and values."""
     hidden: int
-
-    def image_grid(self, grid: Grid) -> Grid:
-        return self.size
 
     def macs_before(self, grid: Grid) -> int:
         """Norm of the feature map; projections and the products QKᵀ and AV of all windows, padding included."""
@@ -83,7 +76,7 @@ class SwinShape(LayerShape):
 
     def macs_after(self, grid: Grid) -> int:
         """Norm and the two projections of the MLP."""
-        n = tokens(self.size) if grid == self.window else self.windows * tokens(grid)
+        n = self.tokens_after(grid)
         return NORM_MACS * n * self.dim + 2 * n * self.dim * self.hidden
 
 

@@ -19,7 +19,6 @@ from ltmsearch.config.defaults import Learning
 from ltmsearch.models.adapter import (
     NORM_MACS,
     BlockAdapter,
-    LayerShape,
     MergingLayer,
     grid_of,
     idle_operator,
@@ -27,7 +26,7 @@ from ltmsearch.models.adapter import (
     register_family,
 )
 from ltmsearch.models.rewiring import Rewired, recorded
-from ltmsearch.models.windows import change_in_windows, count_windows, even_window, from_shifted_windows
+from ltmsearch.models.windows import WindowsShape, change_in_windows, count_windows, even_window, from_shifted_windows
 from ltmsearch.schedules.grid import Grid, tokens
 
 
@@ -73,21 +72,14 @@ class MergingSwinV2Block(MergingLayer, SwinTransformerV2Block):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SwinV2Shape(LayerShape):
+class SwinV2Shape(WindowsShape):
     """A block with attention inside windows. The MLP runs on the feature map, or on merged tokens."""
 
-    size: Grid
-    """(rows, columns) of the feature map."""
-    window: Grid
-    """(rows, columns) of a window that merges."""
     attention_window: Grid
     heads: int
     bias_hidden: int
     """Hidden width of the MLP that computes position biases."""
     hidden: int
-
-    def image_grid(self, grid: Grid) -> Grid:
-        return self.size
 
     def macs_before(self, grid: Grid) -> int:
         """Position biases; projections and the products QKᵀ and AV of all windows, padding included; norm."""
@@ -98,7 +90,7 @@ class SwinV2Shape(LayerShape):
 
     def macs_after(self, grid: Grid) -> int:
         """The two projections of the MLP, and norm."""
-        n = tokens(self.size) if grid == self.window else self.windows * tokens(grid)
+        n = self.tokens_after(grid)
         return 2 * n * self.dim * self.hidden + NORM_MACS * n * self.dim
 
 

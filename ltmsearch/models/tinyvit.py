@@ -19,7 +19,6 @@ from ltmsearch.models.adapter import (
     BATCHNORM_MACS,
     NORM_MACS,
     BlockAdapter,
-    LayerShape,
     MergingLayer,
     grid_of,
     idle_operator,
@@ -27,7 +26,7 @@ from ltmsearch.models.adapter import (
     register_family,
 )
 from ltmsearch.models.rewiring import Rewired, recorded
-from ltmsearch.models.windows import change_in_windows, count_windows, even_window, from_windows
+from ltmsearch.models.windows import WindowsShape, change_in_windows, count_windows, even_window, from_windows
 from ltmsearch.schedules.grid import Grid, tokens
 
 
@@ -79,13 +78,9 @@ class MergingTinyVitBlock(MergingLayer, TinyVitBlock):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TinyVitShape(LayerShape):
+class TinyVitShape(WindowsShape):
     """Attention inside windows, a depthwise convolution, and an MLP on the feature map or on merged tokens."""
 
-    size: Grid
-    """(rows, columns) of the feature map."""
-    window: Grid
-    """(rows, columns) of a window that merges."""
     attention_window: Grid
     projected: int
     """Channels of queries, keys and values."""
@@ -97,9 +92,6 @@ class TinyVitShape(LayerShape):
     """Side of the depthwise convolution."""
     hidden: int
 
-    def image_grid(self, grid: Grid) -> Grid:
-        return self.size
-
     def macs_before(self, grid: Grid) -> int:
         """Norm, projections and the products QKᵀ and AV of all windows, padding included; convolution, batch norm."""
         n = tokens(self.attention_window)
@@ -110,7 +102,7 @@ class TinyVitShape(LayerShape):
 
     def macs_after(self, grid: Grid) -> int:
         """Norm and the two projections of the MLP."""
-        n = tokens(self.size) if grid == self.window else self.windows * tokens(grid)
+        n = self.tokens_after(grid)
         return n * self.dim * (NORM_MACS + 2 * self.hidden)
 
 

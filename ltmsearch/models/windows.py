@@ -9,16 +9,35 @@ Shapes: B images, W windows per image, N tokens per window, P merged tokens per 
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from timm.models.swin_transformer import window_partition, window_reverse
 from torch import Tensor, nn
 
 from ltmsearch.merging import MergeOperator
+from ltmsearch.models.adapter import LayerShape
 from ltmsearch.schedules.grid import Grid, tokens
 
 PADDING_SIZE = 1e-4
 """Size of a padding token; a token of the image has size 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowsShape(LayerShape):
+    """A layer whose last part runs on a feature map, or on the merged tokens of its windows."""
+
+    size: Grid
+    """(rows, columns) of the feature map."""
+    window: Grid
+    """(rows, columns) of a window that merges."""
+
+    def image_grid(self, grid: Grid) -> Grid:
+        return self.size
+
+    def tokens_after(self, grid: Grid) -> int:
+        """Tokens of the last part, with windows merged to `grid`; padding merges too."""
+        return tokens(self.size) if grid == self.window else self.windows * tokens(grid)
 
 
 def change_in_windows(
