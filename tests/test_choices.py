@@ -27,9 +27,10 @@ from ltmsearch.export.subnets import choose_trials
 from ltmsearch.io.presets import find_file, shipped_folder, shipped_names
 from ltmsearch.latency.target import LatencyTarget
 from ltmsearch.merging import LearnableTokenMerging, PoolMerging, check_form, get_operator
+from ltmsearch.models.registers import check_registers
 from ltmsearch.models.registry import attach_operators, create_subnet
 from ltmsearch.models.supernet import Supernet
-from ltmsearch.models.weights import create_backbone
+from ltmsearch.models.weights import build_backbone, create_backbone
 from ltmsearch.reporting.findings import find
 from ltmsearch.reporting.json_summary import front_rows
 from ltmsearch.reporting.layer_plot import height, layers_figure
@@ -96,6 +97,10 @@ CALLS: dict[str, Callable[[Any], object]] = {
     ),
     "models.registry:create_subnet(forms)": lambda name: create_subnet(XXS, keep_ratios=0.5, forms=name),
     "models.registry:create_subnet(mask_start)": lambda name: create_subnet(XXS, mask_start=name, pretrained=True),
+    "models.registry:create_subnet(readout)": lambda name: create_subnet(XXS, readout=name),
+    "models.weights:create_backbone(readout)": lambda name: create_backbone(XXS, readout=name),
+    "models.weights:build_backbone(readout)": lambda name: build_backbone(XXS, readout=name),
+    "models.registers:check_registers(readout)": lambda name: check_registers(1, name),
     "models.supernet:Supernet(mask_start)": lambda name: Supernet(XXS, mask_start=name, pretrained=True),
     "reporting.findings:find(cost)": lambda name: find([], name),
     "reporting.json_summary:front_rows(cost)": lambda name: front_rows([], name),

@@ -28,8 +28,6 @@ TrainSplit = Annotated[str | None, field_option(StudySettings, "train_split", pa
 ValSplit = Annotated[str | None, field_option(StudySettings, "val_split", panel=DATA)]
 ClassMap = Annotated[Path | None, field_option(StudySettings, "class_map", panel=DATA)]
 ImgSize = Annotated[int | None, typer.Option(metavar="INT", help="Image side in pixels. (default: the recipe's)")]
-ModelKwargs = Annotated[list[str] | None, field_option(StudySettings, "model_kwargs")]
-InChans = Annotated[int, field_option(StudySettings, "in_chans")]
 Device = Annotated[str, field_option(StudySettings, "device")]
 AsJson = Annotated[bool, flag("--json", "Print the result to standard output as one JSON document.", panel=OUTPUT)]
 Quiet = Annotated[bool, flag("--quiet", "-q", "Print no progress and no table.", panel=OUTPUT)]

@@ -1,15 +1,15 @@
 """The `space` and `cost` commands, which describe a backbone without training anything."""
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ltmsearch.cli.app import AsJson, InChans, ModelKwargs
-from ltmsearch.cli.options import choice_option, completing, field_option
+from ltmsearch.cli.app import AsJson
+from ltmsearch.cli.options import choice_option, completing, field_option, options_from
 from ltmsearch.cli.terminal import print_json, results
 from ltmsearch.config.backbones import backbone_names
-from ltmsearch.config.network import network_arguments
+from ltmsearch.config.network import NETWORK_KEYS, network_arguments
 from ltmsearch.config.settings import StudySettings
 from ltmsearch.errors import InputError
 from ltmsearch.schedules.schedule import Form
@@ -25,15 +25,15 @@ NumClasses = Annotated[int, typer.Option(metavar="INT", help="Number of classes.
 Operator = Annotated[str, field_option(StudySettings, "operator")]
 
 
+@options_from(StudySettings, only=NETWORK_KEYS)
 def space(
     backbone: Backbone,
     img_size: ImgSize = 224,
     operator: Operator = "ltm",
     space: Annotated[str | None, field_option(StudySettings, "space")] = None,
     num_classes: NumClasses = 1000,
-    model_kwargs: ModelKwargs = None,
-    in_chans: InChans = 3,
     as_json: AsJson = False,
+    **network: Any,
 ) -> None:
     """Show a backbone's layers with their tokens and costs, the savings of merging, and the range of reachable costs.
 
@@ -41,9 +41,13 @@ def space(
     """
     from ltmsearch.costs.describe import describe_space, print_space
 
-    network = network_arguments("space", model_kwargs=model_kwargs, in_chans=in_chans)
     record = describe_space(
-        backbone, img_size=img_size, operator=operator, space=space, num_classes=num_classes, **network
+        backbone,
+        img_size=img_size,
+        operator=operator,
+        space=space,
+        num_classes=num_classes,
+        **network_arguments("space", **network),
     )
     if as_json:
         print_json(asdict(record))
@@ -51,6 +55,7 @@ def space(
         print_space(results(), record)
 
 
+@options_from(StudySettings, only=NETWORK_KEYS)
 def cost(
     backbone: Backbone,
     keep: Annotated[
@@ -63,9 +68,8 @@ def cost(
     operator: Operator = "ltm",
     form: Annotated[str | None, choice_option(Form, "Form of the merges; default: the operator's first")] = None,
     num_classes: NumClasses = 1000,
-    model_kwargs: ModelKwargs = None,
-    in_chans: InChans = 3,
     as_json: AsJson = False,
+    **network: Any,
 ) -> None:
     """Count the multiply-adds of one schedule, by formula and by tracing; without --keep, of the unmerged network.
 
@@ -80,7 +84,7 @@ def cost(
         operator=operator,
         form=form,
         num_classes=num_classes,
-        **network_arguments("cost", model_kwargs=model_kwargs, in_chans=in_chans),
+        **network_arguments("cost", **network),
     )
     if as_json:
         print_json(asdict(record))

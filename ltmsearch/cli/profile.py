@@ -1,12 +1,12 @@
 """The `profile` command."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ltmsearch.cli.app import AsJson, Device, Verbose
-from ltmsearch.cli.options import OUTPUT, completing, field_option, flag
+from ltmsearch.cli.options import OUTPUT, completing, field_option, flag, options_from
 from ltmsearch.cli.terminal import print_json, results, watched
 from ltmsearch.config.backbones import backbone_names
 from ltmsearch.config.settings import StudySettings
@@ -14,6 +14,7 @@ from ltmsearch.errors import InputError
 
 BACKBONE = "Profile of a backbone"
 """Panel of the help."""
+OF_BACKBONES = "--model-kwargs, --registers, --readout, --operator, --space, --again and --out"
 Network = Annotated[
     str,
     typer.Argument(
@@ -39,6 +40,7 @@ InChans = Annotated[
 ]
 
 
+@options_from(StudySettings, only=("model_kwargs", "registers", "readout"))
 def profile(
     net: Network,
     device: Device = "auto",
@@ -49,7 +51,6 @@ def profile(
     threads: Annotated[int | None, field_option(StudySettings, "latency_threads")] = None,
     img_size: ImgSize = None,
     num_classes: NumClasses = None,
-    model_kwargs: Annotated[list[str] | None, field_option(StudySettings, "model_kwargs", panel=BACKBONE)] = None,
     in_chans: InChans = None,
     operator: Annotated[str | None, field_option(StudySettings, "operator", panel=BACKBONE)] = None,
     space: Annotated[str | None, field_option(StudySettings, "space", panel=BACKBONE)] = None,
@@ -60,6 +61,7 @@ def profile(
         bool, flag("--quiet", "-q", "Print no progress; for a backbone, no table either.", panel=OUTPUT)
     ] = False,
     verbose: Verbose = False,
+    **network: Any,
 ) -> None:
     """Measure latency on a device: of a recipe and its unmerged network, or of enough subnets to predict a backbone's.
 
@@ -77,12 +79,12 @@ def profile(
         "img_size": img_size,
         "num_classes": num_classes,
         "in_chans": in_chans,
-        "model_kwargs": model_kwargs or None,
+        **network,
     }
     given = {name: value for name, value in target.items() if value is not None}
     is_recipe = net.endswith((".yaml", ".yml"))
-    if is_recipe and (operator or space or again or out or model_kwargs):
-        raise InputError("--model-kwargs, --operator, --space, --again and --out need a backbone, but got a recipe")
+    if is_recipe and (operator or space or again or out or any(network.values())):
+        raise InputError(f"{OF_BACKBONES} need a backbone, but got a recipe")
     with watched(quiet=quiet, verbose=verbose, next_step=_next_step) as callbacks:
         from ltmsearch.latency import profile_backbone, profile_recipe
         from ltmsearch.latency.console import print_nets, print_profile

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from ltmsearch.config.network import check_channels
+from ltmsearch.config.network import check_channels, check_readout
 
 
 def check_combinations(settings: Any) -> None:
     """Raise ValueError for settings that exclude each other or need others."""
     check_channels(settings)
+    check_readout(settings.readout, settings.registers)
     starts = [name for name in ("pretrained", "checkpoint", "resume_from") if getattr(settings, name)]
     if len(starts) > 1:
         raise ValueError(f"{starts[0]} and {starts[1]} cannot both be given")

@@ -12,6 +12,8 @@ Sampler = Literal["auto", "tpe", "gp", "nsga2", "random"]
 Precision = Literal["auto", "fp32", "bf16"]
 Head = Literal["probe", "random"]
 """Starts of a classifier that given weights lack: fitted to their features, or timm's initialisation."""
+Readout = Literal["timm", "register"]
+"""What classifiers read: what they read in timm's network, or the registers that ltmsearch adds to it."""
 Engine = Literal["torch", "compile", "onnxruntime"]
 """Runtimes whose latency is measured: torch without compilation, `torch.compile` and onnxruntime."""
 NumberFormat = Literal["fp32", "bf16", "fp16"]

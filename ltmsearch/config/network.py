@@ -6,21 +6,25 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ltmsearch.config.cli_option import CliOption
+from ltmsearch.config.names import Readout
 from ltmsearch.data.preparation import IMAGE_MODES, CropMode, ImageOptions, Interpolation
 from ltmsearch.errors import shortened
 from ltmsearch.io.yaml_models import check
 
 NETWORK = "Network and its images"
 """Panel of the help."""
+MAX_REGISTERS = 1024
 OWN_KEYS = {
     "num_classes": "use --num-classes",
     "in_chans": "use --in-chans",
     "img_size": "use --img-size",
     "pretrained": "use --pretrained",
     "checkpoint_path": "use --checkpoint",
+    "registers": "use --registers",
+    "readout": "use --readout",
     **dict.fromkeys(("keep_ratios", "operator", "forms", "mask_start"), "the schedule has it"),
     **dict.fromkeys(("dynamic_img_size", "dynamic_img_pad", "strict_img_size", "embed_layer"), "ltmsearch sets it"),
     "patch_drop_rate": "tokens without some patches have no grid to merge on",
@@ -90,6 +94,12 @@ def _known_channels(value: Any) -> Any:
     return number
 
 
+def _whole(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
 def _as_sequence(value: Any) -> Any:
     return (value,) if isinstance(value, int | float | str) else value
 
@@ -109,6 +119,20 @@ InChans = Annotated[
     BeforeValidator(_known_channels),
     _option(),
     Field(description="Input channels of the network: images are read as grey (1), RGB (3) or RGBA (4)."),
+]
+Registers = Annotated[
+    int,
+    BeforeValidator(_whole),
+    _option(),
+    Field(ge=0, le=MAX_REGISTERS, description="Learned tokens to add to a ViT beside its own; they never merge."),
+]
+ReadoutKey = Annotated[
+    Readout,
+    _option(),
+    Field(
+        description="Tokens that the classifier reads: as in timm (class token or pooling), or the mean of the "
+        "`registers`."
+    ),
 ]
 Mean = Annotated[
     tuple[Annotated[float, Field(ge=0, le=1)], ...] | None,
@@ -152,6 +176,14 @@ def check_channels(keys: Any) -> None:
             raise ValueError(f"{name} must be one number or {keys.in_chans}, one per channel, but got {len(found)}")
 
 
+def check_readout(readout: str, registers: int) -> None:
+    """Raise ValueError for a readout of registers without any."""
+    if readout == "register" and not registers:
+        raise ValueError(
+            f"readout 'register' needs registers, but got registers={registers}: set registers to 1 or more"
+        )
+
+
 def image_options(keys: Any) -> ImageOptions:
     """The options for images among the keys of a study or a recipe."""
     return ImageOptions(**{name: getattr(keys, name) for name in IMAGE_KEYS})
@@ -168,14 +200,31 @@ class NetworkKeys(BaseModel):
 
     model_kwargs: ModelKwargs = {}
     in_chans: InChans = 3
+    registers: Registers = 0
+    readout: ReadoutKey = "timm"
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> "NetworkKeys":
+        check_readout(self.readout, self.registers)
+        return self
 
     def arguments(self) -> dict[str, Any]:
-        """Arguments of `timm.create_model`; the usual three channels are left to timm."""
-        return {**self.model_kwargs} | ({} if self.in_chans == 3 else {"in_chans": self.in_chans})
+        """Arguments of `create_backbone` and `create_subnet`, without those that have their default."""
+        own = self.model_dump(exclude={"model_kwargs"}, exclude_defaults=True)
+        return {**self.model_kwargs, **own}
+
+
+NETWORK_KEYS = tuple(NetworkKeys.model_fields)
+"""Names of these keys."""
+
+
+def network_keys(keys: Any) -> dict[str, Any]:
+    """The keys of a network among those of a study or of a latency target."""
+    return {name: getattr(keys, name) for name in NETWORK_KEYS}
 
 
 def network_arguments(where: str, **keys: Any) -> dict[str, Any]:
-    """Arguments of `timm.create_model` from values of a command line or a program, `where` in error messages.
+    """Arguments of `create_backbone` from values of a command line or a program, `where` in error messages.
 
     Raises:
         InputError: For an invalid value.

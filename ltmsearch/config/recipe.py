@@ -26,9 +26,12 @@ from ltmsearch.config.network import (
     Mean,
     ModelKwargs,
     NetworkKeys,
+    ReadoutKey,
+    Registers,
     Resizing,
     Std,
     check_channels,
+    check_readout,
     image_options,
 )
 from ltmsearch.data.preparation import ImageOptions
@@ -48,7 +51,8 @@ NET = ("schema_version", "model", "schedule", "timm_kwargs", "provenance")
 
 HEADER = """Training recipe of a merge schedule found by ltmsearch.
 The network: timm.create_model(model, keep_ratios=schedule, operator=operator, forms=forms,
-  num_classes=num_classes, img_size=img_size, in_chans=in_chans, **model_kwargs)
+  num_classes=num_classes, img_size=img_size, in_chans=in_chans, registers=registers, readout=readout,
+  **model_kwargs)
 after `import ltmsearch`. Training keys have the names and meanings of timm's training script."""
 
 
@@ -92,6 +96,8 @@ class Recipe(BaseModel):
     timm_kwargs: ModelKwargs = {}
     """In the file the key `model_kwargs`."""
     in_chans: InChans = 3
+    registers: Registers = 0
+    readout: ReadoutKey = "timm"
     mean: Mean = None
     std: Std = None
     interpolation: Resizing = None
@@ -239,6 +245,7 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _check_combinations(self) -> "Recipe":
         check_channels(self)
+        check_readout(self.readout, self.registers)
         if self.in_chans == 4 and self.aa is not None:
             raise ValueError(f"aa must be none for in_chans 4, since timm's policies know no RGBA, but got {self.aa!r}")
         if self.warmup_epochs + self.cooldown_epochs >= self.epochs and self.sched != "constant":
@@ -278,8 +285,10 @@ class Recipe(BaseModel):
 
     @property
     def network(self) -> dict[str, Any]:
-        """Arguments of `timm.create_model(recipe.backbone, ...)` for the unmerged network, besides its image size."""
-        keys = NetworkKeys(model_kwargs=self.timm_kwargs, in_chans=self.in_chans)
+        """Arguments of `create_backbone(recipe.backbone, ...)` for the unmerged network, besides its image size."""
+        keys = NetworkKeys(
+            model_kwargs=self.timm_kwargs, in_chans=self.in_chans, registers=self.registers, readout=self.readout
+        )
         return {"num_classes": self.num_classes, **keys.arguments()}
 
     @property

@@ -20,9 +20,12 @@ from ltmsearch.config.network import (
     Mean,
     ModelKwargs,
     NetworkKeys,
+    ReadoutKey,
+    Registers,
     Resizing,
     Std,
     image_options,
+    network_keys,
 )
 from ltmsearch.config.objective import CostAxis
 from ltmsearch.config.shorthands import expanded
@@ -85,6 +88,8 @@ class StudySettings(BaseModel):
     num_classes: Annotated[int | None, _network(default="the data's")] = Field(default=None, ge=2)
     """Classes of the network; it may have more than the data."""
     in_chans: InChans = 3
+    registers: Registers = 0
+    readout: ReadoutKey = "timm"
     mean: Mean = None
     std: Std = None
     interpolation: Resizing = None
@@ -276,8 +281,8 @@ class StudySettings(BaseModel):
 
     @property
     def network(self) -> dict[str, Any]:
-        """Arguments of `timm.create_model` besides image size and classes."""
-        return NetworkKeys(model_kwargs=self.model_kwargs, in_chans=self.in_chans).arguments()
+        """Arguments of `create_backbone` besides image size and classes."""
+        return NetworkKeys(**network_keys(self)).arguments()
 
     @property
     def images(self) -> ImageOptions:

@@ -75,7 +75,8 @@ def profile_recipe(
     """
     recipe = load_recipe(path)
     backbone, operator = recipe.backbone, recipe.schedule.operator
-    own = {"img_size": recipe.img_size, "num_classes": recipe.num_classes, "in_chans": recipe.in_chans}
+    names = ("img_size", "num_classes", "in_chans", "registers", "readout")
+    own = {name: getattr(recipe, name) for name in names}
     target = LatencyTarget.local(**{**own, "model_kwargs": recipe.timm_kwargs, **target_options})
     costs = backbone_costs(backbone, target.img_size, operator, **target.network)
     plain = MergeSchedule.uniform(costs.layers, 1.0, operator)

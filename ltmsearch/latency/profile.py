@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,6 +9,7 @@ import numpy as np
 import platformdirs
 from pydantic import BaseModel, ConfigDict
 
+from ltmsearch.config.network import NetworkKeys, network_keys
 from ltmsearch.costs import CostModel, LatencyModel, Timing, fit_latency
 from ltmsearch.errors import InputError, shortened
 from ltmsearch.io.files import read_json, write_atomic
@@ -124,16 +124,19 @@ class LatencyProfile(BaseModel):
         operator: str,
         space: str,
         img_size: int,
-        in_chans: int = 3,
-        model_kwargs: Mapping[str, Any] | None = None,
+        **network: Any,
     ) -> None:
-        """Raise an `InputError` unless the profile, read from `path`, fits a study."""
+        """Raise an `InputError` unless the profile, read from `path`, fits a study.
+
+        Args:
+            network: Those of `NetworkKeys` that are not as usual.
+        """
+        of_target, of_study = network_keys(self.target), network_keys(NetworkKeys(**network))
         for name, mine, required in (
             ("backbone", self.backbone, backbone),
             ("operator", self.operator, operator),
             ("image size", self.target.img_size, img_size),
-            ("in_chans", self.target.in_chans, in_chans),
-            ("model_kwargs", dict(self.target.model_kwargs), dict(model_kwargs or {})),
+            *((name, of_target[name], required) for name, required in of_study.items()),
             ("search space", self.space, space),
         ):
             if mine != required:

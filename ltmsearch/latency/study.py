@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ltmsearch.callbacks import Callbacks
+from ltmsearch.config.network import network_keys
 from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.costs import CostModel, LatencyModel
 from ltmsearch.errors import InputError
@@ -119,8 +120,7 @@ def study_latency(
         operator=settings.operator,
         space=space.digest(),
         img_size=settings.img_size,
-        in_chans=settings.in_chans,
-        model_kwargs=settings.model_kwargs,
+        **network_keys(settings),
     )
     _log.info("latency profile %s: plain network %.3f ms, %s", path, profile.plain.ms, profile.check)
     model = profile.model(costs)
@@ -146,6 +146,5 @@ def settings_target(settings: ResolvedSettings, num_classes: int) -> LatencyTarg
         threads=settings.latency_threads,
         img_size=settings.img_size,
         num_classes=settings.num_classes or num_classes,
-        in_chans=settings.in_chans,
-        model_kwargs=settings.model_kwargs,
+        **network_keys(settings),
     )

@@ -8,10 +8,18 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ltmsearch.config.names import Engine, MemoryFormat, NumberFormat
-from ltmsearch.config.network import InChans, ModelKwargs, NetworkKeys
+from ltmsearch.config.names import Engine, MemoryFormat, NumberFormat, Readout
+from ltmsearch.config.network import (
+    InChans,
+    ModelKwargs,
+    NetworkKeys,
+    ReadoutKey,
+    Registers,
+    check_readout,
+    network_keys,
+)
 from ltmsearch.engine.runtime import find_device, has_bf16
 from ltmsearch.errors import InputError, check_choice
 from ltmsearch.io.yaml_models import check
@@ -43,8 +51,15 @@ class LatencyTarget(BaseModel):
     """Width of the classifier."""
     in_chans: InChans = 3
     model_kwargs: ModelKwargs = {}
+    registers: Registers = 0
+    readout: ReadoutKey = "timm"
     versions: dict[str, str]
     """Versions of the libraries that affect latency."""
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Self:
+        check_readout(self.readout, self.registers)
+        return self
 
     @classmethod
     def local(
@@ -60,6 +75,8 @@ class LatencyTarget(BaseModel):
         num_classes: int = 1000,
         in_chans: int = 3,
         model_kwargs: Mapping[str, Any] | None = None,
+        registers: int = 0,
+        readout: Readout = "timm",
     ) -> Self:
         """Return a target on this machine; arguments are the fields of the same name.
 
@@ -91,15 +108,16 @@ class LatencyTarget(BaseModel):
             "num_classes": num_classes,
             "in_chans": in_chans,
             "model_kwargs": model_kwargs or {},
+            "registers": registers,
+            "readout": readout,
             "versions": {library: version(library) for library in libraries},
         }
         return check(cls, content, "latency")
 
     @property
     def network(self) -> dict[str, Any]:
-        """Arguments of `timm.create_model` for the network besides its image size."""
-        keys = NetworkKeys(model_kwargs=self.model_kwargs, in_chans=self.in_chans)
-        return {"num_classes": self.num_classes, **keys.arguments()}
+        """Arguments of `create_backbone` for the network besides its image size."""
+        return {"num_classes": self.num_classes, **NetworkKeys(**network_keys(self)).arguments()}
 
     def differences(self, other: "LatencyTarget") -> list[str]:
         """List the fields that differ, each with both values."""

@@ -63,6 +63,8 @@ def load_trained(recipe: Recipe, checkpoint: Path, *, img_size: int | None = Non
     checkpoint = weights_file(checkpoint)
     report = load_weights(model, checkpoint)
     missing = dict(report.initialised)
+    if report.new_registers:
+        missing = {"reg_token": f"{report.new_registers} of its registers are not in the file"} | missing
     notes = [f"the weights were {report.converted}"] if report.converted else []
     operators = {name for name in model.state_dict() if _is_merging(name)}
     if operators and operators <= missing.keys() and not any(_is_merging(name) for name in report.ignored):

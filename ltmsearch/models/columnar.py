@@ -24,6 +24,7 @@ from ltmsearch.models.adapter import (
 )
 from ltmsearch.models.block_shape import BlockShape
 from ltmsearch.models.merge_state import MergeState, carry_state, state_of, unmerging
+from ltmsearch.models.registers import RegisterReadout
 from ltmsearch.models.rewiring import Rewired
 from ltmsearch.models.transformer import make_merging, unfit_blocks
 from ltmsearch.schedules.grid import Grid, tokens
@@ -66,6 +67,8 @@ class MergingTransformer(MergingLayer, nn.Module):
         Raises:
             ValueError: If tokens merge, all are pooled, and `x` comes without their sizes.
         """
+        if isinstance(self.attn_pool, RegisterReadout):
+            return super().pool(x, pool_type)  # type: ignore[misc]
         kind = self.global_pool if pool_type is None else pool_type
         pooled_by_attention = isinstance(self.attn_pool, AttentionPoolLatent)
         if self.attn_pool is not None and not pooled_by_attention and self.merges:

@@ -12,6 +12,7 @@ from timm.models._features import FeatureDictNet, FeatureGetterNet, FeatureHookN
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
+from ltmsearch.config.names import Readout
 from ltmsearch.data.preparation import ImageOptions
 from ltmsearch.errors import check_choice, not_among
 from ltmsearch.merging import MaskStart, check_form, get_operator
@@ -23,6 +24,7 @@ from ltmsearch.models.adapter import (
     get_adapter,
     known_backbones,
 )
+from ltmsearch.models.registers import register_arguments
 from ltmsearch.models.weights import convert_state, create_backbone
 from ltmsearch.schedules.schedule import Form, MergeSchedule
 
@@ -77,6 +79,8 @@ def create_subnet(
     forms: Mapping[str, Form] | Form | None = None,
     mask_start: MaskStart = "auto",
     pretrained: bool = False,
+    registers: int = 0,
+    readout: Readout = "timm",
     **timm_kwargs: Any,
 ) -> nn.Module:
     """Build a backbone that merges tokens by a fixed schedule.
@@ -89,12 +93,14 @@ def create_subnet(
         mask_start: See `MaskStart`.
         pretrained: Load timm's weights; operators start from their prior. From a folder that `ltmsearch export`
             wrote, given as timm's `local-dir:`, the operators' weights are loaded too.
+        registers: See `create_backbone`.
+        readout: See `create_backbone`.
         timm_kwargs: Passed to `timm.create_model`. With `features_only=True`, the network returns full grids of
             features: merges are undone. Layers keep the names they have in the whole network.
 
     Raises:
-        InputError: For an unknown backbone, operator, layer, form, `mask_start` or `feature_cls`, a keep ratio out of
-            range, or weights that are not available.
+        InputError: For an unknown backbone, operator, layer, form, `mask_start`, `readout` or `feature_cls`, a keep
+            ratio out of range, registers that the network cannot have, or weights that are not available.
     """
     check_choice("mask_start", mask_start, MaskStart)
     # `config.json` of a subnet has its schedule among the arguments.
@@ -115,7 +121,9 @@ def create_subnet(
     if timm_kwargs.get("features_only"):
         features = _feature_net(adapter, kind)
         timm_kwargs["feature_cls"] = _after(add_merging, features)
-    model = create_backbone(backbone, pretrained=pretrained and not own, **timm_kwargs)
+    model = create_backbone(
+        backbone, pretrained=pretrained and not own, registers=registers, readout=readout, **timm_kwargs
+    )
     if features:
         model.__class__ = features
     else:
@@ -128,6 +136,7 @@ def create_subnet(
 def _describe(model: Any, backbone: str, arguments: Mapping[str, Any]) -> None:
     """Note on a network how it was built, so that timm's `save_for_hf` writes what `create_model` builds again."""
     model._model_args.pop("feature_cls", None)  # a class made for this network, which neither JSON nor pickle can store
+    model._model_args |= register_arguments(model)
     for name, value in arguments.items():
         if value is not None:
             model._model_args[name] = dict(value) if isinstance(value, Mapping) else value

@@ -32,7 +32,7 @@ class Supernet(nn.Module):
         checkpoint: Load weights from a file instead: see `load_weights`.
         any_size: Accept images of any size, for which those that fill no patch are padded; otherwise of the sizes that
             timm's network accepts.
-        timm_kwargs: Passed to `timm.create_model`, e.g. `num_classes`.
+        timm_kwargs: Passed to `create_backbone`, e.g. `num_classes` or `registers`.
 
     Raises:
         InputError: For an unknown backbone, operator or `mask_start`, or weights that are not available or do not fit.

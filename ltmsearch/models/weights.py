@@ -15,10 +15,22 @@ from huggingface_hub.errors import HfHubHTTPError
 from timm.models import adapt_input_conv, resolve_pretrained_cfg
 from torch import Tensor, nn
 
+from ltmsearch.config.names import Readout
 from ltmsearch.errors import InputError
 from ltmsearch.models.adapter import MERGING, get_adapter, unfit_size
 from ltmsearch.models.arguments import refusing_arguments, users_arguments
 from ltmsearch.models.conversions import MARK, rename
+from ltmsearch.models.registers import (
+    added_registers,
+    check_registers,
+    create_with_registers,
+    lacks_registers,
+    replaced_pooling,
+    unread_classifiers,
+    widened,
+    without_classifiers,
+    without_registers,
+)
 from ltmsearch.models.state_dicts import first_line, listed, read_state_dict, refuse_not_finite, weights_file
 
 OTHER_NETWORK = 0.1
@@ -39,34 +51,59 @@ class LoadReport:
     """Which names it had, e.g. "converted from Hugging Face transformers' Dinov2Model"; empty: timm's."""
     new_classifiers: tuple[str, ...] = ()
     """Paths of the classifiers whose weights remained as initialised."""
+    new_registers: int = 0
+    """Number of registers that remained as initialised."""
 
     def __str__(self) -> str:
         kept = [f"{name} ({why})" for name, why in self.initialised.items()]
         parts = [part for part in (self.unwrapped, self.converted) if part]
         parts += [f"left as initialised: {listed(kept)}"] if kept else []
+        parts += [_new_registers(self.new_registers)] if self.new_registers else []
         if self.ignored:
             parts.append(f"ignored, without a place in this network: {listed(self.ignored)}")
         return "; ".join(parts)
 
 
+def _new_registers(number: int) -> str:
+    return f"{number} new register{'s' if number > 1 else ''} left as initialised"
+
+
 def create_backbone(
-    backbone: str, *, pretrained: bool = False, checkpoint: Path | None = None, **timm_kwargs: Any
+    backbone: str,
+    *,
+    pretrained: bool = False,
+    checkpoint: Path | None = None,
+    registers: int = 0,
+    readout: Readout = "timm",
+    **timm_kwargs: Any,
 ) -> nn.Module:
     """Build a supported timm model, with published weights or those of a file: see `load_weights`.
 
     Unused tensors and converted names are logged. `img_size` is accepted for every backbone.
 
+    Args:
+        registers: Learned tokens to add to a ViT beside its own, by timm's `reg_tokens` or `num_reg_tokens`.
+        readout: What the classifier reads: `timm`'s class token or pooling, or `register`, the mean of these tokens.
+
     Raises:
-        InputError: For an unknown backbone, arguments that timm refuses, or weights that are not available or do not
-            fit.
+        InputError: For an unknown backbone, arguments that timm refuses, registers that a network cannot have, or
+            weights that are not available or do not fit.
     """
-    return build_backbone(backbone, pretrained=pretrained, checkpoint=checkpoint, **timm_kwargs)[0]
+    options = {"registers": registers, "readout": readout, **timm_kwargs}
+    return build_backbone(backbone, pretrained=pretrained, checkpoint=checkpoint, **options)[0]
 
 
 def build_backbone(
-    backbone: str, *, pretrained: bool = False, checkpoint: Path | None = None, **timm_kwargs: Any
+    backbone: str,
+    *,
+    pretrained: bool = False,
+    checkpoint: Path | None = None,
+    registers: int = 0,
+    readout: Readout = "timm",
+    **timm_kwargs: Any,
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """`create_backbone`, and the paths of the classifiers that the given weights leave as initialised."""
+    check_registers(registers, readout)
     if not get_adapter(backbone).fixed_size:
         timm_kwargs.pop("img_size", None)  # it accepts images of every size, and timm no such argument
     pretrained = pretrained and checkpoint is None
@@ -74,7 +111,11 @@ def build_backbone(
         if pretrained:
             _check_published(backbone, timm_kwargs)
         with refusing_arguments(backbone, users_arguments(timm_kwargs), pretrained=pretrained):
-            model: nn.Module = timm.create_model(backbone, pretrained=pretrained, **timm_kwargs)
+            if registers:
+                read = readout == "register"
+                model = create_with_registers(backbone, registers, read=read, pretrained=pretrained, **timm_kwargs)
+            else:
+                model = timm.create_model(backbone, pretrained=pretrained, **timm_kwargs)
     except AssertionError as error:
         if timm_kwargs.get("img_size") is None:
             raise
@@ -93,10 +134,13 @@ def build_backbone(
         )
     if checkpoint is not None:
         report = load_weights(model, checkpoint)
-        if report.initialised or report.ignored or report.converted:
+        if report.initialised or report.ignored or report.converted or report.new_registers:
             logging.getLogger("ltmsearch").warning("checkpoint %s: %s", checkpoint, report)
         return model, report.new_classifiers
-    if not pretrained or _config(model).get("num_classes") == getattr(model, "num_classes", None):
+    if pretrained and registers:
+        logging.getLogger("ltmsearch").warning("published weights of %s: %s", backbone, _new_registers(registers))
+    kept = readout == "timm" and _config(model).get("num_classes") == getattr(model, "num_classes", None)
+    if not pretrained or kept:
         return model, ()
     # timm drops the published classifier of another number of classes; feature nets have none.
     held = dict(model.named_parameters())
@@ -109,7 +153,8 @@ def load_weights(model: nn.Module, path: Path | str) -> LoadReport:
     Names of transformers' ViT, DeiT, DINOv2, DINOv3 ViT, Swin and Swin V2, and of Meta's DINOv2, are renamed to timm's.
     timm's conversion for the network fits position embeddings to another image size and renames old tensors; the first
     convolution is adapted to another number of channels. A classifier that is missing or has another number of classes
-    remains as initialised, and so do merging operators. Everything else must match.
+    remains as initialised; so do merging operators, and registers that were added, with a classifier that reads them.
+    Everything else must match.
 
     Args:
         path: safetensors, or a torch file (read with weights only): a state dict, alone or in an entry such as
@@ -118,14 +163,13 @@ def load_weights(model: nn.Module, path: Path | str) -> LoadReport:
             `save_pretrained` writes it.
 
     Raises:
-        InputError: If the file cannot be read, does not fit, or has weights that are not finite; the model is then
-            unchanged.
+        InputError: If the file cannot be read or does not fit, or weights are not finite; the model is then unchanged.
     """
     path = weights_file(Path(path))
     wanted = model.state_dict()
     found = read_state_dict(path)
     renamed = rename(found.tensors, wanted)
-    converted = convert_state(model, dict(renamed.tensors))
+    converted, new_registers = _converted(model, renamed.tensors)
     if renamed.marked:
         converted.pop(MARK, None)
     state = _adapt_first_convolution(model, converted, wanted)
@@ -135,7 +179,7 @@ def load_weights(model: nn.Module, path: Path | str) -> LoadReport:
 
     classifiers = _as_tuple(_config(model).get("classifier"))
     optional = {n for n in wanted.keys() | state.keys() if n.rpartition(".")[0] in classifiers or f".{MERGING}." in n}
-    optional |= found.outside | renamed.unplaced
+    optional |= found.outside | renamed.unplaced | replaced_pooling(model, state)
     misshaped = [n for n in wanted if n in state and state[n].shape != wanted[n].shape]
     misfits = {n: _shapes(state[n], wanted[n], "" if sources[n] == n else f" as {sources[n]}") for n in misshaped}
     absent = [n for n in wanted if n not in state and not n.endswith("num_batches_tracked")]  # older files lack these
@@ -153,13 +197,15 @@ def load_weights(model: nn.Module, path: Path | str) -> LoadReport:
     loaded = {n: value for n, value in state.items() if n in wanted and n not in misfits}
     refuse_not_finite({sources[n]: value for n, value in loaded.items()}, path)
     model.load_state_dict(loaded, strict=False)
-    initialised = {n: misfits.get(n, "not in the file") for n in wanted if n in misfits or n in absent}
+    unread = dict.fromkeys(unread_classifiers(model) if new_registers else (), "it reads the new registers")
+    reasons = misfits | {n: unread.get(n.rpartition(".")[0], "not in the file") for n in absent}
     return LoadReport(
-        initialised=initialised,
+        initialised={n: reasons[n] for n in wanted if n in reasons},
         ignored=tuple(sources[n] for n in extra),
         unwrapped=found.unwrapped,
         converted=renamed.origin,
-        new_classifiers=tuple(n for n in classifiers if f"{n}.weight" in initialised),
+        new_classifiers=tuple(n for n in classifiers if f"{n}.weight" in reasons),
+        new_registers=new_registers,
     )
 
 
@@ -176,8 +222,24 @@ def _does_not_fit(
     return InputError(f"the checkpoint {path}{converted} does not fit {name}: {details}")
 
 
-def convert_state(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Apply timm's conversion of published weights for this network (`checkpoint_filter_fn` beside its class)."""
+def _converted(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
+    """A state dict by timm's names, and the number of added registers that it lacked, which are the network's own.
+
+    Then it has no classifiers that read registers either.
+    """
+    registers = added_registers(model)
+    if registers is not None:
+        plain = convert_state(model, dict(state), seen_as=without_registers(model))
+        if lacks_registers(model, plain):
+            return without_classifiers(widened(model, plain), unread_classifiers(model)), registers.added
+    return convert_state(model, dict(state)), 0
+
+
+def convert_state(model: nn.Module, state: dict[str, Tensor], seen_as: Any = None) -> dict[str, Tensor]:
+    """Apply timm's conversion of published weights for this network (`checkpoint_filter_fn` beside its class).
+
+    `seen_as` stands for the network in it.
+    """
     classes = type(model).__mro__  # a merging network's class is derived from timm's
     functions = (getattr(sys.modules[kind.__module__], "checkpoint_filter_fn", None) for kind in classes)
     function = next(filter(None, functions), None)
@@ -187,7 +249,7 @@ def convert_state(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tenso
     options = {"adapt_layer_scale": True} if "adapt_layer_scale" in inspect.signature(function).parameters else {}
     try:
         with warnings.catch_warnings(action="ignore"):  # about timm's interpolation
-            converted: dict[str, Tensor] = function(state, model, **options)
+            converted: dict[str, Tensor] = function(state, model if seen_as is None else seen_as, **options)
     except Exception:  # it assumes the right network; misfits are reported by name
         return state
     return converted

@@ -50,6 +50,8 @@ def make_recipe(record: TrialRecord, settings: ResolvedSettings, *, num_classes:
         img_size=settings.img_size,
         num_classes=settings.num_classes or num_classes,
         timm_kwargs=settings.model_kwargs,
+        registers=settings.registers,
+        readout=settings.readout,
         **{name: getattr(settings, name) for name in IMAGE_KEYS},
         **policy,
         ib_weight=record.ib_weight or 0.0,

@@ -222,7 +222,7 @@ def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None =
     new_classifiers = supernet.new_classifiers
     if prior is not None:
         report = load_weights(supernet.model, prior.run / WEIGHTS)  # as far as operator and classes match
-        if report.initialised or report.ignored:
+        if report.initialised or report.ignored or report.new_registers:
             callbacks.note(f"weights of {prior.run}: {report}")
         new_classifiers = report.new_classifiers
     available = torch.get_num_threads()
@@ -282,7 +282,7 @@ def _refuse_before_data(settings: ResolvedSettings) -> None:
     """Raise `InputError` for a latency target or arguments of the network that cannot be, before data are read."""
     if settings.budget_ms is not None and settings.latency_profile is None:
         settings_target(settings, num_classes=1)
-    if settings.model_kwargs:
+    if settings.model_kwargs or settings.registers:
         backbone_costs(settings.backbone, settings.img_size, settings.operator, **settings.network)
 
 

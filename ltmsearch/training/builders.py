@@ -76,7 +76,7 @@ def make_network(
     return model, new_classifiers
 
 
-def make_plain(recipe: Recipe, weights: Path) -> tuple[nn.Module, LoadReport]:
+def _make_plain(recipe: Recipe, weights: Path) -> tuple[nn.Module, LoadReport]:
     """Build the recipe's unmerged network on the CPU with the weights of a file or a study, and tell how they fit."""
     model = create_backbone(recipe.backbone, img_size=recipe.img_size, **recipe.network)
     return model, load_weights(model, _weights(weights))
@@ -84,6 +84,8 @@ def make_plain(recipe: Recipe, weights: Path) -> tuple[nn.Module, LoadReport]:
 
 def make_teacher(recipe: Recipe, options: TrainingOptions) -> nn.Module | None:
     """Build the unmerged network as the teacher, on the CPU and without gradients; None without distillation.
+
+    Where the weights have no registers of the recipe, they are of a network that classifies without: that one teaches.
 
     Raises:
         InputError: If only one of teacher and distillation weight is given, or the weights do not fit.
@@ -95,7 +97,9 @@ def make_teacher(recipe: Recipe, options: TrainingOptions) -> nn.Module | None:
     weights = options.teacher or options.init
     if weights is None:
         raise InputError("distill_loss_weight above 0 needs a teacher's weights: use --teacher FILE or --init FILE")
-    teacher, report = make_plain(recipe, weights)
+    teacher, report = _make_plain(recipe, weights)
+    if report.new_registers:
+        teacher, report = _make_plain(recipe.changed({"registers": 0, "readout": "timm"}), weights)
     if report.new_classifiers:
         raise InputError(
             f"the teacher must classify the data, but {weights} has no classifier of {recipe.num_classes} classes; use "

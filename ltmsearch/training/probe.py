@@ -15,7 +15,7 @@ from ltmsearch.engine.linear_probe import BATCH, fit_classifiers, probe_images
 from ltmsearch.engine.probe_record import ProbeRecord
 from ltmsearch.engine.runtime import Runtime
 from ltmsearch.errors import InputError
-from ltmsearch.training.builders import make_plain
+from ltmsearch.models import create_backbone
 from ltmsearch.training.options import TrainingOptions
 
 
@@ -29,7 +29,7 @@ def fit_new_classifiers(
     ranks: Ranks,
     callbacks: Callbacks,
 ) -> ProbeRecord | None:
-    """Fit classifiers to the features of the unmerged network with the weights of `options.init`, for all processes.
+    """Fit classifiers to the features of the unmerged network with the weights of the first net, for all processes.
 
     Args:
         nets: The network to train, and its average if there is one; both receive the fitted classifiers.
@@ -43,7 +43,7 @@ def fit_new_classifiers(
     """
     record = None
     if ranks.is_main:
-        plain, record = _fit(classifiers, recipe, options, data, runtime, callbacks)
+        plain, record = _fit(nets[0], classifiers, recipe, options, data, runtime, callbacks)
         callbacks.note(str(record))
         with torch.no_grad():
             for wanted, fitted in zip(_tensors(nets[0], classifiers), _tensors(plain, classifiers), strict=True):
@@ -57,6 +57,7 @@ def fit_new_classifiers(
 
 
 def _fit(
+    net: nn.Module,
     classifiers: Sequence[str],
     recipe: Recipe,
     options: TrainingOptions,
@@ -67,7 +68,9 @@ def _fit(
     """The unmerged network with fitted classifiers, and the record with its score."""
     if options.init is None:
         raise InputError("a classifier can be fitted to the features of trained weights only: use --init")
-    plain, _ = make_plain(recipe, options.init)
+    plain = create_backbone(recipe.backbone, img_size=recipe.img_size, **recipe.network)
+    weights = net.state_dict()
+    plain.load_state_dict({name: weights[name] for name in plain.state_dict()})  # not the file's: it may lack registers
     runtime.prepare(plain)
     images = probe_images(data, seed=recipe.seed)
 

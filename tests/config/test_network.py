@@ -48,7 +48,19 @@ def test_a_study_continues_from_its_file_with_the_same_arguments(tmp_path: Path)
 
 def test_settings_and_recipes_of_earlier_versions_are_read(tmp_path: Path) -> None:
     data = ("train_split", "val_split", "class_map")
-    new = (*data, "model_kwargs", "num_classes", "in_chans", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+    new = (
+        *data,
+        "model_kwargs",
+        "num_classes",
+        "in_chans",
+        "registers",
+        "readout",
+        "mean",
+        "std",
+        "interpolation",
+        "crop_pct",
+        "crop_mode",
+    )
     lines = settings().resolved("cpu").to_yaml().splitlines()
     old = [line for line in lines if line.partition(":")[0] not in new]
     assert len(old) == len(lines) - len(new)
@@ -69,6 +81,22 @@ def test_a_recipe_has_the_arguments_of_its_network(tmp_path: Path) -> None:
         "in_chans": 1, "depth": 3, "num_heads": 3,
     }  # fmt: skip
     assert written.changed({"model_kwargs": {"depth": 2}}).network == {"num_classes": 5, "in_chans": 1, "depth": 2}
+
+
+def test_recipes_and_studies_keep_registers(tmp_path: Path) -> None:
+    added: dict[str, Any] = {"registers": 2, "readout": "register"}
+    written = recipe(**added)
+    assert load_recipe(written.save(tmp_path / "r.yaml")) == written
+    assert written.network == {"num_classes": 5, **added}
+    assert written.model_kwargs() == recipe().model_kwargs() | added
+    given = settings(**added).resolved("cpu")
+    (tmp_path / "settings.yaml").write_text(given.to_yaml())
+    stored = ResolvedSettings.load(tmp_path / "settings.yaml")
+    assert stored.network == settings(registers="2", readout="register").network == added
+    with pytest.raises(InputError, match="registers was 2 and is now 0; readout was 'register' and is now 'timm'"):
+        refuse_other_settings(settings().resolved("cpu"), stored, tmp_path)
+    with pytest.raises(ValueError, match="readout 'register' needs registers, but got registers=0"):
+        recipe(readout="register")
 
 
 def test_a_class_map_may_move_but_splits_stay(tmp_path: Path) -> None:
@@ -94,6 +122,14 @@ def test_a_class_map_may_move_but_splits_stay(tmp_path: Path) -> None:
         ({"model_kwargs": {"x": float("inf")}}, "x must be a number"),
         ({"model_kwargs": {1: 2}}, "names must be text, but got 1"),
         ({"model_kwargs": 3}, "must be a valid dictionary, but got 3"),
+        ({"model_kwargs": {"registers": 2}}, "must not have registers: use --registers"),
+        ({"model_kwargs": {"readout": "register"}}, "must not have readout: use --readout"),
+        ({"registers": -1}, "registers must be greater than or equal to 0, but got -1"),
+        ({"registers": 1025}, "registers must be less than or equal to 1024, but got 1025"),
+        ({"registers": True}, "registers must be a number, but got True"),
+        ({"registers": 1.5}, "registers must be a valid integer"),
+        ({"readout": "register"}, "readout 'register' needs registers, but got registers=0: set registers to 1"),
+        ({"registers": 1, "readout": "registers"}, "did you mean register"),
         ({"in_chans": 2}, r"must be 1 \(grey\), 3 \(RGB\) or 4 \(RGBA\), but got 2"),
         ({"in_chans": "grey"}, "must be 1"),
         ({"in_chans": True}, "must be 1"),

@@ -28,11 +28,11 @@ def test_the_same_network_is_built_everywhere(tmp_path: Path) -> None:
     schedule = MergeSchedule(keep_ratios=dict.fromkeys(("blocks.0", "blocks.1", "blocks.2"), 0.5))
     recipe = Recipe(
         model=f"ltm_{VIT}", schedule=schedule, num_classes=7, img_size=64, in_chans=1, timm_kwargs=SMALL,
-        mean=images.mean, std=images.std,
+        mean=images.mean, std=images.std, registers=2, readout="register",
     )  # fmt: skip
     assert recipe.images == images
     supernet = Supernet(VIT, img_size=64, **recipe.network).eval()
-    by_timm = timm.create_model(VIT, img_size=64, num_classes=7, in_chans=1, **SMALL)
+    by_timm = timm.create_model(VIT, img_size=64, num_classes=7, in_chans=1, reg_tokens=2, **SMALL)
     plain = {name: value.shape for name, value in supernet.model.state_dict().items() if ".merging." not in name}
     assert plain == {name: value.shape for name, value in by_timm.state_dict().items()}
 
@@ -56,7 +56,9 @@ def test_the_same_network_is_built_everywhere(tmp_path: Path) -> None:
 
     costs = backbone_costs(VIT, 64, **recipe.network)
     assert costs.macs(schedule) == traced_macs(of_recipe, (64, 64))
-    target = LatencyTarget.local(device="cpu", img_size=64, num_classes=7, in_chans=1, model_kwargs=SMALL)
+    target = LatencyTarget.local(
+        device="cpu", img_size=64, num_classes=7, in_chans=1, model_kwargs=SMALL, registers=2, readout="register"
+    )
     timed, timed_costs = target_costs(VIT, "ltm", target)
     assert timed_costs == costs
     assert {n: v.shape for n, v in timed.state_dict().items()} == {n: v.shape for n, v in supernet.state_dict().items()}

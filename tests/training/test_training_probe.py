@@ -20,7 +20,7 @@ from ltmsearch.engine.distributed import Ranks
 from ltmsearch.errors import InputError
 from ltmsearch.models import create_backbone
 from ltmsearch.training import probe
-from ltmsearch.training.builders import make_network
+from ltmsearch.training.builders import make_network, make_teacher
 from ltmsearch.training.options import LAST, RECIPE, TrainingOptions
 from ltmsearch.training.trainer import _Trainer, train_recipe
 
@@ -104,6 +104,25 @@ def test_network_and_average_start_from_the_same_fit(tmp_path: Path, images: Pat
     )
 
 
+def test_registers_that_the_weights_lack_are_those_of_the_fit(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New registers are random: the unmerged network that the classifier is fitted to must have the very same."""
+    fitted = []
+    fit = probe.fit_classifiers
+    monkeypatch.setattr(
+        probe, "fit_classifiers", lambda net, *rest, **options: fitted.append(net) or fit(net, *rest, **options)
+    )
+    of, notes = recipe(VIT, registers=2, readout="register"), Notes()
+    init = weights_of(tmp_path, 2, VIT)
+    trainer = _Trainer(of, options(tmp_path / "t", images, init=init), Ranks(), "cpu", notes)
+    assert trainer.new_classifiers == ("head",)
+    assert any("2 new registers left as initialised" in line for line in notes.lines)
+    trainer._fit_classifiers()
+    trained, (plain,) = trainer.learner.model.state_dict(), fitted
+    assert all(torch.equal(value, trained[name]) for name, value in plain.state_dict().items())
+
+
 @pytest.mark.slow
 def test_two_processes_start_from_one_fit(tmp_path: Path, images: Path) -> None:
     of = recipe(VIT, opt="sgd", amp=False, ib_weight=0.0, img_size=32)
@@ -138,3 +157,14 @@ def test_a_teacher_needs_a_classifier_of_its_own(tmp_path: Path, images: Path) -
     with pytest.raises(InputError, match=r"the teacher must classify the data, but .* no classifier of 2 classes; use"):
         train_recipe(of, options(tmp_path / "t", images, init=weights_of(tmp_path, 0)))
     assert not (tmp_path / "t").exists()
+
+
+def test_weights_without_registers_teach_by_their_own_network(tmp_path: Path) -> None:
+    """Here a network that classifies by its class token teaches one that reads a register."""
+    of = recipe(VIT, distill_loss_weight=1.0, registers=1, readout="register")
+    given = options(tmp_path / "t", tmp_path, init=weights_of(tmp_path, 2, VIT))
+    batch = torch.randn(2, 3, 64, 64)
+    wanted = create_backbone(VIT, checkpoint=given.init, num_classes=2, img_size=64).eval()
+    teacher = make_teacher(of, given)
+    assert teacher is not None
+    assert torch.equal(teacher.eval()(batch), wanted(batch))
