@@ -61,12 +61,14 @@ def cost(
     keep: Annotated[
         str | None,
         typer.Option(
-            metavar="RATIOS", help="Keep ratios in (0, 1] in layer order, such as 0.7,1,0.5, or one for all layers."
+            metavar="RATIOS",
+            help="Keep ratios in (0, 1] in layer order, such as 0.7,1,0.5, or one for all layers; or negative integers, the "
+            "tokens to remove: --keep=-8.",
         ),
     ] = None,
     img_size: ImgSize = 224,
     operator: Operator = "ltm",
-    form: Annotated[str | None, choice_option(Form, "Form of the merges; default: the operator's first")] = None,
+    form: Annotated[str | None, choice_option(Form, "Form of the merges; default: that of operator and family")] = None,
     num_classes: NumClasses = 1000,
     as_json: AsJson = False,
     **network: Any,
@@ -98,4 +100,6 @@ def _ratios(text: str | None) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"--keep must be numbers in (0, 1], separated by commas, but got {text!r}") from None
+        raise InputError(
+            f"--keep must be keep ratios in (0, 1], or negative integers, separated by commas, but got {text!r}"
+        ) from None

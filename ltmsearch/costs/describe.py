@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ltmsearch.costs import GIGA, CostModel, backbone_costs, traced_macs
 from ltmsearch.io.console_tables import make_table, print_in_parts, print_line
-from ltmsearch.merging import check_form, get_operator
+from ltmsearch.merging import check_form
 from ltmsearch.models import create_subnet, get_adapter
 from ltmsearch.schedules.grid import tokens
 from ltmsearch.schedules.schedule import Choice, MergeSchedule
@@ -28,7 +28,7 @@ class ScheduleCost:
     operator: str
     keep_ratios: dict[str, float]
     forms: dict[str, str]
-    """Layer name → form, unless it is the operator's default."""
+    """Layer name → form, where layers merge and the operator has several."""
     gflops: float
     """By formula."""
     gflops_traced: float
@@ -125,15 +125,13 @@ def describe_space(backbone: str, *, img_size: int, operator: str, space: str | 
     """
     file = SpaceFile.load(space, family=get_adapter(backbone).family)
     costs = backbone_costs(backbone, img_size, operator, **timm_kwargs)
-    built = SearchSpace.build(
-        file, costs.layer_grids, operator, get_operator(operator).forms, reduces_cost=costs.reduces_cost
-    )
+    built = SearchSpace.build(file, costs)
     low, high = costs.table(built.choices).reachable()
     plain = costs.plain_layer_macs()
     layers = []
     for name, offered in zip(built.layers, built.choices, strict=True):
         grid = costs.layer_grids[name]
-        possible = layer_choices(*file.choices_of(name), grid, get_operator(operator).forms)
+        possible = layer_choices(costs, name, file.choices_of(name))
         layers.append(
             LayerBalance(
                 name=name,
@@ -159,7 +157,7 @@ def _balance(costs: CostModel, layer: str, choice: Choice, *, offered: bool) -> 
     overhead, saved = costs.merge_balance(layer, choice)
     return MergeBalance(
         keep_ratio=choice.keep_ratio,
-        form=choice.form or get_operator(costs.operator).forms[0],
+        form=choice.form or costs.default_form,
         mask_gflops=overhead / GIGA,
         saved_gflops=saved / GIGA,
         offered=offered,

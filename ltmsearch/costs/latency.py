@@ -14,11 +14,10 @@ from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ltmsearch.costs.macs import CostModel, merge_macs
+from ltmsearch.costs.macs import CostModel
 from ltmsearch.costs.tables import ChainedCosts
-from ltmsearch.merging import get_operator
 from ltmsearch.models import Chain, LayerShape
-from ltmsearch.schedules.grid import Grid, target_grid, tokens
+from ltmsearch.schedules.grid import Grid, tokens
 from ltmsearch.schedules.schedule import Choice, MergeSchedule
 
 WHOLE_NET = ""
@@ -49,7 +48,7 @@ class LatencyModel(ChainedCosts):
         Raises:
             ValueError: If no timed subnet has this choice at such a layer.
         """
-        features = layer_features(chain, layer, grid, choice, self.operator)
+        features = layer_features(chain, layer, grid, choice, self)
         unknown = [name for name in features if name not in self.weights]
         if unknown:
             raise ValueError(f"`choice` must be one that was timed, but got {choice} at {layer.name} ({unknown[0]}).")
@@ -68,9 +67,11 @@ def kind(chain: Chain) -> Hashable:
     return chain.grid, chain.unmerges, tuple(replace(layer, name="") for layer in chain.layers)
 
 
-def layer_features(chain: Chain, layer: LayerShape, grid: Grid, choice: Choice, operator: str) -> dict[str, float]:
+def layer_features(
+    chain: Chain, layer: LayerShape, grid: Grid, choice: Choice, costs: ChainedCosts
+) -> dict[str, float]:
     """Features of a layer's time on the incoming `grid`, relative to the plain layer: name → non-zero value."""
-    target = target_grid(grid, choice.keep_ratio)
+    target = costs.outgoing(layer, grid, choice)
     features = {
         "tokens before": float(tokens(grid) - tokens(chain.grid)),
         "work before": (layer.macs_before(grid) - layer.macs_before(chain.grid)) / MEGA,
@@ -78,10 +79,9 @@ def layer_features(chain: Chain, layer: LayerShape, grid: Grid, choice: Choice, 
         "weighed": float(grid != chain.grid),
     }
     if target != grid:
-        own = get_operator(operator)
-        form = choice.form or own.forms[0]
+        form = choice.form or costs.default_form
         features[f"{form} {choice.keep_ratio:g}"] = 1.0
-        features[f"{form} work"] = merge_macs(chain, layer, own, grid, choice) / MEGA
+        features[f"{form} work"] = costs.merge_macs(chain, layer, grid, choice) / MEGA
         features[f"{form} tokens"] = float(tokens(grid))
     prefix = f"{layer.dim}@{chain.grid[0]}x{chain.grid[1]}×{layer.windows}"
     return {f"{prefix} {name}": value for name, value in features.items() if value}
@@ -98,8 +98,8 @@ def chain_features(chain: Chain, schedule: MergeSchedule, costs: ChainedCosts) -
     parts, grid = [], chain.grid
     for layer in chain.layers:
         choice = costs.choice(schedule, layer.name)
-        parts.append(layer_features(chain, layer, grid, choice, costs.operator))
-        grid = target_grid(grid, choice.keep_ratio)
+        parts.append(layer_features(chain, layer, grid, choice, costs))
+        grid = costs.outgoing(layer, grid, choice)
     return _sum([*parts, after_chain_features(chain, grid)])
 
 
@@ -128,7 +128,9 @@ def fit_latency(costs: CostModel, base_ms: float, timings: Sequence[Timing]) -> 
             for chain, row in zip(costs.chains, rows, strict=True):
                 groups.setdefault(kind(chain), []).append((row, timing.extra_ms[chain.module]))
     weights = {name: weight for timed in groups.values() for name, weight in _fit(timed).items()}
-    return LatencyModel(chains=costs.chains, operator=costs.operator, base=base_ms, weights=weights)
+    return LatencyModel(
+        chains=costs.chains, operator=costs.operator, default_form=costs.default_form, base=base_ms, weights=weights
+    )
 
 
 def _fit(rows: Sequence[tuple[Mapping[str, float], float]]) -> dict[str, float]:

@@ -13,10 +13,10 @@ from torch import nn
 from ltmsearch.costs.tables import ChainedCosts
 from ltmsearch.costs.traced import traced_macs
 from ltmsearch.errors import InputError
-from ltmsearch.merging import MergeOperator, get_operator
+from ltmsearch.merging import get_operator
 from ltmsearch.models import Chain, LayerShape, attached_operators, create_backbone, create_subnet, get_adapter
 from ltmsearch.models.arguments import refusing_arguments, users_arguments
-from ltmsearch.schedules.grid import Grid, target_grid
+from ltmsearch.schedules.grid import Grid
 from ltmsearch.schedules.schedule import Choice, MergeSchedule
 
 GIGA = 1e9
@@ -27,8 +27,8 @@ class CostModel(ChainedCosts):
     """Multiply-adds of one image, exact integers."""
 
     def step(self, chain: Chain, layer: LayerShape, grid: Grid, choice: Choice) -> int:
-        macs = layer.macs_before(grid) + layer.macs_after(target_grid(grid, choice.keep_ratio))
-        macs += merge_macs(chain, layer, get_operator(self.operator), grid, choice)
+        target = self.outgoing(layer, grid, choice)
+        macs = layer.macs_before(grid) + layer.macs_after(target) + self.merge_macs(chain, layer, grid, choice)
         return macs - plain_macs(layer, chain.grid)
 
     def after_chain(self, chain: Chain, grid: Grid) -> int:
@@ -49,26 +49,14 @@ class CostModel(ChainedCosts):
     def merge_balance(self, layer: str, choice: Choice) -> tuple[int, int]:
         """Multiply-adds of mask, merge and unmerge at only one layer, and those saved in the rest of the network."""
         macs = self.cost_at_one_layer(layer, choice)
-        chain, shape = next((c, shape) for c in self.chains for shape in c.layers if shape.name == layer)
-        overhead = merge_macs(chain, shape, get_operator(self.operator), chain.grid, choice)
+        chain, shape = self._found(layer)
+        overhead = self.merge_macs(chain, shape, chain.grid, choice)
         return overhead, self.base - macs + overhead
 
 
 def plain_macs(layer: LayerShape, grid: Grid) -> int:
     """Multiply-adds of a layer that does not merge."""
     return layer.macs_before(grid) + layer.macs_after(grid)
-
-
-def merge_macs(chain: Chain, layer: LayerShape, operator: type[MergeOperator], grid: Grid, choice: Choice) -> int:
-    """Multiply-adds of mask, merge and unmerge of a layer; zero if it does not merge."""
-    target = target_grid(grid, choice.keep_ratio)
-    if target == grid:
-        return 0
-    shape, form = layer.merge_shape(grid, target), choice.form or operator.forms[0]
-    macs = operator.merge_macs(shape, form)
-    if chain.unmerges:
-        macs += operator.unmerge_macs(shape, form)
-    return layer.windows * macs
 
 
 def cost_model(backbone: str, model: nn.Module, img_size: Grid, operator: str = "ltm") -> CostModel:
@@ -84,7 +72,8 @@ def cost_model(backbone: str, model: nn.Module, img_size: Grid, operator: str = 
         raise ValueError(f"`model` must be plain, but it merges at {', '.join(active)}.")
     get_operator(operator)
     chains = adapter.chains(model, img_size)  # first: it refuses sizes of images in one line
-    return CostModel(base=traced_macs(model, img_size), chains=chains, operator=operator)
+    form = adapter.default_form(operator)
+    return CostModel(base=traced_macs(model, img_size), chains=chains, operator=operator, default_form=form)
 
 
 def backbone_costs(backbone: str, img_size: int, operator: str = "ltm", **timm_kwargs: Any) -> CostModel:

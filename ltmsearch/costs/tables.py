@@ -13,8 +13,8 @@ import numpy as np
 
 from ltmsearch.merging import get_operator
 from ltmsearch.models import Chain, LayerShape
-from ltmsearch.schedules.grid import Grid, target_grid, tokens
-from ltmsearch.schedules.schedule import Choice, MergeSchedule
+from ltmsearch.schedules.grid import Grid, tokens
+from ltmsearch.schedules.schedule import Choice, Form, MergeSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,8 @@ class ChainedCosts(ABC):
     chains: tuple[Chain, ...]
     """Shapes of the layers."""
     operator: str = "ltm"
+    default_form: Form
+    """Form of layers for which a schedule names none."""
     base: Any
     """Cost of the plain network."""
 
@@ -45,6 +47,16 @@ class ChainedCosts(ABC):
         """Full grid of each layer."""
         return {layer.name: chain.grid for chain in self.chains for layer in chain.layers}
 
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """Forms of the operator, the default first."""
+        return self.default_form, *(form for form in get_operator(self.operator).forms if form != self.default_form)
+
+    @property
+    def sequences(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the layers through which merges accumulate, by sequence."""
+        return tuple(tuple(layer.name for layer in chain.layers) for chain in self.chains)
+
     def cost(self, schedule: MergeSchedule) -> Any:
         """Cost of a schedule."""
         total = self.base
@@ -53,14 +65,26 @@ class ChainedCosts(ABC):
             for layer in chain.layers:
                 choice = self.choice(schedule, layer.name)
                 total += self.step(chain, layer, grid, choice)
-                grid = target_grid(grid, choice.keep_ratio)
+                grid = self.outgoing(layer, grid, choice)
             if not chain.unmerges:
                 total += self.after_chain(chain, grid)
         return total
 
     def choice(self, schedule: MergeSchedule, layer: str) -> Choice:
         """A layer's choice in a schedule, with an explicit form."""
-        return Choice(schedule.keep_ratio(layer), schedule.form(layer) or get_operator(self.operator).forms[0])
+        return Choice(schedule.keep_ratio(layer), schedule.form(layer) or self.default_form)
+
+    def outgoing(self, layer: LayerShape, grid: Grid, choice: Choice) -> Grid:
+        """The grid to which a choice merges the incoming `grid` of a layer; see `MergeOperator.target`."""
+        return layer.target(get_operator(self.operator), grid, choice.keep_ratio, choice.form or self.default_form)
+
+    def target(self, layer: str, choice: Choice) -> Grid:
+        """The grid to which a choice merges a layer's full grid."""
+        chain, shape = self._found(layer)
+        return self.outgoing(shape, chain.grid, choice)
+
+    def _found(self, name: str) -> tuple[Chain, LayerShape]:
+        return next((chain, layer) for chain in self.chains for layer in chain.layers if layer.name == name)
 
     def grids(self, schedule: MergeSchedule) -> dict[str, tuple[Grid, Grid]]:
         """Incoming and outgoing grid of each layer."""
@@ -68,7 +92,7 @@ class ChainedCosts(ABC):
         for chain in self.chains:
             grid = chain.grid
             for layer in chain.layers:
-                target = target_grid(grid, schedule.keep_ratio(layer.name))
+                target = self.outgoing(layer, grid, self.choice(schedule, layer.name))
                 result[layer.name] = (grid, target)
                 grid = target
         return result
@@ -83,6 +107,18 @@ class ChainedCosts(ABC):
             (grid, target, self.choice(schedule, layer).form if target != grid else None)
             for layer, (grid, target) in self.grids(schedule).items()
         )
+
+    def merge_macs(self, chain: Chain, layer: LayerShape, grid: Grid, choice: Choice) -> int:
+        """Multiply-adds of mask, merge and unmerge of a layer; zero if it does not merge."""
+        target = self.outgoing(layer, grid, choice)
+        if target == grid:
+            return 0
+        operator, form = get_operator(self.operator), choice.form or self.default_form
+        shape = layer.merge_shape(grid, target)
+        macs = operator.merge_macs(shape, form)
+        if chain.unmerges:
+            macs += operator.unmerge_macs(shape, form)
+        return layer.windows * macs
 
     def cost_at_one_layer(self, layer: str, choice: Choice) -> Any:
         """Cost of the network in which only one layer merges."""
@@ -100,7 +136,7 @@ class ChainedCosts(ABC):
             entering = [chain.grid]
             for index, layer in enumerate(chain.layers):
                 options = by_layer[layer.name]
-                targets = [[target_grid(grid, option.keep_ratio) for option in options] for grid in entering]
+                targets = [[self.outgoing(layer, grid, option) for option in options] for grid in entering]
                 leaving = list(dict.fromkeys(target for row in targets for target in row))
                 costs = [[self.step(chain, layer, grid, option) for option in options] for grid in entering]
                 if not chain.unmerges and index + 1 == len(chain.layers):

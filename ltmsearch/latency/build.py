@@ -12,7 +12,6 @@ from ltmsearch.latency.measurement import InterleavedTimer
 from ltmsearch.latency.profile import LatencyProfile, TimedSubnet
 from ltmsearch.latency.runtimes import open_runner
 from ltmsearch.latency.target import LatencyTarget
-from ltmsearch.merging import get_operator
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.schedules.space import SearchSpace, SpaceFile
@@ -32,13 +31,7 @@ PLAIN_SAMPLES = 5
 def profile_space(file: SpaceFile, costs: CostModel) -> SearchSpace:
     """Return all choices of a search-space file, including those that save time but no multiply-adds."""
     file = file.model_copy(update={"ib_weight": None})  # does not affect the network
-    return SearchSpace.build(
-        file,
-        costs.layer_grids,
-        costs.operator,
-        get_operator(costs.operator).forms,
-        reduces_cost=lambda _layer, _choice: True,
-    )
+    return SearchSpace.build(file, costs, reduces_cost=lambda _layer, _choice: True)
 
 
 def target_costs(backbone: str, operator: str, target: LatencyTarget) -> tuple[Supernet, CostModel]:

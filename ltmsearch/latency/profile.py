@@ -114,7 +114,13 @@ class LatencyProfile(BaseModel):
 
     def model(self, costs: CostModel) -> LatencyModel:
         """Return the fitted model for the cost model of the profile's backbone and image size."""
-        return LatencyModel(chains=costs.chains, operator=self.operator, base=self.plain.ms, weights=self.weights)
+        return LatencyModel(
+            chains=costs.chains,
+            operator=self.operator,
+            default_form=costs.default_form,
+            base=self.plain.ms,
+            weights=self.weights,
+        )
 
     def require(
         self,

@@ -7,14 +7,16 @@ step in a learned direction of that form, at rank d.
 
 The *soft* form distributes each token over merged tokens, by two products with an (N, P) mask. The *hard* form sends it
 to the one with the largest share, by index, without such a matrix. The *matched* form ignores the grid: it joins the
-most similar tokens, as ToMe does, but by the learned directions and importance. It works best in trained networks that
-do not undo merges (ViT): on a grid, different tokens must merge because they are neighbours. All forms have the same
-weights, so that those trained in one form work in another.
+most similar tokens, as ToMe does, but compares the keys of all heads, and its learned part, which starts at zero, adds
+to their similarity. It works best in trained networks that do not undo merges (ViT): on a grid, different tokens must
+merge because they are neighbours. All forms have the same weights, so that those trained in one form work in another.
 
-Shapes: B images, G groups that share the mask, N tokens in, P tokens out, D channels, d mask rank, H heads.
+Shapes: B images, G groups that share the mask, N tokens in, P tokens out, D channels, d mask rank, H attention heads
+with keys of C channels, K = 4 parts of the channels.
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from math import log
 
 import numpy as np
 import torch
@@ -23,23 +25,24 @@ from torch import Tensor, nn
 
 from ltmsearch.merging.assignment import Assignment, HardAssignment, SoftAssignment
 from ltmsearch.merging.constants import constant_tensors
-from ltmsearch.merging.matching import average, match, matching_macs, summable, unit
+from ltmsearch.merging.matching import match, matching_macs, summable, unit
 from ltmsearch.merging.operator import MaskStart, Merge, MergeOperator, MergeShape, register_operator
 from ltmsearch.merging.prior import area_overlap, local_cells, log_overlap, mean_sides, seed_sides
+from ltmsearch.merging.relaxed import match_with_gradient
 from ltmsearch.schedules.grid import Grid
 from ltmsearch.schedules.grid import tokens as token_count
 from ltmsearch.schedules.schedule import Form
 
 RANK = 16
 """d: width of the space in which tokens are compared with the seeds of merged tokens."""
-HEADS = 4
-"""H: channel groups with separate importance."""
+PARTS = 4
+"""K: parts of the channels with separate importance."""
 IMPORTANCE_LIMIT = 4.0
 """Largest absolute log-importance: no token counts more than e⁴ times its size."""
 CONTENT_GAIN = 20.0
 """Initial κ for trained backbone weights: tokens cluster by content."""
-PLACE_GAIN = 0.0
-"""Initial κ for training from scratch: tokens merge by place."""
+PLACE_GAIN = 1.0
+"""Initial κ for training from scratch: tokens merge mostly by place."""
 EMPTY_TOTAL = 1e-30
 """Total weight of an empty merged token, to avoid division by zero."""
 EMPTY_SIZE = 1e-4
@@ -53,7 +56,7 @@ def soft_shares(values: Tensor, sizes: Tensor, grid: Grid, target: Grid, kappa: 
 
         c = l2norm(Oᵀ (s·v)),   A = softmax over p of (log O + κ · v cᵀ)
 
-    From (B, N, d) unit vectors v, (B, N) sizes s and a gain κ ≥ 0 of content over place to (B, N, P) float32; rows sum
+    From (B, N, d) unit vectors v, (B, N) sizes s and a gain κ > 0 of content over place to (B, N, P) float32; rows sum
     to 1; zero where the prior O is zero.
     """
     (prior,) = constant_tensors(area_overlap, grid, target, device=values.device)
@@ -97,8 +100,8 @@ def _separable_product(values: Tensor, grid: Grid, rows: Tensor, columns: Tensor
 
 
 def _minimum_totals() -> np.ndarray:
-    """(H + 1, 1) lower limits of the total weight per head and of the size."""
-    return np.array([[EMPTY_TOTAL]] * HEADS + [[EMPTY_SIZE]])
+    """(K + 1, 1) lower limits of the total weight per part and of the size."""
+    return np.array([[EMPTY_TOTAL]] * PARTS + [[EMPTY_SIZE]])
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
@@ -120,12 +123,16 @@ def any_empty(empty: Tensor) -> bool:
 
 @register_operator
 class LearnableTokenMerging(MergeOperator):
-    """The elastic mask module: V (D, d) and κ decide which tokens merge, u (D, H) how much each counts.
+    """The elastic mask module: V (D, d) and κ decide which tokens merge, u (D, K) how much each counts.
 
-    With κ = 0 and u = 0 its soft form is area pooling, the operator `pool`.
+    With κ → 0 and u = 0 its soft form is area pooling, the operator `pool`. The matched form compares tokens by their
+    keys k, weighted by head (ω), and by V and W (D, d), which starts at zero:
+
+        similarity of an even token i with an odd token j = cos(ω k_i, ω k_j) + ⟨l2norm(z_i V), z_j W⟩
 
     Args:
-        dim: D, divisible by `HEADS`.
+        dim: D, divisible by `PARTS`.
+        heads: H.
         start: Initial mask.
 
     Raises:
@@ -134,26 +141,32 @@ class LearnableTokenMerging(MergeOperator):
 
     name = "ltm"
     forms = ("soft", "hard", "matched")
+    grid_forms = ("soft", "hard")
+    keyed_forms = ("matched",)
 
-    def __init__(self, dim: int, start: MaskStart = "auto") -> None:
-        super().__init__(dim, start)
-        if dim % HEADS or dim < RANK:
-            raise ValueError(f"`dim` must be a multiple of {HEADS} and at least {RANK}, but got {dim=}.")
+    def __init__(self, dim: int, heads: int = 1, start: MaskStart = "auto") -> None:
+        super().__init__(dim, heads, start)
+        if dim % PARTS or dim < RANK:
+            raise ValueError(f"`dim` must be a multiple of {PARTS} and at least {RANK}, but got {dim=}.")
         self.dim = dim
         self._start = start
         # The same orthonormal start in every layer and run, from a generator of its own.
         directions = torch.randn(dim, RANK, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
         self.directions = nn.Parameter(torch.linalg.qr(directions)[0].contiguous())
-        self.importance = nn.Parameter(torch.zeros(dim, HEADS))
-        self.kappa = nn.Parameter(torch.tensor(CONTENT_GAIN if start == "content" else PLACE_GAIN))
+        self.importance = nn.Parameter(torch.zeros(dim, PARTS))
+        self.log_gain = nn.Parameter(torch.tensor(log(CONTENT_GAIN if start == "content" else PLACE_GAIN)))
+        self.matching = nn.Parameter(torch.zeros(dim, RANK))
+        self.head_weights = nn.Parameter(torch.ones(heads))
 
     def no_weight_decay(self) -> set[str]:
-        return {"importance", "kappa"}
+        return {"importance", "log_gain", "matching", "head_weights"}
 
-    def assign(self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid) -> tuple[Assignment, Tensor]:
-        """Assignment and (B, H, N) weights w > 0 of (B, G, N, D) tokens with (B, N) sizes; float32.
+    def assign(
+        self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None
+    ) -> tuple[Assignment, Tensor]:
+        """Assignment and (B, K, N) weights w > 0 of (B, G, N, D) tokens with (B, N) sizes; float32.
 
-        The groups share both: they are computed from the mean of the groups.
+        The groups share both: they are computed from the mean of the groups. `keys`: (B, N, H, C), in the matched form.
         """
         # Tokens are detached: gradients of a sharp softmax harm the backbone.
         content = tokens.detach().float()
@@ -168,7 +181,8 @@ class LearnableTokenMerging(MergeOperator):
         if self.form == "soft":
             return SoftAssignment(soft_shares(values, sizes, grid, target, self._gain())), weights
         if self.form == "matched":
-            return self._matched(values, sizes, token_count(target)), weights
+            learned = values, content @ self.matching.float()
+            return self._matched(keys, learned, sizes, token_count(target)), weights
         cells, logits = local_logits(values, sizes, grid, target, self._gain())
         choice = logits.argmax(dim=-1, keepdim=True)  # (B, N, 1)
         position = cells.expand(choice.shape[0], -1, -1).gather(2, choice)[..., 0]
@@ -180,45 +194,46 @@ class LearnableTokenMerging(MergeOperator):
         return HardAssignment(position, token_count(target), gate), weights
 
     def _gain(self) -> Tensor:
-        """κ ≥ 0, with the gradient of the identity: a negative κ can recover."""
-        kappa = self.kappa.float()
-        gain = kappa.clamp_min(0)
-        return kappa + (gain - kappa).detach() if _learns(kappa) else gain
+        """κ > 0."""
+        return self.log_gain.float().exp()
 
-    def _matched(self, values: Tensor, sizes: Tensor, count: int) -> HardAssignment:
-        """Assignment by matching (B, N, d) unit vectors v."""
-        position = match(values.detach(), sizes, count, normed=True)
-        if not _learns(values):
-            return HardAssignment(position, count)
-        # The choice is not differentiable; its stand-in is the sigmoid of a token's similarity to its merged token.
-        seeds, _ = average(values[:, None], sizes, HardAssignment(position, count))
-        own = HardAssignment(position, count).spread(unit(seeds))[:, 0]
-        certainty = (self._gain() * (values * own).sum(dim=-1)).sigmoid()
-        return HardAssignment(position, count, certainty / certainty.detach())
+    def _matched(
+        self, keys: Tensor | None, learned: tuple[Tensor, Tensor], sizes: Tensor, count: int
+    ) -> HardAssignment | SoftAssignment:
+        """Assignment by matching (B, N, H, C) keys and the `learned` vectors."""
+        if keys is None:
+            raise ValueError("`keys` must be given: the matched form compares attention keys.")
+        # Detached as the tokens are.
+        weighted = (keys.detach().float() * self.head_weights.float()[:, None]).flatten(2)
+        if _learns(learned[1]):
+            return match_with_gradient(weighted, sizes, count, learned, self._gain())
+        return HardAssignment(match(weighted, sizes, count, learned), count)
 
     def forward(self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None) -> Merge:
-        """X̃_p = Σ_n A_np w_n Z_n / Σ_n A_np w_n per head, sizes Aᵀ s; arguments as in `MergeOperator`."""
+        """X̃_p = Σ_n A_np w_n Z_n / Σ_n A_np w_n per part, sizes Aᵀ s; arguments as in `MergeOperator`."""
         with full_precision(tokens.device):
-            assignment, w = self.assign(tokens, sizes, grid, target)
-            totals = assignment.collect_few(torch.cat((w, sizes[:, None]), dim=1))  # (B, H + 1, P)
+            assignment, w = self.assign(tokens, sizes, grid, target, keys)
+            totals = assignment.collect_few(torch.cat((w, sizes[:, None]), dim=1))  # (B, K + 1, P)
             (minimum,) = constant_tensors(_minimum_totals, device=tokens.device)
-            totals, merged_sizes = totals.clamp(min=minimum).split_with_sizes((HEADS, 1), dim=1)
+            totals, merged_sizes = totals.clamp(min=minimum).split_with_sizes((PARTS, 1), dim=1)
         values = summable(tokens)
-        weighted = values.unflatten(-1, (HEADS, -1)) * w.transpose(-2, -1)[:, None, ..., None].to(values.dtype)
+        weighted = values.unflatten(-1, (PARTS, -1)) * w.transpose(-2, -1)[:, None, ..., None].to(values.dtype)
         summed = assignment.collect(weighted.flatten(-2))
-        merged = summed.unflatten(-1, (HEADS, -1)) / totals.transpose(-2, -1)[:, None, ..., None]
+        merged = summed.unflatten(-1, (PARTS, -1)) / totals.transpose(-2, -1)[:, None, ..., None]
         merged = merged.flatten(-2).to(summed.dtype if values is tokens else tokens.dtype)
-        if self.fills_empty and self.form == "hard":
+        if self.needs_grid and self.form == "hard":
             empty = totals[:, :1, :, None] <= EMPTY_TOTAL
             if any_empty(empty):
                 merged = torch.where(empty, area_mean(tokens, grid, target).to(merged.dtype), merged)
+        if self.training and _learns(self.log_gain):
+            merged = self.with_all_weights(merged)  # no form uses all of them
         return Merge(tokens=merged, sizes=merged_sizes[:, 0], assignment=assignment)
 
     def on_backbone_weights_loaded(self) -> None:
         """With `start="auto"`, cluster by content from now on."""
         if self._start == "auto":
             with torch.no_grad():
-                self.kappa.fill_(CONTENT_GAIN)
+                self.log_gain.fill_(log(CONTENT_GAIN))
 
     @staticmethod
     def merge_macs(shape: MergeShape, form: Form) -> int:
@@ -227,14 +242,14 @@ class LearnableTokenMerging(MergeOperator):
         Filling of empty merged tokens is counted as if every image had some.
         """
         n, p, d = shape.n, shape.p, shape.dim
-        mask = 4 * n * d + n * d * (RANK + HEADS)
+        mask = 4 * n * d + n * d * (RANK + PARTS)
         if form == "soft":
-            return mask + 2 * n * p * RANK + shape.groups * n * p * d + n * p * (HEADS + 1 + shape.carried)
+            return mask + 2 * n * p * RANK + shape.groups * n * p * d + n * p * (PARTS + 1 + shape.carried)
         if form == "matched":
-            return mask + matching_macs(n, p, RANK)
+            return mask + n * d * RANK + matching_macs(n, p, shape.heads * shape.key_dim + RANK)
         separable = shape.target[0] * n + p * shape.grid[1]  # rows first, then columns; per channel
         mask += 2 * RANK * separable + n * NEAR * RANK
-        return mask + (shape.groups * d * separable if shape.filled else 0)
+        return mask + (shape.groups * d * separable if shape.needs_grid else 0)
 
     @staticmethod
     def unmerge_macs(shape: MergeShape, form: Form) -> int:

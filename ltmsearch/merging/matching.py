@@ -20,37 +20,58 @@ def unit(vectors: Tensor) -> Tensor:
     return vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min(1e-12)
 
 
-def match(keys: Tensor, sizes: Tensor, count: int, *, normed: bool = False) -> Tensor:
-    """Match until `count` tokens remain; the key of a merged token is the mean of its tokens'.
+def match(keys: Tensor, sizes: Tensor, count: int, learned: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Match until `count` tokens remain; keys of a merged token are the mean of its tokens'.
 
-    From (B, N, C) keys, which are unit vectors if `normed`, and (B, N) sizes to (B, N) int64: the merged token of each
-    token.
+    From (B, N, C) keys and (B, N) sizes to (B, N) int64: the merged token of each token. `learned`: see `similarity`.
     """
     n = int(keys.shape[1])  # an int also in a traced program
     position = None
     for merges in rounds(n, count):
-        step = match_once(keys if normed else unit(keys.float()), merges)
+        step = match_once(similarity(keys, learned), merges)
         n -= merges
         position = step if position is None else step.gather(1, position)
         if n > count:
-            merged, sizes = average(keys[:, None], sizes, HardAssignment(step, n))
-            keys, normed = merged[:, 0], False
+            keys, sizes, learned = merged_keys(keys, sizes, learned, HardAssignment(step, n))
     assert position is not None  # `count` is less than N
     return position
 
 
-def match_once(keys: Tensor, merges: int) -> Tensor:
+def similarity(keys: Tensor, learned: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Similarity of tokens at even positions with those at odd ones, (B, ⌈N/2⌉, ⌊N/2⌋).
+
+    Cosine of (B, N, C) keys, plus ⟨a, b⟩ of the (B, N, d) vectors a of even and b of odd tokens, if `learned`.
+    """
+    keys = unit(keys.float())
+    cosine = torch.bmm(keys[:, 0::2], keys[:, 1::2].transpose(-2, -1))
+    if learned is None:
+        return cosine
+    even, odd = learned
+    return cosine + torch.bmm(even[:, 0::2], odd[:, 1::2].transpose(-2, -1))
+
+
+def merged_keys(
+    keys: Tensor, sizes: Tensor, learned: tuple[Tensor, Tensor] | None, assignment: Assignment
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+    """Keys, sizes and learned vectors of merged tokens: see `match`."""
+    merged, merged_sizes = average(keys[:, None], sizes, assignment)
+    if learned is not None:
+        even, odd = (average(vectors[:, None], sizes, assignment)[0][:, 0] for vectors in learned)
+        learned = even, odd
+    return merged[:, 0], merged_sizes, learned
+
+
+def match_once(pairs: Tensor, merges: int) -> Tensor:
     """One round of bipartite soft matching.
 
     Tokens alternate between two sets; each token of the first (even positions) finds its most similar one in the
-    second (odd positions) by cosine similarity of the keys; the `merges` most similar pairs are merged.
+    second (odd positions); the `merges` most similar pairs are merged.
 
-    From (B, N, C) unit vectors to (B, N) int64: the new position of every token among the N − merges that remain, in
-    their old order.
+    From the (B, ⌈N/2⌉, ⌊N/2⌋) `similarity` to (B, N) int64: the new position of every token among the N − merges that
+    remain, in their old order.
     """
-    batch, n, _ = keys.shape
-    similarity = torch.bmm(keys[:, 0::2], keys[:, 1::2].transpose(-2, -1))
-    best, partner = _maximum(similarity)
+    batch, n = pairs.shape[0], pairs.shape[1] + pairs.shape[2]
+    best, partner = _maximum(pairs)
     # ONNX has only a stable sort, and its older exporter only knows the other one.
     ranks = (
         best.sort(descending=True)[1] if torch.onnx.is_in_onnx_export() else best.argsort(descending=True, stable=True)
@@ -58,7 +79,7 @@ def match_once(keys: Tensor, merges: int) -> Tensor:
     merged = ranks[:, :merges]  # indices into the first set
     target = partner.gather(1, merged).mul_(2).add_(1)
     merged = 2 * merged  # indices into all tokens
-    position = torch.ones(batch, n, dtype=torch.long, device=keys.device).scatter_(1, merged, 0)
+    position = torch.ones(batch, n, dtype=torch.long, device=pairs.device).scatter_(1, merged, 0)
     position = position.cumsum(dim=1).sub_(1)
     return position.scatter_(1, merged, position.gather(1, target))
 

@@ -1,7 +1,7 @@
 """Interface and registry of merging operators.
 
 Shapes: B images, G groups of tokens that share one mask (the pixel positions of a MobileViT patch; otherwise 1),
-N tokens in on an h×w grid, P tokens out on a p×q grid, D channels.
+N tokens in, P tokens out, D channels, H attention heads with keys of C channels.
 """
 
 from abc import abstractmethod
@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from ltmsearch.errors import check_choice, not_among, unknown_name
+from ltmsearch.errors import InputError, check_choice, not_among, unknown_name
 from ltmsearch.merging.assignment import Assignment
-from ltmsearch.schedules.grid import Grid, tokens
+from ltmsearch.schedules.grid import Grid, kept_tokens, on_grid, target_grid, tokens
 from ltmsearch.schedules.schedule import Form
 
 MaskStart = Literal["auto", "content", "place"]
@@ -50,17 +50,19 @@ class MergeShape:
     """Sizes of one merge that determine its cost."""
 
     grid: Grid
-    """(h, w) before."""
+    """(h, w) before, or (N,) on no grid."""
     target: Grid
-    """(p, q) after."""
+    """(p, q) after, or (P,)."""
     dim: int
     """D, channels per token."""
+    heads: int
+    """H, attention heads with keys of their own."""
     key_dim: int
-    """Channels of one head's attention keys."""
+    """C, channels of one head's attention keys."""
     groups: int
     """G, groups of tokens that share the assignment."""
-    filled: bool
-    """See `MergeOperator.fills_empty`."""
+    needs_grid: bool
+    """See `MergeOperator.needs_grid`."""
     carried: int = 0
     """Further numbers of each token, such as its place, that the layer carries to the merged tokens."""
 
@@ -76,34 +78,61 @@ class MergeShape:
 
 
 class MergeOperator(nn.Module):
-    """Merges the N tokens of a grid into the P tokens of a smaller one.
+    """Merges N tokens into P.
 
     No weight of an operator depends on N, P or the image size, so that one set serves every keep ratio at every
     resolution. An operator is never called with a target equal to the grid.
 
     Args:
         dim: D, for operators with weights.
+        heads: H, for operators with weights of attention heads.
         start: Initial mask, for operators that learn.
     """
 
     name: ClassVar[str]
-    needs_keys: ClassVar[bool] = False
-    """Whether `forward` needs the attention keys of the layer."""
     forms: ClassVar[tuple[Form, ...]]
-    """Supported forms; the first is the default."""
+    """Supported forms; the first is the default, unless a family has another (`Adapter.best_forms`)."""
+    grid_forms: ClassVar[tuple[Form, ...]] = ()
+    """Forms that merge by place: from a grid to the smaller grid with nearly the wanted number of tokens. The others
+    keep exactly that number, on no grid."""
+    keyed_forms: ClassVar[tuple[Form, ...]] = ()
+    """Forms for which `forward` needs the attention keys of the layer."""
 
     keep_ratio: float = 1.0
     """Keep ratio of the layer; set only by `set_schedule`."""
     form: Form
     """Form of the merge, one of `forms`; set only by `set_schedule`."""
-    fills_empty: bool = False
-    """Whether empty merged tokens get the pooled value of their place: set by adapters whose layer runs a convolution
-    on the merged grid."""
+    needs_grid: bool = False
+    """Whether merged tokens stand on a grid in every form, and empty ones get the pooled value of their place: set by
+    adapters whose layer runs a convolution on the merged tokens."""
 
-    def __init__(self, dim: int, start: MaskStart = "auto") -> None:
+    def __init__(self, dim: int, heads: int = 1, start: MaskStart = "auto") -> None:
         super().__init__()
         check_choice("start", start, MaskStart)
         self.form = self.forms[0]
+
+    @property
+    def needs_keys(self) -> bool:
+        """Whether `forward` needs the attention keys of the layer."""
+        return self.form in self.keyed_forms
+
+    @classmethod
+    def target(cls, grid: Grid, keep_ratio: float, form: Form, *, needs_grid: bool = False) -> Grid:
+        """The tokens that a merge leaves: on a smaller grid, (P,) on none, or `grid` itself if it merges nothing.
+
+        Raises:
+            InputError: For a form that merges by place, if the tokens stand on no grid.
+        """
+        if form in cls.grid_forms or needs_grid:
+            if not on_grid(grid):
+                raise InputError(
+                    f"merges by place need tokens on a grid, but an earlier merge by similarity has left it, and a "
+                    f"later layer has the form {form!r}: give that layer the form 'matched'"
+                )
+            return target_grid(grid, keep_ratio)
+        n = tokens(grid)
+        kept = kept_tokens(n, keep_ratio)
+        return grid if kept == n else (kept,)
 
     @abstractmethod
     def forward(self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None) -> Merge:
@@ -112,10 +141,14 @@ class MergeOperator(nn.Module):
         Args:
             tokens: (B, G, N, D).
             sizes: (B, N) float32, number of input tokens in each token; ones before the first merge.
-            grid: (h, w) with h·w = N.
-            target: (p, q), smaller than `grid`.
-            keys: (B, N, C) attention keys, averaged over heads and groups, if `needs_keys`.
+            grid: (h, w) with h·w = N, or (N,) on no grid.
+            target: (p, q) or (P,): see `target`.
+            keys: (B, N, H, C) attention keys, averaged over groups, if `needs_keys`.
         """
+
+    def with_all_weights(self, x: Tensor) -> Tensor:
+        """`x`, to whose gradient every weight of the operator contributes zero: distributed training requires one."""
+        return x + sum((weight * 0).sum() for weight in self.parameters()).to(x.dtype)  # type: ignore[union-attr]
 
     def on_backbone_weights_loaded(self) -> None:
         """Called when weights of a plain backbone are loaded, without weights of this operator."""

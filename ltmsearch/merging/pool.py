@@ -17,6 +17,7 @@ class PoolMerging(MergeOperator):
 
     name = "pool"
     forms = ("soft",)
+    grid_forms = ("soft",)
 
     def forward(self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None) -> Merge:
         (prior,) = constant_tensors(area_overlap, grid, target, device=tokens.device)

@@ -1,6 +1,6 @@
 """Token Merging (ToMe, https://arxiv.org/abs/2210.09461) as a baseline: bipartite soft matching on attention keys.
 
-Only the number of tokens of a grid matters. Shapes: B images, N tokens in, P tokens out.
+Tokens are compared by the mean of the heads' keys, as published.
 """
 
 from torch import Tensor
@@ -19,13 +19,13 @@ class BipartiteSoftMatching(MergeOperator):
 
     name = "tome"
     forms = ("matched",)
-    needs_keys = True
+    keyed_forms = ("matched",)
 
     def forward(self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None) -> Merge:
         if keys is None:
             raise ValueError("`keys` must be given: ToMe matches attention keys.")
         count = token_count(target)
-        assignment = HardAssignment(match(keys.detach(), sizes, count), count)
+        assignment = HardAssignment(match(keys.detach().mean(dim=2), sizes, count), count)
         merged, merged_sizes = average(tokens, sizes, assignment)
         return Merge(tokens=merged, sizes=merged_sizes, assignment=assignment)
 

@@ -21,9 +21,10 @@ from torch.utils.hooks import RemovableHandle
 from ltmsearch.config.backbones import backbone_names, family_of
 from ltmsearch.config.defaults import Learning
 from ltmsearch.errors import InputError, unknown_name
-from ltmsearch.merging import MergeOperator, MergeShape
+from ltmsearch.merging import MergeOperator, MergeShape, get_operator
 from ltmsearch.models.unserved import reason_for
-from ltmsearch.schedules.grid import Grid, target_grid
+from ltmsearch.schedules.grid import Grid
+from ltmsearch.schedules.schedule import Form
 
 MERGING = "merging"
 """Name of a layer's child module that merges: `<layer>.merging`."""
@@ -38,14 +39,16 @@ class LayerShape(ABC):
     name: str
     dim: int
     """D, channels per token."""
+    heads: int
+    """H, attention heads with keys of their own."""
     key_dim: int
-    """Channels of one head's attention keys."""
+    """C, channels of one head's attention keys."""
     groups: int = 1
     """Groups of tokens that share one mask."""
     windows: int = 1
     """Windows of tokens, each merged separately."""
-    filled: bool = False
-    """See `MergeOperator.fills_empty`."""
+    needs_grid: bool = False
+    """See `MergeOperator.needs_grid`."""
     carried: int = 0
     """See `MergeShape.carried`."""
 
@@ -61,15 +64,20 @@ class LayerShape(ABC):
         """Grid of all tokens of an image, tiled by windows of `grid` that are cut off at the edges."""
         return grid
 
+    def target(self, operator: type[MergeOperator], grid: Grid, keep_ratio: float, form: Form) -> Grid:
+        """The grid to which the layer merges its incoming one; see `MergeOperator.target`."""
+        return operator.target(grid, keep_ratio, form, needs_grid=self.needs_grid)
+
     def merge_shape(self, grid: Grid, target: Grid) -> MergeShape:
         """Sizes of the merge of one window."""
         return MergeShape(
             grid=grid,
             target=target,
             dim=self.dim,
+            heads=self.heads,
             key_dim=self.key_dim,
             groups=self.groups,
-            filled=self.filled,
+            needs_grid=self.needs_grid,
             carried=self.carried,
         )
 
@@ -107,8 +115,14 @@ class Adapter(ABC):
     feature_nets: ClassVar[tuple[str, ...]] = ("list", "dict", "hook", "getter")
     """timm's names (`feature_cls`) of the feature nets of this family whose features stand on full grids; the first is
     timm's default."""
+    best_forms: ClassVar[Mapping[str, Form]] = {}
+    """Operator → the form of layers for which a schedule names none; other operators have their first."""
     learning: ClassVar[Learning] = Learning()
     """Settings for a short training from scratch."""
+
+    def default_form(self, operator: str) -> Form:
+        """The form of layers for which a schedule names none."""
+        return self.best_forms.get(operator, get_operator(operator).forms[0])
 
     @abstractmethod
     def recognises(self, model: nn.Module) -> bool:
@@ -127,8 +141,12 @@ class Adapter(ABC):
         """Attach merging operators, by layer name, to a plain timm model in place."""
 
     @abstractmethod
-    def dim(self, model: nn.Module, layer: str) -> int:
-        """D, channels per token at a layer."""
+    def width(self, model: nn.Module, layer: str) -> tuple[int, int]:
+        """D, channels per token at a layer, and H, its attention heads with keys of their own (1 without attention)."""
+
+    @abstractmethod
+    def sequences(self, model: nn.Module) -> tuple[tuple[str, ...], ...]:
+        """Names of the layers through which merges accumulate, by sequence."""
 
     @abstractmethod
     def chains(self, model: nn.Module, img_size: Grid) -> tuple[Chain, ...]:
@@ -166,6 +184,9 @@ class BlockAdapter(Adapter):
 
     def layers(self, model: nn.Module) -> tuple[str, ...]:
         return tuple(self._blocks_of(model))
+
+    def sequences(self, model: nn.Module) -> tuple[tuple[str, ...], ...]:
+        return tuple((layer,) for layer in self.layers(model))
 
     def attach(self, model: nn.Module, operators: dict[str, MergeOperator]) -> None:
         for module in self._blocks_of(model).values():
@@ -364,14 +385,16 @@ def _notify_of_weights(layer: nn.Module, state_dict: Mapping[str, Any], prefix: 
 def merge_target(layer: nn.Module, grid: Grid) -> tuple[MergeOperator | None, Grid]:
     """A layer's operator and the grid that it merges to; (None, `grid`) while the layer does not merge."""
     operator: MergeOperator | None = getattr(layer, MERGING, None)
+    if operator is None or operator.keep_ratio == 1:
+        return None, grid
     # Through text, a constant for `torch.compile`, to which a float attribute that has changed is a variable.
-    target = grid if operator is None else _constant_target(grid, float(f"{operator.keep_ratio}"))
+    target = _constant_target(type(operator), grid, f"{operator.keep_ratio}", operator.form, operator.needs_grid)
     return (None, grid) if target == grid else (operator, target)
 
 
 @torch.compiler.assume_constant_result  # `torch.compile` need not trace the search for a grid
-def _constant_target(grid: Grid, keep_ratio: float) -> Grid:
-    return target_grid(grid, keep_ratio)
+def _constant_target(operator: type[MergeOperator], grid: Grid, ratio: str, form: Form, needs_grid: bool) -> Grid:
+    return operator.target(grid, float(ratio), form, needs_grid=needs_grid)
 
 
 def idle_operator(layer: nn.Module, x: Tensor) -> Tensor:
@@ -382,7 +405,7 @@ def idle_operator(layer: nn.Module, x: Tensor) -> Tensor:
     operator: MergeOperator | None = getattr(layer, MERGING, None)
     if operator is None or operator.keep_ratio == 1 or not (operator.training and torch.is_grad_enabled()):
         return x
-    return x + sum((weight * 0).sum() for weight in operator.parameters())
+    return operator.with_all_weights(x)
 
 
 def grid_of(rows: int, columns: int) -> Grid:

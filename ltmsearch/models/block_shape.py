@@ -29,6 +29,7 @@ class BlockShape(LayerShape):
         return cls(
             name=name,
             dim=attn.proj.out_features,
+            heads=attn.num_heads,
             key_dim=attn.head_dim,
             groups=groups,
             carried=carried,

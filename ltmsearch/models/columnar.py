@@ -137,6 +137,7 @@ class Columnar(Adapter):
     fixed_size = True
     any_size_kwargs: ClassVar = {"dynamic_img_size": True, "dynamic_img_pad": True}
     feature_nets = ("getter",)  # the others return the tokens between blocks, which may be merged
+    best_forms: ClassVar = {"ltm": "matched"}
     learning = Learning(lr=5e-4, grows=False, patience=2)
 
     def recognises(self, model: nn.Module) -> bool:
@@ -161,8 +162,11 @@ class Columnar(Adapter):
         """The network's rotary module, if its tokens are rotated."""
         return None
 
-    def dim(self, model: Any, layer: str) -> int:
-        return int(model.embed_dim)
+    def width(self, model: Any, layer: str) -> tuple[int, int]:
+        return int(model.embed_dim), int(model.get_submodule(layer).attn.num_heads)
+
+    def sequences(self, model: Any) -> tuple[tuple[str, ...], ...]:
+        return (self.layers(model),)
 
     def chains(self, model: Any, img_size: Grid) -> tuple[Chain, ...]:
         """One chain of all blocks; the grid is found by a forward pass through the patch embedding."""

@@ -66,10 +66,15 @@ class MergingEfficientVitBlock(MergingLayer, EfficientVitBlock):
         return _to_map(merge.unmerge_change(before, change), grid)
 
     def _keys(self, qkv: Tensor) -> Tensor:
-        """Projections of the first scale, (B, heads·3·C, h, w), to the mean key of the heads, (B, N, C)."""
+        """Projections of the first scale, (B, H·3·C, h, w), to the keys of all heads, (B, N, H, C)."""
         attention = cast(LiteMLA, self.context_module.main)
         by_head = qkv.reshape(qkv.shape[0], -1, 3, attention.dim, qkv.shape[2] * qkv.shape[3])
-        return attention.kernel_func(by_head[:, :, 1]).mean(dim=1).transpose(1, 2)
+        return attention.kernel_func(by_head[:, :, 1]).permute(0, 3, 1, 2)
+
+
+def _heads(block: EfficientVitBlock) -> int:
+    attention = block.context_module.main
+    return int(attention.qkv.conv.out_channels) // (3 * int(attention.dim))
 
 
 def _to_tokens(x: Tensor) -> Tensor:
@@ -118,7 +123,7 @@ class EfficientViT(BlockAdapter):
 
     def attach(self, model: nn.Module, operators: dict[str, MergeOperator]) -> None:
         for operator in operators.values():
-            operator.fills_empty = True  # the following convolution would smear a hole
+            operator.needs_grid = True  # the following convolution would smear a hole
         super().attach(model, operators)
 
     def cast(self, block: EfficientVitBlock) -> None:
@@ -126,8 +131,9 @@ class EfficientViT(BlockAdapter):
         block.context_module.__class__ = KeyedContextModule
         block.context_module.main.__class__ = KeyedLinearAttention
 
-    def dim(self, model: nn.Module, layer: str) -> int:
-        return cast(nn.Conv2d, model.get_submodule(f"{layer}.local_module.main.inverted_conv.conv")).in_channels
+    def width(self, model: nn.Module, layer: str) -> tuple[int, int]:
+        block = cast(EfficientVitBlock, model.get_submodule(layer))
+        return block.local_module.main.inverted_conv.conv.in_channels, _heads(block)
 
     def shape(self, name: str, block: EfficientVitBlock, input_shape: tuple[int, ...]) -> tuple[Grid, BottleneckShape]:
         """See `BlockAdapter.shape`; the input is (B, D, h, w)."""
@@ -135,8 +141,9 @@ class EfficientViT(BlockAdapter):
         shape = BottleneckShape(
             name=name,
             dim=local.inverted_conv.conv.in_channels,
+            heads=_heads(block),
             key_dim=attention.dim,
-            filled=True,
+            needs_grid=True,
             total_dim=attention.qkv.conv.out_channels // 3,
             scales=tuple(branch[0].kernel_size[0] for branch in attention.aggreg),
             hidden=local.inverted_conv.conv.out_channels,

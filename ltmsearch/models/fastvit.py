@@ -47,9 +47,11 @@ WINDOW: Grid = (8, 8)
 class MergingMlp:
     """Stand-in for a block's MLP, which merges the tokens of its input for the call."""
 
-    def __init__(self, block: Any, operator: MergeOperator, window: Grid, target: Grid, keys: list[Tensor]) -> None:
+    def __init__(
+        self, block: Any, operator: MergeOperator, window: Grid, target: Grid, keys: list[Tensor], heads: int
+    ) -> None:
         self.mlp = cast(ConvMlp, block.mlp)
-        self.operator, self.window, self.target, self.keys = operator, window, target, keys
+        self.operator, self.window, self.target, self.keys, self.heads = operator, window, target, keys, heads
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, D, h, w) to the same."""
@@ -58,7 +60,8 @@ class MergingMlp:
         if self.operator.needs_keys:
             keys = self.keys[0].reshape(x.shape[0], *size, -1) if self.keys else x.permute(0, 2, 3, 1)
         change = partial(self._on_merged, size=_merged_size(size, self.window, self.target))
-        changed = change_in_windows(self.operator, x.permute(0, 2, 3, 1), self.window, self.target, keys, change)
+        x = x.permute(0, 2, 3, 1)
+        changed = change_in_windows(self.operator, x, self.window, self.target, keys, self.heads, change)
         return changed.permute(0, 3, 1, 2)
 
     def _on_merged(self, merged: Tensor, size: Grid) -> Tensor:
@@ -81,7 +84,7 @@ class MergingRepMixerBlock(MergingLayer, RepMixerBlock):
         operator, target = merge_target(self, window)
         if operator is None:
             return super().forward(idle_operator(self, x))
-        mlp = MergingMlp(self, operator, window, target, [])  # the tokens themselves replace attention keys
+        mlp = MergingMlp(self, operator, window, target, [], heads=1)  # the tokens themselves replace attention keys
         return RepMixerBlock.forward(cast(RepMixerBlock, Rewired(self, mlp=mlp)), x)
 
 
@@ -89,12 +92,12 @@ class KeyedFastVitAttention(Attention):
     """timm's attention that can hand out its keys."""
 
     def forward(self, x: Tensor, *, keys: list[Tensor] | None = None) -> Tensor:
-        """See timm; appends the (B, N, C) mean key of the heads to `keys`, if given."""
+        """See timm; appends the (B, N, H·C) keys of all heads to `keys`, if given."""
         if keys is None:
             return super().forward(x)
         qkv: list[Tensor] = []
         out = Attention.forward(cast(Attention, Rewired(self, qkv=recorded(self.qkv, qkv))), x)
-        keys.append(qkv[0].reshape(*qkv[0].shape[:2], 3, self.num_heads, -1)[:, :, 1].mean(dim=2))
+        keys.append(qkv[0].reshape(*qkv[0].shape[:2], 3, -1)[:, :, 1])
         return out
 
 
@@ -108,7 +111,8 @@ class MergingAttentionBlock(MergingLayer, AttentionBlock):
         if operator is None:
             return super().forward(idle_operator(self, x))
         keys: list[Tensor] = []
-        children: dict[str, Any] = {"mlp": MergingMlp(self, operator, window, target, keys)}
+        heads = self.token_mixer.num_heads
+        children: dict[str, Any] = {"mlp": MergingMlp(self, operator, window, target, keys, heads)}
         if operator.needs_keys:
             children["token_mixer"] = partial(self.token_mixer, keys=keys)
         return AttentionBlock.forward(cast(AttentionBlock, Rewired(self, **children)), x)
@@ -178,7 +182,7 @@ class FastViT(BlockAdapter):
 
     def attach(self, model: nn.Module, operators: dict[str, MergeOperator]) -> None:
         for operator in operators.values():
-            operator.fills_empty = True  # the following convolution would smear a hole
+            operator.needs_grid = True  # the following convolution would smear a hole
         super().attach(model, operators)
         stem = cast(nn.Module, model.stem)
         stem.__class__ = ContiguousStem
@@ -189,8 +193,9 @@ class FastViT(BlockAdapter):
         if isinstance(block, AttentionBlock):
             block.token_mixer.__class__ = KeyedFastVitAttention
 
-    def dim(self, model: nn.Module, layer: str) -> int:
-        return cast(Any, model.get_submodule(layer)).mlp.fc1.in_channels
+    def width(self, model: nn.Module, layer: str) -> tuple[int, int]:
+        block: Any = model.get_submodule(layer)
+        return block.mlp.fc1.in_channels, getattr(block.token_mixer, "num_heads", 1)
 
     def shape(self, name: str, block: Any, input_shape: tuple[int, ...]) -> tuple[Grid, FastVitShape]:
         """See `BlockAdapter.shape`; the input is (B, D, h, w)."""
@@ -201,9 +206,10 @@ class FastViT(BlockAdapter):
         shape = FastVitShape(
             name=name,
             dim=mlp.fc1.in_channels,
+            heads=block.token_mixer.num_heads if attention else 1,
             key_dim=block.token_mixer.head_dim if attention else mlp.fc1.in_channels,
             windows=count_windows(size, window),
-            filled=True,
+            needs_grid=True,
             size=size,
             window=window,
             mixing=_macs_per_token(mixers),

@@ -7,6 +7,7 @@ a mask, and merges accumulate inside one `MobileVitBlock` and are undone at the 
 
 import math
 from functools import partial
+from itertools import groupby
 from typing import cast
 
 from timm.models.mobilevit import MobileVitBlock
@@ -79,8 +80,13 @@ class MobileViT(Adapter):
             make_merging(block.transformer, groups=block.patch_area)
             block.__class__ = MergingMobileVitBlock
 
-    def dim(self, model: nn.Module, layer: str) -> int:
-        return cast(Block, model.get_submodule(layer)).attn.attn_dim
+    def width(self, model: nn.Module, layer: str) -> tuple[int, int]:
+        attn = cast(Block, model.get_submodule(layer)).attn
+        return attn.attn_dim, attn.num_heads
+
+    def sequences(self, model: nn.Module) -> tuple[tuple[str, ...], ...]:
+        by_block = groupby(self.layers(model), key=lambda layer: layer.rpartition(".")[0])
+        return tuple(tuple(layers) for _, layers in by_block)
 
     def chains(self, model: nn.Module, img_size: Grid) -> tuple[Chain, ...]:
         """One chain per `MobileVitBlock`; input shapes are recorded in one forward pass."""

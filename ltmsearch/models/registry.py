@@ -14,8 +14,8 @@ from torch import nn
 
 from ltmsearch.config.names import Readout
 from ltmsearch.data.preparation import ImageOptions
-from ltmsearch.errors import check_choice, not_among
-from ltmsearch.merging import MaskStart, check_form, get_operator
+from ltmsearch.errors import InputError, check_choice, not_among
+from ltmsearch.merging import MaskStart, MergeOperator, check_form, get_operator
 from ltmsearch.models.adapter import (
     MERGING,
     Adapter,
@@ -47,7 +47,7 @@ def attach_operators(
     check_structure(backbone, adapter, model)  # timm's arguments may have changed it
     make = get_operator(operator)
     like = next(model.parameters())
-    operators = {layer: make(adapter.dim(model, layer), start).to(like.device, like.dtype) for layer in layers}
+    operators = {layer: make(*adapter.width(model, layer), start).to(like.device, like.dtype) for layer in layers}
     adapter.attach(model, operators)
     # On the network itself, by timm's convention, so that every training script respects it.
     exempt: set[str] = getattr(model, "no_weight_decay", set)()
@@ -60,15 +60,35 @@ def set_schedule(backbone: str, model: nn.Module, schedule: MergeSchedule) -> No
 
     Raises:
         ValueError: If the schedule merges at a layer that has no operator.
-        InputError: If the operator does not support a form of the schedule.
+        InputError: If the operator does not support a form of the schedule, or a form cannot follow another.
     """
-    operators = attached_operators(model, get_adapter(backbone).layers(model))
+    adapter = get_adapter(backbone)
+    operators = attached_operators(model, adapter.layers(model))
     missing = [layer for layer in schedule.merging_layers if layer not in operators]
     if missing:
         raise ValueError(f"`schedule` must merge only at layers with an operator, but got {', '.join(missing)}.")
+    forms = {
+        layer: check_form(operator.name, schedule.form(layer) or adapter.default_form(operator.name))
+        for layer, operator in operators.items()
+    }
+    for sequence in adapter.sequences(model):
+        merging = [layer for layer in sequence if schedule.keep_ratio(layer) < 1]
+        _check_sequence({layer: (operators[layer], forms[layer]) for layer in merging})
     for layer, operator in operators.items():
-        operator.keep_ratio = schedule.keep_ratio(layer)
-        operator.form = check_form(operator.name, schedule.form(layer) or operator.forms[0])
+        operator.keep_ratio, operator.form = schedule.keep_ratio(layer), forms[layer]
+
+
+def _check_sequence(merges: Mapping[str, tuple[MergeOperator, Form]]) -> None:
+    """Raise an `InputError` if a merge by place follows one that has left the grid, on whose tokens it builds."""
+    left: str | None = None
+    for layer, (operator, form) in merges.items():
+        stays = form in operator.grid_forms or operator.needs_grid
+        if stays and left is not None:
+            raise InputError(
+                f"merges by place need tokens on a grid, but {layer} has the form {form!r} behind {left}, which "
+                f"merges by similarity and leaves the grid: give {layer} the form of {left}, or the other way round"
+            )
+        left = left if stays else left or layer
 
 
 def create_subnet(
@@ -87,9 +107,11 @@ def create_subnet(
 
     Args:
         backbone: timm name.
-        keep_ratios: Layer name or shell pattern → keep ratio in (0, 1], or one for all layers; others stay plain.
+        keep_ratios: Layer name or shell pattern → keep ratio in (0, 1], or a negative integer: tokens that the layer
+            removes; or one for all layers; others stay plain.
         operator: Name of the merging operator.
-        forms: Layer name or shell pattern → `soft`, `hard` or `matched`, or one for all; None: the operator's first.
+        forms: Layer name or shell pattern → form of the merge, or one for all; others have the operator's default in
+            this family.
         mask_start: See `MaskStart`.
         pretrained: Load timm's weights; operators start from their prior. From a folder that `ltmsearch export`
             wrote, given as timm's `local-dir:`, the operators' weights are loaded too.

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ class Supernet(nn.Module):
             self._set(previous)
 
     def canonical(self, schedule: MergeSchedule) -> MergeSchedule:
-        """The schedule over exactly this backbone's layers, without forms that are the operator's default."""
+        """The schedule over exactly this backbone's layers, with the form of each that merges, if there are several."""
         if not isinstance(schedule, MergeSchedule):
             raise InputError(
                 f"the schedule of a supernet must be a MergeSchedule, but got {shortened(repr(schedule))}; "
@@ -108,9 +109,13 @@ class Supernet(nn.Module):
             raise InputError(
                 f"the operator of the schedule must be the supernet's {self.operator!r}, but got {schedule.operator!r}"
             )
-        first = get_operator(self.operator).forms[0]
-        forms = {n: f for n, f in schedule.forms.items() if check_form(self.operator, f) != first}
-        return MergeSchedule.from_mapping(self.layers, schedule.keep_ratios, self.operator, forms)
+        for form in schedule.forms.values():
+            check_form(self.operator, form)
+        whole = MergeSchedule.from_mapping(self.layers, schedule.keep_ratios, self.operator, schedule.forms)
+        several = len(get_operator(self.operator).forms) > 1
+        default = get_adapter(self.backbone).default_form(self.operator)
+        forms = {layer: whole.form(layer) or default for layer in whole.merging_layers} if several else {}
+        return replace(whole, forms=forms)
 
     @contextmanager
     def frozen_prefix(self) -> Iterator["Supernet"]:

@@ -51,12 +51,18 @@ class MergingSwinBlock(MergingLayer, SwinTransformerBlock):
         x = x + self.drop_path1(SwinTransformerBlock._attn(cast(SwinTransformerBlock, module), self.norm1(x)))
         keys = self._keys(qkv[0], grid_of(*x.shape[1:3])) if qkv else None
         return x + change_in_windows(
-            operator, x, window, target, keys, lambda merged: self.drop_path2(self.mlp(self.norm2(merged)))
+            operator,
+            x,
+            window,
+            target,
+            keys,
+            self.attn.num_heads,
+            lambda merged: self.drop_path2(self.mlp(self.norm2(merged))),
         )
 
     def _keys(self, qkv: Tensor, size: Grid) -> Tensor:
-        """Projections of shifted windows, (B·W, N, 3·heads·C), to the mean key of the heads, (B, rows, columns, C)."""
-        keys = qkv.reshape(*qkv.shape[:2], 3, self.attn.num_heads, -1)[:, :, 1].mean(dim=2)
+        """Projections of shifted windows, (B·W, N, 3·H·C), to the keys of all heads, (B, rows, columns, H·C)."""
+        keys = qkv.reshape(*qkv.shape[:2], 3, -1)[:, :, 1]
         return from_shifted_windows(keys, self.window_size, self.shift_size, size)
 
 
@@ -95,8 +101,9 @@ class Swin(BlockAdapter):
         super().cast(block)
         block.attn.__class__ = KeyedWindowAttention
 
-    def dim(self, model: nn.Module, layer: str) -> int:
-        return cast(SwinTransformerBlock, model.get_submodule(layer)).dim
+    def width(self, model: nn.Module, layer: str) -> tuple[int, int]:
+        block = cast(SwinTransformerBlock, model.get_submodule(layer))
+        return block.dim, block.attn.num_heads
 
     def shape(self, name: str, block: SwinTransformerBlock, input_shape: tuple[int, ...]) -> tuple[Grid, SwinShape]:
         """See `BlockAdapter.shape`; the input is (B, rows, columns, D)."""
@@ -105,6 +112,7 @@ class Swin(BlockAdapter):
         shape = SwinShape(
             name=name,
             dim=block.dim,
+            heads=block.attn.num_heads,
             key_dim=attn_dim // block.attn.num_heads,
             windows=count_windows(size, window),
             size=size,

@@ -58,16 +58,22 @@ class MergingSwinV2Block(MergingLayer, SwinTransformerV2Block):
         x = x + self.drop_path1(self.norm1(attended))
         keys = self._keys(qkv[0], size) if qkv else None
         return x + change_in_windows(
-            operator, x, window, target, keys, lambda merged: self.drop_path2(self.norm2(self.mlp(merged)))
+            operator,
+            x,
+            window,
+            target,
+            keys,
+            self.num_heads,
+            lambda merged: self.drop_path2(self.norm2(self.mlp(merged))),
         )
 
     def _keys(self, qkv: Tensor, size: Grid) -> Tensor:
-        """Projections of shifted windows, (B·W, N, 3·heads·C), to the mean key of the heads, (B, rows, columns, C).
+        """Projections of shifted windows, (B·W, N, 3·H·C), to the keys of all heads, (B, rows, columns, H·C).
 
         The keys of each head have length one, as attention compares them.
         """
         keys = qkv.reshape(*qkv.shape[:2], 3, self.attn.num_heads, -1)[:, :, 1]
-        keys = normalize(keys, dim=-1).mean(dim=2)
+        keys = normalize(keys, dim=-1).flatten(2)
         return from_shifted_windows(keys, self.window_size, self.shift_size, size)
 
 
@@ -76,7 +82,6 @@ class SwinV2Shape(WindowsShape):
     """A block with attention inside windows. The MLP runs on the feature map, or on merged tokens."""
 
     attention_window: Grid
-    heads: int
     bias_hidden: int
     """Hidden width of the MLP that computes position biases."""
     hidden: int
@@ -108,8 +113,9 @@ class SwinV2(BlockAdapter):
         super().cast(block)
         block.attn.__class__ = KeyedWindowV2Attention
 
-    def dim(self, model: nn.Module, layer: str) -> int:
-        return cast(SwinTransformerV2Block, model.get_submodule(layer)).dim
+    def width(self, model: nn.Module, layer: str) -> tuple[int, int]:
+        block = cast(SwinTransformerV2Block, model.get_submodule(layer))
+        return block.dim, block.num_heads
 
     def shape(self, name: str, block: SwinTransformerV2Block, input_shape: tuple[int, ...]) -> tuple[Grid, SwinV2Shape]:
         """See `BlockAdapter.shape`; the input is (B, rows, columns, D)."""
@@ -118,12 +124,12 @@ class SwinV2(BlockAdapter):
         shape = SwinV2Shape(
             name=name,
             dim=block.dim,
+            heads=block.num_heads,
             key_dim=block.dim // block.num_heads,
             windows=count_windows(size, window),
             size=size,
             window=window,
             attention_window=attention_window,
-            heads=block.num_heads,
             bias_hidden=block.attn.cpb_mlp[0].out_features,
             hidden=block.mlp.fc1.out_features,
         )

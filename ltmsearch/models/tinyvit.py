@@ -61,7 +61,7 @@ class MergingTinyVitBlock(MergingLayer, TinyVitBlock):
             """(B, rows·columns, D) to the same."""
             keys = self._keys(qkv[0], size) if qkv else None
             x = x.reshape(-1, *size, self.dim)
-            return change_in_windows(operator, x, window, target, keys, self.mlp).flatten(1, 2)
+            return change_in_windows(operator, x, window, target, keys, self.num_heads, self.mlp).flatten(1, 2)
 
         children: dict[str, Any] = {"attn": partial(self.attn, qkv=qkv)} if operator.needs_keys else {}
         return TinyVitBlock.forward(cast(TinyVitBlock, Rewired(self, mlp=mlp, **children)), x)
@@ -71,9 +71,9 @@ class MergingTinyVitBlock(MergingLayer, TinyVitBlock):
         return self.window_size, self.window_size
 
     def _keys(self, qkv: Tensor, size: Grid) -> Tensor:
-        """(B·W, N, …) projections to the mean key of the heads, (B, rows, columns, C)."""
+        """(B·W, N, …) projections to the keys of all heads, (B, rows, columns, H·C)."""
         by_head = qkv.reshape(*qkv.shape[:2], self.num_heads, -1)
-        keys = by_head[..., self.attn.key_dim : 2 * self.attn.key_dim].mean(dim=2)
+        keys = by_head[..., self.attn.key_dim : 2 * self.attn.key_dim].flatten(2)
         return from_windows(keys, self._attention_window, size)
 
 
@@ -84,8 +84,6 @@ class TinyVitShape(WindowsShape):
     attention_window: Grid
     projected: int
     """Channels of queries, keys and values."""
-    key_dims: int
-    """Channels of the keys of all heads."""
     value_dims: int
     """Channels of the values of all heads."""
     kernel: int
@@ -96,7 +94,7 @@ class TinyVitShape(WindowsShape):
         """Norm, projections and the products QKᵀ and AV of all windows, padding included; convolution, batch norm."""
         n = tokens(self.attention_window)
         projections = n * self.dim * (NORM_MACS + self.projected + self.value_dims)
-        attention = projections + n * n * (self.key_dims + self.value_dims)
+        attention = projections + n * n * (self.heads * self.key_dim + self.value_dims)
         local = tokens(self.size) * self.dim * (self.kernel**2 + BATCHNORM_MACS)
         return count_windows(self.size, self.attention_window) * attention + local
 
@@ -119,8 +117,9 @@ class TinyViT(BlockAdapter):
         block.attn.__class__ = KeyedTinyVitAttention
         block.attn.attention_bias_cache = {}  # of passes before, with the weights of that time
 
-    def dim(self, model: nn.Module, layer: str) -> int:
-        return cast(TinyVitBlock, model.get_submodule(layer)).dim
+    def width(self, model: nn.Module, layer: str) -> tuple[int, int]:
+        block = cast(TinyVitBlock, model.get_submodule(layer))
+        return block.dim, block.num_heads
 
     def shape(self, name: str, block: TinyVitBlock, input_shape: tuple[int, ...]) -> tuple[Grid, TinyVitShape]:
         """See `BlockAdapter.shape`; the input is (B, rows, columns, D)."""
@@ -129,13 +128,13 @@ class TinyViT(BlockAdapter):
         shape = TinyVitShape(
             name=name,
             dim=block.dim,
+            heads=block.num_heads,
             key_dim=block.attn.key_dim,
             windows=count_windows(size, window),
             size=size,
             window=window,
             attention_window=attention_window,
             projected=block.attn.qkv.out_features,
-            key_dims=block.attn.key_dim * block.num_heads,
             value_dims=block.attn.out_dim,
             kernel=block.local_conv.conv.kernel_size[0],
             hidden=block.mlp.fc1.out_features,

@@ -124,7 +124,7 @@ class TokenMergingBlock(MergingLayer, nn.Module):
         sizes = state.sizes
         if sizes is None:
             sizes = x.new_ones(x.shape[0] // self.groups, tokens(state.grid), dtype=torch.float32)
-        merge = operator(before, sizes, state.grid, target, self._mean_key(keys[0]) if keys else None)
+        merge = operator(before, sizes, state.grid, target, self._keys(keys[0]) if keys else None)
         x = merge.tokens.flatten(0, 1)
         x = torch.cat((fixed, x), dim=1) if self.prefix else x
         x = self.transform(x)
@@ -132,9 +132,10 @@ class TokenMergingBlock(MergingLayer, nn.Module):
         places = None if state.places is None or self.last else mean_places(state.places, sizes, merge)
         return with_state(x, MergeState(grid=target, sizes=merge.sizes, undo=undo, places=places))
 
-    def _mean_key(self, keys: Tensor) -> Tensor:
-        """(B·G, heads, K + N, C) to (B, N, C)."""
-        return by_group(keys[:, :, self.prefix :], self.groups).mean(dim=(1, 2))
+    def _keys(self, keys: Tensor) -> Tensor:
+        """(B·G, H, K + N, C) to (B, N, H, C), the mean of the groups."""
+        keys = keys[:, :, self.prefix :].transpose(1, 2)
+        return by_group(keys, self.groups).mean(dim=1) if self.groups > 1 else keys
 
     def _size_bias(self, sizes: Tensor, dtype: torch.dtype) -> Tensor:
         """Proportional attention (ToMe, https://arxiv.org/abs/2210.09461, equation 1): log s added to the logits.

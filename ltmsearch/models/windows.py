@@ -46,6 +46,7 @@ def change_in_windows(
     window: Grid,
     target: Grid,
     keys: Tensor | None,
+    heads: int,
     change: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """`A · change(X̃)`: what a module adds to a feature map, computed on merged tokens, each window on its own.
@@ -54,8 +55,9 @@ def change_in_windows(
         operator: Merging operator.
         x: (B, rows, columns, D) feature map.
         window: Rows and columns of a window.
-        target: Rows and columns of its merged tokens.
-        keys: (B, rows, columns, C) mean key of the heads at each place, if the operator needs them.
+        target: Merged tokens of a window: see `MergeOperator.target`.
+        keys: (B, rows, columns, H·C) keys of all heads at each place, if the operator needs them.
+        heads: H.
         change: The module, from (B, W·P, D) to the same.
 
     Returns:
@@ -63,7 +65,7 @@ def change_in_windows(
     """
     batch, rows, columns, dim = x.shape
     before = in_windows(x, window)[:, None]  # (B·W, 1, N, D)
-    keys = None if keys is None else in_windows(keys, window)
+    keys = None if keys is None else in_windows(keys, window).unflatten(-1, (heads, -1))
     merge = operator(before, window_sizes(x, window), window, target, keys)
     changed = change(merge.tokens.reshape(batch, -1, dim))  # by image, as drop path works
     back = merge.assignment.spread(changed.view(merge.tokens.shape))

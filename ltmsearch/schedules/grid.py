@@ -1,15 +1,18 @@
-"""Token grids, which quantise keep ratios.
+"""How many tokens a merge keeps, and on which grid, if on any.
 
-Merging takes the tokens of an h×w grid to a smaller p×q grid. Possible are the grids of a chain from (h, w) down to
-(1, 1): each has one row or column less than the one before, from the relatively longer side, so that all have nearly
-the same shape.
+A merge by place takes the tokens of an h×w grid to a smaller p×q grid. Possible are the grids of a chain from (h, w)
+down to (1, 1): each has one row or column less than the one before, from the relatively longer side, so that all have
+nearly the same shape. A merge by similarity needs no grid and leaves any number of tokens on none.
+
+A layer's keep ratio is a share of its tokens in (0, 1], or a negative integer: the number of tokens that it removes.
 """
 
 from functools import lru_cache
+from math import prod
 from typing import TypeAlias
 
-Grid: TypeAlias = tuple[int, int]
-"""(rows, columns) of tokens."""
+Grid: TypeAlias = tuple[int, ...]
+"""(rows, columns) of tokens; (number,) of tokens that stand on no grid."""
 
 
 @lru_cache(maxsize=4096)
@@ -19,7 +22,7 @@ def grid_chain(grid: Grid) -> tuple[Grid, ...]:
     >>> grid_chain((3, 3))
     ((3, 3), (3, 2), (2, 2), (2, 1), (1, 1))
     """
-    rows, columns = grid
+    rows, columns = grid[0], grid[1]
     if rows < 1 or columns < 1:
         raise ValueError(f"`grid` must have at least one row and one column, but got {grid=}.")
     p, q = rows, columns
@@ -36,16 +39,46 @@ def grid_chain(grid: Grid) -> tuple[Grid, ...]:
 
 @lru_cache(maxsize=65536)
 def target_grid(grid: Grid, keep_ratio: float) -> Grid:
-    """The grid of the chain with nearly `keep_ratio` times the tokens of `grid`; on a tie the larger one.
+    """The grid of the chain whose number of tokens is nearest to the wanted one; on a tie the larger grid.
 
-    If it is equal to `grid`, the layer does not merge. Raises a ValueError unless `keep_ratio` is in (0, 1].
+    If it is equal to `grid`, the layer does not merge.
+
+    Raises:
+        ValueError: For an invalid `keep_ratio`, or tokens on no grid.
     """
-    if not 0 < keep_ratio <= 1:
-        raise ValueError(f"`keep_ratio` must be in (0, 1], but got {keep_ratio=}.")
-    wanted = keep_ratio * grid[0] * grid[1]
-    return min(grid_chain(grid), key=lambda g: (abs(g[0] * g[1] - wanted), -g[0] * g[1]))
+    if not on_grid(grid):
+        raise ValueError(f"`grid` must have rows and columns, but got {grid=}.")
+    n = tokens(grid)
+    check_keep_ratio(keep_ratio)
+    wanted = keep_ratio * n if keep_ratio > 0 else kept_tokens(n, keep_ratio)
+    return min(grid_chain(grid), key=lambda g: (abs(tokens(g) - wanted), -tokens(g)))
+
+
+def kept_tokens(n: int, keep_ratio: float) -> int:
+    """Number of tokens that a merge on no grid leaves of `n`: the nearest to the share, or `n` less those removed.
+
+    At least one is left by a share, and at least half by a number of tokens to remove.
+
+    >>> kept_tokens(64, 0.9), kept_tokens(64, -8), kept_tokens(10, -8)
+    (58, 56, 5)
+    """
+    check_keep_ratio(keep_ratio)
+    if keep_ratio < 0:
+        return n - min(-int(keep_ratio), n // 2)
+    return max(1, int(keep_ratio * n + 0.5))
+
+
+def check_keep_ratio(keep_ratio: float) -> None:
+    """Raise a ValueError unless it is in (0, 1] or a negative integer."""
+    if not (0 < keep_ratio <= 1 or (keep_ratio < 0 and float(keep_ratio).is_integer())):
+        raise ValueError(f"`keep_ratio` must be in (0, 1], or a negative integer, but got {keep_ratio=}.")
+
+
+def on_grid(grid: Grid) -> bool:
+    """Whether tokens stand on rows and columns."""
+    return len(grid) == 2
 
 
 def tokens(grid: Grid) -> int:
-    """Number of tokens on a grid."""
-    return grid[0] * grid[1]
+    """Number of tokens."""
+    return prod(grid)

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeGuard, TypeVar
 
 from ltmsearch.errors import InputError, check_choice, shortened, unknown_name
+from ltmsearch.schedules.grid import check_keep_ratio
 
 Form = Literal["soft", "hard", "matched"]
 """Form of a merge. `soft`: each token is distributed over nearby merged tokens by a matrix; `hard`: it goes to one of
@@ -22,9 +23,9 @@ class Choice(NamedTuple):
     """Keep ratio and form of one layer."""
 
     keep_ratio: float
-    """In (0, 1]; 1 is the plain layer."""
+    """In (0, 1], where 1 is the plain layer; or a negative integer, the number of tokens that the layer removes."""
     form: Form | None = None
-    """None: the operator's default."""
+    """None: the default of operator and family."""
 
     def __str__(self) -> str:
         return f"{self.keep_ratio:g} {self.form}" if self.form else f"{self.keep_ratio:g}"
@@ -35,15 +36,18 @@ class MergeSchedule:
     """Keep ratios and forms by layer, and the merging operator. Equality does not depend on the order of layers.
 
     Raises:
-        InputError: If a keep ratio is not a number in (0, 1], a form is unknown, or one of both is no mapping.
+        InputError: If a keep ratio is neither in (0, 1] nor a negative integer, a form is unknown, or one of both is
+            no mapping.
     """
 
     keep_ratios: Mapping[str, float]
-    """Layer name (timm module path) → keep ratio in (0, 1]; other layers keep every token."""
+    """Layer name (timm module path) → keep ratio in (0, 1], or a negative integer, the number of tokens that the layer
+    removes, at most half; other layers keep every token."""
     operator: str = "ltm"
     """Name of a merging operator: see `ltmsearch.merging.OPERATORS`."""
     forms: Mapping[str, Form] = field(default_factory=dict)
-    """Layer name → form; other layers have the operator's default. Forms of layers that do not merge are removed."""
+    """Layer name → form; other layers have the default of operator and family. Forms of layers that do not merge are
+    removed."""
 
     def __post_init__(self) -> None:
         for what, given in (("keep ratios", self.keep_ratios), ("forms", self.forms)):
@@ -132,12 +136,12 @@ class MergeSchedule:
         return self.keep_ratios.get(layer, 1.0)
 
     def form(self, layer: str) -> Form | None:
-        """Form of a layer; None for the operator's default."""
+        """Form of a layer; None for the default of operator and family."""
         return self.forms.get(layer)
 
     @property
     def merging_layers(self) -> tuple[str, ...]:
-        """Layers with a keep ratio below 1.0."""
+        """Layers that do not keep every token."""
         return tuple(layer for layer, ratio in self.keep_ratios.items() if ratio < 1.0)
 
 
@@ -147,8 +151,14 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 
 def _checked_ratio(ratio: object, where: str) -> float:
-    if not _is_number(ratio) or not 0 < ratio <= 1:
-        raise InputError(f"keep ratios must be in (0, 1], but {where} has {_shown(ratio)}")
+    try:
+        if not _is_number(ratio):
+            raise ValueError
+        check_keep_ratio(ratio)
+    except ValueError:
+        raise InputError(
+            f"keep ratios must be in (0, 1], or negative integers (tokens to remove), but {where} has {_shown(ratio)}"
+        ) from None
     return float(ratio)
 
 

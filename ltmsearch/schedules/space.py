@@ -6,10 +6,10 @@ Read from `search_spaces/<family>.yaml`.
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from ltmsearch.errors import InputError, check_choice, shortened
 from ltmsearch.io.presets import find_file
 from ltmsearch.io.yaml_models import load
-from ltmsearch.schedules.grid import Grid, target_grid, tokens
+from ltmsearch.schedules.grid import Grid, on_grid, tokens
 from ltmsearch.schedules.schedule import Choice, Form, MergeSchedule
 
 ZERO_SHARE = 1 / 5
@@ -31,7 +31,16 @@ def _low_and_high(weights: tuple[float, ...]) -> tuple[float, ...]:
 
 
 KeepRatios = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)]
+KeepCounts = tuple[Annotated[int, Field(lt=0)], ...]
 Forms = Annotated[tuple[Form, ...], Field(min_length=1)]
+
+
+class Offer(NamedTuple):
+    """What a file offers one layer."""
+
+    keep_ratios: tuple[float, ...]
+    """Shares of the tokens in (0, 1], and negative integers: tokens to remove."""
+    forms: tuple[Form, ...]
 
 
 class LayerRule(BaseModel):
@@ -42,6 +51,8 @@ class LayerRule(BaseModel):
     """Layer name or shell pattern, e.g. `stages.2.*`."""
     keep_ratios: KeepRatios
     """Choices; 1.0 (no merge) is always one."""
+    keep_counts: KeepCounts = ()
+    """Further choices: tokens that the layer removes, at most half, as negative integers such as -8."""
     forms: Forms | None = None
     """Forms; None: those of the file."""
 
@@ -54,6 +65,8 @@ class SpaceFile(BaseModel):
     family: str
     keep_ratios: KeepRatios
     """Choices of layers without a rule."""
+    keep_counts: KeepCounts = ()
+    """Further choices of these layers: tokens that the layer removes, at most half, as negative integers such as -8."""
     forms: Forms = ("soft", "hard")
     """Forms, for operators with more than one."""
     ib_weight: Annotated[tuple[float, ...], AfterValidator(_low_and_high)] | None = None
@@ -76,12 +89,45 @@ class SpaceFile(BaseModel):
             )
         return file
 
-    def choices_of(self, layer: str) -> tuple[tuple[float, ...], tuple[Form, ...]]:
+    def choices_of(self, layer: str) -> Offer:
         """Keep ratios and forms of one layer, as in the file."""
         for rule in self.layers:
             if fnmatchcase(layer, rule.pattern):
-                return rule.keep_ratios, self.forms if rule.forms is None else rule.forms
-        return self.keep_ratios, self.forms
+                forms = self.forms if rule.forms is None else rule.forms
+                return Offer(rule.keep_ratios + rule.keep_counts, forms)
+        return Offer(self.keep_ratios + self.keep_counts, self.forms)
+
+
+class Layers(Protocol):
+    """What a space must know of a backbone at one image size."""
+
+    @property
+    def operator(self) -> str:
+        """Name of the merging operator."""
+        ...
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """Forms of the operator, the default first."""
+        ...
+
+    @property
+    def layer_grids(self) -> dict[str, Grid]:
+        """Layer name → its full grid, in the order of execution."""
+        ...
+
+    @property
+    def sequences(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the layers through which merges accumulate, by sequence."""
+        ...
+
+    def target(self, layer: str, choice: Choice) -> Grid:
+        """The grid to which a choice merges a layer's full grid."""
+        ...
+
+    def reduces_cost(self, layer: str, choice: Choice) -> bool:
+        """Whether a merge at only one layer saves more than it costs."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +167,10 @@ class SearchSpace:
     layers: tuple[str, ...]
     """Layer names in the order of execution."""
     choices: tuple[tuple[Choice, ...], ...]
-    """Choices per layer, from no merge (index 0) to the smallest keep ratio; within a ratio, the soft form first."""
+    """Choices per layer, from no merge (index 0) to the fewest tokens; of one number, the default form first."""
     operator: str = "ltm"
     operator_forms: tuple[Form, ...] = ("soft", "hard", "matched")
-    """Forms of the operator; the first is its default."""
+    """Forms of the operator; the first is the default."""
     ib_weights: IBWeights | None = None
     """Weights of the IB loss; None: no IB loss."""
 
@@ -133,46 +179,43 @@ class SearchSpace:
 
     @classmethod
     def build(
-        cls,
-        file: SpaceFile,
-        layer_grids: Mapping[str, Grid],
-        operator: str = "ltm",
-        operator_forms: Sequence[Form] = ("soft", "hard", "matched"),
-        *,
-        reduces_cost: Callable[[str, Choice], bool],
+        cls, file: SpaceFile, layers: Layers, *, reduces_cost: Callable[[str, Choice], bool] | None = None
     ) -> "SearchSpace":
         """Build the space of a file for a backbone at one image size.
 
-        Of keep ratios with the same grid of tokens, the nearest to it is kept.
+        Of keep ratios that keep the same tokens, the nearest to their share is kept.
 
         Args:
             file: The choices.
-            layer_grids: Layer name → its full grid, in the order of execution.
-            operator: Name of the merging operator.
-            operator_forms: Forms of the operator, its default first.
-            reduces_cost: Whether a merge at a layer saves more than it costs; other choices are removed.
+            layers: The backbone's layers, such as its cost model.
+            reduces_cost: Whether a merge at a layer saves more than it costs; other choices are removed. None: that of
+                `layers`.
 
         Raises:
-            InputError: If a rule of the file matches no layer.
+            InputError: If a rule of the file matches no layer, or offers forms that cannot follow each other.
         """
+        grids, worthwhile = layers.layer_grids, reduces_cost or layers.reduces_cost
         for rule in file.layers:
-            if not any(fnmatchcase(layer, rule.pattern) for layer in layer_grids):
+            if not any(fnmatchcase(layer, rule.pattern) for layer in grids):
                 raise InputError(
                     f"patterns of a search space must match a layer of the backbone, but got {rule.pattern!r}; "
-                    f"its layers are {', '.join(layer_grids)}"
+                    f"its layers are {', '.join(grids)}"
                 )
+        choices = {
+            layer: tuple(
+                choice
+                for choice in layer_choices(layers, layer, file.choices_of(layer))
+                if choice.keep_ratio == 1 or worthwhile(layer, choice)
+            )
+            for layer in grids
+        }
+        for sequence in layers.sequences:
+            _check_sequence(layers, {layer: choices[layer] for layer in sequence})
         return cls(
-            layers=tuple(layer_grids),
-            choices=tuple(
-                tuple(
-                    choice
-                    for choice in layer_choices(*file.choices_of(layer), grid, operator_forms)
-                    if choice.keep_ratio == 1 or reduces_cost(layer, choice)
-                )
-                for layer, grid in layer_grids.items()
-            ),
-            operator=operator,
-            operator_forms=tuple(operator_forms),
+            layers=tuple(grids),
+            choices=tuple(choices.values()),
+            operator=layers.operator,
+            operator_forms=layers.forms,
             ib_weights=IBWeights(low=file.ib_weight[0], high=file.ib_weight[1]) if file.ib_weight else None,
         )
 
@@ -189,11 +232,10 @@ class SearchSpace:
     def schedule(self, indices: Sequence[int] | np.ndarray) -> MergeSchedule:
         """The schedule of (L,) choice indices."""
         taken = {n: options[int(i)] for n, options, i in zip(self.layers, self.choices, indices, strict=True)}
-        first = self.operator_forms[0]
         return MergeSchedule(
             keep_ratios={layer: choice.keep_ratio for layer, choice in taken.items()},
             operator=self.operator,
-            forms={layer: choice.form for layer, choice in taken.items() if choice.form not in (None, first)},
+            forms={layer: choice.form for layer, choice in taken.items() if choice.form is not None},
         )
 
     def indices(self, schedule: MergeSchedule) -> np.ndarray:
@@ -239,19 +281,19 @@ class SearchSpace:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def layer_choices(
-    keep_ratios: Sequence[float], forms: Sequence[Form], grid: Grid, operator_forms: Sequence[Form]
-) -> tuple[Choice, ...]:
-    """Choices of a layer on `grid`: no merge, and each distinct ratio in each form that file and operator share.
+def layer_choices(layers: Layers, layer: str, offer: Offer) -> tuple[Choice, ...]:
+    """Choices of a layer: no merge, and each form that file and operator share with each number of tokens it keeps.
 
-    The `forms` of the file are ignored for an operator with a single one.
+    From the most tokens to the fewest. The forms of the file are ignored for an operator with a single one.
     """
-    _check_forms((*forms, *operator_forms))
-    offered: list[Form | None] = [None]
-    if len(operator_forms) > 1:
-        offered = [form for form in operator_forms if form in forms]
-    ratios = [ratio for ratio in distinct_ratios(keep_ratios, grid) if ratio < 1]
-    return (Choice(1.0), *(Choice(ratio, form) for ratio in ratios for form in offered))
+    _check_forms((*offer.forms, *layers.forms))
+    offered = [form for form in layers.forms if form in offer.forms] if len(layers.forms) > 1 else [layers.forms[0]]
+    found = []
+    for place, form in enumerate(offered):
+        for ratio, target in distinct_ratios(offer.keep_ratios, layers, layer, form).items():
+            choice = Choice(ratio, form if len(layers.forms) > 1 else None)
+            found.append((-tokens(target), place, choice))
+    return (Choice(1.0), *(choice for *_, choice in sorted(found)))
 
 
 def _check_forms(forms: Sequence[Form]) -> None:
@@ -259,28 +301,49 @@ def _check_forms(forms: Sequence[Form]) -> None:
         check_choice("the form of a merge", form, Form)
 
 
-def distinct_ratios(ratios: Sequence[float], grid: Grid) -> tuple[float, ...]:
-    """Keep ratios with different grids, from 1.0 downwards."""
-    by_grid: dict[Grid, float] = {grid: 1.0}
-    for ratio in sorted(ratios, reverse=True):
-        target = target_grid(grid, ratio)
-        share = tokens(target) / tokens(grid)
-        if target not in by_grid or (target != grid and abs(ratio - share) < abs(by_grid[target] - share)):
-            by_grid[target] = ratio
-    return tuple(sorted(by_grid.values(), reverse=True))
+def distinct_ratios(ratios: Sequence[float], layers: Layers, layer: str, form: Form) -> dict[float, Grid]:
+    """Keep ratios below 1 that merge a layer's full grid to different grids, and these grids."""
+    grid = layers.layer_grids[layer]
+    n = tokens(grid)
+    by_grid: dict[Grid, tuple[float, float]] = {}
+    for ratio in sorted(ratios, reverse=True):  # counts, which are negative, behind shares
+        target = layers.target(layer, Choice(ratio, form))
+        off = abs((ratio if ratio > 0 else max(0.0, 1 + ratio / n)) - tokens(target) / n)
+        if target != grid and (target not in by_grid or off < by_grid[target][0]):
+            by_grid[target] = off, ratio
+    return {ratio: target for target, (_, ratio) in by_grid.items()}
 
 
-def colliding_ratios(space: SearchSpace, layer_grids: Mapping[str, Grid]) -> dict[str, list[tuple[float, ...]]]:
-    """Groups of keep ratios that have the same grid at another image size, e.g. that of proxy training, by layer.
+def _check_sequence(layers: Layers, choices: dict[str, tuple[Choice, ...]]) -> None:
+    """Raise an InputError if merges accumulate and one that needs a grid can follow one that leaves it."""
+    left: tuple[str, Choice] | None = None
+    for layer, options in choices.items():
+        for choice in options[1:]:
+            stays = on_grid(layers.target(layer, choice))
+            if stays and left is not None and left[0] != layer:
+                raise InputError(
+                    f"forms of a search space must not need a grid behind a form that leaves it, but {layer} offers "
+                    f"{choice.form} behind {left[1].form} at {left[0]}, whose merges it builds on: give these layers "
+                    "forms that all keep the grid (soft, hard) or only matched"
+                )
+        left = left or next(((layer, c) for c in options[1:] if not on_grid(layers.target(layer, c))), None)
 
-    `layer_grids`: layer name → its full grid at that size.
+
+def colliding_ratios(space: SearchSpace, layers: Layers) -> dict[str, list[tuple[float, ...]]]:
+    """Groups of keep ratios that keep the same tokens at another image size, e.g. that of proxy training, by layer.
+
+    `layers`: the backbone at that size.
     """
-    result = {}
+    result: dict[str, list[tuple[float, ...]]] = {}
     for layer, options in zip(space.layers, space.choices, strict=True):
-        groups: dict[Grid, list[float]] = {}
-        for ratio in dict.fromkeys(choice.keep_ratio for choice in options):
-            groups.setdefault(target_grid(layer_grids[layer], ratio), []).append(ratio)
-        same = [tuple(group) for group in groups.values() if len(group) > 1]
+        groups: dict[tuple[Form, Grid], list[float]] = {}
+        for choice in options:
+            # No merge, which has no form, is the same network as a ratio that keeps the whole grid.
+            forms = space.forms if choice.keep_ratio == 1 else (choice.form,)
+            for form in (form or space.operator_forms[0] for form in forms):
+                target = layers.target(layer, Choice(choice.keep_ratio, form))
+                groups.setdefault((form, target), []).append(choice.keep_ratio)
+        same = dict.fromkeys(tuple(group) for group in groups.values() if len(group) > 1)
         if same:
-            result[layer] = same
+            result[layer] = list(same)
     return result

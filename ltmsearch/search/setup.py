@@ -116,7 +116,7 @@ class StudyContext:
             lines.append("classifier: that of the given weights fits the data, and is kept")
         if self.prior is not None:
             lines.insert(1, f"starts from the weights of {self.prior.run} and tries its front first")
-        alike = colliding_ratios(self.space, self.proxy_costs.layer_grids)
+        alike = colliding_ratios(self.space, self.proxy_costs)
         if alike:
             by_groups: dict[str, list[str]] = {}
             for layer, groups in alike.items():
@@ -242,9 +242,7 @@ def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None =
         limited.append(latency.model)
     space = SearchSpace.build(
         space_file,
-        costs.layer_grids,
-        resolved.operator,
-        get_operator(resolved.operator).forms,
+        costs,
         reduces_cost=lambda layer, choice: all(cost.reduces_cost(layer, choice) for cost in limited),
     )
     budgets = make_budgets(resolved, space, costs, latency)
