@@ -35,8 +35,8 @@ from ltmsearch.reporting.findings import find
 from ltmsearch.reporting.json_summary import front_rows
 from ltmsearch.reporting.layer_plot import height, layers_figure
 from ltmsearch.reporting.pareto_plot import front_figure
-from ltmsearch.schedules.schedule import Form, MergeSchedule
-from ltmsearch.schedules.space import SearchSpace, SpaceFile, layer_choices
+from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.schedules.space import SearchSpace
 from ltmsearch.search.records import TrialRecord, front_table, select_front
 from ltmsearch.search.rescoring import select_candidates
 from ltmsearch.search.samplers import make_sampler
@@ -47,9 +47,7 @@ ANY: Any = None
 """An argument that is not looked at before the name is refused."""
 CPU = torch.device("cpu")
 XXS, LAYER = "mobilevit_xxs", "stages.2.1.transformer.0"
-FORMS: tuple[Form, ...] = ("soft", "hard")
 SPACE = SearchSpace(layers=(), choices=())
-SPACE_FILE = SpaceFile(schema_version=1, family="vit", keep_ratios=(0.5,))
 TRIAL: Any = TrialRecord.__new__(TrialRecord)
 ERASING: dict[str, Any] = {
     "scale": (1, 1), "ratio": (1, 1), "hflip": 0, "color_jitter": None, "auto_augment": None, "re_prob": 0.5,
@@ -90,8 +88,8 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "io.presets:find_file(kind)": lambda name: find_file(name, "mobilevit"),
     "io.presets:shipped_folder(kind)": shipped_folder,
     "io.presets:shipped_names(kind)": shipped_names,
-    "merging.ltm:LearnableTokenMerging(start)": lambda name: LearnableTokenMerging(8, name),
-    "merging.operator:MergeOperator(start)": lambda name: PoolMerging(8, name),
+    "merging.ltm:LearnableTokenMerging(start)": lambda name: LearnableTokenMerging(16, 1, name),
+    "merging.operator:MergeOperator(start)": lambda name: PoolMerging(16, 1, name),
     "models.registry:attach_operators(start)": lambda name: attach_operators(
         XXS, create_backbone(XXS), operator="ltm", layers=[LAYER], start=name
     ),
@@ -116,12 +114,7 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "schedules.space:SearchSpace(operator_forms)": lambda name: SearchSpace(
         layers=(), choices=(), operator_forms=("soft", name)
     ),
-    "schedules.space:SearchSpace.build(operator_forms)": lambda name: SearchSpace.build(
-        SPACE_FILE, {}, "ltm", ("soft", name), reduces_cost=ANY
-    ),
     "schedules.space:SearchSpace.nearest(form)": lambda name: SPACE.nearest(0.5, name),
-    "schedules.space:layer_choices(forms)": lambda name: layer_choices([0.5], [name], (4, 4), FORMS),
-    "schedules.space:layer_choices(operator_forms)": lambda name: layer_choices([0.5], FORMS, (4, 4), [name]),
     "search.records:TrialRecord.cost(name)": lambda name: TRIAL.cost(name),
     "search.records:front_table(cost)": lambda name: front_table([], name),
     "search.records:select_front(cost)": lambda name: select_front([], name),
@@ -133,13 +126,16 @@ CALLS: dict[str, Callable[[Any], object]] = {
 """`module:callable(parameter)` → a call in which only this argument is wrong."""
 
 NOT_CHOSEN = {
+    "costs.latency:LatencyModel(default_form)",
+    "costs.macs:CostModel(default_form)",
+    "costs.tables:ChainedCosts(default_form)",
     "models.merge_traces:LayerMerges(form)",
     "reporting.pareto_layout:FrontLayout(marks)",
     "search.initial_trials:InitialTrial(kind)",
 }
 """Fields of records that only the library makes."""
-CHECKED_BEFORE = ("merge_macs(form)", "unmerge_macs(form)")
-"""Of each operator, called for every choice of a space: the form was checked when the schedule was made."""
+CHECKED_BEFORE = ("merge_macs(form)", "unmerge_macs(form)", "target(form)")
+"""Of each operator and layer, called for every choice of a space: the form was checked when the schedule was made."""
 
 
 def public_callables() -> Iterator[tuple[str, Any]]:

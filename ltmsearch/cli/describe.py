@@ -62,8 +62,8 @@ def cost(
         str | None,
         typer.Option(
             metavar="RATIOS",
-            help="Keep ratios in (0, 1] in layer order, such as 0.7,1,0.5, or one for all layers; or negative integers, the "
-            "tokens to remove: --keep=-8.",
+            help="Keep ratios in (0, 1] in layer order, such as 0.7,1,0.5, or one for all layers; or negative "
+            "integers, the tokens to remove: --keep=-8.",
         ),
     ] = None,
     img_size: ImgSize = 224,

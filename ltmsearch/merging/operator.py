@@ -148,7 +148,8 @@ class MergeOperator(nn.Module):
 
     def with_all_weights(self, x: Tensor) -> Tensor:
         """`x`, to whose gradient every weight of the operator contributes zero: distributed training requires one."""
-        return x + sum((weight * 0).sum() for weight in self.parameters()).to(x.dtype)  # type: ignore[union-attr]
+        zero = sum((weight * 0).sum() for weight in self.parameters())
+        return x if isinstance(zero, int) else x + zero.to(x.dtype)  # the sum of no weights is an int
 
     def on_backbone_weights_loaded(self) -> None:
         """Called when weights of a plain backbone are loaded, without weights of this operator."""

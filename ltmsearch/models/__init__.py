@@ -6,16 +6,15 @@ Importing the package registers all families, and `ltm_<backbone>` with timm.
 from ltmsearch.models import efficientvit, eva, fastvit, mobilevit, swin, swinv2, tinyvit, vit  # noqa: F401  (they register)
 from ltmsearch.models.adapter import (
     FAMILIES,
-    MERGING,
     Chain,
     LayerShape,
-    attached_operators,
     blank_image,
     get_adapter,
     known_backbones,
     prefix_modules,
 )
 from ltmsearch.models.features import feature_dim, pooled_features
+from ltmsearch.models.merging_layer import MERGING, attached_operators
 from ltmsearch.models.registry import create_subnet, input_config, register_with_timm, set_schedule, write_config
 from ltmsearch.models.weights import LoadReport, create_backbone, load_weights
 

@@ -22,12 +22,11 @@ from ltmsearch.config.backbones import backbone_names, family_of
 from ltmsearch.config.defaults import Learning
 from ltmsearch.errors import InputError, unknown_name
 from ltmsearch.merging import MergeOperator, MergeShape, get_operator
+from ltmsearch.models.merging_layer import MergingLayer, attach_operator
 from ltmsearch.models.unserved import reason_for
 from ltmsearch.schedules.grid import Grid
 from ltmsearch.schedules.schedule import Form
 
-MERGING = "merging"
-"""Name of a layer's child module that merges: `<layer>.merging`."""
 NORM_MACS, BATCHNORM_MACS = 5, 2
 """fvcore's counts per element of a layer or group norm with affine weights, and of a batch norm in evaluation mode."""
 
@@ -151,15 +150,6 @@ class Adapter(ABC):
     @abstractmethod
     def chains(self, model: nn.Module, img_size: Grid) -> tuple[Chain, ...]:
         """Shapes of all layers for images of `img_size` (rows, columns) pixels."""
-
-
-class MergingLayer:
-    """Mixin of timm's modules that were cast to merge."""
-
-    def __prepare_scriptable__(self) -> None:  # called by torch.jit.script
-        raise TypeError(
-            "a network that merges tokens cannot be scripted: use torch.jit.trace, torch.export or `ltmsearch export`."
-        )
 
 
 class BlockAdapter(Adapter):
@@ -370,50 +360,6 @@ def _accepted_size(model: nn.Module) -> Grid:
     return cast(Grid, getattr(getattr(model, "patch_embed", None), "img_size", None) or tuple(size))
 
 
-def attach_operator(layer: nn.Module, operator: MergeOperator) -> None:
-    """Make an operator the `merging` child of a layer, and notify it when backbone weights are loaded."""
-    layer.add_module(MERGING, operator)
-    layer.register_load_state_dict_pre_hook(_notify_of_weights)
-
-
-def _notify_of_weights(layer: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
-    has_weights = any(name.startswith(prefix) and name.endswith(".weight") for name in state_dict)
-    if has_weights and not any(name.startswith(f"{prefix}{MERGING}.") for name in state_dict):
-        cast(MergeOperator, layer.get_submodule(MERGING)).on_backbone_weights_loaded()
-
-
-def merge_target(layer: nn.Module, grid: Grid) -> tuple[MergeOperator | None, Grid]:
-    """A layer's operator and the grid that it merges to; (None, `grid`) while the layer does not merge."""
-    operator: MergeOperator | None = getattr(layer, MERGING, None)
-    if operator is None or operator.keep_ratio == 1:
-        return None, grid
-    # Through text, a constant for `torch.compile`, to which a float attribute that has changed is a variable.
-    target = _constant_target(type(operator), grid, f"{operator.keep_ratio}", operator.form, operator.needs_grid)
-    return (None, grid) if target == grid else (operator, target)
-
-
-@torch.compiler.assume_constant_result  # `torch.compile` need not trace the search for a grid
-def _constant_target(operator: type[MergeOperator], grid: Grid, ratio: str, form: Form, needs_grid: bool) -> Grid:
-    return operator.target(grid, float(ratio), form, needs_grid=needs_grid)
-
-
-def idle_operator(layer: nn.Module, x: Tensor) -> Tensor:
-    """`x`, for a layer that does not merge at this image size; in training its operator takes part with zero.
-
-    Distributed training requires a gradient of every weight, if only of zero.
-    """
-    operator: MergeOperator | None = getattr(layer, MERGING, None)
-    if operator is None or operator.keep_ratio == 1 or not (operator.training and torch.is_grad_enabled()):
-        return x
-    return operator.with_all_weights(x)
-
-
 def grid_of(rows: int, columns: int) -> Grid:
     """The grid of a tensor by two of its sizes: constants for `torch.compile`, which compiles again for others."""
     return index(rows), index(columns)
-
-
-def attached_operators(model: nn.Module, layers: Sequence[str]) -> dict[str, MergeOperator]:
-    """The operators attached to a model, by layer."""
-    found = {layer: getattr(model.get_submodule(layer), MERGING, None) for layer in layers}
-    return {layer: operator for layer, operator in found.items() if isinstance(operator, MergeOperator)}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ltmsearch.config.recipe import Recipe
 from ltmsearch.errors import InputError
 from ltmsearch.io.files import parse_json
-from ltmsearch.models.adapter import MERGING
+from ltmsearch.models.merging_layer import MERGING
 from ltmsearch.models.state_dicts import weights_file
 from ltmsearch.models.weights import load_weights
 

@@ -12,18 +12,10 @@ from torch import Tensor, nn
 
 from ltmsearch.config.defaults import Learning
 from ltmsearch.merging import MergeOperator
-from ltmsearch.models.adapter import (
-    NORM_MACS,
-    Adapter,
-    Chain,
-    MergingLayer,
-    attach_operator,
-    blank_image,
-    grid_of,
-    run_once,
-)
+from ltmsearch.models.adapter import NORM_MACS, Adapter, Chain, blank_image, grid_of, run_once
 from ltmsearch.models.block_shape import BlockShape
 from ltmsearch.models.merge_state import MergeState, carry_state, state_of, unmerging
+from ltmsearch.models.merging_layer import MergingLayer, attach_operator
 from ltmsearch.models.registers import RegisterReadout
 from ltmsearch.models.rewiring import Rewired
 from ltmsearch.models.transformer import make_merging, unfit_blocks

@@ -15,16 +15,8 @@ from torch import Tensor, nn
 
 from ltmsearch.config.defaults import Learning
 from ltmsearch.merging import MergeOperator
-from ltmsearch.models.adapter import (
-    BATCHNORM_MACS,
-    BlockAdapter,
-    LayerShape,
-    MergingLayer,
-    grid_of,
-    idle_operator,
-    merge_target,
-    register_family,
-)
+from ltmsearch.models.adapter import BATCHNORM_MACS, BlockAdapter, LayerShape, grid_of, register_family
+from ltmsearch.models.merging_layer import MergingLayer, idle_operator, merge_target
 from ltmsearch.models.rewiring import Rewired, recorded
 from ltmsearch.schedules.grid import Grid, tokens
 

@@ -19,16 +19,8 @@ from torch import Tensor, nn
 
 from ltmsearch.config.defaults import Learning
 from ltmsearch.merging import MergeOperator
-from ltmsearch.models.adapter import (
-    BATCHNORM_MACS,
-    NORM_MACS,
-    BlockAdapter,
-    MergingLayer,
-    grid_of,
-    idle_operator,
-    merge_target,
-    register_family,
-)
+from ltmsearch.models.adapter import BATCHNORM_MACS, NORM_MACS, BlockAdapter, grid_of, register_family
+from ltmsearch.models.merging_layer import MergingLayer, idle_operator, merge_target
 from ltmsearch.models.rewiring import Rewired, recorded
 from ltmsearch.models.windows import (
     WindowsShape,

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ltmsearch.merging import Merge, MergeOperator
-from ltmsearch.models.adapter import Chain, attached_operators, get_adapter, run_once
+from ltmsearch.models.adapter import Chain, get_adapter, run_once
+from ltmsearch.models.merging_layer import attached_operators
 from ltmsearch.schedules.grid import Grid
 from ltmsearch.schedules.schedule import Form
 

@@ -15,19 +15,10 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ltmsearch.merging import MergeOperator
-from ltmsearch.models.adapter import (
-    Adapter,
-    Chain,
-    MergingLayer,
-    attach_operator,
-    grid_of,
-    input_shapes,
-    modules_of,
-    register_family,
-    strides,
-)
+from ltmsearch.models.adapter import Adapter, Chain, grid_of, input_shapes, modules_of, register_family, strides
 from ltmsearch.models.block_shape import BlockShape
 from ltmsearch.models.merge_state import MergeState, unmerge, with_state
+from ltmsearch.models.merging_layer import MergingLayer, attach_operator
 from ltmsearch.models.rewiring import Rewired
 from ltmsearch.models.transformer import make_merging, unfit_blocks
 from ltmsearch.schedules.grid import Grid

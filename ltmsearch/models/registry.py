@@ -16,14 +16,8 @@ from ltmsearch.config.names import Readout
 from ltmsearch.data.preparation import ImageOptions
 from ltmsearch.errors import InputError, check_choice, not_among
 from ltmsearch.merging import MaskStart, MergeOperator, check_form, get_operator
-from ltmsearch.models.adapter import (
-    MERGING,
-    Adapter,
-    attached_operators,
-    check_structure,
-    get_adapter,
-    known_backbones,
-)
+from ltmsearch.models.adapter import Adapter, check_structure, get_adapter, known_backbones
+from ltmsearch.models.merging_layer import MERGING, attached_operators
 from ltmsearch.models.registers import register_arguments
 from ltmsearch.models.weights import convert_state, create_backbone
 from ltmsearch.schedules.schedule import Form, MergeSchedule

@@ -14,15 +14,8 @@ from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 from torch import Tensor, nn
 
 from ltmsearch.config.defaults import Learning
-from ltmsearch.models.adapter import (
-    NORM_MACS,
-    BlockAdapter,
-    MergingLayer,
-    grid_of,
-    idle_operator,
-    merge_target,
-    register_family,
-)
+from ltmsearch.models.adapter import NORM_MACS, BlockAdapter, grid_of, register_family
+from ltmsearch.models.merging_layer import MergingLayer, idle_operator, merge_target
 from ltmsearch.models.rewiring import Rewired, recorded
 from ltmsearch.models.windows import WindowsShape, change_in_windows, count_windows, from_shifted_windows
 from ltmsearch.schedules.grid import Grid, tokens

@@ -18,8 +18,8 @@ from timm.models.vision_transformer import Block, ResPostBlock
 from torch import Tensor, nn
 
 from ltmsearch.merging import Merge, MergeOperator, full_precision
-from ltmsearch.models.adapter import MERGING, MergingLayer, idle_operator, merge_target
 from ltmsearch.models.merge_state import MergeState, by_group, state_of, with_state
+from ltmsearch.models.merging_layer import MERGING, MergingLayer, idle_operator, merge_target
 from ltmsearch.models.rewiring import Rewired, recorded
 from ltmsearch.models.rotary import rotation_at
 from ltmsearch.schedules.grid import Grid, tokens

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from ltmsearch.config.names import Readout
 from ltmsearch.errors import InputError
-from ltmsearch.models.adapter import MERGING, get_adapter, unfit_size
+from ltmsearch.models.adapter import get_adapter, unfit_size
 from ltmsearch.models.arguments import refusing_arguments, users_arguments
 from ltmsearch.models.conversions import MARK, rename
+from ltmsearch.models.merging_layer import MERGING
 from ltmsearch.models.registers import (
     added_registers,
     check_registers,

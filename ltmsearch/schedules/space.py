@@ -290,7 +290,7 @@ def layer_choices(layers: Layers, layer: str, offer: Offer) -> tuple[Choice, ...
     offered = [form for form in layers.forms if form in offer.forms] if len(layers.forms) > 1 else [layers.forms[0]]
     found = []
     for place, form in enumerate(offered):
-        for ratio, target in distinct_ratios(offer.keep_ratios, layers, layer, form).items():
+        for ratio, target in _distinct_ratios(offer.keep_ratios, layers, layer, form).items():
             choice = Choice(ratio, form if len(layers.forms) > 1 else None)
             found.append((-tokens(target), place, choice))
     return (Choice(1.0), *(choice for *_, choice in sorted(found)))
@@ -301,7 +301,7 @@ def _check_forms(forms: Sequence[Form]) -> None:
         check_choice("the form of a merge", form, Form)
 
 
-def distinct_ratios(ratios: Sequence[float], layers: Layers, layer: str, form: Form) -> dict[float, Grid]:
+def _distinct_ratios(ratios: Sequence[float], layers: Layers, layer: str, form: Form) -> dict[float, Grid]:
     """Keep ratios below 1 that merge a layer's full grid to different grids, and these grids."""
     grid = layers.layer_grids[layer]
     n = tokens(grid)

@@ -28,12 +28,12 @@ from ltmsearch.costs import (
 )
 from ltmsearch.errors import InputError
 from ltmsearch.merging import OPERATORS, MergeShape, get_operator
-from ltmsearch.merging.ltm import HEADS, RANK
+from ltmsearch.merging.ltm import PARTS, RANK
 from ltmsearch.models import create_subnet, get_adapter, known_backbones
 from ltmsearch.schedules.schedule import Choice, Form, MergeSchedule
 from ltmsearch.schedules.space import SearchSpace
 
-RATIOS = (1.0, 0.9, 0.7, 0.5, 0.3, 0.1)
+RATIOS = (1.0, 0.9, 0.7, 0.5, 0.3, 0.1, -1, -8, -30)
 VARIANTS = [(name, form) for name, operator in sorted(OPERATORS.items()) for form in operator.forms]
 
 
@@ -145,11 +145,11 @@ def test_trace_leaves_mode_and_logger_alone() -> None:
 
 def test_ltm_merge_as_derived_by_hand() -> None:
     n, p, d, g = 49, 30, 64, 4
-    shape = MergeShape(grid=(7, 7), target=(6, 5), dim=d, key_dim=16, groups=g, filled=False)
+    shape = MergeShape(grid=(7, 7), target=(6, 5), dim=d, heads=2, key_dim=16, groups=g, needs_grid=False)
     assert (shape.n, shape.p) == (n, p)
-    norm, projection = 4 * n * d, n * d * (RANK + HEADS)
+    norm, projection = 4 * n * d, n * d * (RANK + PARTS)
     seeds, logits = RANK * n * p, n * RANK * p
-    values, totals = g * p * n * d, p * n * (HEADS + 1)
+    values, totals = g * p * n * d, p * n * (PARTS + 1)
     ltm = get_operator("ltm")
     assert ltm.merge_macs(shape, "soft") == norm + projection + seeds + logits + values + totals
     assert ltm.unmerge_macs(shape, "soft") == g * n * p * d
@@ -158,9 +158,44 @@ def test_ltm_merge_as_derived_by_hand() -> None:
     seeds, logits = 2 * RANK * side_by_side, n * 9 * RANK
     assert ltm.merge_macs(shape, "hard") == norm + projection + seeds + logits
     assert ltm.unmerge_macs(shape, "hard") == 0
-    filled = replace(shape, filled=True)
-    assert ltm.merge_macs(filled, "hard") == norm + projection + seeds + logits + g * d * side_by_side
-    assert ltm.merge_macs(filled, "soft") == ltm.merge_macs(shape, "soft")
+    convolved = replace(shape, needs_grid=True)
+    assert ltm.merge_macs(convolved, "hard") == norm + projection + seeds + logits + g * d * side_by_side
+    assert ltm.merge_macs(convolved, "soft") == ltm.merge_macs(shape, "soft")
+
+
+def test_matched_merges_as_derived_by_hand() -> None:
+    """From 49 tokens on no grid to 20: 24 pairs merge, of 25 × 24; then 5 of the 25 left, of 13 × 12."""
+    n, d, heads, key_dim = 49, 64, 3, 16
+    shape = MergeShape(grid=(n,), target=(20,), dim=d, heads=heads, key_dim=key_dim, groups=4, needs_grid=False)
+    pairs = 25 * 24 + 13 * 12
+    norm, projections = 4 * n * d, n * d * (RANK + PARTS + RANK)  # V, u and W
+    ltm, tome = get_operator("ltm"), get_operator("tome")
+    assert ltm.merge_macs(shape, "matched") == norm + projections + pairs * (heads * key_dim + RANK)
+    assert tome.merge_macs(shape, "matched") == pairs * key_dim, "the mean of the heads"
+    for operator in (ltm, tome):
+        assert operator.unmerge_macs(shape, "matched") == 0
+        one = replace(shape, target=(48,))
+        assert operator.merge_macs(one, "matched") < operator.merge_macs(shape, "matched")
+        assert operator.merge_macs(replace(shape, needs_grid=True), "matched") == operator.merge_macs(shape, "matched")
+
+
+def test_tokens_of_a_vit_by_hand() -> None:
+    costs = model_of("vit_tiny_patch16_224", (224, 224))
+    assert costs.default_form == "matched"
+    assert costs.sequences == (costs.layers,)
+    assert costs.forms == ("matched", "soft", "hard")
+    ratios = {"blocks.0": -8, "blocks.1": 0.9, "blocks.2": -100, "blocks.3": 0.999}
+    schedule = MergeSchedule(keep_ratios=ratios)
+    # 188 · 0.9 = 169.2; of 169 at most 84 are removed; 85 · 0.999 = 84.9
+    kept = [(196, 188), (188, 169), (169, 85), (85, 85), *[(85, 85)] * 8]
+    assert list(costs.tokens(schedule).values()) == kept
+    assert next(iter(costs.grids(schedule).values())) == ((14, 14), (188,))
+    spelt = MergeSchedule(keep_ratios=ratios, forms=dict.fromkeys(ratios, "matched"))
+    assert costs.network_key(spelt) == costs.network_key(schedule)
+    assert costs.macs(spelt) == costs.macs(schedule)
+    soft = MergeSchedule(keep_ratios={"blocks.0": 0.9, "blocks.4": 0.9}, forms={"blocks.4": "soft"})
+    with pytest.raises(InputError, match="merges by place need tokens on a grid"):
+        costs.macs(soft)
 
 
 def test_table_refuses_a_wrong_number_of_layers() -> None:

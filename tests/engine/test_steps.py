@@ -198,5 +198,5 @@ def test_optimizer_decays_weights_but_not_importance() -> None:
     optimizer = make_optimizer(supernet, 1e-3)
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     by_kind = {name.rsplit(".", 1)[1]: decay[id(p)] for name, p in supernet.named_parameters() if ".merging." in name}
-    assert by_kind["importance"] == by_kind["kappa"] == 0
+    assert by_kind["importance"] == by_kind["log_gain"] == 0
     assert by_kind["directions"] > 0

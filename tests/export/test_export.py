@@ -122,7 +122,7 @@ def test_folder_fine_tunes_with_other_classes_and_sizes(tmp_path: Path) -> None:
     assert all(torch.equal(value, state[n]) for n, value in more.state_dict().items() if not n.startswith("head."))
     larger = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=160)
     assert larger.pos_embed.shape[1] == 1 + 100
-    assert torch.equal(larger.state_dict()["blocks.3.merging.kappa"], state["blocks.3.merging.kappa"])
+    assert torch.equal(larger.state_dict()["blocks.3.merging.log_gain"], state["blocks.3.merging.log_gain"])
     unloaded = timm.create_model(f"local-dir:{tmp_path}")
     assert not torch.equal(unloaded.head.weight, net.head.weight)  # type: ignore[arg-type]
 

@@ -1,5 +1,7 @@
 """The operators: invariants that hold whatever the weights, and brute force against the tensor code."""
 
+from math import log
+
 import numpy as np
 import pytest
 import torch
@@ -20,13 +22,13 @@ from ltmsearch.merging import (
 )
 from ltmsearch.merging.assignment import HardAssignment, SoftAssignment
 from ltmsearch.merging.ltm import EMPTY_SIZE, NEAR
-from ltmsearch.merging.matching import match_once, rounds, unit
+from ltmsearch.merging.matching import match_once, rounds, similarity
 from ltmsearch.merging.prior import SPREAD, area_overlap, local_cells
 from ltmsearch.models import create_backbone, create_subnet
-from ltmsearch.schedules.grid import Grid, tokens
+from ltmsearch.schedules.grid import Grid, kept_tokens, target_grid, tokens
 from ltmsearch.schedules.schedule import Form
 
-B, G, D = 2, 4, 32
+B, G, D, H = 2, 4, 32, 2
 CASES = [((8, 8), (5, 5)), ((6, 4), (4, 3)), ((3, 3), (1, 1)), ((5, 7), (5, 6))]
 MORE_CASES = [*CASES, ((4, 6), (1, 4)), ((9, 1), (4, 1)), ((14, 14), (10, 10)), ((7, 3), (2, 2))]
 """With targets of one row, of one column, and far smaller ones."""
@@ -36,14 +38,14 @@ VARIANTS = [(name, form) for name, operator in sorted(OPERATORS.items()) for for
 def make(name: str, form: Form | None = None, *, trained: bool = False, kappa: float = 7.0) -> MergeOperator:
     """An operator, with weights as training might leave them."""
     torch.manual_seed(0)
-    operator = OPERATORS[name](D)
+    operator = OPERATORS[name](D, H)
     operator.form = form or operator.form
     if trained:
         with torch.no_grad():
             for parameter in operator.parameters():
                 parameter.add_(torch.randn_like(parameter))
             if isinstance(operator, LearnableTokenMerging):
-                operator.kappa.fill_(kappa)
+                operator.log_gain.fill_(log(kappa))
     return operator
 
 
@@ -59,11 +61,13 @@ def inputs(grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
     n = tokens(grid)
     x = torch.randn(B, G, n, D, generator=generator)
     sizes = torch.rand(B, n, generator=generator) * 3 + 0.5
-    return x, sizes, torch.randn(B, n, 8, generator=generator)
+    return x, sizes, torch.randn(B, n, H, 8, generator=generator)
 
 
 def merge(operator: MergeOperator, grid: Grid, target: Grid) -> tuple[Tensor, Tensor, Merge]:
     x, sizes, keys = inputs(grid)
+    if operator.form not in operator.grid_forms:
+        target = (tokens(target),)
     return x, sizes, operator(x, sizes, grid, target, keys)
 
 
@@ -148,16 +152,77 @@ def test_near_cells_hold_all_of_the_prior(grid: Grid, target: Grid) -> None:
         np.testing.assert_array_equal(scattered, np.log(prior))
 
 
-def test_ltm_at_its_start_is_area_pooling() -> None:
+def test_ltm_without_gain_and_importance_is_area_pooling() -> None:
     for grid, target in CASES:
-        _, _, ltm = merge(make("ltm"), grid, target)
+        operator = make_ltm()
+        operator.log_gain.data.fill_(-50.0)
+        _, _, ltm = merge(operator, grid, target)
         _, _, pool = merge(make("pool"), grid, target)
         torch.testing.assert_close(ltm.tokens, pool.tokens)
         torch.testing.assert_close(ltm.sizes, pool.sizes)
 
 
+def test_the_gain_is_a_logarithm_near_one_from_scratch() -> None:
+    assert PLACE_GAIN == 1
+    assert float(LearnableTokenMerging(D).log_gain.detach()) == 0
+    content = LearnableTokenMerging(D, start="content").log_gain.detach()
+    assert float(content.exp()) == pytest.approx(CONTENT_GAIN)
+
+
+def test_matched_ltm_at_its_start_is_tome_on_the_keys_of_all_heads() -> None:
+    """Its learned part starts at zero. With one head, it is ToMe as published."""
+    for grid, target in CASES:
+        x, sizes, keys = inputs(grid)
+        ltm, count = make_ltm("matched").eval(), (tokens(target),)
+        all_heads = make("tome")(x, sizes, grid, count, keys.flatten(2)[:, :, None])
+        out = ltm(x, sizes, grid, count, keys)
+        torch.testing.assert_close(out.tokens, all_heads.tokens)
+        torch.testing.assert_close(out.sizes, all_heads.sizes)
+        ltm.head_weights.data[1] = 0.0
+        one = ltm(x, sizes, grid, count, keys)
+        torch.testing.assert_close(one.tokens, make("tome")(x, sizes, grid, count, keys[:, :, :1]).tokens)
+
+
+def test_the_learned_part_decides_where_keys_are_alike() -> None:
+    """Tokens 0 and 2 look for partners 1 and 3: with W, the similarity of content alone."""
+    operator = make_ltm("matched").eval()
+    x = torch.randn(1, 1, 4, D)
+    content = F.layer_norm(x[:, 0], (D,))
+    values = F.normalize(content @ operator.directions, dim=-1)[0].detach()
+    operator.matching.data = torch.linalg.lstsq(content[0], 9 * values[[0, 2, 2, 0]]).solution
+    with torch.no_grad():
+        out = operator(x, torch.ones(1, 4), (2, 2), (2,), torch.ones(1, 4, H, 8))
+    # 1 is wanted by 2, and 3 by 0; what stays keeps its order.
+    assert out.assignment.position.tolist() == [[1, 0, 0, 1]]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("needs_grid", [False, True])
+@pytest.mark.parametrize("keep_ratio", [0.7, -3, -100, 1.0, 0.999])
+@pytest.mark.parametrize(("name", "form"), VARIANTS)
+def test_targets_are_grids_or_numbers(name: str, form: Form, keep_ratio: float, needs_grid: bool) -> None:
+    operator = OPERATORS[name]
+    target = operator.target((6, 4), keep_ratio, form, needs_grid=needs_grid)
+    if form in operator.grid_forms or needs_grid:
+        assert target == target_grid((6, 4), keep_ratio)
+        with pytest.raises(InputError, match="merges by place need tokens on a grid, but an earlier merge"):
+            operator.target((24,), keep_ratio, form, needs_grid=needs_grid)
+    else:
+        kept = kept_tokens(24, keep_ratio)
+        assert target == ((6, 4) if kept == 24 else (kept,))
+        assert operator.target((24,), keep_ratio, form) == (kept,)
+
+
+def test_forms_by_place_and_by_keys_are_forms() -> None:
+    for operator in OPERATORS.values():
+        assert {*operator.grid_forms, *operator.keyed_forms} <= set(operator.forms)
+        for form in operator.forms:
+            instance = operator(D, H)
+            instance.form = form
+            assert instance.needs_keys == (form in operator.keyed_forms)
+
+
 @pytest.mark.parametrize(("grid", "target"), MORE_CASES)
-@pytest.mark.parametrize("kappa", [0.0, 7.0, 50.0])
+@pytest.mark.parametrize("kappa", [1e-9, 7.0, 50.0])
 def test_hard_form_takes_the_largest_soft_share(grid: Grid, target: Grid, kappa: float) -> None:
     operator = make_ltm("soft", trained=True, kappa=kappa)
     x, sizes, _ = inputs(grid)
@@ -186,7 +251,7 @@ def test_empty_merged_tokens_are_small_and_zero_or_pooled(fills: bool) -> None:
     operator, x, sizes, grid, target = empty_case()
     assignment, _ = operator.assign(x, sizes, grid, target)
     assert isinstance(assignment, HardAssignment)
-    operator.fills_empty = fills
+    operator.needs_grid = fills
     out = operator(x, sizes, grid, target)
     empty = torch.ones(B, 25, dtype=torch.bool).scatter(1, assignment.position, False)
     assert empty.any()
@@ -198,7 +263,7 @@ def test_empty_merged_tokens_are_small_and_zero_or_pooled(fills: bool) -> None:
         pooled = sum(a / sum(area) * x[b, :, n] for n, a in enumerate(area))
         wanted = pooled if fills else torch.zeros(G, D)
         torch.testing.assert_close(out.tokens[b, :, p], wanted, atol=1e-5, rtol=1e-5)
-    operator.fills_empty = False
+    operator.needs_grid = False
     kept = (~empty)[:, None].expand(-1, G, -1)
     assert torch.equal(out.tokens[kept], operator(x, sizes, grid, target).tokens[kept])
 
@@ -211,7 +276,8 @@ def test_empty_merged_tokens_merge_again() -> None:
     torch.testing.assert_close(second.sizes.sum(1), sizes.sum(1), atol=34 * EMPTY_SIZE, rtol=1e-6)
     for form in OPERATORS["ltm"].forms:
         operator.form = form
-        operator(x.requires_grad_(), sizes, grid, target).tokens.square().sum().backward()
+        keys = torch.randn(B, tokens(grid), H, 8)
+        operator(x.requires_grad_(), sizes, grid, target, keys).tokens.square().sum().backward()
         assert all(torch.isfinite(p.grad).all() for p in operator.parameters() if p.grad is not None), form
 
 
@@ -244,13 +310,15 @@ def test_hard_assignment_equals_one_hot_product(groups: int, exporting: bool, mo
 def test_gradients_reach_mask_parameters_but_not_tokens(form: Form) -> None:
     operator = make_ltm(form, trained=True)
     x = torch.randn(B, G, 36, D, requires_grad=True)
-    sizes = torch.ones(B, 36)
-    operator(x, sizes, (6, 6), (4, 4)).tokens.square().sum().backward()
+    sizes, keys = torch.ones(B, 36), torch.randn(B, 36, H, 8, requires_grad=True)
+    operator(x, sizes, (6, 6), (4, 4), keys).tokens.square().sum().backward()
+    silent = {"matching", "head_weights"} if form != "matched" else set()
     for name, parameter in operator.named_parameters():
         assert parameter.grad is not None, name
-        assert parameter.grad.abs().sum() > 0, name
+        assert bool(parameter.grad.abs().sum() > 0) == (name not in silent), name
     x.grad = None
-    assignment, w = operator.assign(x, sizes, (6, 6), (4, 4))
+    assert keys.grad is None
+    assignment, w = operator.assign(x, sizes, (6, 6), (4, 4), keys)
     spread = assignment.spread(torch.randn(B, 1, 16, 3))
     assert spread.requires_grad
     assert w.requires_grad
@@ -271,10 +339,10 @@ LAYER, OTHER = "stages.2.blocks.1", "stages.3.blocks.1"
 
 
 def network(start: MaskStart) -> tuple[nn.Module, nn.Parameter]:
-    """A network with one mask, and the κ of that."""
+    """A network with one mask, and the logarithm of its gain."""
     model = create_subnet("efficientvit_b0", keep_ratios={LAYER: 0.5}, mask_start=start)
-    ((_, kappa),) = [(name, value) for name, value in model.named_parameters() if name.endswith(".kappa")]
-    return model, kappa
+    ((_, gain),) = [(name, value) for name, value in model.named_parameters() if name.endswith(".log_gain")]
+    return model, gain
 
 
 @pytest.mark.parametrize(
@@ -287,26 +355,26 @@ def network(start: MaskStart) -> tuple[nn.Module, nn.Parameter]:
 )
 def test_masks_start_by_place_until_weights_are_loaded(start: MaskStart, fresh: float, loaded: float) -> None:
     plain = create_backbone("efficientvit_b0").state_dict()
-    model, kappa = network(start)
-    assert float(kappa.detach()) == fresh
+    model, gain = network(start)
+    assert float(gain.detach().exp()) == pytest.approx(fresh)
     statistics = {name: value for name, value in plain.items() if ".running_" in name}
     assert any(name.startswith(f"{LAYER}.") for name in statistics)
     model.load_state_dict(statistics, strict=False)
-    assert float(kappa.detach()) == fresh, "statistics alone are no trained weights"
+    assert float(gain.detach().exp()) == pytest.approx(fresh), "statistics alone are no trained weights"
     model.load_state_dict({name: plain[name] for name in plain if name.startswith(f"{OTHER}.")}, strict=False)
-    assert float(kappa.detach()) == fresh, "weights of another layer"
+    assert float(gain.detach().exp()) == pytest.approx(fresh), "weights of another layer"
     model.load_state_dict(plain)  # strict
-    assert float(kappa.detach()) == loaded
+    assert float(gain.detach().exp()) == pytest.approx(loaded)
 
 
 def test_masks_that_are_in_the_file_are_loaded_as_they_are() -> None:
-    (source, gain), (model, kappa) = network("place"), network("auto")
+    (source, given), (model, gain) = network("place"), network("auto")
     with torch.no_grad():
-        gain.fill_(3.0)
+        given.fill_(3.0)
     model.load_state_dict(source.state_dict())
-    assert float(kappa.detach()) == 3.0
-    half = {name: value for name, value in source.state_dict().items() if not name.endswith("kappa")}
-    with pytest.raises(RuntimeError, match="kappa"):
+    assert float(gain.detach()) == 3.0
+    half = {name: value for name, value in source.state_dict().items() if not name.endswith("log_gain")}
+    with pytest.raises(RuntimeError, match="log_gain"):
         model.load_state_dict(half)
 
 
@@ -319,7 +387,7 @@ def test_ltm_refuses_widths_it_cannot_divide(dim: int) -> None:
 def test_tome_merges_the_most_similar_pairs() -> None:
     # Even tokens 0, 2, 4, 6 look for a partner among 1, 3, 5: 4 is 5's twin, 0 is nearly 3, the others point elsewhere.
     keys = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, -1], [1, 0.1, 0], [0, 0, 1], [0, 0, 1], [0, -1, 0]])
-    position = match_once(unit(keys[None]), merges=2)
+    position = match_once(similarity(keys[None]), merges=2)
     # What stays in order: 1, 2, 3, 5, 6; token 0 goes to 3's place, 4 to 5's.
     assert position.tolist() == [[2, 0, 1, 2, 3, 3, 4]]
 
@@ -330,9 +398,10 @@ def test_tome_counts_of_rounds() -> None:
     assert rounds(7, 7) == []
 
 
-def test_tome_needs_keys() -> None:
+@pytest.mark.parametrize("name", ["ltm", "tome"])
+def test_matching_needs_keys(name: str) -> None:
     with pytest.raises(ValueError, match="`keys` must be given"):
-        make("tome")(torch.randn(1, 1, 9, D), torch.ones(1, 9), (3, 3), (2, 2))
+        make(name, "matched")(torch.randn(1, 1, 9, D), torch.ones(1, 9), (3, 3), (4,))
 
 
 def test_unknown_operator_is_told_with_the_nearest() -> None:
@@ -350,11 +419,13 @@ def test_forms_that_an_operator_does_not_have_are_told() -> None:
 
 
 def test_matched_form_joins_equal_tokens_anywhere() -> None:
-    operator = make_ltm("matched", trained=True)
-    x = torch.randn(1, 1, 9, D, generator=torch.Generator().manual_seed(4))
-    x[0, 0, 8] = x[0, 0, 1]  # opposite ends of the grid
+    operator = make_ltm("matched").eval()
+    generator = torch.Generator().manual_seed(4)
+    x, keys = torch.randn(1, 1, 9, D, generator=generator), torch.randn(1, 9, H, 8, generator=generator)
+    x[0, 0, 8], keys[0, 8] = x[0, 0, 1], keys[0, 1]  # opposite ends of the grid
     sizes = torch.arange(1.0, 10.0)[None]
-    out = operator(x, sizes, (3, 3), (2, 4))
+    with torch.no_grad():
+        out = operator(x, sizes, (3, 3), (8,), keys)
     position = out.assignment.position[0]  # type: ignore[attr-defined]
     assert position[8] == position[1]
     assert sorted(set(position.tolist())) == list(range(8))

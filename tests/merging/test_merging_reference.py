@@ -1,6 +1,7 @@
 """The fast operators against the plain one: every formula written as it reads, by N×P matrices, with its gradients."""
 
 from collections.abc import Iterator
+from math import log
 
 import numpy as np
 import pytest
@@ -9,79 +10,127 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltmsearch.merging import OPERATORS, LearnableTokenMerging, MergeOperator
-from ltmsearch.merging.ltm import EMPTY_SIZE, HEADS, IMPORTANCE_LIMIT, RANK, any_empty, area_mean
-from ltmsearch.merging.matching import match_once, rounds
+from ltmsearch.merging.ltm import EMPTY_SIZE, IMPORTANCE_LIMIT, PARTS, RANK, any_empty, area_mean
 from ltmsearch.merging.prior import area_overlap, log_overlap, mean_sides, seed_sides, side_shares
 from ltmsearch.models import create_subnet
 from ltmsearch.schedules.grid import Grid, tokens
 from ltmsearch.schedules.schedule import Form
 
-D = 32
+D, HEADS = 32, 2
 CASES = [((8, 8), (5, 5)), ((6, 4), (4, 3)), ((5, 7), (5, 6)), ((9, 1), (4, 1)), ((7, 7), (3, 2))]
 VARIANTS = [(name, form) for name, operator in sorted(OPERATORS.items()) for form in operator.forms]
 
 
-def matched(keys: Tensor, sizes: Tensor, count: int) -> Tensor:
-    """(B, N) the merged token of each token, by rounds of matching."""
-    position, n = torch.arange(keys.shape[1]).expand(keys.shape[0], -1), keys.shape[1]
-    for merges in rounds(n, count):
-        n -= merges
-        step = match_once(F.normalize(keys, dim=-1), merges)
-        position = step.gather(1, position)
-        one_hot = F.one_hot(step, n).float() * sizes[..., None]
-        sizes = one_hot.sum(1)
-        keys = one_hot.mT @ keys / sizes[..., None]
-    return position
+def matched_once(pairs: Tensor, merges: int) -> list[int]:
+    """The new place of each token in one round, from the similarity of even with odd tokens."""
+    best = pairs.detach().max(dim=1)
+    likest = sorted(range(len(pairs)), key=lambda i: -float(best.values[i]))[:merges]
+    partner = {2 * i: 2 * int(best.indices[i]) + 1 for i in likest}
+    staying = [n for n in range(sum(pairs.shape)) if n not in partner]
+    return [staying.index(partner.get(n, n)) for n in range(sum(pairs.shape))]
+
+
+def threshold(scores: Tensor, k: int) -> Tensor:
+    """The t with Σ σ(s + t) = k by bisection, and by autograd through one step of Newton's method at this t."""
+    low, high = -scores.detach().double().max() - 50, -scores.detach().double().min() + 50
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if float((scores.detach() + middle).sigmoid().sum()) < k else (low, middle)
+    p = (scores + low).sigmoid()
+    return low - (p.sum() - k) / (p * (1 - p)).sum().detach().clamp_min(1e-30)
+
+
+def relaxed(pairs: Tensor, merges: int, places: list[int], kappa: Tensor) -> Tensor:
+    """(N, M) shares: an even token goes with m_i into the partner j with q_ij, and stays with 1 − m_i."""
+    q = (kappa * pairs).softmax(dim=1)
+    scores = kappa * (q.detach() * pairs).sum(dim=1)
+    m = (scores + threshold(scores, merges)).sigmoid() if merges < len(pairs) else torch.ones(len(pairs))
+    rows = []
+    for n, place in enumerate(places):
+        row = [torch.zeros(())] * (max(places) + 1)
+        if n % 2:
+            row[place] = torch.ones(())
+        else:
+            if place not in places[1::2]:
+                row[place] = 1 - m[n // 2]
+            for j, other in enumerate(places[1::2]):
+                row[other] = row[other] + m[n // 2] * q[n // 2, j]
+        rows.append(torch.stack(row))
+    return torch.stack(rows)
+
+
+def matched(
+    keys: Tensor, sizes: Tensor, count: int, learned: tuple[Tensor, Tensor] | None, kappa: Tensor | None
+) -> Tensor:
+    """(N, P) the merged token of each token of one image: its value is discrete, its gradient relaxed."""
+    total = torch.eye(len(keys))
+    while len(keys) > count:
+        merges = min(len(keys) - count, len(keys) // 2)
+        unit = F.normalize(keys, dim=-1)
+        pairs = unit[0::2] @ unit[1::2].mT
+        if learned is not None:
+            pairs = pairs + learned[0][0::2] @ learned[1][1::2].mT
+        places = matched_once(pairs, merges)
+        step = F.one_hot(torch.tensor(places), len(keys) - merges).float()
+        if kappa is not None:
+            soft = relaxed(pairs, merges, places, kappa)
+            step = step + soft - soft.detach()
+        total, old, sizes = total @ step, sizes, step.mT @ sizes
+        keys = step.mT @ (old[:, None] * keys) / sizes[:, None]
+        if learned is not None:
+            even, odd = (step.mT @ (old[:, None] * vectors) / sizes[:, None] for vectors in learned)
+            learned = even, odd
+    return total
 
 
 def reference(
     operator: MergeOperator, x: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Merged tokens (B, G, P, D), their sizes (B, P), and A (B, N, P)."""
-    prior, count = torch.tensor(area_overlap(grid, target), dtype=torch.float32), tokens(target)
-    w = sizes[..., None].expand(-1, -1, HEADS)
+    count = tokens(target)
+    w = sizes[..., None].expand(-1, -1, PARTS)
+    if operator.form in operator.grid_forms:
+        prior = torch.tensor(area_overlap(grid, target), dtype=torch.float32)
     if operator.name == "pool":
         a = prior.expand(x.shape[0], -1, -1)
     elif operator.name == "tome":
-        a = F.one_hot(matched(keys, sizes, count), count).float()
+        a = torch.stack([matched(k, s, count, None, None) for k, s in zip(keys.mean(dim=2), sizes, strict=True)])
     else:
         assert isinstance(operator, LearnableTokenMerging)
         content = F.layer_norm(x.detach().mean(dim=1), (D,))
         directions, log_weights = content @ operator.directions, content @ operator.importance
         assert directions.shape[-1] == RANK
-        v = F.normalize(directions, dim=-1)
-        kappa = operator.kappa + (operator.kappa.clamp_min(0) - operator.kappa).detach()
+        v, kappa = F.normalize(directions, dim=-1), operator.log_gain.exp()
         w = sizes[..., None] * log_weights.clamp(-IMPORTANCE_LIMIT, IMPORTANCE_LIMIT).exp()
         if operator.form == "matched":
-            chosen = F.one_hot(matched(v.detach(), sizes, count), count).float()
-            means = F.normalize(chosen.mT @ (sizes[..., None] * v) / (chosen.mT @ sizes[..., None]), dim=-1)
-            sure = (kappa * (v * (chosen @ means)).sum(dim=-1)).sigmoid()
-            a = chosen * (sure / sure.detach())[..., None]
+            weighted = (keys * operator.head_weights[:, None]).flatten(2)
+            by_image = zip(weighted, sizes, v, content @ operator.matching, strict=True)
+            a = torch.stack([matched(k, s, count, (even, odd), kappa) for k, s, even, odd in by_image])
         else:
             seeds = F.normalize(prior.mT @ (sizes[..., None] * v), dim=-1)
             a = (prior.log() + kappa * (v @ seeds.mT)).softmax(dim=-1)
         if operator.form == "hard":
             best, position = a.max(dim=-1)
             a = F.one_hot(position, count) * (best / best.detach())[..., None]
-    totals = a.mT @ w  # (B, P, H)
+    totals = a.mT @ w  # (B, P, K)
     empty = totals[..., :1] == 0
-    summed = a.mT[:, None] @ (x.unflatten(-1, (HEADS, -1)) * w[:, None, ..., None]).flatten(-2)
-    merged = (summed.unflatten(-1, (HEADS, -1)) / (totals + empty)[:, None, ..., None]).flatten(-2)
-    if operator.fills_empty and operator.form == "hard":
+    summed = a.mT[:, None] @ (x.unflatten(-1, (PARTS, -1)) * w[:, None, ..., None]).flatten(-2)
+    merged = (summed.unflatten(-1, (PARTS, -1)) / (totals + empty)[:, None, ..., None]).flatten(-2)
+    if operator.needs_grid and operator.form == "hard":
         rows, columns = (side_shares(*side)[0] for side in zip(grid, target, strict=True))
         area = torch.tensor(np.kron(rows, columns), dtype=torch.float32)
         merged = torch.where(empty[:, None], (area / area.sum(0)).mT @ x, merged)
     return merged, (a.mT @ sizes[..., None])[..., 0].clamp_min(EMPTY_SIZE), a
 
 
-def trained(name: str, form: Form, *, kappa: float, fills: bool) -> MergeOperator:
-    operator = OPERATORS[name](D)
-    operator.form, operator.fills_empty = form, fills
+def trained(name: str, form: Form, *, kappa: float, needs_grid: bool) -> MergeOperator:
+    operator = OPERATORS[name](D, HEADS)
+    operator.form, operator.needs_grid = form, needs_grid
     with torch.no_grad():
         for parameter in operator.parameters():
             parameter.add_(torch.randn_like(parameter))
         if isinstance(operator, LearnableTokenMerging):
-            operator.kappa.fill_(kappa)
+            operator.log_gain.fill_(log(kappa))
     return operator
 
 
@@ -94,16 +143,17 @@ def gradients(operator: MergeOperator, x: Tensor, *outputs: Tensor) -> Iterator[
     return (torch.zeros_like(w) if g is None else g for w, g in zip(wanted, found, strict=True))
 
 
-@pytest.mark.parametrize("kappa", [0.5, 9.0, -1.0])
+@pytest.mark.parametrize("kappa", [0.5, 9.0])
 @pytest.mark.parametrize(("batch", "groups"), [(1, 1), (1, 4), (3, 1), (2, 4)])
 @pytest.mark.parametrize(("grid", "target"), CASES)
 @pytest.mark.parametrize(("name", "form"), VARIANTS)
 def test_values_and_gradients_are_the_references(
     name: str, form: Form, grid: Grid, target: Grid, batch: int, groups: int, kappa: float
 ) -> None:
-    operator = trained(name, form, kappa=kappa, fills=groups == 1)
+    operator = trained(name, form, kappa=kappa, needs_grid=groups == 1)
+    target = operator.target(grid, tokens(target) / tokens(grid), form, needs_grid=operator.needs_grid)
     x = torch.randn(batch, groups, tokens(grid), D, requires_grad=True)
-    sizes, keys = torch.rand(batch, tokens(grid)) * 3 + 0.5, torch.randn(batch, tokens(grid), 8)
+    sizes, keys = torch.rand(batch, tokens(grid)) * 3 + 0.5, torch.randn(batch, tokens(grid), HEADS, 8)
     merged, merged_sizes, a = reference(operator, x, sizes, grid, target, keys)
     after = torch.randn(merged.shape)
     unmerged = x + a[:, None] @ (after - merged)
@@ -112,8 +162,9 @@ def test_values_and_gradients_are_the_references(
     got, wanted = (out.tokens, out.sizes, back), (merged, merged_sizes, unmerged)
     for one, other in zip(got, wanted, strict=True):
         torch.testing.assert_close(one, other, atol=2e-5, rtol=2e-5)
+    rounding = 4e-3 if form == "matched" else 1e-3  # rounds of matching pass on what a softmax has rounded
     for one, other in zip(gradients(operator, x, *got), gradients(operator, x, *wanted), strict=True):
-        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(one, other, atol=rounding * max(1.0, float(other.abs().max())), rtol=0)
     with torch.inference_mode():
         again = operator(x, sizes, grid, target, keys)
         for one, other in zip((again.tokens, again.sizes, again.unmerge(x, after)), wanted, strict=True):
@@ -123,11 +174,11 @@ def test_values_and_gradients_are_the_references(
 @pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize("form", LearnableTokenMerging.forms)
 def test_bf16_autocast_rounds_only_the_carrying(form: Form, groups: int) -> None:
-    operator = trained("ltm", form, kappa=9.0, fills=True)
-    x, sizes = torch.randn(2, groups, 64, D), torch.rand(2, 64) + 0.5
-    merged, merged_sizes, a = reference(operator, x, sizes, (8, 8), (5, 5), x)
+    operator = trained("ltm", form, kappa=9.0, needs_grid=True)
+    x, sizes, keys = torch.randn(2, groups, 64, D), torch.rand(2, 64) + 0.5, torch.randn(2, 64, HEADS, 8)
+    merged, merged_sizes, a = reference(operator, x, sizes, (8, 8), (5, 5), keys)
     with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
-        out = operator(x, sizes, (8, 8), (5, 5))
+        out = operator(x, sizes, (8, 8), (5, 5), keys)
         back = out.unmerge(x, out.tokens + 1)
     torch.testing.assert_close(out.sizes, merged_sizes, atol=2e-5, rtol=2e-5)
     torch.testing.assert_close(out.tokens.float(), merged, atol=0.05, rtol=0.05)
@@ -136,7 +187,7 @@ def test_bf16_autocast_rounds_only_the_carrying(form: Form, groups: int) -> None
 
 
 def test_a_path_that_tells_its_change_is_handed_back_the_same() -> None:
-    operator = trained("ltm", "soft", kappa=9.0, fills=False)
+    operator = trained("ltm", "soft", kappa=9.0, needs_grid=False)
     x, sizes = torch.randn(2, 1, 64, D), torch.ones(2, 64)
     out, change = operator(x, sizes, (8, 8), (5, 5)), torch.randn(2, 1, 25, D)
     torch.testing.assert_close(out.unmerge_change(x, change), out.unmerge(x, out.tokens + change))

@@ -61,7 +61,7 @@ def test_the_plain_net_may_lack_merging_weights_and_is_noted(tmp_path: Path) -> 
     assert load_trained(recipe(operator="pool"), tmp_path / "plain.safetensors").notes == ()
 
 
-@pytest.mark.parametrize("wanting", ["merging.kappa", "head.fc.bias", "stem.conv.weight"])
+@pytest.mark.parametrize("wanting", ["merging.log_gain", "head.fc.bias", "stem.conv.weight"])
 def test_a_trained_net_must_have_every_tensor(tmp_path: Path, wanting: str) -> None:
     state = trained_state(recipe())
     name = next(name for name in state if name.endswith(wanting))

@@ -1,5 +1,6 @@
 """EfficientViT: a merge in front of a depthwise convolution."""
 
+from math import log
 from typing import Any
 
 import torch
@@ -28,9 +29,9 @@ def test_the_local_module_runs_on_the_smaller_grid() -> None:
 def test_no_hole_is_left_in_front_of_a_convolution() -> None:
     layer = block(keep_ratios={"*": 0.85}, forms="hard")
     assert isinstance(layer.merging, LearnableTokenMerging)
-    assert layer.merging.fills_empty
+    assert layer.merging.needs_grid
     with torch.no_grad():
-        layer.merging.kappa.fill_(1000.0)
+        layer.merging.log_gain.fill_(log(1000.0))
     maps: list[Tensor] = []
     sizes: list[Tensor] = []
     layer.merging.register_forward_hook(lambda _m, _a, out: sizes.append(out.sizes))
@@ -53,5 +54,5 @@ def test_tome_sees_the_keys_that_attention_uses() -> None:
         layer(x)
         # As timm splits them: per head q, k, v one behind the other.
         qkv = attention.qkv(x).reshape(1, -1, 3 * attention.dim, 36).transpose(-1, -2)
-        keys = attention.kernel_func(qkv.chunk(3, dim=-1)[1]).mean(dim=1)
+        keys = attention.kernel_func(qkv.chunk(3, dim=-1)[1]).transpose(1, 2)
     torch.testing.assert_close(seen[0], keys)

@@ -62,7 +62,7 @@ def test_tome_sees_the_keys_of_attention() -> None:
     with torch.no_grad():
         block(x)
         keys = block.token_mixer.qkv(block.norm(x).permute(0, 2, 3, 1))[..., 32:64]  # one head
-    torch.testing.assert_close(seen[0], in_windows(keys, (6, 5)))
+    torch.testing.assert_close(seen[0], in_windows(keys, (6, 5))[:, :, None])
 
 
 @pytest.mark.parametrize("operator", ["ltm", "tome"])

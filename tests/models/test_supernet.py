@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from support.nets import SMALL, randomise
 
 from ltmsearch.errors import InputError
+from ltmsearch.merging import CONTENT_GAIN
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.schedule import MergeSchedule
 
@@ -23,9 +24,9 @@ def supernet() -> Supernet:
 
 def test_active_is_restored_also_on_error_and_nests(supernet: Supernet) -> None:
     plain = supernet.schedule
-    half = MergeSchedule.uniform(supernet.layers, 0.5)
-    with supernet.active(half):
-        assert supernet.schedule == half
+    half = MergeSchedule.uniform(supernet.layers, 0.5, form="soft")
+    with supernet.active(MergeSchedule.uniform(supernet.layers, 0.5)):
+        assert supernet.schedule == half, "with the form of every layer"
         with supernet.active(MergeSchedule(keep_ratios={supernet.layers[0]: 0.3})):
             assert supernet.schedule.merging_layers == supernet.layers[:1]
         assert supernet.schedule == half
@@ -65,12 +66,12 @@ def test_extracted_weights_are_copies(supernet: Supernet) -> None:
     assert torch.equal(supernet.model.state_dict()["stem.conv.weight"], before)
 
 
-def test_weight_decay_spares_importance_and_gain(supernet: Supernet) -> None:
+def test_weight_decay_spares_what_has_a_start_of_its_own(supernet: Supernet) -> None:
     spared = supernet.no_weight_decay()
     names = {name for name, _ in supernet.named_parameters()}
     assert spared <= names
-    assert {name.rsplit(".", 1)[1] for name in spared} == {"importance", "kappa"}
-    assert len(spared) == 2 * len(supernet.layers)
+    assert {name.rsplit(".", 1)[1] for name in spared} == {"importance", "log_gain", "matching", "head_weights"}
+    assert len(spared) == 4 * len(supernet.layers)
 
 
 def test_masks_of_a_loaded_checkpoint_start_by_content(tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ def test_masks_of_a_loaded_checkpoint_start_by_content(tmp_path: Path) -> None:
     save_file(source, tmp_path / "weights.safetensors")
     state = Supernet("mobilevit_xxs", checkpoint=tmp_path / "weights.safetensors", num_classes=5).model.state_dict()
     assert torch.equal(state["stem.conv.weight"], source["stem.conv.weight"])
-    assert float(state["stages.2.1.transformer.0.merging.kappa"]) > 0
+    assert float(state["stages.2.1.transformer.0.merging.log_gain"].exp()) == pytest.approx(CONTENT_GAIN)
 
 
 @pytest.mark.parametrize("backbone", SMALL)

@@ -80,16 +80,17 @@ def test_sizes_tell_padding_from_the_image() -> None:
 
 
 def test_tome_sees_the_keys_of_its_own_tokens() -> None:
-    """Keys come from shifted windows; each must arrive at the token it was made from."""
+    """Keys of all heads come from shifted windows; each must arrive at the token it was made from."""
     model = net(operator="tome")
-    block = model.layers[0].blocks[1]
-    x = torch.randn(2, 9, 14, 32)  # padded, shifted
+    block = model.layers[1].blocks[1]
+    assert block.attn.num_heads == 2
+    x = torch.randn(2, 9, 14, 64)  # padded, shifted
     seen: list[Tensor] = []
     block.merging.register_forward_hook(lambda _m, args, out: seen.append(args[4]))
     with torch.no_grad():
         block(x)
         normed = in_windows(block.norm1(x), (7, 7))
-        keys = block.attn.qkv(normed).unflatten(-1, (3, block.attn.num_heads, -1))[:, :, 1].mean(dim=2)
+        keys = block.attn.qkv(normed).unflatten(-1, (3, block.attn.num_heads, -1))[:, :, 1]
     real = window_sizes(x, (7, 7)) == 1
     torch.testing.assert_close(seen[0][real], keys[real])
 

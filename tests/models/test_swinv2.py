@@ -47,8 +47,8 @@ def test_tome_sees_the_keys_that_attention_compares() -> None:
     with torch.no_grad():
         block(x)
         keys = nn.functional.linear(in_windows(x, (8, 8)), block.attn.qkv.weight[16:32])
-        keys = nn.functional.normalize(keys.unflatten(-1, (block.num_heads, -1)), dim=-1).mean(dim=2)
-    keys = in_windows(from_windows(keys, (8, 8), (9, 16)), (5, 8))
+        keys = nn.functional.normalize(keys.unflatten(-1, (block.num_heads, -1)), dim=-1).flatten(2)
+    keys = in_windows(from_windows(keys, (8, 8), (9, 16)), (5, 8)).unflatten(-1, (block.num_heads, -1))
     real = window_sizes(x, (5, 8)) == 1
     torch.testing.assert_close(seen[0][real], keys[real])
 

@@ -24,6 +24,7 @@ from ltmsearch.merging.prior import area_overlap
 from ltmsearch.models import create_subnet, get_adapter
 from ltmsearch.models.adapter import modules_of
 from ltmsearch.models.transformer import MergingBlock
+from ltmsearch.schedules.schedule import Form
 
 VARIANTS = [(name, form) for name, operator in sorted(OPERATORS.items()) for form in operator.forms]
 FAMILIES = sorted(SMALL)
@@ -262,12 +263,14 @@ class TestFormats:
         assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
 
     @pytest.mark.parametrize("form", ["soft", "hard", "matched"])
-    def test_sums_of_many_large_tokens_do_not_overflow_in_float16(self, form: str) -> None:
+    def test_sums_of_many_large_tokens_do_not_overflow_in_float16(self, form: Form) -> None:
         operator = OPERATORS["ltm"](64)
         operator.form = form
         operator.importance.data.fill_(1.0)
         tokens = torch.full((1, 1, 196, 64), 300.0) + torch.randn(1, 1, 196, 64)
-        merge = operator.half()(tokens.half(), torch.ones(1, 196), (14, 14), (1, 1))
+        keys = torch.randn(1, 196, 1, 8).half()
+        target = operator.target((14, 14), 0.001, form)
+        merge = operator.half()(tokens.half(), torch.ones(1, 196), (14, 14), target, keys)
         assert merge.tokens.dtype == torch.float16
         torch.testing.assert_close(merge.tokens.float(), tokens.mean(dim=2, keepdim=True), atol=1, rtol=0)
 

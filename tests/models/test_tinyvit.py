@@ -39,14 +39,16 @@ def test_only_the_mlp_runs_on_merged_tokens(operator: str) -> None:
 
 def test_tome_sees_the_keys_of_its_own_tokens() -> None:
     """Keys come from the windows of attention, 7×7 of a padded map; merges are in windows of 5×6."""
-    block = net("tome").stages[1].blocks[0]
-    x = torch.randn(2, 10, 12, 16)
+    block = net("tome").stages[3].blocks[0]
+    assert block.num_heads == 2
+    x = torch.randn(2, 10, 12, 64)
     seen: list[Tensor] = []
     block.merging.register_forward_hook(lambda _m, args, out: seen.append(args[4]))
     with torch.no_grad():
         block(x)
-        k = block.attn.qkv(block.attn.norm(in_windows(x, (7, 7))))[..., 16:32]
-    torch.testing.assert_close(seen[0], in_windows(from_windows(k, (7, 7), (10, 12)), (5, 6)))
+        k = block.attn.qkv(block.attn.norm(in_windows(x, (7, 7)))).unflatten(-1, (2, -1))[..., 32:64].flatten(2)
+    keys = in_windows(from_windows(k, (7, 7), (10, 12)), (5, 6)).unflatten(-1, (2, -1))
+    torch.testing.assert_close(seen[0], keys)
 
 
 @pytest.mark.parametrize("keep_ratio", [1.0, 0.5])

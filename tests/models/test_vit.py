@@ -48,8 +48,10 @@ def test_class_and_register_tokens_never_merge() -> None:
     operator = model.blocks[0].merging
     operator.register_forward_hook(lambda _m, args, out: seen.append((args[0].shape[2], out.tokens.shape[2])))
     features = model.forward_features(torch.randn(1, 3, 224, 224))
-    assert seen == [(196, 132)]  # 0.7 of 14x14 is 12x11
-    assert features.shape[1] == 5 + 8 * 8  # and half of that 8x8, beside class and register tokens
+    assert seen == [(196, 137)]
+    assert features.shape[1] == 5 + 69, "half of 137, beside class and register tokens"
+    on_grids = net(reg_tokens=4, forms="soft").forward_features(torch.randn(1, 3, 224, 224))
+    assert on_grids.shape[1] == 5 + 8 * 8, "0.7 of 14×14 is 12×11, and half of that 8×8"
 
 
 @pytest.mark.parametrize("kind", ["avg", "avgmax", "max"])

@@ -317,7 +317,7 @@ class TestMisfits:
 class TestCreateBackbone:
     def test_what_was_not_used_is_one_line(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         source = build("mobilevit_xxs", 0, num_classes=9).state_dict()
-        merging = {f"stages.2.1.transformer.{i}.merging.kappa": torch.ones(()) for i in range(2)}
+        merging = {f"stages.2.1.transformer.{i}.merging.log_gain": torch.ones(()) for i in range(2)}
         path = write(tmp_path / "w.safetensors", source | merging)
         with caplog.at_level(logging.WARNING, logger="ltmsearch"):
             model = create_backbone("mobilevit_xxs", checkpoint=path, num_classes=5, in_chans=1)
@@ -325,7 +325,7 @@ class TestCreateBackbone:
         assert [record.getMessage() for record in caplog.records] == [
             f"checkpoint {path}: left as initialised: head.fc.weight (9×320 in the file, 5×320 in the network), "
             "head.fc.bias (9 in the file, 5 in the network); ignored, without a place in this network: "
-            "stages.2.1.transformer.0.merging.kappa, stages.2.1.transformer.1.merging.kappa"
+            "stages.2.1.transformer.0.merging.log_gain, stages.2.1.transformer.1.merging.log_gain"
         ]
 
     def test_a_checkpoint_that_fits_is_loaded_silently(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

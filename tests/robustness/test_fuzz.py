@@ -15,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from safetensors.torch import save
 from support.fuzzing import Kind, Target, damaged, outcome
+from support.layers import FakeLayers
 from support.profiles import hand_made_profile
 from support.records import make_record
 
@@ -39,7 +40,7 @@ LAYERS = tuple(f"stages.{stage}.1.transformer.{i}" for stage, depth in ((2, 2), 
 SMALL_RECIPE = b"""schema_version: 1
 model: ltm_mobilevit_xxs
 operator: ltm
-schedule: {stages.2.1.transformer.0: 0.5, stages.3.1.transformer.1: 1.0}
+schedule: {stages.2.1.transformer.0: 0.5, stages.3.1.transformer.0: -8, stages.3.1.transformer.1: 1.0}
 forms: {stages.2.1.transformer.0: hard}
 num_classes: 10
 img_size: 224
@@ -52,6 +53,7 @@ provenance: {study: a, trial: 3}
 SMALL_SPACE = b"""schema_version: 1
 family: mobilevit
 keep_ratios: [1.0, 0.7, &half 0.5]
+keep_counts: [-8]
 forms: [soft, hard]
 ib_weight: [0.01, 1.0]
 layers:
@@ -108,9 +110,9 @@ def recipe_file(path: Path) -> None:
 
 def space_file(path: Path) -> None:
     file = SpaceFile.load(str(path), family="mobilevit")
-    grids = dict.fromkeys(LAYERS, (14, 14))
+    layers = FakeLayers(layer_grids=dict.fromkeys(LAYERS, (14, 14)), chained=(LAYERS[:2], LAYERS[2:6], LAYERS[6:]))
     try:
-        space = SearchSpace.build(file, grids, reduces_cost=lambda layer, choice: True)
+        space = SearchSpace.build(file, layers)
     except Exception as error:  # names the pattern, not the file
         raise type(error)(f"{path.name}: {error}") from error
     space.digest()

@@ -3,13 +3,13 @@
 import json
 import math
 from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from support.fuzzing import anything
+from support.layers import FakeLayers
 
 from ltmsearch.config.continuation import refuse_other_settings
 from ltmsearch.config.recipe import Recipe, load_recipe
@@ -17,9 +17,9 @@ from ltmsearch.config.settings import ResolvedSettings, StudySettings
 from ltmsearch.errors import InputError, printable
 from ltmsearch.io.files import parse_json
 from ltmsearch.io.yaml_models import read_yaml, to_yaml
-from ltmsearch.merging import get_operator
-from ltmsearch.schedules.grid import target_grid
-from ltmsearch.schedules.schedule import Form, MergeSchedule
+from ltmsearch.merging import LearnableTokenMerging
+from ltmsearch.schedules.grid import Grid, tokens
+from ltmsearch.schedules.schedule import Choice, Form, MergeSchedule
 from ltmsearch.schedules.space import IBWeights, SearchSpace, SpaceFile, layer_choices
 
 seeded = settings(
@@ -27,9 +27,10 @@ seeded = settings(
 )
 
 LAYERS = ("blocks.0", "blocks.1", "stages.2.1.transformer.0", "stages.2.1.transformer.1")
-GRIDS = {"blocks.0": (14, 14), "blocks.1": (7, 7), LAYERS[2]: (3, 5), LAYERS[3]: (1, 1)}
+GRIDS: dict[str, Grid] = {"blocks.0": (14, 14), "blocks.1": (7, 7), LAYERS[2]: (3, 5), LAYERS[3]: (1, 1)}
 
 ratios = st.floats(min_value=0, max_value=1, exclude_min=True)
+counts = st.integers(min_value=-(2**40), max_value=-1)
 forms = st.sampled_from(("soft", "hard", "matched"))
 positive = st.floats(min_value=1e-9, max_value=1e9)
 text = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=30)
@@ -44,7 +45,7 @@ plain: st.SearchStrategy[Any] = st.recursive(
 @st.composite
 def schedules(draw: st.DrawFn) -> MergeSchedule:
     layers = draw(st.lists(st.sampled_from(LAYERS), unique=True))
-    kept: dict[str, float] = {layer: draw(ratios) for layer in layers}
+    kept: dict[str, float] = {layer: draw(ratios | counts) for layer in layers}
     of: dict[str, Form] = {layer: draw(forms) for layer in layers if draw(st.booleans())}
     return MergeSchedule(keep_ratios=kept, operator=draw(st.sampled_from(("ltm", "tome", "pool"))), forms=of)
 
@@ -99,14 +100,15 @@ def study_settings(draw: st.DrawFn) -> StudySettings:
 @st.composite
 def space_files(draw: st.DrawFn) -> SpaceFile:
     some_ratios = st.lists(ratios, min_size=1, max_size=5)
-    some_forms = st.lists(forms, min_size=1, max_size=3)
+    some_forms, some_counts = st.lists(forms, min_size=1, max_size=3), st.lists(counts, max_size=3)
     rule = st.fixed_dictionaries(
         {"pattern": st.sampled_from((*LAYERS, "*", "blocks.*", "stages.?.*")), "keep_ratios": some_ratios},
-        optional={"forms": some_forms},
+        optional={"forms": some_forms, "keep_counts": some_counts},
     )
     low, high = sorted((draw(st.floats(1e-6, 1e6)), draw(st.floats(1e-6, 1e6))))
     content = {
-        "schema_version": 1, "family": "vit", "keep_ratios": draw(some_ratios), "forms": draw(some_forms),
+        "schema_version": 1, "family": "vit", "keep_ratios": draw(some_ratios), "keep_counts": draw(some_counts),
+        "forms": draw(some_forms),
         "layers": draw(st.lists(rule, max_size=3)), "ib_weight": [low, high] if low < high else None,
     }  # fmt: skip
     return SpaceFile.model_validate(content)
@@ -181,21 +183,42 @@ class TestSpaces:
     @seeded
     @given(file=space_files(), operator=st.sampled_from(("ltm", "tome", "pool")))
     def test_choices_differ_and_begin_with_the_plain_layer(self, file: SpaceFile, operator: str) -> None:
-        for layer, grid in GRIDS.items():
-            choices = layer_choices(*file.choices_of(layer), grid, get_operator(operator).forms)
-            assert choices[0].keep_ratio == 1
-            assert choices[0].form is None
-            assert len({(target_grid(grid, c.keep_ratio), c.form) for c in choices}) == len(choices)
-            assert all(a.keep_ratio >= b.keep_ratio for a, b in pairwise(choices))
+        layers = FakeLayers(layer_grids=GRIDS, operator=operator)
+        for layer in GRIDS:
+            choices = layer_choices(layers, layer, file.choices_of(layer))
+            assert choices[0] == Choice(1.0)
+            targets = [layers.target(layer, choice) for choice in choices]
+            assert len({(target, c.form) for target, c in zip(targets, choices, strict=True)}) == len(choices)
+            kept = [tokens(target) for target in targets]
+            assert kept == sorted(kept, reverse=True)
+            assert kept.count(kept[0]) == 1, "the others merge"
 
     @seeded
     @given(file=space_files(), data=st.data())
     def test_a_point_and_its_schedule_convert(self, file: SpaceFile, data: st.DataObject) -> None:
-        space = SearchSpace.build(file, GRIDS, reduces_cost=lambda layer, choice: True)
+        space = SearchSpace.build(file, FakeLayers(layer_grids=GRIDS))
         point = [data.draw(st.integers(0, len(options) - 1)) for options in space.choices]
         assert space.indices(space.schedule(point)).tolist() == point
         assert space.size == math.prod(map(len, space.choices))
-        assert SearchSpace.build(file, GRIDS, reduces_cost=lambda *_: True).digest() == space.digest()
+        assert SearchSpace.build(file, FakeLayers(layer_grids=GRIDS)).digest() == space.digest()
+
+    @seeded
+    @given(file=space_files(), data=st.data())
+    def test_every_schedule_of_a_space_can_be_built(self, file: SpaceFile, data: st.DataObject) -> None:
+        """No merge by place behind one that has left the grid, or the space is refused."""
+        layers = FakeLayers(layer_grids=dict.fromkeys(LAYERS, (7, 7)), chained=(LAYERS[:2], LAYERS[2:]))
+        space = None
+        with suppress(InputError):
+            space = SearchSpace.build(file, layers)
+        assume(space is not None)
+        assert space is not None
+        schedule = space.schedule([data.draw(st.integers(0, len(options) - 1)) for options in space.choices])
+        for sequence in layers.chained:
+            grid: Grid = (7, 7)
+            for layer in sequence:
+                if schedule.keep_ratio(layer) != 1:
+                    form = schedule.form(layer) or "soft"
+                    grid = LearnableTokenMerging.target(grid, schedule.keep_ratio(layer), form)
 
     @seeded
     @given(ends=st.tuples(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6)), share=st.floats(0, 1))

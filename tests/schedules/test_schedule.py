@@ -10,6 +10,7 @@ import pytest
 from ltmsearch.errors import InputError
 from ltmsearch.schedules.schedule import Choice, MergeSchedule
 
+RULE = r"keep ratios must be in \(0, 1\], or negative integers \(tokens to remove\)"
 LAYERS = ("stages.2.0", "stages.2.1", "stages.3.0")
 
 
@@ -54,10 +55,12 @@ def test_one_number_is_for_all_layers(ratio: Any) -> None:
     assert MergeSchedule.from_mapping(LAYERS, np.int64(1)) == MergeSchedule.uniform(LAYERS, 1)
 
 
-@pytest.mark.parametrize("ratio", [0, -1, -0.1, 1.01, 2, 10**400, float("nan"), float("inf"), np.float32("nan")])
+@pytest.mark.parametrize(
+    "ratio", [0, -1.5, -0.1, 1.01, 2, -float("inf"), 10**400, float("nan"), float("inf"), np.float32("nan")]
+)
 def test_one_number_out_of_range_is_refused(ratio: Any) -> None:
     for make in (MergeSchedule.from_mapping, MergeSchedule.from_list, MergeSchedule.uniform):
-        with pytest.raises(InputError, match=r"^keep ratios must be in \(0, 1\], but (every|layer) \S+ has "):
+        with pytest.raises(InputError, match=f"^{RULE}, but (every|layer) \\S+ has "):
             make(LAYERS, ratio)
 
 
@@ -92,7 +95,7 @@ def test_names_are_text() -> None:
 
 @pytest.mark.parametrize("ratio", [0, -0.1, 1.01, float("nan"), True, "0.5", None, np.bool_(True), [0.5]])
 def test_ratios_out_of_range_are_refused(ratio: object) -> None:
-    with pytest.raises(InputError, match=r"must be in \(0, 1\], but layer a has"):
+    with pytest.raises(InputError, match=f"{RULE}, but layer a has"):
         MergeSchedule(keep_ratios={"a": ratio})  # type: ignore[dict-item]
 
 
@@ -148,5 +151,14 @@ def test_forms_that_are_none_are_refused(form: object, ratio: float) -> None:
     assert f"but got {form!r}" in str(caught.value)
 
 
+def test_a_negative_integer_is_a_number_of_tokens_to_remove() -> None:
+    schedule = MergeSchedule.from_mapping(LAYERS, {"stages.2.*": -8, "stages.3.0": np.int64(-16)}, forms="matched")
+    assert dict(schedule.keep_ratios) == {"stages.2.0": -8.0, "stages.2.1": -8.0, "stages.3.0": -16.0}
+    assert schedule.merging_layers == LAYERS
+    assert set(schedule.forms) == set(LAYERS)
+    assert MergeSchedule.from_list(LAYERS, -8) == MergeSchedule.uniform(LAYERS, -8.0)
+
+
 def test_choices_read_well() -> None:
-    assert [str(choice) for choice in (Choice(1.0), Choice(0.35, "hard"))] == ["1", "0.35 hard"]
+    choices = (Choice(1.0), Choice(0.35, "hard"), Choice(-8.0, "matched"))
+    assert [str(choice) for choice in choices] == ["1", "0.35 hard", "-8 matched"]

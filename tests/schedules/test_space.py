@@ -1,19 +1,22 @@
 """Search spaces: choices as data, distinct where the grids are."""
 
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.layers import FakeLayers
 
 from ltmsearch.errors import InputError
 from ltmsearch.io.presets import find_file, shipped_folder
-from ltmsearch.merging import OPERATORS, get_operator
+from ltmsearch.merging import OPERATORS
 from ltmsearch.models import FAMILIES
 from ltmsearch.schedules.grid import Grid
-from ltmsearch.schedules.schedule import Choice, MergeSchedule
+from ltmsearch.schedules.schedule import Choice, Form, MergeSchedule
 from ltmsearch.schedules.space import (
     IBWeights,
+    Offer,
     SearchSpace,
     SpaceFile,
     colliding_ratios,
@@ -35,13 +38,8 @@ def build(
     folder: Path, text: str, operator: str = "ltm", reduces_cost: Callable[[str, Choice], bool] = lambda *_: True
 ) -> SearchSpace:
     """The space of a file's text behind `HEAD`."""
-    return SearchSpace.build(
-        SpaceFile.load(write(folder, HEAD + text), family="m"),
-        GRIDS,
-        operator,
-        get_operator(operator).forms,
-        reduces_cost=reduces_cost,
-    )
+    layers = FakeLayers(layer_grids=GRIDS, operator=operator, pays=reduces_cost)
+    return SearchSpace.build(SpaceFile.load(write(folder, HEAD + text), family="m"), layers)
 
 
 def soft(*ratios: float) -> tuple[Choice, ...]:
@@ -118,7 +116,7 @@ def test_choices_that_do_not_pay_are_left_out(tmp_path: Path) -> None:
     assert space.choices[2] == (PLAIN,), "plain is always a choice"
     assert PLAIN not in {choice for _, choice in asked}
     assert space.nearest(0.7).tolist() == [1, 1, 0]
-    assert dict(space.schedule(space.nearest(0.7)).forms) == {"stages.2.0": "hard"}
+    assert dict(space.schedule(space.nearest(0.7)).forms) == {"stages.2.0": "hard", "stages.3.0": "soft"}
 
 
 @pytest.mark.parametrize("operator", sorted(OPERATORS))
@@ -127,30 +125,93 @@ def test_points_come_back_from_their_schedules(tmp_path: Path, operator: str) ->
     points = space.random(np.random.default_rng(0), 200)
     for point in points:
         schedule = space.schedule(point)
-        assert set(schedule.forms.values()) <= {"hard"}, "the first form is not written"
-        # As a file or another program may have written it, with the first form said aloud.
+        several = len(OPERATORS[operator].forms) > 1
+        assert set(schedule.forms) == (set(schedule.merging_layers) if several else set())
+        # As a file or another program may have written it: without the default form, or with it said aloud.
         first = OPERATORS[operator].forms[0]
-        spelt = {layer: schedule.form(layer) or first for layer in space.layers}
-        loud = MergeSchedule(keep_ratios=schedule.keep_ratios, operator=operator, forms=spelt)
-        assert np.array_equal(space.indices(loud), point)
+        loud = {layer: schedule.form(layer) or first for layer in space.layers}
+        quiet = {layer: form for layer, form in schedule.forms.items() if form != first}
+        for forms in (loud, quiet):
+            spelt = MergeSchedule(keep_ratios=schedule.keep_ratios, operator=operator, forms=forms)
+            assert np.array_equal(space.indices(spelt), point)
     assert len({space.schedule(point) for point in points}) == len(np.unique(points, axis=0))
 
 
 def test_possible_choices_count_a_grid_once() -> None:
     # On 7×7, 0.7 and 0.75 are both 6×6, of which 0.75 is nearer.
-    ratios = [
-        choice.keep_ratio
-        for choice in layer_choices([0.7, 0.75, 0.5], ["soft", "hard"], (7, 7), ["soft", "hard", "matched"])
-    ]
+    layers = FakeLayers(layer_grids={"a": (7, 7), "b": (2, 2)})
+    ratios = [choice.keep_ratio for choice in layer_choices(layers, "a", Offer((0.7, 0.75, 0.5), ("soft", "hard")))]
     assert ratios == [1.0, 0.75, 0.75, 0.5, 0.5]
-    assert layer_choices([0.99], ["soft", "hard"], (2, 2), ["soft", "hard", "matched"]) == (PLAIN,)
+    assert layer_choices(layers, "b", Offer((0.99,), ("soft", "hard"))) == (PLAIN,)
+    with pytest.raises(InputError, match="the form of a merge must be soft, hard, matched, but got 'firm'"):
+        layer_choices(layers, "a", Offer((0.5,), ("firm",)))  # type: ignore[arg-type]
+
+
+def test_a_form_that_leaves_the_grid_has_choices_of_its_own() -> None:
+    """On 7×7, 0.7 and 0.75 are both 6×6 on the grid, but 34 and 37 tokens on none."""
+    layers = FakeLayers(layer_grids={"a": (7, 7)})
+    choices = layer_choices(layers, "a", Offer((0.7, 0.75), ("matched", "hard")))
+    assert choices == (PLAIN, Choice(0.75, "matched"), Choice(0.75, "hard"), Choice(0.7, "matched"))
+    assert [prod(layers.target("a", choice)) for choice in choices] == [49, 37, 36, 34]
+    beside_a_convolution = FakeLayers(layer_grids={"a": (7, 7)}, needs_grid=True)
+    both = (PLAIN, Choice(0.75, "hard"), Choice(0.75, "matched"))
+    assert layer_choices(beside_a_convolution, "a", Offer((0.7, 0.75), ("matched", "hard"))) == both
+
+
+def test_counts_and_ratios_that_keep_the_same_tokens_are_one_choice(tmp_path: Path) -> None:
+    layers = FakeLayers(layer_grids={"a": (4, 4)})
+    # 16 tokens: -4 and 0.75 leave 12; 0.76 leaves them too, but 12/16 is not its share; half is the most to remove.
+    matched = layer_choices(layers, "a", Offer((0.76, 0.75, -1, -4, -8, -100), ("matched",)))
+    assert matched == (PLAIN, Choice(-1, "matched"), Choice(0.75, "matched"), Choice(-8, "matched"))
+    assert layer_choices(layers, "a", Offer((0.76, -4), ("matched",))) == (PLAIN, Choice(-4, "matched"))
+    # On the grid, -5 is 4×3 as -4 is, which leaves these exactly.
+    assert layer_choices(layers, "a", Offer((-5, -4), ("soft",))) == (PLAIN, Choice(-4, "soft"))
+    text = "keep_ratios: [1.0]\nkeep_counts: [-8]\nforms: [matched]\nlayers:\n"
+    space = build(tmp_path, text + "  - {pattern: stages.3.0, keep_ratios: [0.5], keep_counts: [-3]}\n")
+    assert space.choices == (
+        (PLAIN, Choice(-8, "matched")),
+        (PLAIN, Choice(-3, "matched"), Choice(0.5, "matched")),
+        (PLAIN, Choice(-8, "matched")),
+    )
+    assert dict(space.schedule([1, 1, 1]).keep_ratios) == {"stages.2.0": -8, "stages.3.0": -3, "stages.4.0": -8}
+
+
+def test_a_form_by_place_behind_one_that_leaves_the_grid_is_refused() -> None:
+    grids: dict[str, Grid] = {"a": (7, 7), "b": (7, 7), "c": (7, 7)}
+
+    def build_of(*forms: tuple[Form, ...], chained: bool = True, needs_grid: bool = False) -> SearchSpace:
+        rules = [{"pattern": n, "keep_ratios": [0.5], "forms": f} for n, f in zip(grids, forms, strict=True) if f]
+        content = {"schema_version": 1, "family": "m", "keep_ratios": [1.0], "layers": rules}
+        sequences = (("a", "b", "c"),) if chained else ()
+        layers = FakeLayers(layer_grids=grids, chained=sequences, needs_grid=needs_grid)
+        return SearchSpace.build(SpaceFile.model_validate(content), layers)
+
+    for refused in (
+        (("matched",), ("soft",), ()),
+        (("matched",), (), ("matched", "hard")),
+        (("soft", "matched"), ("soft", "matched"), ("matched",)),
+    ):
+        with pytest.raises(InputError) as caught:
+            build_of(*refused)
+        (behind, form) = ("c", "hard") if not refused[1] else ("b", "soft")
+        assert str(caught.value) == (
+            f"forms of a search space must not need a grid behind a form that leaves it, but {behind} offers {form} "
+            "behind matched at a, whose merges it builds on: give these layers forms that all keep the grid (soft, "
+            "hard) or only matched"
+        )
+        assert build_of(*refused, chained=False).size > 1
+        assert build_of(*refused, needs_grid=True).size > 1, "all stay on the grid"
+    assert build_of(("soft", "hard"), ("hard", "matched"), ("matched",)).size == 3 * 3 * 2
 
 
 def test_choices_that_look_alike_on_small_images_are_named() -> None:
     both = (PLAIN, *(Choice(ratio, form) for ratio in (0.7, 0.5) for form in ("soft", "hard")))
     space = SearchSpace(layers=("a", "b"), choices=(both, soft(0.5)))
-    alike = colliding_ratios(space, {"a": (2, 2), "b": (4, 4)})
+    alike = colliding_ratios(space, FakeLayers(layer_grids={"a": (2, 2), "b": (4, 4)}))
     assert alike == {"a": [(0.7, 0.5)]}
+    counts = SearchSpace(layers=("a",), choices=((PLAIN, *(Choice(-n, "matched") for n in (8, 16, 24))),))
+    assert colliding_ratios(counts, FakeLayers(layer_grids={"a": (5, 5)})) == {"a": [(-16, -24)]}
+    assert colliding_ratios(counts, FakeLayers(layer_grids={"a": (1, 1)})) == {"a": [(1, -8, -16, -24)]}
 
 
 def test_points_and_schedules_translate_both_ways() -> None:

@@ -7,7 +7,6 @@ from ltmsearch.costs import CostModel, backbone_costs
 from ltmsearch.costs.latency import after_chain_features, layer_features
 from ltmsearch.latency import LatencyProfile, LatencyTarget, Measurement, profile_space
 from ltmsearch.models import get_adapter
-from ltmsearch.schedules.grid import target_grid
 from ltmsearch.schedules.space import SearchSpace, SpaceFile
 
 FAR = LatencyTarget(
@@ -43,8 +42,8 @@ def feature_names(costs: CostModel, space: SearchSpace) -> list[str]:
             choices = next(options)
             for grid in sorted(grids):
                 for choice in choices:
-                    names |= dict.fromkeys(layer_features(chain, layer, grid, choice, costs.operator))
-            grids = {target_grid(grid, choice.keep_ratio) for grid in grids for choice in choices}
+                    names |= dict.fromkeys(layer_features(chain, layer, grid, choice, costs))
+            grids = {costs.outgoing(layer, grid, choice) for grid in grids for choice in choices}
         for grid in sorted(grids):
             names |= dict.fromkeys(after_chain_features(chain, grid))
     return list(names)

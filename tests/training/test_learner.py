@@ -88,7 +88,7 @@ class TestSteps:
         assert still == []
         decay = {id(p): group["weight_decay"] for group in trained.optimizer.param_groups for p in group["params"]}
         merging = {n.rpartition(".")[2]: decay[id(p)] for n, p in trained.model.named_parameters() if ".merging." in n}
-        assert merging["importance"] == merging["kappa"] == 0
+        assert merging["importance"] == merging["log_gain"] == 0
         assert merging["directions"] > 0
 
     def test_randomness_depends_only_on_the_step(self) -> None:
