@@ -35,7 +35,7 @@ from ltmsearch.reporting.findings import find
 from ltmsearch.reporting.json_summary import front_rows
 from ltmsearch.reporting.layer_plot import height, layers_figure
 from ltmsearch.reporting.pareto_plot import front_figure
-from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.schedules.schedule import Choice, MergeSchedule
 from ltmsearch.schedules.space import SearchSpace
 from ltmsearch.search.records import TrialRecord, front_table, select_front
 from ltmsearch.search.rescoring import select_candidates
@@ -47,7 +47,7 @@ ANY: Any = None
 """An argument that is not looked at before the name is refused."""
 CPU = torch.device("cpu")
 XXS, LAYER = "mobilevit_xxs", "stages.2.1.transformer.0"
-SPACE = SearchSpace(layers=(), choices=())
+SPACE = SearchSpace(layers=("a",), choices=((Choice(1.0),),), layer_tokens=(4,))
 TRIAL: Any = TrialRecord.__new__(TrialRecord)
 ERASING: dict[str, Any] = {
     "scale": (1, 1), "ratio": (1, 1), "hflip": 0, "color_jitter": None, "auto_augment": None, "re_prob": 0.5,
@@ -112,9 +112,10 @@ CALLS: dict[str, Callable[[Any], object]] = {
     ),
     "schedules.schedule:MergeSchedule.uniform(form)": lambda name: MergeSchedule.uniform("a", 1, form=name),
     "schedules.space:SearchSpace(operator_forms)": lambda name: SearchSpace(
-        layers=(), choices=(), operator_forms=("soft", name)
+        layers=(), choices=(), layer_tokens=(), operator_forms=("soft", name)
     ),
     "schedules.space:SearchSpace.nearest(form)": lambda name: SPACE.nearest(0.5, name),
+    "schedules.space:SearchSpace.nearest_choice(form)": lambda name: SPACE.nearest_choice(0, 0.5, name),
     "search.records:TrialRecord.cost(name)": lambda name: TRIAL.cost(name),
     "search.records:front_table(cost)": lambda name: front_table([], name),
     "search.records:select_front(cost)": lambda name: select_front([], name),

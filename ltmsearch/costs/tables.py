@@ -101,6 +101,11 @@ class ChainedCosts(ABC):
         """Number of tokens before and after the merge of each layer, (N, P)."""
         return {name: (tokens(grid), tokens(target)) for name, (grid, target) in self.grids(schedule).items()}
 
+    def kept_shares(self, schedule: MergeSchedule) -> dict[str, float]:
+        """Share of its tokens that a layer keeps, P/N, where the keep ratio is a number of tokens to remove."""
+        counted = {layer for layer, ratio in schedule.keep_ratios.items() if ratio < 0}
+        return {layer: p / n for layer, (n, p) in self.tokens(schedule).items() if layer in counted}
+
     def network_key(self, schedule: MergeSchedule) -> Hashable:
         """Key that is equal for schedules with the same grids and forms, which are the same network at this size."""
         return tuple(

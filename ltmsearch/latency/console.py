@@ -12,6 +12,7 @@ from ltmsearch.io.console_tables import make_table, print_in_parts, print_line
 from ltmsearch.latency.measurement import Measurement
 from ltmsearch.latency.profile import Check, LatencyProfile
 from ltmsearch.latency.target import LatencyTarget
+from ltmsearch.schedules.grid import kept_share
 from ltmsearch.schedules.schedule import Choice, MergeSchedule
 from ltmsearch.schedules.space import SearchSpace
 
@@ -49,7 +50,7 @@ def _uniform_schedules(space: SearchSpace) -> dict[str, MergeSchedule]:
     schedules = {}
     for ratio, form in sorted(choices, key=lambda choice: (-choice.keep_ratio, choice.form or "")):
         offered = [[Choice(1.0), *(c for c in options if c.form == form)] for options in space.choices]
-        nearest = [min(options, key=lambda c: abs(c.keep_ratio - ratio)) for options in offered]
+        nearest = [_nearest(options, n, ratio) for options, n in zip(offered, space.layer_tokens, strict=True)]
         if all(len(options) > 1 for options in offered) and any(choice.keep_ratio == ratio for choice in nearest):
             schedules[f"{ratio:g} {form or space.operator}"] = MergeSchedule(
                 keep_ratios={layer: c.keep_ratio for layer, c in zip(space.layers, nearest, strict=True)},
@@ -57,6 +58,11 @@ def _uniform_schedules(space: SearchSpace) -> dict[str, MergeSchedule]:
                 forms={layer: c.form for layer, c in zip(space.layers, nearest, strict=True) if c.form is not None},
             )
     return schedules
+
+
+def _nearest(options: Sequence[Choice], n: int, ratio: float) -> Choice:
+    """The choice whose share of `n` tokens is nearest to that of a keep ratio."""
+    return min(options, key=lambda c: (abs(kept_share(n, c.keep_ratio) - kept_share(n, ratio)), c.keep_ratio != ratio))
 
 
 def print_profile(console: Console, record: Mapping[str, Any], target: LatencyTarget) -> None:

@@ -139,8 +139,8 @@ def _front_sentences(findings: Findings) -> list[str]:
     names = {1: "The only point of the front merges", 2: "Both points of the front merge"}
     parts = []
     if always:
-        ratios = sorted({record.schedule.keep_ratios[layer] for record in front for layer in always})
-        kept = f"{ratios[0]:g}" if len(ratios) == 1 else f"{ratios[0]:g} to {ratios[-1]:g}"
+        shares = sorted({f"{record.kept_share(layer):.3g}" for record in front for layer in always}, key=float)
+        kept = shares[0] if len(shares) == 1 else f"{shares[0]} to {shares[-1]}"
         subject = names.get(len(front), f"All {len(front)} points of the front merge")
         parts.append(f"{subject} {name_layers(always, findings.layers)} (keep ratio {kept})")
     else:
@@ -174,7 +174,7 @@ def _importance_sentences(findings: Findings) -> list[str]:
         lines = ["; ".join(parts) + "."]
     saving = max(importance.layers, key=lambda e: e.gflops_saved.value if e.gflops_saved else 0.0)
     if saving.gflops_saved and saving.gflops_saved.value > 0:
-        amount = f"{saving.gflops_saved.value:.3f} GFLOPs at keep ratio {saving.keep_ratio:g}"
+        amount = f"{saving.gflops_saved.value:.3f} GFLOPs at keep ratio {saving.keep_ratio:.3g}"
         lines.append(f"Merging saves most at {saving.layer}: {amount}.")
     return lines
 
@@ -188,7 +188,7 @@ def _effect_words(effect: LayerEffect) -> str:
     if saved is not None and saved.value > 2 * saved.se:
         points += f", {_points(top1, per=0.1 / saved.value)} per 0.1 GFLOPs saved"
     change = f"{'adds' if loss.value > 0 else 'removes'} {abs(loss.value):.3f} ± {loss.se:.3f} nats of loss"
-    return f"Merging {effect.layer} to {effect.keep_ratio:g} {change} ({points})"
+    return f"Merging {effect.layer} to {effect.keep_ratio:.3g} {change} ({points})"
 
 
 def _points(top1: Estimate, per: float = 1.0) -> str:

@@ -1,7 +1,7 @@
 """Effect of merging at each layer on score and cost, estimated from a study's scored trials.
 
-A linear model. The input of a layer is the number of times its merge halves the tokens, −log2 of the keep ratio: where
-merges accumulate, ratios multiply and their halvings add up; elsewhere it is steeper for small ratios, as losses are.
+A linear model. The input of a layer is the number of times its merge halves the tokens, −log2 of the kept share: where
+merges accumulate, shares multiply and their halvings add up; elsewhere it is steeper for small shares, as losses are.
 The version of the shared weights is a covariate: otherwise a layer that the sampler tried late would seem good because
 the weights were better by then.
 
@@ -43,7 +43,8 @@ class LayerEffect:
 
     layer: str
     keep_ratio: float | None
-    """Keep ratio of the merge described here: the median over the scored trials that merge; None without any."""
+    """Share of the tokens kept by the merge described here: the median over the scored trials that merge; None without
+    any. A keep ratio is such a share; a number of tokens to remove has that of its trial."""
     loss: Estimate | None = None
     """Added cross-entropy loss in nats."""
     top1: Estimate | None = None
@@ -75,14 +76,14 @@ def layer_importance(records: Iterable[TrialRecord]) -> Importance:
     records = list(records)
     layers = list(records[0].schedule.keep_ratios) if records else []
     scored = [r for r in records if r.top1 is not None and r.loss is not None]
-    ratios = np.array([[r.schedule.keep_ratios[layer] for layer in layers] for r in scored])
-    halvings = -np.log2(ratios.reshape(len(scored), len(layers)))
+    shares = np.array([[r.kept_share(layer) for layer in layers] for r in scored])
+    halvings = -np.log2(shares.reshape(len(scored), len(layers)))
     versions = [float(r.supernet_version or 0) for r in scored]
     # The plain network's level, and its trend if the weights changed.
     covariates = np.array([[1.0, version] if len(set(versions)) > 1 else [1.0] for version in versions])
     varied = [i for i in range(len(layers)) if len(set(halvings[:, i])) > 1]
     needed = len(varied) + 2 + SPARE
-    effects = [LayerEffect(layer=layer, keep_ratio=_median_ratio(scored, layer)) for layer in layers]
+    effects = [LayerEffect(layer=layer, keep_ratio=_median_share(scored, layer)) for layer in layers]
     if len(scored) < needed or not varied:
         return Importance(layers=tuple(effects), trials=len(scored), needed=needed)
     # Project out the covariates, in coordinates that leave independent rows.
@@ -101,7 +102,7 @@ def layer_importance(records: Iterable[TrialRecord]) -> Importance:
     determined = np.diag(inverse @ inputs) > 1 - 1e-6
     for place, i in enumerate(varied):
         if determined[place]:
-            times = -float(np.log2(effects[i].keep_ratio or 1.0))  # from a halving to the layer's median keep ratio
+            times = -float(np.log2(effects[i].keep_ratio or 1.0))  # from a halving to the layer's median share
             loss, top1, gflops = (Estimate(value=times * float(w[place]), se=times * float(e[place])) for w, e in fits)
             effects[i] = replace(
                 effects[i],
@@ -113,6 +114,6 @@ def layer_importance(records: Iterable[TrialRecord]) -> Importance:
     return Importance(layers=tuple(effects), trials=len(scored), needed=needed, threshold=threshold)
 
 
-def _median_ratio(scored: list[TrialRecord], layer: str) -> float | None:
-    tried = [r.schedule.keep_ratios[layer] for r in scored if r.schedule.keep_ratios[layer] < 1]
+def _median_share(scored: list[TrialRecord], layer: str) -> float | None:
+    tried = [r.kept_share(layer) for r in scored if r.kept_share(layer) < 1]
     return float(np.median(tried)) if tried else None

@@ -111,7 +111,7 @@ def _fit(figure: go.Figure, findings: Findings, title: str, axis: CostAxis, plac
 
 
 def _keep_ratios(findings: Findings, axis: CostAxis) -> go.Heatmap:
-    merged = [[1 - record.schedule.keep_ratios[layer] for record in findings.front] for layer in findings.layers]
+    merged = [[1 - record.kept_share(layer) for record in findings.front] for layer in findings.layers]
     words = [[_cell(record, layer) for record in findings.front] for layer in findings.layers]
     return go.Heatmap(
         x=[_point(record, axis, units=len(findings.front) <= FEW) for record in findings.front],

@@ -68,6 +68,15 @@ def kept_tokens(n: int, keep_ratio: float) -> int:
     return max(1, int(keep_ratio * n + 0.5))
 
 
+def kept_share(n: int, keep_ratio: float) -> float:
+    """Share of `n` tokens that a keep ratio stands for: itself, or what a number of tokens to remove leaves.
+
+    >>> kept_share(64, 0.9), kept_share(64, -16)
+    (0.9, 0.75)
+    """
+    return keep_ratio if keep_ratio > 0 else kept_tokens(n, keep_ratio) / n
+
+
 def check_keep_ratio(keep_ratio: float) -> None:
     """Raise a ValueError unless it is in (0, 1] or a negative integer."""
     if not (0 < keep_ratio <= 1 or (keep_ratio < 0 and float(keep_ratio).is_integer())):

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from ltmsearch.errors import InputError, check_choice, shortened
 from ltmsearch.io.presets import find_file
 from ltmsearch.io.yaml_models import load
-from ltmsearch.schedules.grid import Grid, on_grid, tokens
+from ltmsearch.schedules.grid import Grid, kept_share, on_grid, tokens
 from ltmsearch.schedules.schedule import Choice, Form, MergeSchedule
 
 ZERO_SHARE = 1 / 5
@@ -168,6 +168,8 @@ class SearchSpace:
     """Layer names in the order of execution."""
     choices: tuple[tuple[Choice, ...], ...]
     """Choices per layer, from no merge (index 0) to the fewest tokens; of one number, the default form first."""
+    layer_tokens: tuple[int, ...]
+    """Tokens of each layer's full grid."""
     operator: str = "ltm"
     operator_forms: tuple[Form, ...] = ("soft", "hard", "matched")
     """Forms of the operator; the first is the default."""
@@ -214,6 +216,7 @@ class SearchSpace:
         return cls(
             layers=tuple(grids),
             choices=tuple(choices.values()),
+            layer_tokens=tuple(map(tokens, grids.values())),
             operator=layers.operator,
             operator_forms=layers.forms,
             ib_weights=IBWeights(low=file.ib_weight[0], high=file.ib_weight[1]) if file.ib_weight else None,
@@ -256,12 +259,23 @@ class SearchSpace:
 
     def nearest(self, keep_ratio: float, form: Form | None = None) -> np.ndarray:
         """(L,) indices of the choice nearest to a keep ratio at every layer, in `form` if that layer offers it."""
+        return np.array([self.nearest_choice(layer, keep_ratio, form) for layer in range(len(self.layers))])
+
+    def nearest_choice(self, layer: int, keep_ratio: float, form: Form | None = None, *, merging: bool = False) -> int:
+        """Index of one layer's choice whose share of kept tokens is nearest to that of a keep ratio.
+
+        Of choices with this share, one in `form` comes first, then one with the very ratio. `merging`: leave the plain
+        layer out, unless it is the only choice.
+        """
         _check_forms(() if form is None else (form,))
+        n, options = self.layer_tokens[layer], self.choices[layer]
+        wanted = kept_share(n, keep_ratio)
 
-        def distance(choice: Choice) -> tuple[float, bool]:
-            return abs(choice.keep_ratio - keep_ratio), choice.form != form
+        def distance(index: int) -> tuple[float, bool, bool]:
+            ratio, own = options[index]
+            return abs(kept_share(n, ratio) - wanted), own != form, ratio != keep_ratio
 
-        return np.array([options.index(min(options, key=distance)) for options in self.choices])
+        return min(range(1 if merging and len(options) > 1 else 0, len(options)), key=distance)
 
     def random(self, rng: np.random.Generator, number: int) -> np.ndarray:
         """(number, L) random indices, from no merge to the smallest ratios.
@@ -308,7 +322,7 @@ def _distinct_ratios(ratios: Sequence[float], layers: Layers, layer: str, form: 
     by_grid: dict[Grid, tuple[float, float]] = {}
     for ratio in sorted(ratios, reverse=True):  # counts, which are negative, behind shares
         target = layers.target(layer, Choice(ratio, form))
-        off = abs((ratio if ratio > 0 else max(0.0, 1 + ratio / n)) - tokens(target) / n)
+        off = abs(kept_share(n, ratio) - tokens(target) / n)
         if target != grid and (target not in by_grid or off < by_grid[target][0]):
             by_grid[target] = off, ratio
     return {ratio: target for target, (_, ratio) in by_grid.items()}

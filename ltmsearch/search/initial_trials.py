@@ -75,6 +75,8 @@ def _in_order(context: StudyContext, rng: np.random.Generator) -> Iterator[Initi
     by_form = {}
     for form in space.forms:
         uniform = [(f"uniform {ratio:g}", space.nearest(ratio, form)) for ratio in ratios]
+        # Ratios and numbers of tokens to remove have no common order but that of their costs.
+        uniform.sort(key=lambda one: context.costs.macs(space.schedule(one[1])), reverse=True)
         by_form[form] = [one for one in uniform if within_budgets(budgets, one[1][None])[0]][:UNIFORM_BASELINES]
     for place in range(UNIFORM_BASELINES):
         for form, uniform in by_form.items():

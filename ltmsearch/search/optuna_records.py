@@ -155,4 +155,5 @@ def trial_record(
         rescored_version=rescored["version"] if final else None,
         ib_weight=weights.weight(trial.params[IB_WEIGHT]) if weights else 0.0,
         schedule=schedule,
+        kept_shares=context.costs.kept_shares(schedule),
     )

@@ -6,15 +6,15 @@ points, loss in nats, latency in milliseconds.
 
 import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import field, fields, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from ltmsearch.config.objective import CostName
@@ -122,6 +122,8 @@ class TrialRecord:
     """Wall time of the trial."""
     schedule: MergeSchedule
     """Keep ratio and form of every layer that may merge, in the order of the network."""
+    kept_shares: Mapping[str, Annotated[float, Field(gt=0, le=1)]] = field(default_factory=dict, hash=False)
+    """Layer name → share of its tokens that it keeps, where the keep ratio is a number of tokens to remove."""
 
     @model_validator(mode="after")
     def _check_state(self) -> Self:
@@ -132,6 +134,11 @@ class TrialRecord:
         for name in ("rescored_top1", "expected_top1", "agreement"):
             if getattr(self, name) is not None and self.state != "scored":
                 raise ValueError(f"{name} needs state 'scored', but got {self.state!r}")
+        counted = {layer for layer, ratio in self.schedule.keep_ratios.items() if ratio < 0}
+        if other := sorted(counted ^ self.kept_shares.keys()):
+            raise ValueError(
+                f"kept_shares must have exactly the layers whose keep ratio is negative, but {other[0]} is in only one"
+            )
         return self
 
     def cost(self, name: CostName) -> float:
@@ -166,10 +173,15 @@ class TrialRecord:
             return self.expected_top1
         return None if self.score is None else self.score.top1
 
-    def by_stage(self) -> list[tuple[str, str]]:
-        """Short keep ratios per stage, such as `("stages.2.1.transformer", "1 .5 .5h")`.
+    def kept_share(self, layer: str) -> float:
+        """Share of its tokens that a layer keeps: its keep ratio, or what a number of tokens to remove leaves."""
+        return self.kept_shares.get(layer, self.schedule.keep_ratio(layer))
 
-        1 is a plain layer; h marks the hard form, m the matched form. A stage is a layer's name without its last part.
+    def by_stage(self) -> list[tuple[str, str]]:
+        """Short keep ratios per stage, such as `("stages.2.1.transformer", "1 .5 .5h -8m")`.
+
+        1 is a plain layer, -8 removes eight tokens; h marks the hard form, m the matched form. A stage is a layer's
+        name without its last part.
         """
         stages = groupby(self.schedule.keep_ratios.items(), key=lambda item: item[0].rpartition(".")[0])
         return [(stage, " ".join(self.short_ratio(layer) for layer, _ in layers)) for stage, layers in stages]
@@ -177,7 +189,8 @@ class TrialRecord:
     def short_ratio(self, layer: str) -> str:
         """Keep ratio and form of one layer, as in `by_stage`."""
         letter = {"hard": "h", "matched": "m"}.get(self.schedule.form(layer) or "", "")
-        return f"{self.schedule.keep_ratio(layer):.3g}".removeprefix("0") + letter
+        ratio = self.schedule.keep_ratio(layer)
+        return (f"{ratio:.3g}".removeprefix("0") if ratio > 0 else f"{ratio:.0f}") + letter
 
 
 def form_key(records: Iterable[TrialRecord]) -> str:
@@ -187,8 +200,10 @@ def form_key(records: Iterable[TrialRecord]) -> str:
     return f" ({', '.join(letters)} form)" if letters else ""
 
 
-TRIALS_COLUMNS = (*(field.name for field in fields(TrialRecord) if field.name != "schedule"), "keep_ratios", "forms")
-_ADDED_COLUMNS = ("agreement", "agreement_se")
+_OBJECTS = ("keep_ratios", "forms", "kept_shares")
+"""Columns with a JSON object each."""
+TRIALS_COLUMNS = (*(f.name for f in fields(TrialRecord) if f.name not in ("schedule", "kept_shares")), *_OBJECTS)
+_ADDED_COLUMNS = ("agreement", "agreement_se", "kept_shares")
 """Columns that `trials.csv` by earlier versions lacks."""
 
 
@@ -268,10 +283,11 @@ def _tie_order(record: TrialRecord) -> tuple[float, int]:
 def _record(place: str, row: dict[str, Any], operator: str) -> TrialRecord:
     try:
         ratios, forms = (_json_object(name, row.pop(name)) for name in ("keep_ratios", "forms"))
+        shares = _json_object("kept_shares", row.pop("kept_shares") or "{}")
         if unknown := sorted(forms.keys() - ratios.keys()):
             raise ValueError(f"forms must name layers of keep_ratios, but got {unknown[0]}")
         schedule = MergeSchedule(keep_ratios=ratios, operator=operator, forms=forms)
-        return TrialRecord(**row | {"label": row["label"] or ""}, schedule=schedule)
+        return TrialRecord(**row | {"label": row["label"] or ""}, schedule=schedule, kept_shares=shares)
     except ValidationError as error:
         raise InputError(f"{place}: {first_line(error)}") from None
     except (ValueError, InputError) as error:
@@ -289,8 +305,9 @@ def _table(columns: Sequence[str], records: Iterable[TrialRecord]) -> pd.DataFra
     """A frame whose column types do not depend on the rows."""
     rows = []
     for record in records:
-        ratios, forms = json.dumps(dict(record.schedule.keep_ratios)), json.dumps(dict(record.schedule.forms))
-        rows.append({**vars(record), "keep_ratios": ratios, "forms": forms})
+        objects = (record.schedule.keep_ratios, record.schedule.forms, record.kept_shares)
+        texts = (json.dumps(dict(each)) for each in objects)
+        rows.append({**vars(record), **dict(zip(_OBJECTS, texts, strict=True))})
     frame = pd.DataFrame.from_records(rows, columns=list(columns))
     return frame.astype({name: _COLUMN_TYPES.get(name, "float64") for name in columns})
 
@@ -299,5 +316,5 @@ _COLUMN_TYPES = {
     "trial": "int64",
     "feasible": "bool",
     **dict.fromkeys(("supernet_version", "rescored_version"), "Int64"),  # whole numbers with gaps
-    **dict.fromkeys(("kind", "label", "state", "keep_ratios", "forms"), "object"),
+    **dict.fromkeys(("kind", "label", "state", *_OBJECTS), "object"),
 }

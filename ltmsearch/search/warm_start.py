@@ -54,12 +54,11 @@ class Prior:
 def nearest(space: SearchSpace, schedule: MergeSchedule) -> np.ndarray:
     """(L,) choice indices nearest to a schedule, which may be of another operator.
 
-    The keep ratio is matched first, then the form; a plain layer stays plain.
+    The share of kept tokens is matched first, then the form; a plain layer stays plain.
     """
     indices = np.zeros(len(space.layers), dtype=int)
     for place, layer in enumerate(space.layers):
-        options, ratio, form = space.choices[place], schedule.keep_ratio(layer), schedule.form(layer)
+        ratio, form = schedule.keep_ratio(layer), schedule.form(layer)
         if ratio < 1:
-            merging = sorted(options[1:], key=lambda each: (abs(each.keep_ratio - ratio), each.form != form))
-            indices[place] = options.index(merging[0]) if merging else 0
+            indices[place] = space.nearest_choice(place, ratio, form, merging=True)
     return indices

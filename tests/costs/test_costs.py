@@ -216,7 +216,8 @@ def test_cost_model_refuses_a_net_that_merges() -> None:
 
 def test_sampled_schedules_spread_up_to_the_budget() -> None:
     costs = model_of("mobilevit_s", (224, 224))
-    space = SearchSpace(layers=costs.layers, choices=(tuple(map(Choice, (1.0, 0.7, 0.5, 0.35, 0.25))),) * 9)
+    choices = (tuple(map(Choice, (1.0, 0.7, 0.5, 0.35, 0.25))),) * 9
+    space = SearchSpace(layers=costs.layers, choices=choices, layer_tokens=(196,) * 9)
     table = costs.table(space.choices)
     low, _ = table.reachable()
     budget = 1_300_000_000
@@ -238,7 +239,7 @@ def test_sampled_schedules_spread_up_to_the_budget() -> None:
 def test_sampled_schedules_keep_every_budget() -> None:
     costs = model_of("mobilevit_xxs", (160, 96))
     choices = tuple((Choice(1.0), Choice(0.5, "soft"), Choice(0.3, "hard")) for _ in costs.layers)
-    space = SearchSpace(layers=costs.layers, choices=choices)
+    space = SearchSpace(layers=costs.layers, choices=choices, layer_tokens=(60,) * 9)
     table = costs.table(choices)
     # A cost that knows only the first layer: 10 where it is plain, 6 and 1 where it merges.
     other = CostTable(

@@ -85,7 +85,9 @@ def small_space(costs: CostModel, texts: list[str]) -> SearchSpace:
         (Choice(1.0), *(Choice(float(o.rstrip("hm")), forms.get(o[-1], "soft")) for o in text.split()))
         for text in texts
     ]
-    return SearchSpace(layers=costs.layers, choices=tuple(choices))
+    return SearchSpace(
+        layers=costs.layers, choices=tuple(choices), layer_tokens=tuple(map(tokens, costs.layer_grids.values()))
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def test_profile_of_another_study_is_refused(made: LatencyProfile, tmp_path: Pat
 def test_profile_path_depends_on_every_input(user_cache: Path) -> None:
     costs = costs_of(XXS, 224)
     space = whole_space(costs, XXS)
-    other_space = SearchSpace(layers=space.layers, choices=(space.choices[0][:-1], *space.choices[1:]))
+    other_space = replace(space, choices=(space.choices[0][:-1], *space.choices[1:]))
     target = FAR.model_copy(update={"runtime": "compile"})
     path = profile_path(XXS, "ltm", space, target)
     assert path.parent == user_cache / "ltmsearch" / "profiles"
@@ -230,7 +231,9 @@ def test_profile_of_few_choices(number: int, tmp_path: Path) -> None:
 def test_every_choice_of_every_layer_is_timed(number: int, layers: int, seconds: int) -> None:
     """A choice that no subnet takes could not be predicted."""
     options = (Choice(1.0), *(Choice(1 - (i + 1) / (number + 2), "hard") for i in range(number)))
-    space = SearchSpace(layers=tuple(f"blocks.{i}" for i in range(layers)), choices=(options,) * layers)
+    space = SearchSpace(
+        layers=tuple(f"blocks.{i}" for i in range(layers)), choices=(options,) * layers, layer_tokens=(49,) * layers
+    )
     schedules = subnets_to_time(space, seconds)
     rows = np.array([space.indices(schedule) for schedule in schedules])
     assert len(np.unique(rows, axis=0)) == len(rows) <= 72
@@ -245,7 +248,7 @@ def test_every_choice_of_every_layer_is_timed(number: int, layers: int, seconds:
 
 
 def test_layer_without_choices_stays_plain() -> None:
-    space = SearchSpace(layers=("a", "b"), choices=((Choice(1.0),), (Choice(1.0), Choice(0.5))))
+    space = SearchSpace(layers=("a", "b"), choices=((Choice(1.0),), (Choice(1.0), Choice(0.5))), layer_tokens=(4, 4))
     assert [schedule.merging_layers for schedule in subnets_to_time(space, 40)] == [("b",)]
 
 

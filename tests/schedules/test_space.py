@@ -206,16 +206,17 @@ def test_a_form_by_place_behind_one_that_leaves_the_grid_is_refused() -> None:
 
 def test_choices_that_look_alike_on_small_images_are_named() -> None:
     both = (PLAIN, *(Choice(ratio, form) for ratio in (0.7, 0.5) for form in ("soft", "hard")))
-    space = SearchSpace(layers=("a", "b"), choices=(both, soft(0.5)))
+    space = SearchSpace(layers=("a", "b"), choices=(both, soft(0.5)), layer_tokens=(196, 196))
     alike = colliding_ratios(space, FakeLayers(layer_grids={"a": (2, 2), "b": (4, 4)}))
     assert alike == {"a": [(0.7, 0.5)]}
-    counts = SearchSpace(layers=("a",), choices=((PLAIN, *(Choice(-n, "matched") for n in (8, 16, 24))),))
+    choices = (PLAIN, *(Choice(-n, "matched") for n in (8, 16, 24)))
+    counts = SearchSpace(layers=("a",), choices=(choices,), layer_tokens=(196,))
     assert colliding_ratios(counts, FakeLayers(layer_grids={"a": (5, 5)})) == {"a": [(-16, -24)]}
     assert colliding_ratios(counts, FakeLayers(layer_grids={"a": (1, 1)})) == {"a": [(1, -8, -16, -24)]}
 
 
 def test_points_and_schedules_translate_both_ways() -> None:
-    space = SearchSpace(layers=("a", "b"), choices=(soft(0.7, 0.5), soft(0.5)))
+    space = SearchSpace(layers=("a", "b"), choices=(soft(0.7, 0.5), soft(0.5)), layer_tokens=(196, 49))
     schedule = space.schedule([2, 0])
     assert dict(schedule.keep_ratios) == {"a": 0.5, "b": 1.0}
     assert space.indices(schedule).tolist() == [2, 0]
@@ -228,8 +229,22 @@ def test_points_and_schedules_translate_both_ways() -> None:
         space.indices(MergeSchedule(keep_ratios={"a": 0.5}, forms={"a": "hard"}))
 
 
+def test_the_nearest_choice_is_that_of_the_nearest_share() -> None:
+    choices = (PLAIN, Choice(-4, "matched"), Choice(0.75, "hard"), Choice(0.5, "matched"), Choice(-30, "matched"))
+    space = SearchSpace(layers=("a", "b"), choices=(choices, (PLAIN,)), layer_tokens=(64, 64))
+    # Shares of 64 tokens: 1, 60/64 = 0.9375, 0.75, 0.5, and 34/64 = 0.53125.
+    for ratio, wanted in ((0.99, 0), (0.9, 1), (-4, 1), (-1, 0), (-16, 2), (0.6, 4), (-29, 4), (0.51, 3), (-100, 3)):
+        assert space.nearest(ratio).tolist() == [wanted, 0], ratio
+    assert space.nearest_choice(0, 0.99, merging=True) == 1
+    assert space.nearest_choice(1, 0.5, merging=True) == 0, "the only choice"
+    same = (PLAIN, Choice(-32, "hard"), Choice(0.5, "hard"), Choice(-32, "matched"))
+    space = SearchSpace(layers=("a",), choices=(same,), layer_tokens=(64,))
+    assert [space.nearest_choice(0, 0.5, form) for form in (None, "hard", "matched")] == [2, 2, 3]
+    assert [space.nearest_choice(0, -32, form) for form in (None, "hard", "matched")] == [1, 1, 3]
+
+
 def test_random_points_reach_every_choice_and_both_ends() -> None:
-    space = SearchSpace(layers=tuple("abc"), choices=(soft(0.7, 0.5, 0.3),) * 3)
+    space = SearchSpace(layers=tuple("abc"), choices=(soft(0.7, 0.5, 0.3),) * 3, layer_tokens=(49,) * 3)
     points = space.random(np.random.default_rng(0), 5000)
     assert points.min() == 0
     assert points.max() == 3
@@ -239,7 +254,7 @@ def test_random_points_reach_every_choice_and_both_ends() -> None:
 
 def test_digest_tells_spaces_apart() -> None:
     digests = [
-        SearchSpace(layers=("a",), choices=choices, operator=operator).digest()
+        SearchSpace(layers=("a",), choices=choices, layer_tokens=(49,), operator=operator).digest()
         for choices, operator in (
             ((soft(0.5),), "ltm"),
             ((soft(0.6),), "ltm"),
@@ -249,7 +264,7 @@ def test_digest_tells_spaces_apart() -> None:
         )
     ]
     assert len(set(digests)) == len(digests)
-    assert digests[0] == SearchSpace(layers=("a",), choices=(soft(0.5),)).digest()
+    assert digests[0] == SearchSpace(layers=("a",), choices=(soft(0.5),), layer_tokens=(49,)).digest()
 
 
 def test_ib_weights_are_part_of_a_space_and_of_its_digest(tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ from ltmsearch.schedules.space import IBWeights, SearchSpace
 from ltmsearch.search.trial import EXAMPLES, Evaluator, load_parameters, parameters, suggest
 
 WEIGHTS = IBWeights(low=0.01, high=1.0)
-SPACE = SearchSpace(layers=("a", "b"), choices=((Choice(1.0), Choice(0.5)),) * 2, ib_weights=WEIGHTS)
+SPACE = SearchSpace(
+    layers=("a", "b"), choices=((Choice(1.0), Choice(0.5)),) * 2, layer_tokens=(4, 4), ib_weights=WEIGHTS
+)
 
 
 def test_every_parameter_is_suggested_by_a_sampler_of_its_own() -> None:
