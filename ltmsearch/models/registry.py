@@ -104,13 +104,11 @@ def create_subnet(
         keep_ratios: Layer name or shell pattern → keep ratio in (0, 1], or a negative integer: tokens that the layer
             removes; or one for all layers; others stay plain.
         operator: Name of the merging operator.
-        forms: Layer name or shell pattern → form of the merge, or one for all; others have the operator's default in
-            this family.
+        forms: Layer name or shell pattern → form, or one for all; others have the default of operator and family.
         mask_start: See `MaskStart`.
         pretrained: Load timm's weights; operators start from their prior. From a folder that `ltmsearch export`
             wrote, given as timm's `local-dir:`, the operators' weights are loaded too.
-        registers: See `create_backbone`.
-        readout: See `create_backbone`.
+        registers, readout: See `create_backbone`.
         timm_kwargs: Passed to `timm.create_model`. With `features_only=True`, the network returns full grids of
             features: merges are undone. Layers keep the names they have in the whole network.
 
