@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 import ltmsearch
 from ltmsearch.config.names import Precision, Sampler
-from ltmsearch.config.objective import CostAxis
+from ltmsearch.config.objective import CostAxis, check_costs
 from ltmsearch.costs.budget import Budget
 from ltmsearch.data.digits import ClutteredDigits
 from ltmsearch.data.loading import load_data
@@ -62,6 +62,7 @@ DIGITS: dict[str, Any] = {
 
 CALLS: dict[str, Callable[[Any], object]] = {
     "config.objective:CostAxis(name)": lambda name: CostAxis(name=name),
+    "config.objective:check_costs(costs)": lambda name: check_costs("a front", (name,)),
     "costs.budget:Budget(name)": lambda name: Budget(name=name, table=ANY, limit=1),
     "data.digits:ClutteredDigits(split)": lambda name: ClutteredDigits(name, img_size=32, seed=0, length=1),
     "data.loading:load_data(interpolation)": lambda name: load_data(interpolation=name, **DIGITS),
@@ -84,7 +85,7 @@ CALLS: dict[str, Callable[[Any], object]] = {
     ),
     "engine.runtime:amp_runtime(dtype)": lambda name: amp_runtime(CPU, amp=False, dtype=name),
     "engine.stopwatch:choose_runtime(precision)": lambda name: choose_runtime(CPU, name, ANY, ANY),
-    "export.subnets:choose_trials(cost)": lambda name: choose_trials([], cost=name),
+    "export.subnets:choose_trials(costs)": lambda name: choose_trials([], costs=(name,)),
     "io.presets:find_file(kind)": lambda name: find_file(name, "mobilevit"),
     "io.presets:shipped_folder(kind)": shipped_folder,
     "io.presets:shipped_names(kind)": shipped_names,
@@ -100,8 +101,8 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "models.weights:build_backbone(readout)": lambda name: build_backbone(XXS, readout=name),
     "models.registers:check_registers(readout)": lambda name: check_registers(1, name),
     "models.supernet:Supernet(mask_start)": lambda name: Supernet(XXS, mask_start=name, pretrained=True),
-    "reporting.findings:find(cost)": lambda name: find([], name),
-    "reporting.json_summary:front_rows(cost)": lambda name: front_rows([], name),
+    "reporting.findings:find(costs)": lambda name: find([], (name,)),
+    "reporting.json_summary:front_rows(costs)": lambda name: front_rows([], (name,)),
     "reporting.layer_plot:height(place)": lambda name: height(find([]), name),
     "reporting.layer_plot:layers_figure(place)": lambda name: layers_figure(find([]), axis=CostAxis(), place=name),
     "reporting.pareto_plot:front_figure(place)": lambda name: front_figure([], axis=CostAxis(), place=name),
@@ -117,11 +118,12 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "schedules.space:SearchSpace.nearest(form)": lambda name: SPACE.nearest(0.5, name),
     "schedules.space:SearchSpace.nearest_choice(form)": lambda name: SPACE.nearest_choice(0, 0.5, name),
     "search.records:TrialRecord.cost(name)": lambda name: TRIAL.cost(name),
-    "search.records:front_table(cost)": lambda name: front_table([], name),
-    "search.records:select_front(cost)": lambda name: select_front([], name),
-    "search.rescoring:select_candidates(cost)": lambda name: select_candidates([], 1, name),
+    "search.records:TrialRecord.costs(names)": lambda name: TRIAL.costs((name,)),
+    "search.records:front_table(costs)": lambda name: front_table([], (name,)),
+    "search.records:select_front(costs)": lambda name: select_front([], (name,)),
+    "search.rescoring:select_candidates(costs)": lambda name: select_candidates([], 1, (name,)),
     "search.samplers:make_sampler(name)": lambda name: make_sampler(name, 0),
-    "search.storage.studies:open_study(cost)": lambda name: open_study(ANY, "a", cost=name),
+    "search.storage.studies:open_study(costs)": lambda name: open_study(ANY, "a", costs=(name,)),
     "training.options:TrainingOptions(head)": lambda name: TrainingOptions(out=Path(), head=name),
 }
 """`module:callable(parameter)` → a call in which only this argument is wrong."""

@@ -33,7 +33,7 @@ def front(run: RunFolder, as_json: AsJson = False, quiet: Quiet = False) -> None
     else:
         write_results(study, callbacks)
     if as_json:
-        print_json(front_rows(study.trials, study.settings.axis.name))
+        print_json(front_rows(study.trials, study.settings.axis.costs))
     elif not quiet:
         print_results(results(), study)
 

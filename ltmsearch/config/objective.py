@@ -1,25 +1,40 @@
-"""Cost axis of a front: multiply-adds or milliseconds."""
+"""Cost axes of a front: multiply-adds or milliseconds, and on request the tokens that leave the device."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from ltmsearch.errors import check_choice
 
-CostName = Literal["gflops", "latency_ms"]
-"""`gflops`: 1e9 multiply-adds of one image. `latency_ms`: milliseconds of one batch."""
+CostName = Literal["gflops", "latency_ms", "tokens_sent"]
+"""`gflops`: 1e9 multiply-adds of one image. `latency_ms`: milliseconds of one batch. `tokens_sent`: tokens of one image
+that leave the device after a split layer."""
 
-UNITS: dict[CostName, str] = {"gflops": "GFLOPs", "latency_ms": "ms"}
+UNITS: dict[CostName, str] = {"gflops": "GFLOPs", "latency_ms": "ms", "tokens_sent": "tokens sent"}
+
+
+def tokens_text(number: float) -> str:
+    """A number of tokens, to a tenth where it is a mean over images."""
+    return f"{round(number, 1):g}"
+
+
+def check_costs(what: str, costs: Sequence[CostName]) -> None:
+    """Raise an InputError unless all costs of something, such as "a front", are known."""
+    for cost in costs:
+        check_choice(f"the cost of {what}", cost, CostName)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CostAxis:
-    """The cost that a front weighs against top-1."""
+    """The cost that a front weighs against top-1, alone or with a second one."""
 
     name: CostName = "gflops"
     title: str = "GFLOPs per image (one multiply-add = one FLOP)"
     budget: float | None = None
     lowest: float | None = None
     """Lower end of a range of budgets; None if there is one budget."""
+    second: "CostAxis | None" = None
+    """The second cost of a front with three objectives."""
 
     def __post_init__(self) -> None:
         check_choice("the cost of a front", self.name, CostName)
@@ -28,5 +43,44 @@ class CostAxis:
     def unit(self) -> str:
         return UNITS[self.name]
 
+    @property
+    def costs(self) -> tuple[CostName, ...]:
+        """Names of all costs of the front, this one first."""
+        return (self.name,) if self.second is None else (self.name, *self.second.costs)
+
+    @property
+    def swapped(self) -> "CostAxis":
+        """The second axis as the first, and this one as its second.
+
+        Raises:
+            ValueError: If there is no second axis.
+        """
+        if self.second is None:
+            raise ValueError(f"a second cost is needed, but there is only `{self.name}`.")
+        return replace(self.second, second=replace(self, second=None))
+
     def text(self, cost: float) -> str:
-        return f"{cost:.4f} GFLOPs" if self.name == "gflops" else f"{cost:.2f} ms"
+        return f"{self.number(cost)} {self.unit}"
+
+    def number(self, cost: float) -> str:
+        """A cost without its unit."""
+        if self.name == "tokens_sent":
+            return tokens_text(cost)
+        return f"{cost:.4f}" if self.name == "gflops" else f"{cost:.2f}"
+
+
+def cost_axis(settings: Any) -> CostAxis:
+    """The cost axes of a study, from its settings: latency if it has a budget, else multiply-adds."""
+    s, second = settings, None
+    if s.split_layer is not None:
+        counted = f"mean per image at {s.img_size} px, class and register tokens included"
+        second = CostAxis(name="tokens_sent", title=f"tokens sent after {s.split_layer} ({counted})")
+    if s.budget_ms is None:
+        title = f"GFLOPs per image at {s.img_size} px (one multiply-add = one FLOP)"
+        return CostAxis(name="gflops", title=title, budget=s.budget_gflops, lowest=s.lowest_gflops, second=second)
+    batch, where = "batch", s.latency_profile
+    if where is None:
+        batch = f"batch of {s.latency_batch}"
+        where = f"{s.latency_device or s.device}, {s.latency_runtime}, {s.latency_dtype}"
+    title = f"ms per {batch} at {s.img_size} px, predicted ({where})"
+    return CostAxis(name="latency_ms", title=title, budget=s.budget_ms, second=second)

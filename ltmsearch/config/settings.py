@@ -27,7 +27,7 @@ from ltmsearch.config.network import (
     image_options,
     network_keys,
 )
-from ltmsearch.config.objective import CostAxis
+from ltmsearch.config.objective import CostAxis, cost_axis
 from ltmsearch.config.shorthands import expanded
 from ltmsearch.data.layout import DataLayout, check_split
 from ltmsearch.data.preparation import ImageOptions
@@ -81,6 +81,9 @@ class StudySettings(BaseModel):
     """Lower end of a range of budgets; much cheaper schedules are not tried. None: no lower end."""
     budget_ms: float | None = Field(default=None, gt=0)
     """Maximum latency of one batch at `img_size`, in milliseconds; the front then weighs latency against top-1."""
+    split_layer: Annotated[str | None, CliOption(metavar="LAYER")] = None
+    """Layer after which the tokens of an image are sent to another device, e.g. blocks.5: the mean number of tokens
+    sent, class and register tokens included, becomes a third objective."""
     img_size: int = Field(default=224, ge=32, le=2048)
     """Image side in pixels for which costs are counted and latencies measured."""
 
@@ -298,6 +301,7 @@ class StudySettings(BaseModel):
         lowest = "" if self.lowest_gflops is None else f"{self.lowest_gflops:g}-"
         budgets = [] if self.budget_gflops is None else [f"{lowest}{self.budget_gflops:g}gflops"]
         budgets += [] if self.budget_ms is None else [f"{self.budget_ms:g}ms"]
+        budgets += [] if self.split_layer is None else [f"split-{self.split_layer}"]
         parts = [self.backbone, self.operator, *budgets, str(self.img_size), data]
         return safe_name("-".join(parts))
 
@@ -337,16 +341,8 @@ class StudySettings(BaseModel):
 
     @property
     def axis(self) -> CostAxis:
-        """Cost axis of the front: latency if it has a budget, else multiply-adds."""
-        if self.budget_ms is None:
-            title = f"GFLOPs per image at {self.img_size} px (one multiply-add = one FLOP)"
-            return CostAxis(name="gflops", title=title, budget=self.budget_gflops, lowest=self.lowest_gflops)
-        batch, where = "batch", self.latency_profile
-        if where is None:
-            batch = f"batch of {self.latency_batch}"
-            where = f"{self.latency_device or self.device}, {self.latency_runtime}, {self.latency_dtype}"
-        title = f"ms per {batch} at {self.img_size} px, predicted ({where})"
-        return CostAxis(name="latency_ms", title=title, budget=self.budget_ms)
+        """Cost axes of the front."""
+        return cost_axis(self)
 
     def resolved(
         self, device: str, learning: Learning = UNTRAINED, earlier: "StudySettings | None" = None

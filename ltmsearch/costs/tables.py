@@ -106,6 +106,11 @@ class ChainedCosts(ABC):
         counted = {layer for layer, ratio in schedule.keep_ratios.items() if ratio < 0}
         return {layer: p / n for layer, (n, p) in self.tokens(schedule).items() if layer in counted}
 
+    def tokens_sent(self, schedule: MergeSchedule, layer: str) -> float:
+        """Tokens of one image that leave the device after a layer, with those that never merge."""
+        chain, shape = self._found(layer)
+        return shape.windows * tokens(self.grids(schedule)[layer][1]) + chain.prefix
+
     def network_key(self, schedule: MergeSchedule) -> Hashable:
         """Key that is equal for schedules with the same grids and forms, which are the same network at this size."""
         return tuple(

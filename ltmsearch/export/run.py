@@ -66,7 +66,7 @@ def export_run(
         if checkpoint is not None:
             raise InputError(f"--checkpoint needs the folder of a training, but {run} is the run directory of a study")
         study = Run.open(run)
-        trials = choose_trials(study.trials, **criteria, cost=study.settings.axis.name)  # type: ignore[arg-type]
+        trials = choose_trials(study.trials, **criteria, costs=study.settings.axis.costs)  # type: ignore[arg-type]
         subnets: Iterable[Subnet] = study_subnets(study, trials, callbacks, with_weights=len(files) > 1)
     else:
         _refuse_unless_training(run, criteria)

@@ -58,7 +58,7 @@ def choose_trials(
     top: int | None = None,
     under_gflops: float | None = None,
     under_ms: float | None = None,
-    cost: CostName = "gflops",
+    costs: Sequence[CostName] = ("gflops",),
 ) -> list[TrialRecord]:
     """Choose one trial by number, the best `top` of the front, or the best of the front up to a cost.
 
@@ -67,9 +67,9 @@ def choose_trials(
     """
     if sum(criterion is not None for criterion in (trial, top, under_gflops, under_ms)) > 1:
         raise InputError("--trial, --top, --under-gflops and --under-ms exclude each other")
-    if under_ms is not None and cost != "latency_ms":
+    if under_ms is not None and "latency_ms" not in costs:
         raise InputError("--under-ms needs a study with a latency budget (--budget-ms)")
-    front = select_front(records, cost)
+    front = select_front(records, costs)
     if trial is not None:
         chosen = [record for record in records if record.trial == trial and record.state == "scored"]
         reason = f"trial {trial} has no score; the front has the trials {', '.join(str(r.trial) for r in front)}"

@@ -94,6 +94,8 @@ class Chain:
     layers: tuple[LayerShape, ...]
     unmerges: bool
     """Whether every merge is undone at the end of the chain."""
+    prefix: int = 0
+    """Tokens that pass through all layers and never merge: class, distillation and register tokens."""
 
     def macs_after_chain(self, grid: Grid) -> int:
         """Multiply-adds behind the chain that depend on its outgoing grid, if merges are not undone."""

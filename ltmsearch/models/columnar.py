@@ -106,8 +106,6 @@ class MergingTransformer(MergingLayer, nn.Module):
 class ColumnarChain(Chain):
     """All blocks of a vision transformer, followed by norm and pooling of the remaining tokens."""
 
-    prefix: int
-    """K, tokens that never merge."""
     norm_macs: int
     """Multiply-adds per token of the norm over all tokens."""
     pool_dim: int

@@ -15,6 +15,9 @@ from ltmsearch.search.records import TrialRecord
 REJECTED = ("over budget", "below range")
 """States of trials that were neither trained nor scored."""
 
+TOKENS_BEYOND = 1.1
+"""Reference of the tokens sent, as a multiple of the most: trials that send all of them count too."""
+
 
 class Measure(NamedTuple):
     """A field of `TrialRecord` in plots and tables."""
@@ -44,10 +47,12 @@ class Growth:
     trials: tuple[TrialRecord, ...]
     """Trials that were not rejected by their cost, in order."""
     values: tuple[float, ...]
-    """Area between the trials and the reference point, in units of the cost times points of top-1."""
-    reference: tuple[float, float] | None
+    """Area between the trials and the reference point, in units of the cost times points of top-1; a volume, times
+    tokens, with tokens sent as a third objective."""
+    reference: tuple[float, ...] | None
     """(cost, top-1) that bounds the area: the budget, or without one the highest cost of a scored trial, and the lowest
-    top-1 within the budget; None if nothing within the budget was scored."""
+    top-1 within the budget; with tokens sent also those, `TOKENS_BEYOND` times the most of a scored trial. None if
+    nothing within the budget was scored."""
 
     @property
     def raised(self) -> list[tuple[int, TrialRecord, float]]:
@@ -60,14 +65,16 @@ class Growth:
 def growth(records: Iterable[TrialRecord], axis: CostAxis) -> Growth:
     """Hypervolume over all trials of a study, from the scores of when they ran."""
     trials = sorted((r for r in records if r.state not in REJECTED), key=lambda r: r.trial)
-    rows = [(r.top1, r.cost(axis.name)) if r.feasible and r.top1 is not None else (math.nan, math.nan) for r in trials]
+    unknown = (math.nan,) * (1 + len(axis.costs))
+    rows = [(r.top1, *r.costs(axis.costs)) if r.feasible and r.top1 is not None else unknown for r in trials]
     known = [row for row in rows if not math.isnan(row[0])]
     if not known:
         return Growth(trials=tuple(trials), values=(0.0,) * len(trials), reference=None)
-    lowest = min(top1 for top1, _ in known)
-    highest = max(cost for _, cost in known) if axis.budget is None else axis.budget
-    curve = hypervolume_curve(rows, (lowest, highest), (True, False))
-    return Growth(trials=tuple(trials), values=tuple(map(float, curve)), reference=(highest, lowest))
+    lowest = min(row[0] for row in known)
+    highest = max(row[1] for row in known) if axis.budget is None else axis.budget
+    most = () if axis.second is None else (TOKENS_BEYOND * max(row[2] for row in known),)
+    curve = hypervolume_curve(rows, (lowest, highest, *most), (True, *[False] * len(axis.costs)))
+    return Growth(trials=tuple(trials), values=tuple(map(float, curve)), reference=(highest, lowest, *most))
 
 
 def with_fields(records: Iterable[TrialRecord], *names: str) -> list[TrialRecord]:

@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ltmsearch.config.objective import CostName
+from ltmsearch.config.objective import CostName, tokens_text
 from ltmsearch.io.files import write_atomic
 from ltmsearch.reporting.importance import Estimate, Importance, LayerEffect, layer_importance
 from ltmsearch.search.records import TrialRecord, select_front
@@ -26,6 +26,8 @@ class Findings:
     """Every layer that may merge, in network order."""
     importance: Importance
     """From all scored trials, on the front or not."""
+    by_tokens: tuple[TrialRecord, ...] = ()
+    """Points of a front with three objectives that are on it only because they send fewer tokens."""
 
     @property
     def always(self) -> tuple[str, ...]:
@@ -54,11 +56,14 @@ class Findings:
         return sum(record.schedule.keep_ratios[layer] < 1 for record in self.front)
 
 
-def find(records: Iterable[TrialRecord], cost: CostName = "gflops") -> Findings:
+def find(records: Iterable[TrialRecord], costs: Sequence[CostName] = ("gflops",)) -> Findings:
     """Compute the findings from all trials of a study."""
     records = list(records)
+    front = sorted(select_front(records, costs), key=lambda record: record.costs(costs))
+    without_tokens = select_front(front, costs[:1])
     return Findings(
-        front=tuple(reversed(select_front(records, cost))),
+        front=tuple(front),
+        by_tokens=tuple(record for record in front if record not in without_tokens),
         layers=tuple(records[0].schedule.keep_ratios) if records else (),
         importance=layer_importance(records),
     )
@@ -83,6 +88,7 @@ def findings_record(findings: Findings) -> dict[str, Any]:
         "always_merge": list(findings.always),
         "never_merge": list(findings.never),
         "changing": list(findings.changing),
+        "on_front_by_tokens_sent": [record.trial for record in findings.by_tokens],
         "top1_within_error": findings.within_error,
         "importance": asdict(findings.importance),
     }
@@ -93,6 +99,7 @@ def _point(record: TrialRecord) -> dict[str, Any]:
         "trial": record.trial,
         "gflops": record.gflops,
         "latency_ms": record.latency_ms,
+        "tokens_sent": record.tokens_sent,
         "top1": record.rescored_top1,
         "top1_se": record.rescored_top1_se,
         "expected_top1": record.expected_top1,
@@ -150,9 +157,21 @@ def _front_sentences(findings: Findings) -> list[str]:
     if changing:
         parts.append(f"{name_layers(changing, findings.layers)} merge{'s' * (len(changing) == 1)} in some")
     lines = ["; ".join(parts) + "."]
+    if front[0].tokens_sent is not None:
+        lines.append(_tokens_sentence(findings))
     if findings.within_error:
         lines.append("The top-1 of these points differ by less than their standard error; their costs differ.")
     return lines
+
+
+def _tokens_sentence(findings: Findings) -> str:
+    sent = sorted(record.tokens_sent or 0.0 for record in findings.front)
+    few, most = tokens_text(sent[0]), tokens_text(sent[-1])
+    words = f"Points of the front send {few if few == most else f'{few} to {most}'} tokens"
+    number = len(findings.by_tokens)
+    if number:
+        words += f"; {number} of {len(sent)} {'is' if number == 1 else 'are'} on it only because of fewer tokens"
+    return f"{words}."
 
 
 def _importance_sentences(findings: Findings) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ltmsearch.config.objective import CostAxis
+from ltmsearch.config.objective import CostAxis, tokens_text
 from ltmsearch.reporting.numbers import breaks_budget, text, with_error
 from ltmsearch.search.records import TrialRecord, form_key, select_front, select_references
 
@@ -43,7 +43,7 @@ class FrontTable:
 def make_front_table(records: Iterable[TrialRecord], axis: CostAxis) -> FrontTable:
     """Compute the table of the front from all trials of a study."""
     records = list(records)
-    front, baselines = select_front(records, axis.name), select_references(records)
+    front, baselines = select_front(records, axis.costs), select_references(records)
     rows = [_row(record, axis, "") for record in front]
     compared = [_row(r, axis, r.name + ("" if r.feasible else " (over budget)")) for r in baselines]
     cells = [row.cells for row in (*rows, *compared)]
@@ -69,6 +69,7 @@ def _row(record: TrialRecord, axis: CostAxis, label: str) -> FrontRow:
         "GFLOPs": f"{record.gflops:.4f}",
         "predicted ms": with_error(record.latency_ms, None, 2),
         "measured ms": measured + ("!" if breaks_budget(record, axis) else ""),
+        "tokens sent": "" if record.tokens_sent is None else tokens_text(record.tokens_sent),
         "top-1 %": f"{score}{'' if score.rescored else '*'}",
         "expected": with_error(record.expected_top1, None),
         "agreement %": with_error(record.agreement, record.agreement_se),
@@ -83,6 +84,8 @@ def _captions(front: Sequence[TrialRecord], baselines: Sequence[TrialRecord], ax
     lines = []
     if shown:
         lines.append(f"Keep ratios, layer by layer in each stage: 1 = no merging{form_key(shown)}")
+    if axis.second is not None and shown:
+        lines.append(axis.second.title)
     if any(record.expected_top1 is not None for record in shown):
         lines.append("expected: mean of top-1 and the top-1 predicted from the loss; ranks the front")
     if any(record.agreement is not None for record in shown):

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ltmsearch.config.objective import CostName
@@ -12,7 +12,7 @@ from ltmsearch.search.run import Run
 
 BASELINE_FIELDS = (
     *("trial", "label", "feasible", "gflops"),
-    *("latency_ms", "latency_measured_ms", "latency_measured_se_ms", "expected_top1"),
+    *("latency_ms", "latency_measured_ms", "latency_measured_se_ms", "tokens_sent", "expected_top1"),
     *("agreement", "agreement_se"),
 )
 """Fields of a baseline's record in the summary, beside its score and schedule."""
@@ -23,21 +23,21 @@ def study_document(run: Run) -> dict[str, Any]:
 
     `probe` is the record of the linear probe that a new classifier started from, or None.
     """
-    records, cost = run.trials, run.settings.axis.name
+    records, costs = run.trials, run.settings.axis.costs
     return {
         "folder": str(run.folder),
         "settings": run.settings.public(),
         "probe": None if run.probe is None else run.probe.model_dump(exclude={"schema_version"}),
         "trials": dict(Counter(record.state for record in records)),
-        "front": front_rows(records, cost),
+        "front": front_rows(records, costs),
         "baselines": [_baseline(record) for record in records if record.kind == "baseline" and record.score],
-        "findings": sentences(find(records, cost)),
+        "findings": sentences(find(records, costs)),
     }
 
 
-def front_rows(records: Iterable[TrialRecord], cost: CostName = "gflops") -> list[dict[str, Any]]:
+def front_rows(records: Iterable[TrialRecord], costs: Sequence[CostName] = ("gflops",)) -> list[dict[str, Any]]:
     """The rows of `front.csv`: keep ratios and forms by layer, None for an empty field."""
-    table = front_table(records, cost).astype(object)
+    table = front_table(records, costs).astype(object)
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.where(table.notna(), None).to_numpy()]
     return [row | {name: json.loads(row[name]) for name in ("keep_ratios", "forms")} for row in rows]
 

@@ -1,6 +1,6 @@
 """Numbers and costs as text."""
 
-from ltmsearch.config.objective import CostAxis
+from ltmsearch.config.objective import CostAxis, tokens_text
 from ltmsearch.search.records import TrialRecord
 
 
@@ -30,7 +30,7 @@ def with_error(value: float | None, error: float | None, digits: int = 1) -> str
 
 def cost_text(record: TrialRecord, axis: CostAxis) -> str:
     """Cost of a trial without its unit."""
-    return axis.text(record.cost(axis.name)).partition(" ")[0]
+    return axis.number(record.cost(axis.name))
 
 
 def trial_facts(record: TrialRecord) -> list[tuple[str, str]]:
@@ -41,6 +41,8 @@ def trial_facts(record: TrialRecord) -> list[tuple[str, str]]:
     if record.latency_measured_ms is not None:
         measured = with_error(record.latency_measured_ms, record.latency_measured_se_ms, 2)
         facts.append(("ms per batch, measured", measured))
+    if record.tokens_sent is not None:
+        facts.append(("tokens sent", tokens_text(record.tokens_sent)))
     if record.rescored_top1 is not None:
         top1 = _score(record.rescored_top1, record.rescored_top1_se, record.rescored_loss)
         top1 += "" if record.expected_top1 is None else f", expected top-1 {record.expected_top1:.1f} %"

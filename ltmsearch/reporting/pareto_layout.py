@@ -24,7 +24,8 @@ class FrontLayout:
     front: tuple[TrialRecord, ...]
     """The non-dominated rescored trials, lowest cost first."""
     step: tuple[tuple[float, float], ...]
-    """Corners (cost, top-1) of the best expected top-1 at each cost, up to the budget."""
+    """Corners (cost, top-1) of the best expected top-1 at each cost, up to the budget. Points of a front with a second
+    cost may lie below."""
     labels: tuple[tuple[TrialRecord, str, str], ...]
     """A front point or baseline, its label, and the side of the mark where the label covers least."""
     x_range: Range
@@ -41,8 +42,9 @@ def front_layout(records: Iterable[TrialRecord], axis: CostAxis) -> FrontLayout:
     """Compute the layout of the plot. The step line ends at the budget, and the view slightly beyond."""
     records = sorted(records, key=lambda r: r.trial)
     scored = [r for r in records if r.score]
-    front = tuple(reversed(select_front(records, axis.name)))
-    corners = [(r.cost(axis.name), shown_top1(r)) for r in front]
+    front = tuple(sorted(select_front(records, axis.costs), key=lambda r: r.costs(axis.costs)))
+    best = sorted(select_front(front, (axis.name,)), key=lambda r: r.cost(axis.name))
+    corners = [(r.cost(axis.name), shown_top1(r)) for r in best]
     step = [corner for a, b in pairwise(corners) for corner in (a, (b[0], a[1]))] + corners[-1:]
     if corners and axis.budget is not None and axis.budget > corners[-1][0]:
         step.append((axis.budget, corners[-1][1]))

@@ -30,6 +30,8 @@ def make_recipe(record: TrialRecord, settings: ResolvedSettings, *, num_classes:
         "gflops": record.gflops,
         "latency_ms": record.latency_ms,
         "latency_measured_ms": record.latency_measured_ms,
+        "split_layer": settings.split_layer,
+        "tokens_sent": record.tokens_sent,
         "proxy": {
             "top1": score.top1 if score else None,
             "top1_se": score.top1_se if score else None,

@@ -23,7 +23,7 @@ def print_results(console: Console, run: Run) -> None:
     """Print the front of a study and its findings; 80 columns are enough."""
     axis = run.settings.axis
     print_front(console, run.trials, axis=axis)
-    print_findings(console, find(run.trials, axis.name))
+    print_findings(console, find(run.trials, axis.costs))
 
 
 def print_front(console: Console, records: Iterable[TrialRecord], *, axis: CostAxis) -> None:

@@ -20,7 +20,7 @@ def write_plots(
     records: list[TrialRecord], folder: Path, title: str, *, axis: CostAxis, callbacks: Callbacks, png: bool = True
 ) -> None:
     """Write `front.html` and `layers.html`, and where a browser is found, `front.png` and `layers.png`."""
-    findings = find(records, axis.name)
+    findings = find(records, axis.costs)
     drawn = {
         "front": (front_figure(records, title=title, axis=axis), 620),
         "layers": (layers_figure(findings, title=title, axis=axis), height(findings)),
@@ -39,8 +39,8 @@ def write_results(run: Run, callbacks: Callbacks, clock: Clock | None = None) ->
     """
     settings, records, folder = run.settings, run.trials, run.folder
     write_csv(trials_table(records), folder / TRIALS)
-    write_csv(front_table(records, settings.axis.name), folder / FRONT)
-    write_findings(find(records, settings.axis.name), folder / FINDINGS)
+    write_csv(front_table(records, settings.axis.costs), folder / FRONT)
+    write_findings(find(records, settings.axis.costs), folder / FINDINGS)
     title = f"{settings.backbone}, {settings.operator} merging, {settings.dataset}"
     write_plots(records, folder, title, axis=settings.axis, callbacks=callbacks)
     if clock is not None:

@@ -38,6 +38,7 @@ from ltmsearch.search.optuna_records import (
     WEIGHT,
     completed_trial,
     count_trained,
+    objectives,
     outside_space,
     set_constraints,
     trial_record,
@@ -101,7 +102,7 @@ class Driver:
         self.confirm = confirm
         self.hooks = hooks or StudyHooks()
         storage = storage or open_storage(self.settings, folder)
-        self.study = open_study(storage, self.settings.study, cost=self.settings.axis.name)
+        self.study = open_study(storage, self.settings.study, costs=self.settings.axis.costs)
         self.running: dict[int, RunningTrial] = {}
         self._asked_at = 0.0
         self.shared = SharedWeights(
@@ -281,6 +282,7 @@ class Driver:
             "top1_se": result.score.top1_se,
             "loss": result.score.loss,
             "cost": running.cost,
+            "tokens_sent": self.context.tokens_sent(running.task.schedule),
             "seconds": round(result.seconds, 3),
             "supernet_version": running.version,
             "age": age,
@@ -311,9 +313,9 @@ class Driver:
 
     def _store(self, trial: Trial, outcome: dict[str, Any]) -> None:
         for name, value in outcome.items():
-            if name not in ("top1", "cost"):
+            if name not in ("top1", "cost", "tokens_sent"):
                 trial.set_user_attr(name, value)
-        self._end(trial, values=[outcome["top1"], outcome["cost"]])
+        self._end(trial, values=objectives(outcome))
 
     def _end(self, trial: Trial, *, values: list[float] | None = None, state: TrialState | None = None) -> None:
         self.confirm()
@@ -342,8 +344,8 @@ class Driver:
         net = self.context.proxy_costs.network_key
         plain = MergeSchedule.uniform(self.context.space.layers, 1.0, self.settings.operator)
         groups = same_nets(self.records(), lambda record: net(record.schedule))
-        chosen, cost = [group[0] for group in groups], self.settings.axis.name
-        candidates = select_candidates(chosen, self.settings.rescore_candidates, cost)
+        chosen = [group[0] for group in groups]
+        candidates = select_candidates(chosen, self.settings.rescore_candidates, self.settings.axis.costs)
         self.callbacks.phase("final scores", len(candidates))
         scores: dict[str, list[float]] = {}
         by_net: dict[Hashable, Score] = {}
@@ -375,7 +377,7 @@ class Driver:
         latency = self.context.latency
         if latency is None or not latency.can_measure:
             return
-        front = select_front(self.records(), self.settings.axis.name)
+        front = select_front(self.records(), self.settings.axis.costs)
         plain = [r for r in self.records() if r.label == "plain"]
         known = self.study.user_attrs.get(MEASURED, {})
         missing = [r for r in front + plain if str(r.trial) not in known]

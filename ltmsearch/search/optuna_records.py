@@ -71,13 +71,18 @@ def completed_trial(trial: Trial, outcome: dict[str, Any]) -> FrozenTrial:
     """A running trial as it will be stored with its outcome."""
     completed = create_trial(
         state=TrialState.COMPLETE,
-        values=[outcome["top1"], outcome["cost"]],
+        values=objectives(outcome),
         params=trial.params,
         distributions=trial.distributions,
         user_attrs=trial.user_attrs | outcome,
     )
     completed.number = trial.number
     return completed
+
+
+def objectives(outcome: dict[str, Any]) -> list[float]:
+    """Values of a scored trial in Optuna: top-1, cost, and in a study with a split layer the tokens sent."""
+    return [outcome[name] for name in ("top1", "cost", "tokens_sent") if outcome.get(name) is not None]
 
 
 def set_constraints(trial: Trial, budgets: Sequence[Budget], indices: np.ndarray) -> list[float]:
@@ -149,6 +154,7 @@ def trial_record(
         latency_ms=max(0.0, context.latency.model.latency_ms(schedule)) if context.latency else None,
         latency_measured_ms=timed_ms,
         latency_measured_se_ms=timed_se_ms,
+        tokens_sent=context.tokens_sent(schedule),
         top1=trial.values[0] if state == "scored" else None,
         **{name: attrs.get(name) for name in ("top1_se", "loss", "mi_x", "mi_y", "ibb", "supernet_version", "seconds")},
         **dict(zip(_RESCORED_FIELDS, final or (), strict=False)),

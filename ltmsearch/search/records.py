@@ -17,7 +17,7 @@ import pandas as pd
 from pydantic import Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from ltmsearch.config.objective import CostName
+from ltmsearch.config.objective import CostName, check_costs
 from ltmsearch.errors import InputError, check_choice, shortened
 from ltmsearch.io.csv_tables import Count, Finite, NonNegative, Percent, read_rows
 from ltmsearch.io.files import parse_json, write_atomic
@@ -38,6 +38,7 @@ FRONT_COLUMNS = (
     "latency_ms",
     "latency_measured_ms",
     "latency_measured_se_ms",
+    "tokens_sent",
     "top1",
     "top1_se",
     "loss",
@@ -91,6 +92,8 @@ class TrialRecord:
     """Latency timed end to end at the end of the study."""
     latency_measured_se_ms: NonNegative | None = None
     """Its standard error."""
+    tokens_sent: NonNegative | None = None
+    """Tokens of one image that leave the device after the split layer, a mean where images differ; None without one."""
     top1: Percent | None = None
     """Score at the time of the trial, with the shared weights of that time."""
     top1_se: NonNegative | None = None
@@ -154,6 +157,10 @@ class TrialRecord:
             raise ValueError(f"`{name}` of trial {self.trial} is unknown.")
         return cost
 
+    def costs(self, names: Sequence[CostName]) -> tuple[float, ...]:
+        """Costs on several axes; errors are those of `cost`."""
+        return tuple(self.cost(name) for name in names)
+
     @property
     def name(self) -> str:
         """The label, or else the number."""
@@ -203,25 +210,26 @@ def form_key(records: Iterable[TrialRecord]) -> str:
 _OBJECTS = ("keep_ratios", "forms", "kept_shares")
 """Columns with a JSON object each."""
 TRIALS_COLUMNS = (*(f.name for f in fields(TrialRecord) if f.name not in ("schedule", "kept_shares")), *_OBJECTS)
-_ADDED_COLUMNS = ("agreement", "agreement_se", "kept_shares")
+_ADDED_COLUMNS = ("agreement", "agreement_se", "tokens_sent", "kept_shares")
 """Columns that `trials.csv` by earlier versions lacks."""
 
 
-def select_front(records: Iterable[TrialRecord], cost: CostName = "gflops") -> list[TrialRecord]:
-    """The Pareto front of the feasible re-scored trials by expected top-1 and cost, best first, so costliest first.
+def select_front(records: Iterable[TrialRecord], costs: Sequence[CostName] = ("gflops",)) -> list[TrialRecord]:
+    """The Pareto front of the feasible re-scored trials by expected top-1 and one or two costs, best top-1 first.
 
-    Of trials with equal top-1 and cost, the one with the lower re-scored loss is kept, then the earlier one.
+    Of trials with equal top-1 and costs, the one with the lower re-scored loss is kept, then the earlier one. With one
+    cost, the best is the costliest.
     """
-    check_choice("the cost of a front", cost, CostName)
+    check_costs("a front", costs)
     candidates = [r for r in records if r.feasible and r.rescored_top1 is not None]
-    points = np.array([(r.ranking_top1, r.cost(cost)) for r in candidates])
-    kept = is_non_dominated(points, (True, False))
-    front: dict[float, TrialRecord] = {}  # on a front, equal cost means equal top-1 as well
+    points = np.array([(r.ranking_top1, *r.costs(costs)) for r in candidates], dtype=float)
+    kept = is_non_dominated(points, (True, *[False] * len(costs)))
+    front: dict[tuple[float, ...], TrialRecord] = {}  # on a front, equal costs mean equal top-1 as well
     for record in (r for r, keep in zip(candidates, kept, strict=True) if keep):
-        rival = front.setdefault(record.cost(cost), record)
+        rival = front.setdefault(record.costs(costs), record)
         if _tie_order(record) < _tie_order(rival):
-            front[record.cost(cost)] = record
-    return [front[highest] for highest in sorted(front, reverse=True)]  # the costliest is the best
+            front[record.costs(costs)] = record
+    return sorted(front.values(), key=lambda r: (-(r.ranking_top1 or 0.0), r.costs(costs)))
 
 
 def select_references(records: Iterable[TrialRecord]) -> list[TrialRecord]:
@@ -235,7 +243,7 @@ def select_references(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     return plain[:1] + [best[-1] for best in sorted(rivals, key=lambda rival: rival[:3])[-1:]]
 
 
-def front_table(records: Iterable[TrialRecord], cost: CostName = "gflops") -> pd.DataFrame:
+def front_table(records: Iterable[TrialRecord], costs: Sequence[CostName] = ("gflops",)) -> pd.DataFrame:
     """The front in the columns of `front.csv`: re-scored values, keep ratios as a JSON object."""
     final = [
         replace(
@@ -245,7 +253,7 @@ def front_table(records: Iterable[TrialRecord], cost: CostName = "gflops") -> pd
             loss=r.rescored_loss,
             supernet_version=r.rescored_version,
         )
-        for r in select_front(records, cost)
+        for r in select_front(records, costs)
     ]
     return _table(FRONT_COLUMNS, final)
 

@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ltmsearch.config.objective import CostName
-from ltmsearch.errors import check_choice
+from ltmsearch.config.objective import CostName, check_costs
 from ltmsearch.search.pareto import front_ranks
 from ltmsearch.search.records import TrialRecord
 
@@ -14,34 +13,39 @@ MIN_NETWORKS = 4
 """Networks needed to fit a line of top-1 over loss."""
 
 
-def select_candidates(records: Iterable[TrialRecord], number: int, cost: CostName = "gflops") -> list[TrialRecord]:
+def select_candidates(
+    records: Iterable[TrialRecord], number: int, costs: Sequence[CostName] = ("gflops",)
+) -> list[TrialRecord]:
     """The trials most likely to be on the front, and the baselines to compare with.
 
     Early scores come from younger shared weights, so the trend over weight versions is removed first. A trial's rank is
     the better of its front numbers by top-1 and by loss: the loss is the steadier measure, top-1 the one that matters.
-    Half of the places go by rank. For the other half the range of costs is cut into equal parts, and the best trial of
-    each part is taken, so that candidates cover the whole range. Scored baselines are added to the `number` candidates.
+    Half of the places go by rank. For the other half the range of each cost is cut into equal parts, and the best trial
+    of each part is taken, so that candidates cover the whole range; two costs share these places. Scored baselines are
+    added to the `number` candidates.
 
     Returns:
         Distinct trials, by number.
     """
-    check_choice("the cost of candidates", cost, CostName)
+    check_costs("candidates", costs)
     scored = [r for r in records if r.state == "scored"]
     baselines = [r for r in scored if r.kind == "baseline"]
     rivals = [r for r in scored if r.feasible and r.kind != "baseline"]
     versions = [r.supernet_version or 0 for r in rivals]
     top1 = remove_trend([_required(r.top1) for r in rivals], versions)
     loss = remove_trend([_required(r.loss) for r in rivals], versions)
-    costs = [r.cost(cost) for r in rivals]
-    by_top1 = front_ranks(list(zip(top1, costs, strict=True)), (True, False))
-    by_loss = front_ranks(list(zip(loss, costs, strict=True)), (False, False))
+    values, cheaper = [r.costs(costs) for r in rivals], [False] * len(costs)
+    by_top1 = front_ranks([(score, *cost) for score, cost in zip(top1, values, strict=True)], [True, *cheaper])
+    by_loss = front_ranks([(score, *cost) for score, cost in zip(loss, values, strict=True)], [False, *cheaper])
 
     def rank(i: int) -> tuple[int, int, int]:
         return min(by_top1[i], by_loss[i]), by_top1[i] + by_loss[i], rivals[i].trial
 
     order = sorted(range(len(rivals)), key=rank)
     places = order[: number - number // 2]
-    places += _best_by_cost([i for i in order if i not in places], costs, number // 2)
+    for axis in range(len(costs)):
+        parts = (number // 2 + axis) // len(costs)
+        places += _best_by_cost([i for i in order if i not in places], [each[axis] for each in values], parts)
     places += [i for i in order if i not in places][: number - len(places)]
     return sorted([rivals[i] for i in places] + baselines, key=lambda r: r.trial)
 

@@ -90,7 +90,7 @@ def open_run(settings: StudySettings, callbacks: Callbacks, clock: Clock, lease:
     lease.confirm()
     storage = storage or RetryingStorage(open_storage(settings, folder), settings, callbacks)
     stack.callback(storage.close)
-    open_study(storage, context.settings.study, cost=context.settings.axis.name)
+    open_study(storage, context.settings.study, costs=context.settings.axis.costs)
     if attribute is not None:
         lease.acquire(attribute)
     _write_settings(context, folder)

@@ -60,7 +60,7 @@ class Run:
     @cached_property
     def front(self) -> list[TrialRecord]:
         """The trials of the Pareto front, best first."""
-        return select_front(self.trials, self.settings.axis.name)
+        return select_front(self.trials, self.settings.axis.costs)
 
 
 def load_probe(folder: Path) -> ProbeRecord | None:

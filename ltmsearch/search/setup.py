@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.settings import ResolvedSettings, StudySettings
 from ltmsearch.costs import GIGA, Budget, ChainedCosts, CostModel, backbone_costs, cost_model, sample_by_cost
+from ltmsearch.costs.split import check_split_layer, describe_split
 from ltmsearch.data.loading import ImageData, load_data
 from ltmsearch.engine.linear_probe import probe_images
 from ltmsearch.engine.runtime import Runtime, find_device
@@ -24,6 +25,7 @@ from ltmsearch.latency import StudyLatency, settings_target, study_latency
 from ltmsearch.merging import get_operator
 from ltmsearch.models import create_backbone, get_adapter, input_config, load_weights
 from ltmsearch.models.supernet import Supernet
+from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.schedules.space import SearchSpace, SpaceFile, colliding_ratios
 from ltmsearch.search.checkpoint import WEIGHTS
 from ltmsearch.search.expected import TrialRates, expected_seconds, measure_probe, measure_trial, measure_warm_up
@@ -64,6 +66,11 @@ class StudyContext:
     new_classifiers: tuple[str, ...] = ()
     """timm paths of the classifiers that are fitted before the warm-up: those that the given weights lack."""
 
+    def tokens_sent(self, schedule: MergeSchedule) -> float | None:
+        """Tokens sent after the split layer, if the study has one."""
+        layer = self.settings.split_layer
+        return None if layer is None else self.costs.tokens_sent(schedule, layer)
+
     @cached_property
     def probe_images(self) -> list[int]:
         """Numbers of the training images that new classifiers are fitted to."""
@@ -97,6 +104,7 @@ class StudyContext:
             f"{self.space.size:,} schedules, {low / GIGA:.3f} to {high / GIGA:.3f} GFLOPs at {s.img_size} px "
             f"(plain network {self.costs.base / GIGA:.3f}; multiply-adds per image)" + self._budget_in_gflops(),
             *self._latency_lines(),
+            *([] if s.split_layer is None else [describe_split(s.split_layer, self.costs, self.space)]),
             f"data: {self.evaluator.data.description}",
             *self._output_lines(),
             f"device: {self.conditions}",
@@ -247,6 +255,8 @@ def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None =
     )
     budgets = make_budgets(resolved, space, costs, latency)
     check_budgets(resolved, space, budgets)
+    if resolved.split_layer is not None:
+        check_split_layer(resolved.split_layer, costs, space, backbone=resolved.backbone)
     return StudyContext(
         settings=resolved,
         costs=costs,

@@ -173,7 +173,7 @@ def test_trials_are_chosen_by_measured_latency() -> None:
     records = [record(1, 10.0, 70.0, 11.0), record(2, 20.0, 80.0, 23.0), record(3, 30.0, 90.0), record(4, 31.0, 85.0)]
 
     def chosen(**choice: Any) -> list[int]:
-        return [r.trial for r in choose_trials(records, **choice, cost="latency_ms")]
+        return [r.trial for r in choose_trials(records, **choice, costs=("latency_ms",))]
 
     assert chosen(top=9) == [3, 2, 1], "best first, without the one that is dearer and worse"
     assert chosen(under_ms=30.0) == [3], "predicted where it was not measured"
@@ -188,9 +188,9 @@ def test_trials_are_chosen_by_measured_latency() -> None:
         with pytest.raises(InputError, match=message):
             chosen(**choice)
     with pytest.raises(InputError, match="no front yet"):
-        choose_trials([], cost="latency_ms")
+        choose_trials([], costs=("latency_ms",))
     with pytest.raises(InputError, match="no trial of the front takes at most 5 ms$"):
-        choose_trials([], under_ms=5.0, cost="latency_ms")
+        choose_trials([], under_ms=5.0, costs=("latency_ms",))
 
 
 # -- a study ----------------------------------------------------------------------------------------------------------

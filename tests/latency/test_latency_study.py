@@ -121,7 +121,7 @@ class TestFinished:
         run = finished[0] / "run"
         front = pd.read_csv(run / "front.csv")
         assert len(front) >= 1
-        assert front.trial.tolist() == [r.trial for r in select_front(Run.open(run).trials, "latency_ms")]
+        assert front.trial.tolist() == [r.trial for r in select_front(Run.open(run).trials, ("latency_ms",))]
         assert (front.latency_ms <= BUDGET_MS).all()
         assert front.latency_ms.is_monotonic_decreasing
         assert front.top1.is_monotonic_decreasing
@@ -206,7 +206,7 @@ def test_front_is_measured_and_marked_over_budget(
     here: tuple[Path, LatencyTarget], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, target = here
-    front = select_front(Run.open(folder / "run").trials, "latency_ms")
+    front = select_front(Run.open(folder / "run").trials, ("latency_ms",))
     slow = front[0].schedule
 
     def clock(schedule: MergeSchedule) -> Measurement:

@@ -294,7 +294,7 @@ def test_many_points_have_units_once() -> None:
     ratios = dict.fromkeys(SWIN_BASE, 0.5)
     records = [point(n, 3.0, 60.0 + n, ratios, latency_ms=10.0 + n) for n in range(8)]
     axis = CostAxis(name="latency_ms")
-    figure = layers_figure(find(records, axis.name), title="t", axis=axis)
+    figure = layers_figure(find(records, axis.costs), title="t", axis=axis)
     assert figure.data[0].x == tuple(f"{n}<br>{10 + n}.00<br>{60 + n}.0" for n in range(8))
     assert "trial, ms, top-1 %" in figure.layout.xaxis.title.text
     words = " ".join(annotation.text for annotation in figure.layout.annotations)

@@ -38,7 +38,7 @@ def chapters(
     folder: Path, records: list[TrialRecord], times: Times = UNKNOWN, **changes: Any
 ) -> tuple[Head, dict[str, Chapter]]:
     run = make_run(folder, settings(**changes), records)
-    found = make_chapters(run, find(records, run.settings.axis.name), times)
+    found = make_chapters(run, find(records, run.settings.axis.costs), times)
     return make_head(run, times), {chapter.anchor: chapter for chapter in found}
 
 

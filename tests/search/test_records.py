@@ -166,15 +166,15 @@ def test_the_front_of_a_latency_study_weighs_latency() -> None:
         record(4, gflops=0.8, latency_ms=10.0, feasible=False, rescored_top1=90.0),
         record(5, gflops=0.8, latency_ms=15.0, latency_measured_ms=99.0, rescored_top1=60.0),
     ]
-    assert [r.trial for r in select_front(records, "latency_ms")] == [0, 3, 5], "predicted, not measured"
+    assert [r.trial for r in select_front(records, ("latency_ms",))] == [0, 3, 5], "predicted, not measured"
     assert [r.trial for r in select_front(records)] == [0, 3, 5]
     slower = [*records[:3], record(3, gflops=0.9, latency_ms=32.0, rescored_top1=79.0), *records[4:]]
-    assert [r.trial for r in select_front(slower, "latency_ms")] == [0, 1, 5]
-    assert [r.trial for r in select_front(slower, "gflops")] == [0, 3, 5]
-    assert front_table(slower, "latency_ms").trial.tolist() == [0, 1, 5]
-    assert front_table(slower, "latency_ms").latency_measured_ms.tolist()[2] == 99.0
+    assert [r.trial for r in select_front(slower, ("latency_ms",))] == [0, 1, 5]
+    assert [r.trial for r in select_front(slower, ("gflops",))] == [0, 3, 5]
+    assert front_table(slower, ("latency_ms",)).trial.tolist() == [0, 1, 5]
+    assert front_table(slower, ("latency_ms",)).latency_measured_ms.tolist()[2] == 99.0
     with pytest.raises(ValueError, match="`latency_ms` of trial 7 is unknown"):
-        select_front([record(7)], "latency_ms")
+        select_front([record(7)], ("latency_ms",))
 
 
 def test_references_are_plain_and_the_best_baseline() -> None:
@@ -207,8 +207,8 @@ def test_front_table_has_published_columns_and_final_scores(tmp_path: Path) -> N
         ]
     )
     assert ", ".join(frame.columns) == (
-        "trial, gflops, latency_ms, latency_measured_ms, latency_measured_se_ms, top1, top1_se, loss, expected_top1, "
-        "agreement, agreement_se, ib_weight, supernet_version, keep_ratios, forms"
+        "trial, gflops, latency_ms, latency_measured_ms, latency_measured_se_ms, tokens_sent, top1, top1_se, loss, "
+        "expected_top1, agreement, agreement_se, ib_weight, supernet_version, keep_ratios, forms"
     )
     assert len(frame) == 1  # trial 4 is dearer and no better
     row = frame.iloc[0]
@@ -221,7 +221,7 @@ def test_front_table_has_published_columns_and_final_scores(tmp_path: Path) -> N
     ratios = (
         '"{""stages.2.1.transformer.0"": 1.0, ""stages.2.1.transformer.1"": 0.5, ""stages.3.1.transformer.0"": 0.7}"'
     )
-    assert path.read_text().splitlines() == [",".join(FRONT_COLUMNS), f"3,1.1,,,,75.0,0.7,0.8,,,,,,{ratios},{{}}"]
+    assert path.read_text().splitlines() == [",".join(FRONT_COLUMNS), f"3,1.1,,,,,75.0,0.7,0.8,,,,,,{ratios},{{}}"]
 
 
 def test_trials_come_back_exactly(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_latency_studies_cover_the_range_of_latencies() -> None:
     # By multiply-adds the last is the costliest and the worst; by the clock it is the fastest by far.
     fast = record(6, 1.006, 70.0, 0.9, latency_ms=10.0)
     assert 6 not in {r.trial for r in select_candidates([*rivals, fast], 2)}
-    assert 6 in {r.trial for r in select_candidates([*rivals, fast], 2, "latency_ms")}
+    assert 6 in {r.trial for r in select_candidates([*rivals, fast], 2, ("latency_ms",))}
 
 
 def test_trials_that_are_one_proxy_network_are_scored_once() -> None:

@@ -100,7 +100,7 @@ def study_note(
         lines += [f"### {front.title}", "", *_table((*front.columns, "keep ratios"), rows)]
         for caption in front.captions:
             lines += ["", _escaped(caption)]
-        lines += ["", " ".join(sentences(find(records, axis.name)))]
+        lines += ["", " ".join(sentences(find(records, axis.costs)))]
     else:
         lines.append("The front is shown here at the end of the search, when its candidates are rescored.")
     lines += ["", "### Settings", "", *_table(("setting", ""), _settings(settings, base_gflops))]

@@ -99,7 +99,7 @@ class DashboardHooks(StudyHooks):
         """Update all notes, and the plots if there is a front."""
         axis, present = self.context.settings.axis, NoteStorage(study)
         ids = {trial.number: trial_id(trial) for trial in study.get_trials(deepcopy=False)}
-        front = select_front(records, axis.name)
+        front = select_front(records, axis.costs)
         notes: dict[int | None, str] = {
             ids[record.trial]: self._trial_note(record, on_front=record in front) for record in records
         }
@@ -111,7 +111,7 @@ class DashboardHooks(StudyHooks):
         if front:
             plot = front_figure(records, title="Front with the final weights", axis=axis, place="dashboard")
             save_plotly_graph_object(study, plot, graph_object_id="front")
-            findings = find(records, axis.name)
+            findings = find(records, axis.costs)
             plot = layers_figure(findings, title="Layers of the front", axis=axis, place="dashboard")
             save_plotly_graph_object(study, plot, graph_object_id="layers")
 

@@ -59,7 +59,7 @@ def make_head(run: Run, times: Times) -> Head:
     stages = tuple(table.rows[0].keep_ratios) if table.rows else ()
     return Head(
         title=f"{settings.backbone} with {settings.operator} merging",
-        findings=" ".join(sentences(find(records, settings.axis.name))),
+        findings=" ".join(sentences(find(records, settings.axis.costs))),
         front=make_table(table.title, (*table.columns, *stages), *groups) if table.rows else None,
         captions=(_PROXY, *table.captions),
         facts=tuple(_facts(run, times)),
@@ -79,7 +79,7 @@ def page_text(run: Run) -> str:
     times = Times.load(run.folder)
     return environment.get_template("report.html").render(
         head=make_head(run, times),
-        chapters=make_chapters(run, find(run.trials, run.settings.axis.name), times),
+        chapters=make_chapters(run, find(run.trials, run.settings.axis.costs), times),
         plot_settings=PLOT_SETTINGS | {"modeBarButtonsToRemove": [*PLOT_SETTINGS["modeBarButtonsToRemove"], *_BUTTONS]},
         plotly_script=plotly_script(),
     )

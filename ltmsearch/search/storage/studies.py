@@ -1,14 +1,14 @@
 """Studies in a storage: find them, create them, and copy them when their budgets change."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import optuna
 from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
-from ltmsearch.config.objective import UNITS, CostName
-from ltmsearch.errors import check_choice
+from ltmsearch.config.objective import UNITS, CostName, check_costs
 from ltmsearch.search.storage.optuna_private import set_system_attr, study_storage, system_attrs, trial_id
 
 LIMITS = "limits"
@@ -19,16 +19,16 @@ DASHBOARD = ("dashboard", "artifacts")
 """First parts of the names of the system attributes that optuna-dashboard shows: notes, plots, files."""
 
 
-def open_study(storage: BaseStorage, name: str, *, cost: CostName = "gflops") -> optuna.Study:
-    """Load the Optuna study of a name, or create it: maximize top-1, minimize the cost."""
-    check_choice("the cost of a study", cost, CostName)
+def open_study(storage: BaseStorage, name: str, *, costs: Sequence[CostName] = ("gflops",)) -> optuna.Study:
+    """Load the Optuna study of a name, or create it: maximize top-1, minimize each cost."""
+    check_costs("a study", costs)
     copies = _copies(storage, name)
     for number, copy in list(copies.items()):
         if LIMITS not in optuna.load_study(study_name=copy, storage=storage).user_attrs:  # interrupted midway
             optuna.delete_study(study_name=copy, storage=storage)
             del copies[number]
-    study = _create(storage, copies[max(copies)] if copies else name)
-    study.set_metric_names(["top-1 (%)", UNITS[cost]])
+    study = _create(storage, copies[max(copies)] if copies else name, objectives=1 + len(costs))
+    study.set_metric_names(["top-1 (%)", *(UNITS[cost] for cost in costs)])
     return study
 
 
@@ -59,7 +59,7 @@ def under_limits(
         study.set_user_attr(LIMITS, limits)
         return study
     name, _, number = study.study_name.partition(" #")
-    new = _create(study_storage(study), f"{name} #{int(number or 1) + 1}")
+    new = _create(study_storage(study), f"{name} #{int(number or 1) + 1}", objectives=len(study.directions))
     new.set_metric_names(study.metric_names or [])
     set_system_attr(new, DRIVER, system_attrs(study).get(DRIVER, ""))
     for trial in study.get_trials():
@@ -95,7 +95,6 @@ def _copies(storage: BaseStorage, name: str) -> dict[int, str]:
     return {int(match[1]): match[0] for match in found if match}
 
 
-def _create(storage: BaseStorage, name: str) -> optuna.Study:
-    return optuna.create_study(
-        storage=storage, study_name=name, directions=["maximize", "minimize"], load_if_exists=True
-    )
+def _create(storage: BaseStorage, name: str, *, objectives: int) -> optuna.Study:
+    directions = [StudyDirection.MAXIMIZE, *[StudyDirection.MINIMIZE] * (objectives - 1)]
+    return optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
