@@ -44,9 +44,14 @@ class CostAxis:
         return UNITS[self.name]
 
     @property
+    def axes(self) -> "tuple[CostAxis, ...]":
+        """This axis, and the second one if there is one."""
+        return (self,) if self.second is None else (self, self.second)
+
+    @property
     def costs(self) -> tuple[CostName, ...]:
         """Names of all costs of the front, this one first."""
-        return (self.name,) if self.second is None else (self.name, *self.second.costs)
+        return tuple(axis.name for axis in self.axes)
 
     @property
     def swapped(self) -> "CostAxis":

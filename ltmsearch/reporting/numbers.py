@@ -28,6 +28,11 @@ def with_error(value: float | None, error: float | None, digits: int = 1) -> str
     return text(value, f".{digits}f") + ("" if error is None else f" ± {error:.{digits}f}")
 
 
+def costs_text(record: TrialRecord, axis: CostAxis) -> str:
+    """All costs of a trial on the front's axes, with their units."""
+    return ", ".join(each.text(record.cost(each.name)) for each in axis.axes)
+
+
 def cost_text(record: TrialRecord, axis: CostAxis) -> str:
     """Cost of a trial without its unit."""
     return axis.number(record.cost(axis.name))

@@ -23,9 +23,10 @@ class FrontLayout:
     """(Group, whether rescored) → its records. No entry is empty."""
     front: tuple[TrialRecord, ...]
     """The non-dominated rescored trials, lowest cost first."""
+    by_second: tuple[TrialRecord, ...]
+    """Those that are on the front only by its second cost: below the steps."""
     step: tuple[tuple[float, float], ...]
-    """Corners (cost, top-1) of the best expected top-1 at each cost, up to the budget. Points of a front with a second
-    cost may lie below."""
+    """Corners (cost, top-1) of the best expected top-1 at each cost, up to the budget."""
     labels: tuple[tuple[TrialRecord, str, str], ...]
     """A front point or baseline, its label, and the side of the mark where the label covers least."""
     x_range: Range
@@ -59,6 +60,7 @@ def front_layout(records: Iterable[TrialRecord], axis: CostAxis) -> FrontLayout:
     return FrontLayout(
         marks={look: same for look in looks if (same := tuple(r for r in records if _look(r) == look))},
         front=front,
+        by_second=tuple(r for r in front if r not in best),
         step=tuple(step),
         labels=_labels([r for r in scored if r not in beyond], front, axis, x_range, y_range),
         x_range=x_range,
@@ -103,7 +105,8 @@ def _x_range(shown: Sequence[TrialRecord], axis: CostAxis, front: Sequence[Trial
     costs = [r.cost(axis.name) for r in shown if r.score]
     near = [cost + 0.08 * span for cost in costs if cost <= high + 0.4 * span]
     # The strip beyond the budget has room for the labels at its right edge.
-    return low - 0.08 * span, max([high + 0.25 * span, *near])
+    beyond = high + (0.08 if axis.name == "tokens_sent" else 0.25) * span
+    return low - 0.08 * span, max([beyond, *near])
 
 
 def _y_range(shown: Sequence[TrialRecord], front: Sequence[TrialRecord]) -> Range:

@@ -1,7 +1,8 @@
 """Plot of the front among all trials; the report's chapter on the front explains its marks.
 
 x is the cost of the front, y the top-1 used for ranking. If the front was measured, a line leads from each point to a
-bar at the measured latency, red if it is over the budget.
+bar at the measured latency, red if it is over the budget. A second cost of the front is shown as colour; points that are
+on the front only by that one have a thinner ring.
 """
 
 from collections.abc import Iterable, Sequence
@@ -34,7 +35,7 @@ STYLES: dict[Group, tuple[str, str, int]] = {
     "below range": ("line-ns", GREY, 14),
     "failed": ("x-thin", RED, 10),
 }
-RING = {"symbol": "circle-open", "size": 18, "color": BLACK, "line": {"width": 2}}
+RING: dict[str, Any] = {"symbol": "circle-open", "size": 18, "color": BLACK, "line": {"width": 2}}
 """Mark around a trial of the front."""
 
 
@@ -83,6 +84,10 @@ def _hover(record: TrialRecord) -> str:
 def _trace(group: Group, rescored: bool, members: Sequence[TrialRecord], axis: CostAxis, in_legend: bool) -> go.Scatter:
     symbol, colour, size = STYLES[group]
     scored = group not in UNSCORED
+    by_cost: dict[str, Any] = {}
+    if scored and axis.second is not None:
+        size += 1
+        by_cost = {"color": [r.cost(axis.second.name) for r in members], "coloraxis": "coloraxis"}
     filled = {"symbol": symbol, "size": size, "color": colour, "line": {"color": "#ffffff", "width": 1}}
     hollow = {"symbol": f"{symbol}-open", "size": size - 1, "color": colour, "line": {"width": 1.5}}
     return go.Scatter(
@@ -91,7 +96,7 @@ def _trace(group: Group, rescored: bool, members: Sequence[TrialRecord], axis: C
         y=[shown_top1(r) if scored else 0.5 for r in members],
         yaxis="y" if scored else "y2",
         mode="markers",
-        marker=filled if rescored else hollow,
+        marker=(filled if rescored else hollow) | by_cost,
         legendgroup=group,
         showlegend=in_legend,
         hovertext=[_hover(r) for r in members],
@@ -103,15 +108,20 @@ def _add_front(figure: go.Figure, layout: FrontLayout, axis: CostAxis) -> None:
     x, y = [corner[0] for corner in layout.step], [corner[1] for corner in layout.step]
     together: dict[str, Any] = {"legendgroup": "front", "hoverinfo": "skip"}  # the mark in the ring has a hover box
     figure.add_scatter(x=x, y=y, mode="lines", line={"color": BLACK, "width": 1.5}, showlegend=False, **together)
-    figure.add_scatter(
-        name="front, ± 1 standard error",
-        x=[r.cost(axis.name) for r in layout.front],
-        y=[shown_top1(r) for r in layout.front],
-        error_y={"array": [r.rescored_top1_se or 0 for r in layout.front], "color": BLACK, "thickness": 1.2},
-        mode="markers",
-        marker=RING,
-        **together,
-    )
+    rings = {"front, ± 1 standard error": (RING, [r for r in layout.front if r not in layout.by_second])}
+    if axis.second is not None:
+        thin = RING | {"line": {"width": 1}}
+        rings[f"front only by {axis.second.unit}"] = thin, [r for r in layout.front if r in layout.by_second]
+    for name, (ring, members) in rings.items():
+        figure.add_scatter(
+            name=name,
+            x=[r.cost(axis.name) for r in members],
+            y=[shown_top1(r) for r in members],
+            error_y={"array": [r.rescored_top1_se or 0 for r in members], "color": BLACK, "thickness": 1.2},
+            mode="markers",
+            marker=ring,
+            **together,
+        )
     figure.add_scatter(
         x=[r.cost(axis.name) for r, _, _ in layout.labels],
         y=[shown_top1(r) for r, _, _ in layout.labels],
@@ -153,6 +163,7 @@ def _figure_layout(layout: FrontLayout, title: str, axis: CostAxis) -> dict[str,
         subtitle += f"<br>not in view: {hidden - scored} without a score, {scored} scored (double-click to show all)"
     small = {"text": subtitle, "font": {"size": 13, "color": GREY}}
     strip = {"range": [0, 1], "domain": [0, 0.08], "tickvals": [0.5], "ticktext": ["no score"], "ticks": ""}
+    beside = {"text": axis.second.unit if axis.second else "", "side": "right"}
     below = 0.1 if any(group in UNSCORED for group, _ in layout.marks) else 0  # space for the strip
     return {
         "template": TEMPLATE,
@@ -166,6 +177,7 @@ def _figure_layout(layout: FrontLayout, title: str, axis: CostAxis) -> dict[str,
             "domain": [below, 1],
         },
         "yaxis2": {"fixedrange": True, "showgrid": False, **strip},
+        "coloraxis": {"colorscale": "Viridis", "colorbar": {"title": beside, "thickness": 14, "outlinewidth": 0}},
     }
 
 

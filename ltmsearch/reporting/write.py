@@ -19,12 +19,17 @@ FINDINGS = "findings.json"
 def write_plots(
     records: list[TrialRecord], folder: Path, title: str, *, axis: CostAxis, callbacks: Callbacks, png: bool = True
 ) -> None:
-    """Write `front.html` and `layers.html`, and where a browser is found, `front.png` and `layers.png`."""
+    """Write `front.html` and `layers.html`, and where a browser is found, `front.png` and `layers.png`.
+
+    A front with a second cost is also drawn over that, as `front_tokens`.
+    """
     findings = find(records, axis.costs)
     drawn = {
         "front": (front_figure(records, title=title, axis=axis), 620),
         "layers": (layers_figure(findings, title=title, axis=axis), height(findings)),
     }
+    if axis.second is not None:
+        drawn["front_tokens"] = (front_figure(records, title=title, axis=axis.swapped), 620)
     for name, (figure, size) in drawn.items():
         note = write_drawing(figure, folder, name, title=title, height=size, png=png)
         if note:

@@ -148,6 +148,8 @@ def _settings(settings: ResolvedSettings, base_gflops: float) -> list[tuple[str,
         rows.append(("budget", f"{lowest}{settings.budget_gflops:g} GFLOPs at {settings.img_size} px ({plain})"))
     if settings.budget_ms is not None:
         rows.append(("budget", f"{settings.budget_ms:g} {settings.axis.title}"))
+    if settings.split_layer is not None:
+        rows.append(("split layer", settings.split_layer))
     steps, size = settings.proxy_steps, settings.proxy_img_size
     rows += [
         ("trials", f"{settings.trials}, each {steps} steps at {size} px, scored on {settings.val_images} images"),
@@ -158,16 +160,18 @@ def _settings(settings: ResolvedSettings, base_gflops: float) -> list[tuple[str,
 
 
 def _reading(axis: CostAxis) -> list[str]:
+    costs = " and ".join(each.title for each in axis.axes)
+    sent = "" if axis.second is None else "`tokens_sent` (after the split layer), "
     return [
         "* **A trial** is a schedule. Its parameters are indices of choices, 0 for no merging; its note lists the "
         "keep ratios and forms, and its files are the schedule and the recipe for `ltmsearch train`.",
-        f"* **Its values** are the top-1 when it ran, with the shared weights of that time, and {axis.title}. "
+        f"* **Its values** are the top-1 when it ran, with the shared weights of that time, and {costs}. "
         "Candidates are rescored at the end with the final weights: the front is the one above and in the plot "
         "*Front with the final weights*, not the *best trials* of this page. Notes have both scores.",
         "* **Infeasible** trials (grey) are over a budget. **Pruned** trials were rejected by their cost and not "
         "trained. The plain network is scored for comparison at any cost.",
         "* **Attributes** of a trial: `gflops`, `latency_ms` (predicted), `tokens_kept` (mean share of the plain "
-        "network's tokens over layers), `tokens_last` (after the last layer), `ib_weight`, `supernet_version` "
+        f"network's tokens over layers), `tokens_last` (after the last layer), {sent}`ib_weight`, `supernet_version` "
         "(number of updates of the shared weights), `top1_se` and `loss` when it ran, `kind` and `label`.",
     ]
 

@@ -64,6 +64,8 @@ class DashboardHooks(StudyHooks):
         }
         if self.context.latency is not None:
             attributes["latency_ms"] = max(0.0, self.context.latency.model.latency_ms(schedule))
+        if (sent := self.context.tokens_sent(schedule)) is not None:
+            attributes["tokens_sent"] = sent
         for name, value in attributes.items():
             if name not in known:
                 trial.set_user_attr(name, value)
@@ -111,6 +113,9 @@ class DashboardHooks(StudyHooks):
         if front:
             plot = front_figure(records, title="Front with the final weights", axis=axis, place="dashboard")
             save_plotly_graph_object(study, plot, graph_object_id="front")
+            if axis.second is not None:
+                plot = front_figure(records, title="Front by tokens sent", axis=axis.swapped, place="dashboard")
+                save_plotly_graph_object(study, plot, graph_object_id="front-tokens")
             findings = find(records, axis.costs)
             plot = layers_figure(findings, title="Layers of the front", axis=axis, place="dashboard")
             save_plotly_graph_object(study, plot, graph_object_id="layers")

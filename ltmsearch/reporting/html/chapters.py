@@ -8,11 +8,19 @@ from typing import Any
 import plotly.graph_objects as go
 
 from ltmsearch.config.objective import CostAxis
-from ltmsearch.reporting.convergence import MEASURES, REJECTED, agreement, growth, measured, with_fields
+from ltmsearch.reporting.convergence import (
+    MEASURES,
+    REJECTED,
+    TOKENS_BEYOND,
+    agreement,
+    growth,
+    measured,
+    with_fields,
+)
 from ltmsearch.reporting.findings import Findings
 from ltmsearch.reporting.html.charts import comparison_figure, growth_figure, information_figure, times_figure
 from ltmsearch.reporting.layer_plot import height, layers_figure
-from ltmsearch.reporting.numbers import breaks_budget, cost_text, counted, duration, text, with_error
+from ltmsearch.reporting.numbers import breaks_budget, cost_text, costs_text, counted, duration, text, with_error
 from ltmsearch.reporting.pareto_layout import front_layout
 from ltmsearch.reporting.pareto_plot import front_figure
 from ltmsearch.search.records import TrialRecord
@@ -71,6 +79,7 @@ def make_chapters(run: Run, findings: Findings, times: Times) -> list[Chapter]:
     latency = [_latency(records, axis, front)] if axis.name == "latency_ms" else []
     return [
         _front(records, findings, axis),
+        *([] if axis.second is None else [_tokens(records, findings, axis)]),
         _growth(records, axis),
         _layers(findings, axis),
         *latency,
@@ -104,14 +113,15 @@ def _front(records: Sequence[TrialRecord], findings: Findings, axis: CostAxis) -
             f" Not in view: {counted(scored, 'trial')} with and {len(hidden) - scored} without a score; double-click "
             "on the plot to show all."
         )
-    shown = "no trial is on the front yet"
-    if findings.front:
-        ends = [f"{r.ranking_top1:.1f} % at {axis.text(r.cost(axis.name))}" for r in findings.front]
-        shown = f"the front has {counted(len(ends), 'point')}, from {ends[0]} to {ends[-1]}"
+    if axis.second is not None:
+        words += (
+            " Colours show the third objective, the tokens sent. The steps join the best trials by cost alone; thin "
+            "rings below them are on the front only because they send fewer tokens."
+        )
     rows = [
         (
             *_named(r),
-            cost_text(r, axis),
+            *(cost_text(r, each) for each in axis.axes),
             with_error(r.top1, r.top1_se),
             with_error(r.rescored_top1, r.rescored_top1_se),
             text(score.loss, ".4f"),
@@ -123,30 +133,54 @@ def _front(records: Sequence[TrialRecord], findings: Findings, axis: CostAxis) -
         if (score := r.score) is not None
     ]
     scores = ("top-1 when it ran, %", "final top-1, %", "loss", "agreement, %")
-    table = make_table("All scored trials", ("trial", "kind", axis.unit, *scores, "on front", "within budget"), rows)
-    figure = front_figure(records, axis=axis, place="page")
-    alternative = f"Top-1 against {axis.title}: {shown}."
-    plot = Plot(anchor="plot-front", figure=figure, alternative=alternative, height=560)
+    headings = ("trial", "kind", *(each.unit for each in axis.axes), *scores, "on front", "within budget")
+    table = make_table("All scored trials", headings, rows)
+    plot = _front_plot("plot-front", records, findings, axis)
     return Chapter(anchor="front", heading="Front", paragraphs=(words,), plots=(plot,), tables=(table,))
+
+
+def _tokens(records: Sequence[TrialRecord], findings: Findings, axis: CostAxis) -> Chapter:
+    words = (
+        f"The same trials over the {axis.swapped.title}. Colours show {axis.title}. The steps join the best trials by "
+        "tokens sent alone; thin rings below them are on the front only because they cost less."
+    )
+    plot = _front_plot("plot-tokens", records, findings, axis.swapped)
+    return Chapter(anchor="tokens", heading="Tokens sent", paragraphs=(words,), plots=(plot,))
+
+
+def _front_plot(anchor: str, records: Sequence[TrialRecord], findings: Findings, axis: CostAxis) -> Plot:
+    shown = "no trial is on the front yet"
+    if findings.front:
+        front = sorted(findings.front, key=lambda r: r.cost(axis.name))
+        ends = [f"{r.ranking_top1:.1f} % at {costs_text(r, axis)}" for r in front]
+        shown = f"the front has {counted(len(ends), 'point')}, from {ends[0]} to {ends[-1]}"
+    figure = front_figure(records, axis=axis, place="page")
+    return Plot(anchor=anchor, figure=figure, alternative=f"Top-1 against {axis.title}: {shown}.", height=560)
 
 
 def _growth(records: Sequence[TrialRecord], axis: CostAxis) -> Chapter:
     found, heading = growth(records, axis), "Progress of the search"
     if found.reference is None:
         return Chapter(anchor="growth", heading=heading, paragraphs=("No trial within the budget has a score yet.",))
-    cost, top1 = found.reference
+    cost, top1, *tokens = found.reference
     limit = "the highest cost of a scored trial" if axis.budget is None else "the budget"
+    kind, more = "area", ""
+    if axis.second is not None:
+        kind, more = "volume", f", and {axis.second.text(tokens[0])}, {TOKENS_BEYOND:g} times the most of a trial"
     words = (
-        f"The hypervolume is the area between the trials so far and a reference point: {limit}, {axis.text(cost)}, and "
-        f"{top1:.1f} %, the lowest top-1 within the budget. It grows when a trial is cheaper or better than all "
-        "earlier ones. Marks are the trials that raised it. Scores are those from when a trial ran; since the shared "
-        "weights improve during the search, they contribute to the growth."
+        f"The hypervolume is the {kind} between the trials so far and a reference point: {limit}, {axis.text(cost)}, "
+        f"and {top1:.1f} %, the lowest top-1 within the budget{more}. It grows when a trial is cheaper or better than "
+        "all earlier ones. Marks are the trials that raised it. Scores are those from when a trial ran; since the "
+        "shared weights improve during the search, they contribute to the growth."
     )
     end = found.values[-1]
     late = next(place for place, value in enumerate(found.values, start=1) if value >= 0.95 * end)
     alternative = f"Hypervolume over {counted(len(found.trials), 'trial')}: {end:.4g} at the end, 95 % after {late}."
-    rows = [(*_named(r), cost_text(r, axis), f"{r.top1:.1f}", f"{value:.4g}") for _, r, value in found.raised]
-    headings = ("trial", "kind", axis.unit, "top-1 when it ran, %", "hypervolume")
+    rows = [
+        (*_named(r), *(cost_text(r, each) for each in axis.axes), f"{r.top1:.1f}", f"{value:.4g}")
+        for _, r, value in found.raised
+    ]
+    headings = ("trial", "kind", *(each.unit for each in axis.axes), "top-1 when it ran, %", "hypervolume")
     plot = Plot(anchor="plot-growth", figure=growth_figure(found, axis), alternative=alternative, height=380)
     table = make_table("Trials that raised the hypervolume", headings, rows)
     return Chapter(anchor="growth", heading=heading, paragraphs=(words,), plots=(plot,), tables=(table,))

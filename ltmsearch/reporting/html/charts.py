@@ -11,21 +11,22 @@ import plotly.graph_objects as go
 from ltmsearch.config.objective import CostAxis
 from ltmsearch.io.figures import BLACK, BLUE, GREY, TEMPLATE
 from ltmsearch.reporting.convergence import MEASURES, Growth, measured
-from ltmsearch.reporting.numbers import duration
+from ltmsearch.reporting.numbers import costs_text, duration
 from ltmsearch.reporting.pareto_plot import RING, STYLES, describe
 from ltmsearch.search.records import Kind, TrialRecord
 
 
 def growth_figure(growth: Growth, axis: CostAxis) -> go.Figure:
     """Draw the hypervolume after each trial as steps, with a mark where a trial raised it."""
-    figure = _figure("trials, without rejected ones", f"hypervolume, {axis.unit} × points")
+    units = " × ".join([*(each.unit for each in axis.axes), "points"])
+    figure = _figure("trials, without rejected ones", f"hypervolume, {units}")
     line = {"color": BLACK, "width": 1.5, "shape": "hv"}
     places = list(range(1, len(growth.trials) + 1))
     figure.add_scatter(x=places, y=growth.values, mode="lines", line=line, showlegend=False, hoverinfo="skip")
     for kind in get_args(Kind):
         members = [(place, record, value) for place, record, value in growth.raised if record.kind == kind]
         words = [
-            f"{describe(r)}<br>{axis.text(r.cost(axis.name))}, top-1 {r.top1:.1f} %<br>hypervolume {value:.4g}"
+            f"{describe(r)}<br>{costs_text(r, axis)}, top-1 {r.top1:.1f} %<br>hypervolume {value:.4g}"
             for _, r, value in members
         ]
         figure.add_trace(_marks(kind, [place for place, _, _ in members], [value for _, _, value in members], words))

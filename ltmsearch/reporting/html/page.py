@@ -109,6 +109,7 @@ def _facts(run: Run, times: Times) -> list[tuple[str, str]]:
         ("Merging operator", settings.operator),
         ("Data", settings.dataset if folder is None else f"{settings.dataset}: {Path(folder).name}"),
         ("Budget", _budget(settings)),
+        *([("Split layer", settings.split_layer)] if settings.split_layer is not None else []),
         ("Image size", f"{settings.img_size} px for costs, {settings.proxy_img_size} px for training and scoring"),
         *([("New classifier", str(run.probe).removeprefix("classifier "))] if run.probe is not None else []),
         ("Trials", trials),
