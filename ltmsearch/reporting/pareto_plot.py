@@ -1,8 +1,8 @@
 """Plot of the front among all trials; the report's chapter on the front explains its marks.
 
 x is the cost of the front, y the top-1 used for ranking. If the front was measured, a line leads from each point to a
-bar at the measured latency, red if it is over the budget. A second cost of the front is shown as colour; points that are
-on the front only by that one have a thinner ring.
+bar at the measured latency, red if it is over the budget. A second cost of the front is shown as colour; points
+that are on the front only by that one have a thinner ring.
 """
 
 from collections.abc import Iterable, Sequence

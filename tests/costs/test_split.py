@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.nets import SMALL
 
-from ltmsearch.costs import backbone_costs
+from ltmsearch.costs import CostModel, backbone_costs
 from ltmsearch.costs.split import check_split_layer, describe_split
 from ltmsearch.errors import InputError
 from ltmsearch.models import create_subnet
@@ -14,7 +14,7 @@ from ltmsearch.schedules.space import LayerRule, SearchSpace, SpaceFile
 VIT, ROPE = "vit_tiny_patch16_224", "vit_small_patch16_rope_mixed_224"
 
 
-def space_of(backbone: str, pattern: str) -> SearchSpace:
+def space_of(pattern: str, costs: CostModel) -> SearchSpace:
     """A space with one keep ratio, at the layers of a pattern only."""
     file = SpaceFile(
         schema_version=1,
@@ -23,7 +23,7 @@ def space_of(backbone: str, pattern: str) -> SearchSpace:
         forms=("matched",),
         layers=(LayerRule(pattern=pattern, keep_ratios=(0.5,)),),
     )
-    return SearchSpace.build(file, backbone_costs(backbone, 64, **SMALL[backbone]))
+    return SearchSpace.build(file, costs, reduces_cost=lambda _layer, _choice: True)
 
 
 def test_tokens_by_hand() -> None:
@@ -54,7 +54,8 @@ def test_tokens_counted_are_those_that_leave_the_layer(backbone: str, operator: 
 
 
 def test_layers_before_any_merge_are_refused() -> None:
-    costs, space = backbone_costs(VIT, 64, **SMALL[VIT]), space_of(VIT, "blocks.2")
+    costs = backbone_costs(VIT, 64, **SMALL[VIT])
+    space = space_of("blocks.2", costs)
     with pytest.raises(InputError, match=r"blocks\.1, after which every schedule sends 19 tokens; .* is blocks\.2"):
         check_split_layer("blocks.1", costs, space, backbone=VIT)
     check_split_layer("blocks.2", costs, space, backbone=VIT)
@@ -69,7 +70,7 @@ def test_unknown_layers_are_refused_with_the_nearest() -> None:
     with pytest.raises(
         InputError, match=r"unknown --split-layer 'blocks.9': did you mean blocks\.\d\? known are blocks.0"
     ):
-        check_split_layer("blocks.9", costs, space_of(VIT, "*"), backbone=VIT)
+        check_split_layer("blocks.9", costs, space_of("*", costs), backbone=VIT)
 
 
 @pytest.mark.parametrize("backbone", [name for name in SMALL if name not in (VIT, ROPE)])
@@ -80,5 +81,5 @@ def test_families_that_undo_their_merges_are_refused(backbone: str) -> None:
     with pytest.raises(
         InputError, match=f"as every layer of a ViT or EVA, but got {layer}: {backbone} undoes"
     ) as caught:
-        check_split_layer(layer, costs, SearchSpace(layers=(), choices=()), backbone=backbone)
+        check_split_layer(layer, costs, space_of("*", costs), backbone=backbone)
     assert "\n" not in str(caught.value)
