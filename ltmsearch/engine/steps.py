@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ltmsearch.engine.evaluation import Batches, IBSamples
 from ltmsearch.engine.ib_loss import IBLoss
+from ltmsearch.engine.optimizers import cosine_rate, make_optimizer, set_rates
 from ltmsearch.engine.runtime import Runtime
 from ltmsearch.errors import TrialDiverged
 from ltmsearch.models import pooled_features
@@ -64,11 +63,23 @@ class WarmUp:
     def steps(self) -> int:
         return self.base_steps + self.sandwich_steps
 
+    def rate(self, step: int) -> float:
+        """Learning rate of the backbone in a step, from 0: along one cosine."""
+        return _rate(self.lr, step, self.steps)
 
-def make_optimizer(supernet: Supernet, lr: float) -> Optimizer:
-    """AdamW without weight decay on biases, norms and parameters that the operators exempt."""
+    def mask_rate(self, step: int) -> float:
+        """Rate that the operators' is a multiple of: along a cosine of the sandwich steps, the only ones that merge."""
+        return _rate(self.lr, max(0, step - self.base_steps), self.sandwich_steps)
+
+
+def _rate(lr: float, step: int, steps: int) -> float:
+    return cosine_rate(step, max(1, steps), peak=lr, floor=LR_FLOOR * lr, ramp=min(20, steps // 10))
+
+
+def supernet_optimizer(supernet: Supernet, lr: float) -> Optimizer:
+    """AdamW: see `make_optimizer`."""
     # Fused: the other implementations take three times as long on a CPU.
-    return create_optimizer_v2(supernet, opt="adamw", lr=lr, weight_decay=WEIGHT_DECAY, fused=True)
+    return make_optimizer(supernet, "adamw", lr=lr, weight_decay=WEIGHT_DECAY, fused=True)
 
 
 def disable_inplace_activations(model: nn.Module) -> None:
@@ -106,8 +117,7 @@ def warm_up(
     rng = np.random.default_rng(seed)
     for _ in range(max(0, first_step - plan.base_steps) * plan.subnets):
         draw(rng)
-    optimizer = optimizer or make_optimizer(supernet, plan.lr)
-    lr = _lr_schedule(optimizer, plan)
+    optimizer = optimizer or supernet_optimizer(supernet, plan.lr)
     monitor = LossMonitor("the warm-up", interval=read_interval(runtime.device))
     disable_inplace_activations(supernet)
     supernet.train()
@@ -115,7 +125,7 @@ def warm_up(
         sandwich = step >= plan.base_steps
         images = downscale(images, plan.img_size(step, full=images.shape[-1]))
         images, labels = runtime.images(images), labels.to(runtime.device, non_blocking=True)
-        lr.step_update(step)
+        set_rates(optimizer, backbone=plan.rate(step), masks=plan.mask_rate(step))
         loss, logits = _label_loss(supernet, images, labels, runtime)
         loss.backward()
         if sandwich:
@@ -124,19 +134,6 @@ def warm_up(
         _step(supernet, optimizer, loss, monitor)
         yield monitor.last
     monitor.read()
-
-
-def _lr_schedule(optimizer: Optimizer, plan: WarmUp) -> CosineLRScheduler:
-    for group in optimizer.param_groups:
-        group["lr"] = plan.lr  # timm reads the peak from here
-    return CosineLRScheduler(
-        optimizer,
-        t_initial=plan.steps,
-        lr_min=LR_FLOOR * plan.lr,
-        warmup_t=min(20, plan.steps // 10),
-        warmup_lr_init=LR_FLOOR * plan.lr,
-        t_in_epochs=False,
-    )
 
 
 def downscale(images: Tensor, img_size: int) -> Tensor:
@@ -169,7 +166,8 @@ def proxy_train(
     Raises:
         TrialDiverged: If the loss, or a feature to fit the IB loss to, is not finite.
     """
-    optimizer = make_optimizer(supernet, lr)
+    optimizer = supernet_optimizer(supernet, lr)
+    set_rates(optimizer, backbone=lr, masks=lr)
     monitor = LossMonitor("the proxy training", interval=read_interval(runtime.device))
     samples = IBSamples()
     disable_inplace_activations(supernet)

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.engine.evaluation import Batches
-from ltmsearch.engine.steps import make_optimizer
+from ltmsearch.engine.steps import supernet_optimizer
 from ltmsearch.errors import InputError
 from ltmsearch.io.files import write_atomic
 from ltmsearch.io.safetensors_state import load_state, save_state
@@ -40,7 +40,7 @@ class WarmUpRun:
         self.folder = folder
         self.path = folder / PROGRESS
         self.plan = warm_up_plan(context.settings)
-        self.optimizer = make_optimizer(context.evaluator.supernet, self.plan.lr)
+        self.optimizer = supernet_optimizer(context.evaluator.supernet, self.plan.lr)
         self.done = 0
         """Steps taken so far."""
         self.needs_probe = bool(context.new_classifiers)

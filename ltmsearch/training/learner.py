@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3, dispatch_clip_grad, distribute_bn
@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from ltmsearch.config.recipe import Recipe
 from ltmsearch.engine.distributed import Ranks
 from ltmsearch.engine.ib_loss import IBLoss, input_features
+from ltmsearch.engine.optimizers import backbone_rate, make_optimizer
 from ltmsearch.engine.runtime import Runtime
 from ltmsearch.errors import InputError, unknown_name
 from ltmsearch.models import feature_dim, pooled_features
@@ -104,8 +105,8 @@ class Learner:
 
     @property
     def lr(self) -> float:
-        """Learning rate of the last step."""
-        return max(group["lr"] for group in self.optimizer.param_groups)
+        """Learning rate of the backbone in the last step."""
+        return backbone_rate(self.optimizer)
 
     @property
     def ib_weight(self) -> float:
@@ -242,9 +243,9 @@ def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
     if recipe.opt.removeprefix(LOOKAHEAD) not in list_optimizers():
         raise unknown_name("optimizer", recipe.opt, list_optimizers())
     try:
-        optimizer = create_optimizer_v2(
+        optimizer = make_optimizer(
             model,
-            opt=recipe.opt,
+            recipe.opt,
             lr=recipe.lr,
             weight_decay=recipe.weight_decay,
             momentum=recipe.momentum,

@@ -7,12 +7,13 @@ from torch import Tensor, nn
 
 from ltmsearch.engine.evaluation import preserve_batchnorm, recalibrate_and_fit
 from ltmsearch.engine.ib_loss import IBLoss, input_features
+from ltmsearch.engine.optimizers import set_rates
 from ltmsearch.engine.runtime import Runtime
-from ltmsearch.engine.steps import LossMonitor, WarmUp, downscale, make_optimizer, proxy_train, warm_up
+from ltmsearch.engine.steps import LossMonitor, WarmUp, downscale, proxy_train, supernet_optimizer, warm_up
 from ltmsearch.errors import TrialDiverged
 from ltmsearch.models import feature_dim, pooled_features
 from ltmsearch.models.supernet import Supernet
-from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.schedules.schedule import Form, MergeSchedule
 from ltmsearch.search.trial import parameters
 
 RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32, reason="test")
@@ -44,22 +45,42 @@ def test_images_grow_from_base_to_full_size() -> None:
 def test_warm_up_trains_every_parameter_and_ends_plain() -> None:
     supernet = fresh()
     before = parameters(supernet)
-    plan = WarmUp(base_steps=2, base_img_size=48, sandwich_steps=2, subnets=1, lr=1e-3)
+    plan = WarmUp(base_steps=2, base_img_size=48, sandwich_steps=3, subnets=1, lr=1e-3)
     drawn: list[MergeSchedule] = []
 
     def draw(rng: np.random.Generator) -> MergeSchedule:
-        drawn.append(MergeSchedule.uniform(supernet.layers, float(rng.choice([0.5, 0.7]))))
+        forms: tuple[Form, ...] = ("hard", "matched", "matched")
+        drawn.append(MergeSchedule.uniform(supernet.layers, float(rng.choice([0.5, 0.7])), "ltm", forms[len(drawn)]))
         return drawn[-1]
 
     cheapest = MergeSchedule.uniform(supernet.layers, 0.25)
-    steps = warm_up(supernet, plan, batches=batches(4, 128), cheapest=cheapest, draw=draw, seed=0, runtime=RUNTIME)
+    steps = warm_up(supernet, plan, batches=batches(5, 128), cheapest=cheapest, draw=draw, seed=0, runtime=RUNTIME)
     losses = list(steps)
-    assert len(losses) == 4
-    assert len(drawn) == 2  # one random subnet in each sandwich step
+    assert len(losses) == 5
+    assert len(drawn) == 3  # one random subnet in each sandwich step
     assert supernet.schedule.merging_layers == ()
-    still = {name for name, value in parameters(supernet).items() if torch.equal(value, before[name])}
+    after = parameters(supernet)
+    moved = {name: float((after[name] - value).abs().max()) for name, value in before.items()}
     # On the small grids of the later stages some layers have one token left and nothing to merge.
-    assert all(".merging." in name and "stages.2." not in name for name in still)
+    used = [name for name in moved if ".merging." not in name or "stages.2." in name]
+    assert all(moved[name] > 0 for name in used)
+    # By more than rounding: the mask's rate is ten times the backbone's, and peaks in the sandwich steps.
+    masks = [name for name in used if ".merging." in name]
+    assert {name.rpartition(".")[2] for name in masks} >= {"directions", "importance", "log_gain", "matching"}
+    assert min(moved[name] for name in masks) > 1e-3, moved
+
+
+def test_masks_have_rates_of_their_own() -> None:
+    plan = WarmUp(base_steps=100, base_img_size=48, sandwich_steps=50, subnets=1, lr=1e-3)
+    optimizer = supernet_optimizer(fresh(), plan.lr)
+    by_masks = {}
+    for step in (0, 100, 105, 149):
+        set_rates(optimizer, backbone=plan.rate(step), masks=plan.mask_rate(step))
+        by_masks[step] = {bool(group["masks"]): group["lr"] for group in optimizer.param_groups}
+    assert by_masks[0] == {False: pytest.approx(5e-5), True: pytest.approx(5e-4)}
+    assert by_masks[105][True] > 9.5e-3, "the peak, five steps into the sandwich steps"
+    assert by_masks[105][False] < 3e-4, "near the end of the only cosine"
+    assert by_masks[149][True] < 6e-4
 
 
 def test_proxy_training_moves_only_the_layers_it_uses() -> None:
@@ -195,7 +216,7 @@ def test_a_step_that_is_not_finite_is_not_taken() -> None:
 
 def test_optimizer_decays_weights_but_not_importance() -> None:
     supernet = fresh()
-    optimizer = make_optimizer(supernet, 1e-3)
+    optimizer = supernet_optimizer(supernet, 1e-3)
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     by_kind = {name.rsplit(".", 1)[1]: decay[id(p)] for name, p in supernet.named_parameters() if ".merging." in name}
     assert by_kind["importance"] == by_kind["log_gain"] == 0
