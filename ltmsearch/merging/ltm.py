@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ltmsearch.merging.assignment import Assignment, HardAssignment, SoftAssignment
 from ltmsearch.merging.constants import constant_tensors
-from ltmsearch.merging.matching import match, matching_macs, summable, unit
+from ltmsearch.merging.matching import length, match, matching_macs, summable, unit
 from ltmsearch.merging.operator import MaskStart, Merge, MergeOperator, MergeShape, register_operator
 from ltmsearch.merging.prior import area_overlap, local_cells, log_overlap, mean_sides, seed_sides
 from ltmsearch.merging.relaxed import match_with_gradient
@@ -157,9 +157,10 @@ class LearnableTokenMerging(MergeOperator):
         self.log_gain = nn.Parameter(torch.tensor(log(CONTENT_GAIN if start == "content" else PLACE_GAIN)))
         self.matching = nn.Parameter(torch.zeros(dim, RANK))
         self.head_weights = nn.Parameter(torch.ones(heads))
+        self.length_power = nn.Parameter(torch.tensor(1.0))
 
     def no_weight_decay(self) -> set[str]:
-        return {"importance", "log_gain", "matching", "head_weights"}
+        return {"importance", "log_gain", "matching", "head_weights", "length_power"}
 
     def assign(
         self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None
@@ -209,6 +210,18 @@ class LearnableTokenMerging(MergeOperator):
             return match_with_gradient(weighted, sizes, count, learned, self._gain())
         return HardAssignment(match(weighted, sizes, count, learned), count)
 
+    def _with_length(
+        self, merged: Tensor, values: Tensor, sizes: Tensor, merged_sizes: Tensor, assignment: Assignment
+    ) -> Tensor:
+        """(B, G, P, D) merged tokens at the mean length of their tokens, to the power ρ of the ratio of the lengths.
+
+        A mean of different vectors is shorter than they are: Kim et al., "Token Fusion" (2023,
+        https://arxiv.org/abs/2312.01026), keep the length, which is ρ = 1.
+        """
+        lengths = length(values.float())[..., 0]  # (B, G, N)
+        mean = assignment.collect_few(lengths * sizes[:, None]) / merged_sizes
+        return merged * (mean[..., None] / length(merged.float())) ** self.length_power.float()
+
     def forward(self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None) -> Merge:
         """X̃_p = Σ_n A_np w_n Z_n / Σ_n A_np w_n per part, sizes Aᵀ s; arguments as in `MergeOperator`."""
         with full_precision(tokens.device):
@@ -221,6 +234,8 @@ class LearnableTokenMerging(MergeOperator):
         summed = assignment.collect(weighted.flatten(-2))
         merged = summed.unflatten(-1, (PARTS, -1)) / totals.transpose(-2, -1)[:, None, ..., None]
         merged = merged.flatten(-2).to(summed.dtype if values is tokens else tokens.dtype)
+        if self.form == "matched":
+            merged = self._with_length(merged, values, sizes, merged_sizes, assignment).to(merged.dtype)
         if self.needs_grid and self.form == "hard":
             empty = totals[:, :1, :, None] <= EMPTY_TOTAL
             if any_empty(empty):

@@ -13,11 +13,16 @@ from ltmsearch.merging.assignment import Assignment, HardAssignment
 from ltmsearch.merging.constants import exporting
 
 
+def length(vectors: Tensor) -> Tensor:
+    """Length of the vectors in the last dimension, which is kept; at least 1e-12."""
+    if exporting():  # without ONNX's ReduceL2, whose shape onnxruntime's tools for quantisation cannot infer
+        return vectors.square().sum(dim=-1, keepdim=True).clamp_min(1e-24).sqrt()
+    return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min(1e-12)
+
+
 def unit(vectors: Tensor) -> Tensor:
     """Vectors in the last dimension, normalised to length 1; zero remains zero."""
-    if exporting():  # without ONNX's ReduceL2, whose shape onnxruntime's tools for quantisation cannot infer
-        return vectors / vectors.square().sum(dim=-1, keepdim=True).clamp_min(1e-24).sqrt()
-    return vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min(1e-12)
+    return vectors / length(vectors)
 
 
 def match(keys: Tensor, sizes: Tensor, count: int, learned: tuple[Tensor, Tensor] | None = None) -> Tensor:

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ltmsearch.errors import InputError, check_choice, shortened
-from ltmsearch.merging import MaskStart, check_form, get_operator
-from ltmsearch.models.adapter import get_adapter
+from ltmsearch.merging import MaskStart, MergeOperator, check_form, get_operator
+from ltmsearch.models.adapter import attached_operators, get_adapter
 from ltmsearch.models.registry import attach_operators, create_subnet, set_schedule
 from ltmsearch.models.weights import build_backbone
 from ltmsearch.schedules.schedule import MergeSchedule
@@ -139,6 +139,10 @@ class Supernet(nn.Module):
         later = tuple(f"{name}." for name in get_adapter(self.backbone).for_all_layers)
         before = takewhile(lambda named: not named[0].startswith(first), self.model.named_parameters())
         return [parameter for name, parameter in before if not name.startswith(later)]
+
+    def operators(self) -> dict[str, MergeOperator]:
+        """The operators by layer."""
+        return attached_operators(self.model, self.layers)
 
     def _set(self, schedule: MergeSchedule) -> None:
         set_schedule(self.backbone, self.model, schedule)
