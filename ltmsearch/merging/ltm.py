@@ -7,8 +7,8 @@ step in a learned direction of that form, at rank d.
 
 The *soft* form distributes each token over merged tokens, by two products with an (N, P) mask. The *hard* form sends it
 to the one with the largest share, by index, without such a matrix. The *matched* form ignores the grid: it joins the
-most similar tokens, as ToMe does, but compares the keys of all heads, and its learned part, which starts at zero, adds
-to their similarity. It works best in trained networks that do not undo merges (ViT): on a grid, different tokens must
+most similar tokens, as ToMe does, but compares the keys of all heads, keeps the length of vectors, and learns how much
+each token counts. It works best in trained networks that do not undo merges (ViT): on a grid, different tokens must
 merge because they are neighbours. All forms have the same weights, so that those trained in one form work in another.
 
 Shapes: B images, G groups that share the mask, N tokens in, P tokens out, D channels, d mask rank, H attention heads
@@ -28,7 +28,6 @@ from ltmsearch.merging.constants import constant_tensors
 from ltmsearch.merging.matching import length, match, matching_macs, summable, unit
 from ltmsearch.merging.operator import MaskStart, Merge, MergeOperator, MergeShape, register_operator
 from ltmsearch.merging.prior import area_overlap, local_cells, log_overlap, mean_sides, seed_sides
-from ltmsearch.merging.relaxed import match_with_gradient
 from ltmsearch.schedules.grid import Grid
 from ltmsearch.schedules.grid import tokens as token_count
 from ltmsearch.schedules.schedule import Form
@@ -121,18 +120,22 @@ def any_empty(empty: Tensor) -> bool:
     return traced or empty.device.type != "cpu" or bool(empty.any())
 
 
+def _matched(keys: Tensor | None, sizes: Tensor, count: int) -> HardAssignment:
+    """Assignment by matching (B, N, H, C) keys."""
+    if keys is None:
+        raise ValueError("`keys` must be given: the matched form compares attention keys.")
+    return HardAssignment(match(keys.detach().flatten(2), sizes, count), count)
+
+
 @register_operator
 class LearnableTokenMerging(MergeOperator):
-    """The elastic mask module: V (D, d) and κ decide which tokens merge, u (D, K) how much each counts.
+    """The elastic mask module: V (D, d) and κ decide which tokens merge by place, u (D, K) how much each counts.
 
-    With κ → 0 and u = 0 its soft form is area pooling, the operator `pool`. The matched form compares tokens by their
-    keys k, weighted by head (ω), and by V and W (D, d), which starts at zero:
-
-        similarity of an even token i with an odd token j = cos(ω k_i, ω k_j) + ⟨l2norm(z_i V), z_j W⟩
+    With κ → 0 and u = 0 its soft form is area pooling, the operator `pool`. The matched form compares tokens by the
+    cosine of their keys, and scales merged tokens to the mean length of their tokens, to the power ρ.
 
     Args:
         dim: D, divisible by `PARTS`.
-        heads: H.
         start: Initial mask.
 
     Raises:
@@ -144,8 +147,8 @@ class LearnableTokenMerging(MergeOperator):
     grid_forms = ("soft", "hard")
     keyed_forms = ("matched",)
 
-    def __init__(self, dim: int, heads: int = 1, start: MaskStart = "auto") -> None:
-        super().__init__(dim, heads, start)
+    def __init__(self, dim: int, start: MaskStart = "auto") -> None:
+        super().__init__(dim, start)
         if dim % PARTS or dim < RANK:
             raise ValueError(f"`dim` must be a multiple of {PARTS} and at least {RANK}, but got {dim=}.")
         self.dim = dim
@@ -155,12 +158,10 @@ class LearnableTokenMerging(MergeOperator):
         self.directions = nn.Parameter(torch.linalg.qr(directions)[0].contiguous())
         self.importance = nn.Parameter(torch.zeros(dim, PARTS))
         self.log_gain = nn.Parameter(torch.tensor(log(CONTENT_GAIN if start == "content" else PLACE_GAIN)))
-        self.matching = nn.Parameter(torch.zeros(dim, RANK))
-        self.head_weights = nn.Parameter(torch.ones(heads))
         self.length_power = nn.Parameter(torch.tensor(1.0))
 
     def no_weight_decay(self) -> set[str]:
-        return {"importance", "log_gain", "matching", "head_weights", "length_power"}
+        return {"importance", "log_gain", "length_power"}
 
     def assign(
         self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None
@@ -173,17 +174,16 @@ class LearnableTokenMerging(MergeOperator):
         content = tokens.detach().float()
         content = content.mean(dim=1) if tokens.shape[1] > 1 else content[:, 0]
         content = F.layer_norm(content, (self.dim,))
-        values = unit(content @ self.directions.float())
         # Few rows times a wide matrix: several times as fast on a CPU as the tokens times few columns.
         log_weights = torch.bmm(
             self.importance.float().transpose(-2, -1).expand(content.shape[0], -1, -1), content.transpose(-2, -1)
         )
         weights = sizes[:, None] * log_weights.clamp(-IMPORTANCE_LIMIT, IMPORTANCE_LIMIT).exp()
+        if self.form == "matched":
+            return _matched(keys, sizes, token_count(target)), weights
+        values = unit(content @ self.directions.float())
         if self.form == "soft":
             return SoftAssignment(soft_shares(values, sizes, grid, target, self._gain())), weights
-        if self.form == "matched":
-            learned = values, content @ self.matching.float()
-            return self._matched(keys, learned, sizes, token_count(target)), weights
         cells, logits = local_logits(values, sizes, grid, target, self._gain())
         choice = logits.argmax(dim=-1, keepdim=True)  # (B, N, 1)
         position = cells.expand(choice.shape[0], -1, -1).gather(2, choice)[..., 0]
@@ -197,18 +197,6 @@ class LearnableTokenMerging(MergeOperator):
     def _gain(self) -> Tensor:
         """κ > 0."""
         return self.log_gain.float().exp()
-
-    def _matched(
-        self, keys: Tensor | None, learned: tuple[Tensor, Tensor], sizes: Tensor, count: int
-    ) -> HardAssignment | SoftAssignment:
-        """Assignment by matching (B, N, H, C) keys and the `learned` vectors."""
-        if keys is None:
-            raise ValueError("`keys` must be given: the matched form compares attention keys.")
-        # Detached as the tokens are.
-        weighted = (keys.detach().float() * self.head_weights.float()[:, None]).flatten(2)
-        if _learns(learned[1]):
-            return match_with_gradient(weighted, sizes, count, learned, self._gain())
-        return HardAssignment(match(weighted, sizes, count, learned), count)
 
     def _with_length(
         self, merged: Tensor, values: Tensor, sizes: Tensor, merged_sizes: Tensor, assignment: Assignment
@@ -257,11 +245,12 @@ class LearnableTokenMerging(MergeOperator):
         Filling of empty merged tokens is counted as if every image had some.
         """
         n, p, d = shape.n, shape.p, shape.dim
-        mask = 4 * n * d + n * d * (RANK + PARTS)
+        mask = 4 * n * d + n * d * PARTS
+        if form == "matched":
+            return mask + matching_macs(n, p, shape.heads * shape.key_dim)
+        mask += n * d * RANK
         if form == "soft":
             return mask + 2 * n * p * RANK + shape.groups * n * p * d + n * p * (PARTS + 1 + shape.carried)
-        if form == "matched":
-            return mask + n * d * RANK + matching_macs(n, p, shape.heads * shape.key_dim + RANK)
         separable = shape.target[0] * n + p * shape.grid[1]  # rows first, then columns; per channel
         mask += 2 * RANK * separable + n * NEAR * RANK
         return mask + (shape.groups * d * separable if shape.needs_grid else 0)

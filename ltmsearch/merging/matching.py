@@ -25,45 +25,28 @@ def unit(vectors: Tensor) -> Tensor:
     return vectors / length(vectors)
 
 
-def match(keys: Tensor, sizes: Tensor, count: int, learned: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """Match until `count` tokens remain; keys of a merged token are the mean of its tokens'.
+def match(keys: Tensor, sizes: Tensor, count: int) -> Tensor:
+    """Match until `count` tokens remain; the key of a merged token is the mean of its tokens'.
 
-    From (B, N, C) keys and (B, N) sizes to (B, N) int64: the merged token of each token. `learned`: see `similarity`.
+    From (B, N, C) keys and (B, N) sizes to (B, N) int64: the merged token of each token.
     """
     n = int(keys.shape[1])  # an int also in a traced program
     position = None
     for merges in rounds(n, count):
-        step = match_once(similarity(keys, learned), merges)
+        step = match_once(similarity(keys), merges)
         n -= merges
         position = step if position is None else step.gather(1, position)
         if n > count:
-            keys, sizes, learned = merged_keys(keys, sizes, learned, HardAssignment(step, n))
+            merged, sizes = average(keys[:, None], sizes, HardAssignment(step, n))
+            keys = merged[:, 0]
     assert position is not None  # `count` is less than N
     return position
 
 
-def similarity(keys: Tensor, learned: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """Similarity of tokens at even positions with those at odd ones, (B, ⌈N/2⌉, ⌊N/2⌋).
-
-    Cosine of (B, N, C) keys, plus ⟨a, b⟩ of the (B, N, d) vectors a of even and b of odd tokens, if `learned`.
-    """
+def similarity(keys: Tensor) -> Tensor:
+    """Cosines of (B, N, C) keys at even positions with those at odd ones: (B, ⌈N/2⌉, ⌊N/2⌋)."""
     keys = unit(keys.float())
-    cosine = torch.bmm(keys[:, 0::2], keys[:, 1::2].transpose(-2, -1))
-    if learned is None:
-        return cosine
-    even, odd = learned
-    return cosine + torch.bmm(even[:, 0::2], odd[:, 1::2].transpose(-2, -1))
-
-
-def merged_keys(
-    keys: Tensor, sizes: Tensor, learned: tuple[Tensor, Tensor] | None, assignment: Assignment
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
-    """Keys, sizes and learned vectors of merged tokens: see `match`."""
-    merged, merged_sizes = average(keys[:, None], sizes, assignment)
-    if learned is not None:
-        even, odd = (average(vectors[:, None], sizes, assignment)[0][:, 0] for vectors in learned)
-        learned = even, odd
-    return merged[:, 0], merged_sizes, learned
+    return torch.bmm(keys[:, 0::2], keys[:, 1::2].transpose(-2, -1))
 
 
 def match_once(pairs: Tensor, merges: int) -> Tensor:

@@ -85,7 +85,6 @@ class MergeOperator(nn.Module):
 
     Args:
         dim: D, for operators with weights.
-        heads: H, for operators with weights of attention heads.
         start: Initial mask, for operators that learn.
     """
 
@@ -106,7 +105,7 @@ class MergeOperator(nn.Module):
     """Whether merged tokens stand on a grid in every form, and empty ones get the pooled value of their place: set by
     adapters whose layer runs a convolution on the merged tokens."""
 
-    def __init__(self, dim: int, heads: int = 1, start: MaskStart = "auto") -> None:
+    def __init__(self, dim: int, start: MaskStart = "auto") -> None:
         super().__init__()
         check_choice("start", start, MaskStart)
         self.form = self.forms[0]

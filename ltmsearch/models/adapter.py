@@ -142,8 +142,8 @@ class Adapter(ABC):
         """Attach merging operators, by layer name, to a plain timm model in place."""
 
     @abstractmethod
-    def width(self, model: nn.Module, layer: str) -> tuple[int, int]:
-        """D, channels per token at a layer, and H, its attention heads with keys of their own (1 without attention)."""
+    def dim(self, model: nn.Module, layer: str) -> int:
+        """D, channels per token at a layer."""
 
     @abstractmethod
     def sequences(self, model: nn.Module) -> tuple[tuple[str, ...], ...]:

@@ -152,8 +152,8 @@ class Columnar(Adapter):
         """The network's rotary module, if its tokens are rotated."""
         return None
 
-    def width(self, model: Any, layer: str) -> tuple[int, int]:
-        return int(model.embed_dim), int(model.get_submodule(layer).attn.num_heads)
+    def dim(self, model: Any, layer: str) -> int:
+        return int(model.embed_dim)
 
     def sequences(self, model: Any) -> tuple[tuple[str, ...], ...]:
         return (self.layers(model),)

@@ -123,9 +123,8 @@ class EfficientViT(BlockAdapter):
         block.context_module.__class__ = KeyedContextModule
         block.context_module.main.__class__ = KeyedLinearAttention
 
-    def width(self, model: nn.Module, layer: str) -> tuple[int, int]:
-        block = cast(EfficientVitBlock, model.get_submodule(layer))
-        return block.local_module.main.inverted_conv.conv.in_channels, _heads(block)
+    def dim(self, model: nn.Module, layer: str) -> int:
+        return cast(nn.Conv2d, model.get_submodule(f"{layer}.local_module.main.inverted_conv.conv")).in_channels
 
     def shape(self, name: str, block: EfficientVitBlock, input_shape: tuple[int, ...]) -> tuple[Grid, BottleneckShape]:
         """See `BlockAdapter.shape`; the input is (B, D, h, w)."""

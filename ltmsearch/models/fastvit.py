@@ -185,9 +185,8 @@ class FastViT(BlockAdapter):
         if isinstance(block, AttentionBlock):
             block.token_mixer.__class__ = KeyedFastVitAttention
 
-    def width(self, model: nn.Module, layer: str) -> tuple[int, int]:
-        block: Any = model.get_submodule(layer)
-        return block.mlp.fc1.in_channels, getattr(block.token_mixer, "num_heads", 1)
+    def dim(self, model: nn.Module, layer: str) -> int:
+        return cast(Any, model.get_submodule(layer)).mlp.fc1.in_channels
 
     def shape(self, name: str, block: Any, input_shape: tuple[int, ...]) -> tuple[Grid, FastVitShape]:
         """See `BlockAdapter.shape`; the input is (B, D, h, w)."""

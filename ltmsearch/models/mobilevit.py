@@ -71,9 +71,8 @@ class MobileViT(Adapter):
             make_merging(block.transformer, groups=block.patch_area)
             block.__class__ = MergingMobileVitBlock
 
-    def width(self, model: nn.Module, layer: str) -> tuple[int, int]:
-        attn = cast(Block, model.get_submodule(layer)).attn
-        return attn.attn_dim, attn.num_heads
+    def dim(self, model: nn.Module, layer: str) -> int:
+        return cast(Block, model.get_submodule(layer)).attn.attn_dim
 
     def sequences(self, model: nn.Module) -> tuple[tuple[str, ...], ...]:
         by_block = groupby(self.layers(model), key=lambda layer: layer.rpartition(".")[0])

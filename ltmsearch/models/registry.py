@@ -41,7 +41,7 @@ def attach_operators(
     check_structure(backbone, adapter, model)  # timm's arguments may have changed it
     make = get_operator(operator)
     like = next(model.parameters())
-    operators = {layer: make(*adapter.width(model, layer), start).to(like.device, like.dtype) for layer in layers}
+    operators = {layer: make(adapter.dim(model, layer), start).to(like.device, like.dtype) for layer in layers}
     adapter.attach(model, operators)
     # On the network itself, by timm's convention, so that every training script respects it.
     exempt: set[str] = getattr(model, "no_weight_decay", set)()

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ltmsearch.errors import InputError, check_choice, shortened
 from ltmsearch.merging import MaskStart, MergeOperator, check_form, get_operator
-from ltmsearch.models.adapter import attached_operators, get_adapter
+from ltmsearch.models.adapter import get_adapter
+from ltmsearch.models.merging_layer import attached_operators
 from ltmsearch.models.registry import attach_operators, create_subnet, set_schedule
 from ltmsearch.models.weights import build_backbone
 from ltmsearch.schedules.schedule import MergeSchedule

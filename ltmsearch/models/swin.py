@@ -94,9 +94,8 @@ class Swin(BlockAdapter):
         super().cast(block)
         block.attn.__class__ = KeyedWindowAttention
 
-    def width(self, model: nn.Module, layer: str) -> tuple[int, int]:
-        block = cast(SwinTransformerBlock, model.get_submodule(layer))
-        return block.dim, block.attn.num_heads
+    def dim(self, model: nn.Module, layer: str) -> int:
+        return cast(SwinTransformerBlock, model.get_submodule(layer)).dim
 
     def shape(self, name: str, block: SwinTransformerBlock, input_shape: tuple[int, ...]) -> tuple[Grid, SwinShape]:
         """See `BlockAdapter.shape`; the input is (B, rows, columns, D)."""

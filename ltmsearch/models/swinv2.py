@@ -106,9 +106,8 @@ class SwinV2(BlockAdapter):
         super().cast(block)
         block.attn.__class__ = KeyedWindowV2Attention
 
-    def width(self, model: nn.Module, layer: str) -> tuple[int, int]:
-        block = cast(SwinTransformerV2Block, model.get_submodule(layer))
-        return block.dim, block.num_heads
+    def dim(self, model: nn.Module, layer: str) -> int:
+        return cast(SwinTransformerV2Block, model.get_submodule(layer)).dim
 
     def shape(self, name: str, block: SwinTransformerV2Block, input_shape: tuple[int, ...]) -> tuple[Grid, SwinV2Shape]:
         """See `BlockAdapter.shape`; the input is (B, rows, columns, D)."""

@@ -109,9 +109,8 @@ class TinyViT(BlockAdapter):
         block.attn.__class__ = KeyedTinyVitAttention
         block.attn.attention_bias_cache = {}  # of passes before, with the weights of that time
 
-    def width(self, model: nn.Module, layer: str) -> tuple[int, int]:
-        block = cast(TinyVitBlock, model.get_submodule(layer))
-        return block.dim, block.num_heads
+    def dim(self, model: nn.Module, layer: str) -> int:
+        return cast(TinyVitBlock, model.get_submodule(layer)).dim
 
     def shape(self, name: str, block: TinyVitBlock, input_shape: tuple[int, ...]) -> tuple[Grid, TinyVitShape]:
         """See `BlockAdapter.shape`; the input is (B, rows, columns, D)."""

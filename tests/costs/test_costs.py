@@ -168,9 +168,9 @@ def test_matched_merges_as_derived_by_hand() -> None:
     n, d, heads, key_dim = 49, 64, 3, 16
     shape = MergeShape(grid=(n,), target=(20,), dim=d, heads=heads, key_dim=key_dim, groups=4, needs_grid=False)
     pairs = 25 * 24 + 13 * 12
-    norm, projections = 4 * n * d, n * d * (RANK + PARTS + RANK)  # V, u and W
+    norm, importance = 4 * n * d, n * d * PARTS
     ltm, tome = get_operator("ltm"), get_operator("tome")
-    assert ltm.merge_macs(shape, "matched") == norm + projections + pairs * (heads * key_dim + RANK)
+    assert ltm.merge_macs(shape, "matched") == norm + importance + pairs * heads * key_dim
     assert tome.merge_macs(shape, "matched") == pairs * key_dim, "the mean of the heads"
     for operator in (ltm, tome):
         assert operator.unmerge_macs(shape, "matched") == 0

