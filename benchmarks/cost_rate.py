@@ -21,7 +21,8 @@ from harness.tables import print_table
 
 from ltmsearch.costs import cost_model, traced_macs
 from ltmsearch.models import create_subnet, get_adapter
-from ltmsearch.schedules.space import SearchSpace, SpaceFile
+from ltmsearch.schedules.space import SearchSpace
+from ltmsearch.schedules.space_file import SpaceFile
 
 REPEATS = 5
 TABLE, FORMULA, TRACE = "table, batches of 10,000", "formula, one by one", "fvcore trace, net already built"

@@ -18,7 +18,8 @@ from ltmsearch.costs.macs import merge_macs
 from ltmsearch.merging import get_operator
 from ltmsearch.models import create_subnet, get_adapter
 from ltmsearch.schedules.schedule import Choice, Form, MergeSchedule
-from ltmsearch.schedules.space import SearchSpace, SpaceFile
+from ltmsearch.schedules.space import SearchSpace
+from ltmsearch.schedules.space_file import SpaceFile
 
 BACKBONES = ("mobilevit_xs", "mobilevit_s", "efficientvit_b1", "vit_small_patch16_224", "swin_tiny_patch4_window7_224")
 SIZE = (224, 224)

@@ -28,7 +28,7 @@ from ltmsearch.latency.runtimes import open_runner
 from ltmsearch.latency.target import LatencyTarget
 from ltmsearch.models import get_adapter
 from ltmsearch.schedules.schedule import MergeSchedule
-from ltmsearch.schedules.space import SpaceFile
+from ltmsearch.schedules.space_file import SpaceFile
 
 BACKBONES = ("mobilevit_s", "efficientvit_b1", "vit_small_patch16_224", "swin_tiny_patch4_window7_224")
 COLUMNS = {

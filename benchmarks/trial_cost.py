@@ -54,7 +54,8 @@ def measure_depth(depth: int) -> dict[str, Any]:
 
     from ltmsearch.costs import cost_model
     from ltmsearch.models import create_subnet, get_adapter
-    from ltmsearch.schedules.space import SearchSpace, SpaceFile
+    from ltmsearch.schedules.space import SearchSpace
+    from ltmsearch.schedules.space_file import SpaceFile
 
     backbone = "vit_tiny_patch16_224"
     net, start = create_subnet(backbone, depth=depth), Seconds.now()

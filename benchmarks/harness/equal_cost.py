@@ -13,7 +13,8 @@ from ltmsearch.costs import GIGA, CostTable, backbone_costs
 from ltmsearch.models import get_adapter
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.schedule import Form, MergeSchedule
-from ltmsearch.schedules.space import SearchSpace, SpaceFile
+from ltmsearch.schedules.space import SearchSpace
+from ltmsearch.schedules.space_file import SpaceFile
 
 NETS = ("base", "ltm", "ltm matched", "tome", "pool", "learned", "searched", "searched in range")
 """`base` is unmerged; `ltm matched` is of a ViT only."""

@@ -63,7 +63,7 @@ def cost(
         typer.Option(
             metavar="RATIOS",
             help="Keep ratios in (0, 1] in layer order, such as 0.7,1,0.5, or one for all layers; or negative "
-            "integers, the tokens to remove: --keep=-8.",
+            "integers, the tokens to remove: --keep=-8. The operator threshold has no such cost: see `validate`.",
         ),
     ] = None,
     img_size: ImgSize = 224,

@@ -3,6 +3,7 @@
 from typing import Any
 
 from ltmsearch.config.network import check_channels, check_readout
+from ltmsearch.schedules.schedule import THRESHOLDS
 
 
 def check_combinations(settings: Any) -> None:
@@ -29,6 +30,11 @@ def check_combinations(settings: Any) -> None:
         raise ValueError("dataset 'folder' needs data_dir")
     if settings.budget_gflops is None and settings.budget_ms is None:
         raise ValueError("budget_gflops, budget_ms or both must be given")
+    if settings.operator in THRESHOLDS and settings.budget_ms is not None:
+        raise ValueError(
+            f"budget_ms cannot be met by {settings.operator} merging, whose time depends on the image: give "
+            "budget_gflops"
+        )
     fields = type(settings).model_fields.items()
     given = [name for name, field in fields if name.startswith("latency_") and getattr(settings, name) != field.default]
     if given and settings.budget_ms is None:

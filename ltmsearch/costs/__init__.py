@@ -1,6 +1,7 @@
 """Costs of schedules: multiply-adds by formula, checked against fvcore's traced count, and predicted latency."""
 
 from ltmsearch.costs.budget import Budget, constraint_values, in_budget_range, sample_by_cost, within_budgets
+from ltmsearch.costs.image_costs import ImageCosts, image_costs, image_macs
 from ltmsearch.costs.latency import WHOLE_NET, LatencyModel, Timing, fit_latency
 from ltmsearch.costs.macs import GIGA, CostModel, backbone_costs, cost_model
 from ltmsearch.costs.tables import ChainedCosts, CostTable
@@ -13,12 +14,15 @@ __all__ = [
     "ChainedCosts",
     "CostModel",
     "CostTable",
+    "ImageCosts",
     "LatencyModel",
     "Timing",
     "backbone_costs",
     "constraint_values",
     "cost_model",
     "fit_latency",
+    "image_costs",
+    "image_macs",
     "in_budget_range",
     "sample_by_cost",
     "traced_macs",

@@ -13,9 +13,12 @@ from ltmsearch.io.console_tables import make_table, print_in_parts, print_line
 from ltmsearch.merging import check_form
 from ltmsearch.models import create_subnet, get_adapter
 from ltmsearch.schedules.grid import tokens
-from ltmsearch.schedules.schedule import Choice, MergeSchedule
-from ltmsearch.schedules.space import SearchSpace, SpaceFile, layer_choices
+from ltmsearch.schedules.schedule import THRESHOLDS, Choice, MergeSchedule, amount_of
+from ltmsearch.schedules.space import SearchSpace, layer_choices
+from ltmsearch.schedules.space_file import SpaceFile
 
+HALF = 0.5
+"""Share of the tokens that a layer keeps by the lowest threshold."""
 COUNTING_RULE = "One multiply-add counts as one FLOP; attention products and masks are counted."
 
 
@@ -118,6 +121,9 @@ def describe_cost(
 def describe_space(backbone: str, *, img_size: int, operator: str, space: str | None, **timm_kwargs: Any) -> SpaceCost:
     """Describe a backbone's layers, costs and savings of merges at each, and the range of costs.
 
+    Of operators that merge by threshold, costs depend on the image: described are the merges of half of the tokens, the
+    most that are possible, as keep ratio 0.5.
+
     `timm_kwargs`: see `describe_cost`.
 
     Raises:
@@ -125,13 +131,15 @@ def describe_space(backbone: str, *, img_size: int, operator: str, space: str | 
     """
     file = SpaceFile.load(space, family=get_adapter(backbone).family)
     costs = backbone_costs(backbone, img_size, operator, **timm_kwargs)
+    if operator in THRESHOLDS:  # whatever they are, at most half of the tokens merge
+        file = file.with_thresholds({layer: [HALF] for layer in costs.layers if file.thresholds_of(layer) != (1.0,)})
     built = SearchSpace.build(file, costs)
     low, high = costs.table(built.choices).reachable()
     plain = costs.plain_layer_macs()
     layers = []
     for name, offered in zip(built.layers, built.choices, strict=True):
         grid = costs.layer_grids[name]
-        possible = layer_choices(costs, name, file.choices_of(name))
+        possible = layer_choices(costs, name, file.choices_of(name, operator))
         layers.append(
             LayerBalance(
                 name=name,
@@ -173,7 +181,7 @@ def print_cost(console: Console, record: ScheduleCost) -> None:
         f"traced {record.gflops_traced:.4f})",
         wrap=True,
     )
-    table = make_table("layer", "keep ratio", "tokens before", "tokens after", box=None)
+    table = make_table("layer", amount_of(record.operator), "tokens before", "tokens after", box=None)
     for name, (before, after) in record.tokens.items():
         ratio, form = record.keep_ratios[name], record.forms.get(name, "")
         table.add_row(name, f"{ratio:g} {form}".strip(), str(before), str(after))
@@ -183,14 +191,21 @@ def print_cost(console: Console, record: ScheduleCost) -> None:
 
 def print_space(console: Console, record: SpaceCost) -> None:
     """Print totals, and costs and savings of merges at each layer."""
+    adaptive = record.operator in THRESHOLDS
+    reach = f"{record.schedules:,} schedules reach {record.lowest_gflops:.4f} to {record.highest_gflops:.4f}"
+    if adaptive:
+        reach = (
+            f"costs depend on the image, and are {record.lowest_gflops:.4f} where every layer merges half of its tokens"
+        )
     print_line(
         console,
-        f"{record.backbone} at {record.img_size} px, {record.operator}: plain {record.base_gflops:.4f} GFLOPs; "
-        f"{record.schedules:,} schedules reach {record.lowest_gflops:.4f} to {record.highest_gflops:.4f}",
+        f"{record.backbone} at {record.img_size} px, {record.operator}: plain {record.base_gflops:.4f} GFLOPs; {reach}",
         wrap=True,
     )
     ratios = sorted({merge.keep_ratio for layer in record.layers for merge in layer.merges}, reverse=True)
     print_in_parts(console, ratios, lambda some: _balance_table(record.layers, some))
+    if adaptive:
+        console.print("A layer merges at most half of its tokens, keep ratio 0.5, and pays for matching in any case.")
     console.print(
         "Per keep ratio, in MFLOPs: saving in the rest of the network if only this layer merges, and cost of mask, "
         "merge and unmerge in each form. [red]Red!:[/red] costs more than it saves, not in the search space. "

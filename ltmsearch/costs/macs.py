@@ -14,7 +14,15 @@ from ltmsearch.costs.tables import ChainedCosts
 from ltmsearch.costs.traced import traced_macs
 from ltmsearch.errors import InputError
 from ltmsearch.merging import get_operator
-from ltmsearch.models import Chain, LayerShape, attached_operators, create_backbone, create_subnet, get_adapter
+from ltmsearch.models import (
+    Chain,
+    LayerShape,
+    attached_operators,
+    check_operator,
+    create_backbone,
+    create_subnet,
+    get_adapter,
+)
 from ltmsearch.models.arguments import refusing_arguments, users_arguments
 from ltmsearch.schedules.grid import Grid
 from ltmsearch.schedules.schedule import Choice, MergeSchedule
@@ -24,7 +32,7 @@ GIGA = 1e9
 
 @dataclass(frozen=True, kw_only=True)
 class CostModel(ChainedCosts):
-    """Multiply-adds of one image, exact integers."""
+    """Multiply-adds of one image, exact integers; of operators whose counts depend on the image, the least possible."""
 
     def step(self, chain: Chain, layer: LayerShape, grid: Grid, choice: Choice) -> int:
         target = self.outgoing(layer, grid, choice)
@@ -35,7 +43,16 @@ class CostModel(ChainedCosts):
         return chain.macs_after_chain(grid) - chain.macs_after_chain(chain.grid)
 
     def macs(self, schedule: MergeSchedule) -> int:
-        """Multiply-adds of one image under a schedule, an exact integer."""
+        """Multiply-adds of one image under a schedule, an exact integer.
+
+        Raises:
+            InputError: If they depend on the image: see `ltmsearch.costs.image_costs`.
+        """
+        if schedule.merging_layers and get_operator(self.operator).adaptive:
+            raise InputError(
+                f"the cost of {self.operator} merging depends on weights and images, so it cannot be counted without "
+                "them: `ltmsearch validate RECIPE --checkpoint FILE` measures it"
+            )
         return int(self.cost(schedule))
 
     def gflops(self, schedule: MergeSchedule) -> float:
@@ -47,7 +64,10 @@ class CostModel(ChainedCosts):
         return {layer.name: plain_macs(layer, chain.grid) for chain in self.chains for layer in chain.layers}
 
     def merge_balance(self, layer: str, choice: Choice) -> tuple[int, int]:
-        """Multiply-adds of mask, merge and unmerge at only one layer, and those saved in the rest of the network."""
+        """Multiply-adds of mask, merge and unmerge at only one layer, and those saved in the rest of the network.
+
+        Where the number of tokens depends on the image, those saved are the most that are possible.
+        """
         macs = self.cost_at_one_layer(layer, choice)
         chain, shape = self._found(layer)
         overhead = self.merge_macs(chain, shape, chain.grid, choice)
@@ -67,10 +87,10 @@ def cost_model(backbone: str, model: nn.Module, img_size: Grid, operator: str = 
         InputError: If timm refuses the size of the images.
     """
     adapter = get_adapter(backbone)
+    check_operator(backbone, operator)
     active = [name for name, op in attached_operators(model, adapter.layers(model)).items() if op.keep_ratio < 1]
     if active:
         raise ValueError(f"`model` must be plain, but it merges at {', '.join(active)}.")
-    get_operator(operator)
     chains = adapter.chains(model, img_size)  # first: it refuses sizes of images in one line
     form = adapter.default_form(operator)
     return CostModel(base=traced_macs(model, img_size), chains=chains, operator=operator, default_form=form)
@@ -85,7 +105,7 @@ def backbone_costs(backbone: str, img_size: int, operator: str = "ltm", **timm_k
         InputError: For an unknown backbone or operator, a size that timm refuses, and for arguments that timm or
             merging does not support.
     """
-    get_operator(operator)
+    check_operator(backbone, operator)
     of_user = users_arguments(timm_kwargs)
     with refusing_arguments(backbone, of_user):
         kwargs = {"img_size": img_size, **timm_kwargs}
@@ -101,6 +121,8 @@ def _refuse_other_layers(
     """Raise `InputError` unless a network with a user's arguments merges, at exactly the cost of the formula."""
     schedule = MergeSchedule.uniform(costs.layers, 0.5, costs.operator)
     merging = create_subnet(backbone, keep_ratios=schedule.keep_ratios, operator=costs.operator, **kwargs)
+    if get_operator(costs.operator).adaptive:
+        return  # its weights, which the counts depend on, are not known yet; the layers are the same
     traced, counted = traced_macs(merging, (img_size, img_size)), costs.macs(schedule)
     given = ", ".join(f"{name}={value!r}" for name, value in of_user.items())
     if not costs.layers:

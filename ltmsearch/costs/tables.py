@@ -113,6 +113,8 @@ class ChainedCosts(ABC):
 
     def network_key(self, schedule: MergeSchedule) -> Hashable:
         """Key that is equal for schedules with the same grids and forms, which are the same network at this size."""
+        if get_operator(self.operator).adaptive:
+            return tuple(self.choice(schedule, layer) for layer in self.layers)
         return tuple(
             (grid, target, self.choice(schedule, layer).form if target != grid else None)
             for layer, (grid, target) in self.grids(schedule).items()

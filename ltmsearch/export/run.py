@@ -7,12 +7,15 @@ from pathlib import Path
 
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.settings import SETTINGS
+from ltmsearch.engine.image_costs import depends_on_images
 from ltmsearch.errors import InputError
 from ltmsearch.export.folder import CONFIG, RECIPE, write_recipe, write_weights
 from ltmsearch.export.subnets import Subnet, choose_trials, study_subnets, trained_subnet
 from ltmsearch.io.files import refuse_links_outward
+from ltmsearch.merging import NO_PROGRAM
 from ltmsearch.models.checkpoints import WEIGHTS
 from ltmsearch.programs import ExportedFile, export_onnx, export_program, require_onnx
+from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.run import Run
 
 _log = logging.getLogger(__name__)
@@ -67,11 +70,20 @@ def export_run(
             raise InputError(f"--checkpoint needs the folder of a training, but {run} is the run directory of a study")
         study = Run.open(run)
         trials = choose_trials(study.trials, **criteria, costs=study.settings.axis.costs)  # type: ignore[arg-type]
+        _refuse_programs(files, [record.schedule for record in trials])
         subnets: Iterable[Subnet] = study_subnets(study, trials, callbacks, with_weights=len(files) > 1)
     else:
         _refuse_unless_training(run, criteria)
-        subnets = [trained_subnet(run, checkpoint, callbacks)]
+        subnet = trained_subnet(run, checkpoint, callbacks)
+        _refuse_programs(files, [subnet.recipe.schedule])
+        subnets = [subnet]
     return [file for subnet in subnets for file in _write_subnet(subnet, run / EXPORT, files, callbacks)]
+
+
+def _refuse_programs(files: Sequence[str], schedules: Iterable[MergeSchedule]) -> None:
+    """Raise an `InputError` if a program is wanted of a network whose shapes depend on the image."""
+    if {ONNX, PROGRAM} & set(files) and any(depends_on_images(schedule) for schedule in schedules):
+        raise InputError(NO_PROGRAM)
 
 
 def _refuse_unless_training(run: Path, criteria: Mapping[str, object]) -> None:

@@ -8,13 +8,16 @@ import torch
 
 from ltmsearch.callbacks import Callbacks, about
 from ltmsearch.costs import WHOLE_NET, CostModel, cost_model
+from ltmsearch.errors import InputError
 from ltmsearch.latency.measurement import InterleavedTimer
 from ltmsearch.latency.profile import LatencyProfile, TimedSubnet
 from ltmsearch.latency.runtimes import open_runner
 from ltmsearch.latency.target import LatencyTarget
+from ltmsearch.merging import get_operator
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.schedule import MergeSchedule
-from ltmsearch.schedules.space import SearchSpace, SpaceFile
+from ltmsearch.schedules.space import SearchSpace
+from ltmsearch.schedules.space_file import SpaceFile
 
 SECONDS = 100.0
 """Intended duration of a profile, as far as `FEWEST` subnets allow."""
@@ -32,6 +35,15 @@ def profile_space(file: SpaceFile, costs: CostModel) -> SearchSpace:
     """Return all choices of a search-space file, including those that save time but no multiply-adds."""
     file = file.model_copy(update={"ib_weight": None})  # does not affect the network
     return SearchSpace.build(file, costs, reduces_cost=lambda _layer, _choice: True)
+
+
+def refuse_thresholds(operator: str) -> None:
+    """Raise an `InputError` for an unknown operator, or one that merges by threshold: its time depends on the image."""
+    if get_operator(operator).adaptive:
+        raise InputError(
+            f"the latency of {operator} merging depends on the image, and random images stand for none: choose another "
+            "operator, or time your own images with `ltmsearch validate`"
+        )
 
 
 def target_costs(backbone: str, operator: str, target: LatencyTarget) -> tuple[Supernet, CostModel]:

@@ -10,15 +10,14 @@ from ltmsearch.config.recipe import load_recipe
 from ltmsearch.costs import GIGA, backbone_costs
 from ltmsearch.errors import InputError
 from ltmsearch.io.files import refuse_unwritable
-from ltmsearch.latency.build import build_profile, profile_space
+from ltmsearch.latency.build import build_profile, profile_space, refuse_thresholds
 from ltmsearch.latency.console import profile_record
 from ltmsearch.latency.profile import find_profile, profile_path
 from ltmsearch.latency.study import measure
 from ltmsearch.latency.target import LatencyTarget
-from ltmsearch.merging import get_operator
 from ltmsearch.models import get_adapter
 from ltmsearch.schedules.schedule import MergeSchedule
-from ltmsearch.schedules.space import SpaceFile
+from ltmsearch.schedules.space_file import SpaceFile
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ def profile_backbone(
         if out.is_dir():
             raise InputError(f"--out must be a file, but {out} is a folder")
     file = SpaceFile.load(space, family=get_adapter(backbone).family)
-    get_operator(operator)
+    refuse_thresholds(operator)
     target = LatencyTarget.local(**target_options)
     costs = backbone_costs(backbone, target.img_size, operator, **target.network)
     search_space = profile_space(file, costs)
@@ -75,6 +74,7 @@ def profile_recipe(
     """
     recipe = load_recipe(path)
     backbone, operator = recipe.backbone, recipe.schedule.operator
+    refuse_thresholds(operator)
     names = ("img_size", "num_classes", "in_chans", "registers", "readout")
     own = {name: getattr(recipe, name) for name in names}
     target = LatencyTarget.local(**{**own, "model_kwargs": recipe.timm_kwargs, **target_options})

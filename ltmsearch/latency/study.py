@@ -16,7 +16,7 @@ from ltmsearch.latency.profile import LatencyProfile, find_profile, profile_path
 from ltmsearch.latency.runtimes import open_runner
 from ltmsearch.latency.target import LatencyTarget
 from ltmsearch.schedules.schedule import MergeSchedule
-from ltmsearch.schedules.space import SpaceFile
+from ltmsearch.schedules.space_file import SpaceFile
 
 _log = logging.getLogger(__name__)
 

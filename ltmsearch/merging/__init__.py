@@ -12,10 +12,12 @@ from ltmsearch.merging.operator import (
     register_operator,
 )
 from ltmsearch.merging.pool import PoolMerging
+from ltmsearch.merging.threshold import NO_PROGRAM, ThresholdMerging, counting
 from ltmsearch.merging.tome import BipartiteSoftMatching
 
 __all__ = [
     "CONTENT_GAIN",
+    "NO_PROGRAM",
     "OPERATORS",
     "PLACE_GAIN",
     "BipartiteSoftMatching",
@@ -25,7 +27,9 @@ __all__ = [
     "MergeOperator",
     "MergeShape",
     "PoolMerging",
+    "ThresholdMerging",
     "check_form",
+    "counting",
     "full_precision",
     "get_operator",
     "register_operator",

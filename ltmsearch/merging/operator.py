@@ -96,6 +96,9 @@ class MergeOperator(nn.Module):
     keep exactly that number, on no grid."""
     keyed_forms: ClassVar[tuple[Form, ...]] = ()
     """Forms for which `forward` needs the attention keys of the layer."""
+    adaptive: ClassVar[bool] = False
+    """Whether the number of tokens that a merge leaves depends on the image; `keep_ratio` is then a threshold, and
+    `target` the fewest tokens that a merge can leave. In a batch, places without a token have the size 0."""
 
     keep_ratio: float = 1.0
     """Keep ratio of the layer; set only by `set_schedule`."""

@@ -14,18 +14,30 @@ from ltmsearch.models.adapter import (
     prefix_modules,
 )
 from ltmsearch.models.features import feature_dim, pooled_features
+from ltmsearch.models.image_counts import ImageCounts, count_tokens, counted
 from ltmsearch.models.merging_layer import MERGING, attached_operators
-from ltmsearch.models.registry import create_subnet, input_config, register_with_timm, set_schedule, write_config
+from ltmsearch.models.registry import (
+    check_operator,
+    create_subnet,
+    input_config,
+    register_with_timm,
+    set_schedule,
+    write_config,
+)
 from ltmsearch.models.weights import LoadReport, create_backbone, load_weights
 
 __all__ = [
     "FAMILIES",
     "MERGING",
     "Chain",
+    "ImageCounts",
     "LayerShape",
     "LoadReport",
     "attached_operators",
     "blank_image",
+    "check_operator",
+    "count_tokens",
+    "counted",
     "create_backbone",
     "create_subnet",
     "feature_dim",

@@ -118,6 +118,8 @@ class Adapter(ABC):
     timm's default."""
     best_forms: ClassVar[Mapping[str, Form]] = {}
     """Operator → the form of layers for which a schedule names none; other operators have their first."""
+    adaptive: ClassVar[bool] = False
+    """Whether each image of a batch may have its own number of tokens: see `MergeOperator.adaptive`."""
     learning: ClassVar[Learning] = Learning()
     """Settings for a short training from scratch."""
 

@@ -7,6 +7,7 @@ never merge. Pooling at the end weighs each token by the number of input tokens 
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
+import torch
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
@@ -49,6 +50,11 @@ class MergingTransformer(MergingLayer, nn.Module):
         """Whether some block has an operator with a keep ratio below 1."""
         return any(operator.keep_ratio < 1 for block in self.blocks for operator in block.upstream)
 
+    @property
+    def adaptive(self) -> bool:
+        """Whether some block merges by threshold, so that there may be places without a token, of size 0."""
+        return any(operator.adaptive for block in self.blocks for operator in block.upstream)
+
     def start_state(self, patches: Tensor) -> MergeState:
         """The state before the first block, from the (B, N, D) patches, (B, h, w, D) if images may have any size."""
         return MergeState(grid=grid_of(*patches.shape[1:3]) if patches.dim() == 4 else self.patch_embed.grid_size)
@@ -68,7 +74,7 @@ class MergingTransformer(MergingLayer, nn.Module):
                 f"merged tokens cannot be pooled by timm's {type(self.attn_pool).__name__}, which knows no sizes; use "
                 "global_pool token, avg, avgmax or map, or build the network without merging."
             )
-        if not (pooled_by_attention or kind in AVERAGED):
+        if not (pooled_by_attention or kind in AVERAGED or (kind == "max" and self.adaptive)):
             return super().pool(x, pool_type)  # type: ignore[misc]
         state = state_of(x)
         if state is None and self.merges:
@@ -86,7 +92,12 @@ class MergingTransformer(MergingLayer, nn.Module):
             return self.attn_pool(x, attn_mask=sizes.log().to(x.dtype)[:, None, None, :])
         weights = (sizes / sizes.sum(dim=1, keepdim=True)).to(x.dtype)
         mean = (x * weights[..., None]).sum(dim=1)
-        return mean if kind == "avg" else 0.5 * (x.amax(dim=1) + mean)
+        if kind == "avg":
+            return mean
+        if self.adaptive:
+            x = x.masked_fill((sizes == 0)[..., None], -torch.inf)
+        largest = x.amax(dim=1)
+        return largest if kind == "max" else 0.5 * (largest + mean)
 
     def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """See timm; all features are unmerged: each token's value stands at the places of the tokens in it."""
@@ -128,6 +139,7 @@ class Columnar(Adapter):
     any_size_kwargs: ClassVar = {"dynamic_img_size": True, "dynamic_img_pad": True}
     feature_nets = ("getter",)  # the others return the tokens between blocks, which may be merged
     best_forms: ClassVar = {"ltm": "matched"}
+    adaptive = True
     learning = Learning(lr=5e-4, grows=False, patience=2)
 
     def recognises(self, model: nn.Module) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ltmsearch.merging import Merge, MergeOperator
 from ltmsearch.models.adapter import Chain, get_adapter, run_once
 from ltmsearch.models.merging_layer import attached_operators
-from ltmsearch.schedules.grid import Grid
+from ltmsearch.schedules.grid import Grid, tokens
 from ltmsearch.schedules.schedule import Form
 
 
@@ -107,33 +107,42 @@ def trace_merges(
     traces: list[list[LayerMerges]] = [[] for _ in images]
     for chain in chains:
         composed: Tensor | None = None
+        entering: list[int] = [tokens(chain.grid)] * len(images)
         for shape in (shape for shape in chain.layers if shape.name in recorded):
-            operator, shares = recorded[shape.name]
+            operator, shares, kept = recorded[shape.name]
             composed = shares if composed is None else composed @ shares
-            for trace, own in zip(traces, composed.unflatten(0, (len(images), -1)).numpy(), strict=True):
+            owns = composed.unflatten(0, (len(images), -1)).numpy()
+            for trace, own, before, after in zip(traces, owns, entering, kept, strict=True):
                 trace.append(
                     LayerMerges(
                         layer=shape.name,
                         operator=operator.name,
                         form=operator.form,
-                        before=shares.shape[1],
+                        before=before,
                         image_grid=shape.image_grid(chain.grid),
                         window=chain.grid,
                         token_stride=chain.token_stride,
-                        shares=own,
+                        shares=own[:, :, :after],
                     )
                 )
+            entering = kept
     return [tuple(trace) for trace in traces]
 
 
-def _record_shares(model: nn.Module, images: Tensor, layers: Sequence[str]) -> dict[str, tuple[MergeOperator, Tensor]]:
-    """The operators that merged in a forward pass, by layer, and (B·W, tokens before, P) shares."""
-    recorded: dict[str, tuple[MergeOperator, Tensor]] = {}
+def _record_shares(
+    model: nn.Module, images: Tensor, layers: Sequence[str]
+) -> dict[str, tuple[MergeOperator, Tensor, list[int]]]:
+    """The operators that merged in a forward pass, by layer; (B·W, tokens before, P) shares; P of each image.
+
+    Where images keep different numbers of tokens, the last of the P places are empty.
+    """
+    recorded: dict[str, tuple[MergeOperator, Tensor, list[int]]] = {}
 
     def record(layer: str, operator: MergeOperator, merge: Merge) -> None:
         batch, count = merge.sizes.shape
         identity = torch.eye(count, device=merge.sizes.device).expand(batch, 1, -1, -1)
-        recorded[layer] = operator, merge.assignment.spread(identity)[:, 0].cpu()
+        kept = (merge.sizes > 0).sum(dim=1).tolist() if operator.adaptive else [count] * len(images)
+        recorded[layer] = operator, merge.assignment.spread(identity)[:, 0].cpu(), kept
 
     hooks = [
         operator.register_forward_hook(lambda op, _args, merge, layer=layer: record(layer, op, merge))

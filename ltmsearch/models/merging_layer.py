@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ltmsearch.merging import MergeOperator
-from ltmsearch.schedules.grid import Grid
+from ltmsearch.schedules.grid import Grid, tokens
 from ltmsearch.schedules.schedule import Form
 
 MERGING = "merging"
@@ -40,6 +40,8 @@ def merge_target(layer: nn.Module, grid: Grid) -> tuple[MergeOperator | None, Gr
     operator: MergeOperator | None = getattr(layer, MERGING, None)
     if operator is None or operator.keep_ratio == 1:
         return None, grid
+    if operator.adaptive:  # only the merge itself will tell
+        return (operator, grid) if tokens(grid) > 1 else (None, grid)
     # Through text, a constant for `torch.compile`, to which a float attribute that has changed is a variable.
     target = _constant_target(type(operator), grid, f"{operator.keep_ratio}", operator.form, operator.needs_grid)
     return (None, grid) if target == grid else (operator, target)

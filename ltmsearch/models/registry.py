@@ -16,7 +16,7 @@ from ltmsearch.config.names import Readout
 from ltmsearch.data.preparation import ImageOptions
 from ltmsearch.errors import InputError, check_choice, not_among
 from ltmsearch.merging import MaskStart, MergeOperator, check_form, get_operator
-from ltmsearch.models.adapter import Adapter, check_structure, get_adapter, known_backbones
+from ltmsearch.models.adapter import FAMILIES, Adapter, check_structure, get_adapter, known_backbones
 from ltmsearch.models.merging_layer import MERGING, attached_operators
 from ltmsearch.models.registers import register_arguments
 from ltmsearch.models.weights import convert_state, create_backbone
@@ -33,11 +33,23 @@ FEATURE_NETS: dict[str, type[nn.Module]] = {
 """timm's classes that return feature maps, by its names for them."""
 
 
+def check_operator(backbone: str, operator: str) -> None:
+    """Raise an `InputError` for an unknown operator, or one by threshold in a family that cannot take it."""
+    adapter = get_adapter(backbone)
+    if get_operator(operator).adaptive and not adapter.adaptive:
+        served = ", ".join(family.family for family in FAMILIES if family.adaptive)
+        raise InputError(
+            f"the operator of {backbone} must keep equally many tokens in every image, but got {operator!r}: choose "
+            f"another, or a network of the families {served}, where each image may keep its own number"
+        )
+
+
 def attach_operators(
     backbone: str, model: nn.Module, *, operator: str, layers: Iterable[str], start: MaskStart
 ) -> None:
     """Attach fresh, inactive merging operators (keep ratio 1.0) to layers of a plain timm model in place."""
     adapter = get_adapter(backbone)
+    check_operator(backbone, operator)
     check_structure(backbone, adapter, model)  # timm's arguments may have changed it
     make = get_operator(operator)
     like = next(model.parameters())

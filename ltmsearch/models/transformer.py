@@ -130,6 +130,8 @@ class TokenMergingBlock(MergingLayer, nn.Module):
         x = self.transform(x)
         undo = None if state.undo is None else (*state.undo, (before, merge))
         places = None if state.places is None or self.last else mean_places(state.places, sizes, merge)
+        if operator.adaptive:
+            target = (int(merge.sizes.shape[1]),)
         return with_state(x, MergeState(grid=target, sizes=merge.sizes, undo=undo, places=places))
 
     def _keys(self, keys: Tensor) -> Tensor:
@@ -151,10 +153,11 @@ class TokenMergingBlock(MergingLayer, nn.Module):
 
 
 def mean_places(places: Tensor, sizes: Tensor, merge: Merge) -> Tensor:
-    """The size-weighted mean of the (B, N, 2) places of the tokens in each merged token, (B, P, 2)."""
+    """The size-weighted mean of the (B, N, 2) places of the tokens in each merged token, (B, P, 2); 0 where none is."""
     with full_precision(places.device):
         total = merge.assignment.collect_few((places * sizes[..., None]).transpose(-2, -1))
-    return (total / merge.sizes[:, None]).transpose(-2, -1)
+    least = torch.finfo(total.dtype).tiny
+    return (total / merge.sizes.clamp_min(least)[:, None]).transpose(-2, -1)
 
 
 class MergingBlock(TokenMergingBlock, Block):

@@ -16,14 +16,24 @@ Form = Literal["soft", "hard", "matched"]
 """Form of a merge. `soft`: each token is distributed over nearby merged tokens by a matrix; `hard`: it goes to one of
 them, by index; `matched`: the most similar tokens are joined, wherever they are."""
 
+THRESHOLDS = frozenset({"threshold"})
+"""Operators that join what is alike enough. The number that their schedules give a layer is the least cosine of two
+tokens that merge, in place of a keep ratio, and how many tokens are kept depends on the image."""
+
 Value = TypeVar("Value")
+
+
+def amount_of(operator: str) -> str:
+    """What the number is that a schedule of that operator gives a layer: a threshold or a keep ratio."""
+    return "threshold" if operator in THRESHOLDS else "keep ratio"
 
 
 class Choice(NamedTuple):
     """Keep ratio and form of one layer."""
 
     keep_ratio: float
-    """In (0, 1], where 1 is the plain layer; or a negative integer, the number of tokens that the layer removes."""
+    """In (0, 1], where 1 is the plain layer; or a negative integer, the number of tokens that the layer removes. For
+    the operators of `THRESHOLDS` a threshold in (0, 1]."""
     form: Form | None = None
     """None: the default of operator and family."""
 
@@ -36,13 +46,13 @@ class MergeSchedule:
     """Keep ratios and forms by layer, and the merging operator. Equality does not depend on the order of layers.
 
     Raises:
-        InputError: If a keep ratio is neither in (0, 1] nor a negative integer, a form is unknown, or one of both is
-            no mapping.
+        InputError: If a keep ratio is neither in (0, 1] nor a negative integer, a threshold is not in (0, 1], a form is
+            unknown, or one of both is no mapping.
     """
 
     keep_ratios: Mapping[str, float]
     """Layer name (timm module path) → keep ratio in (0, 1], or a negative integer, the number of tokens that the layer
-    removes, at most half; other layers keep every token."""
+    removes, at most half; for the operators of `THRESHOLDS` a threshold. Other layers keep every token."""
     operator: str = "ltm"
     """Name of a merging operator: see `ltmsearch.merging.OPERATORS`."""
     forms: Mapping[str, Form] = field(default_factory=dict)
@@ -54,7 +64,9 @@ class MergeSchedule:
             _checked_mapping(what, given, " (MergeSchedule.uniform takes one for all)")
         if not isinstance(self.operator, str):
             raise InputError(f"the operator of a schedule must be a name, but got {self.operator!r}")
-        frozen = {layer: _checked_ratio(ratio, f"layer {layer}") for layer, ratio in self.keep_ratios.items()}
+        frozen = {
+            layer: _checked_ratio(ratio, f"layer {layer}", self.operator) for layer, ratio in self.keep_ratios.items()
+        }
         for layer, form in self.forms.items():
             check_choice(f"the form of layer {layer}", form, Form)
         forms = {layer: form for layer, form in self.forms.items() if frozen.get(layer, 1.0) < 1.0}
@@ -74,7 +86,7 @@ class MergeSchedule:
         cls, layers: Iterable[str], keep_ratio: float, operator: str = "ltm", form: Form | None = None
     ) -> "MergeSchedule":
         """The same keep ratio and form at every layer."""
-        ratios = dict.fromkeys(layers, _checked_ratio(keep_ratio, "every layer"))
+        ratios = dict.fromkeys(layers, _checked_ratio(keep_ratio, "every layer", operator))
         return cls(keep_ratios=ratios, operator=operator, forms=_everywhere(ratios, form))
 
     @classmethod
@@ -123,7 +135,7 @@ class MergeSchedule:
             InputError: If a name or pattern matches no layer, or a keep ratio or form is invalid.
         """
         if _is_number(keep_ratios):
-            keep_ratios = dict.fromkeys(layers, _checked_ratio(keep_ratios, "every layer"))
+            keep_ratios = dict.fromkeys(layers, _checked_ratio(keep_ratios, "every layer", operator))
         if forms is None or isinstance(forms, str):
             forms = _everywhere(layers, forms)
         given = _checked_mapping("keep ratios", keep_ratios, ", or be one number for all layers")
@@ -150,15 +162,16 @@ def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _checked_ratio(ratio: object, where: str) -> float:
+def _checked_ratio(ratio: object, where: str, operator: str) -> float:
+    rule = "keep ratios must be in (0, 1], or negative integers (tokens to remove)"
+    if operator in THRESHOLDS:
+        rule = f"thresholds of {operator} merging must be in (0, 1]"
     try:
-        if not _is_number(ratio):
+        if not _is_number(ratio) or (ratio < 0 and operator in THRESHOLDS):
             raise ValueError
         check_keep_ratio(ratio)
     except ValueError:
-        raise InputError(
-            f"keep ratios must be in (0, 1], or negative integers (tokens to remove), but {where} has {_shown(ratio)}"
-        ) from None
+        raise InputError(f"{rule}, but {where} has {_shown(ratio)}") from None
     return float(ratio)
 
 

@@ -1,7 +1,4 @@
-"""The search space: possible keep ratios and forms of each layer, and weights of the IB loss.
-
-Read from `search_spaces/<family>.yaml`.
-"""
+"""The search space: possible keep ratios and forms of each layer, and weights of the IB loss."""
 
 import hashlib
 import json
@@ -9,93 +6,17 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from ltmsearch.errors import InputError, check_choice, shortened
-from ltmsearch.io.presets import find_file
-from ltmsearch.io.yaml_models import load
+from ltmsearch.errors import InputError, check_choice
 from ltmsearch.schedules.grid import Grid, kept_share, on_grid, tokens
-from ltmsearch.schedules.schedule import Choice, Form, MergeSchedule
+from ltmsearch.schedules.schedule import THRESHOLDS, Choice, Form, MergeSchedule
+from ltmsearch.schedules.space_file import Offer, SpaceFile
 
 ZERO_SHARE = 1 / 5
 """Share of an IB weight's range, on a log scale, that means zero."""
-
-
-def _low_and_high(weights: tuple[float, ...]) -> tuple[float, ...]:
-    if len(weights) != 2 or not 1e-6 <= weights[0] < weights[1] <= 1e6:
-        raise ValueError("must be [low, high] with 1e-6 <= low < high <= 1e6")
-    return weights
-
-
-KeepRatios = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)]
-KeepCounts = tuple[Annotated[int, Field(lt=0)], ...]
-Forms = Annotated[tuple[Form, ...], Field(min_length=1)]
-
-
-class Offer(NamedTuple):
-    """What a file offers one layer."""
-
-    keep_ratios: tuple[float, ...]
-    """Shares of the tokens in (0, 1], and negative integers: tokens to remove."""
-    forms: tuple[Form, ...]
-
-
-class LayerRule(BaseModel):
-    """Keep ratios, and optionally forms, of the layers that match a pattern."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    pattern: str
-    """Layer name or shell pattern, e.g. `stages.2.*`."""
-    keep_ratios: KeepRatios
-    """Choices; 1.0 (no merge) is always one."""
-    keep_counts: KeepCounts = ()
-    """Further choices: tokens that the layer removes, at most half, as negative integers such as -8."""
-    forms: Forms | None = None
-    """Forms; None: those of the file."""
-
-
-class SpaceFile(BaseModel):
-    """Content of a search-space file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    schema_version: Literal[1]
-    family: str
-    keep_ratios: KeepRatios
-    """Choices of layers without a rule."""
-    keep_counts: KeepCounts = ()
-    """Further choices of these layers: tokens that the layer removes, at most half, as negative integers such as -8."""
-    forms: Forms = ("soft", "hard")
-    """Forms, for operators with more than one."""
-    ib_weight: Annotated[tuple[float, ...], AfterValidator(_low_and_high)] | None = None
-    """Lowest and highest weight of the IB loss, besides zero. None: no IB loss."""
-    layers: tuple[LayerRule, ...] = ()
-    """Exceptions; the first match applies."""
-
-    @classmethod
-    def load(cls, name: str | None, *, family: str) -> "SpaceFile":
-        """Load a file, or a built-in one by its name; None: that of the family.
-
-        Raises:
-            InputError: If it is missing, breaks a rule, or is for another family.
-        """
-        path = find_file("search_spaces", name or family)
-        file = load(cls, path)
-        if file.family != family:
-            raise InputError(
-                f"{path}: family must be that of the backbone, {family}, but got {shortened(repr(file.family))}"
-            )
-        return file
-
-    def choices_of(self, layer: str) -> Offer:
-        """Keep ratios and forms of one layer, as in the file."""
-        for rule in self.layers:
-            if fnmatchcase(layer, rule.pattern):
-                forms = self.forms if rule.forms is None else rule.forms
-                return Offer(rule.keep_ratios + rule.keep_counts, forms)
-        return Offer(self.keep_ratios + self.keep_counts, self.forms)
 
 
 class Layers(Protocol):
@@ -206,7 +127,7 @@ class SearchSpace:
         choices = {
             layer: tuple(
                 choice
-                for choice in layer_choices(layers, layer, file.choices_of(layer))
+                for choice in layer_choices(layers, layer, file.choices_of(layer, layers.operator))
                 if choice.keep_ratio == 1 or worthwhile(layer, choice)
             )
             for layer in grids
@@ -302,6 +223,8 @@ def layer_choices(layers: Layers, layer: str, offer: Offer) -> tuple[Choice, ...
     """
     _check_forms((*offer.forms, *layers.forms))
     offered = [form for form in layers.forms if form in offer.forms] if len(layers.forms) > 1 else [layers.forms[0]]
+    if layers.operator in THRESHOLDS:  # each is a choice of its own, since what it keeps depends on the image
+        return (Choice(1.0), *(Choice(value) for value in sorted(set(offer.keep_ratios) - {1.0}, reverse=True)))
     found = []
     for place, form in enumerate(offered):
         for ratio, target in _distinct_ratios(offer.keep_ratios, layers, layer, form).items():
@@ -349,6 +272,8 @@ def colliding_ratios(space: SearchSpace, layers: Layers) -> dict[str, list[tuple
     `layers`: the backbone at that size.
     """
     result: dict[str, list[tuple[float, ...]]] = {}
+    if space.operator in THRESHOLDS:
+        return result
     for layer, options in zip(space.layers, space.choices, strict=True):
         groups: dict[tuple[Form, Grid], list[float]] = {}
         for choice in options:

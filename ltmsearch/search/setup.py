@@ -26,7 +26,8 @@ from ltmsearch.merging import get_operator
 from ltmsearch.models import create_backbone, get_adapter, input_config, load_weights
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.schedule import MergeSchedule
-from ltmsearch.schedules.space import SearchSpace, SpaceFile, colliding_ratios
+from ltmsearch.schedules.space import SearchSpace, colliding_ratios
+from ltmsearch.schedules.space_file import SpaceFile
 from ltmsearch.search.checkpoint import WEIGHTS
 from ltmsearch.search.expected import TrialRates, expected_seconds, measure_probe, measure_trial, measure_warm_up
 from ltmsearch.search.settled import Conditions, Settled, conditions, settle

@@ -8,8 +8,11 @@ from torch import nn
 
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.recipe import Recipe
+from ltmsearch.costs import CostModel
 from ltmsearch.data.loading import ImageData, load_data
 from ltmsearch.data.transforms import Augmentation
+from ltmsearch.engine.image_costs import COST_BATCH, COST_IMAGES, depends_on_images, measure_costs
+from ltmsearch.engine.runtime import Runtime
 from ltmsearch.errors import InputError
 from ltmsearch.models import LoadReport, create_backbone, create_subnet, input_config, load_weights
 from ltmsearch.search.checkpoint import WEIGHTS
@@ -106,6 +109,15 @@ def make_teacher(recipe: Recipe, options: TrainingOptions) -> nn.Module | None:
             "--teacher FILE with a trained one, or --distill-loss-weight 0"
         )
     return teacher.requires_grad_(False)
+
+
+def present_gflops(recipe: Recipe, costs: CostModel, model: nn.Module, data: ImageData, runtime: Runtime) -> float:
+    """Cost of one image; where it depends on the image, the mean over training images with the present weights."""
+    if not depends_on_images(recipe.schedule):
+        return costs.gflops(recipe.schedule)
+    sample = data.ordered_batches(data.training_sample(COST_IMAGES, seed=recipe.seed), batch_size=COST_BATCH)
+    images = (batch for batch, _ in sample)
+    return measure_costs(recipe.backbone, model, costs, recipe.schedule, images, runtime).gflops
 
 
 def _weights(path: Path) -> Path:

@@ -17,9 +17,10 @@ from torch import nn
 
 from ltmsearch.callbacks import Callbacks, about
 from ltmsearch.config.recipe import Recipe, library_versions
-from ltmsearch.costs import GIGA, backbone_costs
+from ltmsearch.costs import backbone_costs
 from ltmsearch.engine.distributed import Ranks, process_group
 from ltmsearch.engine.evaluation import Score, score
+from ltmsearch.engine.image_costs import COST_IMAGES, depends_on_images
 from ltmsearch.engine.linear_probe import MAX_IMAGES
 from ltmsearch.engine.runtime import Runtime, amp_runtime, find_device
 from ltmsearch.engine.stopwatch import step_seconds
@@ -28,7 +29,7 @@ from ltmsearch.io.files import refuse_links_outward, refuse_unwritable, write_at
 from ltmsearch.io.safetensors_state import load_state, save_state
 from ltmsearch.io.yaml_models import check
 from ltmsearch.models.checkpoints import pack_weights
-from ltmsearch.training.builders import make_network, make_teacher, open_data
+from ltmsearch.training.builders import make_network, make_teacher, open_data, present_gflops
 from ltmsearch.training.curves import write_curves
 from ltmsearch.training.epoch_records import EpochRecord, select_best, write_log
 from ltmsearch.training.learner import Learner, ib_start
@@ -52,7 +53,8 @@ class TrainingResult:
     recipe: Recipe
     """Recipe as trained."""
     gflops: float
-    """Cost of one image at `recipe.img_size`."""
+    """Cost of one image at `recipe.img_size`; where it depends on the image, the mean over `COST_IMAGES` training
+    images with the last weights."""
     params: int
 
 
@@ -97,12 +99,13 @@ class _Trainer:
         self.new_classifiers = () if stored or options.head == "random" else new_classifiers
         self.probe: dict[str, Any] | None = None
         costs = backbone_costs(recipe.backbone, recipe.img_size, recipe.schedule.operator, **recipe.network)
-        self.gflops = costs.macs(recipe.schedule) / GIGA
+        self.costs = costs
         self.merging = sum(after < before for before, after in costs.tokens(recipe.schedule).values())
         self.params = sum(parameter.numel() for parameter in model.parameters())
         one_pass = max(1, self.data.training_size // recipe.batch_size)
         steps = stored["steps_per_epoch"] if stored else recipe.train_steps_per_epoch or one_pass
         self.runtime.prepare(model)
+        self.gflops = present_gflops(recipe, costs, model, self.data, self.runtime)
         self.seconds = _seconds_per_image(recipe, model, self.runtime, images=self.batch // recipe.grad_accum_steps)
         teacher = make_teacher(recipe, options)
         self.learner = Learner(
@@ -137,6 +140,7 @@ class _Trainer:
                 _log.info("epoch %d saved in %.2f s", epoch + 1, time.perf_counter() - start)
             self.ranks.barrier()
         self.callbacks.advance(learner.steps, self._status(recipe.epochs, self.records[-1].train_loss))
+        self.gflops = present_gflops(recipe, self.costs, learner.model, self.data, self.runtime)
         if self.ranks.is_main:
             self._draw(png=True)
         return TrainingResult(
@@ -311,10 +315,11 @@ class _Trainer:
         ib = "without IB loss"
         if recipe.ib_weight:
             ib = f"IB loss of weight {recipe.ib_weight:g} from epoch {ib_start(recipe) + 1}"
+        measured = f", mean of {COST_IMAGES} training images now" if depends_on_images(recipe.schedule) else ""
         lines = [
             f"{recipe.model}: {self.merging} layers merge by {recipe.schedule.operator}, "
-            f"{self.gflops:.4f} GFLOPs at {recipe.img_size} px (multiply-adds per image), {self.params / 1e6:.2f} M "
-            "parameters",
+            f"{self.gflops:.4f} GFLOPs at {recipe.img_size} px (multiply-adds per image{measured}), "
+            f"{self.params / 1e6:.2f} M parameters",
             f"data: {self.data.description}",
             f"device: {self.runtime}{threads}" + (f", {processes} processes" if processes > 1 else ""),
             f"from {start}: {recipe.epochs} epochs of {learner.steps_per_epoch} steps of {recipe.batch_size} images, "

@@ -14,17 +14,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.names import Precision
 from ltmsearch.config.recipe import Recipe, library_versions
-from ltmsearch.costs import GIGA, backbone_costs
+from ltmsearch.costs import GIGA, CostModel, backbone_costs, image_costs
+from ltmsearch.costs.image_costs import QUANTILES
 from ltmsearch.data.layout import DataLayout
 from ltmsearch.data.loading import ImageData, load_data
 from ltmsearch.data.sources import HeldOut, Scoring
 from ltmsearch.engine.evaluation import Batches, Score, agreement, fit_ib, predict, recalibrate, score
 from ltmsearch.engine.ib_loss import IBLoss
+from ltmsearch.engine.image_costs import depends_on_images, whole_tokens
 from ltmsearch.engine.runtime import Runtime, find_device
 from ltmsearch.engine.stopwatch import choose_runtime, step_seconds
 from ltmsearch.errors import InputError, check_choice
 from ltmsearch.io.console_tables import make_table, print_line
-from ltmsearch.models import feature_dim, input_config
+from ltmsearch.models import ImageCounts, counted, feature_dim, input_config
 from ltmsearch.models.checkpoints import TrainedNetwork, load_trained
 from ltmsearch.schedules.schedule import MergeSchedule
 
@@ -65,7 +67,14 @@ class ValidationRecord:
     ib: float | None
     ibb: float | None
     gflops: float
-    """Cost of one image by formula, in 1e9 multiply-adds."""
+    """Cost of one image by formula, in 1e9 multiply-adds; the mean over the validation images where it depends on the
+    image."""
+    gflops_sd: float | None = None
+    """Standard deviation over those images; None, like the next two, where all images cost the same."""
+    gflops_quantiles: dict[str, float] | None = None
+    """Share of the images → the cost that they do not exceed."""
+    tokens: dict[str, float] | None = None
+    """Layer → mean tokens after its merge, without those that never merge."""
     base_gflops: float
     """Cost of the plain network at the same size."""
     params: int
@@ -161,6 +170,7 @@ def print_validation(console: Console, record: ValidationRecord) -> None:
         ("I(X̃;Y)", _nats(record.mi_y), "features and labels, nats"),
         ("IB", _nats(record.ib), f"the difference; its upper bound IBB is {_nats(record.ibb)}"),
         ("GFLOPs", f"{record.gflops:.4f}", f"{share}, at {record.img_size} px"),
+        *_spread(record),
         ("parameters", f"{record.params / 1e6:.2f} M", ""),
         ("throughput", f"{record.images_per_second:.1f}", f"images/s, batch {record.batch_size}, {device}"),
     ):
@@ -171,6 +181,17 @@ def print_validation(console: Console, record: ValidationRecord) -> None:
     console.print(table)
     for note in record.notes:
         print_line(console, f"note: {note}")
+
+
+def _spread(record: ValidationRecord) -> list[tuple[str, str, str]]:
+    """Rows on the spread of costs over images, and on the tokens kept; none where all images cost the same."""
+    if record.gflops_sd is None or record.gflops_quantiles is None or record.tokens is None:
+        return []
+    low, middle, high = (f"{record.gflops_quantiles[f'{share:g}']:.4f}" for share in QUANTILES)
+    return [
+        ("  spread", f"{record.gflops_sd:.4f}", f"over images; 5 %: {low}, half: {middle}, 95 %: {high}"),
+        ("tokens", f"{list(record.tokens.values())[-1]:.1f}", "after the last layer, mean over images"),
+    ]
 
 
 def _nats(value: float | None) -> str:
@@ -235,10 +256,11 @@ def _measure(
     images = next(data.validation_batches(batch_size=batch_size, limit=batch_size))[0]
     full_batch = images.repeat(-(-batch_size // len(images)), 1, 1, 1)[:batch_size]
     runtime = choose_runtime(device, precision, network.model, images[:MEASURED_BATCH])
-    result, (agreed, agreed_se), notes = _score(recipe, network, plain, data, batch_size, runtime, callbacks)
+    costs = backbone_costs(recipe.backbone, img_size, recipe.schedule.operator, **recipe.network)
+    with counted(recipe.backbone, network.model) as counts:
+        result, (agreed, agreed_se), notes = _score(recipe, network, plain, data, batch_size, runtime, callbacks)
     terms: dict[str, Any] = {name: getattr(result.ib, name, None) for name in ("mi_x", "mi_y", "ib", "ibb")}
     seconds = step_seconds(runtime, network.model, full_batch, train=False)
-    costs = backbone_costs(recipe.backbone, img_size, recipe.schedule.operator, **recipe.network)
     return ValidationRecord(
         model=recipe.model,
         operator=recipe.schedule.operator,
@@ -249,7 +271,7 @@ def _measure(
         **terms,
         agreement=agreed,
         agreement_se=agreed_se,
-        gflops=costs.gflops(recipe.schedule),
+        **_costs(recipe, costs, counts, images=result.images),
         base_gflops=costs.base / GIGA,
         params=sum(parameter.numel() for parameter in network.model.parameters()),
         images_per_second=batch_size / seconds,
@@ -260,6 +282,19 @@ def _measure(
         versions=dict(library_versions()),
         notes=[*network.notes, *notes],
     )
+
+
+def _costs(recipe: Recipe, costs: CostModel, counts: ImageCounts, *, images: int) -> dict[str, Any]:
+    """The costs of the validation images, which were the last to pass the network."""
+    if not depends_on_images(recipe.schedule):
+        return {"gflops": costs.gflops(recipe.schedule)}
+    measured = image_costs(costs, recipe.schedule, counts.kept(whole_tokens(costs))[-images:])
+    return {
+        "gflops": measured.gflops,
+        "gflops_sd": measured.gflops_sd,
+        "gflops_quantiles": {f"{share:g}": measured.quantile(share) for share in QUANTILES},
+        "tokens": dict(zip(costs.layers, measured.tokens, strict=True)),
+    }
 
 
 def _unmerged(recipe: Recipe) -> Recipe:

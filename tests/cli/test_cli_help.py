@@ -53,7 +53,7 @@ def test_completion_imports_no_heavy_library() -> None:
         ("pr",): ["profile"],
         ("run", "--sampler", ""): ["auto", "tpe", "gp", "nsga2", "random"],
         ("run", "--backbone", "mobilevit_x"): ["mobilevit_xs", "mobilevit_xxs"],
-        ("run", "--operator", "t"): ["tome"],
+        ("run", "--operator", "t"): ["threshold", "tome"],
         ("run", "--config", "swin"): ["swin_base", "swin_tiny"],
         ("run", "--space", ""): ["efficientvit", "eva", "fastvit", "mobilevit", "swin", "swinv2", "tinyvit", "vit"],
         ("run", "--timeo"): ["--timeout"],

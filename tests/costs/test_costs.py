@@ -34,7 +34,9 @@ from ltmsearch.schedules.schedule import Choice, Form, MergeSchedule
 from ltmsearch.schedules.space import SearchSpace
 
 RATIOS = (1.0, 0.9, 0.7, 0.5, 0.3, 0.1, -1, -8, -30)
-VARIANTS = [(name, form) for name, operator in sorted(OPERATORS.items()) for form in operator.forms]
+VARIANTS = [
+    (name, form) for name, operator in sorted(OPERATORS.items()) if not operator.adaptive for form in operator.forms
+]
 
 
 @cache

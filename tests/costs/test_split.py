@@ -9,7 +9,8 @@ from ltmsearch.costs.split import check_split_layer, describe_split
 from ltmsearch.errors import InputError
 from ltmsearch.models import create_subnet
 from ltmsearch.schedules.schedule import Form, MergeSchedule
-from ltmsearch.schedules.space import LayerRule, SearchSpace, SpaceFile
+from ltmsearch.schedules.space import SearchSpace
+from ltmsearch.schedules.space_file import LayerRule, SpaceFile
 
 VIT, ROPE = "vit_tiny_patch16_224", "vit_small_patch16_rope_mixed_224"
 

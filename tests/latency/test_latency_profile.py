@@ -29,7 +29,8 @@ from ltmsearch.latency.profile import TimedSubnet
 from ltmsearch.latency.runtimes import open_runner
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.schedule import Choice, MergeSchedule
-from ltmsearch.schedules.space import SearchSpace, SpaceFile
+from ltmsearch.schedules.space import SearchSpace
+from ltmsearch.schedules.space_file import SpaceFile
 
 XXS = "mobilevit_xxs"
 FORMS = {"soft": 0.9, "hard": 0.4}

@@ -32,7 +32,9 @@ B, G, D, H = 2, 4, 32, 2
 CASES = [((8, 8), (5, 5)), ((6, 4), (4, 3)), ((3, 3), (1, 1)), ((5, 7), (5, 6))]
 MORE_CASES = [*CASES, ((4, 6), (1, 4)), ((9, 1), (4, 1)), ((14, 14), (10, 10)), ((7, 3), (2, 2))]
 """With targets of one row, of one column, and far smaller ones."""
-VARIANTS = [(name, form) for name, operator in sorted(OPERATORS.items()) for form in operator.forms]
+VARIANTS = [
+    (name, form) for name, operator in sorted(OPERATORS.items()) if not operator.adaptive for form in operator.forms
+]
 
 
 def make(name: str, form: Form | None = None, *, trained: bool = False, kappa: float = 7.0) -> MergeOperator:

@@ -18,7 +18,9 @@ from ltmsearch.schedules.schedule import Form
 
 D, HEADS = 32, 2
 CASES = [((8, 8), (5, 5)), ((6, 4), (4, 3)), ((5, 7), (5, 6)), ((9, 1), (4, 1)), ((7, 7), (3, 2))]
-VARIANTS = [(name, form) for name, operator in sorted(OPERATORS.items()) for form in operator.forms]
+VARIANTS = [
+    (name, form) for name, operator in sorted(OPERATORS.items()) if not operator.adaptive for form in operator.forms
+]
 
 
 def matched_once(pairs: Tensor, merges: int) -> list[int]:

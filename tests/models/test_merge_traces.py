@@ -18,7 +18,9 @@ from ltmsearch.models.supernet import Supernet
 from ltmsearch.models.windows import in_windows
 from ltmsearch.schedules.schedule import MergeSchedule
 
-FORMS = [(name, form) for name, operator in sorted(OPERATORS.items()) for form in operator.forms]
+FORMS = [
+    (name, form) for name, operator in sorted(OPERATORS.items()) if not operator.adaptive for form in operator.forms
+]
 VIT, SWIN = "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"
 
 

@@ -26,7 +26,9 @@ from ltmsearch.models.adapter import modules_of
 from ltmsearch.models.transformer import MergingBlock
 from ltmsearch.schedules.schedule import Form
 
-VARIANTS = [(name, form) for name, operator in sorted(OPERATORS.items()) for form in operator.forms]
+VARIANTS = [
+    (name, form) for name, operator in sorted(OPERATORS.items()) if not operator.adaptive for form in operator.forms
+]
 FAMILIES = sorted(SMALL)
 VIT = "vit_tiny_patch16_224"
 TINY_VIT: dict[str, Any] = {"depth": 3, "embed_dim": 64, "num_heads": 2, "num_classes": 5, "img_size": 96}

@@ -20,7 +20,9 @@ from ltmsearch.programs.verify import BATCHES, NOISE, POOL, TOLERANCE, check_pro
 from ltmsearch.schedules.schedule import Form
 
 SIZE = 80
-VARIANTS = [(name, form) for name, operator in sorted(OPERATORS.items()) for form in operator.forms]
+VARIANTS = [
+    (name, form) for name, operator in sorted(OPERATORS.items()) if not operator.adaptive for form in operator.forms
+]
 
 
 def make_net() -> nn.Module:

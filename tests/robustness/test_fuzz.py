@@ -29,7 +29,8 @@ from ltmsearch.latency import LatencyProfile
 from ltmsearch.models import load_weights
 from ltmsearch.reporting.findings import find
 from ltmsearch.schedules.schedule import MergeSchedule
-from ltmsearch.schedules.space import SearchSpace, SpaceFile
+from ltmsearch.schedules.space import SearchSpace
+from ltmsearch.schedules.space_file import SpaceFile
 from ltmsearch.search.checkpoint import WEIGHTS as SHARED
 from ltmsearch.search.checkpoint import CheckpointState, load_checkpoint, save_checkpoint
 from ltmsearch.search.records import TrialRecord, read_trials, trials_table, write_csv

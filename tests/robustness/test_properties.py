@@ -20,7 +20,8 @@ from ltmsearch.io.yaml_models import read_yaml, to_yaml
 from ltmsearch.merging import LearnableTokenMerging
 from ltmsearch.schedules.grid import Grid, tokens
 from ltmsearch.schedules.schedule import Choice, Form, MergeSchedule
-from ltmsearch.schedules.space import IBWeights, SearchSpace, SpaceFile, layer_choices
+from ltmsearch.schedules.space import IBWeights, SearchSpace, layer_choices
+from ltmsearch.schedules.space_file import SpaceFile
 
 seeded = settings(
     derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -185,7 +186,7 @@ class TestSpaces:
     def test_choices_differ_and_begin_with_the_plain_layer(self, file: SpaceFile, operator: str) -> None:
         layers = FakeLayers(layer_grids=GRIDS, operator=operator)
         for layer in GRIDS:
-            choices = layer_choices(layers, layer, file.choices_of(layer))
+            choices = layer_choices(layers, layer, file.choices_of(layer, operator))
             assert choices[0] == Choice(1.0)
             targets = [layers.target(layer, choice) for choice in choices]
             assert len({(target, c.form) for target, c in zip(targets, choices, strict=True)}) == len(choices)

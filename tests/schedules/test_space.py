@@ -14,14 +14,8 @@ from ltmsearch.merging import OPERATORS
 from ltmsearch.models import FAMILIES
 from ltmsearch.schedules.grid import Grid
 from ltmsearch.schedules.schedule import Choice, Form, MergeSchedule
-from ltmsearch.schedules.space import (
-    IBWeights,
-    Offer,
-    SearchSpace,
-    SpaceFile,
-    colliding_ratios,
-    layer_choices,
-)
+from ltmsearch.schedules.space import IBWeights, SearchSpace, colliding_ratios, layer_choices
+from ltmsearch.schedules.space_file import Offer, SpaceFile
 
 GRIDS: dict[str, Grid] = {"stages.2.0": (14, 14), "stages.3.0": (7, 7), "stages.4.0": (2, 2)}
 HEAD = "schema_version: 1\nfamily: m\n"
@@ -92,7 +86,7 @@ def test_forms_of_a_file_and_of_a_rule(tmp_path: Path) -> None:
     assert build(tmp_path, f"keep_ratios: [0.5]\nforms: [hard]\n{rule}").choices[0] == (PLAIN, Choice(0.7, "hard"))
 
 
-@pytest.mark.parametrize("operator", [name for name, operator in sorted(OPERATORS.items()) if len(operator.forms) == 1])
+@pytest.mark.parametrize("operator", sorted(n for n, op in OPERATORS.items() if len(op.forms) == 1 and not op.adaptive))
 @pytest.mark.parametrize("forms", ["[soft]", "[hard]", "[soft, hard]"])
 def test_operators_with_one_form_take_that_one(tmp_path: Path, operator: str, forms: str) -> None:
     space = build(tmp_path, f"keep_ratios: [0.7, 0.5]\nforms: {forms}\n", operator)
@@ -121,7 +115,8 @@ def test_choices_that_do_not_pay_are_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("operator", sorted(OPERATORS))
 def test_points_come_back_from_their_schedules(tmp_path: Path, operator: str) -> None:
-    space = build(tmp_path, "keep_ratios: [0.7, 0.5, 0.35, 0.25]\n", operator)
+    text = "keep_ratios: [0.7, 0.5, 0.35, 0.25]\nthresholds: [0.95, 0.9, 0.6]\n"
+    space = build(tmp_path, text, operator)
     points = space.random(np.random.default_rng(0), 200)
     for point in points:
         schedule = space.schedule(point)
@@ -135,6 +130,25 @@ def test_points_come_back_from_their_schedules(tmp_path: Path, operator: str) ->
             spelt = MergeSchedule(keep_ratios=schedule.keep_ratios, operator=operator, forms=forms)
             assert np.array_equal(space.indices(spelt), point)
     assert len({space.schedule(point) for point in points}) == len(np.unique(points, axis=0))
+
+
+def test_thresholds_stand_in_place_of_ratios(tmp_path: Path) -> None:
+    """Each is a choice of its own: how many tokens it keeps depends on the image."""
+    head = "keep_ratios: [0.5]\nkeep_counts: [-2]\nthresholds: [0.9, 1.0, 0.99]\n"
+    rules = """layers:
+- {pattern: "stages.2.*", keep_ratios: [0.7], thresholds: [0.8]}
+- {pattern: "stages.3.*", keep_ratios: [1.0]}
+"""
+    space = build(tmp_path, head + rules, "threshold")
+    assert space.choices == ((PLAIN, Choice(0.8)), (PLAIN,), (PLAIN, Choice(0.99), Choice(0.9)))
+    layers = FakeLayers(layer_grids=GRIDS, operator="threshold")
+    assert colliding_ratios(space, layers) == {}
+    with pytest.raises(
+        InputError, match=r"must have `thresholds`, cosines in \(0, 1\] .* but that of family 'm' has none"
+    ):
+        build(tmp_path, "keep_ratios: [0.5]\n", "threshold")
+    with pytest.raises(InputError, match="thresholds"):
+        build(tmp_path, "keep_ratios: [0.5]\nthresholds: [-4]\n", "threshold")
 
 
 def test_possible_choices_count_a_grid_once() -> None:

@@ -7,7 +7,8 @@ from ltmsearch.costs import CostModel, backbone_costs
 from ltmsearch.costs.latency import after_chain_features, layer_features
 from ltmsearch.latency import LatencyProfile, LatencyTarget, Measurement, profile_space
 from ltmsearch.models import get_adapter
-from ltmsearch.schedules.space import SearchSpace, SpaceFile
+from ltmsearch.schedules.space import SearchSpace
+from ltmsearch.schedules.space_file import SpaceFile
 
 FAR = LatencyTarget(
     device="cpu", hardware="a machine far away", threads=4, runtime="torch", dtype="fp32",

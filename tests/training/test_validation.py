@@ -453,7 +453,8 @@ def test_full_memory_is_an_input_error(
 
 KEYS = [
     "model", "operator", "checkpoint", "data", "img_size", "images", "top1", "top1_se", "top5", "agreement",
-    "agreement_se", "loss", "mi_x", "mi_y", "ib", "ibb", "gflops", "base_gflops", "params", "images_per_second",
+    "agreement_se", "loss", "mi_x", "mi_y", "ib", "ibb", "gflops", "gflops_sd", "gflops_quantiles",
+    "tokens", "base_gflops", "params", "images_per_second",
     "batch_size", "device", "threads", "precision", "versions", "notes",
 ]  # fmt: skip
 
