@@ -18,6 +18,7 @@ from ltmsearch.config.recipe import load_recipe
 from ltmsearch.errors import InputError
 from ltmsearch.export.subnets import choose_trials
 from ltmsearch.reporting.json_summary import study_document
+from ltmsearch.search.driver import Driver
 from ltmsearch.search.optuna_records import DASHBOARD_CONSTRAINTS
 from ltmsearch.search.records import TrialRecord, select_front
 from ltmsearch.search.run import Run
@@ -114,6 +115,24 @@ def test_an_interrupted_study_ends_with_the_same_trials(split: Path, tmp_path: P
     run_study(tiny(tmp_path / "run", **SPLIT))
     pd.testing.assert_frame_equal(read_equal_columns(tmp_path / "run"), read_equal_columns(split))
     assert (tmp_path / "run/front.csv").read_bytes() == (split / "front.csv").read_bytes()
+
+
+def test_killed_between_weights_and_study(split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights hold the outcome of the trial that the study lacks, with all three values."""
+    original, left = Driver._store, [4]
+
+    def dies(self: Driver, trial: optuna.Trial, outcome: dict[str, Any]) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        original(self, trial, outcome)
+
+    monkeypatch.setattr(Driver, "_store", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(tiny(tmp_path / "run", **SPLIT))
+    monkeypatch.setattr(Driver, "_store", original)
+    run_study(tiny(tmp_path / "run", **SPLIT))
+    pd.testing.assert_frame_equal(read_equal_columns(tmp_path / "run"), read_equal_columns(split))
 
 
 @pytest.mark.parametrize("other", ["blocks.2", None])
