@@ -23,20 +23,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from harness.arguments import add_data_dir, add_seeds, benchmark_parser, parse
+from harness.operator_nets import operator_nets
 from harness.records import settings_of, write_results
 from harness.statistics import differences, standard_error
 from harness.tables import print_table
 from timm.utils import ParseKwargs
 from torch import Tensor
 
-from ltmsearch.costs import CostModel, backbone_costs
+from ltmsearch.costs import backbone_costs
 from ltmsearch.data.layout import DataLayout
 from ltmsearch.data.loading import ImageData, load_data
 from ltmsearch.data.preparation import ImageOptions
 from ltmsearch.engine.linear_probe import fit_classifiers, probe_images
-from ltmsearch.engine.optimizers import MASKS, make_optimizer, set_rates
+from ltmsearch.engine.optimizers import make_optimizer, set_rates
 from ltmsearch.engine.runtime import Runtime
-from ltmsearch.merging import BipartiteSoftMatching, Merge, MergeShape, get_operator, register_operator
+from ltmsearch.merging import BipartiteSoftMatching, Merge, MergeShape, register_operator
 from ltmsearch.merging.assignment import HardAssignment
 from ltmsearch.merging.matching import average, match, matching_macs
 from ltmsearch.models import input_config
@@ -45,12 +46,10 @@ from ltmsearch.schedules.grid import Grid, tokens
 from ltmsearch.schedules.schedule import Form, MergeSchedule
 
 PUBLISHED = "tome"
-RATIOS = np.arange(0.2, 1.0, 0.002)
-RUNTIME = Runtime(device=torch.device("cpu"), dtype=None)
+RUNTIME = Runtime(device=torch.device("cpu"), dtype=None, reason="fp32")
 BATCH = 64
 
 
-@register_operator
 class BipartiteSoftMatchingOfAllHeads(BipartiteSoftMatching):
     """ToMe that compares the keys of all heads instead of their mean."""
 
@@ -66,22 +65,6 @@ class BipartiteSoftMatchingOfAllHeads(BipartiteSoftMatching):
     @staticmethod
     def merge_macs(shape: MergeShape, form: Form) -> int:
         return matching_macs(shape.n, shape.p, shape.heads * shape.key_dim)
-
-
-class Net(NamedTuple):
-    """An operator in one form."""
-
-    operator: str
-    form: Form
-
-    def __str__(self) -> str:
-        return self.operator if len(get_operator(self.operator).forms) == 1 else f"{self.operator} {self.form}"
-
-    def schedule(self, costs: CostModel, share: float) -> MergeSchedule:
-        """The uniform schedule with the largest cost within a share of the plain network's; none: the cheapest."""
-        tried = [MergeSchedule.uniform(costs.layers, float(r), self.operator, self.form) for r in RATIOS]
-        within = [each for each in tried if costs.macs(each) <= share * costs.base]
-        return max(within or tried[:1], key=costs.macs)
 
 
 class Outputs(NamedTuple):
@@ -135,15 +118,10 @@ def predict(net: Supernet, schedule: MergeSchedule, held_out: Sequence[ImageData
 
 def train_masks(net: Supernet, schedule: MergeSchedule, data: ImageData, args: argparse.Namespace, seed: int) -> None:
     """Train the operators alone to reproduce the plain network, along a linear decay of their rate."""
-    for parameter in net.parameters():
-        parameter.requires_grad_(False)
-    optimizer = make_optimizer(net, "adamw", lr=args.lr, weight_decay=0.0)
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.requires_grad_(bool(group[MASKS]))
-    net.eval()  # statistics of batch norms and stochastic depth stay as in the plain network
+    net.requires_grad_(False).eval()  # statistics of batch norms and stochastic depth stay as in the plain network
     for operator in net.operators().values():
-        operator.train()
+        operator.requires_grad_(True).train()
+    optimizer = make_optimizer(net, "adamw", lr=args.lr, weight_decay=0.0)
     batches = data.train_batches(batch_size=args.batch_size, steps=args.steps, seed=seed)
     for step, (images, _) in enumerate(batches):
         inputs = RUNTIME.images(images)
@@ -194,7 +172,7 @@ def compare(args: argparse.Namespace, seed: int) -> dict[str, Any]:
                 "keep_ratio": schedule.keep_ratio(costs.layers[0]),
                 "untrained": summary(untrained, published),
             }
-            if args.steps and any(operator.parameters() for operator in supernet.operators().values()):
+            if args.steps and any(list(operator.parameters()) for operator in supernet.operators().values()):
                 train_masks(supernet, schedule, data, args, seed)
                 row["trained"] = summary(predict(supernet, schedule, held_out).against(plain), published)
             rows[str(net)] = row
@@ -239,9 +217,8 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-4, help="rate of a backbone; masks have ten times this")
     parser.add_argument("--val-images", type=int, help="held-out images per split; default: all")
     args = parse(parser, steps=2, batch_size=4, val_images=16, shares=[0.9], splits=None)
-    names = args.nets or [PUBLISHED, "tome all heads", "ltm", "pool"]
-    forms = [(name.partition(":")[0], name.partition(":")[2]) for name in names]
-    args.nets = [Net(o, f) for o, wanted in forms for f in get_operator(o).forms if wanted in ("", f)]
+    register_operator(BipartiteSoftMatchingOfAllHeads)
+    args.nets = operator_nets(args.nets or [PUBLISHED, "tome all heads", "ltm", "select", "pool"])
     torch.set_num_threads(1)
     results = {seed: compare(args, seed) for seed in range(args.seeds)}
     show(results, args)
