@@ -7,8 +7,8 @@ step in a learned direction of that form, at rank d.
 
 The *soft* form distributes each token over merged tokens, by two products with an (N, P) mask. The *hard* form sends it
 to the one with the largest share, by index, without such a matrix. The *matched* form ignores the grid: it joins the
-most similar tokens, as ToMe does, but compares the keys of all heads, keeps the length of vectors, and learns how much
-each token counts. It works best in trained networks that do not undo merges (ViT): on a grid, different tokens must
+most similar tokens, as ToMe does, but compares the keys of all heads, learns how much each token counts, and corrects
+what averaging takes from them. It works best in trained networks that do not undo merges (ViT): on a grid, different tokens must
 merge because they are neighbours. All forms have the same weights, so that those trained in one form work in another.
 
 Shapes: B images, G groups that share the mask, N tokens in, P tokens out, D channels, d mask rank, H attention heads
@@ -132,7 +132,7 @@ class LearnableTokenMerging(MergeOperator):
     """The elastic mask module: V (D, d) and κ decide which tokens merge by place, u (D, K) how much each counts.
 
     With κ → 0 and u = 0 its soft form is area pooling, the operator `pool`. The matched form compares tokens by the
-    cosine of their keys, and scales merged tokens to the mean length of their tokens, to the power ρ.
+    cosine of their keys, and corrects what averaging takes from them: see `_corrected`.
 
     Args:
         dim: D, divisible by `PARTS`.
@@ -159,9 +159,11 @@ class LearnableTokenMerging(MergeOperator):
         self.importance = nn.Parameter(torch.zeros(dim, PARTS))
         self.log_gain = nn.Parameter(torch.tensor(log(CONTENT_GAIN if start == "content" else PLACE_GAIN)))
         self.length_power = nn.Parameter(torch.tensor(1.0))
+        self.scale = nn.Parameter(torch.zeros(dim))
+        self.shift = nn.Parameter(torch.zeros(dim))
 
     def no_weight_decay(self) -> set[str]:
-        return {"importance", "log_gain", "length_power"}
+        return {"importance", "log_gain", "length_power", "scale", "shift"}
 
     def assign(
         self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None
@@ -198,17 +200,22 @@ class LearnableTokenMerging(MergeOperator):
         """κ > 0."""
         return self.log_gain.float().exp()
 
-    def _with_length(
+    def _corrected(
         self, merged: Tensor, values: Tensor, sizes: Tensor, merged_sizes: Tensor, assignment: Assignment
     ) -> Tensor:
-        """(B, G, P, D) merged tokens at the mean length of their tokens, to the power ρ of the ratio of the lengths.
+        """(B, G, P, D) merged tokens with what averaging takes from them.
 
-        A mean of different vectors is shorter than they are: Kim et al., "Token Fusion" (2023,
-        https://arxiv.org/abs/2312.01026), keep the length, which is ρ = 1.
+        A mean m of different vectors is shorter than they are. Kim et al., "Token Fusion" (2023,
+        https://arxiv.org/abs/2312.01026), give it their mean length ℓ. Here the ratio has a learned power ρ, which
+        starts at 1; a scale a and a shift b per channel, which start at zero, grow with the size s of the token:
+
+            m' = m (ℓ / ‖m‖)^ρ,   X̃ = m' (1 + a log s) + b log s
         """
         lengths = length(values.float())[..., 0]  # (B, G, N)
         mean = assignment.collect_few(lengths * sizes[:, None]) / merged_sizes
-        return merged * (mean[..., None] / length(merged.float())) ** self.length_power.float()
+        merged = merged * (mean[..., None] / length(merged.float())) ** self.length_power.float()
+        growth = merged_sizes[..., None].log()  # (B, 1, P, 1), zero for a token that has not merged
+        return merged * (1 + growth * self.scale.float()) + growth * self.shift.float()
 
     def forward(self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None) -> Merge:
         """X̃_p = Σ_n A_np w_n Z_n / Σ_n A_np w_n per part, sizes Aᵀ s; arguments as in `MergeOperator`."""
@@ -223,7 +230,7 @@ class LearnableTokenMerging(MergeOperator):
         merged = summed.unflatten(-1, (PARTS, -1)) / totals.transpose(-2, -1)[:, None, ..., None]
         merged = merged.flatten(-2).to(summed.dtype if values is tokens else tokens.dtype)
         if self.form == "matched":
-            merged = self._with_length(merged, values, sizes, merged_sizes, assignment).to(merged.dtype)
+            merged = self._corrected(merged, values, sizes, merged_sizes, assignment).to(merged.dtype)
         if self.needs_grid and self.form == "hard":
             empty = totals[:, :1, :, None] <= EMPTY_TOTAL
             if any_empty(empty):

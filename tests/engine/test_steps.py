@@ -67,7 +67,7 @@ def test_warm_up_trains_every_parameter_and_ends_plain() -> None:
     # By more than rounding: the mask's rate is ten times the backbone's, and peaks in the sandwich steps.
     masks = [name for name in used if ".merging." in name]
     assert {name.rpartition(".")[2] for name in masks} == {
-        "directions", "importance", "length_power", "log_gain"
+        "directions", "importance", "length_power", "log_gain", "scale", "shift"
     }  # fmt: skip
     still = {name: moved[name] for name in masks if not moved[name] > 1e-4}
     # Where the last merge of a chain is undone, its tokens have passed only the MLP, whose norm removes their length.

@@ -96,7 +96,8 @@ class TestEveryOperator:
     ) -> None:
         operator = make(name, form, trained=trained)
         if isinstance(operator, LearnableTokenMerging):
-            operator.length_power.data.zero_()  # else they have the length of their sources
+            for correction in (operator.length_power, operator.scale, operator.shift):
+                correction.data.zero_()
         x, _, out = merge(operator, grid, target)
         within = (out.tokens <= x.amax(2, keepdim=True) + 1e-5) & (out.tokens >= x.amin(2, keepdim=True) - 1e-5)
         assert within[(out.sizes > EMPTY_SIZE)[:, None].expand(-1, G, -1)].all()
@@ -307,7 +308,7 @@ def test_gradients_reach_mask_parameters_but_not_tokens(form: Form) -> None:
     x = torch.randn(B, G, 36, D, requires_grad=True)
     sizes, keys = torch.ones(B, 36), torch.randn(B, 36, H, 8, requires_grad=True)
     operator(x, sizes, (6, 6), (4, 4), keys).tokens.square().sum().backward()
-    silent = {"length_power"} if form != "matched" else {"directions", "log_gain"}
+    silent = {"length_power", "scale", "shift"} if form != "matched" else {"directions", "log_gain"}
     for name, parameter in operator.named_parameters():
         assert parameter.grad is not None, name
         assert bool(parameter.grad.abs().sum() > 0) == (name not in silent), name

@@ -78,6 +78,8 @@ def reference(
     if isinstance(operator, LearnableTokenMerging) and operator.form == "matched":
         lengths = (a.mT[:, None] @ (x.norm(dim=-1) * sizes[:, None])[..., None]) / (a.mT @ sizes[..., None])[:, None]
         merged = merged * (lengths / merged.norm(dim=-1, keepdim=True)) ** operator.length_power
+        growth = (a.mT @ sizes[..., None]).log()[:, None]
+        merged = merged * (1 + operator.scale * growth) + operator.shift * growth
     if operator.needs_grid and operator.form == "hard":
         rows, columns = (side_shares(*side)[0] for side in zip(grid, target, strict=True))
         area = torch.tensor(np.kron(rows, columns), dtype=torch.float32)

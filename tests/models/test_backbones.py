@@ -156,7 +156,9 @@ class TestConformance:
         gradients = {name: parameter.grad for name, parameter in supernet.named_parameters()}
         assert [name for name, gradient in gradients.items() if gradient is None] == []
         silent = {name for name, gradient in gradients.items() if not gradient.abs().sum() > 0}
-        unused = ("length_power",) if form in OPERATORS[operator].grid_forms else ("directions", "log_gain")
+        unused = (
+            ("length_power", "scale", "shift") if form in OPERATORS[operator].grid_forms else ("directions", "log_gain")
+        )
         assert silent == {name for name in gradients if MERGING in name and name.endswith(unused)}
 
     def test_bf16(self, backbone: str, operator: str, form: Form) -> None:
