@@ -8,8 +8,9 @@ step in a learned direction of that form, at rank d.
 The *soft* form distributes each token over merged tokens, by two products with an (N, P) mask. The *hard* form sends it
 to the one with the largest share, by index, without such a matrix. The *matched* form ignores the grid: it joins the
 most similar tokens, as ToMe does, but compares the keys of all heads, learns how much each token counts, and corrects
-what averaging takes from them. It works best in trained networks that do not undo merges (ViT): on a grid, different tokens must
-merge because they are neighbours. All forms have the same weights, so that those trained in one form work in another.
+what averaging takes from them. It works best in trained networks that do not undo merges (ViT): on a grid, different
+tokens must merge because they are neighbours. All forms share their weights, so that those trained in one form work in
+another.
 
 Shapes: B images, G groups that share the mask, N tokens in, P tokens out, D channels, d mask rank, H attention heads
 with keys of C channels, K = 4 parts of the channels.
