@@ -9,7 +9,7 @@ from ltmsearch.costs import CostModel
 from ltmsearch.merging import get_operator
 from ltmsearch.schedules.schedule import Form, MergeSchedule
 
-RATIOS = np.arange(0.1, 1.0, 0.002)
+RATIOS = np.arange(0.1, 1.0, 0.0005)
 
 
 class OperatorNet(NamedTuple):
