@@ -109,9 +109,8 @@ def _add_front(figure: go.Figure, layout: FrontLayout, axis: CostAxis) -> None:
     together: dict[str, Any] = {"legendgroup": "front", "hoverinfo": "skip"}  # the mark in the ring has a hover box
     figure.add_scatter(x=x, y=y, mode="lines", line={"color": BLACK, "width": 1.5}, showlegend=False, **together)
     rings = {"front, ± 1 standard error": (RING, [r for r in layout.front if r not in layout.by_second])}
-    if axis.second is not None:
-        thin = RING | {"line": {"width": 1}}
-        rings[f"front only by {axis.second.unit}"] = thin, [r for r in layout.front if r in layout.by_second]
+    if axis.second is not None and layout.by_second:
+        rings[f"front only by {axis.second.unit}"] = RING | {"line": {"width": 1}}, list(layout.by_second)
     for name, (ring, members) in rings.items():
         figure.add_scatter(
             name=name,
