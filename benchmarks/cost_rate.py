@@ -44,7 +44,7 @@ def methods(backbone: str, img_size: int, compared: int) -> dict[str, Callable[[
     size = (img_size, img_size)
     costs = cost_model(backbone, timm.create_model(backbone), size)
     file = SpaceFile.load(None, family=get_adapter(backbone).family)
-    space = SearchSpace.build(file, costs.layer_grids, reduces_cost=costs.reduces_cost)
+    space = SearchSpace.build(file, costs)
     table = costs.table(space.choices)
     points = space.random(np.random.default_rng(0), 10_000)
     schedules = [space.schedule(point) for point in points[:2000]]

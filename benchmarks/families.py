@@ -14,8 +14,6 @@ from harness.records import settings_of, write_results
 from harness.tables import print_table
 
 from ltmsearch.costs import GIGA, CostModel, cost_model
-from ltmsearch.costs.macs import merge_macs
-from ltmsearch.merging import get_operator
 from ltmsearch.models import create_subnet, get_adapter
 from ltmsearch.schedules.schedule import Choice, Form, MergeSchedule
 from ltmsearch.schedules.space import SearchSpace
@@ -32,7 +30,7 @@ def merging_share(costs: CostModel, schedule: MergeSchedule) -> float:
     for chain in costs.chains:
         for layer in chain.layers:
             choice = Choice(schedule.keep_ratio(layer.name), schedule.form(layer.name))
-            total += merge_macs(chain, layer, get_operator(costs.operator), grids[layer.name][0], choice)
+            total += costs.merge_macs(chain, layer, grids[layer.name][0], choice)
     return total / costs.macs(schedule)
 
 
@@ -40,7 +38,7 @@ def count(backbone: str) -> dict[str, Any]:
     """GFLOPs of one backbone: plain, at its cheapest, and with uniform schedules."""
     costs = cost_model(backbone, create_subnet(backbone), SIZE)
     file = SpaceFile.load(None, family=get_adapter(backbone).family)
-    space = SearchSpace.build(file, costs.layer_grids, reduces_cost=costs.reduces_cost)
+    space = SearchSpace.build(file, costs)
     counts: dict[str, Any] = {
         "plain": costs.base / GIGA,
         "cheapest": costs.table(space.choices).reachable()[0] / GIGA,

@@ -61,7 +61,7 @@ def measure_depth(depth: int) -> dict[str, Any]:
     net, start = create_subnet(backbone, depth=depth), Seconds.now()
     costs = cost_model(backbone, net, (224, 224))
     file = SpaceFile.load(None, family=get_adapter(backbone).family)
-    space = SearchSpace.build(file, costs.layer_grids, reduces_cost=costs.reduces_cost)
+    space = SearchSpace.build(file, costs)
     table = costs.table(space.choices)
     counted = (Seconds.now() - start).wall
     schedules = space.random(np.random.default_rng(0), 10_000)

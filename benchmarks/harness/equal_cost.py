@@ -49,9 +49,7 @@ class EqualCostNets:
         """The family's search space and its costs."""
         classes = self.training.classes
         costs = backbone_costs(self.case.backbone, self.case.img_size, "ltm", num_classes=classes)
-        space = SearchSpace.build(
-            SpaceFile.load(None, family=self.family), costs.layer_grids, "ltm", reduces_cost=costs.reduces_cost
-        )
+        space = SearchSpace.build(SpaceFile.load(None, family=self.family), costs)
         return space, costs.table(space.choices)
 
     @cached_property
@@ -60,7 +58,7 @@ class EqualCostNets:
         _, table = self.space
         low, plain = table.reachable()[0], table.base
         wanted = max(SHARE * plain, low + (plain - low) / 3)
-        return min((macs for _, macs in self._uniforms("ltm")), key=lambda macs: abs(macs - wanted))
+        return min((macs for _, macs in self._uniforms("ltm", "soft")), key=lambda macs: abs(macs - wanted))
 
     def _uniforms(self, operator: str, form: Form | None = None) -> list[tuple[MergeSchedule, int]]:
         """Uniform schedules and their costs; in a ViT at three layers, since merges accumulate."""
@@ -92,7 +90,10 @@ class EqualCostNets:
         if net == "learned":
             return self._learn()
         operator, _, matched = net.partition(" ")
-        uniforms = self._uniforms(operator, "matched" if matched else None)
+        form: Form | None = None
+        if operator == "ltm":
+            form = "matched" if matched else "soft"
+        uniforms = self._uniforms(operator, form)
         return max((pair for pair in uniforms if pair[1] <= self.target), key=lambda pair: pair[1])[0]
 
     def _search(self, name: str, budget: str) -> MergeSchedule:

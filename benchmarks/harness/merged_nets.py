@@ -32,6 +32,7 @@ class FreeMerging(MergeOperator):
     """Keep the first P tokens: the shapes of a merge without its work."""
 
     forms = ("soft",)
+    grid_forms = ("soft",)
 
     def forward(self, tokens_in: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None) -> Merge:
         count = tokens(target)
@@ -52,15 +53,18 @@ def by_rule(costs: CostModel, keep: float, batch: int) -> dict[str, Form]:
     """Fastest form per layer: soft where B·W·G·N·P·D is small, else by index.
 
     Without an N×P matrix a merge takes about ten small calls more, and saves 2·N·P·D multiply-adds per group. Of the
-    two forms by index matching makes fewer calls; in front of a convolution (`filled`) tokens must stay on the grid.
+    two forms by index matching makes fewer calls; in front of a convolution (`needs_grid`) tokens must stay on the
+    grid. Where merges accumulate, no soft merge can follow a matched one.
     """
-    grids = costs.grids(MergeSchedule.uniform(costs.layers, keep, "ltm"))
+    grids = costs.grids(MergeSchedule.uniform(costs.layers, keep, "ltm", "soft"))
     forms: dict[str, Form] = {}
     for chain in costs.chains:
+        left = False
         for layer in chain.layers:
             n, p = (tokens(grid) for grid in grids[layer.name])
             dense = batch * layer.windows * layer.groups * n * p * layer.dim < DENSE_BELOW
-            forms[layer.name] = "soft" if dense else "hard" if layer.filled else "matched"
+            forms[layer.name] = "soft" if dense and not left else "hard" if layer.needs_grid else "matched"
+            left = left or forms[layer.name] == "matched"
     return forms
 
 
