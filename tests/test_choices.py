@@ -89,8 +89,8 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "io.presets:find_file(kind)": lambda name: find_file(name, "mobilevit"),
     "io.presets:shipped_folder(kind)": shipped_folder,
     "io.presets:shipped_names(kind)": shipped_names,
-    "merging.ltm:LearnableTokenMerging(start)": lambda name: LearnableTokenMerging(16, 1, name),
-    "merging.operator:MergeOperator(start)": lambda name: PoolMerging(16, 1, name),
+    "merging.ltm:LearnableTokenMerging(start)": lambda name: LearnableTokenMerging(16, name),
+    "merging.operator:MergeOperator(start)": lambda name: PoolMerging(16, name),
     "models.registry:attach_operators(start)": lambda name: attach_operators(
         XXS, create_backbone(XXS), operator="ltm", layers=[LAYER], start=name
     ),

@@ -94,9 +94,10 @@ def describe_cost(
     Raises:
         InputError: For an unknown name, or keep ratios that do not fit.
     """
-    checked = None if form is None else check_form(operator, form)
+    given = None if form is None else check_form(operator, form)
     costs = backbone_costs(backbone, img_size, operator, **timm_kwargs)
-    schedule = MergeSchedule.from_list(costs.layers, keep, operator, checked)
+    default = costs.default_form if len(costs.forms) > 1 else None
+    schedule = MergeSchedule.from_list(costs.layers, keep, operator, given or default)
     subnet = create_subnet(
         backbone,
         keep_ratios=schedule.keep_ratios,

@@ -150,7 +150,7 @@ class SearchSpace:
 
     @property
     def cheapest(self) -> np.ndarray:
-        """(L,) indices of the smallest keep ratio at every layer."""
+        """(L,) indices of the choice that keeps the fewest tokens of its full grid, at every layer."""
         return np.array([len(options) - 1 for options in self.choices])
 
     def schedule(self, indices: Sequence[int] | np.ndarray) -> MergeSchedule:

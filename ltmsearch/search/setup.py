@@ -135,7 +135,9 @@ class StudyContext:
                 f"{text} at {layers[0]}" + (f" and {len(layers) - 1} more" if len(layers) > 1 else "")
                 for text, layers in by_groups.items()
             )
-            lines.append(f"at {s.proxy_img_size} px these keep ratios give the same grid and equal scores: {shown}")
+            lines.append(
+                f"at {s.proxy_img_size} px these keep ratios keep the same tokens and have equal scores: {shown}"
+            )
         return lines
 
     def _output_lines(self) -> list[str]:

@@ -1,6 +1,7 @@
 """Commands that describe a backbone or show a study, and configuration files."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def test_cost_counts_by_formula_and_by_tracing(ltmsearch: Ltmsearch) -> None:
     assert round(record["base_gflops"], 4) == 1.5467
     assert list(record["keep_ratios"].values()) == [float(r) for r in keep.split(",")]
     assert record["tokens"]["stages.2.1.transformer.0"] == [196, 132]
-    assert record["forms"] == {}
+    assert record["forms"] == {layer: "soft" for layer, ratio in record["keep_ratios"].items() if ratio < 1}
     arguments = ("cost", "mobilevit_s", "--keep", keep, "--form", "hard", "--json")
     code, out, _ = ltmsearch(*arguments)
     hard = json.loads(out)
@@ -40,6 +41,20 @@ def test_cost_counts_by_formula_and_by_tracing(ltmsearch: Ltmsearch) -> None:
     plain = json.loads(out)
     assert plain["gflops"] == plain["base_gflops"]
     assert set(plain["keep_ratios"].values()) == {1.0}
+
+
+def test_cost_of_tokens_to_remove(ltmsearch: Ltmsearch) -> None:
+    code, out, _ = ltmsearch("cost", "vit_small_patch16_224", "--keep=-8", "--json")
+    record = json.loads(out)
+    assert code == 0
+    assert record["gflops"] == record["gflops_traced"] < record["base_gflops"]
+    assert set(record["keep_ratios"].values()) == {-8}
+    assert set(record["forms"].values()) == {"matched"}
+    assert list(record["tokens"].values()) == [[196 - 8 * i, 188 - 8 * i] for i in range(12)]
+    code, out, _ = ltmsearch("cost", "vit_small_patch16_224", "--keep=-8,1,1,1,1,1,0.9,1,1,1,1,1", "--operator", "tome")
+    assert code == 0
+    assert re.search(r"blocks\.0 +-8 +196 +188 *\n", out)
+    assert re.search(r"blocks\.6 +0\.9 +188 +169 *\n", out)
 
 
 def test_space_marks_merges_that_cost_more_than_they_save(ltmsearch: Ltmsearch) -> None:

@@ -38,7 +38,15 @@ def test_forms_survive(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_recipes_without_forms_merge_in_the_first_one(tmp_path: Path) -> None:
+def test_tokens_to_remove_survive(tmp_path: Path) -> None:
+    recipe = Recipe(**{**MINIMAL, "schedule": {"blocks.0": -8, "blocks.1": 0.9}, "forms": {"blocks.0": "matched"}})
+    again = load_recipe(recipe.save(tmp_path / "r.yaml"))
+    assert again == recipe
+    assert dict(again.schedule.keep_ratios) == {"blocks.0": -8, "blocks.1": 0.9}
+    assert yaml.safe_load((tmp_path / "r.yaml").read_text())["schedule"] == {"blocks.0": -8, "blocks.1": 0.9}
+
+
+def test_recipes_without_forms_leave_them_to_the_family(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump({"schema_version": 1, **MINIMAL}))
     assert dict(load_recipe(path).schedule.forms) == {}
@@ -49,7 +57,8 @@ def test_recipes_without_forms_merge_in_the_first_one(tmp_path: Path) -> None:
     [
         ({"learning_rate": 1}, "unknown setting 'learning_rate'"),
         ({"epochs": 0}, "epochs must be greater than or equal to 1, but got 0"),
-        ({"schedule": {"a": 1.5}}, r"must be in \(0, 1\], but layer a has 1.5"),
+        ({"schedule": {"a": 1.5}}, r"must be in \(0, 1\], or negative integers .*, but layer a has 1.5"),
+        ({"schedule": {"a": -1.5}}, r"must be in \(0, 1\], or negative integers .*, but layer a has -1.5"),
         (
             {"forms": {"a": "firm"}},
             "the form of layer a must be soft, hard, matched, but got 'firm'",
@@ -57,8 +66,8 @@ def test_recipes_without_forms_merge_in_the_first_one(tmp_path: Path) -> None:
         ({"schedule": 0.5}, "`schedule` must map layer names to keep ratios, but got 0.5"),
         ({"schedule": [0.5]}, r"`schedule` must map layer names to keep ratios, but got \[0.5\]"),
         ({"schedule": {3: 0.5}}, "keep ratios must be given by the names of layers, but got 3"),
-        ({"schedule": {"a": True}}, r"must be in \(0, 1\], but layer a has True"),
-        ({"schedule": {"a": float("nan")}}, r"must be in \(0, 1\], but layer a has nan"),
+        ({"schedule": {"a": True}}, r"must be in \(0, 1\], or negative integers .*, but layer a has True"),
+        ({"schedule": {"a": float("nan")}}, r"must be in \(0, 1\], or negative integers .*, but layer a has nan"),
         ({"forms": "hard"}, "`forms` must map layer names to forms, but got 'hard'"),
         ({"schema_version": 2}, "schema_version must be 1 for this ltmsearch, but got 2"),
     ],

@@ -290,6 +290,26 @@ def test_plot_has_every_layer_and_point() -> None:
     assert sentences(findings)[0][:40] in figure.layout.title.subtitle.text
 
 
+def counted(record: TrialRecord, tokens: int = 200) -> TrialRecord:
+    """The same trial by numbers of tokens to remove, of layers that have `tokens` each."""
+    ratios = record.schedule.keep_ratios
+    removed = {layer: 1.0 if ratio == 1 else -round((1 - ratio) * tokens) for layer, ratio in ratios.items()}
+    shares = {layer: ratio for layer, ratio in ratios.items() if ratio < 1}
+    schedule = MergeSchedule(keep_ratios=removed, forms=record.schedule.forms)
+    return dataclasses.replace(record, schedule=schedule, kept_shares=shares)
+
+
+def test_tokens_to_remove_have_the_effects_of_their_shares() -> None:
+    records = study(MOBILEVIT, 40, loss=PLANTED, saved=SAVED)
+    other = [counted(record) for record in records]
+    assert {ratio for r in other for ratio in r.schedule.keep_ratios.values()} == {1.0, -60, -100, -130, -150}
+    assert layer_importance(other) == layer_importance(records)
+    assert sentences(find(other)) == sentences(find(records))
+    one, same = (layers_figure(find(each), axis=CostAxis()).data[0] for each in (records, other))
+    assert one.z == same.z
+    assert {text for row in same.text for text in row} <= {"", "-60", "-100", "-130", "-150"}
+
+
 def test_many_points_have_units_once() -> None:
     ratios = dict.fromkeys(SWIN_BASE, 0.5)
     records = [point(n, 3.0, 60.0 + n, ratios, latency_ms=10.0 + n) for n in range(8)]

@@ -58,6 +58,11 @@ def awkward_records() -> list[TrialRecord]:
         record(0, kind="baseline", label='uniform "0.5",\nor so', gflops=1 / 3, loss=5e-324, ib_weight=0.1 + 0.2),
         record(1, kind="start-up", **UNSCORED | {"state": "over budget", "latency_ms": math.pi}),
         record(2, **UNSCORED | {"state": "failed", "feasible": True, "seconds": 1e-7}),
+        record(
+            1000,
+            keep_ratios=dict(zip(LAYERS, (-8, 0.5, -100), strict=True)),
+            kept_shares={LAYERS[0]: 188 / 196, LAYERS[2]: 1 / 3},
+        ),
         record(3, top1_se=None, rescored_top1=None, rescored_top1_se=None, rescored_loss=None, supernet_version=0),
         *(
             record(
@@ -99,11 +104,21 @@ def awkward_records() -> list[TrialRecord]:
         ({"state": "failed", "top1": None}, "rescored_top1 needs state 'scored'"),
         ({"state": "failed", "top1": None, "rescored_top1": None, "agreement": 90.0}, "agreement needs state 'scored'"),
         ({"agreement": 100.1}, "agreement"),
+        ({"keep_ratios": {"a": -8}}, "kept_shares must have exactly the layers .* is negative, but a is in only one"),
+        ({"kept_shares": {"a": 0.5}}, "kept_shares must have exactly the layers .* is negative, but a is in only one"),
+        ({"keep_ratios": {"a": -8}, "kept_shares": {"a": 1.5}}, "kept_shares"),
     ],
 )
 def test_a_record_checks_itself(fields: dict[str, Any], rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
         record(**{"trial": 0} | fields)
+
+
+def test_kept_shares_are_keep_ratios_or_what_is_left() -> None:
+    counted = record(1, keep_ratios={"a": -8, "b": 0.5, "c": 1}, forms={"a": "matched"}, kept_shares={"a": 0.75})
+    assert [counted.kept_share(layer) for layer in "abc"] == [0.75, 0.5, 1.0]
+    assert counted.by_stage() == [("", "-8m .5 1")]
+    assert record(2, keep_ratios={"a": -2000}, kept_shares={"a": 0.5}).short_ratio("a") == "-2000"
 
 
 def test_name_and_score() -> None:
@@ -227,7 +242,7 @@ def test_front_table_has_published_columns_and_final_scores(tmp_path: Path) -> N
 def test_trials_come_back_exactly(tmp_path: Path) -> None:
     records = awkward_records()
     path = write_csv(trials_table(reversed(records)), tmp_path / "trials.csv")
-    assert read_trials(path, "ltm") == records
+    assert read_trials(path, "ltm") == sorted(records, key=lambda r: r.trial)
     again = write_csv(trials_table(read_trials(path, "ltm")), tmp_path / "again.csv")
     assert again.read_bytes() == path.read_bytes()
     assert read_trials(write_csv(trials_table([]), path), "ltm") == []
@@ -256,6 +271,11 @@ DAMAGE = {
         "line 2: forms must name layers of keep_ratios, but got stages.7",
     ),
     "before there were forms": (lambda text: text.replace(",forms", ""), "must have the columns .*forms"),
+    "a number of tokens without its share": (
+        lambda text: text.replace("0.5}", "-8}"),
+        "line 2: kept_shares must have exactly the layers whose keep ratio is negative, but stages.1 is in only one",
+    ),
+    "no shares": (lambda text: text.replace(",{}\n", ",[]\n"), "line 2: kept_shares must be a JSON object"),
 }
 
 
@@ -271,9 +291,10 @@ def test_a_damaged_or_foreign_file_is_named_with_the_rule(tmp_path: Path, damage
 
 
 @pytest.mark.parametrize("missing", [("agreement", "agreement_se"), ("agreement_se",)], ids=["both", "one"])
-def test_tables_by_versions_without_agreement_are_read(tmp_path: Path, missing: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("shares", [(), ("kept_shares",)], ids=["shares", "no shares"])
+def test_tables_by_earlier_versions_are_read(tmp_path: Path, missing: tuple[str, ...], shares: tuple[str, ...]) -> None:
     records = [record(3, agreement=90.0, agreement_se=1.5, forms={LAYERS[1]: "hard"}), record(4, agreement=80.0)]
-    path = write_csv(trials_table(records).drop(columns=list(missing)), tmp_path / "trials.csv")
+    path = write_csv(trials_table(records).drop(columns=[*missing, *shares]), tmp_path / "trials.csv")
     assert read_trials(path, "ltm") == [dataclasses.replace(r, **dict.fromkeys(missing)) for r in records]
     path.write_text(path.read_text().replace("3,searched", "3", 1))
     with pytest.raises(InputError, match="line 2: a row must have"):
