@@ -65,7 +65,9 @@ def change_in_windows(
     """
     batch, rows, columns, dim = x.shape
     before = in_windows(x, window)[:, None]  # (B·W, 1, N, D)
-    keys = None if keys is None else in_windows(keys, window).unflatten(-1, (heads, -1))
+    if keys is not None:
+        # Not `unflatten`, whose translation to ONNX by torch's older exporter fixes the batch size.
+        keys = in_windows(keys, window).reshape(before.shape[0], tokens(window), heads, -1)
     merge = operator(before, window_sizes(x, window), window, target, keys)
     changed = change(merge.tokens.reshape(batch, -1, dim))  # by image, as drop path works
     back = merge.assignment.spread(changed.view(merge.tokens.shape))

@@ -46,7 +46,9 @@ NETS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "vit_pe_core_tiny_patch16_384": ("num_reg_tokens", 0, SMALL),  # attention pooling
 }
 """Backbones → timm's argument, its registers without it, the other arguments."""
-VARIANTS = [(name, form) for name, operator in sorted(OPERATORS.items()) for form in operator.forms]
+FIXED = [(name, operator) for name, operator in sorted(OPERATORS.items()) if not operator.adaptive]
+"""Operators whose costs do not depend on the image."""
+VARIANTS = [(name, form) for name, operator in FIXED for form in operator.forms]
 
 
 def small(backbone: str, **changes: Any) -> dict[str, Any]:
