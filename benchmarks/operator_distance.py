@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from harness.arguments import add_data_dir, add_seeds, benchmark_parser, parse
 from harness.operator_nets import operator_nets
 from harness.records import settings_of, write_results
+from harness.selections import SELECTIONS
 from harness.statistics import differences, standard_error
 from harness.tables import print_table
 from timm.utils import ParseKwargs
@@ -40,7 +41,7 @@ from ltmsearch.engine.runtime import Runtime
 from ltmsearch.merging import BipartiteSoftMatching, Merge, MergeShape, register_operator
 from ltmsearch.merging.assignment import HardAssignment
 from ltmsearch.merging.matching import average, match, matching_macs
-from ltmsearch.models import input_config
+from ltmsearch.models import input_config, output_and_own_loss
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.grid import Grid, tokens
 from ltmsearch.schedules.schedule import Form, MergeSchedule
@@ -128,9 +129,10 @@ def train_masks(net: Supernet, schedule: MergeSchedule, data: ImageData, args: a
         with torch.no_grad():
             plain = net(inputs).log_softmax(dim=1)
         with net.active(schedule):
-            log_p = net(inputs).log_softmax(dim=1)
+            logits, own_loss = output_and_own_loss(net, inputs, step / args.steps)
         set_rates(optimizer, backbone=0.0, masks=args.lr * (1 - step / args.steps))
-        F.kl_div(log_p, plain, log_target=True, reduction="batchmean").backward()
+        loss = F.kl_div(logits.log_softmax(dim=1), plain, log_target=True, reduction="batchmean")
+        (loss if own_loss is None else loss + own_loss).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     net.eval()
@@ -217,7 +219,8 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-4, help="rate of a backbone; masks have ten times this")
     parser.add_argument("--val-images", type=int, help="held-out images per split; default: all")
     args = parse(parser, steps=2, batch_size=4, val_images=16, shares=[0.9], splits=None)
-    register_operator(BipartiteSoftMatchingOfAllHeads)
+    for variant in (BipartiteSoftMatchingOfAllHeads, *SELECTIONS):
+        register_operator(variant)
     args.nets = operator_nets(args.nets or [PUBLISHED, "tome all heads", "ltm", "select", "pool"])
     torch.set_num_threads(1)
     results = {seed: compare(args, seed) for seed in range(args.seeds)}

@@ -26,7 +26,7 @@ from ltmsearch.errors import InputError
 from ltmsearch.export.subnets import choose_trials
 from ltmsearch.io.presets import find_file, shipped_folder, shipped_names
 from ltmsearch.latency.target import LatencyTarget
-from ltmsearch.merging import LearnableTokenMerging, PoolMerging, check_form, get_operator
+from ltmsearch.merging import LearnableTokenMerging, PoolMerging, TokenSelection, check_form, get_operator
 from ltmsearch.models.registers import check_registers
 from ltmsearch.models.registry import attach_operators, create_subnet
 from ltmsearch.models.supernet import Supernet
@@ -91,6 +91,7 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "io.presets:shipped_names(kind)": shipped_names,
     "merging.ltm:LearnableTokenMerging(start)": lambda name: LearnableTokenMerging(16, name),
     "merging.operator:MergeOperator(start)": lambda name: PoolMerging(16, name),
+    "merging.select:TokenSelection(start)": lambda name: TokenSelection(16, name),
     "models.registry:attach_operators(start)": lambda name: attach_operators(
         XXS, create_backbone(XXS), operator="ltm", layers=[LAYER], start=name
     ),

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-OPERATORS = ("ltm", "pool", "threshold", "tome")
+OPERATORS = ("ltm", "pool", "select", "threshold", "tome")
 DEVICES = ("auto", "cpu", "cuda")
 """Common devices; others, such as cuda:1, are accepted too."""
 DATASETS = ("digits", "folder", "torch/cifar10", "torch/cifar100", "torch/fashion_mnist", "torch/mnist")

@@ -16,7 +16,7 @@ from ltmsearch.engine.ib_loss import IBLoss
 from ltmsearch.engine.optimizers import cosine_rate, make_optimizer, set_rates
 from ltmsearch.engine.runtime import Runtime
 from ltmsearch.errors import TrialDiverged
-from ltmsearch.models import pooled_features
+from ltmsearch.models import output_and_own_loss, pooled_features
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.schedule import MergeSchedule
 
@@ -130,7 +130,8 @@ def warm_up(
         loss.backward()
         if sandwich:
             schedules = [cheapest, *(draw(rng) for _ in range(plan.subnets))]
-            _distil(supernet, images, logits.detach().softmax(dim=1), schedules, runtime)
+            target, progress = logits.detach().softmax(dim=1), (step - plan.base_steps) / plan.sandwich_steps
+            _distil(supernet, images, target, schedules, runtime, progress)
         _step(supernet, optimizer, loss, monitor)
         yield monitor.last
     monitor.read()
@@ -193,22 +194,34 @@ def proxy_train(
 
 
 def _label_loss(supernet: Supernet, images: Tensor, labels: Tensor, runtime: Runtime) -> tuple[Tensor, Tensor]:
-    """Cross-entropy under the active schedule, and the (B, classes) float32 logits."""
+    """Cross-entropy under the active schedule, and the (B, classes) float32 logits.
+
+    Trials come after the warm-up, at whose end the operators' own losses have their final weight.
+    """
     with runtime.autocast():
-        logits = supernet(images)
-    return F.cross_entropy(logits.float(), labels, label_smoothing=LABEL_SMOOTHING), logits.float()
+        logits, own_loss = output_and_own_loss(supernet, images, progress=1.0)
+    loss = F.cross_entropy(logits.float(), labels, label_smoothing=LABEL_SMOOTHING)
+    return loss if own_loss is None else loss + own_loss, logits.float()
 
 
 def _distil(
-    supernet: Supernet, images: Tensor, target: Tensor, schedules: Sequence[MergeSchedule], runtime: Runtime
+    supernet: Supernet,
+    images: Tensor,
+    target: Tensor,
+    schedules: Sequence[MergeSchedule],
+    runtime: Runtime,
+    progress: float,
 ) -> None:
-    """Add the gradients of subnets that match the plain network's (B, classes) probabilities."""
+    """Add the gradients of subnets that match the plain network's (B, classes) probabilities.
+
+    `progress`: share of the sandwich steps that are done.
+    """
     with supernet.frozen_prefix():
         for schedule in schedules:
             with supernet.active(schedule), runtime.autocast():
-                logits = supernet(images)
+                logits, own_loss = output_and_own_loss(supernet, images, progress)
             loss = F.cross_entropy(logits.float(), target)
-            loss.backward()
+            (loss if own_loss is None else loss + own_loss).backward()
 
 
 class LossMonitor:

@@ -12,6 +12,7 @@ from ltmsearch.merging.operator import (
     register_operator,
 )
 from ltmsearch.merging.pool import PoolMerging
+from ltmsearch.merging.select import TokenSelection
 from ltmsearch.merging.threshold import NO_PROGRAM, ThresholdMerging, counting
 from ltmsearch.merging.tome import BipartiteSoftMatching
 
@@ -28,6 +29,7 @@ __all__ = [
     "MergeShape",
     "PoolMerging",
     "ThresholdMerging",
+    "TokenSelection",
     "check_form",
     "counting",
     "full_precision",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ltmsearch.merging.assignment import Assignment, HardAssignment
 from ltmsearch.merging.constants import exporting
+from ltmsearch.merging.top_k import ranked
 
 
 def length(vectors: Tensor) -> Tensor:
@@ -60,11 +61,7 @@ def match_once(pairs: Tensor, merges: int) -> Tensor:
     """
     batch, n = pairs.shape[0], pairs.shape[1] + pairs.shape[2]
     best, partner = _maximum(pairs)
-    # ONNX has only a stable sort, and its older exporter only knows the other one.
-    ranks = (
-        best.sort(descending=True)[1] if torch.onnx.is_in_onnx_export() else best.argsort(descending=True, stable=True)
-    )
-    merged = ranks[:, :merges]  # indices into the first set
+    merged = ranked(best)[:, :merges]  # indices into the first set
     target = partner.gather(1, merged).mul_(2).add_(1)
     merged = 2 * merged  # indices into all tokens
     position = torch.ones(batch, n, dtype=torch.long, device=pairs.device).scatter_(1, merged, 0)

@@ -27,12 +27,17 @@ class Merge:
     tokens: Tensor
     """(B, G, P, D) merged tokens X̃."""
     sizes: Tensor
-    """(B, P) float32: number of input tokens in each; the sum over P is that of the sizes before."""
+    """(B, P) float32: number of input tokens in each; the sum over P is that of the sizes before, without what is left
+    out."""
     assignment: Assignment
     """Carries values between tokens and merged tokens."""
+    left_out: Tensor | None = None
+    """(B, N) float32: share of each token that is in no merged token; None: an operator that leaves out nothing."""
 
     def unmerge(self, before: Tensor, after: Tensor) -> Tensor:
         """Residual unmerge `Z + A (X̃_out − X̃_in)`: the identity if the merged tokens did not change.
+
+        Also for tokens that are in none.
 
         From (B, G, N, D) tokens Z before the merge and (B, G, P, D) merged tokens after further layers.
         """
@@ -43,6 +48,14 @@ class Merge:
         back = self.assignment.spread(change)
         # In place only in the same dtype: under autocast products have fewer bits than the tokens.
         return back.add_(before) if back.dtype == before.dtype else before + back
+
+    def at_places(self, before: Tensor, values: Tensor) -> Tensor:
+        """`A · values`: the value of each merged token at the places of its tokens; those in none keep their own.
+
+        From (B, G, N, C) values before the merge and (B, G, P, C) after it.
+        """
+        back = self.assignment.spread(values)
+        return back if self.left_out is None else back + before * self.left_out[:, None, :, None].to(before.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +112,8 @@ class MergeOperator(nn.Module):
     adaptive: ClassVar[bool] = False
     """Whether the number of tokens that a merge leaves depends on the image; `keep_ratio` is then a threshold, and
     `target` the fewest tokens that a merge can leave. In a batch, places without a token have the size 0."""
+    drops: ClassVar[bool] = False
+    """Whether tokens are left out instead of merged: see `Merge.left_out`."""
 
     keep_ratio: float = 1.0
     """Keep ratio of the layer; set only by `set_schedule`."""
@@ -107,6 +122,8 @@ class MergeOperator(nn.Module):
     needs_grid: bool = False
     """Whether merged tokens stand on a grid in every form, and empty ones get the pooled value of their place: set by
     adapters whose layer runs a convolution on the merged tokens."""
+    own_losses: list[Tensor] | None = None
+    """Where `forward` leaves the operator's own loss, a number without its weight; None unless a training adds it."""
 
     def __init__(self, dim: int, start: MaskStart = "auto") -> None:
         super().__init__()
@@ -147,6 +164,13 @@ class MergeOperator(nn.Module):
             target: (p, q) or (P,): see `target`.
             keys: (B, N, H, C) attention keys, averaged over groups, if `needs_keys`.
         """
+
+    def own_loss_weight(self, progress: float) -> float | None:
+        """Weight of a loss of the operator's own, which trainings add to theirs; None: it has none.
+
+        `progress`: share of the training that is done, in [0, 1].
+        """
+        return None
 
     def with_all_weights(self, x: Tensor) -> Tensor:
         """`x`, to whose gradient every weight of the operator contributes zero: distributed training requires one."""

@@ -16,6 +16,7 @@ from ltmsearch.models.adapter import (
 from ltmsearch.models.features import feature_dim, pooled_features
 from ltmsearch.models.image_counts import ImageCounts, count_tokens, counted
 from ltmsearch.models.merging_layer import MERGING, attached_operators
+from ltmsearch.models.own_losses import ReturningOwnLoss, output_and_own_loss
 from ltmsearch.models.registry import (
     check_operator,
     create_subnet,
@@ -33,6 +34,7 @@ __all__ = [
     "ImageCounts",
     "LayerShape",
     "LoadReport",
+    "ReturningOwnLoss",
     "attached_operators",
     "blank_image",
     "check_operator",
@@ -45,6 +47,7 @@ __all__ = [
     "input_config",
     "known_backbones",
     "load_weights",
+    "output_and_own_loss",
     "pooled_features",
     "prefix_modules",
     "set_schedule",

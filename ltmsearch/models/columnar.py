@@ -100,11 +100,14 @@ class MergingTransformer(MergingLayer, nn.Module):
         return largest if kind == "max" else 0.5 * (largest + mean)
 
     def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """See timm; all features are unmerged: each token's value stands at the places of the tokens in it."""
+        """See timm; all features are unmerged: each token's value stands at the places of the tokens in it.
+
+        Dropped tokens have the last value that they had.
+        """
         grid = grid_of(*self.patch_embed.dynamic_feat_size(x.shape[-2:]))
         blocks = [unmerging(block, grid, self.num_prefix_tokens) for block in self.blocks]
         # The norm before the unmerge, as in the whole network: afterwards, soft shares have averaged the tokens.
-        norm = unmerging(self.norm, grid, self.num_prefix_tokens)
+        norm = unmerging(self.norm, grid, self.num_prefix_tokens, of_dropped=True)
         rewired: Any = Rewired(self, blocks=blocks, norm=norm, start_state=self._undoable_start)
         rewired._pos_embed = lambda patches: cast(Any, type(self))._pos_embed(rewired, patches)
         return cast(Any, self.timm_class).forward_intermediates(rewired, x, *args, **kwargs)

@@ -63,10 +63,14 @@ def unmerge(x: Tensor, groups: int) -> Tensor:
     return x
 
 
-def unmerging(block: Callable[..., Tensor], grid: Grid, prefix: int) -> Callable[..., Tensor]:
+def unmerging(
+    block: Callable[..., Tensor], grid: Grid, prefix: int, *, of_dropped: bool = False
+) -> Callable[..., Tensor]:
     """A stand-in for a block or a norm: takes and returns unmerged tokens, which carry the merged ones to the next one.
 
-    The value of each merged token stands at the places of its tokens (A · X̃). `grid`: the full grid; `prefix`: K.
+    The value of each merged token stands at the places of its tokens (A · X̃), and dropped tokens have the last value
+    that they had. `grid`: the full grid; `prefix`: K; `of_dropped`: whether `block` acts on dropped tokens too, as a
+    norm does, which treats each token alone.
     """
 
     def call(x: Tensor, **options: Any) -> Tensor:
@@ -75,9 +79,15 @@ def unmerging(block: Callable[..., Tensor], grid: Grid, prefix: int) -> Callable
         if state is None or not state.undo:
             return merged
         fixed, values = merged[:, :prefix], merged[:, None, prefix:]
-        for _, merge in reversed(state.undo):
-            values = merge.assignment.spread(values)
-        full = with_state(torch.cat((fixed, values[:, 0]), dim=1), MergeState(grid=grid))
+        present = None  # (B, 1, P, 1) share of each token that is in a merged one, if some are in none
+        for before, merge in reversed(state.undo):
+            if merge.left_out is not None:
+                before = block(before, **options) if of_dropped else before
+                present = values.new_ones(values.shape[0], 1, values.shape[2], 1) if present is None else present
+            values = merge.at_places(before, values)
+            present = None if present is None else merge.assignment.spread(present)
+        sizes = None if present is None else present[:, 0, :, 0].float()  # what is in none is not pooled either
+        full = with_state(torch.cat((fixed, values[:, 0]), dim=1), MergeState(grid=grid, sizes=sizes))
         full.merged = merged  # type: ignore[attr-defined]
         return full
 

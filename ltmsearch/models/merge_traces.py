@@ -21,6 +21,9 @@ from ltmsearch.models.merging_layer import attached_operators
 from ltmsearch.schedules.grid import Grid, tokens
 from ltmsearch.schedules.schedule import Form
 
+DROPPED = -1
+"""Instead of the number of a merged token: the patch is in none."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerMerges:
@@ -38,7 +41,7 @@ class LayerMerges:
     token_stride: tuple[float, float]
     """Pixels of the image (down, right) from one patch to the next."""
     shares: np.ndarray
-    """(W, N, P) float32: share of each patch in each merged token; rows sum to 1."""
+    """(W, N, P) float32: share of each patch in each merged token; rows sum to 1, to 0 if the patch was dropped."""
 
     @property
     def windows(self) -> int:
@@ -52,13 +55,14 @@ class LayerMerges:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """(rows, columns) int64: the merged token with the largest share of each patch."""
+        """(rows, columns) int64: the merged token with the largest share of each patch; `DROPPED` if it is in none."""
         first = np.arange(self.windows)[:, None] * self.after
-        return self._on_image(self.shares.argmax(axis=2) + first)
+        largest = np.where(self.shares.any(axis=2), self.shares.argmax(axis=2) + first, DROPPED)
+        return self._on_image(largest)
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """(W·P,) number of patches in each merged token; they sum to all patches of the image."""
+        """(W·P,) number of patches in each merged token; they sum to all patches of the image that were not dropped."""
         padding = np.ones(self.shares.shape[:2], dtype=bool)
         padding.flat[self._places] = False
         return np.where(padding[..., None], 0, self.shares).sum(axis=1).ravel()
@@ -68,15 +72,20 @@ class LayerMerges:
         """(rows·columns, P) shares of the image's patches, row by row, in the tokens of their own window."""
         return self.shares.reshape(-1, self.after)[self._places.ravel()]
 
+    def size(self, token: int) -> float:
+        """Number of patches in a merged token; 0 for `DROPPED`."""
+        return 0.0 if token == DROPPED else float(self.sizes[token])
+
     def weights(self, token: int) -> np.ndarray:
-        """(rows, columns): share of each patch in one merged token."""
-        window, place = divmod(token, self.after)
+        """(rows, columns): share of each patch in one merged token; zero for `DROPPED`."""
         values = np.zeros(self.shares.shape[:2], dtype=self.shares.dtype)
-        values[window] = self.shares[window, :, place]
+        if token != DROPPED:
+            window, place = divmod(token, self.after)
+            values[window] = self.shares[window, :, place]
         return self._on_image(values)
 
     def token_at(self, x: float, y: float) -> int:
-        """The merged token with the largest share of the patch at a pixel, or of the nearest patch."""
+        """The merged token with the largest share of the patch at a pixel, or of the nearest patch; or `DROPPED`."""
         row, column = int(y // self.token_stride[0]), int(x // self.token_stride[1])
         rows, columns = self.image_grid
         return int(self.labels[min(max(row, 0), rows - 1), min(max(column, 0), columns - 1)])

@@ -12,9 +12,9 @@ from typing import Any, Literal, NamedTuple, TypeGuard, TypeVar
 from ltmsearch.errors import InputError, check_choice, shortened, unknown_name
 from ltmsearch.schedules.grid import check_keep_ratio
 
-Form = Literal["soft", "hard", "matched"]
+Form = Literal["soft", "hard", "matched", "select"]
 """Form of a merge. `soft`: each token is distributed over nearby merged tokens by a matrix; `hard`: it goes to one of
-them, by index; `matched`: the most similar tokens are joined, wherever they are."""
+them, by index; `matched`: the most similar tokens are joined, wherever they are; `select`: the best tokens stay."""
 
 THRESHOLDS = frozenset({"threshold"})
 """Operators that join what is alike enough. The number that their schedules give a layer is the least cosine of two

@@ -28,7 +28,7 @@ from ltmsearch.engine.ib_loss import IBLoss, input_features
 from ltmsearch.engine.optimizers import backbone_rate, make_optimizer
 from ltmsearch.engine.runtime import Runtime
 from ltmsearch.errors import InputError, unknown_name
-from ltmsearch.models import feature_dim, pooled_features
+from ltmsearch.models import ReturningOwnLoss, feature_dim, pooled_features
 
 LOOKAHEAD = "lookahead_"
 """Prefix by which timm wraps any of its optimizers in Lookahead."""
@@ -87,12 +87,12 @@ class Learner:
             else None
         )
         self.mixup = _mixup(recipe)
-        self._trained: nn.Module = model
+        self._trained: nn.Module = ReturningOwnLoss(model)
         if ranks.world > 1:
             # Some operators get no gradient: those on a grid of one token, and those behind the last attention of a
             # network that pools its class token.
             self._trained = DistributedDataParallel(
-                model,
+                self._trained,
                 device_ids=[runtime.device] if runtime.device.type == "cuda" else None,
                 find_unused_parameters=True,
             )
@@ -102,6 +102,11 @@ class Learner:
     def epochs_done(self) -> int:
         """Number of complete epochs."""
         return self.steps // self.steps_per_epoch
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done."""
+        return self.steps / (self.steps_per_epoch * self.recipe.epochs)
 
     @property
     def lr(self) -> float:
@@ -195,9 +200,11 @@ class Learner:
     def _loss(self, images: Tensor, targets: Tensor, ib_weight: float) -> tuple[Tensor, Tensor]:
         """Return the training loss and the IB loss, which is zero while it is off, of a part of a batch."""
         with pooled_features(self.model) as seen, self.runtime.autocast():
-            logits = self._trained(images).float()
-        features = seen.pop().float()
+            logits, own_loss = self._trained(images, self.progress)
+        features, logits = seen.pop().float(), logits.float()
         loss = F.cross_entropy(logits, targets, label_smoothing=self.recipe.smoothing)
+        if own_loss is not None:
+            loss = loss + own_loss
         ib = loss.new_zeros(())
         if ib_weight:
             ib = self.ib(features, self._of_data(targets))

@@ -200,6 +200,14 @@ def test_tokens_of_a_vit_by_hand() -> None:
         costs.macs(soft)
 
 
+def test_selection_as_derived_by_hand() -> None:
+    n, d = 49, 64
+    shape = MergeShape(grid=(7, 7), target=(30,), dim=d, heads=4, key_dim=16, groups=4, needs_grid=False, carried=2)
+    # One score for all groups: norm, mean(x) W_k and that by W_q (both 64 by 32), and its product with every token.
+    assert get_operator("select").merge_macs(shape, "select") == 4 * n * d + 64 * 32 + 32 * 64 + n * d
+    assert get_operator("select").unmerge_macs(shape, "select") == 0
+
+
 def test_table_refuses_a_wrong_number_of_layers() -> None:
     with pytest.raises(ValueError, match="shorter"):
         model_of("mobilevit_xxs", (160, 96)).table([(Choice(1.0),)])

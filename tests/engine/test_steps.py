@@ -11,7 +11,8 @@ from ltmsearch.engine.optimizers import set_rates
 from ltmsearch.engine.runtime import Runtime
 from ltmsearch.engine.steps import LossMonitor, WarmUp, downscale, proxy_train, supernet_optimizer, warm_up
 from ltmsearch.errors import TrialDiverged
-from ltmsearch.models import feature_dim, pooled_features
+from ltmsearch.merging import TokenSelection
+from ltmsearch.models import feature_dim, output_and_own_loss, pooled_features
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.schedule import Form, MergeSchedule
 from ltmsearch.search.trial import parameters
@@ -126,6 +127,46 @@ def test_proxy_training_adds_the_weighted_ib_loss() -> None:
     assert not all(torch.equal(without[name], value) for name, value in with_one.items())
     assert not all(torch.equal(with_ten[name], value) for name, value in with_one.items())
     assert all(torch.equal(again[name], value) for name, value in with_one.items())
+
+
+def selecting() -> Supernet:
+    torch.manual_seed(0)
+    return Supernet("mobilevit_xxs", operator="select", num_classes=3)
+
+
+def test_warm_up_adds_own_losses_by_the_share_of_its_sandwich_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    supernet = selecting()
+    cheapest = MergeSchedule.uniform(supernet.layers, 0.25, "select")
+    seen: list[float] = []
+
+    def weight(_operator: TokenSelection, progress: float) -> float:
+        if supernet.schedule.merging_layers:
+            seen.append(progress)
+        return progress
+
+    monkeypatch.setattr(TokenSelection, "own_loss_weight", weight)
+    plan = WarmUp(base_steps=1, base_img_size=48, sandwich_steps=4, subnets=1, lr=1e-3)
+    steps = warm_up(
+        supernet, plan, batches=batches(5), cheapest=cheapest, draw=lambda _: cheapest, seed=0, runtime=RUNTIME
+    )
+    assert len(list(steps)) == 5
+    assert sorted(set(seen)) == [0, 0.25, 0.5, 0.75]
+
+
+def test_proxy_training_adds_own_losses_with_their_final_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule = MergeSchedule(keep_ratios={selecting().layers[2]: 0.5}, operator="select")
+    by_factor: dict[float, float] = {}
+    for factor in (0.0, 1.0, 3.0):
+        monkeypatch.setattr(TokenSelection, "own_loss_weight", lambda _operator, progress, f=factor: f * progress)
+        loss = proxy_train(selecting(), schedule, batches(1), lr=1e-3, runtime=RUNTIME)
+        assert loss is not None
+        by_factor[factor] = loss
+    start = selecting().train()
+    with start.active(schedule):
+        _, own = output_and_own_loss(start, batches(1)[0][0], progress=1.0)
+    assert own is not None
+    assert by_factor[3.0] - by_factor[0.0] == pytest.approx(float(own.detach()), abs=1e-5)
+    assert by_factor[1.0] - by_factor[0.0] == pytest.approx(float(own.detach()) / 3, abs=1e-5)
 
 
 def test_ib_loss_is_fitted_to_the_steps_before_ib_from() -> None:

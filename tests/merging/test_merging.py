@@ -70,6 +70,7 @@ def merge(operator: MergeOperator, grid: Grid, target: Grid) -> tuple[Tensor, Te
     x, sizes, keys = inputs(grid)
     if operator.form not in operator.grid_forms:
         target = (tokens(target),)
+    operator.train(not operator.drops)  # while training, every token goes on by a share
     return x, sizes, operator(x, sizes, grid, target, keys)
 
 
@@ -82,9 +83,16 @@ def overlap(i: int, n: int, j: int, m: int) -> float:
 @pytest.mark.parametrize(("grid", "target"), CASES)
 @pytest.mark.parametrize(("name", "form"), VARIANTS)
 class TestEveryOperator:
-    def test_mass_is_conserved(self, name: str, form: Form, grid: Grid, target: Grid, trained: bool) -> None:
-        _, sizes, out = merge(make(name, form, trained=trained), grid, target)
+    def test_mass_is_conserved_but_for_what_is_left_out(
+        self, name: str, form: Form, grid: Grid, target: Grid, trained: bool
+    ) -> None:
+        operator = make(name, form, trained=trained)
+        _, sizes, out = merge(operator, grid, target)
         assert out.tokens.shape == (B, G, tokens(target), D)
+        assert (out.left_out is not None) == operator.drops
+        if out.left_out is not None:
+            assert (out.left_out.sum(1) == tokens(grid) - tokens(target)).all()
+            sizes = sizes * (1 - out.left_out)
         empty = out.sizes <= EMPTY_SIZE
         torch.testing.assert_close(out.sizes.masked_fill(empty, 0).sum(1), sizes.sum(1))
         torch.testing.assert_close(out.sizes.sum(1), sizes.sum(1), atol=tokens(target) * EMPTY_SIZE, rtol=1e-6)
@@ -113,8 +121,9 @@ class TestEveryOperator:
     ) -> None:
         x, _, out = merge(make(name, form, trained=trained), grid, target)
         change = torch.randn(D)
-        # Rows of A sum to one, so a change shared by all merged tokens arrives whole everywhere.
-        torch.testing.assert_close(out.unmerge(x, out.tokens + change), x + change)
+        # Rows of A sum to one, so a common change arrives whole everywhere; those of dropped tokens sum to zero.
+        arrives = change if out.left_out is None else change * (1 - out.left_out[:, None, :, None])
+        torch.testing.assert_close(out.unmerge(x, out.tokens + change), x + arrives)
 
 
 @pytest.mark.parametrize(("grid", "target"), CASES)

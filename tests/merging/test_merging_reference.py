@@ -1,7 +1,7 @@
 """The fast operators against the plain one: every formula written as it reads, by N×P matrices, with its gradients."""
 
 from collections.abc import Iterator
-from math import log
+from math import log, sqrt
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltmsearch.merging import OPERATORS, LearnableTokenMerging, MergeOperator
+from ltmsearch.merging import OPERATORS, LearnableTokenMerging, MergeOperator, TokenSelection
 from ltmsearch.merging.ltm import EMPTY_SIZE, IMPORTANCE_LIMIT, PARTS, RANK, any_empty, area_mean
 from ltmsearch.merging.prior import area_overlap, log_overlap, mean_sides, seed_sides, side_shares
 from ltmsearch.models import create_subnet
@@ -44,6 +44,38 @@ def matched(keys: Tensor, sizes: Tensor, count: int) -> Tensor:
     return total
 
 
+def selected(operator: TokenSelection, x: Tensor, sizes: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The best tokens; while training all of them by a share, or the best with the gradient of the shares."""
+    content = F.layer_norm(x.detach().mean(dim=1), (D,))
+    queries, keys = content @ operator.query.mT, content @ operator.key.mT + operator.key_bias
+    products = queries @ keys.mT / sqrt(D // 2)  # of every token with every other one
+    scores = (products * sizes[:, None]).sum(dim=2) / sizes.sum(dim=1, keepdim=True)
+    learns = torch.is_grad_enabled()
+    p = torch.stack([shares(s, count, w) for s, w in zip(scores, sizes, strict=True)]) if learns else None
+    if p is not None and not operator.needs_grid:
+        return x, sizes * p, torch.diag_embed(p)
+    matrices = []
+    for image, row in enumerate(scores + sizes.log()):
+        best = sorted(sorted(range(len(row)), key=lambda i: -float(row[i].detach()))[:count])
+        matrix = F.one_hot(torch.tensor(best), len(row)).float().mT
+        matrices.append(matrix if p is None else matrix * (p[image] / p[image].detach())[:, None])
+    a = torch.stack(matrices)
+    return a.mT.detach()[:, None] @ x, (a.mT @ sizes[..., None])[..., 0], a
+
+
+def shares(scores: Tensor, k: int, weights: Tensor) -> Tensor:
+    """σ(s + t) with Σ w σ(s + t) = k: by bisection, and by autograd through one step of Newton's method at that t."""
+    low, high = -scores.detach().double().max() - 50, -scores.detach().double().min() + 50
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (
+            (low, middle) if float((weights * (scores.detach() + middle).sigmoid()).sum()) > k else (middle, high)
+        )
+    p = (scores + low).sigmoid()
+    newton = low - ((weights * p).sum() - k) / (weights * p * (1 - p)).sum().detach().clamp_min(1e-30)
+    return (scores + newton).sigmoid().float()
+
+
 def reference(
     operator: MergeOperator, x: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,6 +88,8 @@ def reference(
         a = prior.expand(x.shape[0], -1, -1)
     elif operator.name == "tome":
         a = torch.stack([matched(k, s, count) for k, s in zip(keys.mean(dim=2), sizes, strict=True)])
+    elif isinstance(operator, TokenSelection):
+        return selected(operator, x, sizes, count)
     else:
         assert isinstance(operator, LearnableTokenMerging)
         content = F.layer_norm(x.detach().mean(dim=1), (D,))
@@ -131,6 +165,10 @@ def test_values_and_gradients_are_the_references(
         torch.testing.assert_close(one, other, atol=rounding * max(1.0, float(other.abs().max())), rtol=0)
     with torch.inference_mode():
         again = operator(x, sizes, grid, target, keys)
+        if operator.drops:  # fewer tokens than while training
+            merged, merged_sizes, a = reference(operator, x, sizes, grid, target, keys)
+            after = torch.randn(merged.shape)
+            wanted = (merged, merged_sizes, x + a[:, None] @ (after - merged))
         for one, other in zip((again.tokens, again.sizes, again.unmerge(x, after)), wanted, strict=True):
             torch.testing.assert_close(one, other, atol=2e-5, rtol=2e-5)
 

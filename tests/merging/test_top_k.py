@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ltmsearch.merging.top_k import soft_top_k
+from ltmsearch.merging.top_k import ranked, soft_top_k, top_k
 
 
 def scores(batch: int = 3, n: int = 9, *, spread: float = 2.0) -> Tensor:
@@ -62,6 +62,30 @@ def test_the_gradient_is_zero_where_nothing_can_change() -> None:
     soft_top_k(far, 2).square().sum().backward()
     assert far.grad is not None
     assert torch.equal(far.grad, torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize("k", [1, 4, 8])
+def test_weighted_shares_sum_to_k_with_their_gradient(k: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(3, 9, generator=generator, dtype=torch.float64) + 1
+    p = soft_top_k(scores(), k, weights)
+    torch.testing.assert_close((weights * p).sum(dim=1), torch.full((3,), float(k), dtype=torch.float64))
+    t = torch.logit(p) - scores()
+    torch.testing.assert_close(t, t[:, :1].expand_as(t))
+    torch.testing.assert_close(soft_top_k(scores(), k, torch.ones_like(weights)), soft_top_k(scores(), k))
+    inputs = scores().requires_grad_(), weights.requires_grad_()
+    assert torch.autograd.gradcheck(lambda s, w: soft_top_k(s, k, w), inputs)
+
+
+def test_all_shares_are_one_where_the_weights_are_too_few() -> None:
+    weights = torch.tensor([[1.0, 1.0, 1e-4, 1e-4]])
+    torch.testing.assert_close(soft_top_k(torch.tensor([[0.3, -2.0, 5.0, 1.0]]), 3, weights), torch.ones(1, 4))
+
+
+def test_top_k_by_hand() -> None:
+    s = torch.tensor([[1.0, 3.0, 2.0, 3.0, -torch.inf], [0.0, 0.0, 0.0, 0.0, 0.0]])
+    assert ranked(s).tolist() == [[1, 3, 2, 0, 4], [0, 1, 2, 3, 4]]
+    assert top_k(s, 3).tolist() == [[1, 2, 3], [0, 1, 2]]
 
 
 @pytest.mark.parametrize("k", [0, -1, 5, 6])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ltmsearch.merging import OPERATORS, Merge
 from ltmsearch.merging.assignment import HardAssignment, SoftAssignment
 from ltmsearch.models import attached_operators, create_subnet
-from ltmsearch.models.merge_traces import trace_merges
+from ltmsearch.models.merge_traces import DROPPED, trace_merges
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.models.windows import in_windows
 from ltmsearch.schedules.schedule import MergeSchedule
@@ -76,16 +76,18 @@ def test_every_patch_is_in_a_token_and_sizes_match(backbone: str, operator: str,
             assert (layer.operator, layer.form) == (operator, form)
             n = math.prod(layer.image_grid)
             assert layer.labels.shape == layer.image_grid
-            assert layer.labels.min() >= 0
+            assert layer.labels.min() >= (DROPPED if OPERATORS[operator].drops else 0)
             assert layer.labels.max() < layer.windows * layer.after
-            np.testing.assert_allclose(layer.patch_shares.sum(axis=1), 1, rtol=1e-5)
-            np.testing.assert_allclose(layer.sizes.sum(), n, rtol=1e-5)
+            present = layer.labels.ravel() != DROPPED
+            assert OPERATORS[operator].drops == (present.sum() < n)
+            np.testing.assert_allclose(layer.patch_shares.sum(axis=1), present, rtol=1e-5)
+            np.testing.assert_allclose(layer.sizes.sum(), present.sum(), rtol=1e-5)
             own = merges[layer.layer].sizes.reshape(2, -1)[image].numpy()
             np.testing.assert_allclose(layer.sizes, own, atol=0.01)  # padding and empty tokens weigh next to nothing
-            for token in (0, int(layer.labels[-1, -1])):
+            for token in (0, int(layer.labels[-1, -1]), *([DROPPED] if OPERATORS[operator].drops else [])):
                 weights = layer.weights(token)
                 assert weights.shape == layer.image_grid
-                np.testing.assert_allclose(weights.sum(), layer.sizes[token], rtol=1e-4, atol=1e-6)
+                np.testing.assert_allclose(weights.sum(), layer.size(token), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("form", ["soft", "hard", "matched"])

@@ -11,9 +11,10 @@ from PIL import Image
 from support.browser import Browse
 from support.merges import sample_trace
 
-from ltmsearch.models.merge_traces import LayerMerges
+from ltmsearch.models.merge_traces import DROPPED, LayerMerges
 from ltmsearch.reporting.merges import draw_merges, example_sheet, merges_page, pixels_seen
 from ltmsearch.reporting.merges.regions import (
+    BLANK,
     HEAT,
     UNSEEN,
     default_place,
@@ -81,6 +82,32 @@ def test_pixels_that_no_patch_covers_are_no_region() -> None:
     panel = region_panel(bright, layer, (200, 200))
     assert panel[80, 80].tolist() == [30, 30, 30], "pixels beyond the patch are not in its mean"
     assert panel[190, 190].tolist() == [255, 255, 255]
+
+
+def dropping() -> LayerMerges:
+    """Of the six patches of `sample_trace`, the first two and the last are dropped."""
+    shares = np.zeros((1, 6, 3), dtype=np.float32)
+    shares[0, [2, 3, 4], [0, 1, 2]] = 1
+    return replace(sample_trace(), operator="select", form="select", shares=shares)
+
+
+def test_dropped_patches_are_blank_and_in_no_token() -> None:
+    layer = dropping()
+    assert layer.labels.tolist() == [[DROPPED, DROPPED, 0], [1, 2, DROPPED]]
+    assert (layer.token_at(5, 5), layer.size(DROPPED), layer.size(2)) == (DROPPED, 0, 1)
+    panel = region_panel(image(), layer, (200, 300))
+    middle = panel[50::100, 50::100].reshape(-1, 3)
+    assert (middle[[0, 1, 5]] == BLANK).all()
+    assert middle[[2, 3, 4]].tolist() == [[0, 0, 250], [20, 240, 20], [20, 240, 20]]
+    assert (panel[10:90, 100] == BLANK).all(), "no line between dropped patches"
+    weights = weight_panel(image(), layer, DROPPED, (20, 30))
+    assert np.array_equal(weights[5, 5], grey(image())[5, 5]), "no heat"
+    assert layer.token_at(*default_place([layer])) != DROPPED
+    assert heading(layer) == ("blocks.0", "6 to 3 tokens, select")
+    assert token_words(layer, DROPPED) == "a dropped patch"
+    draw_merges(image(), [layer], place=(5, 5))
+    page = merges_page(image(), [layer], title="", subtitle="")
+    assert '"shares":null' in page.replace(" ", ""), "labels suffice"
 
 
 def test_weights_colour_the_grey_image_by_share() -> None:

@@ -146,7 +146,7 @@ def test_forms_by_name_and_pattern() -> None:
 @pytest.mark.parametrize("form", ["firm", "Hard", "", None, True, ["hard"]])
 @pytest.mark.parametrize("ratio", [0.5, 1.0])
 def test_forms_that_are_none_are_refused(form: object, ratio: float) -> None:
-    with pytest.raises(InputError, match=r"the form of layer a must be soft, hard, matched, but got ") as caught:
+    with pytest.raises(InputError, match="layer a must be soft, hard, matched, select, but got ") as caught:
         MergeSchedule(keep_ratios={"a": ratio}, forms={"a": form})  # type: ignore[dict-item]
     assert f"but got {form!r}" in str(caught.value)
 

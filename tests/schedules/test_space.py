@@ -157,7 +157,7 @@ def test_possible_choices_count_a_grid_once() -> None:
     ratios = [choice.keep_ratio for choice in layer_choices(layers, "a", Offer((0.7, 0.75, 0.5), ("soft", "hard")))]
     assert ratios == [1.0, 0.75, 0.75, 0.5, 0.5]
     assert layer_choices(layers, "b", Offer((0.99,), ("soft", "hard"))) == (PLAIN,)
-    with pytest.raises(InputError, match="the form of a merge must be soft, hard, matched, but got 'firm'"):
+    with pytest.raises(InputError, match="the form of a merge must be soft, hard, matched, select, but got 'firm'"):
         layer_choices(layers, "a", Offer((0.5,), ("firm",)))  # type: ignore[arg-type]
 
 
@@ -333,12 +333,12 @@ def test_ib_weight_zero_and_limits() -> None:
         ),
         (
             HEAD + "keep_ratios: [0.5]\nforms: [soft, firm]\n",
-            "mine.yaml:4: forms.1 must be 'soft', 'hard' or 'matched', but got 'firm'",
+            "mine.yaml:4: forms.1 must be 'soft', 'hard', 'matched' or 'select', but got 'firm'",
         ),
         (HEAD + "keep_ratios: [0.5]\nforms: []\n", r"mine.yaml:4: forms must have at least 1 item .*, but got \[\]"),
         (
             HEAD + "keep_ratios: [0.5]\nlayers:\n  - pattern: a\n    keep_ratios: [0.5]\n    forms: [Hard]\n",
-            "mine.yaml:7: layers.0.forms.0 must be 'soft', 'hard' or 'matched', but got 'Hard'",
+            "mine.yaml:7: layers.0.forms.0 must be 'soft', 'hard', 'matched' or 'select', but got 'Hard'",
         ),
         (
             HEAD + "keep_ratios: [0.5]\nlayers: [{pattern: a, keep_ratios: [0.5], form: [hard]}]\n",

@@ -14,7 +14,8 @@ from ltmsearch.engine.distributed import Ranks
 from ltmsearch.engine.runtime import Runtime
 from ltmsearch.errors import InputError
 from ltmsearch.io.safetensors_state import load_state, save_state
-from ltmsearch.models import create_subnet
+from ltmsearch.merging import TokenSelection
+from ltmsearch.models import create_subnet, output_and_own_loss
 from ltmsearch.training.learner import Learner, distillation_loss, ib_start
 
 RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32, reason="test")
@@ -69,6 +70,28 @@ class TestSteps:
         assert seen[:2] == pytest.approx([1e-5, (1e-5 + 1e-3) / 2])  # rises over the two steps of the first epoch
         cosine = [1e-4 + (1e-3 - 1e-4) * (1 + math.cos(math.pi * step / 8)) / 2 for step in range(2, 8)]
         assert seen[2:] == pytest.approx(cosine)
+
+    def test_own_losses_are_added_by_the_share_of_the_training(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        of = recipe(operator="select", ib_weight=0)
+        total: dict[float, float] = {}
+        for factor in (0.0, 1.0):
+            seen: list[float] = []
+
+            def weight(_operator: TokenSelection, progress: float, *, f: float = factor, s: Any = seen) -> float:
+                s.append(progress)
+                return f
+
+            monkeypatch.setattr(TokenSelection, "own_loss_weight", weight)
+            trained = learner(of)
+            total[factor] = float(trained.step(*batches(1)[0]).total)
+            for images, labels in batches(3):
+                trained.step(images, labels)
+        assert seen == [0, 1 / 6, 2 / 6, 3 / 6]  # of three epochs of two steps
+        torch.manual_seed(0)
+        model = create_subnet(of.backbone, **of.model_kwargs()).train()
+        _, own = output_and_own_loss(model, RUNTIME.images(batches(1)[0][0]), 0.0)
+        assert own is not None
+        assert total[1.0] - total[0.0] == pytest.approx(float(own.detach()), abs=1e-5)
 
     def test_accumulated_parts_equal_one_batch(self) -> None:
         """In a net without BatchNorm, whose statistics would be those of the parts."""

@@ -173,11 +173,12 @@ def test_default_folder_names() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_match_one(tmp_path: Path, images: Path) -> None:
+@pytest.mark.parametrize("operator", ["ltm", "select"])  # the latter with a loss of its own
+def test_two_processes_match_one(tmp_path: Path, images: Path, operator: str) -> None:
     """A net without BatchNorm: its statistics would be those of each process's images."""
     of = recipe(VIT, ib_weight=1.0, ib_warmup_ratio=0, opt="sgd", reprob=0.5, grad_accum_steps=2, amp=False)
     # Patch tokens behind the last attention are unused: that operator gets no gradient.
-    of = of.changed({"schedule": {"blocks.1": 0.5, "blocks.11": 0.5}})
+    of = of.changed({"operator": operator, "schedule": {"blocks.1": 0.5, "blocks.11": 0.5}})
     train_recipe(of, options(tmp_path / "one", images))
     of.save(tmp_path / "r.yaml")
     command = [

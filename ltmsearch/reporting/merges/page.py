@@ -40,7 +40,8 @@ def merges_page(
 def _layer(image: np.ndarray, layer: LayerMerges, panel: tuple[int, int]) -> dict[str, Any]:
     name, words = heading(layer)
     shares = layer.patch_shares
-    exclusive = bool((shares.max(axis=1) > 1 - 1e-6).all())  # each patch is in one token: labels suffice
+    largest = shares.max(axis=1)
+    exclusive = bool(((largest > 1 - 1e-6) | (largest == 0)).all())  # each patch is in one token or none
     return {
         "name": name,
         "words": words,

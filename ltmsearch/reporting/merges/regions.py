@@ -9,13 +9,17 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from ltmsearch.models.merge_traces import LayerMerges
+from ltmsearch.models.merge_traces import DROPPED, LayerMerges
 
 Place = tuple[float, float]
 """(x, y) in pixels of the network's input."""
 
 UNSEEN = -1
-"""Label of pixels that no patch covers: a patch embedding drops the rest at the right and bottom edges."""
+"""Patch of pixels that no patch covers: a patch embedding leaves out the rest at the right and bottom edges."""
+NO_PATCH = DROPPED - 1
+"""Label of those pixels."""
+BLANK = np.array([235, 235, 235], dtype=np.float64)
+"""Dropped patches."""
 HEAT = np.array([213, 94, 0], dtype=np.float64)
 """Vermilion, visible on grey by its lightness too."""
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -37,7 +41,7 @@ def default_place(layers: Sequence[LayerMerges]) -> Place:
     middle = columns * right / 2, rows * down / 2
 
     def rank(place: Place) -> tuple[float, float, float]:
-        sizes = [float(layer.sizes[layer.token_at(*place)].round(2)) for layer in layers]
+        sizes = [round(layer.size(layer.token_at(*place)), 2) for layer in layers]
         return sizes[-1], round(sum(sizes), 2), -math.dist(place, middle)
 
     places = [((column + 0.5) * right, (row + 0.5) * down) for row, column in np.ndindex(rows, columns)]
@@ -53,7 +57,9 @@ def heading(layer: LayerMerges) -> tuple[str, str]:
 
 def token_words(layer: LayerMerges, token: int) -> str:
     """One merged token in words."""
-    size, largest = float(layer.sizes[token]), float(layer.weights(token).max())
+    if token == DROPPED:
+        return "a dropped patch"
+    size, largest = layer.size(token), float(layer.weights(token).max())
     patches = f"{size:.3g} patch{'' if f'{size:.3g}' == '1' else 'es'}"
     return f"token {token}: {patches}" + (f", at most {largest:.2f} of one" if largest < 0.995 else "")
 
@@ -70,14 +76,15 @@ def patch_pixels(layer: LayerMerges, image: tuple[int, int], panel: tuple[int, i
 
 
 def region_panel(image: np.ndarray, layer: LayerMerges, panel: tuple[int, int]) -> np.ndarray:
-    """(h, w, 3) uint8: each region of an (H, W, 3) uint8 image in its mean colour, outlined."""
-    own = _labels(layer, patch_pixels(layer, image.shape[:2], image.shape[:2]))
-    count = layer.windows * layer.after
-    weights = np.bincount(own.ravel() + 1, minlength=count + 1)
-    sums = [np.bincount(own.ravel() + 1, image[..., c].ravel(), count + 1) for c in range(3)]
+    """(h, w, 3) uint8: each region of an (H, W, 3) uint8 image in its mean colour, outlined; dropped patches blank."""
+    own = _labels(layer, patch_pixels(layer, image.shape[:2], image.shape[:2])).ravel() - NO_PATCH
+    count = layer.windows * layer.after - NO_PATCH
+    weights = np.bincount(own, minlength=count)
+    sums = [np.bincount(own, image[..., c].ravel(), count) for c in range(3)]
     colours = np.stack(sums, axis=-1) / np.maximum(weights, 1)[:, None]
+    colours[DROPPED - NO_PATCH] = BLANK
     labels = _labels(layer, patch_pixels(layer, image.shape[:2], panel))
-    fill = colours[labels + 1]
+    fill = colours[labels - NO_PATCH]
     ink = np.where(fill @ LUMA < DARK, 255.0, 0.0)
     return _outlined(fill, labels, ink, wide=_patch_side(layer, image, panel) >= THICK)
 
@@ -91,7 +98,7 @@ def weight_panel(image: np.ndarray, layer: LayerMerges, token: int, panel: tuple
     weights = np.append(layer.weights(token).ravel(), 0.0)[patches]  # `UNSEEN` is the last
     strength = 0.8 * (weights / max(float(weights.max()), 1e-12))[..., None]
     fill = (1 - strength) * grey(resized(image, panel)) + strength * HEAT
-    own = np.append(layer.labels.ravel(), -1)[patches] == token
+    own = _labels(layer, patches) == token
     # Black inside and white outside: visible on any colour.
     return _outlined(fill, own.astype(np.int64), np.where(own, 0.0, 255.0), wide=True)
 
@@ -108,7 +115,7 @@ def resized(image: np.ndarray, panel: tuple[int, int]) -> np.ndarray:
 
 
 def _labels(layer: LayerMerges, patches: np.ndarray) -> np.ndarray:
-    return np.append(layer.labels.ravel(), UNSEEN)[patches]
+    return np.append(layer.labels.ravel(), NO_PATCH)[patches]  # `UNSEEN` is the last
 
 
 def _patch_side(layer: LayerMerges, image: np.ndarray, panel: tuple[int, int]) -> float:

@@ -34,7 +34,8 @@ BLACK, GREY, WHITE = (0, 0, 0), (90, 90, 90), (255, 255, 255)
 HOW = (
     "Above: outlined patches form one merged",
     "token, in their mean colour. A token may",
-    "have parts in several places.",
+    "have parts in several places. Dropped",
+    "patches are blank.",
     "Below: share of each patch in the token",
     "at the ring.",
 )
