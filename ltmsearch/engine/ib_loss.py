@@ -170,7 +170,7 @@ class IBLoss(nn.Module):
             (self.input_centroids, inputs.float()),
         ):
             start = buffer.cpu().numpy() if self.fitted else None
-            buffer.copy_(torch.from_numpy(_centroids(points.cpu().numpy(), self.clusters, start, seed)))
+            buffer.copy_(torch.from_numpy(k_means(points.cpu().numpy(), self.clusters, start, seed)))
         joint = torch.zeros_like(self.q, dtype=torch.float64)  # (K, C)
         for some, labels in zip(features.split(CHUNK), targets.split(CHUNK), strict=True):
             phi = self.feature_memberships(some.to(self.q.device)).double()
@@ -180,8 +180,11 @@ class IBLoss(nn.Module):
         self.fitted.fill_(True)
 
 
-def _centroids(points: np.ndarray, clusters: int, start: np.ndarray | None, seed: int) -> np.ndarray:
-    """k-means of (N, D) points: (clusters, D). Points are repeated if there are too few."""
+def k_means(points: np.ndarray, clusters: int, start: np.ndarray | None, seed: int) -> np.ndarray:
+    """Centroids of (N, D) points, (clusters, D) float32; points are repeated if there are too few.
+
+    `start`: centroids to start from; None: chosen by `seed`.
+    """
     if len(points) <= clusters:
         return np.resize(points, (clusters, points.shape[1]))
     kind = MiniBatchKMeans if len(points) > LARGE_SET else KMeans

@@ -1,5 +1,6 @@
 """Token merging: pure tensor functions and operators built on them. Importing the package registers all operators."""
 
+from ltmsearch.merging.ib_step import MaskChange
 from ltmsearch.merging.ltm import CONTENT_GAIN, PLACE_GAIN, LearnableTokenMerging, full_precision
 from ltmsearch.merging.operator import (
     OPERATORS,
@@ -23,6 +24,7 @@ __all__ = [
     "PLACE_GAIN",
     "BipartiteSoftMatching",
     "LearnableTokenMerging",
+    "MaskChange",
     "MaskStart",
     "Merge",
     "MergeOperator",

@@ -17,7 +17,9 @@ with keys of C channels, K = 4 parts of the channels.
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from math import log
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +28,8 @@ from torch import Tensor, nn
 
 from ltmsearch.merging.assignment import Assignment, HardAssignment, SoftAssignment
 from ltmsearch.merging.constants import constant_tensors
+from ltmsearch.merging.gradient import GradientStep
+from ltmsearch.merging.ib_step import MaskChange
 from ltmsearch.merging.matching import length, match, matching_macs, summable, unit
 from ltmsearch.merging.operator import MaskStart, Merge, MergeOperator, MergeShape, register_operator
 from ltmsearch.merging.prior import area_overlap, local_cells, log_overlap, mean_sides, seed_sides
@@ -115,6 +119,15 @@ def _learns(values: Tensor) -> bool:
     return values.requires_grad and torch.is_grad_enabled() and not torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
+def _content(tokens: Tensor) -> Tensor:
+    """What masks see of (B, G, N, D) tokens, (B, N, D): the mean of the groups, which share a mask.
+
+    Detached: gradients of a sharp softmax harm the backbone.
+    """
+    content = tokens.detach().float()
+    return content.mean(dim=1) if tokens.shape[1] > 1 else content[:, 0]
+
+
 def any_empty(empty: Tensor) -> bool:
     """Whether a merged token is empty; assumed if the answer needs a synchronisation with a GPU, or when tracing."""
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
@@ -144,9 +157,10 @@ class LearnableTokenMerging(MergeOperator):
     """
 
     name = "ltm"
-    forms = ("soft", "hard", "matched")
-    grid_forms = ("soft", "hard")
+    forms = ("soft", "hard", "matched", "gradient")
+    grid_forms = ("soft", "hard", "gradient")
     keyed_forms = ("matched",)
+    step_forms = ("gradient",)
 
     def __init__(self, dim: int, start: MaskStart = "auto") -> None:
         super().__init__(dim, start)
@@ -162,9 +176,11 @@ class LearnableTokenMerging(MergeOperator):
         self.length_power = nn.Parameter(torch.tensor(1.0))
         self.scale = nn.Parameter(torch.zeros(dim))
         self.shift = nn.Parameter(torch.zeros(dim))
+        self.step = GradientStep(dim)
 
     def no_weight_decay(self) -> set[str]:
-        return {"importance", "log_gain", "length_power", "scale", "shift"}
+        step = {f"step.{name}" for name, _ in self.step.named_parameters()}
+        return {"importance", "log_gain", "length_power", "scale", "shift"} | step
 
     def assign(
         self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None
@@ -173,10 +189,7 @@ class LearnableTokenMerging(MergeOperator):
 
         The groups share both: they are computed from the mean of the groups. `keys`: (B, N, H, C), in the matched form.
         """
-        # Tokens are detached: gradients of a sharp softmax harm the backbone.
-        content = tokens.detach().float()
-        content = content.mean(dim=1) if tokens.shape[1] > 1 else content[:, 0]
-        content = F.layer_norm(content, (self.dim,))
+        content = F.layer_norm(_content(tokens), (self.dim,))
         # Few rows times a wide matrix: several times as fast on a CPU as the tokens times few columns.
         log_weights = torch.bmm(
             self.importance.float().transpose(-2, -1).expand(content.shape[0], -1, -1), content.transpose(-2, -1)
@@ -218,8 +231,29 @@ class LearnableTokenMerging(MergeOperator):
         growth = merged_sizes[..., None].log()  # (B, 1, P, 1), zero for a token that has not merged
         return merged * (1 + growth * self.scale.float()) + growth * self.shift.float()
 
-    def forward(self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None) -> Merge:
-        """X̃_p = Σ_n A_np w_n Z_n / Σ_n A_np w_n per part, sizes Aᵀ s; arguments as in `MergeOperator`."""
+    def forward(
+        self,
+        tokens: Tensor,
+        sizes: Tensor,
+        grid: Grid,
+        target: Grid,
+        keys: Tensor | None = None,
+        change: MaskChange | None = None,
+    ) -> Merge:
+        """See `MergeOperator`; `change`: that of the last mask before, from which the gradient form continues."""
+        if self.form == "gradient":
+            merge = self._merge_by_steps(tokens, sizes, grid, target, change)
+        else:
+            merge = self._merge_by_weights(tokens, sizes, grid, target, keys)
+        if self.training and _learns(self.log_gain):
+            merge = replace(merge, tokens=self.with_all_weights(merge.tokens))  # no form uses all of them
+        return merge
+
+    def merge_from(self, change: MaskChange | None, *args: Any) -> Merge:
+        return self(*args, change)
+
+    def _merge_by_weights(self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None) -> Merge:
+        """X̃_p = Σ_n A_np w_n Z_n / Σ_n A_np w_n per part, sizes Aᵀ s."""
         with full_precision(tokens.device):
             assignment, w = self.assign(tokens, sizes, grid, target, keys)
             totals = assignment.collect_few(torch.cat((w, sizes[:, None]), dim=1))  # (B, K + 1, P)
@@ -236,9 +270,20 @@ class LearnableTokenMerging(MergeOperator):
             empty = totals[:, :1, :, None] <= EMPTY_TOTAL
             if any_empty(empty):
                 merged = torch.where(empty, area_mean(tokens, grid, target).to(merged.dtype), merged)
-        if self.training and _learns(self.log_gain):
-            merged = self.with_all_weights(merged)  # no form uses all of them
         return Merge(tokens=merged, sizes=merged_sizes[:, 0], assignment=assignment)
+
+    def _merge_by_steps(
+        self, tokens: Tensor, sizes: Tensor, grid: Grid, target: Grid, change: MaskChange | None
+    ) -> Merge:
+        """X̃ = Gᵀ Z with the mask after a step; sizes and unmerge by the shares of each token."""
+        with full_precision(tokens.device):
+            mask, shares, change = self.step(_content(tokens), sizes, grid, target, change)
+            # Not as a product, which fvcore counts only where the sizes are used.
+            merged_sizes = (shares * sizes[..., None]).sum(dim=1)
+        values = summable(tokens)
+        merged = SoftAssignment(mask).collect(values)
+        merged = merged if values is tokens else merged.to(tokens.dtype)
+        return Merge(tokens=merged, sizes=merged_sizes, assignment=SoftAssignment(shares), change=change)
 
     def on_backbone_weights_loaded(self) -> None:
         """With `start="auto"`, cluster by content from now on."""
@@ -253,6 +298,8 @@ class LearnableTokenMerging(MergeOperator):
         Filling of empty merged tokens is counted as if every image had some.
         """
         n, p, d = shape.n, shape.p, shape.dim
+        if form == "gradient":
+            return GradientStep.macs(n, p, d) + n * p * (shape.groups * d + shape.carried)
         mask = 4 * n * d + n * d * PARTS
         if form == "matched":
             return mask + matching_macs(n, p, shape.heads * shape.key_dim)
@@ -266,4 +313,4 @@ class LearnableTokenMerging(MergeOperator):
     @staticmethod
     def unmerge_macs(shape: MergeShape, form: Form) -> int:
         """One product A (X̃_out − X̃_in) per group; by index it counts zero."""
-        return shape.groups * shape.n * shape.p * shape.dim if form == "soft" else 0
+        return shape.groups * shape.n * shape.p * shape.dim if form in ("soft", "gradient") else 0

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ltmsearch.errors import InputError, check_choice, not_among, unknown_name
 from ltmsearch.merging.assignment import Assignment
+from ltmsearch.merging.ib_step import MaskChange
 from ltmsearch.schedules.grid import Grid, kept_tokens, on_grid, target_grid, tokens
 from ltmsearch.schedules.schedule import Form
 
@@ -33,6 +34,8 @@ class Merge:
     """Carries values between tokens and merged tokens."""
     left_out: Tensor | None = None
     """(B, N) float32: share of each token that is in no merged token; None: an operator that leaves out nothing."""
+    change: MaskChange | None = None
+    """How steps have changed the mask, for the next layer to continue from; None: the form takes no steps."""
 
     def unmerge(self, before: Tensor, after: Tensor) -> Tensor:
         """Residual unmerge `Z + A (X̃_out − X̃_in)`: the identity if the merged tokens did not change.
@@ -114,6 +117,8 @@ class MergeOperator(nn.Module):
     `target` the fewest tokens that a merge can leave. In a batch, places without a token have the size 0."""
     drops: ClassVar[bool] = False
     """Whether tokens are left out instead of merged: see `Merge.left_out`."""
+    step_forms: ClassVar[tuple[Form, ...]] = ()
+    """Forms whose mask continues from that of the layer before: see `Merge.change`."""
 
     keep_ratio: float = 1.0
     """Keep ratio of the layer; set only by `set_schedule`."""
@@ -171,6 +176,10 @@ class MergeOperator(nn.Module):
         `progress`: share of the training that is done, in [0, 1].
         """
         return None
+
+    def merge_from(self, change: MaskChange | None, *args: Any) -> Merge:
+        """`forward` of `args`, from the change of the last mask before, where the operator takes steps."""
+        return self(*args)
 
     def with_all_weights(self, x: Tensor) -> Tensor:
         """`x`, to whose gradient every weight of the operator contributes zero: distributed training requires one."""

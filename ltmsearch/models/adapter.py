@@ -183,10 +183,14 @@ class BlockAdapter(Adapter):
         return tuple((layer,) for layer in self.layers(model))
 
     def attach(self, model: nn.Module, operators: dict[str, MergeOperator]) -> None:
-        for module in self._blocks_of(model).values():
+        earlier: dict[str, tuple[MergeOperator, ...]] = {}
+        for layer, module in self._blocks_of(model).items():
             self.cast(module)
-        for layer, operator in operators.items():
-            attach_operator(model.get_submodule(layer), operator)
+            stage, _, _ = layer.rpartition(".")
+            module.earlier = earlier.get(stage, ())
+            if layer in operators:
+                attach_operator(module, operators[layer])
+                earlier[stage] = *module.earlier, operators[layer]
 
     def chains(self, model: nn.Module, img_size: Grid) -> tuple[Chain, ...]:
         """One chain per block; input shapes are recorded in one forward pass."""

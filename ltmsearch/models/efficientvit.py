@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ltmsearch.config.defaults import Learning
 from ltmsearch.merging import MergeOperator
 from ltmsearch.models.adapter import BATCHNORM_MACS, BlockAdapter, LayerShape, grid_of, register_family
+from ltmsearch.models.merge_state import CarriedChange
 from ltmsearch.models.merging_layer import MergingLayer, idle_operator, merge_target
 from ltmsearch.models.rewiring import Rewired, recorded
 from ltmsearch.schedules.grid import Grid, tokens
@@ -45,17 +46,18 @@ class MergingEfficientVitBlock(MergingLayer, EfficientVitBlock):
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, h, w) to the same."""
         grid = grid_of(*x.shape[2:])
+        carried = CarriedChange(x, self.earlier)
         operator, target = merge_target(self, grid)
         if operator is None:
-            return super().forward(idle_operator(self, x))
+            return carried.onto(super().forward(idle_operator(self, x)))
         qkv: list[Tensor] = []
         x = self.context_module(x, qkv=qkv) if operator.needs_keys else self.context_module(x)
         before = _to_tokens(x)
         sizes = x.new_ones(x.shape[0], tokens(grid), dtype=torch.float32)
-        merge = operator(before, sizes, grid, target, self._keys(qkv[0]) if qkv else None)
+        merge = carried.merge(operator, before, sizes, grid, target, self._keys(qkv[0]) if qkv else None)
         # Without the local module's own shortcut, which the residual unmerge would subtract again.
         change = _to_tokens(self.local_module.main(_to_map(merge.tokens, target)))
-        return _to_map(merge.unmerge_change(before, change), grid)
+        return carried.onto(_to_map(merge.unmerge_change(before, change), grid))
 
     def _keys(self, qkv: Tensor) -> Tensor:
         """Projections of the first scale, (B, H·3·C, h, w), to the keys of all heads, (B, N, H, C)."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ltmsearch.config.defaults import Learning
 from ltmsearch.merging import MergeOperator
 from ltmsearch.models.adapter import BATCHNORM_MACS, NORM_MACS, BlockAdapter, grid_of, register_family
+from ltmsearch.models.merge_state import CarriedChange
 from ltmsearch.models.merging_layer import MergingLayer, idle_operator, merge_target
 from ltmsearch.models.rewiring import Rewired, recorded
 from ltmsearch.models.windows import (
@@ -40,10 +41,17 @@ class MergingMlp:
     """Stand-in for a block's MLP, which merges the tokens of its input for the call."""
 
     def __init__(
-        self, block: Any, operator: MergeOperator, window: Grid, target: Grid, keys: list[Tensor], heads: int
+        self,
+        block: Any,
+        operator: MergeOperator,
+        carried: CarriedChange,
+        window: Grid,
+        target: Grid,
+        keys: list[Tensor],
+        heads: int,
     ) -> None:
-        self.mlp = cast(ConvMlp, block.mlp)
-        self.operator, self.window, self.target, self.keys, self.heads = operator, window, target, keys, heads
+        self.mlp, self.operator, self.carried = cast(ConvMlp, block.mlp), operator, carried
+        self.window, self.target, self.keys, self.heads = window, target, keys, heads
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, D, h, w) to the same."""
@@ -53,7 +61,7 @@ class MergingMlp:
             keys = self.keys[0].reshape(x.shape[0], *size, -1) if self.keys else x.permute(0, 2, 3, 1)
         change = partial(self._on_merged, size=_merged_size(size, self.window, self.target))
         x = x.permute(0, 2, 3, 1)
-        changed = change_in_windows(self.operator, x, self.window, self.target, keys, self.heads, change)
+        changed = change_in_windows(self.operator, self.carried, x, self.window, self.target, keys, self.heads, change)
         return changed.permute(0, 3, 1, 2)
 
     def _on_merged(self, merged: Tensor, size: Grid) -> Tensor:
@@ -73,11 +81,13 @@ class MergingRepMixerBlock(MergingLayer, RepMixerBlock):
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, h, w) to the same."""
         window = even_window(grid_of(*x.shape[2:]), WINDOW)
+        carried = CarriedChange(x, self.earlier)
         operator, target = merge_target(self, window)
         if operator is None:
-            return super().forward(idle_operator(self, x))
-        mlp = MergingMlp(self, operator, window, target, [], heads=1)  # the tokens themselves replace attention keys
-        return RepMixerBlock.forward(cast(RepMixerBlock, Rewired(self, mlp=mlp)), x)
+            return carried.onto(super().forward(idle_operator(self, x)))
+        # The tokens themselves replace attention keys.
+        mlp = MergingMlp(self, operator, carried, window, target, [], heads=1)
+        return carried.onto(RepMixerBlock.forward(cast(RepMixerBlock, Rewired(self, mlp=mlp)), x))
 
 
 class KeyedFastVitAttention(Attention):
@@ -99,15 +109,16 @@ class MergingAttentionBlock(MergingLayer, AttentionBlock):
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, h, w) to the same."""
         window = even_window(grid_of(*x.shape[2:]), WINDOW)
+        carried = CarriedChange(x, self.earlier)
         operator, target = merge_target(self, window)
         if operator is None:
-            return super().forward(idle_operator(self, x))
+            return carried.onto(super().forward(idle_operator(self, x)))
         keys: list[Tensor] = []
         heads = self.token_mixer.num_heads
-        children: dict[str, Any] = {"mlp": MergingMlp(self, operator, window, target, keys, heads)}
+        children: dict[str, Any] = {"mlp": MergingMlp(self, operator, carried, window, target, keys, heads)}
         if operator.needs_keys:
             children["token_mixer"] = partial(self.token_mixer, keys=keys)
-        return AttentionBlock.forward(cast(AttentionBlock, Rewired(self, **children)), x)
+        return carried.onto(AttentionBlock.forward(cast(AttentionBlock, Rewired(self, **children)), x))
 
 
 @dataclass(frozen=True, kw_only=True)

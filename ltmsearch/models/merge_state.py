@@ -7,14 +7,14 @@ Shapes: B images, G groups that share a mask, K tokens that never merge, N token
 D channels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ltmsearch.merging import Merge
+from ltmsearch.merging import MaskChange, Merge, MergeOperator
 from ltmsearch.schedules.grid import Grid
 
 
@@ -31,6 +31,8 @@ class MergeState:
     places: Tensor | None = None
     """(B, P, 2) places of the tokens, for rotary positions: see `rotary.py`; (1, N, 2) before the first merge; None:
     the network has no such positions."""
+    change: MaskChange | None = None
+    """That of the last merge, see `Merge.change`."""
 
 
 def state_of(x: Tensor) -> MergeState | None:
@@ -47,6 +49,41 @@ def with_state(x: Tensor, state: MergeState | None) -> Tensor:
 def carry_state(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
     """Forward hook of a module that treats each token alone, such as a norm."""
     return with_state(output, state_of(args[0]))
+
+
+class CarriedChange:
+    """The change of the mask along the blocks of a feature map, which undo their merges: it travels with the map.
+
+    Args:
+        x: The input of a block.
+        earlier: Operators of the blocks before it on the same map.
+
+    Raises:
+        ValueError: If one of them changes masks, and `x` is not the tensor that its block returned.
+    """
+
+    def __init__(self, x: Tensor, earlier: Iterable[MergeOperator]) -> None:
+        if not hasattr(x, _CHANGE) and any(op.keep_ratio < 1 and op.form in op.step_forms for op in earlier):
+            raise ValueError(
+                "a block whose mask continues from the one before needs the very tensor that the block before "
+                "returned, since the change of the mask travels with it: leave out operations between blocks, full "
+                "backward hooks on blocks and reentrant checkpointing, which return other tensors, or use another form."
+            )
+        self.change: MaskChange | None = getattr(x, _CHANGE, None)
+
+    def merge(self, operator: MergeOperator, *args: Any) -> Merge:
+        """The operator's merge, from the change so far; `args`: those of `MergeOperator.forward`."""
+        merge = operator.merge_from(self.change, *args)
+        self.change = merge.change
+        return merge
+
+    def onto(self, x: Tensor) -> Tensor:
+        """The output of the block, with the change."""
+        setattr(x, _CHANGE, self.change)
+        return x
+
+
+_CHANGE = "mask_change"
 
 
 def by_group(x: Tensor, groups: int) -> Tensor:

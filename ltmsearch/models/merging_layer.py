@@ -17,6 +17,9 @@ MERGING = "merging"
 class MergingLayer:
     """Mixin of timm's modules that were cast to merge."""
 
+    earlier: tuple[MergeOperator, ...] = ()
+    """Of a block that undoes its merge: the operators of the blocks before it on the same feature map."""
+
     def __prepare_scriptable__(self) -> None:  # called by torch.jit.script
         raise TypeError(
             "a network that merges tokens cannot be scripted: use torch.jit.trace, torch.export or `ltmsearch export`."

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ltmsearch.config.defaults import Learning
 from ltmsearch.models.adapter import NORM_MACS, BlockAdapter, grid_of, register_family
+from ltmsearch.models.merge_state import CarriedChange
 from ltmsearch.models.merging_layer import MergingLayer, idle_operator, merge_target
 from ltmsearch.models.rewiring import Rewired, recorded
 from ltmsearch.models.windows import WindowsShape, change_in_windows, count_windows, from_shifted_windows
@@ -36,15 +37,17 @@ class MergingSwinBlock(MergingLayer, SwinTransformerBlock):
     def forward(self, x: Tensor) -> Tensor:
         """(B, rows, columns, D) to the same."""
         window: Grid = self.window_size
+        carried = CarriedChange(x, self.earlier)
         operator, target = merge_target(self, window)
         if operator is None:
-            return super().forward(idle_operator(self, x))
+            return carried.onto(super().forward(idle_operator(self, x)))
         qkv: list[Tensor] = []
         module = Rewired(self, attn=partial(self.attn, qkv=qkv)) if operator.needs_keys else self
         x = x + self.drop_path1(SwinTransformerBlock._attn(cast(SwinTransformerBlock, module), self.norm1(x)))
         keys = self._keys(qkv[0], grid_of(*x.shape[1:3])) if qkv else None
-        return x + change_in_windows(
+        change = change_in_windows(
             operator,
+            carried,
             x,
             window,
             target,
@@ -52,6 +55,7 @@ class MergingSwinBlock(MergingLayer, SwinTransformerBlock):
             self.attn.num_heads,
             lambda merged: self.drop_path2(self.mlp(self.norm2(merged))),
         )
+        return carried.onto(x + change)
 
     def _keys(self, qkv: Tensor, size: Grid) -> Tensor:
         """Projections of shifted windows, (B·W, N, 3·H·C), to the keys of all heads, (B, rows, columns, H·C)."""

@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 
 from ltmsearch.config.defaults import Learning
 from ltmsearch.models.adapter import NORM_MACS, BlockAdapter, grid_of, register_family
+from ltmsearch.models.merge_state import CarriedChange
 from ltmsearch.models.merging_layer import MergingLayer, idle_operator, merge_target
 from ltmsearch.models.rewiring import Rewired, recorded
 from ltmsearch.models.windows import WindowsShape, change_in_windows, count_windows, even_window, from_shifted_windows
@@ -42,16 +43,18 @@ class MergingSwinV2Block(MergingLayer, SwinTransformerV2Block):
         """(B, rows, columns, D) to the same."""
         size = grid_of(*x.shape[1:3])
         window = even_window(size, self.window_size)
+        carried = CarriedChange(x, self.earlier)
         operator, target = merge_target(self, window)
         if operator is None:
-            return super().forward(idle_operator(self, x))
+            return carried.onto(super().forward(idle_operator(self, x)))
         qkv: list[Tensor] = []
         module = Rewired(self, attn=partial(self.attn, qkv=qkv)) if operator.needs_keys else self
         attended = SwinTransformerV2Block._attn(cast(SwinTransformerV2Block, module), x)
         x = x + self.drop_path1(self.norm1(attended))
         keys = self._keys(qkv[0], size) if qkv else None
-        return x + change_in_windows(
+        change = change_in_windows(
             operator,
+            carried,
             x,
             window,
             target,
@@ -59,6 +62,7 @@ class MergingSwinV2Block(MergingLayer, SwinTransformerV2Block):
             self.num_heads,
             lambda merged: self.drop_path2(self.norm2(self.mlp(merged))),
         )
+        return carried.onto(x + change)
 
     def _keys(self, qkv: Tensor, size: Grid) -> Tensor:
         """Projections of shifted windows, (B·W, N, 3·H·C), to the keys of all heads, (B, rows, columns, H·C).

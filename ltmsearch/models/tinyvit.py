@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ltmsearch.config.defaults import Learning
 from ltmsearch.models.adapter import BATCHNORM_MACS, NORM_MACS, BlockAdapter, grid_of, register_family
+from ltmsearch.models.merge_state import CarriedChange
 from ltmsearch.models.merging_layer import MergingLayer, idle_operator, merge_target
 from ltmsearch.models.rewiring import Rewired, recorded
 from ltmsearch.models.windows import WindowsShape, change_in_windows, count_windows, even_window, from_windows
@@ -44,19 +45,21 @@ class MergingTinyVitBlock(MergingLayer, TinyVitBlock):
         """(B, rows, columns, D) to the same."""
         size = grid_of(*x.shape[1:3])
         window = even_window(size, self._attention_window)
+        carried = CarriedChange(x, self.earlier)
         operator, target = merge_target(self, window)
         if operator is None:
-            return super().forward(idle_operator(self, x))
+            return carried.onto(super().forward(idle_operator(self, x)))
         qkv: list[Tensor] = []
 
         def mlp(x: Tensor) -> Tensor:
             """(B, rows·columns, D) to the same."""
             keys = self._keys(qkv[0], size) if qkv else None
             x = x.reshape(-1, *size, self.dim)
-            return change_in_windows(operator, x, window, target, keys, self.num_heads, self.mlp).flatten(1, 2)
+            heads = self.num_heads
+            return change_in_windows(operator, carried, x, window, target, keys, heads, self.mlp).flatten(1, 2)
 
         children: dict[str, Any] = {"attn": partial(self.attn, qkv=qkv)} if operator.needs_keys else {}
-        return TinyVitBlock.forward(cast(TinyVitBlock, Rewired(self, mlp=mlp, **children)), x)
+        return carried.onto(TinyVitBlock.forward(cast(TinyVitBlock, Rewired(self, mlp=mlp, **children)), x))
 
     @property
     def _attention_window(self) -> Grid:

@@ -124,7 +124,8 @@ class TokenMergingBlock(MergingLayer, nn.Module):
         sizes = state.sizes
         if sizes is None:
             sizes = x.new_ones(x.shape[0] // self.groups, tokens(state.grid), dtype=torch.float32)
-        merge = operator(before, sizes, state.grid, target, self._keys(keys[0]) if keys else None)
+        found = self._keys(keys[0]) if keys else None
+        merge = operator.merge_from(state.change, before, sizes, state.grid, target, found)
         x = merge.tokens.flatten(0, 1)
         x = torch.cat((fixed, x), dim=1) if self.prefix else x
         x = self.transform(x)
@@ -132,7 +133,7 @@ class TokenMergingBlock(MergingLayer, nn.Module):
         places = None if state.places is None or self.last else mean_places(state.places, sizes, merge)
         if operator.adaptive:
             target = (int(merge.sizes.shape[1]),)
-        return with_state(x, MergeState(grid=target, sizes=merge.sizes, undo=undo, places=places))
+        return with_state(x, MergeState(grid=target, sizes=merge.sizes, undo=undo, places=places, change=merge.change))
 
     def _keys(self, keys: Tensor) -> Tensor:
         """(B·G, H, K + N, C) to (B, N, H, C), the mean of the groups."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ltmsearch.merging import MergeOperator
 from ltmsearch.models.adapter import LayerShape
+from ltmsearch.models.merge_state import CarriedChange
 from ltmsearch.schedules.grid import Grid, tokens
 
 PADDING_SIZE = 1e-4
@@ -42,6 +43,7 @@ class WindowsShape(LayerShape):
 
 def change_in_windows(
     operator: MergeOperator,
+    carried: CarriedChange,
     x: Tensor,
     window: Grid,
     target: Grid,
@@ -53,6 +55,7 @@ def change_in_windows(
 
     Args:
         operator: Merging operator.
+        carried: The change of the mask so far, in place.
         x: (B, rows, columns, D) feature map.
         window: Rows and columns of a window.
         target: Merged tokens of a window: see `MergeOperator.target`.
@@ -68,7 +71,7 @@ def change_in_windows(
     if keys is not None:
         # Not `unflatten`, whose translation to ONNX by torch's older exporter fixes the batch size.
         keys = in_windows(keys, window).reshape(before.shape[0], tokens(window), heads, -1)
-    merge = operator(before, window_sizes(x, window), window, target, keys)
+    merge = carried.merge(operator, before, window_sizes(x, window), window, target, keys)
     changed = change(merge.tokens.reshape(batch, -1, dim))  # by image, as drop path works
     back = merge.assignment.spread(changed.view(merge.tokens.shape))
     return from_windows(back[:, 0], window, (rows, columns))

@@ -12,9 +12,10 @@ from typing import Any, Literal, NamedTuple, TypeGuard, TypeVar
 from ltmsearch.errors import InputError, check_choice, shortened, unknown_name
 from ltmsearch.schedules.grid import check_keep_ratio
 
-Form = Literal["soft", "hard", "matched", "select"]
+Form = Literal["soft", "hard", "matched", "gradient", "select"]
 """Form of a merge. `soft`: each token is distributed over nearby merged tokens by a matrix; `hard`: it goes to one of
-them, by index; `matched`: the most similar tokens are joined, wherever they are; `select`: the best tokens stay."""
+them, by index; `matched`: the most similar tokens are joined, wherever they are; `gradient`: as soft, by a matrix that
+steps down the gradient of an information-bottleneck bound, from layer to layer; `select`: the best tokens stay."""
 
 THRESHOLDS = frozenset({"threshold"})
 """Operators that join what is alike enough. The number that their schedules give a layer is the least cosine of two

@@ -92,7 +92,7 @@ class SearchSpace:
     layer_tokens: tuple[int, ...]
     """Tokens of each layer's full grid."""
     operator: str = "ltm"
-    operator_forms: tuple[Form, ...] = ("soft", "hard", "matched")
+    operator_forms: tuple[Form, ...] = ("soft", "hard", "matched", "gradient")
     """Forms of the operator; the first is the default."""
     ib_weights: IBWeights | None = None
     """Weights of the IB loss; None: no IB loss."""
@@ -261,7 +261,7 @@ def _check_sequence(layers: Layers, choices: dict[str, tuple[Choice, ...]]) -> N
                 raise InputError(
                     f"forms of a search space must not need a grid behind a form that leaves it, but {layer} offers "
                     f"{choice.form} behind {left[1].form} at {left[0]}, whose merges it builds on: give these layers "
-                    "forms that all keep the grid (soft, hard) or only matched"
+                    "forms that all keep the grid (soft, hard, gradient) or only matched"
                 )
         left = left or next(((layer, c) for c in options[1:] if not on_grid(layers.target(layer, c))), None)
 

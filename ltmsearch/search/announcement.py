@@ -4,8 +4,9 @@ import numpy as np
 
 from ltmsearch.callbacks import Callbacks, about
 from ltmsearch.search.initial_trials import derive_seed, initial_trials
+from ltmsearch.search.masks import fitting_seconds
 from ltmsearch.search.setup import StudyContext
-from ltmsearch.search.timing import SET_UP, Clock
+from ltmsearch.search.timing import SET_UP, WARM_UP, Clock
 
 
 def announce(
@@ -28,6 +29,8 @@ def announce(
         first = initial_trials(context, np.random.default_rng(derive_seed(context.settings.seed)))
         baselines = sum(trial.kind == "baseline" for trial in first)
         expected = context.expected_seconds(first_step=first_step, trials=trials, baselines=baselines, probe=probe)
+        if first_step == 0:
+            expected[WARM_UP] += fitting_seconds(context)
     clock.expect(expected)
     done = clock.seconds_so_far
     total = about(done + sum(expected.values()))

@@ -187,23 +187,27 @@ class TrialRecord:
     def by_stage(self) -> list[tuple[str, str]]:
         """Short keep ratios per stage, such as `("stages.2.1.transformer", "1 .5 .5h -8m")`.
 
-        1 is a plain layer, -8 removes eight tokens; h marks the hard form, m the matched form. A stage is a layer's
-        name without its last part.
+        1 is a plain layer, -8 removes eight tokens; h marks the hard form, m the matched form, g the gradient form. A
+        stage is a layer's name without its last part.
         """
         stages = groupby(self.schedule.keep_ratios.items(), key=lambda item: item[0].rpartition(".")[0])
         return [(stage, " ".join(self.short_ratio(layer) for layer, _ in layers)) for stage, layers in stages]
 
     def short_ratio(self, layer: str) -> str:
         """Keep ratio and form of one layer, as in `by_stage`."""
-        letter = {"hard": "h", "matched": "m"}.get(self.schedule.form(layer) or "", "")
+        letter = FORM_LETTERS.get(self.schedule.form(layer) or "", "")
         ratio = self.schedule.keep_ratio(layer)
         return (f"{ratio:.3g}".removeprefix("0") if ratio > 0 else f"{ratio:.0f}") + letter
+
+
+FORM_LETTERS = {"hard": "h", "matched": "m", "gradient": "g"}
+"""Letters of forms; the soft form has none."""
 
 
 def form_key(records: Iterable[TrialRecord]) -> str:
     """Legend of the form letters in use; empty if there are none."""
     used = {form for record in records for form in record.schedule.forms.values()}
-    letters = [f"{form[0]} {form}" for form in ("hard", "matched") if form in used]
+    letters = [f"{letter} {form}" for form, letter in FORM_LETTERS.items() if form in used]
     return f" ({', '.join(letters)} form)" if letters else ""
 
 

@@ -19,12 +19,14 @@ from ltmsearch.data.loading import ImageData
 from ltmsearch.engine.evaluation import Batches, Score, preserve_batchnorm, recalibrate, recalibrate_and_fit, score
 from ltmsearch.engine.ib_loss import IBLoss
 from ltmsearch.engine.linear_probe import fit_classifiers
+from ltmsearch.engine.mask_fit import fit_layer
 from ltmsearch.engine.prefix_cache import PrefixCache
 from ltmsearch.engine.probe_record import ProbeRecord
 from ltmsearch.engine.runtime import Runtime, free_memory
 from ltmsearch.engine.steps import proxy_train
 from ltmsearch.errors import TrialOutOfMemory, TrialTooLong, is_out_of_memory
-from ltmsearch.models import Chain, feature_dim, get_adapter
+from ltmsearch.merging import LearnableTokenMerging
+from ltmsearch.models import Chain, attached_operators, feature_dim, get_adapter
 from ltmsearch.models.merge_traces import LayerMerges, trace_merges
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.schedule import MergeSchedule
@@ -211,6 +213,14 @@ class Evaluator:
             model, data = self.supernet.model, self.data
             probe = fit_classifiers(model, classifiers, data, self.runtime, images=images, watch=watch)
             return probe.record(settings.proxy_img_size, self._validated(settings.rescore_images, None, iter))
+
+    def fit_mask(self, layer: str, keep_ratio: float) -> None:
+        """Fit the gradient step of a layer while it alone merges; see `engine.mask_fit.fit_layer`."""
+        supernet, operator = self.supernet, attached_operators(self.supernet.model, (layer,))[layer]
+        assert isinstance(operator, LearnableTokenMerging)
+        alone = MergeSchedule.uniform([layer], keep_ratio, supernet.operator, "gradient")
+        with supernet.active(alone):
+            fit_layer(supernet.model, operator, self.data, self.runtime, seed=self.settings.seed)
 
     @contextmanager
     def _as_scored(self, schedule: MergeSchedule, *, information: bool) -> Iterator[IBLoss | None]:

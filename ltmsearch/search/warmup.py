@@ -19,6 +19,7 @@ from ltmsearch.engine.steps import supernet_optimizer
 from ltmsearch.errors import InputError
 from ltmsearch.io.files import write_atomic
 from ltmsearch.io.safetensors_state import load_state, save_state
+from ltmsearch.search.masks import unfitted_masks
 from ltmsearch.search.run import PROBE_RECORD
 from ltmsearch.search.setup import StudyContext, warm_up_plan
 
@@ -92,7 +93,16 @@ class WarmUpRun:
         callbacks.note(str(record))
 
     def run(self, callbacks: Callbacks, confirm: Callable[[], None]) -> None:
-        """Take the remaining steps, saved at intervals; `confirm` is called before anything is written."""
+        """Take the remaining steps, saved at intervals; `confirm` is called before anything is written.
+
+        Before the first step, gradient masks of trained weights are fitted, each while its layer alone merges.
+        """
+        masks = {} if self.done else unfitted_masks(self.context)
+        for number, (layer, ratio) in enumerate(masks.items()):
+            if not number:
+                callbacks.phase("fitting masks", len(masks))
+            self.context.evaluator.fit_mask(layer, ratio)
+            callbacks.advance(number + 1)
         callbacks.phase("warming up", self.plan.steps)
         for loss in self.steps():
             callbacks.advance(self.done, f"loss {loss:.2f}")

@@ -33,6 +33,7 @@ from ltmsearch.training.builders import make_network, make_teacher, open_data, p
 from ltmsearch.training.curves import write_curves
 from ltmsearch.training.epoch_records import EpochRecord, select_best, write_log
 from ltmsearch.training.learner import Learner, ib_start
+from ltmsearch.training.masks import fit_new_masks
 from ltmsearch.training.options import BEST, LAST, LOG, RECIPE, STATE, TrainingOptions
 from ltmsearch.training.probe import fit_new_classifiers
 
@@ -129,6 +130,8 @@ class _Trainer:
         _log.info("recipe: %s; options: %s", _as_json(recipe), self.options.fixed())
         if self.new_classifiers:
             self._fit_classifiers()
+        if self.options.init is not None and not learner.epochs_done:
+            fit_new_masks(learner, recipe, self.data, self.runtime, self.ranks, self.callbacks)
         if self.ranks.is_main:
             self._open_folder()
         self.callbacks.phase("training", recipe.epochs * learner.steps_per_epoch)

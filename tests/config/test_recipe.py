@@ -61,7 +61,7 @@ def test_recipes_without_forms_leave_them_to_the_family(tmp_path: Path) -> None:
         ({"schedule": {"a": -1.5}}, r"must be in \(0, 1\], or negative integers .*, but layer a has -1.5"),
         (
             {"forms": {"a": "firm"}},
-            "the form of layer a must be soft, hard, matched, select, but got 'firm'",
+            "the form of layer a must be soft, hard, matched, gradient, select, but got 'firm'",
         ),
         ({"schedule": 0.5}, "`schedule` must map layer names to keep ratios, but got 0.5"),
         ({"schedule": [0.5]}, r"`schedule` must map layer names to keep ratios, but got \[0.5\]"),

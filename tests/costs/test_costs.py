@@ -165,6 +165,18 @@ def test_ltm_merge_as_derived_by_hand() -> None:
     assert ltm.merge_macs(convolved, "soft") == ltm.merge_macs(shape, "soft")
 
 
+def test_gradient_merges_as_derived_by_hand() -> None:
+    """49 tokens of 64 channels in two groups to 30, with two numbers carried: 16 clusters."""
+    n, p, d, g, a = 49, 30, 64, 2, 16
+    shape = MergeShape(grid=(7, 7), target=(6, 5), dim=d, heads=2, key_dim=16, groups=g, needs_grid=False, carried=2)
+    norm, products, readout = 4 * n * d, n * d * a, a * a
+    inside, gradient = p * n * a, n * a * p
+    ltm = get_operator("ltm")
+    wanted = norm + products + inside + readout + gradient + g * p * n * d + 2 * p * n
+    assert ltm.merge_macs(shape, "gradient") == wanted
+    assert ltm.unmerge_macs(shape, "gradient") == g * n * p * d
+
+
 def test_matched_merges_as_derived_by_hand() -> None:
     """From 49 tokens on no grid to 20: 24 pairs merge, of 25 × 24; then 5 of the 25 left, of 13 × 12."""
     n, d, heads, key_dim = 49, 64, 3, 16
@@ -185,7 +197,7 @@ def test_tokens_of_a_vit_by_hand() -> None:
     costs = model_of("vit_tiny_patch16_224", (224, 224))
     assert costs.default_form == "matched"
     assert costs.sequences == (costs.layers,)
-    assert costs.forms == ("matched", "soft", "hard")
+    assert costs.forms == ("matched", "soft", "hard", "gradient")
     ratios = {"blocks.0": -8, "blocks.1": 0.9, "blocks.2": -100, "blocks.3": 0.999}
     schedule = MergeSchedule(keep_ratios=ratios)
     # 188 · 0.9 = 169.2; of 169 at most 84 are removed; 85 · 0.999 = 84.9

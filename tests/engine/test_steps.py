@@ -46,19 +46,20 @@ def test_images_grow_from_base_to_full_size() -> None:
 def test_warm_up_trains_every_parameter_and_ends_plain() -> None:
     supernet = fresh()
     before = parameters(supernet)
-    plan = WarmUp(base_steps=2, base_img_size=48, sandwich_steps=3, subnets=1, lr=1e-3)
+    plan = WarmUp(base_steps=2, base_img_size=48, sandwich_steps=5, subnets=1, lr=1e-3)
     drawn: list[MergeSchedule] = []
 
     def draw(rng: np.random.Generator) -> MergeSchedule:
-        forms: tuple[Form, ...] = ("soft", "matched", "matched")
+        # Centroids have a gradient as soon as scores have left zero.
+        forms: tuple[Form, ...] = ("gradient", "gradient", "matched", "gradient", "matched")
         drawn.append(MergeSchedule.uniform(supernet.layers, float(rng.choice([0.5, 0.7])), "ltm", forms[len(drawn)]))
         return drawn[-1]
 
     cheapest = MergeSchedule.uniform(supernet.layers, 0.25)
-    steps = warm_up(supernet, plan, batches=batches(5, 128), cheapest=cheapest, draw=draw, seed=0, runtime=RUNTIME)
+    steps = warm_up(supernet, plan, batches=batches(7, 128), cheapest=cheapest, draw=draw, seed=0, runtime=RUNTIME)
     losses = list(steps)
-    assert len(losses) == 5
-    assert len(drawn) == 3  # one random subnet in each sandwich step
+    assert len(losses) == 7
+    assert len(drawn) == 5  # one random subnet in each sandwich step
     assert supernet.schedule.merging_layers == ()
     after = parameters(supernet)
     moved = {name: float((after[name] - value).abs().max()) for name, value in before.items()}
@@ -68,7 +69,8 @@ def test_warm_up_trains_every_parameter_and_ends_plain() -> None:
     # By more than rounding: the mask's rate is ten times the backbone's, and peaks in the sandwich steps.
     masks = [name for name in used if ".merging." in name]
     assert {name.rpartition(".")[2] for name in masks} == {
-        "directions", "importance", "length_power", "log_gain", "scale", "shift"
+        "directions", "importance", "length_power", "log_gain", "scale", "shift",
+        "centroids", "scores", "readout", "log_rate",
     }  # fmt: skip
     still = {name: moved[name] for name in masks if not moved[name] > 1e-4}
     # Where the last merge of a chain is undone, its tokens have passed only the MLP, whose norm removes their length.

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltmsearch.merging import OPERATORS, LearnableTokenMerging, MergeOperator, TokenSelection
+from ltmsearch.merging.gradient import GradientStep
+from ltmsearch.merging.ib_step import BETA, CHANGE_LIMIT
 from ltmsearch.merging.ltm import EMPTY_SIZE, IMPORTANCE_LIMIT, PARTS, RANK, any_empty, area_mean
 from ltmsearch.merging.prior import area_overlap, log_overlap, mean_sides, seed_sides, side_shares
 from ltmsearch.models import create_subnet
@@ -76,6 +78,30 @@ def shares(scores: Tensor, k: int, weights: Tensor) -> Tensor:
     return (scores + newton).sigmoid().float()
 
 
+def stepped(step: GradientStep, x: Tensor, sizes: Tensor, prior: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Merged tokens, sizes and A after one step from the prior, token by token."""
+    z, weighted = F.layer_norm(x.detach().mean(dim=1), (D,)) / D**0.5, prior * sizes[..., None]
+    merged, all_sizes, shares = [], [], []
+    for image in range(len(x)):
+        g = weighted[image] / weighted[image].sum(0)
+        points = g.mT @ z[image]
+        inside = (-BETA * (points[:, None] - step.centroids).square().sum(-1)).softmax(dim=1)
+        psi = step.scores + inside.mean(dim=0) @ step.readout
+        changes = []
+        for p in range(len(points)):
+            middle = inside[p] @ step.centroids
+            r = 2 * BETA * sum(inside[p, a] * psi[a] * (c - middle) for a, c in enumerate(step.centroids))
+            slope = z[image] @ r
+            changes.append(-step.log_rate.exp() * (slope - g[:, p] @ slope))
+        change = torch.stack(changes, dim=1).clamp(-CHANGE_LIMIT, CHANGE_LIMIT).exp()
+        mask, a = weighted[image] * change, prior * change
+        a = a / a.sum(1, keepdim=True)
+        merged.append((mask / mask.sum(0)).mT @ x[image])
+        all_sizes.append(a.mT @ sizes[image])
+        shares.append(a)
+    return torch.stack(merged), torch.stack(all_sizes), torch.stack(shares)
+
+
 def reference(
     operator: MergeOperator, x: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,6 +116,9 @@ def reference(
         a = torch.stack([matched(k, s, count) for k, s in zip(keys.mean(dim=2), sizes, strict=True)])
     elif isinstance(operator, TokenSelection):
         return selected(operator, x, sizes, count)
+    elif operator.form == "gradient":
+        assert isinstance(operator, LearnableTokenMerging)
+        return stepped(operator.step, x, sizes, prior)
     else:
         assert isinstance(operator, LearnableTokenMerging)
         content = F.layer_norm(x.detach().mean(dim=1), (D,))
@@ -129,6 +158,8 @@ def trained(name: str, form: Form, *, kappa: float, needs_grid: bool) -> MergeOp
             parameter.add_(torch.randn_like(parameter))
         if isinstance(operator, LearnableTokenMerging):
             operator.log_gain.fill_(log(kappa))
+            operator.step.centroids.div_(D**0.5)  # of length 1 as tokens
+            operator.step.log_rate.fill_(log(kappa / 2))
     return operator
 
 

@@ -90,7 +90,7 @@ def test_every_patch_is_in_a_token_and_sizes_match(backbone: str, operator: str,
                 np.testing.assert_allclose(weights.sum(), layer.size(token), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("form", ["soft", "hard", "matched"])
+@pytest.mark.parametrize("form", ["soft", "hard", "matched", "gradient"])
 def test_accumulating_merges_are_told_by_the_first_patches(form: Any) -> None:
     """Two merges of a ViT, composed patch by patch."""
     net = supernet(VIT)

@@ -264,7 +264,7 @@ class TestFormats:
         model = vit(dtype=torch.bfloat16)
         assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
 
-    @pytest.mark.parametrize("form", ["soft", "hard", "matched"])
+    @pytest.mark.parametrize("form", ["soft", "hard", "matched", "gradient"])
     def test_sums_of_many_large_tokens_do_not_overflow_in_float16(self, form: Form) -> None:
         operator = OPERATORS["ltm"](64)
         operator.form = form

@@ -118,6 +118,10 @@ def test_letters_of_forms_are_explained() -> None:
     lines = " ".join(printed([dataclasses.replace(BEST, schedule=schedule)]))
     assert ".5h | .7m" in lines
     assert "h hard, m matched" in lines
+    schedule = dataclasses.replace(BEST.schedule, forms={LAYERS[2]: "gradient"})
+    lines = " ".join(printed([dataclasses.replace(BEST, schedule=schedule)]))
+    assert ".5 | .7g" in lines
+    assert "g gradient form" in lines
 
 
 def test_latencies_over_the_budget_are_marked() -> None:

@@ -32,7 +32,7 @@ GRIDS: dict[str, Grid] = {"blocks.0": (14, 14), "blocks.1": (7, 7), LAYERS[2]: (
 
 ratios = st.floats(min_value=0, max_value=1, exclude_min=True)
 counts = st.integers(min_value=-(2**40), max_value=-1)
-forms = st.sampled_from(("soft", "hard", "matched"))
+forms = st.sampled_from(("soft", "hard", "matched", "gradient"))
 positive = st.floats(min_value=1e-9, max_value=1e9)
 text = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=30)
 plain: st.SearchStrategy[Any] = st.recursive(

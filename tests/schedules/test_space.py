@@ -157,7 +157,9 @@ def test_possible_choices_count_a_grid_once() -> None:
     ratios = [choice.keep_ratio for choice in layer_choices(layers, "a", Offer((0.7, 0.75, 0.5), ("soft", "hard")))]
     assert ratios == [1.0, 0.75, 0.75, 0.5, 0.5]
     assert layer_choices(layers, "b", Offer((0.99,), ("soft", "hard"))) == (PLAIN,)
-    with pytest.raises(InputError, match="the form of a merge must be soft, hard, matched, select, but got 'firm'"):
+    with pytest.raises(
+        InputError, match="the form of a merge must be soft, hard, matched, gradient, select, but got 'firm'"
+    ):
         layer_choices(layers, "a", Offer((0.5,), ("firm",)))  # type: ignore[arg-type]
 
 
@@ -211,7 +213,7 @@ def test_a_form_by_place_behind_one_that_leaves_the_grid_is_refused() -> None:
         assert str(caught.value) == (
             f"forms of a search space must not need a grid behind a form that leaves it, but {behind} offers {form} "
             "behind matched at a, whose merges it builds on: give these layers forms that all keep the grid (soft, "
-            "hard) or only matched"
+            "hard, gradient) or only matched"
         )
         assert build_of(*refused, chained=False).size > 1
         assert build_of(*refused, needs_grid=True).size > 1, "all stay on the grid"
@@ -333,12 +335,12 @@ def test_ib_weight_zero_and_limits() -> None:
         ),
         (
             HEAD + "keep_ratios: [0.5]\nforms: [soft, firm]\n",
-            "mine.yaml:4: forms.1 must be 'soft', 'hard', 'matched' or 'select', but got 'firm'",
+            "mine.yaml:4: forms.1 must be 'soft', 'hard', 'matched', 'gradient' or 'select', but got 'firm'",
         ),
         (HEAD + "keep_ratios: [0.5]\nforms: []\n", r"mine.yaml:4: forms must have at least 1 item .*, but got \[\]"),
         (
             HEAD + "keep_ratios: [0.5]\nlayers:\n  - pattern: a\n    keep_ratios: [0.5]\n    forms: [Hard]\n",
-            "mine.yaml:7: layers.0.forms.0 must be 'soft', 'hard', 'matched' or 'select', but got 'Hard'",
+            "mine.yaml:7: layers.0.forms.0 must be 'soft', 'hard', 'matched', 'gradient' or 'select', but got 'Hard'",
         ),
         (
             HEAD + "keep_ratios: [0.5]\nlayers: [{pattern: a, keep_ratios: [0.5], form: [hard]}]\n",

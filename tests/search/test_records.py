@@ -263,7 +263,7 @@ DAMAGE = {
     "no schedule": (lambda text: text.replace("{", "[").replace("}", "]").replace(":", ","), "JSON object"),
     "an unknown form": (
         lambda text: text.replace("hard", "firm"),
-        "the form of layer stages.1 must be soft, hard, matched, select, but got",
+        "the form of layer stages.1 must be soft, hard, matched, gradient, select, but got",
     ),
     "no forms": (lambda text: text.replace('{""stages.1"": ""hard""}', '[""hard""]'), "forms must be a JSON object"),
     "a form of another layer": (

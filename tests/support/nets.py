@@ -6,6 +6,7 @@ import timm
 import torch
 from torch import nn
 
+from ltmsearch.merging import MergeOperator
 from ltmsearch.models import get_adapter
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -49,6 +50,16 @@ SMALL: dict[str, dict[str, Any]] = {
 EVERY_VARIANT = ("mobilevit_xxs", "efficientvit_b0", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224")
 """Backbones that the default tests combine with every operator in every form; of the others, `VARIANTS` alone."""
 VARIANTS = (("ltm", "hard"), ("tome", "matched"))
+
+
+def unused_weights(operator: MergeOperator) -> set[str]:
+    """Names of an operator's weights that its form does not use: they have a gradient of zero."""
+    if operator.name != "ltm":
+        return set()
+    step = {name for name, _ in operator.named_parameters() if name.startswith("step.")}
+    if operator.form == "gradient":
+        return {name for name, _ in operator.named_parameters()} - step
+    return step | ({"directions", "log_gain"} if operator.form == "matched" else {"length_power", "scale", "shift"})
 
 
 def own_size(backbone: str) -> int:

@@ -32,7 +32,7 @@ class LayerTokens:
     layer: str
     keep_ratio: float
     form: str
-    """`soft`, `hard` or `matched`; empty without merging."""
+    """`soft`, `hard`, `matched` or `gradient`; empty without merging."""
     whole: int
     """Tokens in the plain network, per window if there are windows."""
     before: int
