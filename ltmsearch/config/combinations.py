@@ -35,6 +35,11 @@ def check_combinations(settings: Any) -> None:
             f"budget_ms cannot be met by {settings.operator} merging, whose time depends on the image: give "
             "budget_gflops"
         )
+    if settings.budget_quantile is not None and settings.operator not in THRESHOLDS:
+        raise ValueError(
+            f"budget_quantile needs an operator whose cost depends on the image, such as {min(THRESHOLDS)}, but got "
+            f"{settings.operator}, which costs the same for all"
+        )
     fields = type(settings).model_fields.items()
     given = [name for name, field in fields if name.startswith("latency_") and getattr(settings, name) != field.default]
     if given and settings.budget_ms is None:

@@ -5,12 +5,19 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ltmsearch.errors import check_choice
+from ltmsearch.schedules.schedule import THRESHOLDS
 
-CostName = Literal["gflops", "latency_ms", "tokens_sent"]
-"""`gflops`: 1e9 multiply-adds of one image. `latency_ms`: milliseconds of one batch. `tokens_sent`: tokens of one image
-that leave the device after a split layer."""
+CostName = Literal["gflops", "gflops_quantile", "latency_ms", "tokens_sent"]
+"""`gflops`: 1e9 multiply-adds of one image, the mean where images differ. `gflops_quantile`: those that a share of the
+images stay within. `latency_ms`: milliseconds of one batch. `tokens_sent`: tokens of one image that leave the device
+after a split layer."""
 
-UNITS: dict[CostName, str] = {"gflops": "GFLOPs", "latency_ms": "ms", "tokens_sent": "tokens sent"}
+UNITS: dict[CostName, str] = {
+    "gflops": "GFLOPs",
+    "gflops_quantile": "GFLOPs",
+    "latency_ms": "ms",
+    "tokens_sent": "tokens sent",
+}
 
 
 def tokens_text(number: float) -> str:
@@ -71,7 +78,7 @@ class CostAxis:
         """A cost without its unit."""
         if self.name == "tokens_sent":
             return tokens_text(cost)
-        return f"{cost:.4f}" if self.name == "gflops" else f"{cost:.2f}"
+        return f"{cost:.2f}" if self.name == "latency_ms" else f"{cost:.4f}"
 
 
 def cost_axis(settings: Any) -> CostAxis:
@@ -81,8 +88,12 @@ def cost_axis(settings: Any) -> CostAxis:
         counted = f"mean per image at {s.img_size} px, class and register tokens included"
         second = CostAxis(name="tokens_sent", title=f"tokens sent after {s.split_layer} ({counted})")
     if s.budget_ms is None:
-        title = f"GFLOPs per image at {s.img_size} px (one multiply-add = one FLOP)"
-        return CostAxis(name="gflops", title=title, budget=s.budget_gflops, lowest=s.lowest_gflops, second=second)
+        name: CostName = "gflops" if s.budget_quantile is None else "gflops_quantile"
+        share, means = "", ", a mean over images" * (s.operator in THRESHOLDS)
+        if s.budget_quantile is not None:
+            share, means = f" that {s.budget_quantile:.4g} of the images stay within", ""
+        title = f"GFLOPs per image at {s.img_size} px{share} (one multiply-add = one FLOP{means})"
+        return CostAxis(name=name, title=title, budget=s.budget_gflops, lowest=s.lowest_gflops, second=second)
     batch, where = "batch", s.latency_profile
     if where is None:
         batch = f"batch of {s.latency_batch}"

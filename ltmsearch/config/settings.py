@@ -81,6 +81,9 @@ class StudySettings(BaseModel):
     """Lower end of a range of budgets; much cheaper schedules are not tried. None: no lower end."""
     budget_ms: float | None = Field(default=None, gt=0)
     """Maximum latency of one batch at `img_size`, in milliseconds; the front then weighs latency against top-1."""
+    budget_quantile: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the images whose compute must be within the budget, where it depends on the image (operator threshold);
+    without it, the mean must be."""
     split_layer: Annotated[str | None, CliOption(metavar="LAYER")] = None
     """Layer after which the tokens of an image are sent to another device, e.g. blocks.5: the mean number of tokens
     sent, class and register tokens included, becomes a third objective."""

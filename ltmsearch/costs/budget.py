@@ -2,16 +2,37 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from ltmsearch.config.objective import UNITS, CostName
-from ltmsearch.costs.tables import CostTable
 from ltmsearch.errors import check_choice
 from ltmsearch.schedules.space import SearchSpace
 
 POOL = 20_000
 """Number of random candidates; computing their costs takes milliseconds."""
+PROBES = 4
+"""Schedules that are measured, at most, in search of one with a certain cost."""
+NEAR = 0.05
+"""Distance from that cost, as a share of the range, at which the search ends."""
+
+
+class Costs(Protocol):
+    """Costs of the schedules of a space: a `CostTable`, or measured ones."""
+
+    @property
+    def measured(self) -> bool:
+        """Whether each cost takes a measurement of seconds, and is known for the present weights only."""
+        ...
+
+    def costs(self, indices: np.ndarray) -> np.ndarray:
+        """(S,) costs of (S, L) choice indices."""
+        ...
+
+    def reachable(self) -> tuple[float, float]:
+        """Smallest and largest cost of the space; measured ones are at least the smallest."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +40,7 @@ class Budget:
     """Limit on one kind of cost."""
 
     name: CostName
-    table: CostTable
+    table: Costs
     limit: float
     """Largest cost, in units of the table."""
     per_unit: float = 1.0
@@ -44,6 +65,10 @@ class Budget:
         """(S,) excess of (S, L) schedules over the limit, in GFLOPs or milliseconds; at most 0 within the budget."""
         excess: np.ndarray = (self.table.costs(indices) - self.limit) / self.per_unit
         return excess
+
+    def breach(self, cost: float) -> float:
+        """Distance of a cost from the range of the budget, both in GFLOPs or milliseconds; at most 0 inside."""
+        return max(cost - self.limit / self.per_unit, self.minimum / self.per_unit - cost)
 
     def shortfall(self, indices: np.ndarray) -> np.ndarray:
         """(S,) shortfall of (S, L) schedules below the minimum, in GFLOPs or milliseconds; at most 0 in the range."""
@@ -83,6 +108,8 @@ def sample_by_cost(
         (≤ number, L) distinct choice indices by decreasing cost; fewer if the space has no more.
     """
     first = budgets[0]
+    if first.table.measured:
+        return _sample_measured(space, budgets, number=number, rng=rng)
     pool = np.unique(np.concatenate([space.random(rng, POOL), space.cheapest[None]]), axis=0)
     pool = pool[in_budget_range(budgets, pool)]
     pool = pool[rng.permutation(len(pool))]  # or ties in cost would be broken by the order of indices
@@ -97,3 +124,37 @@ def sample_by_cost(
         if best not in taken:
             taken.append(best)
     return pool[taken]
+
+
+def _sample_measured(
+    space: SearchSpace, budgets: Sequence[Budget], *, number: int, rng: np.random.Generator
+) -> np.ndarray:
+    """`sample_by_cost` where each cost is measured: levels of merging are searched for in a few measurements each.
+
+    As in `SearchSpace.random`, the layers of a schedule vary around a common level.
+    """
+    first, taken = budgets[0], {}
+    plain, cheapest = first.table.costs(np.stack([0 * space.cheapest, space.cheapest]))
+    for target in np.linspace(first.limit, cheapest, number):
+        offsets = rng.normal(0.0, 0.3, size=len(space.layers))
+        # Offsets are cut off at 1: beyond these levels nothing merges, and everything does.
+        (low, dear), (high, cheap) = (-1.0, plain), (2.0, cheapest)
+        best: tuple[float, np.ndarray] | None = None
+        for _ in range(PROBES):
+            step = (dear - target) / (dear - cheap) if dear > cheap else 0.5
+            level = low + (high - low) * min(max(step, 0.1), 0.9)
+            indices = np.rint(np.clip(level + np.clip(offsets, -1, 1), 0, 1) * space.cheapest).astype(np.int64)
+            cost = float(first.table.costs(indices[None])[0])
+            off = abs(cost - target) / max(first.limit - cheapest, 1.0)
+            if in_budget_range(budgets, indices[None])[0] and (best is None or off < best[0]):
+                best = off, indices
+            if best is not None and best[0] < NEAR:
+                break
+            if cost > target:
+                low, dear = level, cost
+            else:
+                high, cheap = level, cost
+        if best is not None:
+            taken[tuple(best[1].tolist())] = float(first.table.costs(best[1][None])[0])
+    drawn = sorted(taken, key=lambda indices: -taken[indices])
+    return np.array(drawn, dtype=np.int64).reshape(len(drawn), len(space.layers))

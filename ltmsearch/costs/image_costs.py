@@ -41,7 +41,11 @@ class ImageCosts:
 
     def quantile(self, share: float) -> float:
         """The cost that a share of the images does not exceed, in 1e9 multiply-adds: that of one of the images."""
-        return float(np.quantile(self.macs, share, method="inverted_cdf")) / GIGA
+        return self.quantile_macs(share) / GIGA
+
+    def quantile_macs(self, share: float) -> int:
+        """The same in multiply-adds."""
+        return int(np.quantile(self.macs, share, method="inverted_cdf"))
 
     @property
     def tokens(self) -> list[float]:

@@ -7,7 +7,7 @@ and the layer's choice.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -178,6 +178,8 @@ class CostTable:
     """Per layer: (grids in, choices) int64."""
     starts: tuple[bool, ...]
     """Per layer: whether it is the first of a chain, with grid number 0."""
+    measured: ClassVar[bool] = False
+    """See `Costs`."""
 
     def costs(self, indices: np.ndarray) -> np.ndarray:
         """(S,) costs of (S, L) choice indices."""

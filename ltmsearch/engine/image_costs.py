@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+import numpy as np
 from torch import Tensor, nn
 
 from ltmsearch.costs import CostModel, ImageCosts, image_costs
@@ -41,6 +42,9 @@ def measure_costs(
         model: The network on its device, with the schedule.
         costs: The network's costs at this size of images.
     """
+    whole = whole_tokens(costs)
+    if not schedule.merging_layers:
+        return image_costs(costs, schedule, np.full((sum(map(len, batches)), len(costs.layers)), whole))
     with runtime.autocast():
         counts = count_tokens(backbone, model, (runtime.images(batch) for batch in batches))
-    return image_costs(costs, schedule, counts.kept(whole_tokens(costs)))
+    return image_costs(costs, schedule, counts.kept(whole))

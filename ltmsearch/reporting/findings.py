@@ -10,6 +10,7 @@ from typing import Any
 from ltmsearch.config.objective import CostName, tokens_text
 from ltmsearch.io.files import write_atomic
 from ltmsearch.reporting.importance import Estimate, Importance, LayerEffect, layer_importance
+from ltmsearch.schedules.schedule import amount_of
 from ltmsearch.search.records import TrialRecord, select_front
 
 NAMES = 4
@@ -28,6 +29,11 @@ class Findings:
     """From all scored trials, on the front or not."""
     by_tokens: tuple[TrialRecord, ...] = ()
     """Points of a front with three objectives that are on it only because they send fewer tokens."""
+
+    @property
+    def amount(self) -> str:
+        """What a schedule gives each layer: "keep ratio" or "threshold"."""
+        return amount_of(self.front[0].schedule.operator) if self.front else "keep ratio"
 
     @property
     def always(self) -> tuple[str, ...]:
@@ -98,6 +104,8 @@ def _point(record: TrialRecord) -> dict[str, Any]:
     return {
         "trial": record.trial,
         "gflops": record.gflops,
+        "gflops_sd": record.gflops_sd,
+        "gflops_quantile": record.gflops_quantile,
         "latency_ms": record.latency_ms,
         "tokens_sent": record.tokens_sent,
         "top1": record.rescored_top1,

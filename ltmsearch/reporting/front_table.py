@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ltmsearch.config.objective import CostAxis, tokens_text
 from ltmsearch.reporting.numbers import breaks_budget, text, with_error
+from ltmsearch.schedules.schedule import amount_of
 from ltmsearch.search.records import TrialRecord, form_key, select_front, select_references
 
 
@@ -31,6 +32,8 @@ class FrontTable:
     front: tuple[FrontRow, ...]
     baselines: tuple[FrontRow, ...]
     """The plain network, and the best uniform schedule within the budget."""
+    amounts: str
+    """What `keep_ratios` are: "keep ratios" or "thresholds"."""
     captions: tuple[str, ...]
     """Explanations of the marks and columns present."""
 
@@ -51,11 +54,13 @@ def make_front_table(records: Iterable[TrialRecord], axis: CostAxis) -> FrontTab
     budget = "" if axis.budget is None else f", budget {axis.budget:g} {axis.unit}"
     if axis.lowest is not None:
         budget = f", budgets {axis.lowest:g} to {axis.budget:g} {axis.unit}"
+    shown = [*front, *baselines]
     return FrontTable(
         title=title + budget,
         columns=tuple(name for name in (cells[0] if cells else ()) if any(row[name] for row in cells)),
         front=tuple(rows),
         baselines=tuple(compared),
+        amounts=f"{amount_of(shown[0].schedule.operator) if shown else 'keep ratio'}s",
         captions=tuple(_captions(front, baselines, axis)),
     )
 
@@ -67,6 +72,8 @@ def _row(record: TrialRecord, axis: CostAxis, label: str) -> FrontRow:
     cells = {
         "trial": str(record.trial),
         "GFLOPs": f"{record.gflops:.4f}",
+        "sd": with_error(record.gflops_sd, None, 4),
+        "quantile": with_error(record.gflops_quantile, None, 4),
         "predicted ms": with_error(record.latency_ms, None, 2),
         "measured ms": measured + ("!" if breaks_budget(record, axis) else ""),
         "tokens sent": "" if record.tokens_sent is None else tokens_text(record.tokens_sent),
@@ -83,7 +90,12 @@ def _captions(front: Sequence[TrialRecord], baselines: Sequence[TrialRecord], ax
     shown = [*front, *baselines]
     lines = []
     if shown:
-        lines.append(f"Keep ratios, layer by layer in each stage: 1 = no merging{form_key(shown)}")
+        amounts = f"{amount_of(shown[0].schedule.operator)}s".capitalize()
+        lines.append(f"{amounts}, layer by layer in each stage: 1 = no merging{form_key(shown)}")
+    if any(record.gflops_sd is not None for record in shown):
+        quantile = "; quantile: what the share budget_quantile of the images stays within"
+        has_quantile = any(record.gflops_quantile is not None for record in shown)
+        lines.append(f"GFLOPs, sd: mean and standard deviation over training images{quantile * has_quantile}")
     if axis.second is not None and shown:
         lines.append(axis.second.title)
     if any(record.expected_top1 is not None for record in shown):

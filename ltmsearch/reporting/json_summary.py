@@ -11,7 +11,7 @@ from ltmsearch.search.records import TrialRecord, front_table
 from ltmsearch.search.run import Run
 
 BASELINE_FIELDS = (
-    *("trial", "label", "feasible", "gflops"),
+    *("trial", "label", "feasible", "gflops", "gflops_sd", "gflops_quantile"),
     *("latency_ms", "latency_measured_ms", "latency_measured_se_ms", "tokens_sent", "expected_top1"),
     *("agreement", "agreement_se"),
 )

@@ -75,7 +75,7 @@ def _lines(findings: Findings) -> Sequence[str]:
 
 def _add_words(figure: go.Figure, findings: Findings) -> None:
     key = form_key(findings.front)
-    headings = (f"keep ratio{key}, white: no merging", "loss added by merging, nats", "GFLOPs saved")
+    headings = (f"{findings.amount}{key}, white: no merging", "loss added by merging, nats", "GFLOPs saved")
     for column, words in enumerate(headings, start=1):
         start = figure.get_subplot(1, column).xaxis.domain[0]
         corner = {"x": start, "xref": "paper", "xanchor": "left", "y": 1, "yref": "paper", "yanchor": "bottom"}
@@ -125,7 +125,7 @@ def _keep_ratios(findings: Findings, axis: CostAxis) -> go.Heatmap:
         texttemplate="%{text}",
         xgap=1,
         ygap=1,
-        hovertemplate="%{y}<br>%{x}<br>keep ratio %{text}<extra></extra>",
+        hovertemplate="%{y}<br>%{x}<br>" + findings.amount + " %{text}<extra></extra>",
     )
 
 

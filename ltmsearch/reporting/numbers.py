@@ -41,6 +41,10 @@ def cost_text(record: TrialRecord, axis: CostAxis) -> str:
 def trial_facts(record: TrialRecord) -> list[tuple[str, str]]:
     """Name and value of everything known about a trial's cost and scores."""
     facts = [("GFLOPs", f"{record.gflops:.4f}")]
+    if record.gflops_sd is not None:
+        facts.append(("GFLOPs, standard deviation over images", f"{record.gflops_sd:.4f}"))
+    if record.gflops_quantile is not None:
+        facts.append(("GFLOPs, quantile of the budget", f"{record.gflops_quantile:.4f}"))
     if record.latency_ms is not None:
         facts.append(("ms per batch, predicted", f"{record.latency_ms:.2f}"))
     if record.latency_measured_ms is not None:

@@ -15,6 +15,7 @@ from ltmsearch.errors import check_choice
 from ltmsearch.io.figures import BLACK, BLUE, GREY, ORANGE, RED, TEMPLATE
 from ltmsearch.reporting.numbers import breaks_budget, trial_facts
 from ltmsearch.reporting.pareto_layout import UNSCORED, FrontLayout, Group, front_layout, shown_top1
+from ltmsearch.schedules.schedule import amount_of
 from ltmsearch.search.records import TrialRecord
 
 Place = Literal["file", "page", "dashboard"]
@@ -78,7 +79,8 @@ def describe(record: TrialRecord) -> str:
 def _hover(record: TrialRecord) -> str:
     lines = [describe(record), *([] if record.score else [f"{record.state}: no score"])]
     lines += [f"{name}: {value}" for name, value in trial_facts(record)]
-    return "<br>".join([*lines, "keep ratios, 1 = no merging:", *(f"  {s}: {r}" for s, r in record.by_stage())])
+    amounts = f"{amount_of(record.schedule.operator)}s, 1 = no merging:"
+    return "<br>".join([*lines, amounts, *(f"  {s}: {r}" for s, r in record.by_stage())])
 
 
 def _trace(group: Group, rescored: bool, members: Sequence[TrialRecord], axis: CostAxis, in_legend: bool) -> go.Scatter:

@@ -28,6 +28,8 @@ def make_recipe(record: TrialRecord, settings: ResolvedSettings, *, num_classes:
         "budget_gflops": settings.budget_gflops,
         "budget_ms": settings.budget_ms,
         "gflops": record.gflops,
+        "gflops_sd": record.gflops_sd,
+        "gflops_quantile": record.gflops_quantile,
         "latency_ms": record.latency_ms,
         "latency_measured_ms": record.latency_measured_ms,
         "split_layer": settings.split_layer,

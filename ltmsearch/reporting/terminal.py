@@ -12,7 +12,8 @@ from ltmsearch.reporting.front_table import make_front_table
 from ltmsearch.search.records import TrialRecord
 from ltmsearch.search.run import Run
 
-RATIOS = "keep ratios"
+AMOUNTS = ("keep ratios", "thresholds")
+"""Headings of the column of words."""
 ROOM_FOR_RATIOS = 24
 """Terminal columns that keep ratios need beside the numbers of a front."""
 LEFT_OUT = ("loss", "IB weight")
@@ -37,7 +38,7 @@ def print_front(console: Console, records: Iterable[TrialRecord], *, axis: CostA
     numbers = [[row.cells[name] for name in columns] for row in front.rows]
     ratios = [row.label or " | ".join(row.keep_ratios.values()) for row in front.rows]
     side_by_side = [(*cells, words) for cells, words in zip(numbers, ratios, strict=True)]
-    tables = [_table((*columns, RATIOS), side_by_side, len(front.front))]
+    tables = [_table((*columns, front.amounts), side_by_side, len(front.front))]
     separate = _table(columns, numbers, len(front.front))
     if console.width < min(width_of(console, tables[0]), width_of(console, separate) + ROOM_FOR_RATIOS):
         fit = len(columns)
@@ -45,7 +46,7 @@ def print_front(console: Console, records: Iterable[TrialRecord], *, axis: CostA
             fit -= 1
             separate = _table(columns[:fit], [cells[:fit] for cells in numbers], len(front.front))
         rest = [(cells[0], *cells[fit:], words) for cells, words in zip(numbers, ratios, strict=True)]
-        tables = [separate, _table(("trial", *columns[fit:], RATIOS), rest, len(front.front))]
+        tables = [separate, _table(("trial", *columns[fit:], front.amounts), rest, len(front.front))]
     tables[0].title = front.title
     for table in tables:
         console.print(table)
@@ -61,7 +62,7 @@ def print_findings(console: Console, findings: Findings) -> None:
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], front: int) -> Table:
     table = Table()
     for heading in headings:
-        words = heading == RATIOS
+        words = heading in AMOUNTS
         table.add_column(heading, justify="left" if words else "right", no_wrap=not words, overflow="fold")
     for place, row in enumerate(rows):
         table.add_row(*row, end_section=place == front - 1)

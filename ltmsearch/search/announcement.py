@@ -3,7 +3,7 @@
 import numpy as np
 
 from ltmsearch.callbacks import Callbacks, about
-from ltmsearch.search.initial_trials import derive_seed, initial_trials
+from ltmsearch.search.initial_trials import UNIFORM_BASELINES, derive_seed, initial_trials
 from ltmsearch.search.masks import fitting_seconds
 from ltmsearch.search.setup import StudyContext
 from ltmsearch.search.timing import SET_UP, WARM_UP, Clock
@@ -26,8 +26,10 @@ def announce(
         probe: Whether new classifiers are still to be fitted.
     """
     with clock.part(SET_UP):
-        first = initial_trials(context, np.random.default_rng(derive_seed(context.settings.seed)))
-        baselines = sum(trial.kind == "baseline" for trial in first)
+        baselines = 1 + UNIFORM_BASELINES
+        if context.measured is None:  # else they depend on weights that are not trained yet
+            first = initial_trials(context, np.random.default_rng(derive_seed(context.settings.seed)))
+            baselines = sum(trial.kind == "baseline" for trial in first)
         expected = context.expected_seconds(first_step=first_step, trials=trials, baselines=baselines, probe=probe)
         if first_step == 0:
             expected[WARM_UP] += fitting_seconds(context)

@@ -8,7 +8,7 @@ run was interrupted; with several workers it also depends on the order in which 
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,13 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ltmsearch.callbacks import Callbacks
-from ltmsearch.engine.evaluation import Score, agreement
-from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.announcement import announce
+from ltmsearch.search.budgets import check_measured
 from ltmsearch.search.checkpoint import Checkpoint, CheckpointState
+from ltmsearch.search.final_scores import final_scores
 from ltmsearch.search.hooks import StudyHooks
 from ltmsearch.search.initial_trials import (
+    INITIAL,
     InitialTrial,
     derive_seed,
     draw_within_budget,
@@ -33,6 +34,7 @@ from ltmsearch.search.initial_trials import (
     initial_trials,
 )
 from ltmsearch.search.optuna_records import (
+    COSTS,
     MEASURED,
     RESCORED,
     WEIGHT,
@@ -41,12 +43,12 @@ from ltmsearch.search.optuna_records import (
     objectives,
     outside_space,
     set_constraints,
+    trial_costs,
     trial_record,
     trial_records,
     with_current_budgets,
 )
 from ltmsearch.search.records import TrialRecord, select_front
-from ltmsearch.search.rescoring import same_nets, select_candidates
 from ltmsearch.search.samplers import make_sampler
 from ltmsearch.search.setup import StudyContext
 from ltmsearch.search.shared_weights import SharedWeights, select_checkpoint, unstored_trial
@@ -229,8 +231,11 @@ class Driver:
         schedule = self.context.space.schedule(indices)
         log = partial(log_trial, trial, schedule, sampling=time.perf_counter() - self._asked_at)
         trial.set_user_attr(WEIGHT, ib_weight)
+        if self.context.measured is not None:
+            self._measure_from_now()
+            trial.set_user_attr(COSTS, self.context.measured.record(indices))
         self.hooks.trial_started(trial, schedule)
-        cost, values = float(self.budgets[0].costs(indices[None])[0]), set_constraints(trial, self.budgets, indices)
+        cost, values = float(self.budgets[0].costs(indices[None])[0]), set_constraints(trial, self.context)
         reference = not indices.any()  # the plain network is scored for comparison even if it is over budget
         if max(values) > 0 and not reference:
             self._end(trial, state=TrialState.PRUNED)
@@ -257,6 +262,11 @@ class Driver:
             log=log,
         )
 
+    def _measure_from_now(self) -> None:
+        """Measure costs that depend on the image with the shared weights as they are now."""
+        if self.context.measured is not None:
+            self.context.measured.use(self.shared.version, self.shared.weights)
+
     def _answers(self) -> list[Answer]:
         with self.clock.part(ELSEWHERE if self.workers.remote else TRAINING):
             answers = self.workers.answers()
@@ -282,7 +292,7 @@ class Driver:
             "top1_se": result.score.top1_se,
             "loss": result.score.loss,
             "cost": running.cost,
-            "tokens_sent": self.context.tokens_sent(running.task.schedule),
+            "tokens_sent": trial_costs(trial, self.context).get("tokens_sent"),
             "seconds": round(result.seconds, 3),
             "supernet_version": running.version,
             "age": age,
@@ -326,47 +336,35 @@ class Driver:
         """The initial trials that the study does not have yet."""
         queued = [trial.system_attrs.get("fixed_params", trial.params) for trial in self._trials()]
         held = {tuple(sorted(params.items())) for params in queued}
-        first = initial_trials(self.context, np.random.default_rng(derive_seed(self.settings.seed)))
+        first = self._initial_trials()
         return deque(t for t in first if tuple(sorted(enqueue_params(self.context, t).items())) not in held)
+
+    def _initial_trials(self) -> list[InitialTrial]:
+        """The same whenever the study continues: where they depend on weights by their costs, the study keeps them."""
+        rng, context = np.random.default_rng(derive_seed(self.settings.seed)), self.context
+        if context.measured is None:
+            return initial_trials(context, rng)
+        if INITIAL not in self.study.user_attrs:
+            self._measure_from_now()
+            check_measured(self.settings, context.space, self.budgets)
+            self.confirm()
+            self.study.set_user_attr(INITIAL, [trial.as_json() for trial in initial_trials(context, rng)])
+        return [InitialTrial.from_json(trial) for trial in self.study.user_attrs[INITIAL]]
 
     def _enqueue(self, trial: InitialTrial) -> None:
         params = enqueue_params(self.context, trial)
         self.study.enqueue_trial(params, user_attrs={"kind": trial.kind, "label": trial.label})
 
     def rescore(self) -> None:
-        """Score the candidates for the front again, with the final shared weights and on more images.
-
-        The plain network's predictions, from the same weights and images, give the agreement of each.
-        """
+        """Score the candidates for the front again, with the final shared weights and on more images."""
         if self._is_rescored():
             return
         load_parameters(self.context.evaluator.supernet, self.shared.weights)
-        net = self.context.proxy_costs.network_key
-        plain = MergeSchedule.uniform(self.context.space.layers, 1.0, self.settings.operator)
-        groups = same_nets(self.records(), lambda record: net(record.schedule))
-        chosen = [group[0] for group in groups]
-        candidates = select_candidates(chosen, self.settings.rescore_candidates, self.settings.axis.costs)
-        self.callbacks.phase("final scores", len(candidates))
-        scores: dict[str, list[float]] = {}
-        by_net: dict[Hashable, Score] = {}
-        for done, record in enumerate(candidates):
-            self.callbacks.advance(done, record.name)
-            for schedule in (plain, record.schedule):  # the plain network is usually a candidate: one pass for both
-                if net(schedule) not in by_net:
-                    by_net[net(schedule)] = self.context.evaluator.score(schedule, images=self.settings.rescore_images)
-            score = by_net[net(record.schedule)]
-            agreed, agreed_se = agreement(score.predictions, by_net[net(plain)].predictions)
-            _log.info(
-                "%s scored again: top-1 %.2f ± %.2f %%, loss %.4f, agreement %.2f ± %.2f %%",
-                record.name, score.top1, score.top1_se, score.loss, agreed, agreed_se,
-            )  # fmt: skip
-            for same in next(group for group in groups if group[0] is record):
-                scores[str(same.trial)] = [score.top1, score.top1_se, score.loss, agreed, agreed_se]
-        self.callbacks.advance(len(candidates))
+        self._measure_from_now()
+        found = final_scores(self.context, self.records(), self.callbacks)
         self.confirm()
-        self.study.set_user_attr(
-            RESCORED, {"version": self.shared.version, "trials": count_trained(self._trials()), "scores": scores}
-        )
+        about = {"version": self.shared.version, "trials": count_trained(self._trials())}
+        self.study.set_user_attr(RESCORED, about | found)
 
     def _is_rescored(self) -> bool:
         known = self.study.user_attrs.get(RESCORED, {})

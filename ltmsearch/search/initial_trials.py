@@ -2,10 +2,13 @@
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Self
 
 import numpy as np
 
 from ltmsearch.costs import in_budget_range, sample_by_cost, within_budgets
+from ltmsearch.schedules.schedule import Form
 from ltmsearch.search.records import Kind
 from ltmsearch.search.setup import StudyContext
 from ltmsearch.search.trial import IB_WEIGHT
@@ -14,6 +17,8 @@ STARTUP_SHARE = 1 / 3
 """Share of the trials that cover the range of costs before the sampler takes over."""
 UNIFORM_BASELINES = 2
 """Uniform schedules per form that are tried for comparison: the costliest within the budget."""
+INITIAL = "initial trials"
+"""Study attribute with the initial trials where costs are measured, since they depend on the weights of the time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +29,15 @@ class InitialTrial:
     """(L,) choice indices."""
     kind: Kind
     label: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return {"indices": self.indices.tolist(), "kind": self.kind, "label": self.label}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Self:
+        """The trial of such fields."""
+        return cls(**fields | {"indices": np.array(fields["indices"], dtype=int)})
 
 
 def initial_trials(context: StudyContext, rng: np.random.Generator) -> list[InitialTrial]:
@@ -70,14 +84,11 @@ def derive_seed(seed: int, *path: int) -> int:
 def _in_order(context: StudyContext, rng: np.random.Generator) -> Iterator[InitialTrial]:
     space, budgets = context.space, context.budgets
     yield InitialTrial(indices=np.zeros(len(space.layers), dtype=int), kind="baseline", label="plain")
-    ratios = sorted({c.keep_ratio for options in space.choices for c in options if c.keep_ratio < 1}, reverse=True)
     first, *others = space.forms
     by_form = {}
     for form in space.forms:
-        uniform = [(f"uniform {ratio:g}", space.nearest(ratio, form)) for ratio in ratios]
-        # Ratios and numbers of tokens to remove have no common order but that of their costs.
-        uniform.sort(key=lambda one: context.costs.macs(space.schedule(one[1])), reverse=True)
-        by_form[form] = [one for one in uniform if within_budgets(budgets, one[1][None])[0]][:UNIFORM_BASELINES]
+        within = (one for one in _uniform(context, form) if within_budgets(budgets, one[1][None])[0])
+        by_form[form] = list(islice(within, UNIFORM_BASELINES))
     for place in range(UNIFORM_BASELINES):
         for form, uniform in by_form.items():
             for label, indices in uniform[place : place + 1]:
@@ -94,6 +105,21 @@ def _in_order(context: StudyContext, rng: np.random.Generator) -> Iterator[Initi
     schedules = sample_by_cost(space, budgets, number=round(covering), rng=rng)
     for place in sorted(range(len(schedules)), key=_bits_reversed):
         yield InitialTrial(indices=schedules[place], kind="start-up")
+
+
+def _uniform(context: StudyContext, form: Form | None) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and (L,) indices of schedules with the same choice at every layer, the costliest first."""
+    space = context.space
+    if context.measured is not None:
+        for place in range(1, max(map(len, space.choices))):
+            indices = np.minimum(place, space.cheapest)
+            values = {options[i].keep_ratio for options, i in zip(space.choices, indices, strict=True) if i}
+            yield f"uniform {min(values):g}" if len(values) == 1 else f"uniform, choice {place}", indices
+        return
+    ratios = sorted({c.keep_ratio for options in space.choices for c in options if c.keep_ratio < 1}, reverse=True)
+    uniform = [(f"uniform {ratio:g}", space.nearest(ratio, form)) for ratio in ratios]
+    # Ratios and numbers of tokens to remove have no common order but that of their costs.
+    yield from sorted(uniform, key=lambda one: context.costs.macs(space.schedule(one[1])), reverse=True)
 
 
 def _bits_reversed(number: int) -> float:

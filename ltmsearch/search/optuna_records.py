@@ -8,7 +8,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from ltmsearch.costs import Budget, constraint_values, within_budgets
+from ltmsearch.costs import constraint_values, within_budgets
 from ltmsearch.schedules.space import SearchSpace
 from ltmsearch.search.records import State, TrialRecord
 from ltmsearch.search.rescoring import with_expected_top1
@@ -16,7 +16,7 @@ from ltmsearch.search.setup import StudyContext
 from ltmsearch.search.storage.optuna_private import trial_id
 from ltmsearch.search.trial import IB_WEIGHT
 
-RESCORED = "rescored"
+RESCORED, SCORES = "rescored", "scores"
 """Study attribute with the scores by the final weights: `version`, `trials` (number of trained ones), `scores`
 (trial → values in the order of `_RESCORED_FIELDS`; versions without agreement stored the first three)."""
 _RESCORED_FIELDS = ("rescored_top1", "rescored_top1_se", "rescored_loss", "agreement", "agreement_se")
@@ -28,6 +28,11 @@ DASHBOARD_CONSTRAINTS = "constraints"
 """Trial system attribute for constraints in Optuna 4; a prefix of those of Optuna 5. optuna-dashboard 0.21 reads only
 this one: without it, infeasible trials look feasible."""
 
+COSTS = "costs"
+"""Trial attribute where costs depend on the image: those measured before the trial, as fields of a record; and entry of
+`RESCORED`: trial → those measured with the final weights."""
+FURTHER_COSTS = ("gflops_sd", "gflops_quantile", "latency_ms", "tokens_sent")
+"""Costs that not every study has, by the names of a record's fields."""
 WEIGHT = "ib_weight"
 """Trial attribute that every trial of the search has from its start: the weight of its IB loss."""
 
@@ -85,9 +90,35 @@ def objectives(outcome: dict[str, Any]) -> list[float]:
     return [outcome[name] for name in ("top1", "cost", "tokens_sent") if outcome.get(name) is not None]
 
 
-def set_constraints(trial: Trial, budgets: Sequence[Budget], indices: np.ndarray) -> list[float]:
+def trial_costs(trial: Trial | FrozenTrial, context: StudyContext) -> dict[str, Any]:
+    """The costs of a trial by the names of a record's fields: computed, or as measured before the trial."""
+    if context.measured is not None:
+        return dict(trial.user_attrs[COSTS])
+    indices = _indices(trial, context)
+    schedule, latency = context.space.schedule(indices), context.latency
+    return {
+        "gflops": context.costs.gflops(schedule),
+        # The linear fit may go below zero far from the timed subnets.
+        "latency_ms": max(0.0, latency.model.latency_ms(schedule)) if latency else None,
+        "tokens_sent": context.tokens_sent(schedule),
+        "kept_shares": context.costs.kept_shares(schedule),
+    }
+
+
+def trial_constraints(trial: Trial | FrozenTrial, context: StudyContext) -> dict[str, float]:
+    """Constraint values of a trial by the budgets' keys in Optuna; at most 0 in the range of a budget."""
+    if context.measured is None:
+        return constraint_values(context.budgets, _indices(trial, context))
+    return {b.constraint: b.breach(trial.user_attrs[COSTS][b.name]) for b in context.budgets}
+
+
+def _indices(trial: Trial | FrozenTrial, context: StudyContext) -> np.ndarray:
+    return np.array([trial.params[layer] for layer in context.space.layers])
+
+
+def set_constraints(trial: Trial, context: StudyContext) -> list[float]:
     """Store and return the distance of a schedule from each budget; at most 0 is feasible."""
-    values = constraint_values(budgets, indices)
+    values = trial_constraints(trial, context)
     for name, value in values.items():
         if name not in trial.constraints:  # Optuna keeps the first value; an interrupted trial has one already
             trial.set_constraint(name, value)
@@ -113,8 +144,7 @@ def with_current_budgets(trial: FrozenTrial, context: StudyContext) -> FrozenTri
     copy = deepcopy(trial)
     if not is_own(trial):
         return copy
-    indices = np.array([trial.params[layer] for layer in context.space.layers])
-    constraints = constraint_values(context.budgets, indices)
+    constraints = trial_constraints(trial, context)
     copy.system_attrs = {n: v for n, v in copy.system_attrs.items() if n.partition(":")[0] != DASHBOARD_CONSTRAINTS}
     for name, value in constraints.items():
         copy.set_constraint(name, value)
@@ -137,9 +167,10 @@ def trial_record(
     rescored = rescored or {"version": None, "scores": {}}
     final = rescored["scores"].get(str(trial.number))
     timed_ms, timed_se_ms = (measured or {}).get(str(trial.number), (None, None))
-    indices = np.array([trial.params[layer] for layer in context.space.layers])
-    schedule, weights = context.space.schedule(indices), context.space.ib_weights
-    attrs, feasible = trial.user_attrs, bool(within_budgets(context.budgets, indices[None])[0])
+    schedule, weights = context.space.schedule(_indices(trial, context)), context.space.ib_weights
+    attrs = trial.user_attrs
+    costs: dict[str, Any] = trial_costs(trial, context) | rescored.get(COSTS, {}).get(str(trial.number), {})
+    feasible = _is_feasible(trial, context, costs)
     state = _STATES[trial.state]
     if state == "over budget" and feasible:
         state = "below range"
@@ -149,17 +180,21 @@ def trial_record(
         label=attrs.get("label", ""),
         state=state,
         feasible=feasible,
-        gflops=context.costs.gflops(schedule),
-        # The linear fit may go below zero far from the timed subnets.
-        latency_ms=max(0.0, context.latency.model.latency_ms(schedule)) if context.latency else None,
+        gflops=costs["gflops"],
+        **{name: costs.get(name) for name in FURTHER_COSTS},
         latency_measured_ms=timed_ms,
         latency_measured_se_ms=timed_se_ms,
-        tokens_sent=context.tokens_sent(schedule),
         top1=trial.values[0] if state == "scored" else None,
         **{name: attrs.get(name) for name in ("top1_se", "loss", "mi_x", "mi_y", "ibb", "supernet_version", "seconds")},
         **dict(zip(_RESCORED_FIELDS, final or (), strict=False)),
         rescored_version=rescored["version"] if final else None,
         ib_weight=weights.weight(trial.params[IB_WEIGHT]) if weights else 0.0,
         schedule=schedule,
-        kept_shares=context.costs.kept_shares(schedule),
+        kept_shares=costs["kept_shares"],
     )
+
+
+def _is_feasible(trial: FrozenTrial, context: StudyContext, costs: dict[str, Any]) -> bool:
+    if context.measured is None:
+        return bool(within_budgets(context.budgets, _indices(trial, context)[None])[0])
+    return all(costs[budget.name] <= budget.limit / budget.per_unit for budget in context.budgets)

@@ -22,7 +22,7 @@ from ltmsearch.errors import InputError, check_choice, shortened
 from ltmsearch.io.csv_tables import Count, Finite, NonNegative, Percent, read_rows
 from ltmsearch.io.files import parse_json, write_atomic
 from ltmsearch.io.yaml_models import first_line
-from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.schedules.schedule import THRESHOLDS, MergeSchedule
 from ltmsearch.search.pareto import is_non_dominated
 
 TRIALS, FRONT = "trials.csv", "front.csv"
@@ -35,6 +35,8 @@ State = Literal["scored", "over budget", "below range", "failed"]
 FRONT_COLUMNS = (
     "trial",
     "gflops",
+    "gflops_sd",
+    "gflops_quantile",
     "latency_ms",
     "latency_measured_ms",
     "latency_measured_se_ms",
@@ -85,7 +87,12 @@ class TrialRecord:
     feasible: bool
     """Within every budget. A plain network over budget is scored for comparison and stays infeasible."""
     gflops: NonNegative
-    """1e9 multiply-adds per image; see `ltmsearch.costs` for what is counted."""
+    """1e9 multiply-adds per image; see `ltmsearch.costs` for what is counted. Where they depend on the image, the mean,
+    measured with the final weights, or else with those that the trial started from."""
+    gflops_sd: NonNegative | None = None
+    """Standard deviation over images; None where all cost the same."""
+    gflops_quantile: NonNegative | None = None
+    """Cost that the share `budget_quantile` of the images stays within; None without that setting."""
     latency_ms: NonNegative | None = None
     """Predicted latency of one batch; None in a study without a latency budget."""
     latency_measured_ms: NonNegative | None = None
@@ -126,7 +133,8 @@ class TrialRecord:
     schedule: MergeSchedule
     """Keep ratio and form of every layer that may merge, in the order of the network."""
     kept_shares: Mapping[str, Annotated[float, Field(gt=0, le=1)]] = field(default_factory=dict, hash=False)
-    """Layer name → share of its tokens that it keeps, where the keep ratio is a number of tokens to remove."""
+    """Layer name → share of its tokens that it keeps, where its number in the schedule is not that share: of merging
+    layers with a threshold, the mean over images."""
 
     @model_validator(mode="after")
     def _check_state(self) -> Self:
@@ -137,10 +145,13 @@ class TrialRecord:
         for name in ("rescored_top1", "expected_top1", "agreement"):
             if getattr(self, name) is not None and self.state != "scored":
                 raise ValueError(f"{name} needs state 'scored', but got {self.state!r}")
-        counted = {layer for layer, ratio in self.schedule.keep_ratios.items() if ratio < 0}
+        adaptive = self.schedule.operator in THRESHOLDS
+        counted = {n for n, ratio in self.schedule.keep_ratios.items() if ratio < 0 or (adaptive and ratio < 1)}
         if other := sorted(counted ^ self.kept_shares.keys()):
+            kind = "merge by threshold" if adaptive else "keep ratio is negative"
             raise ValueError(
-                f"kept_shares must have exactly the layers whose keep ratio is negative, but {other[0]} is in only one"
+                f"kept_shares must have exactly the layers {'that' if adaptive else 'whose'} {kind}, but {other[0]} is "
+                "in only one"
             )
         return self
 
@@ -181,7 +192,7 @@ class TrialRecord:
         return None if self.score is None else self.score.top1
 
     def kept_share(self, layer: str) -> float:
-        """Share of its tokens that a layer keeps: its keep ratio, or what a number of tokens to remove leaves."""
+        """Share of its tokens that a layer keeps: its keep ratio, or what a number to remove or a threshold leaves."""
         return self.kept_shares.get(layer, self.schedule.keep_ratio(layer))
 
     def by_stage(self) -> list[tuple[str, str]]:
@@ -214,7 +225,7 @@ def form_key(records: Iterable[TrialRecord]) -> str:
 _OBJECTS = ("keep_ratios", "forms", "kept_shares")
 """Columns with a JSON object each."""
 TRIALS_COLUMNS = (*(f.name for f in fields(TrialRecord) if f.name not in ("schedule", "kept_shares")), *_OBJECTS)
-_ADDED_COLUMNS = ("agreement", "agreement_se", "tokens_sent", "kept_shares")
+_ADDED_COLUMNS = ("agreement", "agreement_se", "gflops_sd", "gflops_quantile", "tokens_sent", "kept_shares")
 """Columns that `trials.csv` by earlier versions lacks."""
 
 

@@ -51,6 +51,8 @@ class Settled(BaseModel):
     threads: int | None = Field(ge=1)
     """Threads of torch on a CPU; None on other devices."""
     threads_reason: str
+    thresholds: dict[str, list[float]] | None = None
+    """Layer → thresholds measured with the initial weights, where the search space has none; None without such."""
     classes: dict[str, ClassSize]
     """Classes of the data, in the order of the classifier's outputs."""
 

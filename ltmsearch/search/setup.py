@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from ltmsearch.callbacks import Callbacks
@@ -20,26 +21,24 @@ from ltmsearch.data.loading import ImageData, load_data
 from ltmsearch.engine.linear_probe import probe_images
 from ltmsearch.engine.runtime import Runtime, find_device
 from ltmsearch.engine.steps import WarmUp, warm_up
-from ltmsearch.errors import InputError
 from ltmsearch.latency import StudyLatency, settings_target, study_latency
 from ltmsearch.merging import get_operator
-from ltmsearch.models import create_backbone, get_adapter, input_config, load_weights
+from ltmsearch.models import check_operator, create_backbone, get_adapter, input_config, load_weights
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.schedules.space import SearchSpace, colliding_ratios
 from ltmsearch.schedules.space_file import SpaceFile
+from ltmsearch.search.budgets import check_budgets, make_budgets
 from ltmsearch.search.checkpoint import WEIGHTS
 from ltmsearch.search.expected import TrialRates, expected_seconds, measure_probe, measure_trial, measure_warm_up
+from ltmsearch.search.measured import MeasuredCosts, cost_images, measure_thresholds, refuse_unmeasurable
 from ltmsearch.search.settled import Conditions, Settled, conditions, settle
-from ltmsearch.search.timing import PROBE, PROFILING, TIMING, WARM_UP, Clock
+from ltmsearch.search.timing import OVERHEAD, PROBE, PROFILING, TIMING, WARM_UP, Clock
 from ltmsearch.search.trial import Evaluator
 from ltmsearch.search.warm_start import Prior
 
 _log = logging.getLogger(__name__)
 
-BELOW_RANGE = 0.1
-"""Margin below a range of budgets in which schedules are still tried, as a share of the range, so that the lowest
-budget has points on both sides."""
 MIN_TRIAL_LIMIT, TRIAL_LIMIT_FACTOR = 300.0, 20
 """Default time limit of a trial: at least so many seconds, and at least so many times the expected duration."""
 
@@ -58,6 +57,8 @@ class StudyContext:
     """Limits on costs; the first is the cost axis of the front."""
     latency: StudyLatency | None
     """Latencies at `settings.img_size`; None without a latency budget."""
+    measured: MeasuredCosts | None
+    """Costs at `settings.img_size` that depend on the image; None where all images cost the same."""
     evaluator: Evaluator
     settled: Settled
     conditions: Conditions
@@ -100,9 +101,13 @@ class StudyContext:
         growth = f"{s.proxy_img_size} px"
         if s.base_img_size < s.proxy_img_size:
             growth = f"{s.base_img_size} px growing to {s.proxy_img_size}"
+        reach = f"{low / GIGA:.3f} to {high / GIGA:.3f} GFLOPs"
+        if self.measured is not None:
+            number = sum(map(len, self.measured.images))
+            reach = f"{low / GIGA:.3f} GFLOPs or more, measured on {number} training images before each trial,"
         lines = [
             f"{s.backbone} with {s.operator} merging: {len(self.space.layers)} layers, "
-            f"{self.space.size:,} schedules, {low / GIGA:.3f} to {high / GIGA:.3f} GFLOPs at {s.img_size} px "
+            f"{self.space.size:,} schedules, {reach} at {s.img_size} px "
             f"(plain network {self.costs.base / GIGA:.3f}; multiply-adds per image)" + self._budget_in_gflops(),
             *self._latency_lines(),
             *([] if s.split_layer is None else [describe_split(s.split_layer, self.costs, self.space)]),
@@ -166,6 +171,8 @@ class StudyContext:
     @cached_property
     def trial_rates(self) -> TrialRates:
         """Measured seconds of the parts of a trial; measuring takes seconds and leaves no trace."""
+        if self.measured is not None:
+            return measure_trial(self.evaluator, self.space.schedule(self.space.cheapest // 2))
         rng = np.random.default_rng(self.settings.seed)
         *_, cheaper = sample_by_cost(self.space, self.budgets, number=3, rng=rng)[:2]  # from the middle of the range
         return measure_trial(self.evaluator, self.space.schedule(cheaper))
@@ -189,6 +196,8 @@ class StudyContext:
         if first_step is not None:
             warming = measure_warm_up(self.evaluator, self.space, plan, first_step)
             parts[WARM_UP] = warming.seconds(plan, s.proxy_img_size, first_step)
+        if self.measured is not None:
+            parts[OVERHEAD] += self.measured.expected_seconds(trials)
         if self.latency is not None and self.latency.can_measure:
             parts[TIMING] = self.latency.measuring_seconds(s.rescore_candidates)
         return parts
@@ -209,7 +218,7 @@ def resolve(settings: StudySettings) -> tuple[ResolvedSettings, Prior | None]:
         InputError: If a name is unknown, a device is missing, or there is no such study.
     """
     adapter = get_adapter(settings.backbone)
-    get_operator(settings.operator)
+    check_operator(settings.backbone, settings.operator)
     device = find_device(settings.device)
     prior = Prior.open(Path(settings.resume_from), backbone=settings.backbone) if settings.resume_from else None
     return settings.resolved(device.type, adapter.learning, prior.settings if prior else None), prior
@@ -245,6 +254,14 @@ def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None =
     proxy_size = (resolved.proxy_img_size, resolved.proxy_img_size)
     proxy_costs = cost_model(resolved.backbone, supernet.model, proxy_size, resolved.operator)
     costs = _costs_of_recipes(resolved, supernet)
+    images: tuple[Tensor, ...] = ()
+    if get_operator(resolved.operator).adaptive:
+        refuse_unmeasurable(resolved, space_file, supernet, costs)
+        images = cost_images(resolved, data, callbacks)
+        if settled.thresholds is None:
+            found = measure_thresholds(space_file, supernet, costs, images, current.runtime)
+            settled = settled.model_copy(update={"thresholds": found})
+        space_file = space_file.with_thresholds(settled.thresholds or {})
     latency = None
     limited: list[ChainedCosts] = [costs] if resolved.budget_gflops is not None else []
     if resolved.budget_ms is not None:
@@ -256,7 +273,11 @@ def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None =
         costs,
         reduces_cost=lambda layer, choice: all(cost.reduces_cost(layer, choice) for cost in limited),
     )
-    budgets = make_budgets(resolved, space, costs, latency)
+    measured = None
+    if images:
+        bounds = costs.table(space.choices)
+        measured = MeasuredCosts(costs_by_count=costs, space=space, evaluator=evaluator, images=images, bounds=bounds)
+    budgets = make_budgets(resolved, space, costs, latency, measured)
     check_budgets(resolved, space, budgets)
     if resolved.split_layer is not None:
         check_split_layer(resolved.split_layer, costs, space, backbone=resolved.backbone)
@@ -267,6 +288,7 @@ def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None =
         space=space,
         budgets=budgets,
         latency=latency,
+        measured=measured,
         evaluator=evaluator,
         settled=settled,
         conditions=current,
@@ -340,22 +362,6 @@ def make_evaluator(supernet: Supernet, data: ImageData, runtime: Runtime, settin
     return Evaluator(supernet=supernet, data=data, runtime=runtime, settings=settings)
 
 
-def make_budgets(
-    settings: StudySettings, space: SearchSpace, costs: CostModel, latency: StudyLatency | None
-) -> tuple[Budget, ...]:
-    """The budgets of a study; a latency budget comes first."""
-    budgets = []
-    if latency is not None and settings.budget_ms is not None:
-        budgets.append(Budget(name="latency_ms", table=latency.model.table(space.choices), limit=settings.budget_ms))
-    if settings.budget_gflops is not None:
-        table, limit, least = costs.table(space.choices), int(settings.budget_gflops * GIGA), 0.0
-        if settings.lowest_gflops is not None:
-            width = settings.budget_gflops - settings.lowest_gflops
-            least = (settings.lowest_gflops - BELOW_RANGE * width) * GIGA
-        budgets.append(Budget(name="gflops", table=table, limit=limit, per_unit=GIGA, minimum=least))
-    return tuple(budgets)
-
-
 def warm_up_plan(settings: ResolvedSettings) -> WarmUp:
     return WarmUp(
         base_steps=settings.base_steps,
@@ -364,31 +370,3 @@ def warm_up_plan(settings: ResolvedSettings) -> WarmUp:
         subnets=settings.sandwich_subnets,
         lr=settings.warmup_lr,
     )
-
-
-def check_budgets(settings: StudySettings, space: SearchSpace, budgets: Sequence[Budget]) -> None:
-    """Raise `InputError` for a budget that no schedule meets, or every schedule."""
-    for budget in budgets:
-        of_latency = budget.name == "latency_ms"
-        option, unit, digits = ("--budget-ms", "ms", 2) if of_latency else ("--budget-gflops", "GFLOPs", 4)
-        limit, (low, high) = budget.limit / budget.per_unit, budget.reachable()
-        lowest = limit if of_latency or settings.lowest_gflops is None else settings.lowest_gflops
-        given = f"{limit:g}" if lowest == limit else f"{lowest:g}-{limit:g}"
-        net = f"{settings.backbone} at {settings.img_size} px"
-        if low == high:
-            advice = "; try larger images or batches, or another runtime" if of_latency else ""
-            raise InputError(
-                f"{option} {given} leaves nothing to search: no merge in the space saves {unit}; {net} costs "
-                f"{low:.{digits}f}{advice}"
-            )
-        if not low <= lowest <= limit < high:
-            rule = "is too low" if lowest < low else "is above the cost of the plain network"
-            raise InputError(
-                f"{option} {given} {rule}: merging reaches {low:.{digits}f} to {high:.{digits}f} {unit} for {net} "
-                f"(per {'batch' if of_latency else 'image, multiply-adds'})"
-            )
-    if len(budgets) > 1 and not len(sample_by_cost(space, budgets, number=1, rng=np.random.default_rng(0))):
-        raise InputError(
-            f"--budget-gflops {settings.budget_gflops:g} and --budget-ms {settings.budget_ms:g} can be met separately, "
-            "but no schedule meets both; raise one of them"
-        )

@@ -6,7 +6,7 @@ from itertools import takewhile
 
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.schedules.schedule import MergeSchedule, amount_of
 from ltmsearch.search.optuna_records import count_trained, is_own
 
 _log = logging.getLogger(__name__)
@@ -68,6 +68,6 @@ def log_trial(trial: Trial, schedule: MergeSchedule, outcome: str, *, sampling: 
     kind, label = trial.user_attrs.get("kind", "searched"), trial.user_attrs.get("label", "")
     ratios = " ".join(f"{ratio:g}{schedule.forms.get(layer, '')[:1]}" for layer, ratio in schedule.keep_ratios.items())
     _log.info(
-        "trial %d (%s): %s; sampler %.1f ms; keep ratios %s",
-        trial.number, f"{kind} {label}".strip(), outcome, 1e3 * sampling, ratios,
+        "trial %d (%s): %s; sampler %.1f ms; %ss %s",
+        trial.number, f"{kind} {label}".strip(), outcome, 1e3 * sampling, amount_of(schedule.operator), ratios,
     )  # fmt: skip

@@ -7,7 +7,7 @@ import numpy as np
 
 from ltmsearch.config.settings import SETTINGS, ResolvedSettings
 from ltmsearch.errors import InputError
-from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.schedules.schedule import THRESHOLDS, MergeSchedule
 from ltmsearch.schedules.space import SearchSpace
 from ltmsearch.search.checkpoint import WEIGHTS
 from ltmsearch.search.records import TRIALS, TrialRecord
@@ -45,7 +45,12 @@ class Prior:
         return cls(run=run, settings=settings, front=tuple(earlier.front))
 
     def schedules(self, space: SearchSpace) -> list[tuple[str, np.ndarray]]:
-        """The schedules of the front as (name, (L,) choice indices), each layer at the nearest choice of the space."""
+        """The schedules of the front as (name, (L,) choice indices), each layer at the nearest choice of the space.
+
+        Keep ratios say nothing about thresholds, nor the other way round.
+        """
+        if (self.settings.operator in THRESHOLDS) != (space.operator in THRESHOLDS):
+            return []
         return [
             (f"trial {record.trial} of {self.settings.study}", nearest(space, record.schedule)) for record in self.front
         ]

@@ -17,10 +17,11 @@ from ltmsearch import StudySettings, run_study
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.errors import InputError
 from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.search.budgets import BELOW_RANGE
 from ltmsearch.search.checkpoint import load_checkpoint
 from ltmsearch.search.initial_trials import initial_trials
 from ltmsearch.search.run import Run
-from ltmsearch.search.setup import BELOW_RANGE, prepare
+from ltmsearch.search.setup import prepare
 from ltmsearch.search.trial import Evaluator
 from ltmsearch.search.warm_start import Prior, nearest
 

@@ -1,10 +1,10 @@
 """Notes of a study and of its trials: Markdown from plain records."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ltmsearch.config.objective import CostAxis
+from ltmsearch.config.objective import CostAxis, tokens_text
 from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.costs import CostModel
 from ltmsearch.errors import printable
@@ -12,7 +12,7 @@ from ltmsearch.reporting.findings import find, sentences
 from ltmsearch.reporting.front_table import make_front_table
 from ltmsearch.reporting.numbers import breaks_budget, trial_facts
 from ltmsearch.schedules.grid import tokens
-from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.schedules.schedule import THRESHOLDS, MergeSchedule, amount_of
 from ltmsearch.search.records import TrialRecord
 
 LAST_LINE = "*ltmsearch replaces the text above when it scores again. Text that you write below this line stays.*"
@@ -35,14 +35,23 @@ class LayerTokens:
     """`soft`, `hard`, `matched` or `gradient`; empty without merging."""
     whole: int
     """Tokens in the plain network, per window if there are windows."""
-    before: int
-    after: int
+    before: float
+    """A mean where images differ, like the next."""
+    after: float
     windows: int
 
 
-def layer_tokens(costs: CostModel, schedule: MergeSchedule) -> list[LayerTokens]:
-    """Token counts of every layer that may merge, in network order."""
-    passed = costs.tokens(schedule)
+def layer_tokens(costs: CostModel, schedule: MergeSchedule, kept_shares: Mapping[str, float]) -> list[LayerTokens]:
+    """Token counts of every layer that may merge, in network order.
+
+    `kept_shares`: those of the trial's record; they are needed where images differ.
+    """
+    passed: Mapping[str, tuple[float, float]] = costs.tokens(schedule)
+    if schedule.operator in THRESHOLDS:
+        passed, left = {}, float(tokens(costs.chains[0].grid))
+        for layer in costs.layers:
+            passed[layer] = left, left * kept_shares.get(layer, 1.0)
+            left = passed[layer][1]
     return [
         LayerTokens(
             layer=shape.name,
@@ -71,10 +80,16 @@ def trial_note(
     lines += _table(("cost and score", ""), _facts(record, layers, axis, base_gflops))
     windows = " (per window)" if any(layer.windows > 1 for layer in layers) else ""
     rows = [
-        (layer.layer, f"{layer.keep_ratio:g}", layer.form or "none", f"{layer.before} → {layer.after}")
+        (
+            layer.layer,
+            f"{layer.keep_ratio:g}",
+            layer.form or "none",
+            f"{tokens_text(layer.before)} → {tokens_text(layer.after)}",
+        )
         for layer in layers
     ]
-    lines += ["", "**Schedule**", "", *_table(("layer", "keep ratio", "merging", f"tokens{windows}"), rows)]
+    headings = ("layer", amount_of(record.schedule.operator), "merging", f"tokens{windows}")
+    lines += ["", "**Schedule**", "", *_table(headings, rows)]
     return _ended(lines)
 
 
@@ -97,7 +112,7 @@ def study_note(
             )
             for row in front.rows
         ]
-        lines += [f"### {front.title}", "", *_table((*front.columns, "keep ratios"), rows)]
+        lines += [f"### {front.title}", "", *_table((*front.columns, front.amounts), rows)]
         for caption in front.captions:
             lines += ["", _escaped(caption)]
         lines += ["", " ".join(sentences(find(records, axis.costs)))]
@@ -136,7 +151,7 @@ def _facts(
     facts["GFLOPs"] += f" ({record.gflops / base_gflops:.0%} of the plain network)"
     if breaks_budget(record, axis):
         facts["ms per batch, measured"] += " **over the budget**"
-    facts["tokens"] = f"{share_kept(layers):.0%} kept on average, {layers[-1].after} after the last layer"
+    facts["tokens"] = f"{share_kept(layers):.0%} kept on average, {tokens_text(layers[-1].after)} after the last layer"
     return list(facts.items())
 
 

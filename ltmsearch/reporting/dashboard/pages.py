@@ -32,6 +32,7 @@ from ltmsearch.reporting.pareto_plot import front_figure
 from ltmsearch.reporting.recipes import make_recipe
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.hooks import StudyHooks
+from ltmsearch.search.optuna_records import FURTHER_COSTS, trial_costs
 from ltmsearch.search.records import TrialRecord, select_front
 from ltmsearch.search.setup import StudyContext
 from ltmsearch.search.storage import ARTIFACTS
@@ -55,27 +56,26 @@ class DashboardHooks(StudyHooks):
 
     def trial_started(self, trial: Trial, schedule: MergeSchedule) -> None:
         """Set the attributes of a running trial that follow from its schedule."""
-        layers, known = layer_tokens(self.context.costs, schedule), trial.user_attrs
+        costs, known = trial_costs(trial, self.context), trial.user_attrs
+        layers = layer_tokens(self.context.costs, schedule, costs["kept_shares"])
         attributes: dict[str, Any] = {
             "kind": known.get("kind", "searched"),
-            "gflops": self.context.costs.gflops(schedule),
+            "gflops": costs["gflops"],
             "tokens_kept": round(share_kept(layers), 4),
             "tokens_last": layers[-1].after,
         }
-        if self.context.latency is not None:
-            attributes["latency_ms"] = max(0.0, self.context.latency.model.latency_ms(schedule))
-        if (sent := self.context.tokens_sent(schedule)) is not None:
-            attributes["tokens_sent"] = sent
+        attributes |= {name: costs.get(name) for name in FURTHER_COSTS}
         for name, value in attributes.items():
-            if name not in known:
+            if value is not None and name not in known:
                 trial.set_user_attr(name, value)
 
     def trial_scored(self, trial: Trial, record: TrialRecord, merges: ExampleMerges | None) -> None:
         """Upload the files of a running trial: schedule, recipe and a picture. Optuna accepts none later."""
         number, settings = record.trial, self.context.settings
         recipe = make_recipe(record, settings, num_classes=self.context.evaluator.data.num_classes)
+        layers = layer_tokens(self.context.costs, record.schedule, record.kept_shares)
         files = {
-            f"schedule-{number}.csv": _schedule_table(layer_tokens(self.context.costs, record.schedule)),
+            f"schedule-{number}.csv": _schedule_table(layers),
             f"recipe-{number}.yaml": recipe.to_yaml().encode(),
         }
         if merges is not None and any(merges.layers):
@@ -125,7 +125,7 @@ class DashboardHooks(StudyHooks):
         return self.context.costs.base / GIGA
 
     def _trial_note(self, record: TrialRecord, *, on_front: bool) -> str:
-        layers, axis = layer_tokens(self.context.costs, record.schedule), self.context.settings.axis
+        layers, axis = layer_tokens(self.context.costs, record.schedule, record.kept_shares), self.context.settings.axis
         return trial_note(record, layers, axis, base_gflops=self._base_gflops, on_front=on_front)
 
 

@@ -190,10 +190,10 @@ def _layers(findings: Findings, axis: CostAxis) -> Chapter:
     if not findings.layers:
         return Chapter(anchor="layers", heading="Layers", paragraphs=("There is no trial yet.",))
     words = (
-        "A row per layer, in network order. Left: the keep ratio of the layer in each point of the front, lowest cost "
-        "first; white is no merging, and darker cells keep fewer tokens. Middle: the loss added by merging at the "
-        "layer, with one standard error in each direction; vermilion if statistically significant, else grey. Right: "
-        "the GFLOPs saved."
+        f"A row per layer, in network order. Left: the {findings.amount} of the layer in each point of the front, "
+        "lowest cost first; white is no merging, and darker cells keep fewer tokens. Middle: the loss added by merging "
+        "at the layer, with one standard error in each direction; vermilion if statistically significant, else grey. "
+        "Right: the GFLOPs saved."
     )
     rows = []
     for effect in findings.importance.layers:
@@ -210,12 +210,12 @@ def _layers(findings: Findings, axis: CostAxis) -> Chapter:
             )
         )
     changes = ("added loss, nats", "added top-1, points", "GFLOPs saved", "significant")
-    headings = ("layer", "merges in points of the front", "keep ratio", *changes)
+    headings = ("layer", "merges in points of the front", "share of tokens kept", *changes)
     merging = f"{len(findings.always)} merge in every point of the front, {len(findings.never)} in none"
     plot = Plot(
         anchor="plot-layers",
         figure=layers_figure(findings, axis=axis, place="page"),
-        alternative=f"Keep ratios of {counted(len(findings.layers), 'layer')}: {merging}.",
+        alternative=f"{findings.amount.capitalize()}s of {counted(len(findings.layers), 'layer')}: {merging}.",
         height=height(findings, "page"),
         least_width=820,
     )
