@@ -5,7 +5,8 @@ How alike the keys of a layer are differs from layer to layer: in a DINOv2 ViT-S
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,53 +26,60 @@ STEP = 1e-4
 
 @torch.no_grad()
 def thresholds_at(
-    supernet: Supernet, shares: Mapping[str, Sequence[float]], batches: Iterable[Tensor], runtime: Runtime
+    supernet: Supernet, shares: Mapping[str, Sequence[float]], images: Tensor, runtime: Runtime
 ) -> dict[str, list[float]]:
-    """Thresholds at which layers of the plain network keep shares of their tokens, on average over images.
+    """Thresholds at which layers keep shares of their tokens, on average over images.
 
-    A layer keeps at least half of its tokens: smaller shares have the threshold of that. Where layers before it merge,
-    a layer keeps a little more, since what is alike has merged already.
+    The first shares of all layers are measured together, each layer behind the merges of those before it, then the
+    second ones, and so on. Where fewer merge before it, a layer keeps less than that share, since more is alike. A
+    layer keeps at least half of its tokens: smaller shares have the threshold of that.
 
     Args:
         supernet: On its device, with an operator that merges by threshold.
-        shares: Layer → shares in (0, 1).
-        batches: (B, channels, rows, columns) images.
+        shares: Layer → shares in (0, 1), from the largest.
+        images: (B, channels, rows, columns), which pass the network together.
 
     Returns:
-        Layer → distinct thresholds in (0, 1), from the highest.
+        Layer → distinct thresholds in (0, 1), from the highest. There are none for shares for which earlier merges
+        leave no two tokens.
     """
-    alike: dict[str, list[Tensor]] = {layer: [] for layer in shares}
-    tokens: dict[str, int] = dict.fromkeys(shares, 0)
+    found: dict[str, set[float]] = {layer: set() for layer in shares}
+    place = 0
 
-    def look(layer: str, keys: Tensor) -> None:
+    def set_threshold(layer: str, operator: Any, sizes: Tensor, keys: Tensor) -> None:
+        ratios = shares[layer]
         with full_precision(keys.device):
-            alike[layer].append(similarity(keys.flatten(2)).amax(dim=-1).flatten().cpu())
-        tokens[layer] += keys.shape[0] * keys.shape[1]
+            operator.keep_ratio = threshold_at(keys.flatten(2), sizes > 0, ratios[min(place, len(ratios) - 1)])
+        if place < len(ratios):
+            found[layer].add(operator.keep_ratio)
 
     hooks = [
-        operator.register_forward_pre_hook(lambda _op, args, layer=layer: look(layer, args[4]))
+        operator.register_forward_pre_hook(lambda op, args, layer=layer: set_threshold(layer, op, args[1], args[4]))
         for layer, operator in attached_operators(supernet.model, supernet.layers).items()
         if layer in shares
     ]
     was_training = supernet.training
     supernet.eval()
     try:
-        with supernet.active(MergeSchedule.uniform(supernet.layers, NO_MERGE, supernet.operator)), runtime.autocast():
-            for batch in batches:
-                supernet(runtime.images(batch))
+        merging = MergeSchedule(keep_ratios=dict.fromkeys(shares, NO_MERGE), operator=supernet.operator)
+        for place in range(max(map(len, shares.values()), default=0)):  # noqa: B007 (hooks read it)
+            with supernet.active(merging), runtime.autocast():
+                supernet(runtime.images(images))
     finally:
         supernet.train(was_training)
         for hook in hooks:
             hook.remove()
-    return {layer: _thresholds(torch.cat(alike[layer]), tokens[layer], shares[layer]) for layer in shares}
+    return {layer: sorted(values, reverse=True) for layer, values in found.items()}
 
 
-def _thresholds(alike: Tensor, tokens: int, shares: Sequence[float]) -> list[float]:
-    """From the best cosine of each token that may merge, and the number of all tokens."""
-    ranked = alike.sort(descending=True).values
-    found = set()
-    for share in shares:
-        place = min(max(1, round((1 - share) * tokens)), len(ranked)) - 1
-        steps = math.floor(float(ranked[place]) / STEP)  # downwards, so that this token still merges
-        found.add(round(min(max(steps, 1), round(1 / STEP) - 1) * STEP, 4))
-    return sorted(found, reverse=True)
+def threshold_at(keys: Tensor, exists: Tensor, share: float) -> float:
+    """The threshold at which images keep a share of their tokens in all, in (0, 1).
+
+    From (B, N, C) keys, of which those that exist stand first, as in `ltmsearch.merging.threshold.join_alike`.
+    """
+    pairs = similarity(keys).masked_fill(~exists[:, None, 1::2], -torch.inf)
+    ranked = pairs.amax(dim=-1)[exists[:, 0::2]].sort(descending=True).values
+    merges = max(1, round((1 - share) * int(exists.sum())))
+    least = float(ranked[min(merges, len(ranked)) - 1])
+    steps = math.floor(least / STEP) if math.isfinite(least) else 1  # downwards, so that this token still merges
+    return round(min(max(steps, 1), round(1 / STEP) - 1) * STEP, 4)

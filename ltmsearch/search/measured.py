@@ -52,6 +52,14 @@ class MeasuredCosts:
     _weights: Mapping[str, Tensor] | None = None
     _known: dict[tuple[int, ...], ImageCosts] = field(default_factory=dict)
 
+    @classmethod
+    def on(
+        cls, images: tuple[Tensor, ...], costs: CostModel, space: SearchSpace, evaluator: Evaluator
+    ) -> "MeasuredCosts":
+        """Costs that will be measured on these images."""
+        bounds = costs.table(space.choices)
+        return cls(costs_by_count=costs, space=space, evaluator=evaluator, images=images, bounds=bounds)
+
     def use(self, version: int, weights: Mapping[str, Tensor]) -> None:
         """Measure with this version of the shared weights from now on; until then with those that the network has."""
         if version != self._version:
@@ -133,11 +141,11 @@ def measure_thresholds(
 ) -> dict[str, list[float]]:
     """Thresholds of the layers for which the file has none: those at which they keep its shares on average."""
     shares = {
-        layer: [kept_share(tokens(grid), ratio) for ratio in file.ratios_of(layer) if ratio < 1]
+        layer: sorted({kept_share(tokens(grid), ratio) for ratio in file.ratios_of(layer) if ratio < 1}, reverse=True)
         for layer, grid in costs.layer_grids.items()
         if file.thresholds_of(layer) is None
     }
-    return thresholds_at(supernet, shares, images, runtime) if shares else {}
+    return thresholds_at(supernet, shares, images[0], runtime) if shares else {}
 
 
 def refuse_unmeasurable(settings: ResolvedSettings, file: SpaceFile, supernet: Supernet, costs: CostModel) -> None:

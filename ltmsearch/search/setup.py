@@ -256,27 +256,12 @@ def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None =
     costs = _costs_of_recipes(resolved, supernet)
     images: tuple[Tensor, ...] = ()
     if get_operator(resolved.operator).adaptive:
-        refuse_unmeasurable(resolved, space_file, supernet, costs)
         images = cost_images(resolved, data, callbacks)
-        if settled.thresholds is None:
-            found = measure_thresholds(space_file, supernet, costs, images, current.runtime)
-            settled = settled.model_copy(update={"thresholds": found})
+        settled = _with_thresholds(settled, space_file, evaluator, costs, images)
         space_file = space_file.with_thresholds(settled.thresholds or {})
-    latency = None
-    limited: list[ChainedCosts] = [costs] if resolved.budget_gflops is not None else []
-    if resolved.budget_ms is not None:
-        with (clock or Clock()).part(PROFILING):
-            latency = study_latency(resolved, space_file, costs, data.num_classes, callbacks)
-        limited.append(latency.model)
-    space = SearchSpace.build(
-        space_file,
-        costs,
-        reduces_cost=lambda layer, choice: all(cost.reduces_cost(layer, choice) for cost in limited),
-    )
-    measured = None
-    if images:
-        bounds = costs.table(space.choices)
-        measured = MeasuredCosts(costs_by_count=costs, space=space, evaluator=evaluator, images=images, bounds=bounds)
+    latency = _latency(resolved, space_file, costs, data, callbacks, clock or Clock())
+    space = _space(resolved, space_file, costs, latency)
+    measured = MeasuredCosts.on(images, costs, space, evaluator) if images else None
     budgets = make_budgets(resolved, space, costs, latency, measured)
     check_budgets(resolved, space, budgets)
     if resolved.split_layer is not None:
@@ -295,6 +280,35 @@ def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None =
         prior=prior,
         new_classifiers=() if resolved.head == "random" else new_classifiers,
     )
+
+
+def _latency(
+    settings: ResolvedSettings, file: SpaceFile, costs: CostModel, data: ImageData, callbacks: Callbacks, clock: Clock
+) -> StudyLatency | None:
+    if settings.budget_ms is None:
+        return None
+    with clock.part(PROFILING):
+        return study_latency(settings, file, costs, data.num_classes, callbacks)
+
+
+def _space(settings: ResolvedSettings, file: SpaceFile, costs: CostModel, latency: StudyLatency | None) -> SearchSpace:
+    """The space of the merges that save something of every cost with a budget."""
+    limited: list[ChainedCosts] = [costs] if settings.budget_gflops is not None else []
+    limited += [] if latency is None else [latency.model]
+    return SearchSpace.build(
+        file, costs, reduces_cost=lambda layer, choice: all(cost.reduces_cost(layer, choice) for cost in limited)
+    )
+
+
+def _with_thresholds(
+    settled: Settled, file: SpaceFile, evaluator: Evaluator, costs: CostModel, images: tuple[Tensor, ...]
+) -> Settled:
+    """The same choices with the thresholds of the layers for which the file has none, measured by the first call."""
+    refuse_unmeasurable(evaluator.settings, file, evaluator.supernet, costs)
+    if settled.thresholds is not None:
+        return settled
+    found = measure_thresholds(file, evaluator.supernet, costs, images, evaluator.runtime)
+    return settled.model_copy(update={"thresholds": found})
 
 
 def _costs_of_recipes(settings: ResolvedSettings, supernet: Supernet) -> CostModel:

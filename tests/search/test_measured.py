@@ -190,19 +190,23 @@ def test_thresholds_are_measured_once(finished: Run, weights: Path) -> None:
     assert len({tuple(values) for values in kept.thresholds.values()}) == 3, "each layer has its own"
 
 
-def test_layers_of_the_plain_network_keep_the_shares() -> None:
+def test_layers_together_keep_the_shares() -> None:
     torch.manual_seed(0)
     supernet = randomise(Supernet(VIT, operator="threshold", img_size=96, num_classes=5, **NET)).eval()
     assert isinstance(supernet, Supernet)
     images = torch.randn(12, 3, 96, 96) * torch.linspace(0.3, 2, 12)[:, None, None, None]
-    shares = (0.9, 0.7, 0.3)
-    found = thresholds_at(supernet, dict.fromkeys(supernet.layers, shares), images.split(5), CPU)
-    for layer, thresholds in found.items():
-        assert thresholds == sorted(thresholds, reverse=True)
-        for share, threshold in zip((0.9, 0.7, 0.5), thresholds, strict=True):
-            with supernet.active(MergeSchedule(keep_ratios={layer: threshold}, operator="threshold")):
-                kept = count_tokens(VIT, supernet.model, [images]).kept(36)[:, -1]
-            assert kept.mean() / 36 == pytest.approx(share, abs=0.01), layer
+    first, _, third = supernet.layers
+    found = thresholds_at(supernet, {first: (0.9, 0.7, 0.3), third: (0.8,)}, images, CPU)
+    assert list(map(len, found.values())) == [3, 1]
+    assert supernet.schedule == MergeSchedule.uniform(supernet.layers, 1.0, "threshold"), "restored"
+    for share, threshold in zip((0.9, 0.7, 0.5), found[first], strict=True):
+        with supernet.active(MergeSchedule(keep_ratios={first: threshold}, operator="threshold")):
+            kept = count_tokens(VIT, supernet.model, [images]).kept(36)[:, -1]
+        assert kept.mean() / 36 == pytest.approx(share, abs=0.01)
+    both = MergeSchedule(keep_ratios={first: found[first][0], third: found[third][0]}, operator="threshold")
+    with supernet.active(both):
+        kept = count_tokens(VIT, supernet.model, images.split(5)).kept(36).mean(axis=0)
+    assert kept[2] / kept[1] == pytest.approx(0.8, abs=0.01), "behind the merges of the first"
 
 
 class _Falling:

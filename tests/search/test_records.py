@@ -222,8 +222,9 @@ def test_front_table_has_published_columns_and_final_scores(tmp_path: Path) -> N
         ]
     )
     assert ", ".join(frame.columns) == (
-        "trial, gflops, latency_ms, latency_measured_ms, latency_measured_se_ms, tokens_sent, top1, top1_se, loss, "
-        "expected_top1, agreement, agreement_se, ib_weight, supernet_version, keep_ratios, forms"
+        "trial, gflops, gflops_sd, gflops_quantile, latency_ms, latency_measured_ms, latency_measured_se_ms, "
+        "tokens_sent, top1, top1_se, loss, expected_top1, agreement, agreement_se, ib_weight, supernet_version, "
+        "keep_ratios, forms"
     )
     assert len(frame) == 1  # trial 4 is dearer and no better
     row = frame.iloc[0]
