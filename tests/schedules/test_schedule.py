@@ -146,10 +146,7 @@ def test_forms_by_name_and_pattern() -> None:
 @pytest.mark.parametrize("form", ["firm", "Hard", "", None, True, ["hard"]])
 @pytest.mark.parametrize("ratio", [0.5, 1.0])
 def test_forms_that_are_none_are_refused(form: object, ratio: float) -> None:
-Form = Literal["soft", "hard", "matched", "gradient", "select"]
-"""Form of a merge. `soft`: each token is distributed over nearby merged tokens by a matrix; `hard`: it goes to one of
-them, by index; `matched`: the most similar tokens are joined, wherever they are; `gradient`: as soft, by a matrix that
-steps down the gradient of an information-bottleneck bound, from layer to layer; `select`: the best tokens stay."""
+    with pytest.raises(InputError, match="layer a must be soft, hard, matched, gradient, select, but got ") as caught:
         MergeSchedule(keep_ratios={"a": ratio}, forms={"a": form})  # type: ignore[dict-item]
     assert f"but got {form!r}" in str(caught.value)
 

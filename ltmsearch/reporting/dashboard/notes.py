@@ -185,8 +185,9 @@ def _reading(axis: CostAxis) -> list[str]:
         "*Front with the final weights*, not the *best trials* of this page. Notes have both scores.",
         "* **Infeasible** trials (grey) are over a budget. **Pruned** trials were rejected by their cost and not "
         "trained. The plain network is scored for comparison at any cost.",
-        "* **Attributes** of a trial: `gflops` and `gflops_sd` (over images, where they differ), `latency_ms` (predicted), "
-        f"`tokens_kept` (mean share of the plain network's tokens over layers), `tokens_last` (after the last layer), {sent}`ib_weight`, `supernet_version` "
+        "* **Attributes** of a trial: `gflops` and `gflops_sd` (over images, where they differ), `latency_ms` "
+        "(predicted), `tokens_kept` (mean share of the plain network's tokens over layers), `tokens_last` (after the "
+        f"last layer), {sent}`ib_weight`, `supernet_version` "
         "(number of updates of the shared weights), `top1_se` and `loss` when it ran, `kind` and `label`.",
     ]
 
