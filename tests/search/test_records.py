@@ -237,7 +237,7 @@ def test_front_table_has_published_columns_and_final_scores(tmp_path: Path) -> N
     ratios = (
         '"{""stages.2.1.transformer.0"": 1.0, ""stages.2.1.transformer.1"": 0.5, ""stages.3.1.transformer.0"": 0.7}"'
     )
-    assert path.read_text().splitlines() == [",".join(FRONT_COLUMNS), f"3,1.1,,,,,75.0,0.7,0.8,,,,,,{ratios},{{}}"]
+    assert path.read_text().splitlines() == [",".join(FRONT_COLUMNS), f"3,1.1,,,,,,,75.0,0.7,0.8,,,,,,{ratios},{{}}"]
 
 
 def test_trials_come_back_exactly(tmp_path: Path) -> None:
