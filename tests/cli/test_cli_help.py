@@ -59,7 +59,7 @@ def test_completion_imports_no_heavy_library() -> None:
         ("run", "--timeo"): ["--timeout"],
         ("space", "efficientvit_l"): ["efficientvit_l1", "efficientvit_l2", "efficientvit_l3"],
         ("cost", "swin_s3_t"): ["swin_s3_tiny_224"],
-        ("cost", "mobilevit_s", "--form", ""): ["soft", "hard", "matched", "select"],
+        ("cost", "mobilevit_s", "--form", ""): ["soft", "hard", "matched", "gradient", "select"],
         ("profile", "mobilevit_xx"): ["mobilevit_xxs"],
         ("profile", "recipes/1.y"): [""],
         ("train", "r.yaml", "--sched", "co"): ["cosine", "constant"],

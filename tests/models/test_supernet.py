@@ -66,12 +66,23 @@ def test_extracted_weights_are_copies(supernet: Supernet) -> None:
     assert torch.equal(supernet.model.state_dict()["stem.conv.weight"], before)
 
 
+STEP = ("centroids", "scores", "readout", "log_rate")
+"""Weights of the gradient form."""
+
+
 def test_weight_decay_spares_what_has_a_start_of_its_own(supernet: Supernet) -> None:
     spared = supernet.no_weight_decay()
     names = {name for name, _ in supernet.named_parameters()}
     assert spared <= names
-    assert {name.rsplit(".", 1)[1] for name in spared} == {"importance", "log_gain", "length_power", "scale", "shift"}
-    assert len(spared) == 5 * len(supernet.layers)
+    assert {name.rsplit(".", 1)[1] for name in spared} == {
+        "importance",
+        "log_gain",
+        "length_power",
+        "scale",
+        "shift",
+        *STEP,
+    }
+    assert len(spared) == 9 * len(supernet.layers)
 
 
 def test_masks_of_a_loaded_checkpoint_start_by_content(tmp_path: Path) -> None:

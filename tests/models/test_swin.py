@@ -20,7 +20,9 @@ def net(**kwargs: Any) -> nn.Module:
     return randomise(create_subnet("swin_tiny_patch4_window7_224", **given)).eval()
 
 
-@pytest.mark.parametrize("operator", sorted(n for n, operator in OPERATORS.items() if not operator.adaptive))
+@pytest.mark.parametrize(
+    "operator", sorted(n for n, operator in OPERATORS.items() if not (operator.adaptive or operator.drops))
+)
 def test_merging_equal_tokens_changes_nothing(operator: str) -> None:
     merging = net(operator=operator)
     plain = copy.deepcopy(merging)
@@ -44,7 +46,9 @@ def block_without_attention(**kwargs: Any) -> nn.Module:
 
 
 @pytest.mark.parametrize("size", [(14, 14), (8, 17), (3, 4)])
-@pytest.mark.parametrize("operator", sorted(n for n, operator in OPERATORS.items() if not operator.adaptive))
+@pytest.mark.parametrize(
+    "operator", sorted(n for n, operator in OPERATORS.items() if not (operator.adaptive or operator.drops))
+)
 def test_padding_weighs_next_to_nothing(operator: str, size: tuple[int, int]) -> None:
     """A plain feature map is a plain feature map for the MLP, whatever is padded around it."""
     block = block_without_attention(operator=operator)

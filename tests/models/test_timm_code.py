@@ -244,7 +244,7 @@ class TestFormats:
     def test_double_equals_single_precision(self, backbone: str, operator: str, form: str) -> None:
         model = net(backbone, operator=operator, forms=form)
         single = model(images())
-        if (backbone, operator) == ("efficientvit_b0", "tome"):
+        if backbone == "efficientvit_b0" and form == "matched":
             pytest.skip("keys behind a ReLU have ties, which rounding decides")
         double = copy.deepcopy(model).double()(images().double())
         assert double.dtype == torch.float64

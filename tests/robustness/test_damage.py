@@ -78,8 +78,14 @@ def a_folder(path: Path) -> None:
     path.mkdir()
 
 
+def cut_off(path: Path) -> None:
+    """Keep the first half, up to the middle of an entry: between two lines a recipe may be whole."""
+    half = path.read_bytes()[: path.stat().st_size // 2]
+    path.write_bytes(half.rpartition(b":")[0] or half)
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
-    "cut off": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "cut off": cut_off,
     "empty": lambda path: path.write_bytes(b""),
     "text": lambda path: path.write_text("these are\nnot the files\nthat you look for\n"),
     "noise": lambda path: path.write_bytes(random.Random(0).randbytes(5000)),

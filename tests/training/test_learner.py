@@ -60,6 +60,10 @@ def weights(trained: Learner) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in trained.model.state_dict().items()}
 
 
+STEP = ("step.centroids", "step.log_rate", "step.readout", "step.scores")
+"""Weights of the gradient form."""
+
+
 class TestSteps:
     def test_learning_rate_follows_timm(self) -> None:
         trained = learner(recipe(lr=1e-3, min_lr=1e-4, warmup_lr=1e-5, epochs=4, ib_weight=0))
@@ -103,7 +107,7 @@ class TestSteps:
             torch.testing.assert_close(weights(parts)[name], value, rtol=1e-4, atol=1e-6)
 
     @pytest.mark.parametrize(
-        ("form", "unused"), [("soft", ["length_power", "scale", "shift"]), ("matched", ["log_gain"])]
+        ("form", "unused"), [("soft", ["length_power", "scale", "shift", *STEP]), ("matched", ["log_gain", *STEP])]
     )
     def test_all_parameters_train_importance_without_decay(self, form: str, unused: list[str]) -> None:
         layer = "stages.2.1.transformer.0"
