@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from support.command_line import Ltmsearch, image_folder, tiny_options
 
 from ltmsearch.config.recipe import Recipe
@@ -81,6 +82,35 @@ def test_without_arguments_the_help_is_printed(ltmsearch: Ltmsearch) -> None:
     assert code == 2
     assert "ltmsearch run --backbone" in out
     assert "error" not in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("profile", "r.yaml", "--device", "cpu"),
+        ("train", "r.yaml", "--dataset", "digits", "--device", "cpu", "--out", "trained"),
+        ("visualize", "r.yaml", "--image", "a.png"),
+        ("space", "vit_tiny_patch16_224", "--space", "space.yaml"),
+        ("run", "--backbone", "vit_tiny_patch16_224", *BUDGET, "1", "--space", "space.yaml", "--device", "cpu"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_merges_by_place_behind_matched_are_refused(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ltmsearch: Ltmsearch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    head = "schema_version: 1\nfamily: vit\n"
+    Path("space.yaml").write_text(f"{head}keep_ratios: [0.7]\nforms: [soft, matched]\n")
+    keys = {"operator": "ltm", "schedule": {"blocks.0": 0.7, "blocks.2": -8}, "forms": {"blocks.2": "soft"}}
+    Recipe(model="ltm_vit_tiny_patch16_224", img_size=64, num_classes=10, **keys).save(Path("r.yaml"))
+    Image.new("RGB", (80, 80)).save("a.png")
+    code, out, err = ltmsearch(*arguments)
+    assert (code, out) == (2, "")
+    of_space = "forms of a search space must not need a grid behind a form that leaves it, but blocks.1 offers soft"
+    of_recipe = "merges by place need tokens on a grid, but blocks.2 has the form 'soft' behind blocks.0"
+    assert (of_space if "space.yaml" in arguments else of_recipe) in err.splitlines()[-1]
+    assert err.splitlines()[-1].startswith("error: ")
+    assert err.count("error") == 1
 
 
 @pytest.mark.parametrize(
