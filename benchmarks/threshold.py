@@ -7,10 +7,10 @@ Duration: about half an hour, one thread
 Result:   benchmarks/results/threshold.json
 Page:     docs/benchmarks/training.md
 
-Nothing is trained. `matched` and `tome` merge with one keep ratio in all layers, the largest within each share of the
-plain network's multiply-adds. `threshold` has the thresholds at which all layers keep one share of their tokens on
-average, and `common` one threshold for all layers; either is chosen such that the mean cost of training images is that
-of `matched`. Costs and outputs are those of held-out images. Differences are paired by image.
+Nothing is trained. `threshold` has the thresholds at which all layers keep one share of their tokens on average, and
+`common` one threshold for all layers; either is chosen such that the mean cost of training images is a share of the
+plain network's multiply-adds. Beside each stand `matched` and `tome` with one keep ratio in all layers, the largest
+within the mean cost of the held-out images, of which all outputs are. Differences are paired by image.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from ltmsearch.schedules.schedule import MergeSchedule
 FIXED = {"matched": ("ltm", "matched"), "tome": ("tome", None)}
 """Name → operator and form with equally many tokens in all images."""
 RATIOS = np.arange(0.2, 1.0, 0.002)
-STEPS = 8
+STEPS = 10
 """Halvings of the interval of a share or a threshold."""
 BINS = 16
 RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32, reason="")
@@ -138,34 +138,38 @@ def open_data(args: argparse.Namespace, split: str | None) -> ImageData:
 
 
 def compare(case: Case, share: float) -> dict[str, Any]:
-    """Rows by name: cost, kept tokens, and distance from the plain network, at one share of its cost."""
+    """Rows by name: cost, kept tokens, and distance from the plain network, at about one share of its cost."""
     rows: dict[str, Any] = {}
-    budget, reference = share * case.costs("ltm").base, None
-    for name, (operator, form) in FIXED.items():
-        costs, net = case.costs(operator), case.nets[operator]
-        tried = [MergeSchedule.uniform(costs.layers, float(r), operator, form) for r in RATIOS]  # type: ignore[arg-type]
-        schedule = max((each for each in tried if costs.macs(each) <= budget), key=costs.macs)
-        budget = costs.macs(schedule) if reference is None else budget  # the others may cost what `matched` does
-        log_p, _, _ = case.predict(net, schedule)
-        found = case.against_plain(log_p)
-        reference = reference or found
-        cost = {"cost": costs.macs(schedule) / costs.base, "keep_ratio": schedule.keep_ratio(costs.layers[0])}
-        rows[name] = cost | summary(found, reference)
-    for name, make, low in (("threshold", case.per_layer, 0.5), ("common", case.common, 0.5)):
-        costs, schedule = case.costs("threshold"), case.within(make, budget, low, 1 - 1e-6)
+    budget, costs = share * case.costs("threshold").base, case.costs("threshold")
+    for name, make, low in (("threshold", case.per_layer, 0.5), ("common", case.common, 0.9)):
+        schedule = case.within(make, budget, low, 1 - 1e-6)
         log_p, _, kept = case.predict(case.nets["threshold"], schedule)
         measured = image_costs(costs, schedule, kept)
         shares, last = measured.macs / costs.base, kept[:, -1]
+        others = {other: fixed(case, other, float(measured.macs.mean())) for other in FIXED}
+        found, reference = case.against_plain(log_p), others["matched"][1]
         rows[name] = {
             "cost": float(shares.mean()),
             "cost_sd": float(shares.std()),
             "cost_on_training_images": case.mean_cost(schedule) / costs.base,
             "thresholds": list(schedule.keep_ratios.values()),
             "tokens_kept": {"mean": measured.tokens, "last": histogram(last), "quantiles": quantiles(last)},
-            **summary(case.against_plain(log_p), reference or {}),
+            **summary(found, reference),
+            **{other: cost | summary(each, reference) for other, (cost, each) in others.items()},
         }
         print(share, name, rows[name], flush=True)
     return rows
+
+
+def fixed(case: Case, name: str, budget: float) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Cost and results of the costliest uniform schedule within a budget; all images keep equally many tokens."""
+    operator, form = FIXED[name]
+    costs = case.costs(operator)
+    tried = [MergeSchedule.uniform(costs.layers, float(r), operator, form) for r in RATIOS]  # type: ignore[arg-type]
+    schedule = max((each for each in tried if costs.macs(each) <= budget), key=costs.macs)
+    log_p, _, _ = case.predict(case.nets[operator], schedule)
+    cost = {"cost": costs.macs(schedule) / costs.base, "keep_ratio": schedule.keep_ratio(costs.layers[0])}
+    return cost, case.against_plain(log_p)
 
 
 def summary(found: dict[str, list[float]], reference: dict[str, list[float]]) -> dict[str, Any]:
@@ -189,22 +193,17 @@ def show(results: dict[str, Any]) -> None:
     for share, found in results.items():
         rows = []
         for name, row in found.items():
-            columns = (("kl", "", 4), ("kl_less_matched", "+", 4), ("top1_difference", "+", 1), ("agreement", "", 1))
-            numbers = [f"{row[n][0]:{sign}.{digits}f} ± {row[n][1]:.{digits}f}" for n, sign, digits in columns]
-            spread = f" (sd {row['cost_sd']:.3f})" if "cost_sd" in row else ""
-            kept = row.get("tokens_kept", {}).get("quantiles", {})
-            tokens = " ".join(f"{kept[share]:g}" for share in ("0.05", "0.5", "0.95")) if kept else ""
-            rows.append([name, f"{row['cost']:.3f}{spread}", tokens, *numbers])
-        columns_shown = (
-            "",
-            "mean cost",
-            "tokens left, 5/50/95 %",
-            "KL",
-            "less matched's",
-            "top-1 less plain's",
-            "agreement %",
-        )
-        print_table(f"{share} of the plain cost", columns_shown, rows)
+            kept = row["tokens_kept"]["quantiles"]
+            tokens = " ".join(f"{kept[each]:g}" for each in ("0.05", "0.5", "0.95"))
+            rows.append([name, f"{row['cost']:.3f} (sd {row['cost_sd']:.3f})", tokens, *numbers(row)])
+            rows += [[f"  {other}", f"{row[other]['cost']:.3f}", "", *numbers(row[other])] for other in FIXED]
+        heads = ("", "mean cost", "tokens left, 5/50/95 %", "KL", "less matched's", "top-1 less plain's", "agreement %")
+        print_table(f"{share} of the plain cost", heads, rows)
+
+
+def numbers(row: dict[str, Any]) -> list[str]:
+    columns = (("kl", "", 4), ("kl_less_matched", "+", 4), ("top1_difference", "+", 1), ("agreement", "", 1))
+    return [f"{row[n][0]:{sign}.{digits}f} ± {row[n][1]:.{digits}f}" for n, sign, digits in columns]
 
 
 def main() -> None:

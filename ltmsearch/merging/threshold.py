@@ -2,6 +2,7 @@
 
 From Erak et al., 2025 (https://arxiv.org/abs/2509.09955), which gives neither its measure of likeness nor its matching:
 here the cosine of the keys of all heads, and one round of ToMe's bipartite matching (https://arxiv.org/abs/2210.09461).
+Merged tokens keep the mean length of their tokens.
 
 In a batch the images keep different numbers of tokens. Those that exist stand first; the places behind them are empty:
 their size is 0, so that attention, which adds the logarithm of the size, pooling and further merges pass over them. A
@@ -21,7 +22,7 @@ from ltmsearch.errors import InputError
 from ltmsearch.merging.assignment import HardAssignment
 from ltmsearch.merging.constants import exporting
 from ltmsearch.merging.ltm import full_precision
-from ltmsearch.merging.matching import similarity, summable
+from ltmsearch.merging.matching import length, similarity
 from ltmsearch.merging.operator import Merge, MergeOperator, MergeShape, register_operator
 from ltmsearch.schedules.grid import Grid
 from ltmsearch.schedules.grid import tokens as token_count
@@ -70,11 +71,8 @@ class ThresholdMerging(MergeOperator):
             # Reading a tensor would break the graph of `torch.compile`, which keeps all places instead.
             count = sizes.shape[1] if torch.compiler.is_compiling() else int(counts.max())
             assignment = HardAssignment(position, count)
-            merged_sizes = assignment.collect_few(sizes[:, None])[:, 0]
-            addends = summable(tokens)
-            total = assignment.collect(addends * sizes[:, None, :, None].to(addends.dtype))
-            mean = total / merged_sizes.clamp_min(1)[:, None, :, None].to(total.dtype)  # zero where no token exists
-        return Merge(tokens=mean.to(tokens.dtype), sizes=merged_sizes, assignment=assignment)
+            merged, merged_sizes = mean_at_length(tokens.float(), sizes, assignment)
+        return Merge(tokens=merged.to(tokens.dtype), sizes=merged_sizes, assignment=assignment)
 
     @staticmethod
     def merge_macs(shape: MergeShape, form: Form) -> int:
@@ -85,6 +83,19 @@ class ThresholdMerging(MergeOperator):
     def unmerge_macs(shape: MergeShape, form: Form) -> int:
         """Unmerging by index counts zero."""
         return 0
+
+
+def mean_at_length(tokens: Tensor, sizes: Tensor, assignment: HardAssignment) -> tuple[Tensor, Tensor]:
+    """Size-weighted means of (B, G, N, D) float32 tokens, scaled to the mean length of their tokens, and their sizes.
+
+    A mean is shorter than what it is of, and norms make up for that with what is not alike in it
+    (https://arxiv.org/abs/2312.01026). Places without a token are zero.
+    """
+    merged_sizes = assignment.collect_few(sizes[:, None])  # (B, 1, P)
+    share = 1 / merged_sizes.clamp_min(1)
+    mean = assignment.collect(tokens * sizes[:, None, :, None]) * share[..., None]
+    lengths = assignment.collect_few(length(tokens)[..., 0] * sizes[:, None]) * share  # (B, G, P)
+    return mean * (lengths[..., None] / length(mean)), merged_sizes[:, 0]
 
 
 def join_alike(keys: Tensor, exists: Tensor, threshold: float) -> tuple[Tensor, Tensor]:

@@ -51,8 +51,10 @@ def test_merges_are_those_of_the_definition(threshold: float) -> None:
         for place, members in enumerate(groups):
             size = sizes[image, members]
             torch.testing.assert_close(out.sizes[image, place], size.sum())
-            mean = (tokens[image, 0, members] * size[:, None]).sum(0) / size.sum()
-            torch.testing.assert_close(out.tokens[image, 0, place], mean)
+            merged = tokens[image, 0, members]
+            mean = (merged * size[:, None]).sum(0) / size.sum()
+            length = (merged.norm(dim=1) * size).sum() / size.sum()
+            torch.testing.assert_close(out.tokens[image, 0, place], mean * length / mean.norm())
         assert not out.sizes[image, len(groups) :].any(), "empty places stand last"
         assert not out.tokens[image, 0, len(groups) :].any()
     assert {len(groups) for groups in wanted} > {1}, "and the images differ"
