@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--img-size", type=int, default=96)
     parser.add_argument("--share", type=float, default=0.85, help="cost over that of the unmerged net")
     parser.add_argument("--nets", nargs="+", default=["ltm", "select", "tome", "pool"], metavar="OPERATOR[:FORM]")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--steps", type=int, default=100, help="steps of an epoch")
     parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, one thread each")
     parser.add_argument("--train-options", default="", help="further options of `ltmsearch train`, in one string")

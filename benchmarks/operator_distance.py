@@ -8,10 +8,11 @@ Duration: about an hour each, one thread
 Result:   benchmarks/results/operator_distance_<backbone>.json
 Page:     docs/benchmarks/training.md
 
-Every operator merges with one keep ratio in all layers, the largest within each share of the plain network's
-multiply-adds; the cost of the masks is counted. First nothing is trained. Then the backbone stays frozen, and only the
-masks learn to reproduce the plain network's classes (KL divergence) on training images. All nets see the same held-out
-images, of which none was used to fit anything. Differences to ToMe as published are paired by image.
+Every operator merges with one keep ratio in all layers, the largest within each share of the plain network's multiply-
+adds; the cost of the masks is counted. First nothing is trained; the gradient form's steps are fitted to training
+images, as always where weights are given. Then the backbone stays frozen, and only the masks learn to reproduce the
+plain network's classes (KL divergence) on training images. All nets see the same held-out images, of which none was
+used to fit anything. Differences to ToMe as published are paired by image.
 """
 
 import argparse
@@ -36,12 +37,13 @@ from ltmsearch.data.layout import DataLayout
 from ltmsearch.data.loading import ImageData, load_data
 from ltmsearch.data.preparation import ImageOptions
 from ltmsearch.engine.linear_probe import fit_classifiers, probe_images
+from ltmsearch.engine.mask_fit import fit_layer
 from ltmsearch.engine.optimizers import make_optimizer, set_rates
 from ltmsearch.engine.runtime import Runtime
-from ltmsearch.merging import BipartiteSoftMatching, Merge, MergeShape, register_operator
+from ltmsearch.merging import BipartiteSoftMatching, LearnableTokenMerging, Merge, MergeShape, register_operator
 from ltmsearch.merging.assignment import HardAssignment
 from ltmsearch.merging.matching import average, match, matching_macs
-from ltmsearch.models import input_config, output_and_own_loss
+from ltmsearch.models import attached_operators, input_config, output_and_own_loss
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.grid import Grid, tokens
 from ltmsearch.schedules.schedule import Form, MergeSchedule
@@ -117,6 +119,14 @@ def predict(net: Supernet, schedule: MergeSchedule, held_out: Sequence[ImageData
     return Outputs(torch.cat(log_p), torch.cat(labels))
 
 
+def fit_steps(net: Supernet, schedule: MergeSchedule, data: ImageData, seed: int) -> None:
+    """Fit the gradient form's steps to training images, as a training from given weights does; see `fit_layer`."""
+    with net.active(schedule):
+        for operator in attached_operators(net.model, net.layers).values():
+            if isinstance(operator, LearnableTokenMerging):
+                fit_layer(net.model, operator, data, RUNTIME, seed=seed)
+
+
 def train_masks(net: Supernet, schedule: MergeSchedule, data: ImageData, args: argparse.Namespace, seed: int) -> None:
     """Train the operators alone to reproduce the plain network, along a linear decay of their rate."""
     net.requires_grad_(False).eval()  # statistics of batch norms and stochastic depth stay as in the plain network
@@ -167,6 +177,8 @@ def compare(args: argparse.Namespace, seed: int) -> dict[str, Any]:
             schedule = net.schedule(costs, share)
             supernet = network(args, net.operator, data.num_classes)
             supernet.model.load_state_dict(weights)
+            if net.form == "gradient":
+                fit_steps(supernet, schedule, data, seed)
             untrained = predict(supernet, schedule, held_out).against(plain)
             published = published or untrained
             row = {
