@@ -8,7 +8,7 @@ a mask, and merges accumulate inside one `MobileVitBlock` and are undone at the 
 import math
 from functools import partial
 from itertools import groupby
-from typing import cast
+from typing import ClassVar, cast
 
 from timm.models.mobilevit import MobileVitBlock
 from timm.models.vision_transformer import Block
@@ -48,6 +48,7 @@ class MobileViT(Adapter):
     """MobileViT (Mehta & Rastegari, 2022, https://arxiv.org/abs/2110.02178)."""
 
     family = "mobilevit"
+    best_forms: ClassVar = {"ltm": "matched"}
 
     def recognises(self, model: nn.Module) -> bool:
         return any(isinstance(module, MobileVitBlock) for module in model.modules())

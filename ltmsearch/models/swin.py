@@ -88,6 +88,7 @@ class Swin(BlockAdapter):
     """Swin transformers (Liu et al., 2021, https://arxiv.org/abs/2103.14030)."""
 
     family = "swin"
+    best_forms: ClassVar = {"ltm": "matched"}
     fixed_size = True
     # timm has no argument that pads images to whole patches, but accepts a layer that does.
     any_size_kwargs: ClassVar = {"strict_img_size": False, "embed_layer": partial(PatchEmbed, dynamic_img_pad=True)}

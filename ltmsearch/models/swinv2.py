@@ -101,6 +101,7 @@ class SwinV2(BlockAdapter):
     """Swin transformers V2 (Liu et al., 2022, https://arxiv.org/abs/2111.09883)."""
 
     family = "swinv2"
+    best_forms: ClassVar = {"ltm": "matched"}
     fixed_size = True
     any_size_kwargs: ClassVar = {"strict_img_size": False}
     learning = Learning(lr=5e-4, grows=False, patience=2)

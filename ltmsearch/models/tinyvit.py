@@ -104,6 +104,7 @@ class TinyViT(BlockAdapter):
     """TinyViT (Wu et al., 2022, https://arxiv.org/abs/2207.10666)."""
 
     family = "tinyvit"
+    best_forms: ClassVar = {"ltm": "matched"}
     learning = Learning(lr=5e-4, grows=False, patience=2)
     blocks: ClassVar = {TinyVitBlock: MergingTinyVitBlock}
 

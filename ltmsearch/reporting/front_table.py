@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ltmsearch.config.objective import CostAxis, tokens_text
 from ltmsearch.reporting.numbers import breaks_budget, text, with_error
 from ltmsearch.schedules.schedule import amount_of
-from ltmsearch.search.records import TrialRecord, form_key, select_front, select_references
+from ltmsearch.search.records import TrialRecord, form_key, form_letters, select_front, select_references
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +47,15 @@ def make_front_table(records: Iterable[TrialRecord], axis: CostAxis) -> FrontTab
     """Compute the table of the front from all trials of a study."""
     records = list(records)
     front, baselines = select_front(records, axis.costs), select_references(records)
-    rows = [_row(record, axis, "") for record in front]
-    compared = [_row(r, axis, r.name + ("" if r.feasible else " (over budget)")) for r in baselines]
+    shown = [*front, *baselines]
+    letters = form_letters(shown)
+    rows = [_row(record, axis, "", letters) for record in front]
+    compared = [_row(r, axis, r.name + ("" if r.feasible else " (over budget)"), letters) for r in baselines]
     cells = [row.cells for row in (*rows, *compared)]
     title = f"Front: {len(front)} of {len(records)} trials" if front else "No front yet: no rescored trial"
     budget = "" if axis.budget is None else f", budget {axis.budget:g} {axis.unit}"
     if axis.lowest is not None:
         budget = f", budgets {axis.lowest:g} to {axis.budget:g} {axis.unit}"
-    shown = [*front, *baselines]
     return FrontTable(
         title=title + budget,
         columns=tuple(name for name in (cells[0] if cells else ()) if any(row[name] for row in cells)),
@@ -65,7 +66,7 @@ def make_front_table(records: Iterable[TrialRecord], axis: CostAxis) -> FrontTab
     )
 
 
-def _row(record: TrialRecord, axis: CostAxis, label: str) -> FrontRow:
+def _row(record: TrialRecord, axis: CostAxis, label: str, letters: Mapping[str, str]) -> FrontRow:
     score = record.score
     assert score is not None, record
     measured = with_error(record.latency_measured_ms, record.latency_measured_se_ms, 2)
@@ -83,7 +84,7 @@ def _row(record: TrialRecord, axis: CostAxis, label: str) -> FrontRow:
         "loss": with_error(score.loss, None, 4),
         "IB weight": text(record.ib_weight, ".3g"),
     }
-    return FrontRow(trial=record.trial, label=label, cells=cells, keep_ratios=dict(record.by_stage()))
+    return FrontRow(trial=record.trial, label=label, cells=cells, keep_ratios=dict(record.by_stage(letters)))
 
 
 def _captions(front: Sequence[TrialRecord], baselines: Sequence[TrialRecord], axis: CostAxis) -> list[str]:

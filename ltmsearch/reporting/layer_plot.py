@@ -4,7 +4,7 @@ The report's chapter on the layers explains it.
 """
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -17,7 +17,7 @@ from ltmsearch.reporting.findings import Findings, sentences
 from ltmsearch.reporting.importance import Estimate
 from ltmsearch.reporting.numbers import cost_text
 from ltmsearch.reporting.pareto_plot import DASHBOARD, Place
-from ltmsearch.search.records import TrialRecord, form_key
+from ltmsearch.search.records import TrialRecord, form_key, form_letters
 
 LIGHT = "#b5b5b5"
 # One hue that only darkens, for colour-blind readers and for print; only no merging is white.
@@ -112,7 +112,8 @@ def _fit(figure: go.Figure, findings: Findings, title: str, axis: CostAxis, plac
 
 def _keep_ratios(findings: Findings, axis: CostAxis) -> go.Heatmap:
     merged = [[1 - record.kept_share(layer) for record in findings.front] for layer in findings.layers]
-    words = [[_cell(record, layer) for record in findings.front] for layer in findings.layers]
+    letters = form_letters(findings.front)
+    words = [[_cell(record, layer, letters) for record in findings.front] for layer in findings.layers]
     return go.Heatmap(
         x=[_point(record, axis, units=len(findings.front) <= FEW) for record in findings.front],
         y=findings.layers,
@@ -129,8 +130,8 @@ def _keep_ratios(findings: Findings, axis: CostAxis) -> go.Heatmap:
     )
 
 
-def _cell(record: TrialRecord, layer: str) -> str:
-    return record.short_ratio(layer) if record.schedule.keep_ratios[layer] < 1 else ""
+def _cell(record: TrialRecord, layer: str, letters: Mapping[str, str]) -> str:
+    return record.short_ratio(layer, letters) if record.schedule.keep_ratios[layer] < 1 else ""
 
 
 def _point(record: TrialRecord, axis: CostAxis, *, units: bool) -> str:

@@ -16,7 +16,7 @@ from ltmsearch.io.figures import BLACK, BLUE, GREY, ORANGE, RED, TEMPLATE
 from ltmsearch.reporting.numbers import breaks_budget, trial_facts
 from ltmsearch.reporting.pareto_layout import UNSCORED, FrontLayout, Group, front_layout, shown_top1
 from ltmsearch.schedules.schedule import amount_of
-from ltmsearch.search.records import TrialRecord
+from ltmsearch.search.records import FORM_LETTERS, TrialRecord
 
 Place = Literal["file", "page", "dashboard"]
 """Where a figure is shown: alone, in the report below its own heading, or in half of the dashboard's page."""
@@ -80,7 +80,7 @@ def _hover(record: TrialRecord) -> str:
     lines = [describe(record), *([] if record.score else [f"{record.state}: no score"])]
     lines += [f"{name}: {value}" for name, value in trial_facts(record)]
     amounts = f"{amount_of(record.schedule.operator)}s, 1 = no merging:"
-    return "<br>".join([*lines, amounts, *(f"  {s}: {r}" for s, r in record.by_stage())])
+    return "<br>".join([*lines, amounts, *(f"  {s}: {r}" for s, r in record.by_stage(FORM_LETTERS))])
 
 
 def _trace(group: Group, rescored: bool, members: Sequence[TrialRecord], axis: CostAxis, in_legend: bool) -> go.Scatter:

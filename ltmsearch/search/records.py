@@ -22,6 +22,7 @@ from ltmsearch.errors import InputError, check_choice, shortened
 from ltmsearch.io.csv_tables import Count, Finite, NonNegative, Percent, read_rows
 from ltmsearch.io.files import parse_json, write_atomic
 from ltmsearch.io.yaml_models import first_line
+from ltmsearch.merging import get_operator
 from ltmsearch.schedules.schedule import THRESHOLDS, MergeSchedule
 from ltmsearch.search.pareto import is_non_dominated
 
@@ -195,18 +196,18 @@ class TrialRecord:
         """Share of its tokens that a layer keeps: its keep ratio, or what a number to remove or a threshold leaves."""
         return self.kept_shares.get(layer, self.schedule.keep_ratio(layer))
 
-    def by_stage(self) -> list[tuple[str, str]]:
+    def by_stage(self, letters: Mapping[str, str]) -> list[tuple[str, str]]:
         """Short keep ratios per stage, such as `("stages.2.1.transformer", "1 .5 .5h -8m")`.
 
-        1 is a plain layer, -8 removes eight tokens; h marks the hard form, m the matched form, g the gradient form. A
-        stage is a layer's name without its last part.
+        1 is a plain layer, -8 removes eight tokens; `letters` mark forms. A stage is a layer's name without its last
+        part.
         """
         stages = groupby(self.schedule.keep_ratios.items(), key=lambda item: item[0].rpartition(".")[0])
-        return [(stage, " ".join(self.short_ratio(layer) for layer, _ in layers)) for stage, layers in stages]
+        return [(stage, " ".join(self.short_ratio(layer, letters) for layer, _ in layers)) for stage, layers in stages]
 
-    def short_ratio(self, layer: str) -> str:
+    def short_ratio(self, layer: str, letters: Mapping[str, str]) -> str:
         """Keep ratio and form of one layer, as in `by_stage`."""
-        letter = FORM_LETTERS.get(self.schedule.form(layer) or "", "")
+        letter = letters.get(self.schedule.form(layer) or "", "")
         ratio = self.schedule.keep_ratio(layer)
         return (f"{ratio:.3g}".removeprefix("0") if ratio > 0 else f"{ratio:.0f}") + letter
 
@@ -215,11 +216,24 @@ FORM_LETTERS = {"hard": "h", "matched": "m", "gradient": "g"}
 """Letters of forms; the soft form has none."""
 
 
+def form_letters(records: Iterable[TrialRecord]) -> Mapping[str, str]:
+    """Letters that tell the forms of records apart: none where all merges have one form."""
+    return FORM_LETTERS if len(_forms(records)) > 1 else {}
+
+
 def form_key(records: Iterable[TrialRecord]) -> str:
-    """Legend of the form letters in use; empty if there are none."""
-    used = {form for record in records for form in record.schedule.forms.values()}
+    """Legend of the forms in use, of operators that have several; empty if there are none."""
+    used = _forms(records)
+    if len(used) <= 1:
+        return "".join(f" ({form} form)" for form in used if form)
     letters = [f"{letter} {form}" for form, letter in FORM_LETTERS.items() if form in used]
     return f" ({', '.join(letters)} form)" if letters else ""
+
+
+def _forms(records: Iterable[TrialRecord]) -> set[str | None]:
+    """Forms of the layers that merge; None for those whose schedule names none."""
+    schedules = [each for each in (r.schedule for r in records) if len(get_operator(each.operator).forms) > 1]
+    return {each.form(layer) for each in schedules for layer, ratio in each.keep_ratios.items() if ratio != 1}
 
 
 _OBJECTS = ("keep_ratios", "forms", "kept_shares")

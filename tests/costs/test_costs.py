@@ -227,7 +227,7 @@ def test_table_refuses_a_wrong_number_of_layers() -> None:
 
 def test_merging_everywhere_can_cost_more_than_it_saves() -> None:
     costs = model_of("mobilevit_s", (224, 224))
-    assert costs.macs(MergeSchedule(keep_ratios={"stages.2.1.transformer.1": 0.9})) > costs.base
+    assert costs.macs(MergeSchedule.uniform(["stages.2.1.transformer.1"], 0.9, "ltm", "soft")) > costs.base
 
 
 def test_cost_model_refuses_a_net_that_merges() -> None:

@@ -131,5 +131,6 @@ def test_the_default_form_is_that_of_the_family() -> None:
 
     assert forms(net(0.7)) == {"matched"}
     assert forms(create_subnet("vit_small_patch16_rope_mixed_224", keep_ratios=0.7, depth=2)) == {"matched"}
-    assert forms(net(0.7, "mobilevit_xxs")) == {"soft"}
+    assert forms(net(0.7, "mobilevit_xxs")) == {"matched"}
+    assert forms(net(0.7, "efficientvit_b0")) == {"soft"}
     assert forms(net(0.7, operator="pool")) == {"soft"}

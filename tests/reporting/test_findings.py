@@ -17,7 +17,7 @@ from ltmsearch.reporting.importance import SPARE, layer_importance
 from ltmsearch.reporting.layer_plot import layers_figure
 from ltmsearch.reporting.terminal import print_findings
 from ltmsearch.schedules.schedule import MergeSchedule
-from ltmsearch.search.records import TrialRecord
+from ltmsearch.search.records import TrialRecord, form_letters
 
 MOBILEVIT = tuple(
     f"stages.{stage}.1.transformer.{i}" for stage, depth in ((2, 2), (3, 4), (4, 3)) for i in range(depth)
@@ -277,7 +277,7 @@ def test_plot_has_every_layer_and_point() -> None:
         for column, record in enumerate(findings.front):
             ratio = record.schedule.keep_ratios[layer]
             assert table.z[row][column] == 1 - ratio
-            assert table.text[row][column] == ("" if ratio == 1 else record.short_ratio(layer))
+            assert table.text[row][column] == ("" if ratio == 1 else record.short_ratio(layer, form_letters(few.front)))
     assert {"h" in words for words in table.text[4]} == {r.schedule.keep_ratios[MOBILEVIT[4]] < 1 for r in few.front}
     colours = dict(zip(losses.y, losses.marker.color, strict=True))
     assert len({colours[layer] for layer in PLANTED}) == 1

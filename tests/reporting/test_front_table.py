@@ -45,6 +45,19 @@ def test_front_and_baselines_are_listed() -> None:
     assert "\x1b" not in "".join(lines)
 
 
+def test_letters_tell_forms_apart_and_one_form_needs_none() -> None:
+    def of(number: int, form: str) -> TrialRecord:
+        return make_trial(number, 1.0 + number / 100, 80.0 + number, 80.0 + number, forms=dict.fromkeys(LAYERS[1:], form))
+
+    one = [of(0, "matched"), of(1, "matched")]
+    lines = printed(one)
+    assert {row[-1] for row in rows(lines)} == {"1 .5 | .7"}
+    assert lines[-1].endswith("1 = no merging (matched form)")
+    lines = printed([*one, of(2, "hard")])
+    assert [row[-1] for row in rows(lines)] == ["1 .5h | .7h", "1 .5m | .7m", "1 .5m | .7m"]
+    assert " ".join(" ".join(lines).split()).endswith("1 = no merging (h hard, m matched form)")
+
+
 def test_a_range_of_budgets_is_in_the_title() -> None:
     assert "budgets 1.1 to 1.2 GFLOPs" in printed(RECORDS, CostAxis(budget=1.2, lowest=1.1))[0]
 
@@ -91,7 +104,7 @@ def test_keep_ratios_beside_latencies_have_their_own_table() -> None:
     assert max(map(len, lines)) <= 80
     numbers, ratio_rows = ([row for row in rows(lines) if len(row) == size] for size in (5, 2))
     assert [row[2:4] for row in numbers] == [["199.51", "2440.52 ± 0.40!"], ["198.34", ""]]
-    assert ratio_rows == [["10734", " ".join([".85m"] * 12)], ["0", "plain (over budget)"]]
+    assert ratio_rows == [["10734", " ".join([".85"] * 12)], ["0", "plain (over budget)"]]
 
 
 def test_numbers_that_do_not_fit_move_to_the_table_of_keep_ratios() -> None:

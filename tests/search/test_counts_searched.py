@@ -95,8 +95,8 @@ def test_report_table_and_findings_show_them(study: tuple[Run, list[str]]) -> No
     run, _ = study
     page = (run.folder / "report.html").read_text(encoding="utf-8")
     shown = next(record for record in run.front if min(record.schedule.keep_ratios.values()) < 0)
-    ((_, ratios),) = shown.by_stage()
-    assert "-8m" in ratios or "-40m" in ratios or "-60m" in ratios
+    ((_, ratios),) = shown.by_stage({})
+    assert "-8" in ratios or "-40" in ratios or "-60" in ratios
     assert ratios in page
     importance = json.loads((run.folder / "findings.json").read_text())["importance"]
     shares = [layer["keep_ratio"] for layer in importance["layers"] if layer["keep_ratio"] is not None]

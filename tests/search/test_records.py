@@ -11,6 +11,7 @@ from support.records import make_record
 from ltmsearch.errors import InputError
 from ltmsearch.schedules.schedule import Form
 from ltmsearch.search.records import (
+    FORM_LETTERS,
     FRONT_COLUMNS,
     TRIALS_COLUMNS,
     BestScore,
@@ -117,8 +118,8 @@ def test_a_record_checks_itself(fields: dict[str, Any], rule: str) -> None:
 def test_kept_shares_are_keep_ratios_or_what_is_left() -> None:
     counted = record(1, keep_ratios={"a": -8, "b": 0.5, "c": 1}, forms={"a": "matched"}, kept_shares={"a": 0.75})
     assert [counted.kept_share(layer) for layer in "abc"] == [0.75, 0.5, 1.0]
-    assert counted.by_stage() == [("", "-8m .5 1")]
-    assert record(2, keep_ratios={"a": -2000}, kept_shares={"a": 0.5}).short_ratio("a") == "-2000"
+    assert counted.by_stage(FORM_LETTERS) == [("", "-8m .5 1")]
+    assert record(2, keep_ratios={"a": -2000}, kept_shares={"a": 0.5}).short_ratio("a", FORM_LETTERS) == "-2000"
 
 
 def test_name_and_score() -> None:
@@ -134,7 +135,8 @@ def test_name_and_score() -> None:
 def test_a_schedule_reads_by_stage() -> None:
     layers = ["stages.2.1.transformer.0", "stages.2.1.transformer.1", "stages.3.1.transformer.0", "blocks.10"]
     forms = {layers[1]: "hard", layers[2]: "soft", layers[3]: "hard"}
-    stages = record(0, keep_ratios=dict(zip(layers, (1.0, 0.5, 0.07, 4 / 7), strict=True)), forms=forms).by_stage()
+    read = record(0, keep_ratios=dict(zip(layers, (1.0, 0.5, 0.07, 4 / 7), strict=True)), forms=forms)
+    stages = read.by_stage(FORM_LETTERS)
     assert stages == [("stages.2.1.transformer", "1 .5h"), ("stages.3.1.transformer", ".07"), ("blocks", ".571h")]
 
 
