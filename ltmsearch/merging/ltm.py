@@ -173,7 +173,7 @@ class LearnableTokenMerging(MergeOperator):
         self.directions = nn.Parameter(torch.linalg.qr(directions)[0].contiguous())
         self.importance = nn.Parameter(torch.zeros(dim, PARTS))
         self.log_gain = nn.Parameter(torch.tensor(log(CONTENT_GAIN if start == "content" else PLACE_GAIN)))
-        self.length_power = nn.Parameter(torch.tensor(1.0))
+        self.length_power = nn.Parameter(torch.tensor(0.0))
         self.scale = nn.Parameter(torch.zeros(dim))
         self.shift = nn.Parameter(torch.zeros(dim))
         self.step = GradientStep(dim)
@@ -221,7 +221,7 @@ class LearnableTokenMerging(MergeOperator):
 
         A mean m of different vectors is shorter than they are. Kim et al., "Token Fusion" (2023,
         https://arxiv.org/abs/2312.01026), give it their mean length ℓ. Here the ratio has a learned power ρ, which
-        starts at 1; a scale a and a shift b per channel, which start at zero, grow with the size s of the token:
+        starts at 1 where merges are never undone, else at 0; a scale a and a shift b per channel, which start at zero, grow with the size s of the token:
 
             m' = m (ℓ / ‖m‖)^ρ,   X̃ = m' (1 + a log s) + b log s
         """
@@ -290,6 +290,11 @@ class LearnableTokenMerging(MergeOperator):
         if self._start == "auto":
             with torch.no_grad():
                 self.log_gain.fill_(log(CONTENT_GAIN))
+
+    def on_merges_stay(self) -> None:
+        """Start with the mean length of the tokens: measured as worth it only here."""
+        with torch.no_grad():
+            self.length_power.fill_(1.0)
 
     @staticmethod
     def merge_macs(shape: MergeShape, form: Form) -> int:

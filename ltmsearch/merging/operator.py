@@ -186,6 +186,9 @@ class MergeOperator(nn.Module):
         zero = sum((weight * 0).sum() for weight in self.parameters())
         return x if isinstance(zero, int) else x + zero.to(x.dtype)  # the sum of no weights is an int
 
+    def on_merges_stay(self) -> None:
+        """Called once by adapters whose merges are never undone: later layers see merged tokens as they are."""
+
     def on_backbone_weights_loaded(self) -> None:
         """Called when weights of a plain backbone are loaded, without weights of this operator."""
 

@@ -157,6 +157,7 @@ class Columnar(Adapter):
     def attach(self, model: Any, operators: dict[str, MergeOperator]) -> None:
         for layer, operator in operators.items():
             attach_operator(model.get_submodule(layer), operator)
+            operator.on_merges_stay()
         make_merging(model.blocks, prefix=model.num_prefix_tokens, rope=self.rope(model))
         for norm in (model.norm_pre, model.norm):
             norm.register_forward_hook(carry_state)

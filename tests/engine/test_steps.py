@@ -55,7 +55,7 @@ def test_warm_up_trains_every_parameter_and_ends_plain() -> None:
         drawn.append(MergeSchedule.uniform(supernet.layers, float(rng.choice([0.5, 0.7])), "ltm", forms[len(drawn)]))
         return drawn[-1]
 
-    cheapest = MergeSchedule.uniform(supernet.layers, 0.25)
+    cheapest = MergeSchedule.uniform(supernet.layers, 0.25, form="soft")
     steps = warm_up(supernet, plan, batches=batches(7, 128), cheapest=cheapest, draw=draw, seed=0, runtime=RUNTIME)
     losses = list(steps)
     assert len(losses) == 7

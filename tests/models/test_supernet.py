@@ -24,7 +24,7 @@ def supernet() -> Supernet:
 
 def test_active_is_restored_also_on_error_and_nests(supernet: Supernet) -> None:
     plain = supernet.schedule
-    half = MergeSchedule.uniform(supernet.layers, 0.5, form="soft")
+    half = MergeSchedule.uniform(supernet.layers, 0.5, form="matched")
     with supernet.active(MergeSchedule.uniform(supernet.layers, 0.5)):
         assert supernet.schedule == half, "with the form of every layer"
         with supernet.active(MergeSchedule(keep_ratios={supernet.layers[0]: 0.3})):

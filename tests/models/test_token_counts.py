@@ -125,6 +125,14 @@ def test_matched_stays_on_the_grid_where_a_convolution_follows(backbone: str) ->
     assert costs.macs(schedule) == traced_macs(model, (224, 224))
 
 
+def test_merged_tokens_have_the_length_of_theirs_where_merges_stay() -> None:
+    def powers(model: torch.nn.Module) -> set[float]:
+        return {weight.item() for name, weight in model.named_parameters() if name.endswith("length_power")}
+
+    assert powers(net(0.7)) == {1.0}
+    assert powers(net(0.7, "mobilevit_xxs")) == {0.0}
+
+
 def test_the_default_form_is_that_of_the_family() -> None:
     def forms(model: torch.nn.Module) -> set[str]:
         return {module.form for module in model.modules() if hasattr(module, "keep_ratio")}

@@ -47,7 +47,9 @@ def test_front_and_baselines_are_listed() -> None:
 
 def test_letters_tell_forms_apart_and_one_form_needs_none() -> None:
     def of(number: int, form: str) -> TrialRecord:
-        return make_trial(number, 1.0 + number / 100, 80.0 + number, 80.0 + number, forms=dict.fromkeys(LAYERS[1:], form))
+        return make_trial(
+            number, 1.0 + number / 100, 80.0 + number, 80.0 + number, forms=dict.fromkeys(LAYERS[1:], form)
+        )
 
     one = [of(0, "matched"), of(1, "matched")]
     lines = printed(one)
