@@ -221,7 +221,8 @@ class LearnableTokenMerging(MergeOperator):
 
         A mean m of different vectors is shorter than they are. Kim et al., "Token Fusion" (2023,
         https://arxiv.org/abs/2312.01026), give it their mean length ℓ. Here the ratio has a learned power ρ, which
-        starts at 1 where merges are never undone, else at 0; a scale a and a shift b per channel, which start at zero, grow with the size s of the token:
+        starts at 1 where merges are never undone, else at 0; a scale a and a shift b per channel, which start at zero,
+        grow with the size s of the token:
 
             m' = m (ℓ / ‖m‖)^ρ,   X̃ = m' (1 + a log s) + b log s
         """

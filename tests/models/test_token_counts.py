@@ -129,8 +129,8 @@ def test_merged_tokens_have_the_length_of_theirs_where_merges_stay() -> None:
     def powers(model: torch.nn.Module) -> set[float]:
         return {weight.item() for name, weight in model.named_parameters() if name.endswith("length_power")}
 
-    assert powers(net(0.7)) == {1.0}
-    assert powers(net(0.7, "mobilevit_xxs")) == {0.0}
+    assert powers(create_subnet("vit_tiny_patch16_224", keep_ratios=0.7, depth=2)) == {1.0}
+    assert powers(create_subnet("mobilevit_xxs", keep_ratios=0.7)) == {0.0}
 
 
 def test_the_default_form_is_that_of_the_family() -> None:
