@@ -11,6 +11,7 @@ from PIL import Image
 from support.command_line import Ltmsearch
 from support.profiles import costs_of, whole_space
 from support.sizes import TINY
+from support.spaces import soft_and_hard
 
 from ltmsearch.config.settings import StudySettings
 from ltmsearch.costs import traced_macs
@@ -28,8 +29,8 @@ def test_cost_counts_by_formula_and_by_tracing(ltmsearch: Ltmsearch) -> None:
     assert record["gflops"] == record["gflops_traced"] < record["base_gflops"]
     assert round(record["base_gflops"], 4) == 1.5467
     assert list(record["keep_ratios"].values()) == [float(r) for r in keep.split(",")]
-    assert record["tokens"]["stages.2.1.transformer.0"] == [196, 132]
-    assert record["forms"] == {layer: "soft" for layer, ratio in record["keep_ratios"].items() if ratio < 1}
+    assert record["tokens"]["stages.2.1.transformer.0"] == [196, 137]
+    assert record["forms"] == {layer: "matched" for layer, ratio in record["keep_ratios"].items() if ratio < 1}
     arguments = ("cost", "mobilevit_s", "--keep", keep, "--form", "hard", "--json")
     code, out, _ = ltmsearch(*arguments)
     hard = json.loads(out)
@@ -57,8 +58,9 @@ def test_cost_of_tokens_to_remove(ltmsearch: Ltmsearch) -> None:
     assert re.search(r"blocks\.6 +0\.9 +188 +169 *\n", out)
 
 
-def test_space_marks_merges_that_cost_more_than_they_save(ltmsearch: Ltmsearch) -> None:
-    code, out, _ = ltmsearch("space", "mobilevit_s", "--json")
+def test_space_marks_merges_that_cost_more_than_they_save(ltmsearch: Ltmsearch, tmp_path: Path) -> None:
+    space = ("space", "mobilevit_s", "--space", soft_and_hard(tmp_path))
+    code, out, _ = ltmsearch(*space, "--json")
     record = json.loads(out)
     assert code == 0
     assert record["lowest_gflops"] < 1.2 < record["base_gflops"] <= record["highest_gflops"]
@@ -70,7 +72,7 @@ def test_space_marks_merges_that_cost_more_than_they_save(ltmsearch: Ltmsearch) 
         assert merge["offered"] == (merge["saved_gflops"] > merge["mask_gflops"])
     assert [choice for choice, merge in merges.items() if not merge["offered"]] == [(0.7, "soft")]
     assert 0.4 < sum(layer["share"] for layer in record["layers"]) < 0.5
-    code, out, _ = ltmsearch("space", "mobilevit_s")
+    code, out, _ = ltmsearch(*space)
     assert code == 0
     assert max(len(line) for line in out.splitlines()) <= 80
     assert "stages.4.1.transformer.2" in out

@@ -54,7 +54,7 @@ def test_a_backbone_profile_is_kept_and_reused(
     assert record["saved_ms"].keys() == set(space.layers)
     for layer, options in zip(space.layers, space.choices, strict=True):
         assert list(record["saved_ms"][layer]) == [str(choice) for choice in options[1:]], layer
-    assert {name.split()[1] for name in record["uniform"]} == {"soft", "hard"}
+    assert {name.split()[1] for name in record["uniform"]} == {"matched"}
     assert all(record["lowest_ms"] <= net["latency_ms"] <= record["highest_ms"] for net in record["uniform"].values())
     assert made == ["mobilevit_xxs"]
     code, out, _ = ltmsearch(*PROFILE, "--json")
