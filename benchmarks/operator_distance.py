@@ -18,24 +18,21 @@ used to fit anything. Differences to ToMe as published are paired by image.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from harness.arguments import add_data_dir, add_seeds, benchmark_parser, parse
+from harness.distances import distances, open_images, summary
 from harness.operator_nets import operator_nets
 from harness.records import settings_of, write_results
 from harness.selections import SELECTIONS
-from harness.statistics import differences, standard_error
 from harness.tables import print_table
 from timm.utils import ParseKwargs
 from torch import Tensor
 
 from ltmsearch.costs import backbone_costs
-from ltmsearch.data.layout import DataLayout
-from ltmsearch.data.loading import ImageData, load_data
-from ltmsearch.data.preparation import ImageOptions
+from ltmsearch.data.loading import ImageData
 from ltmsearch.engine.linear_probe import fit_classifiers, probe_images
 from ltmsearch.engine.mask_fit import fit_layer
 from ltmsearch.engine.optimizers import make_optimizer, set_rates
@@ -43,7 +40,7 @@ from ltmsearch.engine.runtime import Runtime
 from ltmsearch.merging import BipartiteSoftMatching, LearnableTokenMerging, Merge, MergeShape, register_operator
 from ltmsearch.merging.assignment import HardAssignment
 from ltmsearch.merging.matching import average, match, matching_macs
-from ltmsearch.models import attached_operators, input_config, output_and_own_loss
+from ltmsearch.models import attached_operators, output_and_own_loss
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.grid import Grid, tokens
 from ltmsearch.schedules.schedule import Form, MergeSchedule
@@ -70,37 +67,6 @@ class BipartiteSoftMatchingOfAllHeads(BipartiteSoftMatching):
         return matching_macs(shape.n, shape.p, shape.heads * shape.key_dim)
 
 
-class Outputs(NamedTuple):
-    """Log-probabilities of the held-out images, and their labels."""
-
-    log_p: Tensor
-    labels: Tensor
-
-    def against(self, plain: "Outputs") -> dict[str, list[float]]:
-        """Per image: KL divergence from the plain network, agreement, and difference in top-1, in percent."""
-        own, other = self.log_p.argmax(1), plain.log_p.argmax(1)
-        hits = (own == self.labels).float() - (other == self.labels).float()
-        return {
-            "kl": (plain.log_p.exp() * (plain.log_p - self.log_p)).sum(1).tolist(),
-            "agreement": (100 * (own == other).float()).tolist(),
-            "top1_difference": (100 * hits).tolist(),
-        }
-
-
-def open_data(args: argparse.Namespace, seed: int, split: str | None) -> ImageData:
-    """Training images, and all held-out images of a split."""
-    return load_data(
-        dataset="folder" if args.data_dir else "digits",
-        data_dir=args.data_dir,
-        img_size=args.img_size,
-        **input_config(args.backbone, ImageOptions(crop_mode=args.crop_mode)),
-        val_images=args.val_images,
-        calibration_images=32,
-        seed=seed,
-        layout=DataLayout(val_split=split),
-    )
-
-
 def network(args: argparse.Namespace, operator: str, classes: int) -> Supernet:
     kwargs = {"num_classes": classes, "img_size": args.img_size, **args.model_kwargs}
     if args.backbone.startswith(("mobilevit", "efficientvit")):
@@ -109,14 +75,15 @@ def network(args: argparse.Namespace, operator: str, classes: int) -> Supernet:
 
 
 @torch.inference_mode()
-def predict(net: Supernet, schedule: MergeSchedule, held_out: Sequence[ImageData]) -> Outputs:
+def predict(net: Supernet, schedule: MergeSchedule, held_out: Sequence[ImageData]) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the held-out images, and their labels."""
     log_p, labels = [], []
     with net.active(schedule):
         for data in held_out:
             for images, targets in data.validation_batches(batch_size=BATCH):
                 log_p.append(net(RUNTIME.images(images)).float().log_softmax(dim=1))
                 labels.append(targets)
-    return Outputs(torch.cat(log_p), torch.cat(labels))
+    return torch.cat(log_p), torch.cat(labels)
 
 
 def fit_steps(net: Supernet, schedule: MergeSchedule, data: ImageData, seed: int) -> None:
@@ -148,25 +115,18 @@ def train_masks(net: Supernet, schedule: MergeSchedule, data: ImageData, args: a
     net.eval()
 
 
-def summary(result: dict[str, list[float]], published: dict[str, list[float]]) -> dict[str, Any]:
-    """Means with standard errors, and the paired difference in KL divergence from ToMe."""
-    out: dict[str, Any] = {name: [float(np.mean(values)), standard_error(values)] for name, values in result.items()}
-    gap = differences(result["kl"], published["kl"])
-    return out | {"kl_less_tome": [float(np.mean(gap)), standard_error(gap)]}
-
-
 def compare(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Results of one seed: share → net → cost, keep ratio, and its distance untrained and trained."""
-    held_out = [open_data(args, seed, split) for split in args.splits or [None]]
+    held_out = [open_images(args, seed, split) for split in args.splits or [None]]
     data = held_out[0]
     trained = network(args, PUBLISHED, data.num_classes)
     if trained.new_classifiers:
         images = probe_images(data, seed=seed)
         fit_classifiers(trained.model, list(trained.new_classifiers), data, RUNTIME, images=images)
     weights = trained.model.state_dict()
-    plain = predict(trained, trained.schedule, held_out)
-    top1 = 100 * (plain.log_p.argmax(1) == plain.labels).float().mean().item()
-    results: dict[str, Any] = {"plain_top1": top1, "images": len(plain.labels)}
+    plain, labels = predict(trained, trained.schedule, held_out)
+    top1 = 100 * (plain.argmax(1) == labels).float().mean().item()
+    results: dict[str, Any] = {"plain_top1": top1, "images": len(labels)}
     for share in args.shares:
         rows: dict[str, Any] = {}
         published: dict[str, list[float]] = {}
@@ -179,16 +139,18 @@ def compare(args: argparse.Namespace, seed: int) -> dict[str, Any]:
             supernet.model.load_state_dict(weights)
             if net.form == "gradient":
                 fit_steps(supernet, schedule, data, seed)
-            untrained = predict(supernet, schedule, held_out).against(plain)
+            untrained = distances(predict(supernet, schedule, held_out)[0], plain, labels)
             published = published or untrained
             row = {
                 "share": costs.macs(schedule) / costs.base,
                 "keep_ratio": schedule.keep_ratio(costs.layers[0]),
-                "untrained": summary(untrained, published),
+                "untrained": summary(untrained, published, "tome"),
             }
             if args.steps and any(list(operator.parameters()) for operator in supernet.operators().values()):
                 train_masks(supernet, schedule, data, args, seed)
-                row["trained"] = summary(predict(supernet, schedule, held_out).against(plain), published)
+                row["trained"] = summary(
+                    distances(predict(supernet, schedule, held_out)[0], plain, labels), published, "tome"
+                )
             rows[str(net)] = row
             print(share, net, row, flush=True)
         results[f"{share:g}"] = rows

@@ -3,8 +3,8 @@
 Claim:    at equal mean cost, thresholds that are measured layer by layer come as close to the plain network as matching
           with equally many tokens in all images, and one threshold for all layers does not.
 Command:  python benchmarks/threshold.py --checkpoint WEIGHTS --data-dir IMAGES --splits validation test
-Duration: about half an hour, one thread
-Result:   benchmarks/results/threshold.json
+Duration: about a quarter of an hour, one thread
+Result:   benchmarks/results/threshold.json, threshold.png
 Page:     docs/benchmarks/training.md
 
 Nothing is trained. `threshold` has the thresholds at which all layers keep one share of their tokens on average, and
@@ -19,23 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 import torch
 from harness.arguments import add_data_dir, benchmark_parser, parse
+from harness.distances import distances, open_images, summary
+from harness.figures import BLUE, GREEN, GREY, ORANGE, Panel, Series, draw, save_figure
 from harness.records import settings_of, write_results
-from harness.statistics import differences, standard_error
 from harness.tables import print_table
 from timm.utils import ParseKwargs
 from torch import Tensor
 
 from ltmsearch.costs import CostModel, backbone_costs, image_costs
-from ltmsearch.data.layout import DataLayout
-from ltmsearch.data.loading import ImageData, load_data
-from ltmsearch.data.preparation import ImageOptions
 from ltmsearch.engine.image_costs import COST_BATCH, COST_IMAGES, measure_costs, whole_tokens
 from ltmsearch.engine.linear_probe import fit_classifiers, probe_images
 from ltmsearch.engine.runtime import Runtime
 from ltmsearch.engine.thresholds import thresholds_at
-from ltmsearch.models import counted, input_config
+from ltmsearch.models import counted
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.schedule import MergeSchedule
 
@@ -53,7 +52,7 @@ class Case:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.held_out = [open_data(args, split) for split in args.splits or [None]]
+        self.held_out = [open_images(args, 0, split) for split in args.splits or [None]]
         self.data = self.held_out[0]
         first = self.network("threshold")
         if first.new_classifiers:
@@ -112,30 +111,6 @@ class Case:
             low, high = (middle, high) if self.mean_cost(make(middle)) <= budget else (low, middle)
         return make(low)
 
-    def against_plain(self, log_p: Tensor) -> dict[str, list[float]]:
-        """Per image: KL divergence from the plain network, agreement, and difference in top-1, in percent."""
-        own, other = log_p.argmax(1), self.plain.argmax(1)
-        hits = (own == self.labels).float() - (other == self.labels).float()
-        return {
-            "kl": (self.plain.exp() * (self.plain - log_p)).sum(1).tolist(),
-            "agreement": (100 * (own == other).float()).tolist(),
-            "top1_difference": (100 * hits).tolist(),
-        }
-
-
-def open_data(args: argparse.Namespace, split: str | None) -> ImageData:
-    """Training images, and all held-out images of a split."""
-    return load_data(
-        dataset="folder" if args.data_dir else "digits",
-        data_dir=args.data_dir,
-        img_size=args.img_size,
-        **input_config(args.backbone, ImageOptions(crop_mode=args.crop_mode)),
-        val_images=args.val_images,
-        calibration_images=1,
-        seed=0,
-        layout=DataLayout(val_split=split),
-    )
-
 
 def compare(case: Case, share: float) -> dict[str, Any]:
     """Rows by name: cost, kept tokens, and distance from the plain network, at about one share of its cost."""
@@ -147,15 +122,15 @@ def compare(case: Case, share: float) -> dict[str, Any]:
         measured = image_costs(costs, schedule, kept)
         shares, last = measured.macs / costs.base, kept[:, -1]
         others = {other: fixed(case, other, float(measured.macs.mean())) for other in FIXED}
-        found, reference = case.against_plain(log_p), others["matched"][1]
+        found, reference = distances(log_p, case.plain, case.labels), others["matched"][1]
         rows[name] = {
             "cost": float(shares.mean()),
             "cost_sd": float(shares.std()),
             "cost_on_training_images": case.mean_cost(schedule) / costs.base,
             "thresholds": list(schedule.keep_ratios.values()),
             "tokens_kept": {"mean": measured.tokens, "last": histogram(last), "quantiles": quantiles(last)},
-            **summary(found, reference),
-            **{other: cost | summary(each, reference) for other, (cost, each) in others.items()},
+            **summary(found, reference, "matched"),
+            **{other: cost | summary(each, reference, "matched") for other, (cost, each) in others.items()},
         }
         print(share, name, rows[name], flush=True)
     return rows
@@ -169,14 +144,7 @@ def fixed(case: Case, name: str, budget: float) -> tuple[dict[str, float], dict[
     schedule = max((each for each in tried if costs.macs(each) <= budget), key=costs.macs)
     log_p, _, _ = case.predict(case.nets[operator], schedule)
     cost = {"cost": costs.macs(schedule) / costs.base, "keep_ratio": schedule.keep_ratio(costs.layers[0])}
-    return cost, case.against_plain(log_p)
-
-
-def summary(found: dict[str, list[float]], reference: dict[str, list[float]]) -> dict[str, Any]:
-    """Means with standard errors, and the paired difference in KL divergence from `matched`."""
-    gap = differences(found["kl"], reference["kl"])
-    out: dict[str, Any] = {name: [float(np.mean(values)), standard_error(values)] for name, values in found.items()}
-    return out | {"kl_less_matched": [float(np.mean(gap)), standard_error(gap)]}
+    return cost, distances(log_p, case.plain, case.labels)
 
 
 def histogram(counts: np.ndarray) -> dict[str, list[int]]:
@@ -199,6 +167,39 @@ def show(results: dict[str, Any]) -> None:
             rows += [[f"  {other}", f"{row[other]['cost']:.3f}", "", *numbers(row[other])] for other in FIXED]
         heads = ("", "mean cost", "tokens left, 5/50/95 %", "KL", "less matched's", "top-1 less plain's", "agreement %")
         print_table(f"{share} of the plain cost", heads, rows)
+
+
+def figure(results: dict[str, Any]) -> go.Figure:
+    """Distance by mean cost, and how many images keep how many tokens."""
+    rows = [found["threshold"] for found in results.values()]
+    series = {"threshold": rows, "one threshold": [found["common"] for found in results.values()]}
+    series |= {name: [row[name] for row in rows] for name in FIXED}
+    lines = [
+        Series(x=[p["cost"] for p in points], y=[p["kl"][0] for p in points], color=color, name=name)
+        for (name, points), color in zip(series.items(), (BLUE, ORANGE, GREEN, GREY), strict=True)
+    ]
+    counts = []
+    for row, dash in zip(rows, ("solid", "dash", "dot", "dashdot") * len(rows), strict=False):
+        last = row["tokens_kept"]["last"]
+        widths = np.diff([*last["from"], row["tokens_kept"]["quantiles"]["1"] + 1])
+        middles = np.array(last["from"]) + (widths - 1) / 2
+        images = np.array(last["images"]) / widths
+        counts.append(Series(x=middles.tolist(), y=images.tolist(), color=BLUE, dash=dash, size=5))
+    panels = [
+        Panel(
+            title="Distance from the plain network",
+            series=lines,
+            x_axis={"title": "mean cost, of the plain network's"},
+            y_axis={"title": "KL divergence, nats", "type": "log", "tickvals": [0.02, 0.05, 0.1, 0.2, 0.5, 1, 2]},
+        ),
+        Panel(
+            title=f"Tokens left, at {', '.join(results)} of the cost (solid, dashed, dotted)",
+            series=counts,
+            x_axis={"title": "tokens"},
+            y_axis={"title": "images with this many"},
+        ),
+    ]
+    return draw("Numbers of tokens by image", panels)
 
 
 def numbers(row: dict[str, Any]) -> list[str]:
@@ -226,6 +227,7 @@ def main() -> None:
     show(results)
     about = {"images": len(case.labels), "plain_top1": top1}
     write_results(args.out / "threshold.json", settings=settings_of(args), **about, results=results)
+    save_figure(figure(results), args.out, "threshold", title="Numbers of tokens by image")
 
 
 if __name__ == "__main__":
