@@ -99,7 +99,7 @@ class TestFinishedStudy:
             for layer, ratio in record.schedule.keep_ratios.items():
                 before, after = (int(count) for count in schedule[layer][3].split(" → "))
                 assert schedule[layer][1] == f"{ratio:g}"
-                assert (after < before) == (schedule[layer][2] in ("soft", "hard"))
+                assert (after < before) == (schedule[layer][2] == "matched")
             then = [value for name, value in facts.items() if name.startswith("score when it ran")]
             final = [value for name, value in facts.items() if name.startswith("score with the final weights")]
             assert [value.startswith(f"{record.top1:.1f} ") for value in then] == [True] * (record.state == "scored")
