@@ -22,7 +22,6 @@ from ltmsearch.errors import InputError, check_choice, shortened
 from ltmsearch.io.csv_tables import Count, Finite, NonNegative, Percent, read_rows
 from ltmsearch.io.files import parse_json, write_atomic
 from ltmsearch.io.yaml_models import first_line
-from ltmsearch.merging import get_operator
 from ltmsearch.schedules.schedule import THRESHOLDS, MergeSchedule
 from ltmsearch.search.pareto import is_non_dominated
 
@@ -222,7 +221,7 @@ def form_letters(records: Iterable[TrialRecord]) -> Mapping[str, str]:
 
 
 def form_key(records: Iterable[TrialRecord]) -> str:
-    """Legend of the forms in use, of operators that have several; empty if there are none."""
+    """Legend of the forms in use; empty if schedules name none, as those of operators with a single one."""
     used = _forms(records)
     if len(used) <= 1:
         return "".join(f" ({form} form)" for form in used if form)
@@ -232,7 +231,7 @@ def form_key(records: Iterable[TrialRecord]) -> str:
 
 def _forms(records: Iterable[TrialRecord]) -> set[str | None]:
     """Forms of the layers that merge; None for those whose schedule names none."""
-    schedules = [each for each in (r.schedule for r in records) if len(get_operator(each.operator).forms) > 1]
+    schedules = [record.schedule for record in records]
     return {each.form(layer) for each in schedules for layer, ratio in each.keep_ratios.items() if ratio != 1}
 
 
