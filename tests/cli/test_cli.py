@@ -11,7 +11,7 @@ from PIL import Image
 from support.command_line import Ltmsearch
 from support.profiles import costs_of, whole_space
 from support.sizes import TINY
-from support.spaces import soft_and_hard
+from support.spaces import SOFT_AND_HARD
 
 from ltmsearch.config.settings import StudySettings
 from ltmsearch.costs import traced_macs
@@ -58,8 +58,8 @@ def test_cost_of_tokens_to_remove(ltmsearch: Ltmsearch) -> None:
     assert re.search(r"blocks\.6 +0\.9 +188 +169 *\n", out)
 
 
-def test_space_marks_merges_that_cost_more_than_they_save(ltmsearch: Ltmsearch, tmp_path: Path) -> None:
-    space = ("space", "mobilevit_s", "--space", soft_and_hard(tmp_path))
+def test_space_marks_merges_that_cost_more_than_they_save(ltmsearch: Ltmsearch) -> None:
+    space = ("space", "mobilevit_s", "--space", SOFT_AND_HARD)
     code, out, _ = ltmsearch(*space, "--json")
     record = json.loads(out)
     assert code == 0

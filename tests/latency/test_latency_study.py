@@ -14,6 +14,7 @@ from rich.console import Console
 from support.command_line import Interrupt, Ltmsearch, Notes, tiny_options
 from support.profiles import FAR, costs_of, hand_made_profile, measurement
 from support.sizes import TINY
+from support.spaces import SOFT_AND_HARD
 
 from ltmsearch import StudySettings, load_recipe, run_study
 from ltmsearch.callbacks import Callbacks
@@ -49,7 +50,7 @@ def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny(folder: Path, profile: Path, **changes: Any) -> StudySettings:
     values = {
         **TINY, "trials": 7, "sampler": "random", "budget_gflops": BUDGET_GFLOPS, "budget_ms": BUDGET_MS,
-        "latency_profile": str(profile), "out": str(folder / "run"),
+        "latency_profile": str(profile), "out": str(folder / "run"), "space": SOFT_AND_HARD,
     }  # fmt: skip
     return StudySettings.make("test", **{**values, **changes})
 
@@ -58,7 +59,7 @@ def tiny(folder: Path, profile: Path, **changes: Any) -> StudySettings:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
     """The folder of a finished study under both budgets, the profile it was given, and what it told."""
     folder = tmp_path_factory.mktemp("latency")
-    profile = hand_made_profile(ms, base_ms=BASE_MS).save(folder / "far.json")
+    profile = hand_made_profile(ms, base_ms=BASE_MS, space=SOFT_AND_HARD).save(folder / "far.json")
     notes = Notes()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
@@ -72,7 +73,7 @@ def _must_not_be_called(*_: object, **__: object) -> Any:
 
 
 def model() -> LatencyModel:
-    return hand_made_profile(ms, base_ms=BASE_MS).model(costs_of(XXS, 224))
+    return hand_made_profile(ms, base_ms=BASE_MS, space=SOFT_AND_HARD).model(costs_of(XXS, 224))
 
 
 def stored(run: Path) -> optuna.Study:
@@ -155,7 +156,7 @@ def test_resumed_study_keeps_its_profile(finished: tuple[Path, Path, list[str]],
     if fate == "gone":
         given.unlink()
     else:
-        hand_made_profile(lambda name: 2 * ms(name), base_ms=BASE_MS).save(given)
+        hand_made_profile(lambda name: 2 * ms(name), base_ms=BASE_MS, space=SOFT_AND_HARD).save(given)
     run_study(tiny(tmp_path, given))
     mine, theirs = (
         pd.read_csv(folder / "run/trials.csv").drop(columns="seconds") for folder in (tmp_path, finished[0])
@@ -174,7 +175,7 @@ def here(finished: tuple[Path, Path, list[str]], tmp_path: Path) -> tuple[Path, 
     """A copy of the finished study, whose profile is this machine's."""
     shutil.copytree(finished[0] / "run", tmp_path / "run")
     target = LatencyTarget.local(device="cpu", num_classes=10)
-    hand_made_profile(ms, base_ms=BASE_MS, target=target).save(tmp_path / "run/latency.json")
+    hand_made_profile(ms, base_ms=BASE_MS, target=target, space=SOFT_AND_HARD).save(tmp_path / "run/latency.json")
     return tmp_path, target
 
 
@@ -303,8 +304,11 @@ def saves_most_at(ratio: float) -> Callable[[str], float]:
 
 def test_space_without_time_savings_is_refused(tmp_path: Path, ltmsearch: Ltmsearch) -> None:
     truth = {"hard 0.7": 3.0, "soft 0.7": 3.0}
-    profile = hand_made_profile(lambda name: truth.get(name, 0.0), base_ms=BASE_MS).save(tmp_path / "slow.json")
+    profile = hand_made_profile(lambda name: truth.get(name, 0.0), base_ms=BASE_MS, space=SOFT_AND_HARD).save(
+        tmp_path / "slow.json"
+    )
     given = ("--budget-ms", "100", "--latency-profile", str(profile), "--out", str(tmp_path / "run"))
+    given += ("--space", SOFT_AND_HARD)
     code, _, err = ltmsearch("run", *OPTIONS, *given)
     assert code == 2
     assert err.startswith("error: --budget-ms 100 leaves nothing to search: no merge in the space saves ms; ")
@@ -362,7 +366,7 @@ def test_impossible_budgets_are_refused(
     ids=["missing", "backbone", "image size", "a choice"],
 )
 def test_unfit_profiles_are_refused_first(tmp_path: Path, change: Callable[[Path], object], message: str) -> None:
-    path = hand_made_profile(ms, base_ms=BASE_MS).save(tmp_path / "far.json")
+    path = hand_made_profile(ms, base_ms=BASE_MS, space=SOFT_AND_HARD).save(tmp_path / "far.json")
     change(path)
     with pytest.raises(InputError, match=message) as caught:
         run_study(tiny(tmp_path, path))

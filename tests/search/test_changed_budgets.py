@@ -12,7 +12,7 @@ import torch
 from optuna.trial import TrialState
 from support.command_line import Notes, image_folder, tiny, tiny_study
 from support.finished import REJECTING
-from support.spaces import soft_and_hard
+from support.spaces import SOFT_AND_HARD
 
 from ltmsearch import StudySettings, run_study
 from ltmsearch.callbacks import Callbacks
@@ -227,8 +227,7 @@ class TestResumeFrom:
 
 
 def test_initial_trials_have_every_form_and_cover_the_range(tmp_path: Path) -> None:
-    space = str(soft_and_hard(tmp_path))
-    context = prepare(tiny(tmp_path / "run", budget_gflops=0.26, trials=24, space=space), Callbacks())
+    context = prepare(tiny(tmp_path / "run", budget_gflops=0.26, trials=24, space=SOFT_AND_HARD), Callbacks())
     first = initial_trials(context, np.random.default_rng(0))
     labels = ["plain", "uniform 0.5", "uniform 0.7 hard", "uniform 0.35", "uniform 0.5 hard"]
     assert [t.label for t in first[:5]] == labels, "the two costliest of each form within the budget"

@@ -2,12 +2,5 @@
 
 from pathlib import Path
 
-
-def soft_and_hard(folder: Path) -> Path:
-    """The file of a space of MobileViT with two forms that merge by place."""
-    path = folder / "soft-and-hard.yaml"
-    path.write_text(
-        "schema_version: 1\nfamily: mobilevit\nkeep_ratios: [1.0, 0.7, 0.5, 0.35, 0.25]\nforms: [soft, hard]\n"
-        "ib_weight: [0.01, 1.0]\nlayers: []\n"
-    )
-    return path
+SOFT_AND_HARD = str(Path(__file__).with_name("soft-and-hard.yaml"))
+"""MobileViT's with soft and hard merges."""
