@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from support.nets import randomise
+from support.nets import randomise, without_corrections
 from torch import nn
 
 from ltmsearch.merging import OPERATORS
@@ -26,12 +26,9 @@ def net(backbone: str = "vit_tiny_patch16_224", **kwargs: Any) -> nn.Module:
 @pytest.mark.parametrize("operator", sorted(n for n, operator in OPERATORS.items() if not operator.drops))
 def test_merging_equal_tokens_changes_nothing(operator: str, pooling: str) -> None:
     """Merged tokens stand for as many as they replace, in attention and in pooling."""
-    model = net(operator=operator, global_pool=pooling, reg_tokens=2)
+    model = without_corrections(net(operator=operator, global_pool=pooling, reg_tokens=2))
     with torch.no_grad():
         model.pos_embed[:] = model.pos_embed[:, :1]  # no places: all patches of a plain image are one token
-        for name, correction in model.named_parameters():
-            if name.endswith((".merging.scale", ".merging.shift")):
-                correction.zero_()  # of what averaging takes from different tokens
         image = torch.full((1, 3, 224, 224), 0.3)
         merged = model(image)
         for block in model.blocks:

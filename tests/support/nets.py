@@ -72,6 +72,15 @@ def odd_size(backbone: str) -> tuple[int, int]:
     return (68, 100) if backbone.startswith("swinv2") else (70, 101)
 
 
+def without_corrections(model: nn.Module) -> nn.Module:
+    """Take from LTM's merges what gives back what averaging takes from different tokens: equal ones lose nothing."""
+    with torch.no_grad():
+        for name, correction in model.named_parameters():
+            if name.endswith(("merging.scale", "merging.shift")):
+                correction.zero_()
+    return model
+
+
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """Move every weight and statistic off its start: norms of all ones would let a wrong slice pass."""
     generator = torch.Generator().manual_seed(seed)
