@@ -30,8 +30,8 @@ def test_queued_trials_outside_the_space_are_left_out(run: Path) -> None:
     result = run_study(tiny(run, trials=7), notes)
     for number, reason in enumerate(
         (
-            f"{LAYER} must be in 0 to 6, but is 99",
-            f"{LAYER} must be in 0 to 6, but is -1",
+            f"{LAYER} must be in 0 to 4, but is 99",
+            f"{LAYER} must be in 0 to 4, but is -1",
             f"{IB_WEIGHT} must be in 0.00316228 to 1, but is 50",
         ),
         start=first,
