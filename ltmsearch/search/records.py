@@ -67,6 +67,10 @@ class BestScore(NamedTuple):
         return f"{self.top1:.1f}" + ("" if self.top1_se is None else f" ± {self.top1_se:.1f}")
 
 
+FORM_LETTERS = {"hard": "h", "matched": "m", "gradient": "g"}
+"""Letters of forms; the soft form has none."""
+
+
 @pydantic_dataclass(frozen=True, kw_only=True)
 class TrialRecord:
     """One trial of a study. Values that were not measured are None.
@@ -195,7 +199,7 @@ class TrialRecord:
         """Share of its tokens that a layer keeps: its keep ratio, or what a number to remove or a threshold leaves."""
         return self.kept_shares.get(layer, self.schedule.keep_ratio(layer))
 
-    def by_stage(self, letters: Mapping[str, str]) -> list[tuple[str, str]]:
+    def by_stage(self, letters: Mapping[str, str] = FORM_LETTERS) -> list[tuple[str, str]]:
         """Short keep ratios per stage, such as `("stages.2.1.transformer", "1 .5 .5h -8m")`.
 
         1 is a plain layer, -8 removes eight tokens; `letters` mark forms. A stage is a layer's name without its last
@@ -204,15 +208,11 @@ class TrialRecord:
         stages = groupby(self.schedule.keep_ratios.items(), key=lambda item: item[0].rpartition(".")[0])
         return [(stage, " ".join(self.short_ratio(layer, letters) for layer, _ in layers)) for stage, layers in stages]
 
-    def short_ratio(self, layer: str, letters: Mapping[str, str]) -> str:
+    def short_ratio(self, layer: str, letters: Mapping[str, str] = FORM_LETTERS) -> str:
         """Keep ratio and form of one layer, as in `by_stage`."""
         letter = letters.get(self.schedule.form(layer) or "", "")
         ratio = self.schedule.keep_ratio(layer)
         return (f"{ratio:.3g}".removeprefix("0") if ratio > 0 else f"{ratio:.0f}") + letter
-
-
-FORM_LETTERS = {"hard": "h", "matched": "m", "gradient": "g"}
-"""Letters of forms; the soft form has none."""
 
 
 def form_letters(records: Iterable[TrialRecord]) -> Mapping[str, str]:
