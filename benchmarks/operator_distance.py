@@ -11,8 +11,8 @@ Page:     docs/benchmarks/training.md
 Every operator merges with one keep ratio in all layers, the largest within each share of the plain network's multiply-
 adds; the cost of the masks is counted. First nothing is trained; the gradient form's steps are fitted to training
 images, as always where weights are given. Then the backbone stays frozen, and only the masks learn to reproduce the
-plain network's classes (KL divergence) on training images. All nets see the same held-out images, of which none was
-used to fit anything. Differences to ToMe as published are paired by image.
+plain network's classes (KL divergence) on training images. All nets see the same held-out images, of which none is
+used to fit anything here. Differences to ToMe as published are paired by image.
 """
 
 import argparse

@@ -36,9 +36,9 @@ from ltmsearch.engine.runtime import Runtime
 from ltmsearch.engine.thresholds import thresholds_at
 from ltmsearch.models import counted
 from ltmsearch.models.supernet import Supernet
-from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.schedules.schedule import Form, MergeSchedule
 
-FIXED = {"matched": ("ltm", "matched"), "tome": ("tome", None)}
+FIXED: dict[str, tuple[str, Form | None]] = {"matched": ("ltm", "matched"), "tome": ("tome", None)}
 """Name → operator and form with equally many tokens in all images."""
 RATIOS = np.arange(0.2, 1.0, 0.002)
 STEPS = 10
@@ -140,7 +140,7 @@ def fixed(case: Case, name: str, budget: float) -> tuple[dict[str, float], dict[
     """Cost and results of the costliest uniform schedule within a budget; all images keep equally many tokens."""
     operator, form = FIXED[name]
     costs = case.costs(operator)
-    tried = [MergeSchedule.uniform(costs.layers, float(r), operator, form) for r in RATIOS]  # type: ignore[arg-type]
+    tried = [MergeSchedule.uniform(costs.layers, float(r), operator, form) for r in RATIOS]
     schedule = max((each for each in tried if costs.macs(each) <= budget), key=costs.macs)
     log_p, _, _ = case.predict(case.nets[operator], schedule)
     cost = {"cost": costs.macs(schedule) / costs.base, "keep_ratio": schedule.keep_ratio(costs.layers[0])}
