@@ -20,15 +20,18 @@ from torch.utils.data import Dataset
 
 from ltmsearch.errors import check_choice
 
-Split = Literal["train", "validation"]
-SPLITS: tuple[Split, ...] = ("train", "validation")
+Split = Literal["train", "validation", "search", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "search", "test")
+"""Their order seeds the drawing."""
 CLASS_NAMES = tuple("0123456789")
 
 GLYPH_PIXELS = 8
 """Side of a bundled digit, in pixels."""
 
-HOLD_OUT_EVERY = 4
-"""Every fourth bundled digit of a class belongs to the validation split."""
+HOLD_OUT_EVERY = 8
+"""Of so many bundled digits of a class in a row, one belongs to each split of `HELD_OUT_PLACES`, the rest to train."""
+HELD_OUT_PLACES: dict[Split, int] = {"validation": 3, "search": 5, "test": 7}
+"""Held-out split → place of its bundled digit among them, from 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,7 @@ class ClutteredDigits(Dataset[tuple[Image.Image, int]]):
 
     An item is a grey PIL image ("L") of `img_size` × `img_size` pixels and its label. Labels cycle through
     the ten classes, so any run of ten images is balanced. Positions and sizes are shares of the canvas: index
-    `i` shows the same scene at every `img_size`. No bundled digit, whole or in part, is in both splits.
+    `i` shows the same scene at every `img_size`. No bundled digit, whole or in part, is in two splits.
     """
 
     split: Split
@@ -84,6 +87,14 @@ class ClutteredDigits(Dataset[tuple[Image.Image, int]]):
         """The label of every image, (length,), without drawing any."""
         return np.arange(self.length) % len(CLASS_NAMES)
 
+    @property
+    def groups(self) -> npt.NDArray[np.int64]:
+        """The number of every image's whole digit in the bundle, (length,), without drawing any.
+
+        Images of the same digit are not independent of each other.
+        """
+        return np.array([self._start(index)[1] for index in range(self.length)], dtype=np.int64)
+
     def __len__(self) -> int:
         return self.length
 
@@ -94,11 +105,8 @@ class ClutteredDigits(Dataset[tuple[Image.Image, int]]):
         """Content of image `index`: the whole digit, then the fragments; raises `IndexError` out of range."""
         if not 0 <= index < self.length:
             raise IndexError(f"index {index} is out of range for {self.length} images")
-        of_split, of_class = _pools(self.split)
-        candidates = of_class[index % len(CLASS_NAMES)]
-        rng = np.random.default_rng((self.seed, SPLITS.index(self.split), index))
-        pick, size, left, top = rng.random(4).tolist()
-        whole = candidates[int(pick * len(candidates))]
+        rng, whole, (size, left, top) = self._start(index)
+        of_split, _ = _pools(self.split)
         side = self.clutter.min_scale + size * (self.clutter.max_scale - self.clutter.min_scale)
         place = (left * (1 - side), top * (1 - side), side)
         patches = [Patch(glyph=whole, crop=(0.0, 0.0, float(GLYPH_PIXELS)), place=place)]
@@ -114,6 +122,14 @@ class ClutteredDigits(Dataset[tuple[Image.Image, int]]):
                 )
             )
         return tuple(patches)
+
+    def _start(self, index: int) -> tuple[np.random.Generator, int, list[float]]:
+        """What image `index` is drawn with: the generator for its fragments, the whole digit, and three shares."""
+        _, of_class = _pools(self.split)
+        candidates = of_class[index % len(CLASS_NAMES)]
+        rng = np.random.default_rng((self.seed, SPLITS.index(self.split), index))
+        pick, *shares = rng.random(4).tolist()
+        return rng, candidates[int(pick * len(candidates))], shares
 
 
 def draw(scene: Sequence[Patch], img_size: int) -> Image.Image:
@@ -148,6 +164,7 @@ def _pools(split: Split) -> tuple[list[int], list[list[int]]]:
     of_class = []
     for label in range(len(CLASS_NAMES)):
         members = np.flatnonzero(labels == label)
-        held_out = np.arange(len(members)) % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1
-        of_class.append(members[held_out if split == "validation" else ~held_out].tolist())
+        places = np.arange(len(members)) % HOLD_OUT_EVERY
+        held_out = np.isin(places, list(HELD_OUT_PLACES.values()))
+        of_class.append(members[~held_out if split == "train" else places == HELD_OUT_PLACES[split]].tolist())
     return sorted(glyph for members in of_class for glyph in members), of_class

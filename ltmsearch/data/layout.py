@@ -25,7 +25,7 @@ class DataLayout:
     val_split: str | None = None
     """Validation images."""
     test_split: str | None = None
-    """Test images, which only `ltmsearch validate` reads."""
+    """Test images, which `ltmsearch validate` scores, and which no training or choice sees."""
     class_map: Path | None = None
     """timm's class map: a text file with a class per line, in the order of the network's outputs."""
 

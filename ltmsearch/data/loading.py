@@ -7,49 +7,38 @@ batches depend on their seed alone: not on memory, workers or the global random 
 Shapes: B images per batch, S `img_size`.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
 from timm.data.transforms import str_to_interp_mode
-from torch import Tensor
-from torch.utils.data import DataLoader
 from torchvision.transforms import Resize
 
 from ltmsearch.callbacks import Callbacks
+from ltmsearch.data.batches import Batches, Key, load_batches
 from ltmsearch.data.folders import left_out_text
-from ltmsearch.data.images import SCALED, pillow_quiet
+from ltmsearch.data.held_out import HeldOutImages, Wanted, choose, keep_in_memory
+from ltmsearch.data.images import SCALED
 from ltmsearch.data.layout import DataLayout
 from ltmsearch.data.preparation import IMAGE_MODES, CropMode, Interpolation
 from ltmsearch.data.sources import VALIDATION_FOLDERS, Scoring, open_splits
 from ltmsearch.data.subsets import CPUS, ImageSplit, balanced, quoted
-from ltmsearch.data.transforms import (
-    Augmentation,
-    Transform,
-    Transforms,
-    make_transforms,
-    preserve_random_state,
-    seed_all,
-)
+from ltmsearch.data.transforms import Augmentation, Transforms, make_transforms
 from ltmsearch.errors import InputError, check_choice
 
 DIGITS_VALIDATION_IMAGES = 1000  # where all are asked for
 
-Key = tuple[int, int]  # the number of an image, and its place in the stream, which seeds its augmentation
 Shard = tuple[int, int]  # this process's number, from 0, and how many share the batches
 SINGLE_PROCESS: Shard = (0, 1)
 
 
 @dataclass(kw_only=True)
 class ImageData:
-    """Training, calibration and validation images in batches, as opened by `load_data`."""
+    """Training, calibration, search, validation and report images in batches, as opened by `load_data`."""
 
     title: str
     train: ImageSplit
@@ -58,6 +47,9 @@ class ImageData:
     validation_keys: list[Key]
     transforms: Transforms
     workers: int
+    search: HeldOutImages | None = None
+    report: HeldOutImages | None = None
+    set_aside: frozenset[int] = frozenset()  # numbers of the training images that are search images
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -82,8 +74,8 @@ class ImageData:
 
     @property
     def training_size(self) -> int:
-        """Number of training images, without those known to be unreadable."""
-        return len(self.train.labels) - len(self.train.unreadable)
+        """Number of images to train on, without those known to be unreadable."""
+        return len(self.train.labels) - len(self.train.unreadable | self.set_aside)
 
     @property
     def validation_size(self) -> int:
@@ -91,28 +83,53 @@ class ImageData:
         return len(self.validation_keys)
 
     @property
+    def search_size(self) -> int:
+        """Number of images that `search_batches` gives without a limit; 0: there are none."""
+        return len(self.search.keys) if self.search else 0
+
+    @property
+    def report_size(self) -> int:
+        """Number of images that `report_batches` gives without a limit; 0: there are none."""
+        return len(self.report.keys) if self.report else 0
+
+    @property
+    def report_name(self) -> str:
+        """What the report images are, in printable words, such as `372 images of test`."""
+        return self.report.name if self.report else "no images"
+
+    @property
+    def _splits(self) -> tuple[ImageSplit, ...]:
+        apart = (images.images for images in (self.search, self.report) if images and images.apart)
+        return self.train, self.validation, *apart
+
+    @property
     def skipped(self) -> tuple[str, ...]:
         """Paths of the unreadable images found so far; sets that are not kept in memory may reveal more."""
-        return self.train.skipped() + self.validation.skipped()
+        return tuple(path for split in self._splits for path in split.skipped())
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Files not used and images changed, as far as they are known: a printable phrase each."""
-        left_out = left_out_text(self.train.left_out + self.validation.left_out)
+        left_out = left_out_text(sum((split.left_out for split in self._splits), Counter()))
         skipped = f"{len(self.skipped)} unreadable skipped: {quoted(self.skipped)}" if self.skipped else ""
-        scaled = SCALED if self.train.scaled or self.validation.scaled else ""
+        scaled = SCALED if any(split.scaled for split in self._splits) else ""
         return tuple(filter(None, (left_out, skipped, scaled)))
 
     @property
     def description(self) -> str:
         """Name, sizes and storage of the data, with notes, in one printable line."""
-        sizes = f"{self.training_size} training and {self.validation_size} validation images"
+        sizes = f"{self.training_size} training and {self.validation_size} validation"
+        if self.search or self.report:
+            search = f", {self.search_size:,} search" if self.search else ""
+            scored = f"{self.validation_size:,} validation"
+            scored = f", {scored} and {self.report_size:,} report" if self.report else f" and {scored}"
+            sizes = f"{self.training_size:,} training{search}{scored}"
         storage = "read as needed" if self.train.pixel_cache is None else "kept in memory"
-        return "; ".join((f"{self.title}: {sizes} in {self.num_classes} classes, {storage}", *self.notes))
+        return "; ".join((f"{self.title}: {sizes} images in {self.num_classes} classes, {storage}", *self.notes))
 
     def train_batches(
         self, *, batch_size: int, steps: int, seed: int, shard: Shard = SINGLE_PROCESS, first_step: int = 0
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Batches:
         """Batches `first_step` to `steps` of augmented training images and labels.
 
         Images are float32 (B, channels, S, S), labels int64 (B,).
@@ -126,95 +143,94 @@ class ImageData:
         """
         keys = islice(self._epochs(seed, shard), batch_size * first_step, None)
         number = batch_size * (steps - first_step)
-        return self._batches(self.train, self.transforms.train, keys, number, batch_size, seed)
+        return self._batches(self.train, keys, number, batch_size=batch_size, augment_seed=seed)
 
-    def calibration_batches(self, *, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def calibration_batches(self, *, batch_size: int) -> Batches:
         """A fixed sample of training images by the evaluation transform: float32 (B, channels, S, S), int64 (B,)."""
-        keys = self.calibration_keys
-        return self._batches(self.train, self.transforms.evaluation, iter(keys), len(keys), batch_size)
+        return self._fixed_batches(self.train, self.calibration_keys, batch_size)
 
     def training_sample(self, number: int, *, seed: int, of: Collection[int] | None = None) -> list[int]:
         """Numbers of the training images, in order; of more than `number` a sample, balanced over the classes.
 
-        Images known to be unreadable are not among them. `of` limits the choice to images by number; None: all.
+        Images known to be unreadable and search images are not among them. `of` limits the choice to images by number;
+        None: all.
         """
-        left_out = set(self.train.unreadable)
+        left_out = self.train.unreadable | self.set_aside
         if of is not None:
             left_out |= set(range(len(self.train.labels))) - set(of)
         return sorted(balanced(self.train.labels, number, seed=seed, without=left_out))
 
-    def ordered_batches(self, numbers: Sequence[int], *, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def ordered_batches(self, numbers: Sequence[int], *, batch_size: int) -> Batches:
         """Training images by number and the evaluation transform, in their order: float32 (B, 3, S, S), int64 (B,).
 
         Those that turn out to be unreadable are left out; the last batch may be smaller. Nothing is cached.
         """
         keys: Iterator[Key] = ((number, 0) for number in numbers)
-        # A seed keeps results out of the cache, whose size is planned for calibration and validation images.
-        yield from self._batches(
-            self.train, self.transforms.evaluation, keys, len(numbers), batch_size, seed=0, replaced=False
-        )
+        # The cache's size is planned for calibration and held-out images.
+        return self._batches(self.train, keys, len(numbers), batch_size=batch_size, cached=False, replaced=False)
 
     def validation_batches(
         self, *, batch_size: int, limit: int | None = None, shard: Shard = SINGLE_PROCESS
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Batches:
         """The validation images, or the first `limit`, in a fixed order: float32 (B, channels, S, S), int64 (B,).
 
         Classes take turns, so that the first images are balanced too. The last batch may be smaller.
         """
         keys = self.validation_keys[:limit][shard[0] :: shard[1]]
-        return self._batches(self.validation, self.transforms.evaluation, iter(keys), len(keys), batch_size)
+        return self._fixed_batches(self.validation, keys, batch_size)
+
+    def search_batches(self, *, batch_size: int, limit: int | None = None) -> Batches:
+        """The search images, which are in no training batch, as `validation_batches` gives those of validation.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        return self._held_out_batches(self.search, "search", batch_size, limit)
+
+    def report_batches(self, *, batch_size: int, limit: int | None = None) -> Batches:
+        """The report images, which are in no other batch, as `validation_batches` gives those of validation.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        return self._held_out_batches(self.report, "report", batch_size, limit)
+
+    def search_groups(self) -> np.ndarray:
+        """(n,) int64, in the order of `search_batches`: equal numbers for images that are not independent.
+
+        These are digits drawn from the same glyph; other images all have numbers of their own.
+        """
+        return self.search.groups() if self.search else np.arange(0, dtype=np.int64)
+
+    def report_groups(self) -> np.ndarray:
+        """(n,) int64, in the order of `report_batches`: see `search_groups`."""
+        return self.report.groups() if self.report else np.arange(0, dtype=np.int64)
+
+    def _held_out_batches(
+        self, held_out: HeldOutImages | None, name: str, batch_size: int, limit: int | None
+    ) -> Batches:
+        if held_out is None:
+            raise ValueError(f"there are no {name} images: ask `load_data` for {name}_images, in data with enough")
+        return self._fixed_batches(held_out.images, held_out.keys[:limit], batch_size)
+
+    def _fixed_batches(self, images: ImageSplit, keys: list[Key], batch_size: int) -> Batches:
+        return self._batches(images, iter(keys), len(keys), batch_size=batch_size)
+
+    def _batches(self, images: ImageSplit, keys: Iterator[Key], number: int, **options: Any) -> Batches:
+        return load_batches(images, self.transforms, keys, number, workers=self.workers, **options)
 
     def _epochs(self, seed: int, shard: Shard) -> Iterator[Key]:
+        kept = np.ones(len(self.train.labels), dtype=bool)
+        kept[list(self.set_aside)] = False
+        numbers = np.flatnonzero(kept)
         for epoch in count():
-            order = np.random.default_rng((seed, epoch)).permutation(len(self.train.labels)).tolist()
-            if len(self.train.unreadable) == len(order):
+            order = numbers[np.random.default_rng((seed, epoch)).permutation(len(numbers))].tolist()
+            if len(self.train.unreadable - self.set_aside) == len(order):
                 return
             for place, index in enumerate(order, start=epoch * len(order)):
                 # By place, not by counting: only the process that read an image knows that it is unreadable.
                 if place % shard[1] == shard[0] and index not in self.train.unreadable:
                     yield index, place
-
-    def _batches(
-        self,
-        images: ImageSplit,
-        transform: Transform,
-        keys: Iterator[Key],
-        number: int,
-        size: int,
-        seed: int | None = None,
-        *,
-        replaced: bool = True,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """`number` images in batches of `size`; the next readable one replaces one that is not, if `replaced`.
-
-        Results are cached without a seed. With one, only those of random transforms depend on it.
-        """
-        cache = images.tensor_cache if seed is None else None
-        augment_seed = None if transform is self.transforms.evaluation else seed
-        pixels: list[Tensor] = []
-        done: list[Key] = []
-        while number > 0:
-            ahead = list(islice(keys, number))
-            if not ahead:
-                raise InputError(f"too few images are readable; unreadable are {quoted(images.skipped())}")
-            loader: DataLoader[Any] = DataLoader(
-                ahead,  # type: ignore[arg-type]  # a list does; `_load` turns the keys into images, in the workers
-                batch_size=size,
-                num_workers=min(self.workers, -(-len(ahead) // size)),
-                collate_fn=partial(_load, images, transform, augment_seed, cache),
-                generator=torch.Generator(),  # or the loader draws from the global one
-            )
-            for read, unreadable, rows in loader:
-                images.unreadable.update(unreadable)
-                pixels.extend(rows)
-                done.extend(read)
-                number -= len(read) if replaced else len(read) + len(unreadable)
-                while len(pixels) >= size or (pixels and number == 0):
-                    batch = self.transforms.normalize(torch.stack(pixels[:size]).float().div_(255))
-                    if augment_seed is not None:
-                        self.transforms.erase_(batch, [f"{seed}/{place}/erasing" for _, place in done[:size]])
-                    yield batch, torch.from_numpy(images.labels[[index for index, _ in done[:size]]])
-                    del pixels[:size], done[:size]
 
 
 def load_data(
@@ -229,6 +245,8 @@ def load_data(
     crop_mode: CropMode = "center",
     val_images: int | None,
     calibration_images: int,
+    search_images: int = 0,
+    report_images: int = 0,
     seed: int,
     augmentation: Augmentation | None = None,
     memory_limit_bytes: int = 1 << 30,
@@ -237,16 +255,17 @@ def load_data(
     layout: DataLayout | None = None,
     callbacks: Callbacks | None = None,
 ) -> ImageData:
-    """Open a data set, choose calibration and validation images, and decode what fits in memory.
+    """Open a data set, choose the images of each purpose, and decode what fits in memory.
 
     Args:
         dataset: "digits" (built in), "folder", or timm's "torch/<name>" (from disk) or "hfds/<name>".
         data_dir: The image folder, with train/ and validation/ (or val/, valid/) and in each a folder per class; or
             the folder of the named data set. None for the built-in digits.
-        mean, std, interpolation, crop_pct, crop_mode: See `make_transforms`; one mean for grey, three for RGB images,
-            four for RGBA.
+        mean, std, interpolation, crop_pct, crop_mode: See `make_transforms`; one mean for grey, 3 for RGB, 4 for RGBA.
         val_images: Number of validation images, at most; None: all, of the built-in digits `DIGITS_VALIDATION_IMAGES`.
         calibration_images: Number of training images to calibrate on, at most.
+        search_images: Number of training images to set aside, at most: see `choose`; digits are drawn instead.
+        report_images: Number of test images, at most; without a test split, of one half of the validation images.
         seed: Chooses those images, and draws the built-in digits; from 0.
         augmentation: Of a full training; None: that of proxy training.
         memory_limit_bytes: Decoded images are kept in memory if they are expected to take no more than this.
@@ -259,23 +278,20 @@ def load_data(
     """
     drawn_images = DIGITS_VALIDATION_IMAGES if val_images is None else val_images
     _check_numbers(img_size, drawn_images, calibration_images, seed, crop_pct, mean, std)
+    wanted = Wanted(validation=val_images, calibration=calibration_images, search=search_images, report=report_images)
     resize = _first_resize(img_size, interpolation, crop_pct, crop_mode)
-    train, validation = open_splits(dataset, data_dir, resize, img_size, drawn_images, seed, scoring, layout)
-    train.mode = validation.mode = IMAGE_MODES[len(mean)]
-    if augmentation is not None:
-        train.resize = None
-    held_out = len(validation.labels) if val_images is None else min(val_images, len(validation.labels))
-    tensor_bytes = (held_out + calibration_images) * len(mean) * img_size**2
-    _fill_caches(train, validation, held_out, tensor_bytes, memory_limit_bytes, callbacks)
-    validation_keys = _validation_keys(train, validation, held_out, seed, every_class=not (layout and layout.class_map))
+    drawn = (drawn_images, search_images, report_images)
+    splits = open_splits(dataset, data_dir, resize, img_size, drawn, seed, scoring, layout)
+    splits.read_as(IMAGE_MODES[len(mean)], original=augmentation is not None)
+    keep_in_memory(splits, wanted, len(mean) * img_size**2, limit_bytes=memory_limit_bytes, callbacks=callbacks)
+    chosen = choose(splits, wanted, seed=seed, every_class=not (layout and layout.class_map), callbacks=callbacks)
     return ImageData(
-        title=_title(dataset, data_dir, validation),
-        train=train,
-        validation=validation,
-        calibration_keys=[(index, 0) for index in train.sample(calibration_images, seed=seed)],
-        validation_keys=validation_keys,
+        title=_title(dataset, data_dir, splits.validation),
+        train=splits.train,
+        validation=splits.validation,
+        **vars(chosen),
         transforms=make_transforms(dataset, img_size, mean, std, interpolation, crop_pct, crop_mode, augmentation),
-        workers=workers if workers is not None else 0 if train.pixel_cache is not None else min(8, CPUS),
+        workers=workers if workers is not None else 0 if splits.train.pixel_cache is not None else min(8, CPUS),
     )
 
 
@@ -307,63 +323,3 @@ def _first_resize(img_size: int, interpolation: Interpolation, crop_pct: float, 
     if crop_mode != "center":
         return None  # training crops from the image before it is squashed or given borders
     return Resize(int(img_size / crop_pct), interpolation=str_to_interp_mode(interpolation))
-
-
-def _fill_caches(
-    train: ImageSplit,
-    validation: ImageSplit,
-    held_out: int,
-    tensor_bytes: int,
-    memory_limit_bytes: int,
-    callbacks: Callbacks | None,
-) -> None:
-    needed = train.estimated_bytes(len(train.labels)) + validation.estimated_bytes(held_out)
-    if needed > memory_limit_bytes:
-        return
-    train.pixel_cache, validation.pixel_cache = {}, {}
-    if needed + tensor_bytes <= memory_limit_bytes:
-        train.tensor_cache, validation.tensor_cache = {}, {}
-    if train.on_disk:
-        train.verify(range(len(train.labels)), callbacks)
-
-
-def _validation_keys(
-    train: ImageSplit, validation: ImageSplit, held_out: int, seed: int, *, every_class: bool
-) -> list[Key]:
-    """Validation images to score, after a check of the training images of `every_class` or of those that have some."""
-    first_of_each = train.labels[train.sample(len(train.class_names), seed=seed)]
-    needed = set(range(len(train.class_names))) if every_class else set(train.labels.tolist())
-    absent = [name for label, name in enumerate(train.class_names) if label in needed - set(first_of_each.tolist())]
-    if absent and len(train.labels):
-        raise InputError(f"each class needs a readable training image, but there is none of {quoted(absent)}")
-    if not (chosen := validation.sample(held_out, seed=seed)):
-        raise InputError(f"validation needs a readable image, but got only {quoted(validation.skipped())}")
-    return [(index, 0) for index in chosen]
-
-
-@pillow_quiet()
-def _load(
-    images: ImageSplit, transform: Transform, seed: int | None, cache: dict[int, Tensor] | None, keys: list[Key]
-) -> tuple[list[Key], list[int], Tensor]:
-    """The keys of readable images, the numbers of unreadable ones, and the transformed pixels.
-
-    Pixels are uint8 (B, channels, S, S).
-    Without a seed the transform draws nothing, and its results may be in `cache`, by number.
-    """
-    readable, unreadable, rows = [], [], []
-    with preserve_random_state() if seed is not None else nullcontext():
-        for index, place in keys:
-            if cache is not None and index in cache:
-                row = cache[index]
-            elif (pixels := images.pixels(index)) is None:
-                unreadable.append(index)
-                continue
-            else:
-                if seed is not None:
-                    seed_all(f"{seed}/{place}")
-                row = transform(Image.fromarray(pixels).convert(images.mode))
-                if cache is not None:
-                    cache[index] = row
-            readable.append((index, place))
-            rows.append(row)
-    return readable, unreadable, torch.stack(rows) if rows else torch.empty(0)

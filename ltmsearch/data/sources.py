@@ -1,8 +1,8 @@
 """Open data sets with timm (`timm.data.create_dataset`), with errors that a user can act on."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -11,8 +11,8 @@ import numpy as np
 from timm.data import create_dataset
 from torchvision.transforms import Resize
 
-from ltmsearch.data.digits import CLASS_NAMES, SPLITS, ClutteredDigits
-from ltmsearch.data.folders import entries, left_out_text, scan
+from ltmsearch.data.digits import CLASS_NAMES, SPLITS, ClutteredDigits, Split
+from ltmsearch.data.folders import ScannedFolder, entries, left_out_text, scan
 from ltmsearch.data.layout import DataLayout
 from ltmsearch.data.subsets import ImageSplit, quoted
 from ltmsearch.errors import InputError, check_choice, not_among, unknown_name
@@ -47,6 +47,33 @@ class Scoring:
             check_choice("the split to score", self.split, HeldOut)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """The splits of a data set, with labels by the same classes."""
+
+    train: ImageSplit
+    validation: ImageSplit
+    test: ImageSplit | None = None
+    """Images to report on, others than those of training and validation; None: not asked for, or there are none."""
+    search: ImageSplit | None = None
+    """Images that a search may see beside those of training; None: some of the latter have to be set aside."""
+
+    def every(self) -> tuple[ImageSplit, ...]:
+        """Those that there are, training first."""
+        return tuple(split for split in (self.train, self.validation, self.search, self.test) if split is not None)
+
+    def read_as(self, mode: str, *, original: bool) -> None:
+        """Read images in one of `IMAGE_MODES`, and training images at their original size, if `original`."""
+        for split in self.every():
+            split.mode = mode
+        if original:
+            self.train.resize = None
+
+
+class _UnlabelledError(InputError):
+    """A split has images without a label."""
+
+
 _NOT_OPENED = (RuntimeError, OSError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
 
@@ -55,45 +82,66 @@ def open_splits(
     data_dir: Path | None,
     resize: Resize | None,
     img_size: int,
-    drawn_images: int,
+    drawn_images: tuple[int, int, int],
     seed: int,
     scoring: Scoring | None,
     layout: DataLayout | None,
-) -> tuple[ImageSplit, ImageSplit]:
-    """Training and held-out split of a data set, with labels by the same classes; `drawn_images` digits are held out.
+) -> Splits:
+    """Training and held-out splits of a data set; only digits have one for the search.
+
+    Args:
+        drawn_images: Numbers of digits for validation, search and report. A test split is opened only where the last
+            is not 0.
 
     Raises:
         InputError: If the data set is unknown, missing, or breaks a rule.
+        ValueError: If images for search or report are asked for to score a trained network.
     """
+    held_out, search, report = drawn_images
+    if scoring is not None and (search or report):
+        raise ValueError("a trained network is scored on held-out images; there are no others to search or report on")
     if dataset == "digits" and data_dir is not None:
         raise InputError(f"'digits' are built in, but got data_dir={quoted([data_dir])}: use dataset='folder'")
-    if dataset == "digits" and scoring and scoring.split == "test":
-        raise InputError("the built-in digits have training and validation images, but --split test was given")
     if dataset == "digits" and layout not in (None, DataLayout()):
         raise InputError("the built-in digits have neither other splits nor a class map, but one was given")
     if dataset == "digits":
-        train, validation = open_digits(resize, img_size, (DIGITS_TRAIN_IMAGES, drawn_images), seed=seed)
+        scored: Split = (scoring and scoring.split) or "validation"
+        lengths: dict[Split, int] = {"search": search, "test": report, scored: held_out}
+        splits = open_digits(resize, img_size, {"train": DIGITS_TRAIN_IMAGES, **lengths}, scored, seed=seed)
     elif dataset == "folder":
-        train, validation = open_folder(resize, data_dir, scoring, layout)
+        splits = open_folder(resize, data_dir, scoring, layout, with_test=report > 0)
     else:
-        train, validation = open_named(resize, dataset, data_dir, scoring, layout)
+        splits = open_named(resize, dataset, data_dir, scoring, layout, with_test=report > 0)
+    train = splits.train
     if len(train.labels) and len(train.class_names) < 2:
         hint = f"; a class is a folder directly in {train.name}/" if dataset == "folder" else ""
         raise InputError(f"training needs at least two classes, but got only {quoted(train.class_names)}{hint}")
-    if validation.class_names != train.class_names:
-        # Each split numbers its own classes, and one that is missing shifts the others: only names agree.
-        label_of = {name: label for label, name in enumerate(train.class_names)}
-        if unknown := [name for name in validation.class_names if name not in label_of]:
-            known = "of training" if len(train.labels) else f"the network was trained on, {quoted(train.class_names)}"
-            raise InputError(f"{validation.name} classes must be among those {known}, but {quoted(unknown)} are not")
-        validation.labels = np.array([label_of[name] for name in validation.class_names])[validation.labels]
-    return train, validation
+    for split in splits.every()[1:]:
+        _number_alike(split, train)
+    return splits
 
 
-def open_digits(resize: Resize | None, img_size: int, lengths: Sequence[int], *, seed: int) -> list[ImageSplit]:
-    splits = zip(SPLITS, lengths, strict=True)
-    digits = [ClutteredDigits(split, img_size=img_size, seed=seed, length=length) for split, length in splits]
-    return [ImageSplit(each, each.labels, CLASS_NAMES, resize, on_disk=False, name=each.split) for each in digits]
+def _number_alike(held_out: ImageSplit, train: ImageSplit) -> None:
+    """Label held-out images by the classes of training."""
+    # Each split numbers its own classes, and one that is missing shifts the others: only names agree.
+    if held_out.class_names == train.class_names:
+        return
+    label_of = {name: label for label, name in enumerate(train.class_names)}
+    if unknown := [name for name in held_out.class_names if name not in label_of]:
+        known = "of training" if len(train.labels) else f"the network was trained on, {quoted(train.class_names)}"
+        raise InputError(f"{held_out.name} classes must be among those {known}, but {quoted(unknown)} are not")
+    held_out.labels = np.array([label_of[name] for name in held_out.class_names])[held_out.labels]
+
+
+def open_digits(resize: Resize | None, img_size: int, lengths: dict[Split, int], scored: Split, *, seed: int) -> Splits:
+    """Splits of so many digits each; those of length 0 are left out, and `scored` takes the place of validation."""
+    drawn: dict[str, ImageSplit] = {}
+    for split in SPLITS:
+        if length := lengths.get(split, 0):
+            digits = ClutteredDigits(split, img_size=img_size, seed=seed, length=length)
+            place = "validation" if split == scored else split
+            drawn[place] = ImageSplit(digits, digits.labels, CLASS_NAMES, resize, on_disk=False, name=split)
+    return Splits(**drawn)
 
 
 def open_folder(
@@ -101,8 +149,10 @@ def open_folder(
     data_dir: Path | None,
     scoring: Scoring | None = None,
     layout: DataLayout | None = None,
-) -> list[ImageSplit]:
-    """Training split and held-out split of an image folder; to score a network, the former may be missing.
+    *,
+    with_test: bool = False,
+) -> Splits:
+    """Training split and held-out splits of an image folder; to score a network, the former may be missing.
 
     Raises:
         InputError: If a split is missing, has no images, or a class has no training images.
@@ -122,8 +172,36 @@ def open_folder(
     scored = _folder_split(held_out, data_dir, resize, mapped)  # which may lack a class
     if train is None:
         classes = scoring.class_names if scoring and scoring.class_names else scored.class_names
-        return [ImageSplit(None, np.empty(0, np.int64), classes, resize, root=data_dir, name="train"), scored]
-    return [_folder_split(train, data_dir, resize, mapped, every_class=mapped is None), scored]
+        none = ImageSplit(None, np.empty(0, np.int64), classes, resize, root=data_dir, name="train")
+        return Splits(train=none, validation=scored)
+    learned = _folder_split(train, data_dir, resize, mapped, every_class=mapped is None)
+    test = _test_folder(train, held_out, data_dir, resize, layout, learned.class_names) if with_test else None
+    return Splits(train=learned, validation=scored, test=test)
+
+
+def _test_folder(
+    train: Path, validation: Path, data_dir: Path, resize: Resize | None, layout: DataLayout, known: Sequence[str]
+) -> ImageSplit | None:
+    """The test split of an image folder: the one that the user named, or one with folders of `known` classes.
+
+    None: there is none. A folder that is a link to that of validation is none, and neither is one with other folders,
+    such as images without labels.
+    """
+    named = layout.test_split
+    for name in TEST_FOLDERS if named is None else (named,):
+        root = data_dir / name
+        if not root.is_dir():
+            continue
+        if root.samefile(train) and named is not None:
+            raise InputError(f"--test-split must name other images than those of training, but got {named!r}")
+        if root.samefile(train) or root.samefile(validation):
+            return None
+        found = scan(root, layout.class_names())
+        if named is not None or (found.files and set(found.class_names) <= set(known)):
+            return _as_split(found, root, data_dir, resize, layout.class_names())
+    if named is not None:
+        raise _no_folder(data_dir, (named,))
+    return None
 
 
 def _held_out_names(layout: DataLayout, split: HeldOut | None) -> tuple[str, ...]:
@@ -149,7 +227,18 @@ def _no_folder(data_dir: Path, names: Sequence[str]) -> InputError:
 def _folder_split(
     root: Path, data_dir: Path, resize: Resize | None, class_names: Sequence[str] | None, *, every_class: bool = False
 ) -> ImageSplit:
-    found = scan(root, class_names)
+    return _as_split(scan(root, class_names), root, data_dir, resize, class_names, every_class=every_class)
+
+
+def _as_split(
+    found: ScannedFolder,
+    root: Path,
+    data_dir: Path,
+    resize: Resize | None,
+    class_names: Sequence[str] | None,
+    *,
+    every_class: bool = False,
+) -> ImageSplit:
     left_out = f"; {left_out_text(found.left_out)}" if found.left_out else ""
     if not found.files:
         of_map = "" if class_names is None else f" of the class map, {quoted(class_names)}"
@@ -177,8 +266,10 @@ def open_named(
     data_dir: Path | None,
     scoring: Scoring | None = None,
     layout: DataLayout | None = None,
-) -> list[ImageSplit]:
-    """Training and held-out split of a data set that timm knows by name; test replaces a missing validation split.
+    *,
+    with_test: bool = False,
+) -> Splits:
+    """Training and held-out splits of a data set that timm knows by name; test replaces a missing validation split.
 
     Raises:
         InputError: If the name is unknown, cannot be read by number, or its files are missing.
@@ -201,13 +292,42 @@ def open_named(
         train = _open(resize, name, data_dir, layout.train_split or "train", mapped)
         splits = train.dataset.reader.dataset.info.splits or () if kind == "hfds" else ()
         wanted = scoring.split if scoring else None
-        names = _held_out_names(layout, wanted)
+        names = _held_out_names(replace(layout, test_split=None) if with_test else layout, wanted)
         held_out = names[0] if len(names) == 1 else next((s for s in names if s in splits), wanted or "validation")
-        return [train, _open(resize, name, data_dir, held_out, mapped)]
+        validation, test = _open(resize, name, data_dir, held_out, mapped), None
+        if with_test and kind == "hfds":
+            test = _hub_test(resize, name, data_dir, (train.name, held_out), layout, splits)
+        return Splits(train=train, validation=validation, test=test)
     except _NOT_OPENED as error:
         where = f"be in {quoted([data_dir])} as torchvision downloads it" if kind == "torch" else "be readable"
         reason = str(error).partition("\n")[0].partition(". ")[0]  # what follows is advice to programmers
         raise InputError(f"{name!r} must {where}, but: {reason}") from error
+
+
+def _hub_test(
+    resize: Resize | None,
+    name: str,
+    data_dir: Path | None,
+    others: tuple[str, str],
+    layout: DataLayout,
+    splits: Collection[str],
+) -> ImageSplit | None:
+    """The test split of a Hugging Face data set, unless `others`, training and validation, are read from it.
+
+    That is the one which the user named, or "test" if its images have labels. None: there is none.
+    """
+    mapped, named = layout.class_names(), layout.test_split
+    if named == others[0]:
+        raise InputError(f"--test-split must name other images than those of training, but got {named!r}")
+    if named is not None:
+        return None if named == others[1] else _open(resize, name, data_dir, named, mapped)
+    read = {part.partition("[")[0].strip() for other in others for part in other.split("+")}  # as in "train+test[:9]"
+    if "test" not in splits or "test" in read:
+        return None
+    try:
+        return _open(resize, name, data_dir, "test", mapped)
+    except _UnlabelledError:
+        return None
 
 
 def _refuse_other_torch_splits(layout: DataLayout) -> None:
@@ -229,7 +349,7 @@ def _open(
         labels, classes, files, root = dataset.targets, dataset.classes, getattr(dataset, "imgs", []), data_dir
     if any(label is None or not 0 <= label < len(classes) for label in labels):
         # Many sets publish test images without labels, or with the label -1.
-        raise InputError(f"{name!r} must have a label for every image, but {split!r} has images without")
+        raise _UnlabelledError(f"{name!r} must have a label for every image, but {split!r} has images without")
     names, on_disk = tuple(str(entry) for entry in classes), not hasattr(dataset, "data")  # or torchvision's array
     numbers = np.asarray(labels, np.int64)
     if mapped is not None:

@@ -79,10 +79,10 @@ class ImageSplit:
                 if callbacks is not None:
                     callbacks.advance(done)
 
-    def sample(self, number: int, *, seed: int) -> list[int]:
-        """At most `number` readable images, balanced over the classes."""
+    def sample(self, number: int, *, seed: int, without: Collection[int] = ()) -> list[int]:
+        """At most `number` readable images, none from `without`, balanced over the classes."""
         while True:
-            chosen = balanced(self.labels, number, seed=seed, without=self.unreadable)
+            chosen = balanced(self.labels, number, seed=seed, without=self.unreadable.union(without))
             if not self.on_disk or self.readable.issuperset(chosen):
                 return chosen
             self.verify([index for index in chosen if index not in self.readable])

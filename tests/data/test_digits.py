@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from ltmsearch.data.digits import DEFAULT_CLUTTER, Clutter, ClutteredDigits, draw
+from ltmsearch.data.digits import DEFAULT_CLUTTER, SPLITS, Clutter, ClutteredDigits, draw
 from ltmsearch.data.loading import load_data
-from ltmsearch.data.sources import DIGITS_TRAIN_IMAGES
+from ltmsearch.data.sources import DIGITS_TRAIN_IMAGES, Scoring
 
 
 def digits(split="train", *, img_size=64, seed=0, length=200, clutter=DEFAULT_CLUTTER):
@@ -30,24 +30,38 @@ def test_an_image_depends_on_seed_split_and_index_alone():
     same, same_label = digits(length=5000)[7]
     assert label == same_label
     assert np.array_equal(one, same)
-    for other in (digits(seed=1)[7], digits("validation")[7], digits()[17]):
+    for other in (digits(seed=1)[7], *(digits(split)[7] for split in SPLITS[1:]), digits()[17]):
         assert other[1] == label  # the same class, so a difference is not the label's
         assert not np.array_equal(one, other[0])
 
 
-def test_no_bundled_digit_is_in_both_splits_whole_or_in_part():
+def test_no_bundled_digit_is_in_two_splits_whole_or_in_part():
     clutter = replace(DEFAULT_CLUTTER, fragments=20)  # many draws, so that an overlap would show
     used = {}
-    for split in ("train", "validation"):
+    for split in SPLITS:
         scenes = digits(split, length=400, clutter=clutter)
         used[split] = {patch.glyph for index in range(400) for patch in scenes.scene(index)}
-    assert not used["train"] & used["validation"]
-    # A quarter of 1,797 is held out; 8,400 draws reach nearly all of both parts.
-    assert len(used["validation"]) == pytest.approx(1797 / 4, rel=0.05)
-    assert len(used["train"]) == pytest.approx(1797 * 3 / 4, rel=0.05)
+    assert sum(map(len, used.values())) == len(set.union(*used.values()))
+    # An eighth of 1,797 each; 8,400 draws reach nearly all of every part.
+    for split, eighths in (("train", 5), ("validation", 1), ("search", 1), ("test", 1)):
+        assert len(used[split]) == pytest.approx(1797 * eighths / 8, rel=0.05)
+    truth = load_digits().target
+    rank = {glyph: (truth[:glyph] == truth[glyph]).sum() for glyph in range(1797)}
+    places = {split: {rank[glyph] % 8 for glyph in used[split]} for split in SPLITS}
+    assert places == {"train": {0, 1, 2, 4, 6}, "validation": {3}, "search": {5}, "test": {7}}
 
 
-@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize("split", SPLITS)
+def test_groups_are_the_whole_digits_of_the_scenes(split, monkeypatch):
+    scenes = digits(split)
+    whole = [scenes.scene(index)[0].glyph for index in range(200)]
+    monkeypatch.setattr("ltmsearch.data.digits.draw", None)  # no pixels are drawn
+    assert scenes.groups.dtype == np.int64
+    assert scenes.groups.tolist() == whole
+    assert digits(split, length=0).groups.shape == (0,)
+
+
+@pytest.mark.parametrize("split", SPLITS)
 def test_label_is_of_the_whole_digit_and_classes_alternate(split):
     truth = load_digits().target
     data = digits(split)
@@ -145,3 +159,52 @@ def test_validation_is_balanced_and_of_the_given_size():
     assert np.bincount(labels).tolist() == [3] * 10
     assert sorted(labels[:10]) == list(range(10))
     assert data.description == "digits: 10000 training and 30 validation images in 10 classes, kept in memory"
+
+
+HELD_OUT = {"search_images": 20, "report_images": 50}
+
+
+def drawn(split, length):
+    """Label and group of each image of a split as drawn, by its bytes."""
+    scenes = digits(split, img_size=32, seed=5, length=length)
+    images = (image.tobytes() for image, _ in (scenes[index] for index in range(length)))
+    return dict(zip(images, zip(scenes.labels.tolist(), scenes.groups.tolist(), strict=True), strict=True))
+
+
+def matched(batches, wanted):
+    """What `wanted` has for each image, which is removed from it."""
+    found = []
+    for images, labels in batches:
+        for image, label in zip((images[:, 0] * 255).round().byte(), labels.tolist(), strict=True):
+            found.append(wanted.pop(image.numpy().tobytes()))
+            assert found[-1][0] == label
+    return found
+
+
+def test_held_out_images_are_drawn_from_their_splits():
+    data, search, test = load(**HELD_OUT), drawn("search", 20), drawn("test", 50)
+    searched = matched(data.search_batches(batch_size=8), search)
+    reported = matched(data.report_batches(batch_size=8), test)
+    assert search == test == {}  # all were found
+    assert data.search_groups().tolist() == [group for _, group in searched]
+    assert data.report_groups().tolist() == [group for _, group in reported]
+
+
+def test_the_test_split_can_be_scored():
+    data, test = load(scoring=Scoring(split="test", class_names=None)), drawn("test", 30)
+    matched(data.validation_batches(batch_size=8), test)
+    assert test == {}
+    assert data.title == "digits, test"
+
+
+def test_held_out_images_do_not_change_training():
+    data, plain = load(**HELD_OUT), load()
+    train = {"batch_size": 8, "steps": 3, "seed": 0}
+    for batches, others in (
+        (data.train_batches(**train), plain.train_batches(**train)),
+        (data.validation_batches(batch_size=8), plain.validation_batches(batch_size=8)),
+    ):
+        for one, other in zip(batches, others, strict=True):
+            assert torch.equal(one[0], other[0])
+    assert (data.training_size, data.set_aside, data.report_name) == (10_000, frozenset(), "50 images of test")
+    assert "digits: 10,000 training, 20 search, 30 validation and 50 report images in 10 classes" in data.description

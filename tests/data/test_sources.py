@@ -15,6 +15,7 @@ import torchvision
 from PIL import Image
 from support.images import make_folder, open_data, seen
 
+from ltmsearch.data.layout import DataLayout
 from ltmsearch.data.sources import Scoring
 from ltmsearch.data.transforms import make_transforms
 from ltmsearch.errors import InputError
@@ -163,11 +164,13 @@ class TestNamed:
     def hub(self, monkeypatch):
         """A stand-in for the Hugging Face library, which is not installed with the package: what timm calls of it."""
 
+        sizes = {"train": 8, "test": 4}
+
         class Rows(list):
             def __init__(self, split, rows):
                 super().__init__(rows)
                 label = types.SimpleNamespace(names=["cat", "dog"])
-                self.info = types.SimpleNamespace(features={"label": label}, splits={"train": None, "test": None})
+                self.info = types.SimpleNamespace(features={"label": label}, splits=dict.fromkeys(sizes))
 
             def cast_column(self, name, kind):
                 return self
@@ -178,10 +181,10 @@ class TestNamed:
         def load_dataset(name, split, cache_dir):
             if name != "owner/pets":
                 raise FileNotFoundError(f"Couldn't reach {name}\nand a traceback")
-            if split not in ("train", "test"):
+            if split not in sizes:
                 raise ValueError(f'Unknown split "{split}".')
             rows = []
-            for index in range({"train": 8, "test": 4}[split]):
+            for index in range(sizes[split]):
                 file = io.BytesIO()
                 Image.new("RGB", (20, 20), (20 * (index % 2), index, 0)).save(file, "png")
                 content = b"text" if (split, index) == ("train", 3) else file.getvalue()
@@ -193,7 +196,7 @@ class TestNamed:
         spoilt_test_row = {}
         module = types.ModuleType("datasets")
         module.__spec__ = importlib.machinery.ModuleSpec("datasets", None)
-        module.load_dataset, module.Image = load_dataset, lambda decode: None
+        module.load_dataset, module.Image, module.sizes = load_dataset, lambda decode: None, sizes
         monkeypatch.setitem(sys.modules, "datasets", module)
         yield spoilt_test_row
         sys.modules.pop("timm.data.readers.reader_hfds", None)  # it holds on to the stand-in
@@ -233,3 +236,61 @@ class TestNamed:
         assert open_data(None, dataset="hfds/owner/pets", scoring=scoring).title == "hfds/owner/pets, test"
         with pytest.raises(InputError, match='must be readable, but: Unknown split "validation"'):
             open_data(None, dataset="hfds/owner/pets", scoring=Scoring(split="validation", class_names=None))
+
+    def test_images_of_the_hubs_test_split_are_reported(self, hub):
+        sys.modules["datasets"].sizes["validation"] = 6
+        data = open_data(None, dataset="hfds/owner/pets", report_images=100)
+        assert sorted(seen(data.report_batches(batch_size=4))) == [(0, 0), (0, 2), (1, 1), (1, 3)]
+        assert (data.validation_size, data.report_name) == (6, "4 images of test")
+
+    @pytest.mark.parametrize("label", [-1, None, 2])
+    def test_an_unlabelled_test_split_is_not_reported_on(self, hub, label):
+        sys.modules["datasets"].sizes["validation"] = 8
+        hub["label"] = label
+        data = open_data(None, dataset="hfds/owner/pets", report_images=100)
+        assert (data.validation_size, data.report_name) == (4, "4 validation images set aside")
+        with pytest.raises(InputError, match="must have a label for every image, but 'test' has images without"):
+            open_data(None, dataset="hfds/owner/pets", report_images=9, layout=DataLayout(test_split="test"))
+
+    @pytest.mark.parametrize(
+        "layout",
+        [None, DataLayout(test_split="test"), DataLayout(val_split="test")],
+        ids=["found", "named", "as validation"],
+    )
+    def test_what_is_validated_is_not_reported(self, hub, layout):
+        data = open_data(None, dataset="hfds/owner/pets", report_images=100, layout=layout)
+        validated, reported = seen(data.validation_batches(batch_size=4)), seen(data.report_batches(batch_size=4))
+        assert sorted(validated + reported) == [(0, 0), (0, 2), (1, 1), (1, 3)]
+        assert data.report_name == "2 validation images set aside"
+
+    def test_the_hubs_splits_can_be_named(self, hub):
+        sys.modules["datasets"].sizes.update({"validation": 6, "last": 5})
+        data = open_data(None, dataset="hfds/owner/pets", report_images=9, layout=DataLayout(test_split="last"))
+        assert (data.validation_size, data.report_name) == (6, "5 images of last")
+        with pytest.raises(InputError, match='must be readable, but: Unknown split "tset"'):
+            open_data(None, dataset="hfds/owner/pets", report_images=9, layout=DataLayout(test_split="tset"))
+        with pytest.raises(InputError, match="--test-split must name other images than those of training, but got"):
+            open_data(None, dataset="hfds/owner/pets", report_images=9, layout=DataLayout(test_split="train"))
+
+    @pytest.mark.parametrize("split", ["test[:2]", "validation+test"])
+    def test_parts_of_the_test_split_count_as_it(self, hub, split):
+        sys.modules["datasets"].sizes.update({"validation": 6, split: 4})
+        data = open_data(None, dataset="hfds/owner/pets", report_images=9, layout=DataLayout(val_split=split))
+        assert data.report_name == "2 validation images set aside"
+
+    @pytest.mark.parametrize("layout", [None, DataLayout(test_split="test")], ids=["usual", "named"])
+    def test_half_of_torchvisions_test_images_is_set_aside(self, cifar, layout):
+        pixels = np.random.default_rng(9).integers(0, 256, (30, 3072), dtype=np.uint8)
+        content = {"data": pixels, "labels": [index % 10 for index in range(30)]}
+        (cifar / "cifar-10-batches-py" / "test_batch").write_bytes(pickle.dumps(content))
+        data = open_data(
+            cifar, dataset="torch/cifar10", img_size=32, search_images=100, report_images=100, layout=layout
+        )
+        assert (data.training_size, data.search_size, data.validation_size, data.report_size) == (24, 6, 20, 10)
+        shown = {
+            row.numpy().tobytes()
+            for batches in (data.validation_batches, data.report_batches)
+            for images, _ in batches(batch_size=8)
+            for row in images
+        }
+        assert len(shown) == 30
