@@ -201,6 +201,8 @@ class Recipe(BaseModel):
     """Weight of the distillation loss against the unmerged network's logits; 0 is off."""
     kd_temperature: Annotated[float, _loss()] = Field(default=4.0, gt=0)
     """Temperature of the distillation loss."""
+    teacher_img_size: Annotated[int | None, _loss(default="img_size")] = Field(default=None, ge=32, le=2048)
+    """Image side in pixels for the unmerged network, at least that of the merged one, whose images are downscaled."""
 
     provenance: dict[str, Any] = Field(default_factory=dict)
     """Origin of the schedule: study, trial, seed, versions, counted and measured costs, proxy score."""

@@ -19,8 +19,8 @@ from ltmsearch.search.checkpoint import WEIGHTS
 from ltmsearch.training.options import TrainingOptions
 
 
-def open_data(recipe: Recipe, options: TrainingOptions, callbacks: Callbacks) -> ImageData:
-    """Open the data, with the recipe's augmentation and all validation images.
+def open_data(recipe: Recipe, options: TrainingOptions, callbacks: Callbacks, img_size: int | None = None) -> ImageData:
+    """Open the data, with the recipe's augmentation and all validation images; `img_size`: another size in pixels.
 
     Raises:
         InputError: If the data are missing or invalid.
@@ -28,7 +28,7 @@ def open_data(recipe: Recipe, options: TrainingOptions, callbacks: Callbacks) ->
     return load_data(
         dataset=options.dataset,
         data_dir=options.data_dir,
-        img_size=recipe.img_size,
+        img_size=img_size or recipe.img_size,
         **input_config(recipe.backbone, recipe.images),
         val_images=None,
         calibration_images=1,
@@ -46,6 +46,23 @@ def open_data(recipe: Recipe, options: TrainingOptions, callbacks: Callbacks) ->
         layout=options.layout,
         callbacks=callbacks,
     )
+
+
+def open_training_data(recipe: Recipe, options: TrainingOptions, data: ImageData, callbacks: Callbacks) -> ImageData:
+    """The data as they are for training: at the teacher's image size, if there is a teacher with another one.
+
+    Raises:
+        InputError: If the teacher's images are smaller than the network's.
+    """
+    size = recipe.teacher_img_size
+    if size is None or size == recipe.img_size or not recipe.distill_loss_weight:
+        return data
+    if size < recipe.img_size:
+        raise InputError(
+            f"teacher_img_size must be at least img_size {recipe.img_size}, since images are downscaled from it, but "
+            f"got {size}"
+        )
+    return open_data(recipe, options, callbacks, size)
 
 
 def make_network(
@@ -80,8 +97,9 @@ def make_network(
 
 
 def _make_plain(recipe: Recipe, weights: Path) -> tuple[nn.Module, LoadReport]:
-    """Build the recipe's unmerged network on the CPU with the weights of a file or a study, and tell how they fit."""
-    model = create_backbone(recipe.backbone, img_size=recipe.img_size, **recipe.network)
+    """Build the unmerged network for the teacher's image size, with weights of a file or a study; tell how they fit."""
+    size = recipe.teacher_img_size or recipe.img_size
+    model = create_backbone(recipe.backbone, img_size=size, **recipe.network)
     return model, load_weights(model, _weights(weights))
 
 

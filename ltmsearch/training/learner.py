@@ -27,6 +27,7 @@ from ltmsearch.engine.distributed import Ranks
 from ltmsearch.engine.ib_loss import IBLoss, input_features
 from ltmsearch.engine.optimizers import backbone_rate, make_optimizer
 from ltmsearch.engine.runtime import Runtime
+from ltmsearch.engine.steps import downscale
 from ltmsearch.errors import InputError, unknown_name
 from ltmsearch.models import ReturningOwnLoss, feature_dim, pooled_features
 
@@ -199,8 +200,9 @@ class Learner:
 
     def _loss(self, images: Tensor, targets: Tensor, ib_weight: float) -> tuple[Tensor, Tensor]:
         """Return the training loss and the IB loss, which is zero while it is off, of a part of a batch."""
+        own = downscale(images, self.recipe.img_size)  # those of a teacher may be larger
         with pooled_features(self.model) as seen, self.runtime.autocast():
-            logits, own_loss = self._trained(images, self.progress)
+            logits, own_loss = self._trained(own, self.progress)
         features, logits = seen.pop().float(), logits.float()
         loss = F.cross_entropy(logits, targets, label_smoothing=self.recipe.smoothing)
         if own_loss is not None:
@@ -214,7 +216,7 @@ class Learner:
                 teacher_logits = self.teacher(images).float()
             distillation = distillation_loss(logits, teacher_logits, self.recipe.kd_temperature)
             loss = loss + self.recipe.distill_loss_weight * distillation
-        self._store_ib_samples(features, images, targets)
+        self._store_ib_samples(features, own, targets)
         return loss, ib
 
     def _of_data(self, targets: Tensor) -> Tensor:

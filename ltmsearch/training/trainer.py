@@ -29,7 +29,7 @@ from ltmsearch.io.files import refuse_links_outward, refuse_unwritable, write_at
 from ltmsearch.io.safetensors_state import load_state, save_state
 from ltmsearch.io.yaml_models import check
 from ltmsearch.models.checkpoints import pack_weights
-from ltmsearch.training.builders import make_network, make_teacher, open_data, present_gflops
+from ltmsearch.training.builders import make_network, make_teacher, open_data, open_training_data, present_gflops
 from ltmsearch.training.curves import write_curves
 from ltmsearch.training.epoch_records import EpochRecord, select_best, write_log
 from ltmsearch.training.learner import Learner, ib_start
@@ -93,6 +93,7 @@ class _Trainer:
         self.runtime = amp_runtime(find_device(device), amp=recipe.amp, dtype=recipe.amp_dtype)
         self.batch = _images_per_process(recipe, ranks.world)
         self.data = open_data(recipe, options, callbacks)
+        self.training_data = open_training_data(recipe, options, self.data, callbacks)
         self.data.refuse_more_classes("the recipe's num_classes", recipe.num_classes)
         self._refuse_other_classes(stored)
         torch.manual_seed(recipe.seed)
@@ -164,7 +165,7 @@ class _Trainer:
     def _train_epoch(self, epoch: int) -> EpochRecord:
         learner, start = self.learner, time.perf_counter()
         seed = int(np.random.SeedSequence((self.recipe.seed, epoch)).generate_state(1)[0])
-        batches = self.data.train_batches(
+        batches = self.training_data.train_batches(
             batch_size=self.batch, steps=learner.steps_per_epoch, seed=seed, shard=self.ranks.shard
         )
         ib_weight = learner.ib_weight

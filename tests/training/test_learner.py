@@ -200,6 +200,17 @@ class TestDistillation:
         assert taught.step(*batches(1)[0]).total > alone.step(*batches(1)[0]).total
         assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
 
+    def test_the_teacher_may_see_larger_images(self) -> None:
+        """It sees those of the batch, and the network downscaled ones."""
+        of = recipe(distill_loss_weight=1.0, img_size=32, teacher_img_size=64)
+        teacher = randomise(create_subnet(of.backbone, num_classes=2)).eval().requires_grad_(False)
+        taught = learner(of, teacher=teacher)
+        sizes: dict[str, set[int]] = {"student": set(), "teacher": set()}
+        for name, net in (("student", taught.model), ("teacher", teacher)):
+            net.register_forward_pre_hook(lambda _, args, name=name: sizes[name].add(args[0].shape[-1]))
+        taught.step(*batches(1)[0])
+        assert sizes == {"student": {32}, "teacher": {64}}
+
 
 class TestState:
     def test_round_trip(self, tmp_path: Path) -> None:
