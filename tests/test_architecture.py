@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "fvcore": {"costs"},
     "jinja2": {"reporting"},
     "timm.models": {"models"},
-    "sklearn": {"costs", "data", "engine"},
+    "sklearn": {"costs", "data", "engine", "search"},
     "ray": {"search"},
     "scipy": {"reporting"},
     "PIL": {"data", "reporting"},

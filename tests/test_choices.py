@@ -23,7 +23,6 @@ from ltmsearch.data.transforms import Augmentation, evaluation_transform, make_t
 from ltmsearch.engine.runtime import amp_runtime, find_device
 from ltmsearch.engine.stopwatch import choose_runtime
 from ltmsearch.errors import InputError
-from ltmsearch.export.subnets import choose_trials
 from ltmsearch.io.presets import find_file, shipped_folder, shipped_names
 from ltmsearch.latency.target import LatencyTarget
 from ltmsearch.merging import LearnableTokenMerging, PoolMerging, TokenSelection, check_form, get_operator
@@ -32,15 +31,15 @@ from ltmsearch.models.registry import attach_operators, create_subnet
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.models.weights import build_backbone, create_backbone
 from ltmsearch.reporting.findings import find
-from ltmsearch.reporting.json_summary import front_rows
 from ltmsearch.reporting.layer_plot import height, layers_figure
 from ltmsearch.reporting.pareto_plot import front_figure
 from ltmsearch.schedules.schedule import Choice, MergeSchedule
 from ltmsearch.schedules.space import SearchSpace
-from ltmsearch.search.records import TrialRecord, front_table, select_front
-from ltmsearch.search.rescoring import select_candidates
+from ltmsearch.search.optuna_records import completed_trial, objectives
+from ltmsearch.search.records import TrialRecord
 from ltmsearch.search.samplers import make_sampler
-from ltmsearch.search.storage.studies import open_study
+from ltmsearch.search.teacher import Teacher
+from ltmsearch.search.trial import Evaluator
 from ltmsearch.training.options import TrainingOptions
 
 ANY: Any = None
@@ -49,6 +48,7 @@ CPU = torch.device("cpu")
 XXS, LAYER = "mobilevit_xxs", "stages.2.1.transformer.0"
 SPACE = SearchSpace(layers=("a",), choices=((Choice(1.0),),), layer_tokens=(4,))
 TRIAL: Any = TrialRecord.__new__(TrialRecord)
+EVALUATOR: Any = Evaluator.__new__(Evaluator)
 ERASING: dict[str, Any] = {
     "scale": (1, 1), "ratio": (1, 1), "hflip": 0, "color_jitter": None, "auto_augment": None, "re_prob": 0.5,
     "re_count": 1,
@@ -62,6 +62,7 @@ DIGITS: dict[str, Any] = {
 
 CALLS: dict[str, Callable[[Any], object]] = {
     "config.objective:CostAxis(name)": lambda name: CostAxis(name=name),
+    "config.objective:CostAxis(measure)": lambda name: CostAxis(measure=name),
     "config.objective:check_costs(costs)": lambda name: check_costs("a front", (name,)),
     "costs.budget:Budget(name)": lambda name: Budget(name=name, table=ANY, limit=1),
     "data.digits:ClutteredDigits(split)": lambda name: ClutteredDigits(name, img_size=32, seed=0, length=1),
@@ -85,7 +86,6 @@ CALLS: dict[str, Callable[[Any], object]] = {
     ),
     "engine.runtime:amp_runtime(dtype)": lambda name: amp_runtime(CPU, amp=False, dtype=name),
     "engine.stopwatch:choose_runtime(precision)": lambda name: choose_runtime(CPU, name, ANY, ANY),
-    "export.subnets:choose_trials(costs)": lambda name: choose_trials([], costs=(name,)),
     "io.presets:find_file(kind)": lambda name: find_file(name, "mobilevit"),
     "io.presets:shipped_folder(kind)": shipped_folder,
     "io.presets:shipped_names(kind)": shipped_names,
@@ -102,10 +102,8 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "models.weights:build_backbone(readout)": lambda name: build_backbone(XXS, readout=name),
     "models.registers:check_registers(readout)": lambda name: check_registers(1, name),
     "models.supernet:Supernet(mask_start)": lambda name: Supernet(XXS, mask_start=name, pretrained=True),
-    "reporting.findings:find(costs)": lambda name: find([], (name,)),
-    "reporting.json_summary:front_rows(costs)": lambda name: front_rows([], (name,)),
-    "reporting.layer_plot:height(place)": lambda name: height(find([]), name),
-    "reporting.layer_plot:layers_figure(place)": lambda name: layers_figure(find([]), axis=CostAxis(), place=name),
+    "reporting.layer_plot:height(place)": lambda name: height(find([], CostAxis()), name),
+    "reporting.layer_plot:layers_figure(place)": lambda name: layers_figure(find([], CostAxis()), place=name),
     "reporting.pareto_plot:front_figure(place)": lambda name: front_figure([], axis=CostAxis(), place=name),
     "schedules.schedule:MergeSchedule(forms)": lambda name: MergeSchedule(keep_ratios={"a": 1}, forms={"a": name}),
     "schedules.schedule:MergeSchedule.from_list(form)": lambda name: MergeSchedule.from_list("a", [1], form=name),
@@ -120,11 +118,14 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "schedules.space:SearchSpace.nearest_choice(form)": lambda name: SPACE.nearest_choice(0, 0.5, name),
     "search.records:TrialRecord.cost(name)": lambda name: TRIAL.cost(name),
     "search.records:TrialRecord.costs(names)": lambda name: TRIAL.costs((name,)),
-    "search.records:front_table(costs)": lambda name: front_table([], (name,)),
-    "search.records:select_front(costs)": lambda name: select_front([], (name,)),
-    "search.rescoring:select_candidates(costs)": lambda name: select_candidates([], 1, (name,)),
+    "search.records:TrialRecord.rescored(measure)": lambda name: TRIAL.rescored(name),
+    "search.records:TrialRecord.told(measure)": lambda name: TRIAL.told(name),
+    "search.optuna_records:completed_trial(measure)": lambda name: completed_trial(ANY, {}, name),
+    "search.optuna_records:objectives(measure)": lambda name: objectives({}, name),
+    "search.teacher:Teacher.of(images)": lambda name: Teacher().of(name),
+    "search.trial:Evaluator.held_out(images)": lambda name: EVALUATOR.held_out(name),
+    "search.trial:Evaluator.score(images)": lambda name: EVALUATOR.score(ANY, name),
     "search.samplers:make_sampler(name)": lambda name: make_sampler(name, 0),
-    "search.storage.studies:open_study(costs)": lambda name: open_study(ANY, "a", costs=(name,)),
     "training.options:TrainingOptions(head)": lambda name: TrainingOptions(out=Path(), head=name),
 }
 """`module:callable(parameter)` → a call in which only this argument is wrong."""
@@ -133,11 +134,16 @@ NOT_CHOSEN = {
     "costs.latency:LatencyModel(default_form)",
     "costs.macs:CostModel(default_form)",
     "costs.tables:ChainedCosts(default_form)",
+    "data.sources:open_digits(lengths)",
+    "data.sources:open_digits(scored)",
     "models.merge_traces:LayerMerges(form)",
+    "reporting.html.charts:information_figure(measure)",
     "reporting.pareto_layout:FrontLayout(marks)",
+    "reporting.verdict:Recommendation(reason)",
+    "search.img_sizes:open_sizes(wanted)",
     "search.initial_trials:InitialTrial(kind)",
 }
-"""Fields of records that only the library makes."""
+"""Fields of records and arguments that only the library makes."""
 CHECKED_BEFORE = ("merge_macs(form)", "unmerge_macs(form)", "target(form)")
 """Of each operator and layer, called for every choice of a space: the form was checked when the schedule was made."""
 

@@ -30,7 +30,7 @@ NOTEBOOK = ROOT / "examples/search_and_inspect.ipynb"
 WITH_PYTHON = [p for p in PAGES if p != TUTORIAL and any(block.language == "python" for block in blocks(p))]
 RUN = "runs/mobilevit_s-ltm-1.2gflops-224-digits"
 """The run directory that the pages use."""
-DEFAULTS = {n: v for n, v in TINY.items() if n.endswith(("steps", "images", "img_size", "batch_size"))}
+DEFAULTS = {n: v for n, v in TINY.items() if n.endswith(("steps", "images", "img_size", "batch_size", "schedules"))}
 """Defaults that make the examples' studies small."""
 
 
@@ -53,7 +53,7 @@ def small_studies(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     """Studies in that directory take seconds; operators and families that examples register are removed again."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
-    monkeypatch.setattr("ltmsearch.config.settings.CPU", DEFAULTS)
+    monkeypatch.setattr("ltmsearch.config.defaults.CPU", DEFAULTS)
     monkeypatch.setattr("ltmsearch.programs.export_onnx", lambda _net, path, **_: path.touch())
     operators, families = dict(OPERATORS), list(FAMILIES)
     yield
@@ -144,16 +144,16 @@ def ltmsearch(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
-    monkeypatch.setattr("ltmsearch.config.settings.CPU", DEFAULTS)
+    monkeypatch.setattr("ltmsearch.config.defaults.CPU", DEFAULTS)
     draw, deploy = (block.code for block in blocks(TUTORIAL) if block.language == "python")
-    exec(draw.replace("per_class=200", "per_class=8").replace("per_class=50", "per_class=4"), {})
+    exec(re.sub(r"per_class=(?:50|100)", "per_class=4", draw.replace("per_class=200", "per_class=8")), {})
     done = []
     for line in shell_lines(TUTORIAL):
         name, *arguments = shlex.split(line)[1:]
-        for chosen in Path("runs/shapes/export").glob("*"):  # trial 12 of the tutorial
-            arguments = [re.sub(r"(export/|shapes-)12\b", rf"\g<1>{chosen.name}", argument) for argument in arguments]
-            deploy = deploy.replace("shapes-12", f"shapes-{chosen.name}")
-        ltmsearch([name, *arguments, *(["--trials", "3"] if name == "run" else [])], monkeypatch)
+        for chosen in Path("runs/shapes/export").glob("*"):  # trial 22 of the tutorial
+            arguments = [re.sub(r"(export/|shapes-)22\b", rf"\g<1>{chosen.name}", argument) for argument in arguments]
+            deploy = deploy.replace("shapes-22", f"shapes-{chosen.name}")
+        ltmsearch([name, *arguments, *(["--trials", "8"] if name == "run" else [])], monkeypatch)
         done.append(name)
     assert done == ["space", "run", "front", "export", "train", "validate", "export", "profile"]
     capsys.readouterr()

@@ -2,8 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import optuna
 import pandas as pd
 import pytest
@@ -11,9 +12,10 @@ import timm
 import torch
 from optuna.trial import TrialState
 from support.command_line import Interrupt
-from support.sizes import TINY
+from support.sizes import TINY, TINY_VIT
 
 from ltmsearch import StudySettings, load_recipe, run_study
+from ltmsearch.config.names import Sampler
 from ltmsearch.costs import traced_macs
 from ltmsearch.errors import InputError, TrialDiverged
 from ltmsearch.io.presets import find_file
@@ -27,6 +29,9 @@ from ltmsearch.search.tally import MAX_REJECTED
 from ltmsearch.search.trial import SCORING_BATCH, Evaluator, TrialResult
 from ltmsearch.training.validation import validate_recipe
 
+TRIALS = 8
+"""The baselines and a few that are searched."""
+
 
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +40,7 @@ def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tiny(folder: Path, **changes: Any) -> StudySettings:
-    return StudySettings.make("test", **{**TINY, "out": str(folder / "run"), **changes})
+    return StudySettings.make("test", **{**TINY, "trials": TRIALS, "out": str(folder / "run"), **changes})
 
 
 def outcome(folder: Path) -> tuple[pd.DataFrame, str]:
@@ -69,7 +74,7 @@ class TestFinishedStudy:
         names = {path.name for path in run.iterdir()}
         assert {
             "settings.yaml", "study.db", "supernet.safetensors", "supernet.json", "trials.csv", "front.csv",
-            "front.html", "layers.html", "findings.json", "recipes", "report.html", "times.json",
+            "front.html", "layers.html", "findings.json", "recipes", "report.html", "times.json", "answers.csv",
         } <= names  # fmt: skip
         assert not [path for path in run.rglob("*") if path.name.startswith(".")]
 
@@ -77,7 +82,7 @@ class TestFinishedStudy:
         front = pd.read_csv(finished / "run/front.csv")
         assert len(front) >= 1
         assert (front.gflops <= 0.27).all()
-        assert front.top1.is_monotonic_decreasing
+        assert front.rescored_loss.is_monotonic_increasing
         assert front.gflops.is_monotonic_decreasing
 
     def test_recipes_build_the_nets_they_name_at_the_cost_they_name(self, finished: Path) -> None:
@@ -96,11 +101,11 @@ class TestFinishedStudy:
         trials = pd.read_csv(finished / "run/trials.csv")
         scored = trials[trials.state == "scored"]
         trained = scored[scored.label != "plain"]
-        assert len(trained) == 6
-        assert trained.supernet_version.tolist() == list(range(6))
+        assert len(trained) == TRIALS
+        assert trained.supernet_version.tolist() == list(range(TRIALS))
         loaded = load_checkpoint(finished / "run")
         assert loaded is not None
-        assert loaded[1].version == 6
+        assert loaded[1].version == TRIALS
 
     def test_first_trials_are_different_nets(self, finished: Path) -> None:
         trials = pd.read_csv(finished / "run/trials.csv")
@@ -115,19 +120,20 @@ class TestFinishedStudy:
         assert not trials.feasible[0]
         assert trials.state[0] == "scored"
         assert trials.label.str.startswith("uniform").sum() >= 1
-        assert trials.rescored_top1[trials.kind == "baseline"].notna().all()
+        assert trials[["rescored_loss", "report_top1"]][trials.kind == "baseline"].notna().all(axis=None)
 
     def test_agreement_is_with_the_plain_network(self, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Known where trials were rescored, the same in `front.csv`, and the same as `ltmsearch validate` finds."""
         run, front = Run.open(finished / "run"), pd.read_csv(finished / "run/front.csv").set_index("trial")
         known = [record for record in run.trials if record.agreement is not None]
-        assert known == [record for record in run.trials if record.rescored_top1 is not None]
+        assert known == [record for record in run.trials if record.report_top1 is not None]
         assert (known[0].label, known[0].agreement, known[0].agreement_se) == ("plain", 100.0, 0.0)
         assert {r.trial: (r.agreement, r.agreement_se) for r in run.front} == {
             number: (row.agreement, row.agreement_se) for number, row in front.iterrows()
         }
         monkeypatch.setattr("ltmsearch.training.validation.STATISTICS_IMAGES", run.settings.calibration_images)
-        lowest = min(known, key=lambda record: record.agreement or 0.0)
+        full_size = [record for record in known if record.schedule.img_size is None]
+        lowest = min(full_size, key=lambda record: record.agreement or 0.0)
         validated = validate_recipe(
             make_recipe(lowest, run.settings, num_classes=10),
             checkpoint=finished / "run/supernet.safetensors",
@@ -135,9 +141,23 @@ class TestFinishedStudy:
             batch_size=SCORING_BATCH,
             device="cpu",
             precision="fp32",
-            val_images=run.settings.rescore_images,
+            split="test",
+            val_images=run.settings.report_images,
         )
-        assert (validated.agreement, validated.top1) == (lowest.agreement, lowest.rescored_top1)
+        assert (validated.agreement, validated.top1) == pytest.approx((lowest.agreement, lowest.report_top1))
+
+    def test_reported_scores_follow_from_the_answers(self, finished: Path) -> None:
+        run = Run.open(finished / "run")
+        assert run.answers is not None
+        final = [record for record in run.trials if record.report_top1 is not None]
+        assert run.answers.trials.keys() == {record.trial for record in final}
+        assert len(run.answers.labels) == run.settings.report_images
+        assert np.array_equal(run.answers.plain, run.answers.trials[0]), "trial 0 is the plain network"
+        for record in final:
+            difference = run.answers.difference(record.trial)
+            assert (record.difference, record.difference_se) == (difference.value, difference.se)
+            assert record.report_top1 == run.answers.top1(record.trial).value
+            assert record.rescored_version == TRIALS
 
     def test_only_baselines_train_without_ib_loss(self, finished: Path) -> None:
         trials = pd.read_csv(finished / "run/trials.csv")
@@ -165,7 +185,10 @@ class TestFinishedStudy:
             assert trial.constraints["GFLOPs over budget"] == pytest.approx(trial.system_attrs["constraints"][0])
             if excess is not None:
                 assert trial.constraints["GFLOPs over budget"] == pytest.approx(excess)
-        assert study.metric_names == ["top-1 (%)", "GFLOPs"]
+        assert study.metric_names == ["cross-entropy (nats)", "GFLOPs"]
+        assert study.directions == [optuna.study.StudyDirection.MINIMIZE] * 2
+        values = [trial.values for trial in study.trials]
+        assert values == [[record.loss, record.gflops] for record in Run.open(finished / "run").trials]
         assert {t.number for t in study.best_trials} <= {
             t.number for t in study.trials if t.values and t.values[1] <= 0.27
         }
@@ -273,7 +296,7 @@ def test_a_diverging_trial_fails_alone(tmp_path: Path, monkeypatch: pytest.Monke
         return original(self, weights, *args, **kwargs)
 
     monkeypatch.setattr(Evaluator, "evaluate", diverge_once)
-    result = run_study(tiny(tmp_path))
+    result = run_study(tiny(tmp_path, **TINY_VIT))
     assert [record.state for record in result.trials].count("failed") == 1
     assert len(result.front) >= 1
     assert all(torch.equal(seen[2][name], value) for name, value in seen[3].items())
@@ -281,7 +304,7 @@ def test_a_diverging_trial_fails_alone(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("operator", ["tome", pytest.param("pool", marks=SLOW)])
 def test_baseline_operators_are_searched(tmp_path: Path, operator: str) -> None:
-    result = run_study(tiny(tmp_path, operator=operator, trials=3))
+    result = run_study(tiny(tmp_path, **TINY_VIT | {"trials": 3}, operator=operator))
     assert load_recipe(tmp_path / f"run/recipes/{result.front[0].trial}.yaml").schedule.operator == operator
 
 
@@ -317,10 +340,10 @@ def test_a_stuck_sampler_does_not_stall_the_study(tmp_path: Path, monkeypatch: p
 
 
 def test_a_space_without_ib_weights(tmp_path: Path) -> None:
-    lines = find_file("search_spaces", "mobilevit").read_text().splitlines(keepends=True)
+    lines = find_file("search_spaces", "vit").read_text().splitlines(keepends=True)
     space = tmp_path / "space.yaml"
     space.write_text("".join(line for line in lines if not line.startswith("ib_weight")))
-    result = run_study(tiny(tmp_path, space=str(space), trials=5))
+    result = run_study(tiny(tmp_path, **TINY_VIT, space=str(space)))
     assert {record.ib_weight for record in result.trials} == {0.0}
     assert all(record.mi_y is not None for record in result.trials if record.state == "scored")
     assert load_recipe(tmp_path / f"run/recipes/{result.front[0].trial}.yaml").ib_weight == 0.0
@@ -328,6 +351,6 @@ def test_a_space_without_ib_weights(tmp_path: Path) -> None:
     assert not any("ib_weight" in trial.params for trial in stored)
 
 
-@pytest.mark.parametrize("name", ["auto", "tpe", "gp", "nsga2", "random"])
-def test_samplers_by_name(name: str) -> None:
+@pytest.mark.parametrize("name", get_args(Sampler))
+def test_samplers_by_name(name: Sampler) -> None:
     assert isinstance(make_sampler(name, seed=1), optuna.samplers.BaseSampler)

@@ -11,7 +11,7 @@ from ltmsearch.io.console_tables import print_line
 
 
 def front(run: RunFolder, as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """Print a study's front and the findings on its layers, and write its tables, plots and report again.
+    """Print a study's front, its layers and the recommended trial, and write its tables, plots and report again.
 
     Nothing is written while another process is running the study.
 
@@ -33,7 +33,7 @@ def front(run: RunFolder, as_json: AsJson = False, quiet: Quiet = False) -> None
     else:
         write_results(study, callbacks)
     if as_json:
-        print_json(front_rows(study.trials, study.settings.axis.costs))
+        print_json(front_rows(study.trials, study.settings.axis))
     elif not quiet:
         print_results(results(), study)
 

@@ -35,6 +35,12 @@ def check_combinations(settings: Any) -> None:
             f"budget_ms cannot be met by {settings.operator} merging, whose time depends on the image: give "
             "budget_gflops"
         )
+    if settings.search_img_size is not None and (settings.budget_ms is not None or settings.operator in THRESHOLDS):
+        reason = "latencies are profiled at one" if settings.budget_ms is not None else "its costs are measured at one"
+        other = (
+            "budget_gflops alone" if settings.budget_ms is not None else f"another operator than {settings.operator}"
+        )
+        raise ValueError(f"search_img_size needs costs at every image size, but {reason}: give {other}")
     if settings.budget_quantile is not None and settings.operator not in THRESHOLDS:
         raise ValueError(
             f"budget_quantile needs an operator whose cost depends on the image, such as {min(THRESHOLDS)}, but got "

@@ -9,6 +9,8 @@ DATASETS = ("digits", "folder", "torch/cifar10", "torch/cifar100", "torch/fashio
 """Common data sets; others that timm reads are accepted too."""
 
 Sampler = Literal["auto", "tpe", "gp", "nsga2", "random"]
+Objective = Literal["auto", "kl", "loss"]
+"""What a search minimises beside the cost."""
 Precision = Literal["auto", "fp32", "bf16"]
 Head = Literal["probe", "random"]
 """Starts of a classifier that given weights lack: fitted to their features, or timm's initialisation."""

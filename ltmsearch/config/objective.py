@@ -1,4 +1,4 @@
-"""Cost axes of a front: multiply-adds or milliseconds, and on request the tokens that leave the device."""
+"""Objectives of a search: a measure of what merging loses, a cost, and on request the tokens that leave the device."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +11,12 @@ CostName = Literal["gflops", "gflops_quantile", "latency_ms", "tokens_sent"]
 """`gflops`: 1e9 multiply-adds of one image, the mean where images differ. `gflops_quantile`: those that a share of the
 images stay within. `latency_ms`: milliseconds of one batch. `tokens_sent`: tokens of one image that leave the device
 after a split layer."""
+
+Measure = Literal["kl", "loss"]
+"""What is minimised beside the cost, in nats. `kl`: Kullback-Leibler divergence of a schedule's predictions from the
+plain network's. `loss`: cross-entropy with the labels."""
+MEASURES: dict[Measure, str] = {"kl": "KL divergence from the plain network", "loss": "cross-entropy"}
+"""Names of the measures, for titles."""
 
 UNITS: dict[CostName, str] = {
     "gflops": "GFLOPs",
@@ -33,18 +39,23 @@ def check_costs(what: str, costs: Sequence[CostName]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CostAxis:
-    """The cost that a front weighs against top-1, alone or with a second one."""
+    """The cost that a front weighs against a measure of what merging loses, alone or with a second one."""
 
     name: CostName = "gflops"
+    measure: Measure = "loss"
+    """The measure, which ranks the front."""
     title: str = "GFLOPs per image (one multiply-add = one FLOP)"
     budget: float | None = None
     lowest: float | None = None
     """Lower end of a range of budgets; None if there is one budget."""
     second: "CostAxis | None" = None
     """The second cost of a front with three objectives."""
+    one_size: bool = False
+    """Whether the front has networks of the study's own image size only: smaller ones are baselines beside it."""
 
     def __post_init__(self) -> None:
         check_choice("the cost of a front", self.name, CostName)
+        check_choice("the measure of a front", self.measure, Measure)
 
     @property
     def unit(self) -> str:
@@ -81,9 +92,19 @@ class CostAxis:
         return f"{cost:.2f}" if self.name == "latency_ms" else f"{cost:.4f}"
 
 
+def measure_of(settings: Any) -> Measure:
+    """The measure that a study minimises, from its settings: by default KL divergence where weights are given."""
+    if settings.objective != "auto":
+        measure: Measure = settings.objective
+        return measure
+    return "kl" if settings.pretrained or settings.checkpoint or settings.resume_from else "loss"
+
+
 def cost_axis(settings: Any) -> CostAxis:
-    """The cost axes of a study, from its settings: latency if it has a budget, else multiply-adds."""
+    """The axes of a study, from its settings: latency if it has a budget, else multiply-adds."""
     s, second = settings, None
+    measure = measure_of(s)
+    one_size = s.search_img_size is None
     if s.split_layer is not None:
         counted = f"mean per image at {s.img_size} px, class and register tokens included"
         second = CostAxis(name="tokens_sent", title=f"tokens sent after {s.split_layer} ({counted})")
@@ -93,10 +114,11 @@ def cost_axis(settings: Any) -> CostAxis:
         if s.budget_quantile is not None:
             share, means = f" that {s.budget_quantile:.4g} of the images stay within", ""
         title = f"GFLOPs per image at {s.img_size} px{share} (one multiply-add = one FLOP{means})"
-        return CostAxis(name=name, title=title, budget=s.budget_gflops, lowest=s.lowest_gflops, second=second)
+        limits = {"budget": s.budget_gflops, "lowest": s.lowest_gflops}
+        return CostAxis(name=name, measure=measure, title=title, second=second, one_size=one_size, **limits)
     batch, where = "batch", s.latency_profile
     if where is None:
         batch = f"batch of {s.latency_batch}"
         where = f"{s.latency_device or s.device}, {s.latency_runtime}, {s.latency_dtype}"
     title = f"ms per {batch} at {s.img_size} px, predicted ({where})"
-    return CostAxis(name="latency_ms", title=title, budget=s.budget_ms, second=second)
+    return CostAxis(name="latency_ms", measure=measure, title=title, budget=s.budget_ms, second=second)

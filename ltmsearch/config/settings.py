@@ -11,7 +11,7 @@ from ltmsearch.config import names
 from ltmsearch.config.backbones import backbone_names
 from ltmsearch.config.cli_option import CliOption
 from ltmsearch.config.combinations import check_combinations
-from ltmsearch.config.defaults import ACCELERATOR, CPU, TRAINED, UNTRAINED, Learning, by_device
+from ltmsearch.config.defaults import CPU, TRAINED, UNTRAINED, Learning, by_device, defaults_of
 from ltmsearch.config.network import (
     NETWORK,
     CropPct,
@@ -69,7 +69,7 @@ class StudySettings(BaseModel):
         protected_namespaces=(),
     )
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     """Version of this format."""
 
     backbone: Annotated[str, CliOption(metavar="NAME", suggestions=backbone_names)]
@@ -89,7 +89,6 @@ class StudySettings(BaseModel):
     sent, class and register tokens included, becomes a third objective."""
     img_size: int = Field(default=224, ge=32, le=2048)
     """Image side in pixels for which costs are counted and latencies measured."""
-
     model_kwargs: ModelKwargs = {}
     num_classes: Annotated[int | None, _network(default="the data's")] = Field(default=None, ge=2)
     """Classes of the network; it may have more than the data."""
@@ -109,7 +108,9 @@ class StudySettings(BaseModel):
     train_split: Annotated[Split, _data(metavar="NAME", default="train")] = None
     """Training images: a folder in `data_dir`, such as images/train, or a split of the data set."""
     val_split: Annotated[Split, _data(metavar="NAME", default="validation, val or valid")] = None
-    """Validation images, likewise."""
+    """Validation images, which choose the front, likewise."""
+    test_split: Annotated[Split, _data(metavar="NAME", default="test, or else half of the validation images")] = None
+    """Images that the results are reported on, likewise."""
     class_map: Annotated[str | None, _data(metavar="FILE", default="folders in natural order")] = None
     """Order of the classes: a text file with one per line, as in timm. Other folders are left out."""
 
@@ -130,7 +131,17 @@ class StudySettings(BaseModel):
     timeout: Annotated[float | None, _search()] = Field(default=None, gt=0)
     """Start no new trial after this many seconds; final scoring and results follow."""
     sampler: Annotated[names.Sampler, _search()] = "auto"
-    """Optuna sampler; auto is tpe."""
+    """Optuna sampler; auto scores many schedules without training and proposes the best (tpe for threshold)."""
+    screened_schedules: Annotated[int | None, _search(default=by_device("screened_schedules"))] = Field(
+        default=None, ge=16
+    )
+    """Schedules that the sampler auto scores without training before it proposes."""
+    objective: Annotated[
+        names.Objective, _search(default="auto, which is kl where weights are given and loss otherwise")
+    ] = "auto"
+    """What is minimised beside the cost: kl, divergence from the unmerged network; or loss, cross-entropy."""
+    tolerance: Annotated[float, _search()] = Field(default=0.5, ge=0, le=100)
+    """Loss of top-1 against the unmerged network, in points, below which a schedule is recommended."""
     operator: Annotated[str, _search(metavar="NAME", suggestions=names.OPERATORS)] = "ltm"
     """Merging operator."""
     space: Annotated[
@@ -142,6 +153,10 @@ class StudySettings(BaseModel):
         ),
     ] = None
     """Search-space file, or the name of a shipped one."""
+    search_img_size: Annotated[
+        tuple[int, ...] | Literal["auto"] | None, _search(metavar="SIZES", default="only --img-size")
+    ] = None
+    """Image sides in pixels to search, such as 84,98,112, none above `img_size`; or auto for a few smaller ones."""
     seed: Annotated[int, _search()] = Field(default=0, ge=0, lt=2**31)
     """Random seed."""
     device: Annotated[str, _search(metavar="NAME", suggestions=names.DEVICES)] = "auto"
@@ -158,10 +173,12 @@ class StudySettings(BaseModel):
         _proxy(default=f"{CPU['base_img_size']} for convolutional families on a CPU, otherwise `proxy_img_size`"),
     ] = Field(default=None, ge=32)
     """Image side in pixels at the start of the warm-up; it grows to `proxy_img_size` in the second half."""
-    sandwich_steps: Annotated[int | None, _proxy(default=by_device("sandwich_steps"))] = Field(default=None, ge=0)
+    sandwich_steps: Annotated[
+        int | None, _proxy(default=f"{by_device('sandwich_steps')}; doubled for objective kl")
+    ] = Field(default=None, ge=0)
     """Warm-up steps in which merged subnets learn to match the unmerged network."""
-    sandwich_subnets: Annotated[int, _proxy()] = Field(default=1, ge=0)
-    """Random subnets in each of these steps, in addition to the unmerged network and the cheapest subnet."""
+    sandwich_subnets: Annotated[int, _proxy()] = Field(default=2, ge=1)
+    """Random subnets in each of these steps, of costs near the budget."""
     warmup_lr: Annotated[
         float | None, _proxy(default=f"{UNTRAINED.lr:g} or by family; {TRAINED.lr:g} for trained weights")
     ] = Field(default=None, gt=0)
@@ -170,8 +187,10 @@ class StudySettings(BaseModel):
         Field(default=None, ge=32)
     )
     """Image side in pixels for training and scoring trials."""
-    proxy_steps: Annotated[int | None, _proxy(default=by_device("proxy_steps"))] = Field(default=None, ge=0)
-    """Training steps per trial."""
+    proxy_steps: Annotated[int | None, _proxy(default=f"{by_device('proxy_steps')}; 0 for objective kl")] = Field(
+        default=None, ge=0
+    )
+    """Training steps per trial; all trials see the same images."""
     proxy_lr: Annotated[
         float | None, _proxy(default=f"{UNTRAINED.proxy_lr:g}; {TRAINED.proxy_lr:g} for trained weights")
     ] = Field(default=None, gt=0)
@@ -187,12 +206,14 @@ class StudySettings(BaseModel):
         default=None, ge=8
     )
     """Training images for recalibrating BatchNorm statistics before a subnet is scored."""
-    val_images: Annotated[int | None, _proxy(default=by_device("val_images"))] = Field(default=None, ge=8)
-    """Validation images that score a trial."""
+    search_images: Annotated[int | None, _proxy(default=by_device("search_images"))] = Field(default=None, ge=8)
+    """Training images that score trials; nothing trains on them, and they are at most a fifth of all."""
     rescore_candidates: Annotated[int, _proxy()] = Field(default=8, ge=1)
     """Number of trials scored again at the end, with the final weights."""
     rescore_images: Annotated[int | None, _proxy(default=by_device("rescore_images"))] = Field(default=None, ge=8)
-    """Validation images for this final scoring."""
+    """Validation images for this final scoring, which chooses the front."""
+    report_images: Annotated[int | None, _proxy(default=by_device("report_images"))] = Field(default=None, ge=8)
+    """Images that the front is reported on: test images, or a part of the validation images that chose nothing."""
 
     workers: Annotated[int, _workers()] = Field(default=1, ge=1, le=4096)
     """Trials in parallel: one runs in this process, several run on Ray."""
@@ -327,13 +348,14 @@ class StudySettings(BaseModel):
     def data_place(self) -> tuple[str | None, ...]:
         """Name of the data set, its folder in whatever way it was given, its splits and its class map."""
         at = self.absolute()
-        return self.dataset, at.data_dir, self.train_split, self.val_split, at.class_map
+        return self.dataset, at.data_dir, self.train_split, self.val_split, self.test_split, at.class_map
 
     @property
     def layout(self) -> DataLayout:
         """Splits and class map of the data."""
         class_map = Path(self.class_map) if self.class_map else None
-        return DataLayout(train_split=self.train_split, val_split=self.val_split, class_map=class_map)
+        splits = {"train_split": self.train_split, "val_split": self.val_split, "test_split": self.test_split}
+        return DataLayout(**splits, class_map=class_map)
 
     def absolute(self) -> Self:
         """The same settings with absolute paths, so that they mean the same in every working directory."""
@@ -350,34 +372,11 @@ class StudySettings(BaseModel):
     def resolved(
         self, device: str, learning: Learning = UNTRAINED, earlier: "StudySettings | None" = None
     ) -> "ResolvedSettings":
-        """The same settings with every default filled in, for `cpu` or an accelerator's type, e.g. `cuda`.
-
-        `earlier` are the settings of the study that this one starts from: on the same data its network needs no
-        warm-up, and with the same operator neither do its subnets. Trained weights replace `learning` by `TRAINED`.
-        """
-        if self.pretrained or self.checkpoint or self.resume_from:
-            learning = TRAINED
-        defaults: dict[str, Any] = CPU if device == "cpu" else ACCELERATOR | {"proxy_img_size": self.img_size}
-        proxy = self.proxy_img_size or defaults["proxy_img_size"]
-        small = defaults.get("base_img_size", proxy) if learning.grows else proxy
-        defaults = defaults | {
-            "base_img_size": min(small, proxy),
-            "batch_size": defaults["batch_size"] * learning.patience,
-            "base_steps": defaults["base_steps"] * learning.patience,
-            "warmup_lr": learning.lr,
-            # The weights of an earlier study have had trials at this rate already.
-            "proxy_lr": (UNTRAINED if self.resume_from else learning).proxy_lr,
-            "study": self.study_name,
-            "out": str(self.run_dir),
-        }
-        if earlier is not None and all(
-            getattr(earlier, name) == getattr(self, name) for name in ("data_place", "network", "images")
-        ):
-            defaults["base_steps"] = 0
-            defaults["sandwich_steps"] *= self.operator != earlier.operator
-        if self.budget_ms is not None and self.latency_profile is None:
-            defaults["latency_device"] = device if self.device == "auto" else self.device
-        return ResolvedSettings(**defaults | self.model_dump(exclude_none=True))
+        """The same settings with every default filled in; see `defaults_of` for the arguments."""
+        given = self.model_dump(exclude_none=True)
+        if self.objective == "auto":
+            del given["objective"]
+        return ResolvedSettings(**defaults_of(self, device, learning, earlier) | given)
 
 
 class ResolvedSettings(StudySettings):
@@ -392,7 +391,9 @@ class ResolvedSettings(StudySettings):
     proxy_img_size: int = Field(ge=32)
     proxy_steps: int = Field(ge=0)
     calibration_images: int = Field(ge=8)
-    val_images: int = Field(ge=8)
+    screened_schedules: int = Field(ge=16)
+    search_images: int = Field(ge=8)
     rescore_images: int = Field(ge=8)
+    report_images: int = Field(ge=8)
     study: str = Field(pattern=r"^[^\p{C}\p{Z}./\\][^\p{C}\p{Z}/\\]*$")  # a data folder's name may have any letters
     out: str

@@ -14,7 +14,12 @@ def expanded(values: dict[str, Any]) -> dict[str, Any]:
     values = dict(values)
     if values.get("data_dir") is not None and "dataset" not in values:
         values["dataset"] = "folder"
-    return values | _range_of_budgets(values.get("budget_gflops")) | _without_password(values.get("storage"))
+    return (
+        values
+        | _img_sizes(values.get("search_img_size"))
+        | _range_of_budgets(values.get("budget_gflops"))
+        | _without_password(values.get("storage"))
+    )
 
 
 def _range_of_budgets(given: Any) -> dict[str, Any]:
@@ -25,6 +30,15 @@ def _range_of_budgets(given: Any) -> dict[str, Any]:
     except ValueError:
         low, dash, high = (part.strip() for part in given.partition("-"))
     return {"lowest_gflops": low, "budget_gflops": high} if low and dash and high else {}
+
+
+def _img_sizes(given: Any) -> dict[str, Any]:
+    """The numbers of a list such as 84,98,112, of which a command line may have several."""
+    words = [given] if isinstance(given, str) else given
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        return {}
+    parts = [part for word in words for part in word.split(",")]
+    return {"search_img_size": "auto" if parts == ["auto"] else parts}
 
 
 def _without_password(given: Any) -> dict[str, Any]:

@@ -1,6 +1,14 @@
 """Costs of schedules: multiply-adds by formula, checked against fvcore's traced count, and predicted latency."""
 
-from ltmsearch.costs.budget import Budget, constraint_values, in_budget_range, sample_by_cost, within_budgets
+from ltmsearch.costs.budget import (
+    Budget,
+    SizedCosts,
+    band_schedules,
+    constraint_values,
+    in_budget_range,
+    sample_by_cost,
+    within_budgets,
+)
 from ltmsearch.costs.image_costs import ImageCosts, image_costs, image_macs
 from ltmsearch.costs.latency import WHOLE_NET, LatencyModel, Timing, fit_latency
 from ltmsearch.costs.macs import GIGA, CostModel, backbone_costs, cost_model
@@ -16,8 +24,10 @@ __all__ = [
     "CostTable",
     "ImageCosts",
     "LatencyModel",
+    "SizedCosts",
     "Timing",
     "backbone_costs",
+    "band_schedules",
     "constraint_values",
     "cost_model",
     "fit_latency",

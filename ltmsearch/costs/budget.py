@@ -12,6 +12,14 @@ from ltmsearch.schedules.space import SearchSpace
 
 POOL = 20_000
 """Number of random candidates; computing their costs takes milliseconds."""
+BAND = 0.9
+"""Lower end of the costs at which a search is aimed, as a share of its budget."""
+WIDER = (0.8, 0.6, 0.0)
+"""Lower ends to fall back to."""
+FEW_IN_BAND = 64
+"""Schedules that a band must have, or it is made wider."""
+PARTS = 8
+"""Parts of equal width of a range of budgets, from each of which about the same number of schedules is drawn."""
 PROBES = 4
 """Schedules that are measured, at most, in search of one with a certain cost."""
 NEAR = 0.05
@@ -33,6 +41,30 @@ class Costs(Protocol):
     def reachable(self) -> tuple[float, float]:
         """Smallest and largest cost of the space; measured ones are at least the smallest."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizedCosts:
+    """Costs of schedules whose last index is their image size."""
+
+    tables: Sequence[Costs]
+    """Costs of the layers' choices at each size."""
+    searched: int
+    """Number of the sizes that are searched, from the first."""
+    measured: bool = False
+
+    def costs(self, indices: np.ndarray) -> np.ndarray:
+        """(S,) costs of (S, L + 1) choice indices."""
+        layers, sizes = indices[:, :-1], indices[:, -1]
+        found = np.empty(len(indices))
+        for size in np.unique(sizes):
+            found[sizes == size] = self.tables[size].costs(layers[sizes == size])
+        return found
+
+    def reachable(self) -> tuple[float, float]:
+        """Smallest and largest cost of the sizes that are searched."""
+        ends = [table.reachable() for table in self.tables[: self.searched]]
+        return min(low for low, _ in ends), max(high for _, high in ends)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +156,32 @@ def sample_by_cost(
         if best not in taken:
             taken.append(best)
     return pool[taken]
+
+
+def band_schedules(space: SearchSpace, budgets: Sequence[Budget], *, rng: np.random.Generator) -> np.ndarray:
+    """Random schedules at which a search is aimed: within all budgets, and near the first.
+
+    A single budget asks for costs from `BAND` of it; a range of budgets for all its costs, drawn evenly. Where the
+    space has few such schedules, the band is wider.
+
+    Returns:
+        (S, L) distinct choice indices, in random order; at least the cheapest schedule.
+    """
+    first = budgets[0]
+    pool = np.unique(np.concatenate([space.random(rng, POOL), space.cheapest[None]]), axis=0)
+    pool = pool[within_budgets(budgets, pool)]
+    pool = pool[rng.permutation(len(pool))]
+    costs = first.table.costs(pool)
+    if not first.minimum:
+        bands = [pool[costs >= share * first.limit] for share in (BAND, *WIDER)]
+        return next(
+            (band for band in bands if len(band) >= FEW_IN_BAND), bands[-1] if len(pool) else space.cheapest[None]
+        )
+    part = np.floor((costs - first.minimum) / (first.limit - first.minimum) * PARTS)
+    parts = [pool[part == number] for number in range(PARTS + 1)]
+    each = -(-sum(map(len, parts)) // PARTS)
+    band = np.concatenate([members[:each] for members in parts])
+    return band if len(band) else space.cheapest[None]
 
 
 def _sample_measured(

@@ -37,6 +37,8 @@ class Score:
     """Standard error of top-1, in points."""
     loss: float
     """Mean cross-entropy, nats."""
+    kl: float | None = None
+    """Mean KL divergence of the predictions from a teacher's, nats; None without one."""
     images: int
     top5: float | None = None
     """Top-5 accuracy, 0-100; None with five classes or fewer."""
@@ -169,20 +171,22 @@ def score(
     runtime: Runtime,
     *,
     ib: IBLoss | None = None,
+    teacher: Tensor | None = None,
     add_up: Callable[[Tensor], Tensor] = lambda totals: totals,
 ) -> Score:
     """Score a classifier in evaluation mode; the mode is restored.
 
     Args:
         ib: Fitted IB loss for the information terms, if wanted.
+        teacher: (images, classes) log-probabilities of another network for the same images in the same order.
         add_up: Sums a float64 vector of totals over the processes that share the images.
 
     Raises:
         ValueError: If there are no images.
     """
     meter = IBMeter(ib) if ib is not None else None
-    counts = torch.zeros(4, dtype=torch.float64, device=runtime.device)  # correct, correct in top-5, loss, images
-    classes, predictions = 0, []
+    counts = torch.zeros(5, dtype=torch.float64, device=runtime.device)  # correct, correct in top-5, loss, KL, images
+    classes, predictions, done = 0, [], 0
     with evaluating(model), torch.inference_mode(), ExitStack() as stack:
         features = stack.enter_context(pooled_features(model)) if meter is not None else []
         for batch, labels in batches:
@@ -194,25 +198,49 @@ def score(
             predictions.append(guesses[:, 0])
             hits = guesses == labels[:, None]
             loss = F.cross_entropy(logits, labels, reduction="sum")
-            counts += torch.stack((hits[:, 0].sum(), hits.sum(), loss, loss.new_full((), len(labels))))
+            kl = loss.new_zeros(())
+            if teacher is not None:
+                kl = divergence(logits, teacher[done : done + len(labels)].to(logits.device)).sum()
+            counts += torch.stack((hits[:, 0].sum(), hits.sum(), loss, kl, loss.new_full((), len(labels))))
+            done += len(labels)
             if meter is not None:
                 meter.add(features.pop(), input_features(images), labels)
     totals = add_up(counts if meter is None else torch.cat((counts, meter.totals)))
-    correct, in_top5, loss_sum, number = totals[:4].tolist()
+    correct, in_top5, loss_sum, kl_sum, number = totals[:5].tolist()
     if not number:
         raise ValueError("`batches` must contain at least one image.")
     if meter is not None:
-        meter.totals.copy_(totals[4:])
+        meter.totals.copy_(totals[5:])
     top1, top1_se = _percentage(correct, number)
     return Score(
         top1=top1,
         top1_se=top1_se,
         top5=100 * in_top5 / number if classes > TOP else None,
         loss=loss_sum / number,
+        kl=max(0.0, kl_sum / number) if teacher is not None else None,  # rounding may take it below
         images=round(number),
         ib=meter.terms() if meter is not None else None,
         predictions=torch.cat(predictions).cpu().numpy(),
     )
+
+
+def log_probabilities(model: nn.Module, batches: Batches, runtime: Runtime) -> Tensor:
+    """(n, classes) float32 log-probabilities of a network in evaluation mode, on the CPU; the mode is restored.
+
+    Without images: (0, 0).
+    """
+    with evaluating(model), torch.inference_mode():
+        rows = []
+        for images, _ in batches:
+            with runtime.autocast():
+                logits = model(runtime.images(images))
+            rows.append(logits.float().log_softmax(dim=1).cpu())
+    return torch.cat(rows) if rows else torch.empty(0, 0)
+
+
+def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
+    """(B,) KL divergences, in nats, of (B, classes) logits from a teacher's (B, classes) log-probabilities."""
+    return F.kl_div(logits.log_softmax(dim=1), teacher, reduction="none", log_target=True).sum(dim=1)
 
 
 def predict(model: nn.Module, images: Tensor, runtime: Runtime) -> Tensor:

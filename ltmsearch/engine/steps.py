@@ -1,7 +1,7 @@
 """Training of shared weights: the warm-up of the supernet, and the proxy training of a trial."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ltmsearch.engine.evaluation import Batches, IBSamples
+from ltmsearch.engine.evaluation import Batches, IBSamples, divergence
 from ltmsearch.engine.ib_loss import IBLoss
 from ltmsearch.engine.optimizers import cosine_rate, make_optimizer, set_rates
 from ltmsearch.engine.runtime import Runtime
@@ -44,8 +44,6 @@ class WarmUp:
     of the plain network's top-1 on the digits."""
     sandwich_steps: int
     """Steps in which subnets learn to match the plain network."""
-    subnets: int
-    """Random schedules per sandwich step, besides the plain network and the cheapest schedule."""
     lr: float
     """Peak learning rate (AdamW)."""
 
@@ -94,20 +92,27 @@ def warm_up(
     plan: WarmUp,
     *,
     batches: Batches,
-    cheapest: MergeSchedule,
-    draw: Callable[[np.random.Generator], MergeSchedule],
+    draw: Callable[[np.random.Generator], Sequence[MergeSchedule]],
     seed: int,
     runtime: Runtime,
+    teacher: Callable[[], nn.Module] | None = None,
+    sides: Mapping[int, int] | None = None,
     optimizer: Optimizer | None = None,
     first_step: int = 0,
 ) -> Iterator[float]:
-    """Train the shared weights; yields the plain network's loss after every step (on a GPU, the last one read).
+    """Train the shared weights; yields the loss after every step (on a GPU, the last one read).
 
-    In a sandwich step the plain network learns from labels, the cheapest schedule and a few random ones learn from its
-    logits, and all gradients are summed (sandwich rule and in-place distillation: https://arxiv.org/abs/1903.05134).
+    The base steps train the plain network on labels. In a sandwich step a few subnets learn from the plain network's
+    logits, and their gradients are summed (sandwich rule and in-place distillation: https://arxiv.org/abs/1903.05134).
+    Without a teacher the plain network learns from labels in the same step; with one, the teacher's logits are the
+    target, the plain network is not trained any more, and the loss is the mean divergence of the subnets.
 
-    `draw` draws a random schedule. To continue, `first_step` is the number of steps that are done, `batches` are those
-    of the steps from there on, and `optimizer` is that of the earlier steps.
+    Args:
+        draw: Draws the schedules of a sandwich step.
+        teacher: Returns the network to learn from; called first when the base steps are done.
+        sides: Image size of a schedule → image side in training; images are downscaled to it.
+        first_step: Number of steps that are done; `batches` are those of the steps from there on, and `optimizer` is
+            that of the earlier steps.
 
     Raises:
         TrialDiverged: If the loss is not finite.
@@ -115,7 +120,7 @@ def warm_up(
     if not plan.steps:
         return
     rng = np.random.default_rng(seed)
-    for _ in range(max(0, first_step - plan.base_steps) * plan.subnets):
+    for _ in range(max(0, first_step - plan.base_steps)):
         draw(rng)
     optimizer = optimizer or supernet_optimizer(supernet, plan.lr)
     monitor = LossMonitor("the warm-up", interval=read_interval(runtime.device))
@@ -126,19 +131,24 @@ def warm_up(
         images = downscale(images, plan.img_size(step, full=images.shape[-1]))
         images, labels = runtime.images(images), labels.to(runtime.device, non_blocking=True)
         set_rates(optimizer, backbone=plan.rate(step), masks=plan.mask_rate(step))
-        loss, logits = _label_loss(supernet, images, labels, runtime)
-        loss.backward()
-        if sandwich:
-            schedules = [cheapest, *(draw(rng) for _ in range(plan.subnets))]
-            target, progress = logits.detach().softmax(dim=1), (step - plan.base_steps) / plan.sandwich_steps
-            _distil(supernet, images, target, schedules, runtime, progress)
+        progress = (step - plan.base_steps) / plan.sandwich_steps if sandwich else 0.0
+        if sandwich and teacher is not None:
+            with torch.inference_mode(), runtime.autocast():
+                target = teacher()(images).float().log_softmax(dim=1)
+            loss = _distil(supernet, images, target.clone(), draw(rng), runtime, progress, sides)
+        else:
+            loss, logits = _label_loss(supernet, images, labels, runtime)
+            loss.backward()
+            if sandwich:
+                target = logits.detach().log_softmax(dim=1)
+                _distil(supernet, images, target, draw(rng), runtime, progress, sides)
         _step(supernet, optimizer, loss, monitor)
         yield monitor.last
     monitor.read()
 
 
 def downscale(images: Tensor, img_size: int) -> Tensor:
-    """(B, 3, S, S) images resized to a smaller size; unchanged if they are not larger."""
+    """(B, 3, S, S) images resized to a smaller side in pixels; unchanged if they are not larger."""
     if images.shape[-1] <= img_size:
         return images
     return F.interpolate(images, size=(img_size, img_size), mode="bilinear", antialias=True)
@@ -151,16 +161,20 @@ def proxy_train(
     *,
     lr: float,
     runtime: Runtime,
+    teacher: Tensor | None = None,
     ib: tuple[float, IBLoss] | None = None,
     ib_from: int = 0,
 ) -> float | None:
-    """Train one subnet for a few steps on labels, in place, and return the mean loss (None without steps).
+    """Train one subnet for a few steps, in place, and return the mean loss (None without steps).
+
+    It learns from labels by cross-entropy, or from a teacher by KL divergence.
 
     Parameters before the first layer, which all subnets share unchanged, are not trained.
 
     Args:
         lr: Constant learning rate (AdamW).
-        ib: Weight of the IB loss added to cross entropy, and that loss; None: no IB loss.
+        teacher: (images, classes) log-probabilities of the teacher for the images in the order of the batches.
+        ib: Weight of the IB loss added to that of the predictions, and that loss; None: no IB loss.
         ib_from: First step, from 0, with the IB loss. It is fitted to the images of the steps before; without any, it
             must be fitted to this subnet already.
 
@@ -175,9 +189,15 @@ def proxy_train(
     supernet.train()
     with supernet.active(schedule), supernet.frozen_prefix(), ExitStack() as stack:
         features = stack.enter_context(pooled_features(supernet.model)) if ib else []
+        done = 0
         for step, (images, labels) in enumerate(batches):
             images, labels = runtime.images(images), labels.to(runtime.device, non_blocking=True)
-            loss, _ = _label_loss(supernet, images, labels, runtime)
+            if teacher is None:
+                loss, _ = _label_loss(supernet, images, labels, runtime)
+            else:
+                target = teacher[done : done + len(labels)].to(runtime.device)
+                loss = _teacher_loss(supernet, images, target, runtime, progress=1.0)
+            done += len(labels)
             if ib:
                 ib_weight, ib_loss = ib
                 own = features.pop()
@@ -204,6 +224,14 @@ def _label_loss(supernet: Supernet, images: Tensor, labels: Tensor, runtime: Run
     return loss if own_loss is None else loss + own_loss, logits.float()
 
 
+def _teacher_loss(supernet: Supernet, images: Tensor, target: Tensor, runtime: Runtime, progress: float) -> Tensor:
+    """Mean KL divergence from (B, classes) log-probabilities under the active schedule, with the operators' losses."""
+    with runtime.autocast():
+        logits, own_loss = output_and_own_loss(supernet, images, progress)
+    loss = divergence(logits.float(), target).mean()
+    return loss if own_loss is None else loss + own_loss
+
+
 def _distil(
     supernet: Supernet,
     images: Tensor,
@@ -211,17 +239,21 @@ def _distil(
     schedules: Sequence[MergeSchedule],
     runtime: Runtime,
     progress: float,
-) -> None:
-    """Add the gradients of subnets that match the plain network's (B, classes) probabilities.
+    sides: Mapping[int, int] | None,
+) -> Tensor:
+    """Add the gradients of subnets that learn from (B, classes) log-probabilities, and return their mean loss.
 
     `progress`: share of the sandwich steps that are done.
     """
+    losses = []
     with supernet.frozen_prefix():
         for schedule in schedules:
-            with supernet.active(schedule), runtime.autocast():
-                logits, own_loss = output_and_own_loss(supernet, images, progress)
-            loss = F.cross_entropy(logits.float(), target)
-            (loss if own_loss is None else loss + own_loss).backward()
+            own = images if schedule.img_size is None or sides is None else downscale(images, sides[schedule.img_size])
+            with supernet.active(schedule):
+                loss = _teacher_loss(supernet, own, target, runtime, progress)
+            loss.backward()
+            losses.append(loss.detach())
+    return torch.stack(losses).mean()
 
 
 class LossMonitor:

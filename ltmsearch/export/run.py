@@ -69,7 +69,7 @@ def export_run(
         if checkpoint is not None:
             raise InputError(f"--checkpoint needs the folder of a training, but {run} is the run directory of a study")
         study = Run.open(run)
-        trials = choose_trials(study.trials, **criteria, costs=study.settings.axis.costs)  # type: ignore[arg-type]
+        trials = choose_trials(study.trials, axis=study.settings.axis, **criteria)  # type: ignore[arg-type]
         _refuse_programs(files, [record.schedule for record in trials])
         subnets: Iterable[Subnet] = study_subnets(study, trials, callbacks, with_weights=len(files) > 1)
     else:

@@ -9,16 +9,17 @@ import timm
 from torch import nn
 
 from ltmsearch.callbacks import Callbacks
-from ltmsearch.config.objective import CostName
+from ltmsearch.config.objective import CostAxis
 from ltmsearch.config.recipe import Recipe, load_recipe
 from ltmsearch.errors import InputError
 from ltmsearch.models.checkpoints import load_trained
 from ltmsearch.reporting.recipes import make_recipe
 from ltmsearch.search.checkpoint import WEIGHTS, load_checkpoint
+from ltmsearch.search.evaluators import make_evaluator, open_supernet_and_data
+from ltmsearch.search.img_sizes import proxy_side
 from ltmsearch.search.records import TrialRecord, select_front
 from ltmsearch.search.run import Run
 from ltmsearch.search.settled import requested_runtime
-from ltmsearch.search.setup import make_evaluator, open_supernet_and_data
 from ltmsearch.training.options import BEST, RECIPE
 
 CALIBRATION_IMAGES = 256
@@ -54,22 +55,22 @@ class Subnet:
 def choose_trials(
     records: Sequence[TrialRecord],
     *,
+    axis: CostAxis,
     trial: int | None = None,
     top: int | None = None,
     under_gflops: float | None = None,
     under_ms: float | None = None,
-    costs: Sequence[CostName] = ("gflops",),
 ) -> list[TrialRecord]:
-    """Choose one trial by number, the best `top` of the front, or the best of the front up to a cost.
+    """Choose one trial by number, the best `top` of the front by its measure, or the best of the front up to a cost.
 
     Raises:
         InputError: If more than one criterion is given, or no trial meets it.
     """
     if sum(criterion is not None for criterion in (trial, top, under_gflops, under_ms)) > 1:
         raise InputError("--trial, --top, --under-gflops and --under-ms exclude each other")
-    if under_ms is not None and "latency_ms" not in costs:
+    if under_ms is not None and "latency_ms" not in axis.costs:
         raise InputError("--under-ms needs a study with a latency budget (--budget-ms)")
-    front = select_front(records, costs)
+    front = select_front(records, axis)
     if trial is not None:
         chosen = [record for record in records if record.trial == trial and record.state == "scored"]
         reason = f"trial {trial} has no score; the front has the trials {', '.join(str(r.trial) for r in front)}"
@@ -106,19 +107,22 @@ def study_subnets(
     if loaded is None:
         raise InputError(f"{run.folder} has no shared weights")
     weights, state = loaded
-    names = tuple(state.class_names)
+    names, answers = tuple(state.class_names), run.answers
+    report_images = None if answers is None else len(answers.labels)
     evaluator = None
     if with_weights:
         callbacks.note("reading the study's data: each subnet gets BatchNorm statistics of its own")
         images = max(CALIBRATION_IMAGES, run.settings.calibration_images)
         settings = run.settings.model_copy(update={"calibration_images": images, "precision": "fp32"})
         supernet, data = open_supernet_and_data(settings, callbacks)
-        evaluator = make_evaluator(supernet, data, requested_runtime(settings), settings)
+        sizes = {size for record in records if (size := record.schedule.img_size) is not None}
+        sides = {size: proxy_side(size, own=settings.img_size, proxy=settings.proxy_img_size) for size in sizes}
+        evaluator = make_evaluator(supernet, data, requested_runtime(settings), settings, sides)
         evaluator.supernet.check_weights(weights, run.folder / WEIGHTS)
         evaluator.supernet.load_state_dict(weights)
     for record in records:
         yield Subnet(
-            recipe=make_recipe(record, run.settings, num_classes=len(names)),
+            recipe=make_recipe(record, run.settings, num_classes=len(names), report_images=report_images),
             trial=record.trial,
             class_names=names,
             trained=None if evaluator is None else evaluator.recalibrated_subnet(record.schedule),

@@ -5,7 +5,7 @@ pandas does not read them, because it fills short rows and guesses types.
 
 import csv
 import io
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,13 +43,10 @@ def write_rows(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence
     return write_atomic(path, csv_text(columns, rows))
 
 
-def read_rows(
-    path: str | Path, columns: Sequence[str], *, key: str, added: Collection[str] = ()
-) -> list[tuple[str, dict[str, Any]]]:
+def read_rows(path: str | Path, columns: Sequence[str], *, key: str) -> list[tuple[str, dict[str, Any]]]:
     """Read a CSV with exactly these columns: rows of text, None if empty, each with its location for error messages.
 
-    Fields of column `key` must be unique. Files by earlier versions may lack the columns in `added`; their fields are
-    None.
+    Fields of column `key` must be unique.
 
     Raises:
         InputError: The file is missing, damaged, or another table.
@@ -60,13 +57,13 @@ def read_rows(
     seen: set[str | None] = set()
     try:
         header = next(reader, [])
-        if header != [name for name in columns if name in header or name not in added]:
+        if header != list(columns):
             raise InputError(f"{path} must have the columns {','.join(columns)}, but has {','.join(header)[:200]!r}")
         for fields in reader:
             place = f"{path}, line {reader.line_num}"
             if len(fields) != len(header):
                 raise InputError(f"{place}: a row must have {len(header)} fields, but has {len(fields)}")
-            row = dict.fromkeys(columns) | {name: field or None for name, field in zip(header, fields, strict=True)}
+            row = {name: field or None for name, field in zip(header, fields, strict=True)}
             if row[key] in seen:
                 raise InputError(f"{place}: each {key} must be unique, but {row[key]} is repeated")
             seen.add(row[key])

@@ -116,7 +116,7 @@ class Supernet(nn.Module):
         several = len(get_operator(self.operator).forms) > 1
         default = get_adapter(self.backbone).default_form(self.operator)
         forms = {layer: whole.form(layer) or default for layer in whole.merging_layers} if several else {}
-        return replace(whole, forms=forms)
+        return replace(whole, forms=forms, img_size=schedule.img_size)
 
     @contextmanager
     def frozen_prefix(self) -> Iterator["Supernet"]:

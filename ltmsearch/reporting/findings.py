@@ -1,17 +1,19 @@
-"""Findings of a search: which layers the front merges, and the cost and savings of merging at each layer."""
+"""Findings of a search: its verdict, and which layers the front merges."""
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ltmsearch.config.objective import CostName, tokens_text
+from ltmsearch.config.objective import CostAxis, tokens_text
 from ltmsearch.io.files import write_atomic
-from ltmsearch.reporting.importance import Estimate, Importance, LayerEffect, layer_importance
+from ltmsearch.reporting.verdict import Verdict, judge, verdict_sentences
 from ltmsearch.schedules.schedule import amount_of
-from ltmsearch.search.records import TrialRecord, select_front
+from ltmsearch.search.answers import Answers
+from ltmsearch.search.records import FRONT_COLUMNS, TrialRecord, select_front
+from ltmsearch.search.run import Run
 
 NAMES = 4
 """Most layer names or ranges in a list of a sentence; in longer lists the last entry counts the others."""
@@ -21,12 +23,14 @@ NAMES = 4
 class Findings:
     """Summary of a study beside its table."""
 
+    axis: CostAxis
+    """The front's measure and costs."""
     front: tuple[TrialRecord, ...]
     """The non-dominated rescored trials, lowest cost first."""
     layers: tuple[str, ...]
     """Every layer that may merge, in network order."""
-    importance: Importance
-    """From all scored trials, on the front or not."""
+    verdict: Verdict | None = None
+    """None before the final scores."""
     by_tokens: tuple[TrialRecord, ...] = ()
     """Points of a front with three objectives that are on it only because they send fewer tokens."""
 
@@ -50,34 +54,42 @@ class Findings:
         """Layers that merge in some points of the front only."""
         return tuple(layer for layer in self.layers if 0 < self._merging(layer) < len(self.front))
 
-    @property
-    def within_error(self) -> bool:
-        """Whether all top-1 of the front differ by no more than their largest standard error."""
-        scores = [r.score for r in self.front if r.score is not None]
-        errors = [s.top1_se for s in scores if s.top1_se is not None]
-        top1 = [s.top1 for s in scores]
-        return len(top1) > 1 and len(errors) == len(top1) and bool(max(top1) - min(top1) <= max(errors))
-
     def _merging(self, layer: str) -> int:
         return sum(record.schedule.keep_ratios[layer] < 1 for record in self.front)
 
 
-def find(records: Iterable[TrialRecord], costs: Sequence[CostName] = ("gflops",)) -> Findings:
-    """Compute the findings from all trials of a study."""
+def find(
+    records: Iterable[TrialRecord], axis: CostAxis, answers: Answers | None = None, tolerance: float = 0.5
+) -> Findings:
+    """Compute the findings from all trials of a study, and from the answers of its finalists.
+
+    `tolerance` is the loss of top-1 that the study's user accepts, in points.
+    """
     records = list(records)
-    front = sorted(select_front(records, costs), key=lambda record: record.costs(costs))
-    without_tokens = select_front(front, costs[:1])
+    front = sorted(select_front(records, axis), key=lambda record: record.costs(axis.costs))
+    without_tokens = select_front(front, replace(axis, second=None))
     return Findings(
+        axis=axis,
         front=tuple(front),
         by_tokens=tuple(record for record in front if record not in without_tokens),
         layers=tuple(records[0].schedule.keep_ratios) if records else (),
-        importance=layer_importance(records),
+        verdict=None if answers is None else judge(records, answers, axis, tolerance=tolerance),
     )
 
 
+def findings_of(run: Run) -> Findings:
+    """Compute the findings of a run directory."""
+    return find(run.trials, run.settings.axis, run.answers, run.settings.tolerance)
+
+
 def sentences(findings: Findings) -> list[str]:
-    """The findings in a few sentences, short for any number of layers."""
-    return _front_sentences(findings) + (_importance_sentences(findings) if findings.layers else [])
+    """The findings in a few sentences, short for any number of layers: the verdict, then the layers."""
+    return verdict_lines(findings) + front_lines(findings)
+
+
+def verdict_lines(findings: Findings) -> list[str]:
+    """The verdict in sentences; none before the final scores."""
+    return [] if findings.verdict is None else verdict_sentences(findings.verdict, findings.axis)
 
 
 def write_findings(findings: Findings, path: str | Path) -> Path:
@@ -90,30 +102,19 @@ def findings_record(findings: Findings) -> dict[str, Any]:
     """The findings as a JSON object, in the units of the records' fields."""
     return {
         "sentences": sentences(findings),
+        "verdict": None if findings.verdict is None else findings.verdict.as_json(),
         "front": [_point(record) for record in findings.front],
         "always_merge": list(findings.always),
         "never_merge": list(findings.never),
         "changing": list(findings.changing),
         "on_front_by_tokens_sent": [record.trial for record in findings.by_tokens],
-        "top1_within_error": findings.within_error,
-        "importance": asdict(findings.importance),
     }
 
 
 def _point(record: TrialRecord) -> dict[str, Any]:
-    return {
-        "trial": record.trial,
-        "gflops": record.gflops,
-        "gflops_sd": record.gflops_sd,
-        "gflops_quantile": record.gflops_quantile,
-        "latency_ms": record.latency_ms,
-        "tokens_sent": record.tokens_sent,
-        "top1": record.rescored_top1,
-        "top1_se": record.rescored_top1_se,
-        "expected_top1": record.expected_top1,
-        "keep_ratios": dict(record.schedule.keep_ratios),
-        "forms": dict(record.schedule.forms),
-    }
+    schedule = record.schedule
+    parts = {"img_size": schedule.img_size, "keep_ratios": dict(schedule.keep_ratios), "forms": dict(schedule.forms)}
+    return {name: getattr(record, name) for name in FRONT_COLUMNS if name not in parts} | parts
 
 
 def name_layers(layers: Sequence[str], among: Sequence[str]) -> str:
@@ -145,12 +146,14 @@ def _stage(layer: str) -> str:
     return layer.rpartition(".")[0]
 
 
-def _front_sentences(findings: Findings) -> list[str]:
+def front_lines(findings: Findings) -> list[str]:
+    """The layers that the front merges, in one sentence, and the tokens that it sends in another."""
     front, always, never, changing = findings.front, findings.always, findings.never, findings.changing
     if not front:
         return ["There is no front yet: no trial within the budget was rescored."]
     if len(front) == 1 and not always:
-        return ["The only point of the front is the plain network."]
+        size = front[0].schedule.img_size
+        return [f"The only point of the front is the plain network{f' at {size} px' if size else ''}."]
     names = {1: "The only point of the front merges", 2: "Both points of the front merge"}
     parts = []
     if always:
@@ -167,8 +170,6 @@ def _front_sentences(findings: Findings) -> list[str]:
     lines = ["; ".join(parts) + "."]
     if front[0].tokens_sent is not None:
         lines.append(_tokens_sentence(findings))
-    if findings.within_error:
-        lines.append("The top-1 of these points differ by less than their standard error; their costs differ.")
     return lines
 
 
@@ -180,43 +181,3 @@ def _tokens_sentence(findings: Findings) -> str:
     if number:
         words += f"; {number} of {len(sent)} {'is' if number == 1 else 'are'} on it only because of fewer tokens"
     return f"{words}."
-
-
-def _importance_sentences(findings: Findings) -> list[str]:
-    importance = findings.importance
-    if importance.threshold is None:
-        return [
-            f"{importance.trials} scored trials are too few to estimate the effect of each layer; at least "
-            f"{importance.needed} are needed."
-        ]
-    effects = sorted((e for e in importance.layers if e.distinct), key=lambda e: -e.loss.value if e.loss else 0.0)
-    lines = [f"In {importance.trials} scored trials no layer's effect on the score is statistically significant."]
-    if effects:
-        parts = [_effect_words(effects[0]) + (", the largest effect" if len(effects) > 1 else "")]
-        if len(effects) > 1:
-            subject = "layers have" if len(effects) > 2 else "layer has"
-            parts.append(f"{len(effects) - 1} more {subject} a significant effect")
-        others = len(findings.layers) - len(effects)
-        parts += [f"effects of the other {others} are not significant"] if others else []
-        lines = ["; ".join(parts) + "."]
-    saving = max(importance.layers, key=lambda e: e.gflops_saved.value if e.gflops_saved else 0.0)
-    if saving.gflops_saved and saving.gflops_saved.value > 0:
-        amount = f"{saving.gflops_saved.value:.3f} GFLOPs at keep ratio {saving.keep_ratio:.3g}"
-        lines.append(f"Merging saves most at {saving.layer}: {amount}.")
-    return lines
-
-
-def _effect_words(effect: LayerEffect) -> str:
-    loss, top1, saved = effect.loss, effect.top1, effect.gflops_saved
-    assert loss is not None, effect
-    assert top1 is not None, effect
-    points = f"top-1 {_points(top1)} points"
-    # Dividing by a saving close to zero would give any number.
-    if saved is not None and saved.value > 2 * saved.se:
-        points += f", {_points(top1, per=0.1 / saved.value)} per 0.1 GFLOPs saved"
-    change = f"{'adds' if loss.value > 0 else 'removes'} {abs(loss.value):.3f} ± {loss.se:.3f} nats of loss"
-    return f"Merging {effect.layer} to {effect.keep_ratio:.3g} {change} ({points})"
-
-
-def _points(top1: Estimate, per: float = 1.0) -> str:
-    return f"{top1.value * per:+.1f} ± {top1.se * per:.1f}".replace("-", "−")

@@ -2,42 +2,44 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
-from ltmsearch.config.objective import CostName
-from ltmsearch.reporting.findings import find, sentences
+from ltmsearch.config.objective import CostAxis
+from ltmsearch.reporting.findings import findings_of, sentences
 from ltmsearch.search.records import TrialRecord, front_table
 from ltmsearch.search.run import Run
 
 BASELINE_FIELDS = (
     *("trial", "label", "feasible", "gflops", "gflops_sd", "gflops_quantile"),
-    *("latency_ms", "latency_measured_ms", "latency_measured_se_ms", "tokens_sent", "expected_top1"),
-    *("agreement", "agreement_se"),
+    *("latency_ms", "latency_measured_ms", "latency_measured_se_ms", "tokens_sent"),
+    *("kl", "loss", "rescored_kl", "rescored_loss", "difference", "difference_se", "agreement", "agreement_se"),
 )
 """Fields of a baseline's record in the summary, beside its score and schedule."""
 
 
 def study_document(run: Run) -> dict[str, Any]:
-    """Folder, settings, front, baselines and findings of a study; `trials` counts its trials by state.
+    """Folder, settings, front, baselines, findings and verdict of a study; `trials` counts its trials by state.
 
-    `probe` is the record of the linear probe that a new classifier started from, or None.
+    `probe` is the record of the linear probe that a new classifier started from, or None. The verdict is None before
+    the final scores.
     """
-    records, costs = run.trials, run.settings.axis.costs
+    records, found = run.trials, findings_of(run)
     return {
         "folder": str(run.folder),
         "settings": run.settings.public(),
         "probe": None if run.probe is None else run.probe.model_dump(exclude={"schema_version"}),
         "trials": dict(Counter(record.state for record in records)),
-        "front": front_rows(records, costs),
+        "front": front_rows(records, run.settings.axis),
         "baselines": [_baseline(record) for record in records if record.kind == "baseline" and record.score],
-        "findings": sentences(find(records, costs)),
+        "findings": sentences(found),
+        "verdict": None if found.verdict is None else found.verdict.as_json(),
     }
 
 
-def front_rows(records: Iterable[TrialRecord], costs: Sequence[CostName] = ("gflops",)) -> list[dict[str, Any]]:
+def front_rows(records: Iterable[TrialRecord], axis: CostAxis) -> list[dict[str, Any]]:
     """The rows of `front.csv`: keep ratios and forms by layer, None for an empty field."""
-    table = front_table(records, costs).astype(object)
+    table = front_table(records, axis).astype(object)
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.where(table.notna(), None).to_numpy()]
     return [row | {name: json.loads(row[name]) for name in ("keep_ratios", "forms")} for row in rows]
 
@@ -48,6 +50,7 @@ def _baseline(record: TrialRecord) -> dict[str, Any]:
     return {
         **{name: getattr(record, name) for name in BASELINE_FIELDS},
         **score._asdict(),
+        "img_size": record.schedule.img_size,
         "keep_ratios": dict(record.schedule.keep_ratios),
         "forms": dict(record.schedule.forms),
     }

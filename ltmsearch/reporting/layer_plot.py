@@ -1,21 +1,18 @@
-"""Plot of the layers: keep ratios along the front, and the loss and savings of merging.
+"""Plot of the layers: their keep ratios along the front.
 
 The report's chapter on the layers explains it.
 """
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from ltmsearch.config.objective import CostAxis
 from ltmsearch.errors import check_choice
-from ltmsearch.io.figures import BLACK, BLUE, GREY, PALE, RED, TEMPLATE
+from ltmsearch.io.figures import GREY, TEMPLATE
 from ltmsearch.reporting.findings import Findings, sentences
-from ltmsearch.reporting.importance import Estimate
-from ltmsearch.reporting.numbers import cost_text
+from ltmsearch.reporting.front_table import RECOMMENDED
+from ltmsearch.reporting.numbers import cost_text, points
 from ltmsearch.reporting.pareto_plot import DASHBOARD, Place
 from ltmsearch.search.records import TrialRecord, form_key, form_letters
 
@@ -25,37 +22,31 @@ _SCALE = [[0.0, "#ffffff"], [0.001, "#e6f0f8"], [0.5, "#6aa9d4"], [1.0, "#08306b
 _ROW, _LINE = 24, 19
 """Heights in points: of a layer, and of a line of text above."""
 _ABOVE, _BELOW, _PAGE_ABOVE = 80, 105, 40
-"""Heights in points: of the title and headings, of the text below the columns, and of the headings in the report."""
+"""Heights in points: of the title and heading, of the text below the columns, and of the heading in the report."""
 _CHARACTERS = 160
 """Length of a line of text above."""
 FEW = 4
 """Most points of a front whose columns have space for units."""
+_NAMES, _COLUMN = 220, 62
+"""Widths in points: of the layers' names with the margins, and of a column."""
 
 
-def layers_figure(findings: Findings, *, title: str = "", axis: CostAxis, place: Place = "file") -> go.Figure:
-    """Draw the findings. The report shows no title."""
+def layers_figure(findings: Findings, *, title: str = "", place: Place = "file") -> go.Figure:
+    """Draw the keep ratio of each layer in each point of the front. The report shows no title."""
     check_choice("the place of a figure", place, Place)
-    fitted = findings.importance.threshold is not None
-    figure = make_subplots(1, 3, shared_yaxes=True, column_widths=[0.5, 0.3, 0.2], horizontal_spacing=0.025)
-    figure.update_layout(template=TEMPLATE, font_size=13, showlegend=False, bargap=0.35)
-    figure.add_trace(_keep_ratios(findings, axis), row=1, col=1)
-    figure.add_trace(_losses(findings), row=1, col=2)
-    figure.add_trace(_savings(findings), row=1, col=3)
+    figure = go.Figure(_keep_ratios(findings))
+    figure.update_layout(template=TEMPLATE, font_size=13, showlegend=False)
     rows, ends = list(findings.layers), [len(findings.layers) - 0.5, -0.5]  # the first layer at the top
     named = {"type": "category", "categoryorder": "array", "categoryarray": rows, "tickvals": rows}
-    figure.update_yaxes(range=ends, ticks="", showline=False, showgrid=False, **named)
-    points = f"front, lowest cost first<br>trial, {axis.unit}, top-1 %" if len(findings.front) > FEW else ""
-    below = {"text": points, "font": {"size": 13}}
+    figure.update_yaxes(range=ends, ticks="", showline=False, showgrid=False, ticklabelstandoff=5, **named)
+    below = {"text": _below(findings) if len(findings.front) > FEW else "", "font": {"size": 13}}
     plain = {"type": "category", "ticks": "", "tickangle": 0, "showline": False, "showgrid": False}
-    figure.update_xaxes(title=below, **plain, row=1, col=1)
+    figure.update_xaxes(title=below, visible=bool(findings.front), **plain)
     if findings.front:  # visible between the cells, to separate white rows
         ground = {"xref": "x domain", "yref": "y domain", "layer": "below", "line": {"width": 0}}
         figure.add_shape(type="rect", x0=0, x1=1, y0=0, y1=1, fillcolor=LIGHT, **ground)
-    zero = {"zeroline": True, "zerolinecolor": BLACK, "zerolinewidth": 1, "gridcolor": PALE, "nticks": 5}
-    for column in (2, 3):
-        figure.update_xaxes(visible=fitted, **zero, row=1, col=column)
     _add_words(figure, findings)
-    _fit(figure, findings, title, axis, place)
+    _fit(figure, findings, title, place)
     return figure
 
 
@@ -63,6 +54,11 @@ def height(findings: Findings, place: Place = "file") -> int:
     """Height of the figure in points."""
     check_choice("the place of a figure", place, Place)
     return _above(findings, place) + _ROW * max(len(findings.layers), 8) + _BELOW
+
+
+def least_width(findings: Findings) -> int:
+    """Width in points in which the labels of the columns do not meet."""
+    return _NAMES + _COLUMN * len(findings.front)
 
 
 def _above(findings: Findings, place: Place) -> int:
@@ -73,35 +69,28 @@ def _lines(findings: Findings) -> Sequence[str]:
     return textwrap.wrap(" ".join(sentences(findings)), _CHARACTERS)
 
 
+def _below(findings: Findings) -> str:
+    unit = findings.axis.unit
+    return f"front, lowest cost first: trial, {unit}, top-1 less the plain network's in points"
+
+
 def _add_words(figure: go.Figure, findings: Findings) -> None:
-    key = form_key(findings.front)
-    headings = (f"{findings.amount}{key}, white: no merging", "loss added by merging, nats", "GFLOPs saved")
-    for column, words in enumerate(headings, start=1):
-        start = figure.get_subplot(1, column).xaxis.domain[0]
-        corner = {"x": start, "xref": "paper", "xanchor": "left", "y": 1, "yref": "paper", "yanchor": "bottom"}
-        figure.add_annotation(text=f"<b>{words}</b>", showarrow=False, yshift=4, **corner)
-    importance = findings.importance
-    few = f"{importance.trials} scored trials,<br>too few for estimates:<br>{importance.needed} are needed"
-    missing = ("" if findings.front else "no front yet", few if importance.threshold is None else "")
-    for column, words in enumerate(missing, start=1):
-        middle = {"x": sum(figure.get_subplot(1, column).xaxis.domain) / 2, "xref": "paper", "y": 0.5, "yref": "paper"}
-        if words:
-            figure.add_annotation(text=words, showarrow=False, font={"color": GREY}, **middle)
+    words = f"<b>{findings.amount}{form_key(findings.front)}, white: no merging</b>"
+    corner = {"x": 0, "xref": "paper", "xanchor": "left", "y": 1, "yref": "paper", "yanchor": "bottom"}
+    figure.add_annotation(text=words, showarrow=False, yshift=4, **corner)
+    if not findings.front:
+        middle = {"x": 0.5, "xref": "paper", "y": 0.5, "yref": "paper", "font": {"color": GREY}}
+        figure.add_annotation(text="no front yet", showarrow=False, **middle)
 
 
-def _fit(figure: go.Figure, findings: Findings, title: str, axis: CostAxis, place: Place) -> None:
+def _fit(figure: go.Figure, findings: Findings, title: str, place: Place) -> None:
     if place == "dashboard":
-        figure.update_layout(DASHBOARD, margin={"l": 10, "r": 15, "t": 80, "b": 75}, title_text=title)
+        figure.update_layout(DASHBOARD, margin={"l": 10, "r": 15, "t": 60, "b": 75}, title_text=title)
         if findings.front:
-            points = [_point(r, axis, units=False) for r in findings.front]
-            below = f"front, lowest cost first<br>trial, {axis.unit}, top-1 %"
-            ticks = {"tickvals": list(range(len(points))), "ticktext": points}
-            figure.update_xaxes(**ticks, title_text=below, title_font_size=11, row=1, col=1)
-        for column in (2, 3):
-            figure.update_xaxes(nticks=4, tickangle=0, row=1, col=column)
-        for words in figure.select_annotations():  # headings in two lines, so that those of the columns do not meet
-            text = words.text.replace(", ", ",<br>").replace(" by ", "<br>by ")
-            words.update(text=text, align="left", font_size=11)
+            columns = [_point(r, findings, units=False) for r in findings.front]
+            figure.update_xaxes(tickvals=list(range(len(columns))), ticktext=columns)
+            figure.update_xaxes(title_text=_below(findings).replace(": ", ":<br>"), title_font_size=11)
+        figure.update_annotations(font_size=11)
         return
     figure.update_layout(margin={"l": 60, "r": 25, "t": _above(findings, place), "b": _BELOW})
     if place == "file":
@@ -110,12 +99,12 @@ def _fit(figure: go.Figure, findings: Findings, title: str, axis: CostAxis, plac
         figure.update_layout(title={"text": title, "subtitle": small, **at})
 
 
-def _keep_ratios(findings: Findings, axis: CostAxis) -> go.Heatmap:
+def _keep_ratios(findings: Findings) -> go.Heatmap:
     merged = [[1 - record.kept_share(layer) for record in findings.front] for layer in findings.layers]
     letters = form_letters(findings.front)
     words = [[_cell(record, layer, letters) for record in findings.front] for layer in findings.layers]
     return go.Heatmap(
-        x=[_point(record, axis, units=len(findings.front) <= FEW) for record in findings.front],
+        x=[_point(record, findings, units=len(findings.front) <= FEW) for record in findings.front],
         y=findings.layers,
         z=merged,
         zmin=0,
@@ -134,37 +123,14 @@ def _cell(record: TrialRecord, layer: str, letters: Mapping[str, str]) -> str:
     return record.short_ratio(layer, letters) if record.schedule.keep_ratios[layer] < 1 else ""
 
 
-def _point(record: TrialRecord, axis: CostAxis, *, units: bool) -> str:
+def _point(record: TrialRecord, findings: Findings, *, units: bool) -> str:
+    axis, verdict, size = findings.axis, findings.verdict, record.schedule.img_size
+    mark = f"{RECOMMENDED} " if verdict is not None and verdict.recommended == record.trial else ""
+    number, cost, difference = str(record.trial), cost_text(record, axis), points(record.difference)
     if units:
-        return f"trial {record.trial}<br>{cost_text(record, axis)} {axis.unit}<br>{record.rescored_top1:.1f} %"
-    digits = 2 if axis.name == "latency_ms" else 3
-    return f"{record.trial}<br>{record.cost(axis.name):.{digits}f}<br>{record.rescored_top1:.1f}"
-
-
-def _bars(shown: Sequence[tuple[str, Estimate]], marker: Any, hover: Sequence[str]) -> go.Bar:
-    return go.Bar(
-        x=[estimate.value for _, estimate in shown],
-        y=[layer for layer, _ in shown],
-        error_x={"array": [e.se for _, e in shown], "color": BLACK, "thickness": 1.2, "width": 3},
-        orientation="h",
-        marker={"color": marker},
-        hovertext=hover,
-        hoverinfo="text",
-    )
-
-
-def _losses(findings: Findings) -> go.Bar:
-    shown = [(e, e.loss, e.top1) for e in findings.importance.layers if e.loss is not None and e.top1 is not None]
-    hover = [
-        f"{e.layer} to {e.keep_ratio:.3g}<br>loss {loss.value:+.4f} ± {loss.se:.4f} nats<br>"
-        f"top-1 {top1.value:+.1f} ± {top1.se:.1f} points" + ("" if e.distinct else "<br>not significant")
-        for e, loss, top1 in shown
-    ]
-    colours = [RED if e.distinct else LIGHT for e, _, _ in shown]
-    return _bars([(e.layer, loss) for e, loss, _ in shown], colours, hover)
-
-
-def _savings(findings: Findings) -> go.Bar:
-    shown = [(e, e.gflops_saved) for e in findings.importance.layers if e.gflops_saved is not None]
-    hover = [f"{e.layer} to {e.keep_ratio:.3g}<br>saves {saved.value:.4f} GFLOPs" for e, saved in shown]
-    return _bars([(e.layer, saved) for e, saved in shown], BLUE, hover)
+        number, cost = f"trial {number}", f"{cost} {axis.unit}"
+        difference += " points" if difference else ""
+    else:
+        cost = f"{record.cost(axis.name):.{2 if axis.name == 'latency_ms' else 3}f}"
+    lines = [f"{mark}{number}", cost, difference, "" if size is None else f"{size} px"]
+    return "<br>".join(filter(None, lines))

@@ -1,7 +1,10 @@
 """Numbers and costs as text."""
 
-from ltmsearch.config.objective import CostAxis, tokens_text
+from ltmsearch.config.objective import CostAxis, Measure, tokens_text
 from ltmsearch.search.records import TrialRecord
+
+SHORT: dict[Measure, str] = {"kl": "KL", "loss": "loss"}
+"""Short names of the measures, both in nats, for tables."""
 
 
 def counted(number: int, noun: str) -> str:
@@ -28,6 +31,11 @@ def with_error(value: float | None, error: float | None, digits: int = 1) -> str
     return text(value, f".{digits}f") + ("" if error is None else f" ± {error:.{digits}f}")
 
 
+def points(difference: float | None, error: float | None = None) -> str:
+    """A difference of top-1 in points, its sign always shown, and its standard error; empty for None."""
+    return text(difference, "+z.1f") + ("" if error is None else f" ± {error:.1f}")
+
+
 def costs_text(record: TrialRecord, axis: CostAxis) -> str:
     """All costs of a trial on the front's axes, with their units."""
     return ", ".join(each.text(record.cost(each.name)) for each in axis.axes)
@@ -40,7 +48,8 @@ def cost_text(record: TrialRecord, axis: CostAxis) -> str:
 
 def trial_facts(record: TrialRecord) -> list[tuple[str, str]]:
     """Name and value of everything known about a trial's cost and scores."""
-    facts = [("GFLOPs", f"{record.gflops:.4f}")]
+    size = record.schedule.img_size
+    facts = [*([] if size is None else [("image side", f"{size} px")]), ("GFLOPs", f"{record.gflops:.4f}")]
     if record.gflops_sd is not None:
         facts.append(("GFLOPs, standard deviation over images", f"{record.gflops_sd:.4f}"))
     if record.gflops_quantile is not None:
@@ -52,23 +61,31 @@ def trial_facts(record: TrialRecord) -> list[tuple[str, str]]:
         facts.append(("ms per batch, measured", measured))
     if record.tokens_sent is not None:
         facts.append(("tokens sent", tokens_text(record.tokens_sent)))
-    if record.rescored_top1 is not None:
-        top1 = _score(record.rescored_top1, record.rescored_top1_se, record.rescored_loss)
-        top1 += "" if record.expected_top1 is None else f", expected top-1 {record.expected_top1:.1f} %"
-        facts.append((f"score with the final weights (version {record.rescored_version})", top1))
-    if record.agreement is not None:
-        agreed = f"{with_error(record.agreement, record.agreement_se)} %"
-        facts.append(("agreement with the plain network", agreed))
+    facts += _final_facts(record)
     if record.top1 is not None:
-        first = f"score when it ran (weights version {record.supernet_version})"
-        facts.append((first, _score(record.top1, record.top1_se, record.loss)))
+        values = [f"top-1 {with_error(record.top1, record.top1_se)} %", *_measures(record.kl, record.loss)]
+        facts.append((f"search images, when it ran (weights version {record.supernet_version})", ", ".join(values)))
     if record.mi_x is not None and record.mi_y is not None and record.ibb is not None:
         facts.append(("I(X̃;X), I(X̃;Y), IB bound", f"{record.mi_x:.3g}, {record.mi_y:.3g}, {record.ibb:.3g} nats"))
     return facts if record.ib_weight is None else [*facts, ("IB weight", f"{record.ib_weight:.3g}")]
 
 
-def _score(top1: float, top1_se: float | None, loss: float | None) -> str:
-    return f"{with_error(top1, top1_se)} %" + ("" if loss is None else f", loss {loss:.4f}")
+def _final_facts(record: TrialRecord) -> list[tuple[str, str]]:
+    facts = []
+    if record.report_top1 is not None:
+        facts.append(("top-1 of reported images", f"{with_error(record.report_top1, record.report_top1_se)} %"))
+    if record.difference is not None:
+        facts.append(("top-1 less the plain network's", f"{points(record.difference, record.difference_se)} points"))
+    if record.agreement is not None:
+        facts.append(("agreement with the plain network", f"{with_error(record.agreement, record.agreement_se)} %"))
+    if values := _measures(record.rescored_kl, record.rescored_loss):
+        facts.append((f"validation images, final weights (version {record.rescored_version})", ", ".join(values)))
+    return facts
+
+
+def _measures(kl: float | None, loss: float | None) -> list[str]:
+    pairs = ((SHORT["kl"], kl), (SHORT["loss"], loss))
+    return [f"{name} {value:.4f} nats" for name, value in pairs if value is not None]
 
 
 def breaks_budget(record: TrialRecord, axis: CostAxis) -> bool:

@@ -1,17 +1,21 @@
 """Layout of the front's plot, computed from plain records before anything is drawn."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ltmsearch.config.objective import CostAxis
-from ltmsearch.search.records import TrialRecord, select_front
+from ltmsearch.reporting.verdict import Verdict
+from ltmsearch.search.records import TrialRecord, plain_network, select_front
 
 Group = Literal["searched", "start-up", "baseline", "over budget", "below range", "failed"]
 Range = tuple[float, float]
+Point = NDArray[np.float64]
+"""(2,) place in the plot."""
 UNSCORED = ("over budget", "below range", "failed")
 
 
@@ -20,60 +24,98 @@ class FrontLayout:
     """Everything that `front_figure` draws, as plain data."""
 
     marks: dict[tuple[Group, bool], tuple[TrialRecord, ...]]
-    """(Group, whether rescored) → its records. No entry is empty."""
+    """(Group, whether its height is of reported images) → its records. No entry is empty."""
+    heights: Mapping[int, float]
+    """Trial → top-1 less the plain network's, in points: of finalists on reported images; of other scored trials on
+    search images, when both ran. Without a score of the plain network, those others have no height."""
+    plain: str
+    """The plain network in words, with its top-1 on the reported images and its cost, if known."""
     front: tuple[TrialRecord, ...]
     """The non-dominated rescored trials, lowest cost first."""
     by_second: tuple[TrialRecord, ...]
-    """Those that are on the front only by its second cost: below the steps."""
-    step: tuple[tuple[float, float], ...]
-    """Corners (cost, top-1) of the best expected top-1 at each cost, up to the budget."""
+    """Those that are on the front only by its second cost: not on the line."""
+    not_better: tuple[TrialRecord, ...]
+    """Those whose top-1 is not significantly higher than that of a cheaper one."""
+    line: tuple[tuple[float, float], ...]
+    """(Cost, height) of the front by the first cost."""
     labels: tuple[tuple[TrialRecord, str, str], ...]
-    """A front point or baseline, its label, and the side of the mark where the label covers least."""
+    """A front point with its number or another baseline with its name, and the side of the mark where the label covers
+    least. Baselines whose names would cover another label have none."""
     x_range: Range
     """Costs in view: those of the front, and slightly beyond the budget."""
     y_range: Range
-    """Top-1 in view."""
+    """Heights in view; 0, the plain network, is always among them."""
     beyond: tuple[TrialRecord, ...]
-    """Scored baselines that cost more than the view shows; labels at its right edge name them."""
+    """Baselines that cost more than the view shows, and have another height than the plain network, which has a line
+    anyway; labels at the right edge name them."""
     hidden: tuple[TrialRecord, ...]
     """Other records outside the view."""
+    unplaced: tuple[TrialRecord, ...]
+    """Scored trials without a height."""
 
 
-def front_layout(records: Iterable[TrialRecord], axis: CostAxis) -> FrontLayout:
-    """Compute the layout of the plot. The step line ends at the budget, and the view slightly beyond."""
+def front_layout(records: Iterable[TrialRecord], axis: CostAxis, verdict: Verdict | None = None) -> FrontLayout:
+    """Compute the layout of the plot. The view ends slightly beyond the budget."""
     records = sorted(records, key=lambda r: r.trial)
-    scored = [r for r in records if r.score]
-    front = tuple(sorted(select_front(records, axis.costs), key=lambda r: r.costs(axis.costs)))
-    best = sorted(select_front(front, (axis.name,)), key=lambda r: r.cost(axis.name))
-    corners = [(r.cost(axis.name), shown_top1(r)) for r in best]
-    step = [corner for a, b in pairwise(corners) for corner in (a, (b[0], a[1]))] + corners[-1:]
-    if corners and axis.budget is not None and axis.budget > corners[-1][0]:
-        step.append((axis.budget, corners[-1][1]))
-    usual = _usual(scored)
+    heights = _heights(records)
+    placed = [r for r in records if r.trial in heights]
+    front = tuple(sorted(select_front(records, axis), key=lambda r: r.costs(axis.costs)))
+    drawn = tuple(r for r in front if r.trial in heights)
+    best = select_front(drawn, replace(axis, second=None))
+    line = sorted(best, key=lambda r: r.cost(axis.name))
+    usual = _usual(placed, heights)
     x_range = _x_range(usual or records, axis, front)
-    beyond = tuple(r for r in scored if r.kind == "baseline" and r.cost(axis.name) > x_range[1])
-    y_range = _y_range([r for r in usual if r in beyond or _inside(r.cost(axis.name), x_range)], front)
+    beyond = [r for r in placed if r.kind == "baseline" and r.cost(axis.name) > x_range[1]]
+    in_columns = [r for r in usual if r in beyond or _inside(r.cost(axis.name), x_range)]
+    y_range = _y_range(in_columns, drawn, heights)
+    drawable = [r for r in records if not r.score or r.trial in heights]
     seen = [
-        r for r in records if _inside(r.cost(axis.name), x_range) and (not r.score or _inside(shown_top1(r), y_range))
+        r
+        for r in drawable
+        if _inside(r.cost(axis.name), x_range) and _inside(heights.get(r.trial, y_range[0]), y_range)
     ]
-    looks = [(group, rescored) for group in get_args(Group) for rescored in (True, False)]
+    looks = [(group, final) for group in get_args(Group) for final in (True, False)]
+    shares = _shares({r.trial: (r.cost(axis.name), heights[r.trial]) for r in placed}, x_range, y_range)
     return FrontLayout(
-        marks={look: same for look in looks if (same := tuple(r for r in records if _look(r) == look))},
-        front=front,
-        by_second=tuple(r for r in front if r not in best),
-        step=tuple(step),
-        labels=_labels([r for r in scored if r not in beyond], front, axis, x_range, y_range),
+        marks={look: same for look in looks if (same := tuple(r for r in drawable if _look(r) == look))},
+        heights=heights,
+        plain=_plain_words(records, axis),
+        front=drawn,
+        by_second=tuple(r for r in drawn if r not in best),
+        not_better=tuple(r for r in drawn if verdict is not None and r.trial in verdict.not_better),
+        line=tuple((r.cost(axis.name), heights[r.trial]) for r in line),
+        labels=_labels(
+            _named([r for r in placed if r not in beyond], drawn, verdict),
+            shares,
+            _occupied(shares, drawn, line, y_range),
+            {r.trial for r in drawn},
+        ),
         x_range=x_range,
         y_range=y_range,
-        beyond=beyond,
-        hidden=tuple(r for r in records if r not in seen and r not in beyond),
+        beyond=tuple(r for r in beyond if not r.is_plain or abs(heights[r.trial]) >= 0.05),
+        hidden=tuple(r for r in drawable if r not in seen and r not in beyond),
+        unplaced=tuple(r for r in records if r not in drawable),
     )
 
 
-def shown_top1(record: TrialRecord) -> float:
-    """The top-1 at which a scored trial is drawn."""
-    assert record.ranking_top1 is not None, record
-    return record.ranking_top1
+def _heights(records: Sequence[TrialRecord]) -> dict[int, float]:
+    plain = plain_network(records)
+    reference = None if plain is None else plain.top1
+    heights = {}
+    for record in records:
+        if record.difference is not None:
+            heights[record.trial] = record.difference
+        elif record.top1 is not None and reference is not None:
+            heights[record.trial] = record.top1 - reference
+    return heights
+
+
+def _plain_words(records: Sequence[TrialRecord], axis: CostAxis) -> str:
+    plain, final = plain_network(records), [r for r in records if r.difference is not None]
+    words = ["plain network"]
+    if final:
+        words.append(f"{(final[0].report_top1 or 0.0) - (final[0].difference or 0.0):.1f} %")
+    return ", ".join(words if plain is None else [*words, axis.text(plain.cost(axis.name))])
 
 
 def _inside(value: float, limits: Range) -> bool:
@@ -81,15 +123,15 @@ def _inside(value: float, limits: Range) -> bool:
 
 
 def _look(record: TrialRecord) -> tuple[Group, bool]:
-    return record.kind if record.state == "scored" else record.state, record.rescored_top1 is not None
+    return record.kind if record.state == "scored" else record.state, record.difference is not None
 
 
-def _usual(scored: Sequence[TrialRecord]) -> list[TrialRecord]:
+def _usual(placed: Sequence[TrialRecord], heights: Mapping[int, float]) -> list[TrialRecord]:
     """All trials but outliers so low that they would flatten the rest of the plot."""
-    if not scored:
+    if not placed:
         return []
-    quarter, most = np.quantile([shown_top1(r) for r in scored], [0.25, 0.75])
-    return [r for r in scored if shown_top1(r) >= quarter - max(3 * (most - quarter), 5.0)]
+    quarter, most = np.quantile([heights[r.trial] for r in placed], [0.25, 0.75])
+    return [r for r in placed if heights[r.trial] >= quarter - max(3 * (most - quarter), 5.0)]
 
 
 def _x_range(shown: Sequence[TrialRecord], axis: CostAxis, front: Sequence[TrialRecord]) -> Range:
@@ -109,34 +151,73 @@ def _x_range(shown: Sequence[TrialRecord], axis: CostAxis, front: Sequence[Trial
     return low - 0.08 * span, max([beyond, *near])
 
 
-def _y_range(shown: Sequence[TrialRecord], front: Sequence[TrialRecord]) -> Range:
-    if not shown:
-        return 0.0, 100.0
-    ends = [shown_top1(r) + sign * (r.rescored_top1_se or 0) * (r in front) for r in shown for sign in (-1, 1)]
-    low, height = min(ends), max(ends) - min(ends) + 1
-    return max(low - 0.08 * height, -1.0), min(max(ends) + 0.13 * height, 104.0)
+def _y_range(shown: Sequence[TrialRecord], front: Sequence[TrialRecord], heights: Mapping[int, float]) -> Range:
+    ends = [0.0]
+    for record in shown:
+        error = (record.difference_se or 0.0) * (record in front)
+        ends += [heights[record.trial] - error, heights[record.trial] + error]
+    height = max(ends) - min(ends) + 1
+    return min(ends) - 0.08 * height, max(ends) + 0.13 * height
+
+
+def _named(
+    placed: Sequence[TrialRecord], front: Sequence[TrialRecord], verdict: Verdict | None
+) -> list[tuple[TrialRecord, str]]:
+    """The front, then the other baselines, with the words of their labels."""
+    shown = [*front, *(r for r in placed if r.kind == "baseline" and r not in front)]
+    words = {r.trial: str(r.trial) if r in front else r.label for r in shown}
+    if verdict is not None and verdict.recommended in words:
+        words[verdict.recommended] += ", recommended"
+    return [(r, words[r.trial]) for r in shown]
+
+
+def _shares(at: Mapping[int, tuple[float, float]], x_range: Range, y_range: Range) -> dict[int, Point]:
+    """Places as shares of the view's width and height."""
+    corner, size = np.array([x_range[0], y_range[0]]), np.array([np.ptp(x_range), np.ptp(y_range)])
+    return {trial: (np.array(place) - corner) / size for trial, place in at.items()}
+
+
+def _occupied(
+    shares: Mapping[int, Point], front: Sequence[TrialRecord], line: Sequence[TrialRecord], y_range: Range
+) -> list[Point]:
+    """Points that labels should not cover: marks, and points along the front's line and error bars."""
+    occupied = list(shares.values())
+    for a, b in pairwise(shares[record.trial] for record in line):
+        occupied += [a + (b - a) * part for part in np.linspace(0, 1, 20)]
+    for record in front:
+        bar = np.array([0, (record.difference_se or 0.0) / np.ptp(y_range)])
+        occupied += [shares[record.trial] + bar * part for part in np.linspace(-1, 1, 9)]
+    return occupied
 
 
 def _labels(
-    scored: Sequence[TrialRecord], front: Sequence[TrialRecord], axis: CostAxis, x_range: Range, y_range: Range
+    named: Sequence[tuple[TrialRecord, str]],
+    shares: Mapping[int, Point],
+    occupied: Sequence[Point],
+    always: Collection[int],
 ) -> tuple[tuple[TrialRecord, str, str], ...]:
-    """Labels of the front and the baselines, each on the side where it covers the fewest marks and earlier labels."""
-    corner, size = np.array([x_range[0], y_range[0]]), np.array([np.ptp(x_range), np.ptp(y_range)])
-    at = {r.trial: (np.array([r.cost(axis.name), shown_top1(r)]) - corner) / size for r in scored}
-    taken = list(at.values())
-    below = {"bottom center": (0, -1), "bottom right": (1, -1), "bottom left": (-1, -1)}
-    above = {"top left": (-1, 1), "top right": (1, 1), "top center": (0, 1)}
-    labels = []
-    for record in [*front, *(r for r in scored if r.kind == "baseline" and r not in front)]:
-        words = record.label or str(record.trial)
-        # Ties go to the first side: neither the step line nor an error bar is above left of a front point.
-        sides = above | below if record in front else below | above
+    """Labels, each on the side where it covers the fewest earlier labels and occupied points.
+
+    Those that would cover an earlier label are left out, except of the trials in `always`.
+    """
+    # The line rises: it is rarely above left or below right of a point of the front.
+    beside = {"top left": (-1, 1), "bottom right": (1, -1)}
+    sides = beside | {"top right": (1, 1), "bottom left": (-1, -1), "top center": (0, 1), "bottom center": (0, -1)}
+    labels: list[tuple[TrialRecord, str, str]] = []
+    written: list[Point] = []
+    for record, words in named:
         # Half the size of the label, in shares of a plot of 880 × 430 pixels, and room for the mark.
         half = np.array([len(words) * 7.5 / 2 / 880, 8 / 430])
-        middles = {side: at[record.trial] + way * (half + np.array([0.01, 0.03])) for side, way in sides.items()}
-        covers = {s: (np.abs(np.array(taken) - m) < half + 0.008).all(axis=1).sum() for s, m in middles.items()}
-        cut = {s: abs(m[0] - 0.5) > 0.5 - half[0] for s, m in middles.items()}
-        side = min(sides, key=lambda side: (cut[side], covers[side]))
-        labels.append((record, words, side))
-        taken += [middles[side] + half * (end, 0) for end in np.linspace(-1, 1, len(words) + 1)]
+        middles = {side: shares[record.trial] + way * (half + np.array([0.01, 0.03])) for side, way in sides.items()}
+        covered = {side: _inside_box(written, at, half + np.array([0.005, 0.02])) for side, at in middles.items()}
+        marks = {side: _inside_box(occupied, at, half + 0.008) for side, at in middles.items()}
+        cut = {side: abs(at[0] - 0.5) > 0.5 - half[0] for side, at in middles.items()}
+        side = min(sides, key=lambda side: (cut[side], covered[side], marks[side]))
+        if record.trial in always or not covered[side]:
+            labels.append((record, words, side))
+            written += [middles[side] + half * (end, 0) for end in np.linspace(-1, 1, len(words) + 1)]
     return tuple(labels)
+
+
+def _inside_box(points: Sequence[Point], middle: Point, half: Point) -> int:
+    return int((np.abs(np.array(points).reshape(-1, 2) - middle) < half).all(axis=1).sum())

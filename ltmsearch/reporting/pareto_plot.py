@@ -1,8 +1,8 @@
 """Plot of the front among all trials; the report's chapter on the front explains its marks.
 
-x is the cost of the front, y the top-1 used for ranking. If the front was measured, a line leads from each point to a
-bar at the measured latency, red if it is over the budget. A second cost of the front is shown as colour; points
-that are on the front only by that one have a thinner ring.
+x is the cost of the front, y top-1 less the plain network's, in points. If the front was measured, a line leads from
+each point to a bar at the measured latency, red if it is over the budget. A second cost of the front is shown as
+colour; points that are on the front only by that one have a thinner ring.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,8 +13,9 @@ import plotly.graph_objects as go
 from ltmsearch.config.objective import CostAxis
 from ltmsearch.errors import check_choice
 from ltmsearch.io.figures import BLACK, BLUE, GREY, ORANGE, RED, TEMPLATE
-from ltmsearch.reporting.numbers import breaks_budget, trial_facts
-from ltmsearch.reporting.pareto_layout import UNSCORED, FrontLayout, Group, front_layout, shown_top1
+from ltmsearch.reporting.numbers import breaks_budget, points, trial_facts
+from ltmsearch.reporting.pareto_layout import UNSCORED, FrontLayout, Group, front_layout
+from ltmsearch.reporting.verdict import Verdict
 from ltmsearch.schedules.schedule import amount_of
 from ltmsearch.search.records import FORM_LETTERS, TrialRecord
 
@@ -38,32 +39,29 @@ STYLES: dict[Group, tuple[str, str, int]] = {
 }
 RING: dict[str, Any] = {"symbol": "circle-open", "size": 18, "color": BLACK, "line": {"width": 2}}
 """Mark around a trial of the front."""
+LABEL: dict[str, Any] = {"showarrow": False, "bgcolor": "rgba(255,255,255,0.8)", "yanchor": "bottom"}
+"""Look of the words beside a line."""
 
 
 def front_figure(
-    records: Iterable[TrialRecord], *, title: str = "", axis: CostAxis, place: Place = "file"
+    records: Iterable[TrialRecord],
+    *,
+    title: str = "",
+    axis: CostAxis,
+    verdict: Verdict | None = None,
+    place: Place = "file",
 ) -> go.Figure:
     """Draw all trials of a study. The report shows no title."""
     check_choice("the place of a figure", place, Place)
-    layout = front_layout(records, axis)
+    layout = front_layout(records, axis, verdict)
     figure = go.Figure(layout=_figure_layout(layout, title, axis))
-    for (group, rescored), members in layout.marks.items():
+    for (group, final), members in layout.marks.items():
         # One entry in the legend per group, with its filled mark if it has any.
-        in_legend = rescored or (group, True) not in layout.marks
-        figure.add_trace(_trace(group, rescored, members, axis, in_legend))
+        in_legend = final or (group, True) not in layout.marks
+        figure.add_trace(_trace(group, final, members, layout, axis, in_legend))
     _add_front(figure, layout, axis)
     _add_measured(figure, layout, axis)
-    label: dict[str, Any] = {"showarrow": False, "bgcolor": "rgba(255,255,255,0.8)", "yanchor": "bottom"}
-    for limit, name, dash in ((axis.budget, "budget", "dash"), (axis.lowest, "lowest budget", "dot")):
-        if limit is not None:
-            figure.add_vline(x=limit, line={"color": BLACK, "width": 1.5, "dash": dash})
-            foot = {"x": limit, "y": 0, "yref": "y domain", "xanchor": "left", "align": "left"}
-            figure.add_annotation(text=f"{name}<br>{limit:g} {axis.unit}", **foot, **label)
-    for record in layout.beyond:
-        figure.add_hline(y=shown_top1(record), line={"color": RED, "width": 1.5, "dash": "dot"})
-        edge = {"x": 1, "xref": "paper", "y": shown_top1(record), "xanchor": "right", "align": "right", "yshift": 6}
-        text = f"{record.name}: {shown_top1(record):.1f} %<br>{axis.text(record.cost(axis.name))} →"
-        figure.add_annotation(text=text, **edge, **label)
+    _add_lines(figure, layout, axis)
     if place == "page":
         figure.update_layout(title=None, margin_t=20)
     elif place == "dashboard":
@@ -83,7 +81,9 @@ def _hover(record: TrialRecord) -> str:
     return "<br>".join([*lines, amounts, *(f"  {s}: {r}" for s, r in record.by_stage(FORM_LETTERS))])
 
 
-def _trace(group: Group, rescored: bool, members: Sequence[TrialRecord], axis: CostAxis, in_legend: bool) -> go.Scatter:
+def _trace(
+    group: Group, final: bool, members: Sequence[TrialRecord], layout: FrontLayout, axis: CostAxis, in_legend: bool
+) -> go.Scatter:
     symbol, colour, size = STYLES[group]
     scored = group not in UNSCORED
     by_cost: dict[str, Any] = {}
@@ -95,10 +95,10 @@ def _trace(group: Group, rescored: bool, members: Sequence[TrialRecord], axis: C
     return go.Scatter(
         name=f"rejected: {group}" if group in ("over budget", "below range") else group,
         x=[r.cost(axis.name) for r in members],
-        y=[shown_top1(r) if scored else 0.5 for r in members],
+        y=[layout.heights[r.trial] if scored else 0.5 for r in members],
         yaxis="y" if scored else "y2",
         mode="markers",
-        marker=(filled if rescored else hollow) | by_cost,
+        marker=(filled if final else hollow) | by_cost,
         legendgroup=group,
         showlegend=in_legend,
         hovertext=[_hover(r) for r in members],
@@ -107,25 +107,22 @@ def _trace(group: Group, rescored: bool, members: Sequence[TrialRecord], axis: C
 
 
 def _add_front(figure: go.Figure, layout: FrontLayout, axis: CostAxis) -> None:
-    x, y = [corner[0] for corner in layout.step], [corner[1] for corner in layout.step]
+    x, y = [cost for cost, _ in layout.line], [height for _, height in layout.line]
     together: dict[str, Any] = {"legendgroup": "front", "hoverinfo": "skip"}  # the mark in the ring has a hover box
     figure.add_scatter(x=x, y=y, mode="lines", line={"color": BLACK, "width": 1.5}, showlegend=False, **together)
-    rings = {"front, ± 1 standard error": (RING, [r for r in layout.front if r not in layout.by_second])}
-    if axis.second is not None and layout.by_second:
-        rings[f"front only by {axis.second.unit}"] = RING | {"line": {"width": 1}}, list(layout.by_second)
-    for name, (ring, members) in rings.items():
+    for name, (ring, members) in _rings(layout, axis).items():
         figure.add_scatter(
             name=name,
             x=[r.cost(axis.name) for r in members],
-            y=[shown_top1(r) for r in members],
-            error_y={"array": [r.rescored_top1_se or 0 for r in members], "color": BLACK, "thickness": 1.2},
+            y=[layout.heights[r.trial] for r in members],
+            error_y={"array": [r.difference_se or 0 for r in members], "color": BLACK, "thickness": 1.2},
             mode="markers",
             marker=ring,
             **together,
         )
     figure.add_scatter(
         x=[r.cost(axis.name) for r, _, _ in layout.labels],
-        y=[shown_top1(r) for r, _, _ in layout.labels],
+        y=[layout.heights[r.trial] for r, _, _ in layout.labels],
         mode="markers+text",
         marker={"size": 17, "opacity": 0},  # invisible: keeps the label off the mark
         text=[words for _, words, _ in layout.labels],
@@ -135,6 +132,39 @@ def _add_front(figure: go.Figure, layout: FrontLayout, axis: CostAxis) -> None:
     )
 
 
+def _rings(layout: FrontLayout, axis: CostAxis) -> dict[str, tuple[dict[str, Any], list[TrialRecord]]]:
+    """Name in the legend → look and trials; the first is always there."""
+    alike, second = layout.not_better, [r for r in layout.by_second if r not in layout.not_better]
+    rings: dict[str, tuple[dict[str, Any], list[TrialRecord]]] = {
+        "front, ± 1 standard error": (RING, [r for r in layout.front if r not in alike and r not in second])
+    }
+    if alike:
+        thin = RING | {"color": GREY, "line": {"width": 1}}
+        rings["front, not significantly better than a cheaper point"] = thin, list(alike)
+    if axis.second is not None and second:
+        rings[f"front only by {axis.second.unit}"] = RING | {"line": {"width": 1}}, second
+    return rings
+
+
+def _add_lines(figure: go.Figure, layout: FrontLayout, axis: CostAxis) -> None:
+    """Draw and name the budgets, the plain network, and baselines that cost more than the view shows."""
+    for limit, name, dash in ((axis.budget, "budget", "dash"), (axis.lowest, "lowest budget", "dot")):
+        if limit is not None:
+            figure.add_vline(x=limit, line={"color": BLACK, "width": 1.5, "dash": dash})
+            foot = {"x": limit, "y": 0, "yref": "y domain", "xanchor": "left", "align": "left"}
+            figure.add_annotation(text=f"{name}<br>{limit:g} {axis.unit}", **foot, **LABEL)
+    if layout.heights:
+        figure.add_hline(y=0, line={"color": GREY, "width": 1.5})
+        left = LABEL | {"bgcolor": "rgba(255,255,255,0)", "x": 0.01, "xref": "paper", "xanchor": "left"}
+        figure.add_annotation(text=layout.plain, y=0, font_color=GREY, **left)
+    for record in layout.beyond:
+        height = layout.heights[record.trial]
+        figure.add_hline(y=height, line={"color": RED, "width": 1.5, "dash": "dot"})
+        edge = {"x": 1, "xref": "paper", "y": height, "xanchor": "right", "align": "right", "yshift": 6}
+        text = f"{record.name}: {points(height)} points<br>{axis.text(record.cost(axis.name))} →"
+        figure.add_annotation(text=text, **edge, **LABEL)
+
+
 def _add_measured(figure: go.Figure, layout: FrontLayout, axis: CostAxis) -> None:
     timed = [r for r in layout.front if axis.name == "latency_ms" and r.latency_measured_ms is not None]
     for broken, colour, name in ((False, BLACK, "measured"), (True, RED, "measured: over budget")):
@@ -142,13 +172,13 @@ def _add_measured(figure: go.Figure, layout: FrontLayout, axis: CostAxis) -> Non
         if not members:
             continue
         for record in members:
-            ends, height = [record.cost(axis.name), record.latency_measured_ms], [shown_top1(record)] * 2
+            ends, height = [record.cost(axis.name), record.latency_measured_ms], [layout.heights[record.trial]] * 2
             quiet: dict[str, Any] = {"showlegend": False, "hoverinfo": "skip"}
             figure.add_scatter(x=ends, y=height, mode="lines", line={"color": colour, "width": 1}, **quiet)
         figure.add_scatter(
             name=name,
             x=[r.latency_measured_ms for r in members],
-            y=[shown_top1(r) for r in members],
+            y=[layout.heights[r.trial] for r in members],
             error_x={"array": [r.latency_measured_se_ms or 0 for r in members], "color": colour, "thickness": 1},
             mode="markers",
             marker={"symbol": "line-ns", "size": 14, "color": colour, "line": {"width": 2.5, "color": colour}},
@@ -158,10 +188,12 @@ def _add_measured(figure: go.Figure, layout: FrontLayout, axis: CostAxis) -> Non
 
 
 def _figure_layout(layout: FrontLayout, title: str, axis: CostAxis) -> dict[str, Any]:
-    subtitle = "filled: expected top-1 with the final weights; open: top-1 when the trial ran"
+    subtitle = "filled: reported images, final weights; open: search images, when the trial ran"
     if layout.hidden:
         scored, hidden = sum(r.score is not None for r in layout.hidden), len(layout.hidden)
         subtitle += f"<br>not in view: {hidden - scored} without a score, {scored} scored (double-click to show all)"
+    if layout.unplaced:
+        subtitle += f"<br>not shown: {len(layout.unplaced)} scored, with no plain network on the same images"
     small = {"text": subtitle, "font": {"size": 13, "color": GREY}}
     strip = {"range": [0, 1], "domain": [0, 0.08], "tickvals": [0.5], "ticktext": ["no score"], "ticks": ""}
     beside = {"text": axis.second.unit if axis.second else "", "side": "right"}
@@ -173,9 +205,10 @@ def _figure_layout(layout: FrontLayout, title: str, axis: CostAxis) -> dict[str,
         "margin": {"l": 75, "r": 30, "t": 105, "b": 110},
         "xaxis": {"title": axis.title, "range": layout.x_range, "anchor": "y2" if below else "y"},
         "yaxis": {
-            "title": "expected top-1, %" if layout.front else "top-1, %",
+            "title": "top-1 less the plain network's, points",
             "range": layout.y_range,
             "domain": [below, 1],
+            "zeroline": False,
         },
         "yaxis2": {"fixedrange": True, "showgrid": False, **strip},
         "coloraxis": {"colorscale": "Viridis", "colorbar": {"title": beside, "thickness": 14, "outlinewidth": 0}},
@@ -190,6 +223,7 @@ def _fit_dashboard(figure: go.Figure, layout: FrontLayout, axis: CostAxis) -> No
         title_subtitle={"text": reading, "font": {"size": 11}},
         legend={"font": {"size": 11}, "x": 0, "xref": "container"},
         xaxis_title_text=axis.title.partition(" (")[0],
+        yaxis_title_text="top-1 − plain, points",
     )
     # Labels of baselines have no space here.
     text = [words if record in layout.front else "" for record, words, _ in layout.labels]

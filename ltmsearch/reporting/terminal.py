@@ -7,8 +7,10 @@ from rich.table import Table
 
 from ltmsearch.config.objective import CostAxis
 from ltmsearch.io.console_tables import width_of
-from ltmsearch.reporting.findings import Findings, find, sentences
+from ltmsearch.reporting.findings import Findings, findings_of, front_lines, verdict_lines
 from ltmsearch.reporting.front_table import make_front_table
+from ltmsearch.reporting.numbers import SHORT
+from ltmsearch.reporting.verdict import Verdict
 from ltmsearch.search.records import TrialRecord
 from ltmsearch.search.run import Run
 
@@ -16,47 +18,62 @@ AMOUNTS = ("keep ratios", "thresholds")
 """Headings of the column of words."""
 ROOM_FOR_RATIOS = 24
 """Terminal columns that keep ratios need beside the numbers of a front."""
-LEFT_OUT = ("loss", "IB weight")
-"""Columns of the front's table without space in 80 columns."""
+MAY_BE_LEFT_OUT = (*SHORT.values(), "IB weight")
+"""Columns of the front's table that are left out where the terminal is too narrow for them."""
 
 
 def print_results(console: Console, run: Run) -> None:
     """Print the front of a study and its findings; 80 columns are enough."""
-    axis = run.settings.axis
-    print_front(console, run.trials, axis=axis)
-    print_findings(console, find(run.trials, axis.costs))
+    findings = findings_of(run)
+    print_front(console, run.trials, axis=run.settings.axis, verdict=findings.verdict)
+    print_findings(console, findings)
 
 
-def print_front(console: Console, records: Iterable[TrialRecord], *, axis: CostAxis) -> None:
+def print_front(
+    console: Console, records: Iterable[TrialRecord], *, axis: CostAxis, verdict: Verdict | None = None
+) -> None:
     """Print the front, best first, and below it the baselines.
 
-    If keep ratios do not fit beside the numbers, they follow in a second table, and with them the last numbers if the
-    first table would be too wide too. 80 columns are enough.
+    If not everything fits, the measure and the IB weight are left out. If keep ratios still do not fit beside the
+    numbers, they follow in a second table, and with them the last numbers if the first table would be too wide too. 80
+    columns are enough.
     """
-    front = make_front_table(records, axis)
-    columns = [name for name in front.columns if name not in LEFT_OUT]
-    numbers = [[row.cells[name] for name in columns] for row in front.rows]
+    front = make_front_table(records, axis, verdict)
+    end = len(front.front)
     ratios = [row.label or " | ".join(row.keep_ratios.values()) for row in front.rows]
-    side_by_side = [(*cells, words) for cells, words in zip(numbers, ratios, strict=True)]
-    tables = [_table((*columns, front.amounts), side_by_side, len(front.front))]
-    separate = _table(columns, numbers, len(front.front))
+
+    def table(names: Sequence[str], *, words: bool) -> Table:
+        rows = [[row.cells[name] for name in names] for row in front.rows]
+        if not words:
+            return _table(names, rows, end)
+        return _table((*names, front.amounts), [(*row, each) for row, each in zip(rows, ratios, strict=True)], end)
+
+    columns = list(front.columns)
+    if width_of(console, table(columns, words=True)) > console.width:
+        columns = [name for name in columns if name not in MAY_BE_LEFT_OUT]
+    tables, separate = [table(columns, words=True)], table(columns, words=False)
     if console.width < min(width_of(console, tables[0]), width_of(console, separate) + ROOM_FOR_RATIOS):
         fit = len(columns)
         while fit > 1 and width_of(console, separate) > console.width:
             fit -= 1
-            separate = _table(columns[:fit], [cells[:fit] for cells in numbers], len(front.front))
-        rest = [(cells[0], *cells[fit:], words) for cells, words in zip(numbers, ratios, strict=True)]
-        tables = [separate, _table(("trial", *columns[fit:], front.amounts), rest, len(front.front))]
+            separate = table(columns[:fit], words=False)
+        tables = [separate, table(["trial", *columns[fit:]], words=True)]
     tables[0].title = front.title
-    for table in tables:
-        console.print(table)
+    for each in tables:
+        console.print(each)
     for line in front.captions:
         console.print(line, markup=False, highlight=False, style="dim")
 
 
 def print_findings(console: Console, findings: Findings) -> None:
-    """Print the findings as one paragraph of at most 80 columns."""
-    console.print(" ".join(sentences(findings)), markup=False, highlight=False, width=min(80, console.width))
+    """Print the layers of the front, and below them the verdict, so that a run ends with what its user should do.
+
+    Both are paragraphs of at most 80 columns.
+    """
+    for lines in (front_lines(findings), verdict_lines(findings)):
+        if lines:
+            console.print()
+            console.print(" ".join(lines), markup=False, highlight=False, width=min(80, console.width))
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], front: int) -> Table:

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from ltmsearch.callbacks import Callbacks
-from ltmsearch.config.objective import CostAxis
 from ltmsearch.io.figures import write_drawing
-from ltmsearch.reporting.findings import find, write_findings
+from ltmsearch.reporting.findings import Findings, findings_of, write_findings
 from ltmsearch.reporting.html import write_page
 from ltmsearch.reporting.layer_plot import height, layers_figure
 from ltmsearch.reporting.pareto_plot import front_figure
@@ -17,19 +16,19 @@ FINDINGS = "findings.json"
 
 
 def write_plots(
-    records: list[TrialRecord], folder: Path, title: str, *, axis: CostAxis, callbacks: Callbacks, png: bool = True
+    records: list[TrialRecord], findings: Findings, folder: Path, title: str, *, callbacks: Callbacks, png: bool = True
 ) -> None:
     """Write `front.html` and `layers.html`, and where a browser is found, `front.png` and `layers.png`.
 
     A front with a second cost is also drawn over that, as `front_tokens`.
     """
-    findings = find(records, axis.costs)
+    axis, verdict = findings.axis, findings.verdict
     drawn = {
-        "front": (front_figure(records, title=title, axis=axis), 620),
-        "layers": (layers_figure(findings, title=title, axis=axis), height(findings)),
+        "front": (front_figure(records, title=title, axis=axis, verdict=verdict), 620),
+        "layers": (layers_figure(findings, title=title), height(findings)),
     }
     if axis.second is not None:
-        drawn["front_tokens"] = (front_figure(records, title=title, axis=axis.swapped), 620)
+        drawn["front_tokens"] = (front_figure(records, title=title, axis=axis.swapped, verdict=verdict), 620)
     for name, (figure, size) in drawn.items():
         note = write_drawing(figure, folder, name, title=title, height=size, png=png)
         if note:
@@ -44,10 +43,11 @@ def write_results(run: Run, callbacks: Callbacks, clock: Clock | None = None) ->
     """
     settings, records, folder = run.settings, run.trials, run.folder
     write_csv(trials_table(records), folder / TRIALS)
-    write_csv(front_table(records, settings.axis.costs), folder / FRONT)
-    write_findings(find(records, settings.axis.costs), folder / FINDINGS)
+    write_csv(front_table(records, settings.axis), folder / FRONT)
+    findings = findings_of(run)
+    write_findings(findings, folder / FINDINGS)
     title = f"{settings.backbone}, {settings.operator} merging, {settings.dataset}"
-    write_plots(records, folder, title, axis=settings.axis, callbacks=callbacks)
+    write_plots(records, findings, folder, title, callbacks=callbacks)
     if clock is not None:
         clock.save()
     write_page(run)  # last, to include the time of everything else

@@ -1,4 +1,4 @@
-"""A merge schedule: keep ratio and form of every layer."""
+"""A merge schedule: keep ratio and form of every layer, and the image size at which they apply."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,6 +59,8 @@ class MergeSchedule:
     forms: Mapping[str, Form] = field(default_factory=dict)
     """Layer name → form; other layers have the default of operator and family. Forms of layers that do not merge are
     removed."""
+    img_size: int | None = None
+    """Image side in pixels at which the network runs; None: the one that it is built for."""
 
     def __post_init__(self) -> None:
         for what, given in (("keep ratios", self.keep_ratios), ("forms", self.forms)):
@@ -75,12 +77,13 @@ class MergeSchedule:
         object.__setattr__(self, "forms", MappingProxyType(forms))
 
     def __hash__(self) -> int:
-        return hash((self.operator, frozenset(self.keep_ratios.items()), frozenset(self.forms.items())))
+        return hash((self.operator, frozenset(self.keep_ratios.items()), frozenset(self.forms.items()), self.img_size))
 
     def __reduce__(self) -> tuple[object, ...]:
         # A mapping proxy cannot be pickled; schedules travel to other processes.
         ratios, forms = dict(self.keep_ratios), dict(self.forms)
-        return partial(MergeSchedule, keep_ratios=ratios, operator=self.operator, forms=forms), ()
+        parts = partial(MergeSchedule, keep_ratios=ratios, forms=forms)
+        return partial(parts, operator=self.operator, img_size=self.img_size), ()
 
     @classmethod
     def uniform(

@@ -15,6 +15,8 @@ from ltmsearch.schedules.grid import Grid, kept_share, on_grid, tokens
 from ltmsearch.schedules.schedule import THRESHOLDS, Choice, Form, MergeSchedule
 from ltmsearch.schedules.space_file import Offer, SpaceFile
 
+IMG_SIZE = "img_size"
+"""Name of the index of the image size; no layer is called so."""
 ZERO_SHARE = 1 / 5
 """Share of an IB weight's range, on a log scale, that means zero."""
 
@@ -83,7 +85,10 @@ class IBWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
-    """Layers of one backbone and their choices. A point is one choice index per layer, and an IB weight."""
+    """Layers of one backbone and their choices. A point is one choice index per layer, and an IB weight.
+
+    Shapes: L layers; I indices of a schedule, L or with image sizes L + 1.
+    """
 
     layers: tuple[str, ...]
     """Layer names in the order of execution."""
@@ -96,6 +101,11 @@ class SearchSpace:
     """Forms of the operator; the first is the default."""
     ib_weights: IBWeights | None = None
     """Weights of the IB loss; None: no IB loss."""
+    img_sizes: tuple[int, ...] = ()
+    """Image sides in pixels, the network's own first, if there are smaller ones: then a schedule has one more index,
+    behind those of the layers. Sizes that are searched come before those that only baselines have."""
+    searched_sizes: int = 1
+    """Number of the sizes that are searched, the network's own included."""
 
     def __post_init__(self) -> None:
         _check_forms(self.operator_forms)
@@ -144,32 +154,54 @@ class SearchSpace:
         )
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Name of each index of a schedule: its layer, or `IMG_SIZE`."""
+        return (*self.layers, *([IMG_SIZE] if self.img_sizes else []))
+
+    @property
+    def options(self) -> tuple[int, ...]:
+        """Number of values of each index, those included that only baselines have."""
+        return (*map(len, self.choices), *([len(self.img_sizes)] if self.img_sizes else []))
+
+    @property
     def size(self) -> int:
-        """Number of schedules."""
-        return int(np.prod([len(options) for options in self.choices], dtype=object))
+        """Number of schedules that are searched."""
+        return int(np.prod([len(options) for options in self.choices], dtype=object)) * self.searched_sizes
+
+    @property
+    def plain(self) -> np.ndarray:
+        """(I,) indices of the plain network."""
+        return np.zeros(len(self.names), dtype=int)
 
     @property
     def cheapest(self) -> np.ndarray:
-        """(L,) indices of the choice that keeps the fewest tokens of its full grid, at every layer."""
-        return np.array([len(options) - 1 for options in self.choices])
+        """(I,) indices of the choice that keeps the fewest tokens of its full grid, at every layer, and the last size
+        that is searched."""
+        sizes = [self.searched_sizes - 1] if self.img_sizes else []
+        return np.array([len(options) - 1 for options in self.choices] + sizes)
 
     def schedule(self, indices: Sequence[int] | np.ndarray) -> MergeSchedule:
-        """The schedule of (L,) choice indices."""
-        taken = {n: options[int(i)] for n, options, i in zip(self.layers, self.choices, indices, strict=True)}
+        """The schedule of (I,) choice indices."""
+        own = indices[: len(self.layers)]
+        taken = {n: options[int(i)] for n, options, i in zip(self.layers, self.choices, own, strict=True)}
+        size = int(indices[-1]) if self.img_sizes else 0
         return MergeSchedule(
             keep_ratios={layer: choice.keep_ratio for layer, choice in taken.items()},
             operator=self.operator,
             forms={layer: choice.form for layer, choice in taken.items() if choice.form is not None},
+            img_size=self.img_sizes[size] if size else None,
         )
 
     def indices(self, schedule: MergeSchedule) -> np.ndarray:
-        """(L,) choice indices of a schedule; raises ValueError if the space does not contain it."""
+        """(I,) choice indices of a schedule; raises ValueError if the space does not contain it."""
         forms = self.operator_forms
         indices = []
         for layer, options in zip(self.layers, self.choices, strict=True):
             ratio = schedule.keep_ratio(layer)
             several = ratio < 1 and len(forms) > 1
             indices.append(options.index(Choice(ratio, schedule.form(layer) or forms[0] if several else None)))
+        if self.img_sizes:
+            indices.append(self.img_sizes.index(schedule.img_size or self.img_sizes[0]))
         return np.array(indices)
 
     @property
@@ -179,8 +211,9 @@ class SearchSpace:
         return tuple(form for form in self.operator_forms if form in offered) or (None,)
 
     def nearest(self, keep_ratio: float, form: Form | None = None) -> np.ndarray:
-        """(L,) indices of the choice nearest to a keep ratio at every layer, in `form` if that layer offers it."""
-        return np.array([self.nearest_choice(layer, keep_ratio, form) for layer in range(len(self.layers))])
+        """(I,) indices of the choice nearest to a keep ratio at every layer, in `form` if that layer offers it."""
+        found = [self.nearest_choice(layer, keep_ratio, form) for layer in range(len(self.layers))]
+        return np.array(found + [0] * bool(self.img_sizes))
 
     def nearest_choice(self, layer: int, keep_ratio: float, form: Form | None = None, *, merging: bool = False) -> int:
         """Index of one layer's choice whose share of kept tokens is nearest to that of a keep ratio.
@@ -199,20 +232,25 @@ class SearchSpace:
         return min(range(1 if merging and len(options) > 1 else 0, len(options)), key=distance)
 
     def random(self, rng: np.random.Generator, number: int) -> np.ndarray:
-        """(number, L) random indices, from no merge to the smallest ratios.
+        """(number, I) random indices, from no merge to the smallest ratios.
 
         The layers of a schedule vary around a common level. Schedules of independent draws would nearly all have the
-        same cost, and be far too cheap if merges accumulate.
+        same cost, and be far too cheap if merges accumulate. Image sizes are drawn evenly.
         """
         level = rng.uniform(-0.1, 1.1, size=(number, 1))
         position = np.clip(level + rng.normal(0.0, 0.3, size=(number, len(self.layers))), 0.0, 1.0)
-        return np.rint(position * self.cheapest).astype(np.int64)
+        rows = np.rint(position * self.cheapest[: len(self.layers)]).astype(np.int64)
+        if not self.img_sizes:
+            return rows
+        return np.concatenate([rows, rng.integers(self.searched_sizes, size=(number, 1))], axis=1)
 
     def digest(self) -> str:
-        """Short hash of layers, choices, operator and IB weights."""
+        """Short hash of layers, choices, operator, image sizes and IB weights."""
         content: list[Any] = [self.layers, self.choices, self.operator]
         if self.ib_weights is not None:
             content.append([self.ib_weights.low, self.ib_weights.high])
+        if self.img_sizes:
+            content.append([self.img_sizes, self.searched_sizes])
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
@@ -239,16 +277,22 @@ def _check_forms(forms: Sequence[Form]) -> None:
 
 
 def _distinct_ratios(ratios: Sequence[float], layers: Layers, layer: str, form: Form) -> dict[float, Grid]:
-    """Keep ratios below 1 that merge a layer's full grid to different grids, and these grids."""
+    """Keep ratios below 1 that merge a layer's full grid to different grids, and these grids.
+
+    Behind a merge that leaves the grid a layer gets fewer tokens, of which ratios and numbers that agree on the full
+    grid keep different ones: there all are distinct.
+    """
     grid = layers.layer_grids[layer]
     n = tokens(grid)
-    by_grid: dict[Grid, tuple[float, float]] = {}
+    first = any(layer == sequence[0] for sequence in layers.sequences)
+    by_grid: dict[tuple[Grid, float], tuple[float, float]] = {}
     for ratio in sorted(ratios, reverse=True):  # counts, which are negative, behind shares
         target = layers.target(layer, Choice(ratio, form))
         off = abs(kept_share(n, ratio) - tokens(target) / n)
-        if target != grid and (target not in by_grid or off < by_grid[target][0]):
-            by_grid[target] = off, ratio
-    return {ratio: target for target, (_, ratio) in by_grid.items()}
+        key = (target, 0.0 if first or on_grid(target) else ratio)
+        if target != grid and (key not in by_grid or off < by_grid[key][0]):
+            by_grid[key] = off, ratio
+    return {ratio: target for (target, _), (_, ratio) in by_grid.items()}
 
 
 def _check_sequence(layers: Layers, choices: dict[str, tuple[Choice, ...]]) -> None:
@@ -269,12 +313,17 @@ def _check_sequence(layers: Layers, choices: dict[str, tuple[Choice, ...]]) -> N
 def colliding_ratios(space: SearchSpace, layers: Layers) -> dict[str, list[tuple[float, ...]]]:
     """Groups of keep ratios that keep the same tokens at another image size, e.g. that of proxy training, by layer.
 
-    `layers`: the backbone at that size.
+    `layers`: the backbone at that size. Layers behind a merge that leaves the grid get other numbers of tokens than the
+    full grid has, and are left out.
     """
     result: dict[str, list[tuple[float, ...]]] = {}
     if space.operator in THRESHOLDS:
         return result
     for layer, options in zip(space.layers, space.choices, strict=True):
+        if any(layer in sequence[1:] for sequence in layers.sequences) and not all(
+            on_grid(layers.target(layer, choice)) for choice in options
+        ):
+            continue
         groups: dict[tuple[Form, Grid], list[float]] = {}
         for choice in options:
             # No merge, which has no form, is the same network as a ratio that keeps the whole grid.

@@ -6,7 +6,8 @@ import numpy as np
 
 from ltmsearch.config.objective import CostName
 from ltmsearch.config.settings import StudySettings
-from ltmsearch.costs import GIGA, Budget, CostModel, sample_by_cost
+from ltmsearch.costs import GIGA, Budget, CostModel, SizedCosts, sample_by_cost
+from ltmsearch.costs.budget import Costs
 from ltmsearch.errors import InputError
 from ltmsearch.latency import StudyLatency
 from ltmsearch.schedules.space import SearchSpace
@@ -23,13 +24,21 @@ def make_budgets(
     costs: CostModel,
     latency: StudyLatency | None,
     measured: MeasuredCosts | None,
+    sizes: Sequence[CostModel] = (),
 ) -> tuple[Budget, ...]:
-    """The budgets of a study; a latency budget comes first."""
+    """The budgets of a study; a latency budget comes first.
+
+    `sizes`: costs at each image size of the space.
+    """
     budgets = []
     if latency is not None and settings.budget_ms is not None:
         budgets.append(Budget(name="latency_ms", table=latency.model.table(space.choices), limit=settings.budget_ms))
     if settings.budget_gflops is not None:
-        table, limit, least = measured or costs.table(space.choices), int(settings.budget_gflops * GIGA), 0.0
+        table: Costs = measured or costs.table(space.choices)
+        if space.img_sizes:
+            tables = [each.table(space.choices) for each in sizes]
+            table = SizedCosts(tables=tables, searched=space.searched_sizes)
+        limit, least = int(settings.budget_gflops * GIGA), 0.0
         if settings.lowest_gflops is not None:
             width = settings.budget_gflops - settings.lowest_gflops
             least = (settings.lowest_gflops - BELOW_RANGE * width) * GIGA

@@ -9,7 +9,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.search.announcement import announce
+from ltmsearch.search.answers import ANSWERS
 from ltmsearch.search.budgets import check_measured
 from ltmsearch.search.checkpoint import Checkpoint, CheckpointState
-from ltmsearch.search.final_scores import final_scores
+from ltmsearch.search.final_scores import final_scores, time_front
 from ltmsearch.search.hooks import StudyHooks
 from ltmsearch.search.initial_trials import (
     INITIAL,
@@ -48,7 +48,9 @@ from ltmsearch.search.optuna_records import (
     trial_records,
     with_current_budgets,
 )
-from ltmsearch.search.records import TrialRecord, select_front
+from ltmsearch.search.proposals import Proposals
+from ltmsearch.search.records import TrialRecord
+from ltmsearch.search.running import RunningTrial
 from ltmsearch.search.samplers import make_sampler
 from ltmsearch.search.setup import StudyContext
 from ltmsearch.search.shared_weights import SharedWeights, select_checkpoint, unstored_trial
@@ -61,20 +63,6 @@ from ltmsearch.search.warmup import WarmUpRun
 from ltmsearch.search.workers import Answer, LocalWorker, Task, Workers
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunningTrial:
-    """A trial that a worker is evaluating."""
-
-    trial: Trial
-    task: Task
-    cost: float
-    version: int
-    """Version of the shared weights that the trial started from."""
-    counts: bool
-    """Whether it counts towards `--trials`; the plain network, scored for comparison, does not."""
-    log: Callable[[str], None]
 
 
 class Driver:
@@ -104,7 +92,8 @@ class Driver:
         self.confirm = confirm
         self.hooks = hooks or StudyHooks()
         storage = storage or open_storage(self.settings, folder)
-        self.study = open_study(storage, self.settings.study, costs=self.settings.axis.costs)
+        self.study = open_study(storage, self.settings.study, self.settings.axis)
+        self.proposals = Proposals(context, callbacks, self.clock, confirm)
         self.running: dict[int, RunningTrial] = {}
         self._asked_at = 0.0
         self.shared = SharedWeights(
@@ -128,6 +117,8 @@ class Driver:
         if found:
             checkpoint, line = select_checkpoint(found, self._trials())
             self.shared.resume(checkpoint)
+            if self.settings.axis.measure == "kl":
+                self.context.evaluator.teacher.load(self.folder, self.context.evaluator.data, self.settings)
             if line is not None:
                 self.callbacks.note(line)
             self.callbacks.note(f"continuing with shared weights of version {self.shared.version}")
@@ -214,7 +205,10 @@ class Driver:
         number = left[0].number if left else waiting[0].number if waiting else len(trials)
 
         def sampler(place: int) -> BaseSampler:
-            return make_sampler(self.settings.sampler, seed=derive_seed(self.settings.seed, number, place))
+            seed = derive_seed(self.settings.seed, number, place)
+            if self.context.screens:
+                return self.proposals.sampler(self.study, self.shared.version, self.shared.weights, seed=seed)
+            return make_sampler(self.settings.sampler, seed=seed)
 
         self.study.sampler = sampler(0)
         trial = Trial(self.study, trial_id(left[0])) if left else self.study.ask()
@@ -291,6 +285,7 @@ class Driver:
             "top1": result.score.top1,
             "top1_se": result.score.top1_se,
             "loss": result.score.loss,
+            "kl": result.score.kl,
             "cost": running.cost,
             "tokens_sent": trial_costs(trial, self.context).get("tokens_sent"),
             "seconds": round(result.seconds, 3),
@@ -302,19 +297,24 @@ class Driver:
         if result.batch_size is not None:
             outcome["batch_size"] = result.batch_size
             self.callbacks.note(f"trial {trial.number} trained with batch size {result.batch_size}: memory was full")
-        if not running.task.schedule.merging_layers and result.score.is_at_chance(len(self.shared.state.class_names)):
+        if not running.counts and result.score.is_at_chance(len(self.shared.state.class_names)):
             self.callbacks.note(
                 f"the plain network is near chance ({result.score.top1:.1f} %), so scores say nothing about schedules; "
                 "use more --base-steps, --pretrained or --checkpoint FILE"
             )
         self.confirm()
-        self.hooks.trial_scored(trial, trial_record(completed_trial(trial, outcome), self.context), result.merges)
+        self.hooks.trial_scored(
+            trial,
+            trial_record(completed_trial(trial, outcome, self.settings.axis.measure), self.context),
+            result.merges,
+        )
         self.shared.update(result.weights, start, age=age)
         saving = time.perf_counter()
         self.shared.save_outcome(trial.number, outcome)
         running.log(
             f"cost {running.cost:.4f}, top-1 {result.score.top1:.2f} ± {result.score.top1_se:.2f} %, "
-            f"loss {result.score.loss:.4f}, IB weight {running.task.ib_weight:.3g}, {result.seconds:.2f} s, "
+            f"loss {result.score.loss:.4f}, KL {result.score.kl or 0.0:.4f}, "
+            f"IB weight {running.task.ib_weight:.3g}, {result.seconds:.2f} s, "
             f"checkpoint {1e3 * (time.perf_counter() - saving):.1f} ms, weights version {running.version} to "
             f"{self.shared.version}"
         )
@@ -323,9 +323,9 @@ class Driver:
 
     def _store(self, trial: Trial, outcome: dict[str, Any]) -> None:
         for name, value in outcome.items():
-            if name not in ("top1", "cost", "tokens_sent"):
+            if name not in ("cost", "tokens_sent") and value is not None:
                 trial.set_user_attr(name, value)
-        self._end(trial, values=objectives(outcome))
+        self._end(trial, values=objectives(outcome, self.settings.axis.measure))
 
     def _end(self, trial: Trial, *, values: list[float] | None = None, state: TrialState | None = None) -> None:
         self.confirm()
@@ -361,30 +361,25 @@ class Driver:
             return
         load_parameters(self.context.evaluator.supernet, self.shared.weights)
         self._measure_from_now()
-        found = final_scores(self.context, self.records(), self.callbacks)
+        found, answers = final_scores(self.context, self.records(), self.callbacks)
         self.confirm()
+        answers.save(self.folder / ANSWERS)
         about = {"version": self.shared.version, "trials": count_trained(self._trials())}
         self.study.set_user_attr(RESCORED, about | found)
 
     def _is_rescored(self) -> bool:
-        known = self.study.user_attrs.get(RESCORED, {})
+        known = self.study.user_attrs.get(RESCORED, {}) if (self.folder / ANSWERS).exists() else {}
         return (known.get("version"), known.get("trials")) == (self.shared.version, count_trained(self._trials()))
 
     def measure(self) -> None:
         """Time the front and the plain network end to end, if latency has a budget and is measured on this device."""
-        latency = self.context.latency
-        if latency is None or not latency.can_measure:
+        if self.context.latency is None:
             return
-        front = select_front(self.records(), self.settings.axis.costs)
-        plain = [r for r in self.records() if r.label == "plain"]
         known = self.study.user_attrs.get(MEASURED, {})
-        missing = [r for r in front + plain if str(r.trial) not in known]
-        if missing:
-            schedules = {r.trial: r.schedule for r in missing}
-            with self.clock.part(TIMING):
-                readings = latency.measure(list(schedules.values()), self.callbacks)
+        with self.clock.part(TIMING):
+            seen = time_front(self.context, self.records(), known, self.callbacks)
+        if seen:
             self.confirm()
-            seen = {str(t): [readings[s].ms, readings[s].ms * readings[s].error] for t, s in schedules.items()}
             self.study.set_user_attr(MEASURED, known | seen)
 
     def records(self) -> list[TrialRecord]:

@@ -3,10 +3,11 @@
 import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
@@ -19,7 +20,6 @@ from ltmsearch.engine.runtime import synchronize
 from ltmsearch.engine.steps import WarmUp, downscale, proxy_train, warm_up
 from ltmsearch.models import feature_dim
 from ltmsearch.schedules.schedule import MergeSchedule
-from ltmsearch.schedules.space import SearchSpace
 from ltmsearch.search.checkpoint import digest
 from ltmsearch.search.timing import ELSEWHERE, OVERHEAD, RESCORING, SCORING, TRAINING, WRITING
 from ltmsearch.search.trial import EXAMPLES, SCORING_BATCH, Evaluator, load_parameters, parameters
@@ -89,7 +89,7 @@ def expected_seconds(settings: ResolvedSettings, rates: TrialRates, *, trials: i
     """
     s, rounds = settings, math.ceil(trials / settings.workers)
     scored = rounds + (trials == s.trials)  # with the plain network, which is not trained
-    training, scoring = rounds * rates.training(s), rates.scoring(s, s.val_images, networks=scored)
+    training, scoring = rounds * rates.training(s), rates.scoring(s, s.search_images, networks=scored)
     scoring += scored * EXAMPLES * rates.first_image  # their merges are recorded
     if s.timeout is not None:
         share = min(1.0, s.timeout / (training + scoring)) if trials else 1.0
@@ -99,7 +99,9 @@ def expected_seconds(settings: ResolvedSettings, rates: TrialRates, *, trials: i
         parts = {ELSEWHERE: WORKERS_SECONDS + training + scoring}
     return parts | {
         OVERHEAD: trials * (RECORDING_SECONDS + rates.saving),
-        RESCORING: rates.scoring(s, s.rescore_images, networks=min(s.rescore_candidates + baselines, s.trials + 1)),
+        RESCORING: rates.scoring(
+            s, s.rescore_images + s.report_images, networks=min(s.rescore_candidates + baselines, s.trials + 1)
+        ),
         WRITING: WRITING_SECONDS,
     }
 
@@ -119,12 +121,14 @@ def measure_probe(evaluator: Evaluator, images: Sequence[int]) -> float:
     return len(images) * (each + weights * FIT_SECONDS)
 
 
-def measure_warm_up(evaluator: Evaluator, space: SearchSpace, plan: WarmUp, first_step: int) -> WarmUpRates:
+def measure_warm_up(
+    evaluator: Evaluator, draw: Callable[[np.random.Generator], list[MergeSchedule]], plan: WarmUp, first_step: int
+) -> WarmUpRates:
     """Take a few steps of each kind that the warm-up has from `first_step` on, with optimizer and data.
 
     The supernet is restored afterwards.
     """
-    full = evaluator.settings.proxy_img_size
+    full, taught = evaluator.settings.proxy_img_size, evaluator.settings.axis.measure == "kl"
     base, sandwich = replace(plan, base_steps=1 + STEPS, sandwich_steps=0), replace(plan, base_steps=0)
     sizes = dict.fromkeys((plan.img_size(0, full), full))
 
@@ -135,10 +139,10 @@ def measure_warm_up(evaluator: Evaluator, space: SearchSpace, plan: WarmUp, firs
             evaluator.supernet,
             replace(plan, base_img_size=full),
             batches=((downscale(images, size), labels) for images, labels in batches),
-            cheapest=space.schedule(space.cheapest),
-            draw=lambda rng: space.schedule(space.random(rng, 1)[0]),
+            draw=draw,
             seed=settings.seed,
             runtime=evaluator.runtime,
+            teacher=(lambda: evaluator.supernet.model) if taught else None,
         )
         return _median_seconds(steps, evaluator.runtime.device)
 
@@ -167,7 +171,7 @@ def measure_trial(evaluator: Evaluator, schedule: MergeSchedule) -> TrialRates:
                 runtime=evaluator.runtime,
             )
             step = statistics.median(taken[1:])
-        images = min(SCORING_BATCH, evaluator.data.validation_size)
+        images = min(SCORING_BATCH, evaluator.data.search_size)
         with evaluator.supernet.active(schedule):
             scored, start = _scored_batches(evaluator, images), time.perf_counter()
             next(scored)
@@ -186,7 +190,7 @@ def _scored_batches(evaluator: Evaluator, images: int) -> Iterator[None]:
     """Score the same images again and again, after a first time with the outputs before the first layer cached."""
     cache = PrefixCache(evaluator.supernet)
     while True:
-        batches = evaluator.data.validation_batches(batch_size=images, limit=images)
+        batches = evaluator.data.search_batches(batch_size=images, limit=images)
         with cache.replay("timing"):
             score(evaluator.supernet.model, batches, evaluator.runtime)
         yield

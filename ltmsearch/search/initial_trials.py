@@ -16,7 +16,7 @@ from ltmsearch.search.trial import IB_WEIGHT
 STARTUP_SHARE = 1 / 3
 """Share of the trials that cover the range of costs before the sampler takes over."""
 UNIFORM_BASELINES = 2
-"""Uniform schedules per form that are tried for comparison: the costliest within the budget."""
+"""Schedules per form with the same choice at every layer that are tried where baselines are not fitted."""
 INITIAL = "initial trials"
 """Study attribute with the initial trials where costs are measured, since they depend on the weights of the time."""
 
@@ -41,17 +41,16 @@ class InitialTrial:
 
 
 def initial_trials(context: StudyContext, rng: np.random.Generator) -> list[InitialTrial]:
-    """The plain network, uniform schedules, the front of an earlier study, and schedules that cover the range of costs.
+    """The plain network, the baselines, the front of an earlier study, and schedules that cover the range of costs.
 
-    The plain network is scored for comparison even if it is over budget; all others are within it. Uniform schedules
-    come in every form, since the form makes the largest difference between schedules. Schedules that give the same
-    network are tried once. Uniform schedules of further forms and those of an earlier study replace up to half of the
-    schedules that cover the range.
+    The plain network is scored for comparison even if it is over budget; all others are within it. Schedules that give
+    the same network are tried once. Where the sampler screens schedules itself, none are drawn to cover the range; else
+    those of an earlier study replace up to half of them.
     """
     known: set[Hashable] = set()
     first = []
     for trial in _in_order(context, rng):
-        net = context.costs.network_key(context.space.schedule(trial.indices))
+        net = context.network_key(context.space.schedule(trial.indices))
         if net not in known:
             first.append(trial)
         known.add(net)
@@ -68,7 +67,7 @@ def draw_within_budget(context: StudyContext, *place: int) -> InitialTrial:
 def enqueue_params(context: StudyContext, trial: InitialTrial) -> dict[str, float]:
     """Optuna parameters of an enqueued trial, including the IB weight."""
     indices: list[int] = trial.indices.tolist()
-    params: dict[str, float] = dict(zip(context.space.layers, indices, strict=True))
+    params: dict[str, float] = dict(zip(context.space.names, indices, strict=True))
     if (weights := context.space.ib_weights) is not None:
         # Seeded by the schedule, not by its position: a schedule that is enqueued twice has the same parameters.
         rng = np.random.default_rng(derive_seed(context.settings.seed, *indices))
@@ -83,31 +82,42 @@ def derive_seed(seed: int, *path: int) -> int:
 
 def _in_order(context: StudyContext, rng: np.random.Generator) -> Iterator[InitialTrial]:
     space, budgets = context.space, context.budgets
-    yield InitialTrial(indices=np.zeros(len(space.layers), dtype=int), kind="baseline", label="plain")
-    first, *others = space.forms
-    by_form = {}
-    for form in space.forms:
-        within = (one for one in _uniform(context, form) if within_budgets(budgets, one[1][None])[0])
-        by_form[form] = list(islice(within, UNIFORM_BASELINES))
-    for place in range(UNIFORM_BASELINES):
-        for form, uniform in by_form.items():
-            for label, indices in uniform[place : place + 1]:
-                yield InitialTrial(
-                    indices=indices, kind="baseline", label=label if form == first else f"{label} {form}"
-                )
+    yield InitialTrial(indices=space.plain, kind="baseline", label="plain")
+    for label, indices in _baselines(context):
+        yield InitialTrial(indices=indices, kind="baseline", label=label)
     earlier = context.prior.schedules(space) if context.prior is not None else []
     earlier = [(label, indices) for label, indices in earlier if in_budget_range(budgets, indices[None])[0]]
     for label, indices in earlier:
         yield InitialTrial(indices=indices, kind="start-up", label=label)
-    instead = len(earlier) + sum(len(by_form[form]) for form in others)
+    if context.screens:
+        return
     covering = STARTUP_SHARE * context.settings.trials
-    covering = max(covering / 2, covering - instead)
+    covering = max(covering / 2, covering - len(earlier))
     schedules = sample_by_cost(space, budgets, number=round(covering), rng=rng)
     for place in sorted(range(len(schedules)), key=_bits_reversed):
         yield InitialTrial(indices=schedules[place], kind="start-up")
 
 
-def _uniform(context: StudyContext, form: Form | None) -> Iterator[tuple[str, np.ndarray]]:
+def _baselines(context: StudyContext) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and (L,) indices of the baselines within the budget.
+
+    They are fitted to a budget of multiply-adds. Where costs are measured, or limited by a latency of which only the
+    choices of the space are known, they are the costliest schedules with the same choice at every layer.
+    """
+    space, fitted = context.space, context.settled.baselines
+    if fitted is not None:
+        found = [(one.label, one.indices(space)) for one in fitted]
+        yield from (one for one in found if within_budgets(context.budgets, one[1][None])[0])
+        return
+    first = space.forms[0]
+    for form in space.forms:
+        uniform = _same_choices(context, form)
+        within = (one for one in uniform if within_budgets(context.budgets, one[1][None])[0])
+        for label, indices in islice(within, UNIFORM_BASELINES):
+            yield label if form == first else f"{label} {form}", indices
+
+
+def _same_choices(context: StudyContext, form: Form | None) -> Iterator[tuple[str, np.ndarray]]:
     """Names and (L,) indices of schedules with the same choice at every layer, the costliest first."""
     space = context.space
     if context.measured is not None:

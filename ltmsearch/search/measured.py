@@ -127,6 +127,7 @@ def cost_images(settings: ResolvedSettings, data: ImageData, callbacks: Callback
             **input_config(settings.backbone, settings.images),
             val_images=1,
             calibration_images=1,
+            search_images=settings.search_images,  # not among those that are measured
             seed=settings.seed,
             memory_limit_bytes=0,  # a few of the images are used
             layout=settings.layout,

@@ -8,18 +8,18 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from ltmsearch.config.objective import Measure
 from ltmsearch.costs import constraint_values, within_budgets
+from ltmsearch.errors import check_choice
 from ltmsearch.schedules.space import SearchSpace
 from ltmsearch.search.records import State, TrialRecord
-from ltmsearch.search.rescoring import with_expected_top1
 from ltmsearch.search.setup import StudyContext
 from ltmsearch.search.storage.optuna_private import trial_id
 from ltmsearch.search.trial import IB_WEIGHT
 
 RESCORED, SCORES = "rescored", "scores"
 """Study attribute with the scores by the final weights: `version`, `trials` (number of trained ones), `scores`
-(trial → values in the order of `_RESCORED_FIELDS`; versions without agreement stored the first three)."""
-_RESCORED_FIELDS = ("rescored_top1", "rescored_top1_se", "rescored_loss", "agreement", "agreement_se")
+(trial → fields of a record)."""
 MEASURED = "measured"
 """Study attribute with the latencies timed at the end: trial → milliseconds, their standard error."""
 UNTRIED = "untried"
@@ -36,6 +36,9 @@ FURTHER_COSTS = ("gflops_sd", "gflops_quantile", "latency_ms", "tokens_sent")
 WEIGHT = "ib_weight"
 """Trial attribute that every trial of the search has from its start: the weight of its IB loss."""
 
+_TRIAL_FIELDS = ("top1", "top1_se", "loss", "kl", "mi_x", "mi_y", "ibb", "supernet_version", "seconds")
+"""Attributes of a scored trial that are fields of its record."""
+
 _STATES: dict[TrialState, State] = {
     TrialState.COMPLETE: "scored",
     TrialState.PRUNED: "over budget",
@@ -49,7 +52,7 @@ def trial_records(study: optuna.Study, context: StudyContext) -> list[TrialRecor
     rescored, measured = attributes.get(RESCORED), attributes.get(MEASURED)
     trials = study.get_trials(deepcopy=False)
     finished = [t for t in trials if t.state.is_finished() and is_own(t) and UNTRIED not in t.user_attrs]
-    return with_expected_top1(trial_record(trial, context, rescored, measured) for trial in finished)
+    return [trial_record(trial, context, rescored, measured) for trial in finished]
 
 
 def is_own(trial: FrozenTrial) -> bool:
@@ -62,7 +65,7 @@ def outside_space(trial: Trial, space: SearchSpace) -> str:
 
     Other programs may queue such trials, and Optuna uses their values as they are.
     """
-    ranges = {n: (0.0, len(options) - 1.0) for n, options in zip(space.layers, space.choices, strict=True)}
+    ranges = {name: (0.0, number - 1.0) for name, number in zip(space.names, space.options, strict=True)}
     if space.ib_weights is not None:
         ranges[IB_WEIGHT] = (space.ib_weights.floor, space.ib_weights.high)
     for name, (low, high) in ranges.items():
@@ -72,11 +75,11 @@ def outside_space(trial: Trial, space: SearchSpace) -> str:
     return ""
 
 
-def completed_trial(trial: Trial, outcome: dict[str, Any]) -> FrozenTrial:
+def completed_trial(trial: Trial, outcome: dict[str, Any], measure: Measure) -> FrozenTrial:
     """A running trial as it will be stored with its outcome."""
     completed = create_trial(
         state=TrialState.COMPLETE,
-        values=objectives(outcome),
+        values=objectives(outcome, measure),
         params=trial.params,
         distributions=trial.distributions,
         user_attrs=trial.user_attrs | outcome,
@@ -85,9 +88,10 @@ def completed_trial(trial: Trial, outcome: dict[str, Any]) -> FrozenTrial:
     return completed
 
 
-def objectives(outcome: dict[str, Any]) -> list[float]:
-    """Values of a scored trial in Optuna: top-1, cost, and in a study with a split layer the tokens sent."""
-    return [outcome[name] for name in ("top1", "cost", "tokens_sent") if outcome.get(name) is not None]
+def objectives(outcome: dict[str, Any], measure: Measure) -> list[float]:
+    """Values of a scored trial in Optuna: the measure, cost, and in a study with a split layer the tokens sent."""
+    check_choice("the measure of a trial", measure, Measure)
+    return [outcome[name] for name in (measure, "cost", "tokens_sent") if outcome.get(name) is not None]
 
 
 def trial_costs(trial: Trial | FrozenTrial, context: StudyContext) -> dict[str, Any]:
@@ -96,12 +100,13 @@ def trial_costs(trial: Trial | FrozenTrial, context: StudyContext) -> dict[str, 
         return dict(trial.user_attrs[COSTS])
     indices = _indices(trial, context)
     schedule, latency = context.space.schedule(indices), context.latency
+    model = context.costs_at(schedule)
     return {
-        "gflops": context.costs.gflops(schedule),
+        "gflops": model.gflops(schedule),
         # The linear fit may go below zero far from the timed subnets.
         "latency_ms": max(0.0, latency.model.latency_ms(schedule)) if latency else None,
         "tokens_sent": context.tokens_sent(schedule),
-        "kept_shares": context.costs.kept_shares(schedule),
+        "kept_shares": model.kept_shares(schedule),
     }
 
 
@@ -113,7 +118,7 @@ def trial_constraints(trial: Trial | FrozenTrial, context: StudyContext) -> dict
 
 
 def _indices(trial: Trial | FrozenTrial, context: StudyContext) -> np.ndarray:
-    return np.array([trial.params[layer] for layer in context.space.layers])
+    return np.array([trial.params[name] for name in context.space.names])
 
 
 def set_constraints(trial: Trial, context: StudyContext) -> list[float]:
@@ -184,9 +189,8 @@ def trial_record(
         **{name: costs.get(name) for name in FURTHER_COSTS},
         latency_measured_ms=timed_ms,
         latency_measured_se_ms=timed_se_ms,
-        top1=trial.values[0] if state == "scored" else None,
-        **{name: attrs.get(name) for name in ("top1_se", "loss", "mi_x", "mi_y", "ibb", "supernet_version", "seconds")},
-        **dict(zip(_RESCORED_FIELDS, final or (), strict=False)),
+        **{name: attrs.get(name) for name in _TRIAL_FIELDS},
+        **(final or {}),
         rescored_version=rescored["version"] if final else None,
         ib_weight=weights.weight(trial.params[IB_WEIGHT]) if weights else 0.0,
         schedule=schedule,

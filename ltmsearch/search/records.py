@@ -1,13 +1,16 @@
 """Trial records as plain data, and the tables `trials.csv` and `front.csv`.
 
-Independent of Optuna, torch and plotly. Units: top-1 and agreement in percent (0-100), standard errors in percentage
-points, loss in nats, latency in milliseconds.
+Independent of Optuna, torch and plotly. Units: top-1 and agreement in percent (0-100), differences of top-1 and
+standard errors in percentage points, KL divergence and loss in nats, latency in milliseconds.
+
+Three sets of images: trials are scored on search images, training images that nothing trains on; validation images
+choose the front; what is reported comes from images that neither search nor choice saw.
 """
 
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import field, fields, replace
+from dataclasses import field, fields
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -17,7 +20,7 @@ import pandas as pd
 from pydantic import Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from ltmsearch.config.objective import CostName, check_costs
+from ltmsearch.config.objective import CostAxis, CostName, Measure, check_costs
 from ltmsearch.errors import InputError, check_choice, shortened
 from ltmsearch.io.csv_tables import Count, Finite, NonNegative, Percent, read_rows
 from ltmsearch.io.files import parse_json, write_atomic
@@ -41,14 +44,17 @@ FRONT_COLUMNS = (
     "latency_measured_ms",
     "latency_measured_se_ms",
     "tokens_sent",
-    "top1",
-    "top1_se",
-    "loss",
-    "expected_top1",
+    "rescored_kl",
+    "rescored_loss",
+    "report_top1",
+    "report_top1_se",
+    "difference",
+    "difference_se",
     "agreement",
     "agreement_se",
     "ib_weight",
-    "supernet_version",
+    "rescored_version",
+    "img_size",
     "keep_ratios",
     "forms",
 )
@@ -59,9 +65,8 @@ class BestScore(NamedTuple):
 
     top1: float
     top1_se: float | None
-    loss: float | None
-    rescored: bool
-    """Whether it was measured with the final weights; else with those of the trial."""
+    final: bool
+    """Whether it is of the final weights and the reported images; else of the trial's weights and search images."""
 
     def __str__(self) -> str:
         return f"{self.top1:.1f}" + ("" if self.top1_se is None else f" ± {self.top1_se:.1f}")
@@ -106,26 +111,32 @@ class TrialRecord:
     tokens_sent: NonNegative | None = None
     """Tokens of one image that leave the device after the split layer, a mean where images differ; None without one."""
     top1: Percent | None = None
-    """Score at the time of the trial, with the shared weights of that time."""
+    """Top-1 of the search images at the time of the trial, with the shared weights of that time."""
     top1_se: NonNegative | None = None
     loss: Finite | None = None
-    rescored_top1: Percent | None = None
-    """Score with the final shared weights, comparable between trials."""
-    rescored_top1_se: NonNegative | None = None
+    """Cross-entropy of the same images and weights."""
+    kl: NonNegative | None = None
+    """KL divergence of the same predictions from the plain network's."""
     rescored_loss: Finite | None = None
+    """Cross-entropy of the validation images with the final shared weights, comparable between trials."""
+    rescored_kl: NonNegative | None = None
+    """KL divergence from the plain network on the same images, with the same weights."""
     rescored_version: Count | None = None
-    """Version of the shared weights behind `rescored_top1`."""
-    expected_top1: Percent | None = None
-    """Mean of the re-scored top-1 and the top-1 predicted from the loss; used to rank the front."""
+    """Version of the shared weights behind the re-scored values."""
+    report_top1: Percent | None = None
+    """Top-1 of the reported images with the final weights."""
+    report_top1_se: NonNegative | None = None
+    difference: Finite | None = None
+    """`report_top1` less the plain network's on the same images, in points."""
+    difference_se: NonNegative | None = None
+    """Its paired standard error."""
     agreement: Percent | None = None
-    """Share of the images of `rescored_top1` on which the plain network predicts the same class, right or wrong, with
-    the same final weights; None unless re-scored, and in studies by versions without it."""
+    """Share of the reported images on which the plain network predicts the same class, right or wrong."""
     agreement_se: NonNegative | None = None
-    """Its standard error."""
     ib_weight: NonNegative | None = None
     """Weight of the IB loss in the trial's training; 0 is off."""
     mi_x: Finite | None = None
-    """I(X̃;X) of features and inputs on the validation images after the trial's training, in nats."""
+    """I(X̃;X) of features and inputs on the search images after the trial's training, in nats."""
     mi_y: Finite | None = None
     """I(X̃;Y) of features and labels on the same images, in nats."""
     ibb: Finite | None = None
@@ -146,7 +157,7 @@ class TrialRecord:
             raise ValueError(
                 f"top1 must be given if and only if state is 'scored', but got {self.state!r}, {self.top1!r}"
             )
-        for name in ("rescored_top1", "expected_top1", "agreement"):
+        for name in ("kl", "rescored_kl", "rescored_loss", "report_top1", "difference", "agreement"):
             if getattr(self, name) is not None and self.state != "scored":
                 raise ValueError(f"{name} needs state 'scored', but got {self.state!r}")
         adaptive = self.schedule.operator in THRESHOLDS
@@ -174,7 +185,13 @@ class TrialRecord:
 
     def costs(self, names: Sequence[CostName]) -> tuple[float, ...]:
         """Costs on several axes; errors are those of `cost`."""
+        check_costs("a trial", names)
         return tuple(self.cost(name) for name in names)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the network itself: no merging, at its own image size."""
+        return not self.schedule.merging_layers and self.schedule.img_size is None
 
     @property
     def name(self) -> str:
@@ -183,17 +200,20 @@ class TrialRecord:
 
     @property
     def score(self) -> BestScore | None:
-        """The final score, else the score at the time of the trial, else None."""
-        if self.rescored_top1 is not None:
-            return BestScore(self.rescored_top1, self.rescored_top1_se, self.rescored_loss, True)
-        return None if self.top1 is None else BestScore(self.top1, self.top1_se, self.loss, False)
+        """The reported score, else the score at the time of the trial, else None."""
+        if self.report_top1 is not None:
+            return BestScore(self.report_top1, self.report_top1_se, True)
+        return None if self.top1 is None else BestScore(self.top1, self.top1_se, False)
 
-    @property
-    def ranking_top1(self) -> float | None:
-        """Top-1 used for ranking and plots: expected, else measured, else None."""
-        if self.expected_top1 is not None:
-            return self.expected_top1
-        return None if self.score is None else self.score.top1
+    def rescored(self, measure: Measure) -> float | None:
+        """What the front ranks by: the measure on validation images with the final weights; None unless re-scored."""
+        check_choice("the measure of a trial", measure, Measure)
+        return self.rescored_kl if measure == "kl" else self.rescored_loss
+
+    def told(self, measure: Measure) -> float | None:
+        """The measure on search images when the trial ran, as Optuna was told it; None without a score."""
+        check_choice("the measure of a trial", measure, Measure)
+        return self.kl if measure == "kl" else self.loss
 
     def kept_share(self, layer: str) -> float:
         """Share of its tokens that a layer keeps: its keep ratio, or what a number to remove or a threshold leaves."""
@@ -237,53 +257,60 @@ def _forms(records: Iterable[TrialRecord]) -> set[str | None]:
 
 _OBJECTS = ("keep_ratios", "forms", "kept_shares")
 """Columns with a JSON object each."""
-TRIALS_COLUMNS = (*(f.name for f in fields(TrialRecord) if f.name not in ("schedule", "kept_shares")), *_OBJECTS)
-_ADDED_COLUMNS = ("agreement", "agreement_se", "gflops_sd", "gflops_quantile", "tokens_sent", "kept_shares")
-"""Columns that `trials.csv` by earlier versions lacks."""
+_SCHEDULE = ("img_size", *_OBJECTS)
+"""Columns with the parts of a schedule; an empty `img_size` is that of the study."""
+TRIALS_COLUMNS = (*(f.name for f in fields(TrialRecord) if f.name not in ("schedule", "kept_shares")), *_SCHEDULE)
 
 
-def select_front(records: Iterable[TrialRecord], costs: Sequence[CostName] = ("gflops",)) -> list[TrialRecord]:
-    """The Pareto front of the feasible re-scored trials by expected top-1 and one or two costs, best top-1 first.
+def select_front(records: Iterable[TrialRecord], axis: CostAxis) -> list[TrialRecord]:
+    """The Pareto front of the feasible re-scored trials by the axis' measure and its costs, best measure first.
 
-    Of trials with equal top-1 and costs, the one with the lower re-scored loss is kept, then the earlier one. With one
-    cost, the best is the costliest.
+    Of trials with equal measure and costs, the earliest is kept. With one cost, the best is the costliest. Where image
+    sizes are not searched, networks of other sizes are left out.
     """
-    check_costs("a front", costs)
-    candidates = [r for r in records if r.feasible and r.rescored_top1 is not None]
-    points = np.array([(r.ranking_top1, *r.costs(costs)) for r in candidates], dtype=float)
-    kept = is_non_dominated(points, (True, *[False] * len(costs)))
-    front: dict[tuple[float, ...], TrialRecord] = {}  # on a front, equal costs mean equal top-1 as well
-    for record in (r for r, keep in zip(candidates, kept, strict=True) if keep):
-        rival = front.setdefault(record.costs(costs), record)
-        if _tie_order(record) < _tie_order(rival):
-            front[record.costs(costs)] = record
-    return sorted(front.values(), key=lambda r: (-(r.ranking_top1 or 0.0), r.costs(costs)))
+    final = [r for r in records if r.feasible and r.rescored(axis.measure) is not None]
+    candidates = [r for r in final if has_own_size(r, axis)]
+    points = np.array([(r.rescored(axis.measure), *r.costs(axis.costs)) for r in candidates], dtype=float)
+    kept = is_non_dominated(points, [False] * (1 + len(axis.costs)))
+    front: dict[tuple[float, ...], TrialRecord] = {}  # on a front, equal costs mean an equal measure as well
+    for record in sorted((r for r, keep in zip(candidates, kept, strict=True) if keep), key=lambda r: r.trial):
+        front.setdefault(record.costs(axis.costs), record)
+    return sorted(front.values(), key=lambda r: (_worst_if_none(r.rescored(axis.measure)), r.costs(axis.costs)))
 
 
-def select_references(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+def has_own_size(record: TrialRecord, axis: CostAxis) -> bool:
+    """Whether a network may be on a front: where sizes are not searched, it must have the study's own image size."""
+    return not axis.one_size or record.schedule.img_size is None
+
+
+def select_references(records: Iterable[TrialRecord], axis: CostAxis) -> list[TrialRecord]:
     """The scored baselines to compare a front with: the plain network, and the best other one within the budget.
 
-    Re-scored baselines are preferred.
+    Where image sizes are not searched, the best one on smaller images follows. Re-scored baselines are preferred;
+    before that, the measure when they ran counts.
     """
-    baselines = [(r, r.score) for r in records if r.kind == "baseline" and r.score is not None]
-    plain = [r for r, _ in baselines if not r.schedule.merging_layers]
-    rivals = [(score.rescored, r.ranking_top1, -r.trial, r) for r, score in baselines if r.feasible and r not in plain]
-    return plain[:1] + [best[-1] for best in sorted(rivals, key=lambda rival: rival[:3])[-1:]]
+    measure = axis.measure
+    records = list(records)
+    plain = plain_network(records)
+    rivals = [r for r in records if r.kind == "baseline" and r.score and r.feasible and not r.is_plain]
+
+    def order(record: TrialRecord) -> tuple[bool, float, int]:
+        final = record.rescored(measure)
+        return final is None, _worst_if_none(record.told(measure) if final is None else final), record.trial
+
+    own = sorted((r for r in rivals if has_own_size(r, axis)), key=order)
+    smaller = sorted((r for r in rivals if not has_own_size(r, axis)), key=order)
+    return [*([] if plain is None else [plain]), *own[:1], *smaller[:1]]
 
 
-def front_table(records: Iterable[TrialRecord], costs: Sequence[CostName] = ("gflops",)) -> pd.DataFrame:
-    """The front in the columns of `front.csv`: re-scored values, keep ratios as a JSON object."""
-    final = [
-        replace(
-            r,
-            top1=r.rescored_top1,
-            top1_se=r.rescored_top1_se,
-            loss=r.rescored_loss,
-            supernet_version=r.rescored_version,
-        )
-        for r in select_front(records, costs)
-    ]
-    return _table(FRONT_COLUMNS, final)
+def plain_network(records: Iterable[TrialRecord]) -> TrialRecord | None:
+    """The scored baseline that is the network itself; None without one."""
+    return next((r for r in records if r.kind == "baseline" and r.score and r.is_plain), None)
+
+
+def front_table(records: Iterable[TrialRecord], axis: CostAxis) -> pd.DataFrame:
+    """The front in the columns of `front.csv`: keep ratios as a JSON object."""
+    return _table(FRONT_COLUMNS, select_front(records, axis))
 
 
 def trials_table(records: Iterable[TrialRecord]) -> pd.DataFrame:
@@ -297,13 +324,13 @@ def write_csv(frame: pd.DataFrame, path: str | Path) -> Path:
 
 
 def read_trials(path: str | Path, operator: str) -> list[TrialRecord]:
-    """Read `trials.csv`, also by earlier versions: the same records in the same order.
+    """Read `trials.csv`: the same records in the same order.
 
     Raises:
         InputError: The file is missing, damaged or not a table of trials.
     """
     records: list[TrialRecord] = []
-    for place, row in read_rows(path, TRIALS_COLUMNS, key="trial", added=_ADDED_COLUMNS):
+    for place, row in read_rows(path, TRIALS_COLUMNS, key="trial"):
         record = _record(place, row, operator)
         first = records[0] if records else record
         if list(record.schedule.keep_ratios) != list(first.schedule.keep_ratios):
@@ -312,8 +339,8 @@ def read_trials(path: str | Path, operator: str) -> list[TrialRecord]:
     return records
 
 
-def _tie_order(record: TrialRecord) -> tuple[float, int]:
-    return (math.inf if record.rescored_loss is None else record.rescored_loss, record.trial)
+def _worst_if_none(value: float | None) -> float:
+    return math.inf if value is None else value
 
 
 def _record(place: str, row: dict[str, Any], operator: str) -> TrialRecord:
@@ -322,7 +349,9 @@ def _record(place: str, row: dict[str, Any], operator: str) -> TrialRecord:
         shares = _json_object("kept_shares", row.pop("kept_shares") or "{}")
         if unknown := sorted(forms.keys() - ratios.keys()):
             raise ValueError(f"forms must name layers of keep_ratios, but got {unknown[0]}")
-        schedule = MergeSchedule(keep_ratios=ratios, operator=operator, forms=forms)
+        size = row.pop("img_size")
+        side = None if size is None else int(size)
+        schedule = MergeSchedule(keep_ratios=ratios, operator=operator, forms=forms, img_size=side)
         return TrialRecord(**row | {"label": row["label"] or ""}, schedule=schedule, kept_shares=shares)
     except ValidationError as error:
         raise InputError(f"{place}: {first_line(error)}") from None
@@ -343,7 +372,8 @@ def _table(columns: Sequence[str], records: Iterable[TrialRecord]) -> pd.DataFra
     for record in records:
         objects = (record.schedule.keep_ratios, record.schedule.forms, record.kept_shares)
         texts = (json.dumps(dict(each)) for each in objects)
-        rows.append({**vars(record), **dict(zip(_OBJECTS, texts, strict=True))})
+        size = {"img_size": record.schedule.img_size}
+        rows.append({**vars(record), **size, **dict(zip(_OBJECTS, texts, strict=True))})
     frame = pd.DataFrame.from_records(rows, columns=list(columns))
     return frame.astype({name: _COLUMN_TYPES.get(name, "float64") for name in columns})
 
@@ -351,6 +381,6 @@ def _table(columns: Sequence[str], records: Iterable[TrialRecord]) -> pd.DataFra
 _COLUMN_TYPES = {
     "trial": "int64",
     "feasible": "bool",
-    **dict.fromkeys(("supernet_version", "rescored_version"), "Int64"),  # whole numbers with gaps
+    **dict.fromkeys(("supernet_version", "rescored_version", "img_size"), "Int64"),  # whole numbers with gaps
     **dict.fromkeys(("kind", "label", "state", *_OBJECTS), "object"),
 }

@@ -16,9 +16,10 @@ from ltmsearch.errors import InputError
 from ltmsearch.io.files import refuse_links_outward, refuse_unwritable, remove_drafts, write_atomic
 from ltmsearch.latency import PROFILE
 from ltmsearch.search.checkpoint import WEIGHTS, Checkpoint, load_checkpoint, load_previous, scored_trials
+from ltmsearch.search.description import describe
 from ltmsearch.search.lease import DriverFile, Lease
 from ltmsearch.search.records import TRIALS
-from ltmsearch.search.run import Run, load_probe
+from ltmsearch.search.run import Run, load_answers, load_probe
 from ltmsearch.search.settled import SETTLED, Settled
 from ltmsearch.search.setup import StudyContext, prepare, resolve
 from ltmsearch.search.storage import (
@@ -63,6 +64,7 @@ def open_run(settings: StudySettings, callbacks: Callbacks, clock: Clock, lease:
     remove_drafts(folder)
     Times.load(folder)  # a damaged file is refused before anything is written
     load_probe(folder)
+    load_answers(folder)
     stored = Run.open(folder).settings if Run.exists(folder) else None
     settings = settings.located(stored)
     if stored is not None:
@@ -84,13 +86,13 @@ def open_run(settings: StudySettings, callbacks: Callbacks, clock: Clock, lease:
     if before != now:
         callbacks.note(f"the data were in {before} and are in {now}, with the same classes and numbers of images")
     found = _load_weights(context, folder)
-    for line in context.describe():
+    for line in describe(context):
         callbacks.note(line)
     _log.info("settings: %s", json.dumps(context.settings.public(), ensure_ascii=False))
     lease.confirm()
     storage = storage or RetryingStorage(open_storage(settings, folder), settings, callbacks)
     stack.callback(storage.close)
-    open_study(storage, context.settings.study, costs=context.settings.axis.costs)
+    open_study(storage, context.settings.study, context.settings.axis)
     if attribute is not None:
         lease.acquire(attribute)
     _write_settings(context, folder)

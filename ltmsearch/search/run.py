@@ -10,6 +10,8 @@ from ltmsearch.config.settings import SETTINGS, ResolvedSettings
 from ltmsearch.engine.probe_record import ProbeRecord
 from ltmsearch.errors import InputError
 from ltmsearch.io.files import read_json
+from ltmsearch.io.yaml_models import read_yaml
+from ltmsearch.search.answers import ANSWERS, Answers
 from ltmsearch.search.records import TRIALS, TrialRecord, read_trials, select_front
 
 PROBE_RECORD = "probe.json"
@@ -35,12 +37,13 @@ class Run:
         """Read the settings of a run directory; trials are read when they are first used.
 
         Raises:
-            InputError: If the folder is not a run directory, or its settings are damaged.
+            InputError: If the folder is not a run directory, or its settings are damaged or of an earlier version.
         """
         folder = Path(folder)
         if not cls.exists(folder):
             found = f"has no {SETTINGS}" if folder.is_dir() else "is not a folder"
             raise InputError(f"expected the run directory of a study, but {folder} {found}")
+        _refuse_earlier_version(folder / SETTINGS)
         return cls(folder, ResolvedSettings.load(folder / SETTINGS))
 
     @cached_property
@@ -60,7 +63,32 @@ class Run:
     @cached_property
     def front(self) -> list[TrialRecord]:
         """The trials of the Pareto front, best first."""
-        return select_front(self.trials, self.settings.axis.costs)
+        return select_front(self.trials, self.settings.axis)
+
+    @cached_property
+    def answers(self) -> Answers | None:
+        """See `load_answers`."""
+        return load_answers(self.folder)
+
+
+def _refuse_earlier_version(path: Path) -> None:
+    """Raise `InputError` before the first setting that such a version has, or lacks, is called unknown."""
+    known, found = ResolvedSettings.model_fields["schema_version"].default, read_yaml(path).get("schema_version")
+    if isinstance(found, int) and found < known:
+        raise InputError(
+            f"{path}: schema_version must be {known} for this ltmsearch, but got {found}: an earlier version began the "
+            "study, and only that can continue it; start another with --study NAME or --out DIR"
+        )
+
+
+def load_answers(folder: Path) -> Answers | None:
+    """What the finalists of a study answer on the reported images; None before the final scores.
+
+    Raises:
+        InputError: If `answers.csv` is damaged.
+    """
+    path = folder / ANSWERS
+    return Answers.load(path) if path.exists() else None
 
 
 def load_probe(folder: Path) -> ProbeRecord | None:

@@ -19,6 +19,7 @@ from ltmsearch.engine.stopwatch import choose_runtime, choose_threads, threads_r
 from ltmsearch.errors import InputError
 from ltmsearch.io.files import read_json, write_atomic
 from ltmsearch.models.supernet import Supernet
+from ltmsearch.search.baselines import Baseline
 
 SETTLED = "settled.json"
 """File in a run directory."""
@@ -53,6 +54,8 @@ class Settled(BaseModel):
     threads_reason: str
     thresholds: dict[str, list[float]] | None = None
     """Layer → thresholds measured with the initial weights, where the search space has none; None without such."""
+    baselines: list[Baseline] | None = None
+    """Baselines fitted to the budget that the study began with; None where costs are not known in advance."""
     classes: dict[str, ClassSize]
     """Classes of the data, in the order of the classifier's outputs."""
 

@@ -1,39 +1,51 @@
 """Set-up of a study: supernet, data, costs, space and budgets. Bad input is refused before anything is written."""
 
 import logging
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.settings import ResolvedSettings, StudySettings
-from ltmsearch.costs import GIGA, Budget, ChainedCosts, CostModel, backbone_costs, cost_model, sample_by_cost
-from ltmsearch.costs.split import check_split_layer, describe_split
-from ltmsearch.data.loading import ImageData, load_data
+from ltmsearch.costs import (
+    GIGA,
+    Budget,
+    ChainedCosts,
+    CostModel,
+    backbone_costs,
+    band_schedules,
+    cost_model,
+    sample_by_cost,
+)
+from ltmsearch.costs.split import check_split_layer
+from ltmsearch.data.loading import ImageData
 from ltmsearch.engine.linear_probe import probe_images
-from ltmsearch.engine.runtime import Runtime, find_device
+from ltmsearch.engine.runtime import find_device
 from ltmsearch.engine.steps import WarmUp, warm_up
 from ltmsearch.latency import StudyLatency, settings_target, study_latency
 from ltmsearch.merging import get_operator
-from ltmsearch.models import check_operator, create_backbone, get_adapter, input_config, load_weights
+from ltmsearch.models import check_operator, create_backbone, get_adapter, load_weights
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.schedule import MergeSchedule
-from ltmsearch.schedules.space import SearchSpace, colliding_ratios
+from ltmsearch.schedules.space import SearchSpace
 from ltmsearch.schedules.space_file import SpaceFile
+from ltmsearch.search.baselines import fit_baselines, with_choices
 from ltmsearch.search.budgets import check_budgets, make_budgets
 from ltmsearch.search.checkpoint import WEIGHTS
+from ltmsearch.search.evaluators import make_evaluator, open_supernet_and_data
 from ltmsearch.search.expected import TrialRates, expected_seconds, measure_probe, measure_trial, measure_warm_up
+from ltmsearch.search.img_sizes import ImgSizes, open_sizes
 from ltmsearch.search.measured import MeasuredCosts, cost_images, measure_thresholds, refuse_unmeasurable
+from ltmsearch.search.screening import scored_images
 from ltmsearch.search.settled import Conditions, Settled, conditions, settle
-from ltmsearch.search.timing import OVERHEAD, PROBE, PROFILING, TIMING, WARM_UP, Clock
+from ltmsearch.search.timing import OVERHEAD, PROBE, PROFILING, SCREENING, TIMING, WARM_UP, Clock
 from ltmsearch.search.trial import Evaluator
 from ltmsearch.search.warm_start import Prior
 
@@ -59,6 +71,8 @@ class StudyContext:
     """Latencies at `settings.img_size`; None without a latency budget."""
     measured: MeasuredCosts | None
     """Costs at `settings.img_size` that depend on the image; None where all images cost the same."""
+    sizes: ImgSizes
+    """Image sizes of the study, and the costs at each."""
     evaluator: Evaluator
     settled: Settled
     conditions: Conditions
@@ -68,105 +82,70 @@ class StudyContext:
     new_classifiers: tuple[str, ...] = ()
     """timm paths of the classifiers that are fitted before the warm-up: those that the given weights lack."""
 
+    @property
+    def screens(self) -> bool:
+        """Whether schedules are screened before they are trained; not where costs are measured for each."""
+        return self.settings.sampler == "auto" and self.measured is None
+
+    def costs_at(self, schedule: MergeSchedule) -> CostModel:
+        """Costs at the image size of a schedule."""
+        return self.sizes.costs[self.sizes.of(schedule)]
+
+    def network_key(self, schedule: MergeSchedule) -> Hashable:
+        """Key that is equal for schedules that are the same network on images of the same size."""
+        return schedule.img_size, self.costs_at(schedule).network_key(schedule)
+
+    def proxy_key(self, schedule: MergeSchedule) -> Hashable:
+        """The same at the image sizes of training and scoring."""
+        size = self.sizes.of(schedule)
+        return self.sizes.proxy_sides[size], self.sizes.proxy_costs[size].network_key(schedule)
+
     def tokens_sent(self, schedule: MergeSchedule) -> float | None:
         """Tokens sent after the split layer, if the study has one."""
         layer = self.settings.split_layer
-        return None if layer is None else self.costs.tokens_sent(schedule, layer)
+        return None if layer is None else self.costs_at(schedule).tokens_sent(schedule, layer)
 
     @cached_property
     def probe_images(self) -> list[int]:
         """Numbers of the training images that new classifiers are fitted to."""
         return probe_images(self.evaluator.data, seed=self.settings.seed)
 
-    def warm_up(self, optimizer: Optimizer | None = None, first_step: int = 0) -> Iterator[float]:
-        """Train the shared weights from where they are; yields the plain net's loss after every step."""
-        s, space, plan = self.settings, self.space, warm_up_plan(self.settings)
+    def warm_up(
+        self, optimizer: Optimizer | None = None, first_step: int = 0, teacher: Callable[[], nn.Module] | None = None
+    ) -> Iterator[float]:
+        """Train the shared weights from where they are; yields the loss after every step.
+
+        `teacher` returns the network that subnets learn from; None: they learn from the plain network as it is.
+        """
+        s, plan = self.settings, warm_up_plan(self.settings)
         return warm_up(
             self.evaluator.supernet,
             plan,
             batches=self.evaluator.data.train_batches(
                 batch_size=s.batch_size, steps=plan.steps, seed=s.seed, first_step=first_step
             ),
-            cheapest=space.schedule(space.cheapest),
-            draw=lambda rng: space.schedule(space.random(rng, 1)[0]),
+            draw=self.draw_subnets,
             seed=s.seed,
             runtime=self.evaluator.runtime,
+            teacher=teacher,
+            sides=self.sizes.proxy_sides,
             optimizer=optimizer,
             first_step=first_step,
         )
 
-    def describe(self) -> list[str]:
-        """Notes for the user: network, data, device and search."""
-        s, (low, high) = self.settings, self.costs.table(self.space.choices).reachable()
-        growth = f"{s.proxy_img_size} px"
-        if s.base_img_size < s.proxy_img_size:
-            growth = f"{s.base_img_size} px growing to {s.proxy_img_size}"
-        reach = f"{low / GIGA:.3f} to {high / GIGA:.3f} GFLOPs"
+    @cached_property
+    def band(self) -> np.ndarray:
+        """(S, L) random schedules whose costs are in the range that the budget asks for; see `band_schedules`."""
+        return band_schedules(self.space, self.budgets, rng=np.random.default_rng(self.settings.seed))
+
+    def draw_subnets(self, rng: np.random.Generator) -> list[MergeSchedule]:
+        """Random schedules for a sandwich step, of the band; where costs are measured, of the whole space."""
+        number = self.settings.sandwich_subnets
         if self.measured is not None:
-            number = sum(map(len, self.measured.images))
-            reach = f"{low / GIGA:.3f} GFLOPs or more, measured on {number} training images before each trial,"
-        lines = [
-            f"{s.backbone} with {s.operator} merging: {len(self.space.layers)} layers, "
-            f"{self.space.size:,} schedules, {reach} at {s.img_size} px "
-            f"(plain network {self.costs.base / GIGA:.3f}; multiply-adds per image)" + self._budget_in_gflops(),
-            *self._latency_lines(),
-            *([] if s.split_layer is None else [describe_split(s.split_layer, self.costs, self.space)]),
-            f"data: {self.evaluator.data.description}",
-            *self._output_lines(),
-            f"device: {self.conditions}",
-            *self.conditions.notes,
-            f"warm-up: {s.base_steps} steps of the plain network at {growth}, {s.sandwich_steps} sandwich steps "
-            f"at {s.proxy_img_size}, batch {s.batch_size}, learning rate {s.warmup_lr:g}",
-            f"trials: {s.trials}, each {s.proxy_steps} steps at {s.proxy_img_size} px, learning rate {s.proxy_lr:g}, "
-            f"scored on {s.val_images} images; best {s.rescore_candidates} scored again on {s.rescore_images}",
-            self._ib_line(),
-        ]
-        if self.new_classifiers:
-            lines.append(
-                f"classifier: new, and fitted to the features of {len(self.probe_images):,} training images before the "
-                "warm-up (--head random: not fitted)"
-            )
-        elif s.head == "probe":
-            lines.append("classifier: that of the given weights fits the data, and is kept")
-        if self.prior is not None:
-            lines.insert(1, f"starts from the weights of {self.prior.run} and tries its front first")
-        alike = colliding_ratios(self.space, self.proxy_costs)
-        if alike:
-            by_groups: dict[str, list[str]] = {}
-            for layer, groups in alike.items():
-                text = ", ".join(" = ".join(f"{ratio:g}" for ratio in group) for group in groups)
-                by_groups.setdefault(text, []).append(layer)
-            shown = "; ".join(
-                f"{text} at {layers[0]}" + (f" and {len(layers) - 1} more" if len(layers) > 1 else "")
-                for text, layers in by_groups.items()
-            )
-            lines.append(
-                f"at {s.proxy_img_size} px these keep ratios keep the same tokens and have equal scores: {shown}"
-            )
-        return lines
-
-    def _output_lines(self) -> list[str]:
-        outputs, data = self.settings.num_classes, self.evaluator.data
-        return [] if outputs in (None, data.num_classes) else [data.about_outputs(outputs)]
-
-    def _budget_in_gflops(self) -> str:
-        high, low = self.settings.budget_gflops, self.settings.lowest_gflops
-        if high is None:
-            return ""
-        return f", budget {high:g}" if low is None else f", budgets {low:g} to {high:g}"
-
-    def _latency_lines(self) -> list[str]:
-        if self.latency is None:
-            return []
-        low, high = self.budgets[0].reachable()
-        reach = f"{self.space.size:,} schedules reach {low:.2f} to {high:.2f} ms, budget {self.settings.budget_ms:g}"
-        return [*self.latency.describe(), reach]
-
-    def _ib_line(self) -> str:
-        weights = self.space.ib_weights
-        if weights is None:
-            return "IB loss: none in this search space"
-        return f"IB loss: weights 0 and {weights.low:g} to {weights.high:g}, β {self.settings.ib_beta:g}"
+            drawn = self.space.random(rng, number)
+        else:
+            drawn = self.band[rng.integers(len(self.band), size=number)]
+        return [self.space.schedule(indices) for indices in drawn]
 
     @cached_property
     def trial_rates(self) -> TrialRates:
@@ -194,8 +173,11 @@ class StudyContext:
             parts[PROBE] = measure_probe(self.evaluator, self.probe_images)
             parts[PROBE] += self.trial_rates.scoring(s, s.rescore_images)
         if first_step is not None:
-            warming = measure_warm_up(self.evaluator, self.space, plan, first_step)
+            warming = measure_warm_up(self.evaluator, self.draw_subnets, plan, first_step)
             parts[WARM_UP] = warming.seconds(plan, s.proxy_img_size, first_step)
+        if self.screens and trials:
+            images = scored_images(s.screened_schedules, trials, self.evaluator.data.search_size)
+            parts[SCREENING] = images * self.trial_rates.image
         if self.measured is not None:
             parts[OVERHEAD] += self.measured.expected_seconds(trials)
         if self.latency is not None and self.latency.can_measure:
@@ -207,7 +189,7 @@ class StudyContext:
         s = self.settings
         if s.trial_timeout is not None:
             return s.trial_timeout
-        expected = self.trial_rates.training(s) + self.trial_rates.scoring(s, s.val_images)
+        expected = self.trial_rates.training(s) + self.trial_rates.scoring(s, s.search_images)
         return max(MIN_TRIAL_LIMIT, TRIAL_LIMIT_FACTOR * expected)
 
 
@@ -250,19 +232,22 @@ def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None =
     current = conditions(settled, resolved, available=available, continues=earlier is not None)
     if current.threads is not None:
         torch.set_num_threads(current.threads)
-    evaluator = make_evaluator(supernet, data, current.runtime, resolved)
-    proxy_size = (resolved.proxy_img_size, resolved.proxy_img_size)
-    proxy_costs = cost_model(resolved.backbone, supernet.model, proxy_size, resolved.operator)
-    costs = _costs_of_recipes(resolved, supernet)
+    proxy_costs = _proxy_costs(resolved, supernet, resolved.proxy_img_size)
+    costs = _costs_of_recipes(resolved, supernet, resolved.img_size)
+    sizes = _sizes(resolved, supernet, costs, proxy_costs)
+    evaluator = make_evaluator(supernet, data, current.runtime, resolved, sizes.proxy_sides)
     images: tuple[Tensor, ...] = ()
     if get_operator(resolved.operator).adaptive:
         images = cost_images(resolved, data, callbacks)
         settled = _with_thresholds(settled, space_file, evaluator, costs, images)
         space_file = space_file.with_thresholds(settled.thresholds or {})
+    elif resolved.budget_ms is None:
+        settled = _with_baselines(settled, space_file, sizes, resolved)
+        space_file = with_choices(space_file, settled.baselines or ())
     latency = _latency(resolved, space_file, costs, data, callbacks, clock or Clock())
-    space = _space(resolved, space_file, costs, latency)
+    space = _space(resolved, space_file, costs, latency, sizes)
     measured = MeasuredCosts.on(images, costs, space, evaluator) if images else None
-    budgets = make_budgets(resolved, space, costs, latency, measured)
+    budgets = make_budgets(resolved, space, costs, latency, measured, list(sizes.costs.values()))
     check_budgets(resolved, space, budgets)
     if resolved.split_layer is not None:
         check_split_layer(resolved.split_layer, costs, space, backbone=resolved.backbone)
@@ -274,6 +259,7 @@ def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None =
         budgets=budgets,
         latency=latency,
         measured=measured,
+        sizes=sizes,
         evaluator=evaluator,
         settled=settled,
         conditions=current,
@@ -291,12 +277,31 @@ def _latency(
         return study_latency(settings, file, costs, data.num_classes, callbacks)
 
 
-def _space(settings: ResolvedSettings, file: SpaceFile, costs: CostModel, latency: StudyLatency | None) -> SearchSpace:
+def _space(
+    settings: ResolvedSettings, file: SpaceFile, costs: CostModel, latency: StudyLatency | None, sizes: ImgSizes
+) -> SearchSpace:
     """The space of the merges that save something of every cost with a budget."""
     limited: list[ChainedCosts] = [costs] if settings.budget_gflops is not None else []
     limited += [] if latency is None else [latency.model]
-    return SearchSpace.build(
+    space = SearchSpace.build(
         file, costs, reduces_cost=lambda layer, choice: all(cost.reduces_cost(layer, choice) for cost in limited)
+    )
+    weights = space.ib_weights if settings.proxy_steps else None  # without training it would change nothing
+    return replace(space, img_sizes=sizes.choices, searched_sizes=len(sizes.searched), ib_weights=weights)
+
+
+def _sizes(settings: ResolvedSettings, supernet: Supernet, costs: CostModel, proxy_costs: CostModel) -> ImgSizes:
+    """Image sizes that are searched; and where the baselines are fitted to multiply-adds, smaller ones for them."""
+    adaptive = get_operator(settings.operator).adaptive
+    return open_sizes(
+        settings.search_img_size,
+        own=settings.img_size,
+        proxy=settings.proxy_img_size,
+        costs=costs,
+        proxy_costs=proxy_costs,
+        smaller=settings.sampler == "auto" and settings.budget_ms is None and not adaptive,
+        costs_at=lambda size: _costs_of_recipes(settings, supernet, size),
+        proxy_costs_at=lambda size: _proxy_costs(settings, supernet, size),
     )
 
 
@@ -311,13 +316,28 @@ def _with_thresholds(
     return settled.model_copy(update={"thresholds": found})
 
 
-def _costs_of_recipes(settings: ResolvedSettings, supernet: Supernet) -> CostModel:
-    """Costs at `settings.img_size` of the network that recipes build, which may not pad images as the supernet does.
+def _with_baselines(settled: Settled, file: SpaceFile, sizes: ImgSizes, settings: ResolvedSettings) -> Settled:
+    """The same choices with baselines fitted to the budget by the first call, so that the space stays the same."""
+    if settled.baselines is not None or settings.budget_gflops is None:
+        return settled
+    lowest = None if settings.lowest_gflops is None else settings.lowest_gflops * GIGA
+    smaller = {size: costs for size, costs in sizes.costs.items() if size != sizes.own}
+    fitted = fit_baselines(file, sizes.costs[sizes.own], settings.budget_gflops * GIGA, lowest, smaller)
+    return settled.model_copy(update={"baselines": fitted})
+
+
+def _proxy_costs(settings: ResolvedSettings, supernet: Supernet, size: int) -> CostModel:
+    """Costs and token grids of the shared weights on images of a size."""
+    return cost_model(settings.backbone, supernet.model, (size, size), settings.operator)
+
+
+def _costs_of_recipes(settings: ResolvedSettings, supernet: Supernet, size: int) -> CostModel:
+    """Costs on images of a size of the network that recipes build, which may not pad them as the supernet does.
 
     Raises:
         InputError: If timm refuses that size.
     """
-    model, size = supernet.model, settings.img_size
+    model = supernet.model
     if get_adapter(settings.backbone).any_size_kwargs:
         classes: Any = model.num_classes
         with torch.random.fork_rng(devices=[]):
@@ -333,54 +353,10 @@ def _refuse_before_data(settings: ResolvedSettings) -> None:
         backbone_costs(settings.backbone, settings.img_size, settings.operator, **settings.network)
 
 
-def open_supernet_and_data(settings: ResolvedSettings, callbacks: Callbacks) -> tuple[Supernet, ImageData]:
-    """Read the data, and build the supernet for their classes.
-
-    Raises:
-        InputError: If data or weights are not available.
-    """
-    torch.manual_seed(settings.seed)
-    start = time.perf_counter()
-    data = load_data(
-        dataset=settings.dataset,
-        data_dir=Path(settings.data_dir) if settings.data_dir else None,
-        img_size=settings.proxy_img_size,
-        **input_config(settings.backbone, settings.images),
-        val_images=settings.rescore_images,
-        calibration_images=settings.calibration_images,
-        seed=settings.seed,
-        layout=settings.layout,
-        callbacks=callbacks,
-    )
-    if settings.num_classes is not None:
-        data.refuse_more_classes("num_classes", settings.num_classes)
-    _log.info("data read in %.1f s: %s", time.perf_counter() - start, data.description)
-    start = time.perf_counter()
-    supernet = Supernet(
-        settings.backbone,
-        operator=settings.operator,
-        pretrained=settings.pretrained,
-        checkpoint=Path(settings.checkpoint) if settings.checkpoint else None,
-        num_classes=settings.num_classes or data.num_classes,
-        img_size=settings.img_size,
-        **settings.network,
-    )
-    _log.info("supernet built in %.1f s", time.perf_counter() - start)
-    return supernet, data
-
-
-def make_evaluator(supernet: Supernet, data: ImageData, runtime: Runtime, settings: ResolvedSettings) -> Evaluator:
-    """Move the supernet to the device, in place, and evaluate its subnets there."""
-    runtime.prepare(supernet)
-    _log.info("supernet on %s", runtime)
-    return Evaluator(supernet=supernet, data=data, runtime=runtime, settings=settings)
-
-
 def warm_up_plan(settings: ResolvedSettings) -> WarmUp:
     return WarmUp(
         base_steps=settings.base_steps,
         base_img_size=settings.base_img_size,
         sandwich_steps=settings.sandwich_steps,
-        subnets=settings.sandwich_subnets,
         lr=settings.warmup_lr,
     )

@@ -27,7 +27,7 @@ class Tally:
         self.feasible = 0
         self.rejected = 0
         self.best: float | None = None
-        """Highest top-1 within the budget, in percent."""
+        """Lowest measure within the budget, in nats."""
         self.unfinished: list[FrozenTrial] = []
         """Waiting and running trials, in order."""
         self._seen = 0
@@ -48,11 +48,11 @@ class Tally:
         self.rejected += trial.state == TrialState.PRUNED
         if trial.state == TrialState.COMPLETE and max(trial.constraints.values()) <= 0:
             self.feasible += 1
-            self.best = trial.values[0] if self.best is None else max(self.best, trial.values[0])
+            self.best = trial.values[0] if self.best is None else min(self.best, trial.values[0])
 
     def summary(self, *, running: int = 0) -> str:
         """The counts in one line; `running` is the number of trials in progress, 0 leaves it out."""
-        best = f", best {self.best:.1f} %" if self.best is not None else ""
+        best = f", best {self.best:.4f} nats" if self.best is not None else ""
         in_progress = f", {running} running" if running else ""
         return f"{self.feasible} within budget{best}, {self.rejected} over budget{in_progress}"
 

@@ -20,14 +20,14 @@ from ltmsearch.io.files import read_json, write_atomic
 TIMES = "times.json"
 
 LOADING, SET_UP, PROFILING = "loading libraries", "setting up", "profiling latency"
-PROBE, WARM_UP, TRAINING = "linear probe", "warm-up", "training trials"
+PROBE, WARM_UP, SCREENING, TRAINING = "linear probe", "warm-up", "screening", "training trials"
 SCORING, OVERHEAD, RESCORING, TIMING = "scoring trials", "sampler, storage, checkpoints", "scoring again", "timing nets"
 WRITING, ELSEWHERE = "writing results", "waiting for workers"
 SAVE_SECONDS = 5.0
 """Least seconds between two saves during a search."""
 PARTS = (
     *(LOADING, SET_UP, PROFILING, PROBE, WARM_UP),
-    *(TRAINING, SCORING, ELSEWHERE, OVERHEAD, RESCORING, TIMING, WRITING),
+    *(SCREENING, TRAINING, SCORING, ELSEWHERE, OVERHEAD, RESCORING, TIMING, WRITING),
 )
 """All parts, in the order in which they start."""
 

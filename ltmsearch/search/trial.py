@@ -1,12 +1,13 @@
-"""Trials: suggest a schedule and an IB weight, train the subnet for a few steps, score it."""
+"""Trials: suggest a schedule and an IB weight, train the subnet for a few steps, score it on the search images."""
 
 import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import islice
 
 import numpy as np
 import optuna
@@ -23,25 +24,26 @@ from ltmsearch.engine.mask_fit import fit_layer
 from ltmsearch.engine.prefix_cache import PrefixCache
 from ltmsearch.engine.probe_record import ProbeRecord
 from ltmsearch.engine.runtime import Runtime, free_memory
-from ltmsearch.engine.steps import proxy_train
-from ltmsearch.errors import TrialOutOfMemory, TrialTooLong, is_out_of_memory
+from ltmsearch.engine.steps import downscale, proxy_train
+from ltmsearch.errors import TrialOutOfMemory, TrialTooLong, check_choice, is_out_of_memory
 from ltmsearch.merging import LearnableTokenMerging
 from ltmsearch.models import Chain, attached_operators, feature_dim, get_adapter
 from ltmsearch.models.merge_traces import LayerMerges, trace_merges
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.schedules.space import SearchSpace
+from ltmsearch.search.teacher import Images, Teacher, trial_batches
 
 SCORING_BATCH = 32
 """Images per forward pass when nothing is trained."""
 EXAMPLES = 2
-"""Number of validation images whose merges are recorded in every trial."""
+"""Number of search images whose merges are recorded in every trial."""
 IB_WEIGHT = "ib_weight"
 """Optuna parameter of the IB weight; the others are named after their layers."""
 
 
 def suggest(trial: optuna.Trial, space: SearchSpace, sampler: Callable[[int], BaseSampler]) -> tuple[np.ndarray, float]:
-    """(L,) choice indices, and the weight of the IB loss.
+    """(I,) choice indices, and the weight of the IB loss.
 
     Each parameter has its own sampler, so that a trial that was interrupted half way gets the same remaining
     suggestions.
@@ -50,9 +52,9 @@ def suggest(trial: optuna.Trial, space: SearchSpace, sampler: Callable[[int], Ba
     ib_weight = 0.0
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Fixed parameter .* is out of range")  # the driver refuses it
-        for layer, options in zip(space.layers, space.choices, strict=True):
+        for name, number in zip(space.names, space.options, strict=True):
             trial.study.sampler = sampler(len(indices))
-            indices.append(trial.suggest_int(layer, 0, len(options) - 1))
+            indices.append(trial.suggest_int(name, 0, number - 1))
         if (weights := space.ib_weights) is not None:
             trial.study.sampler = sampler(len(indices))
             ib_weight = weights.weight(trial.suggest_float(IB_WEIGHT, weights.floor, weights.high, log=True))
@@ -94,12 +96,16 @@ def limit_time(batches: Batches, *, limit: float, end: float) -> Iterator[tuple[
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """Evaluates trials on one device. Between trials it keeps only the supernet and its prefix cache."""
+    """Evaluates trials on one device. Between trials it keeps the supernet, its prefix cache and the teacher."""
 
     supernet: Supernet
     data: ImageData
     runtime: Runtime
     settings: ResolvedSettings
+    teacher: Teacher = field(default_factory=Teacher)
+    """Its predictions are filled in after the warm-up, where the objective is KL divergence."""
+    sides: Mapping[int, int] = field(default_factory=dict)
+    """Image size of a schedule → image side in training and scoring, to which images are downscaled."""
 
     @cached_property
     def prefix_cache(self) -> PrefixCache:
@@ -118,12 +124,13 @@ class Evaluator:
     ) -> TrialResult:
         """Start from shared weights, train the subnet for a few steps, recalibrate, score.
 
-        BatchNorm statistics are restored afterwards. If memory is full, the trial is repeated once with half the batch
-        size. The IB loss starts after the first half of the steps, whose images give its statistics; with a single step
-        the calibration images do.
+        All trials train on the same images in the same order: on labels, or on the teacher's predictions. BatchNorm
+        statistics are restored afterwards. If memory is full, the trial is repeated once with half the batch size. The
+        IB loss starts after the first half of the steps, whose images give its statistics; with a single step the
+        calibration images do.
 
         Args:
-            steps: Training steps; None: `settings.proxy_steps`.
+            steps: Training steps, at most `settings.proxy_steps`; None: that many.
             limit: Time limit in seconds, checked between batches.
 
         Raises:
@@ -137,7 +144,7 @@ class Evaluator:
         for batch_size in (full, max(2, full // 2)):
             try:
                 with self._seeded(seed):
-                    result = self._evaluated(weights, schedule, ib_weight, seed, steps, batch_size, in_time)
+                    result = self._evaluated(weights, schedule, ib_weight, steps, batch_size, in_time)
                 return result if batch_size == full else replace(result, batch_size=batch_size)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
@@ -158,7 +165,6 @@ class Evaluator:
         weights: Mapping[str, Tensor],
         schedule: MergeSchedule,
         ib_weight: float,
-        seed: int,
         steps: int,
         batch_size: int,
         in_time: Callable[[Batches], Batches],
@@ -167,7 +173,7 @@ class Evaluator:
         load_parameters(self.supernet, weights)
         with preserve_batchnorm(self.supernet):
             if steps:
-                batches = self.data.train_batches(batch_size=batch_size, steps=steps, seed=seed)
+                batches = self._sized(islice(trial_batches(self.data, settings, batch_size), steps), schedule)
                 half, ib = steps // 2, None
                 if ib_weight:
                     ib = (ib_weight, self._new_ib() if half else self._recalibrated(schedule))
@@ -177,12 +183,13 @@ class Evaluator:
                     in_time(batches),
                     lr=settings.proxy_lr,
                     runtime=self.runtime,
+                    teacher=self.teacher.of("train"),
                     ib=ib,
                     ib_from=half,
                 )
             trained = time.perf_counter()
             with self._as_scored(schedule, information=True) as fitted:
-                result, merges = self._validated(settings.val_images, fitted, in_time), self._example_merges()
+                result, merges = self._scored("search", None, fitted, in_time), self._example_merges()
             scored = time.perf_counter()
         return TrialResult(
             weights=parameters(self.supernet) if steps else {},
@@ -192,13 +199,19 @@ class Evaluator:
             merges=merges,
         )
 
-    def score(self, schedule: MergeSchedule, *, images: int, information: bool = False) -> Score:
+    def score(
+        self, schedule: MergeSchedule, images: Images, *, number: int | None = None, information: bool = False
+    ) -> Score:
         """Score the supernet's current weights under a schedule, with recalibrated BatchNorm statistics.
 
-        `information` adds the information terms, with statistics of the calibration images.
+        Args:
+            images: Set of images to score.
+            number: The first images of the set only; None: all.
+            information: Add the information terms, with statistics of the calibration images.
         """
+        check_choice("the set of images", images, Images)
         with self._as_scored(schedule, information=information) as ib:
-            return self._validated(images, ib, iter)
+            return self._scored(images, number, ib, iter)
 
     def fit_classifiers(
         self, classifiers: Sequence[str], *, images: Sequence[int], watch: Callable[[Batches], Batches]
@@ -212,7 +225,7 @@ class Evaluator:
         with self._as_scored(plain, information=False):
             model, data = self.supernet.model, self.data
             probe = fit_classifiers(model, classifiers, data, self.runtime, images=images, watch=watch)
-            return probe.record(settings.proxy_img_size, self._validated(settings.rescore_images, None, iter))
+            return probe.record(settings.proxy_img_size, self._scored("validation", None, None, iter))
 
     def fit_mask(self, layer: str, keep_ratio: float) -> None:
         """Fit the gradient step of a layer while it alone merges; see `engine.mask_fit.fit_layer`."""
@@ -229,30 +242,55 @@ class Evaluator:
             if information:
                 yield self._recalibrated(schedule)
                 return
-            batches = self.data.calibration_batches(batch_size=SCORING_BATCH)
-            with self.prefix_cache.replay("calibration"):
+            batches = self._sized(self.data.calibration_batches(batch_size=SCORING_BATCH), schedule)
+            with self.prefix_cache.replay("calibration", schedule.img_size):
                 recalibrate(self.supernet, batches, self.runtime)
             yield None
 
-    def _validated(self, images: int, ib: IBLoss | None, in_time: Callable[[Batches], Batches]) -> Score:
-        validation = in_time(self.data.validation_batches(batch_size=SCORING_BATCH, limit=images))
-        with self.prefix_cache.replay("validation", images):
-            return score(self.supernet.model, validation, self.runtime, ib=ib)
+    def _scored(
+        self, images: Images, number: int | None, ib: IBLoss | None, in_time: Callable[[Batches], Batches]
+    ) -> Score:
+        """Score under the active schedule."""
+        schedule = self.supernet.schedule
+        batches = in_time(self._sized(self.held_out(images, number), schedule))
+        with self.prefix_cache.replay(images, number, schedule.img_size):
+            return score(self.supernet.model, batches, self.runtime, ib=ib, teacher=self.teacher.of(images, number))
+
+    def held_out(self, images: Images, number: int | None = None) -> Batches:
+        """Batches of a set of images on which nothing trains, the first ones or all."""
+        check_choice("the set of images", images, Images)
+        data = self.data
+        open_set = {
+            "search": data.search_batches, "validation": data.validation_batches, "report": data.report_batches,
+        }[images]  # fmt: skip
+        return open_set(batch_size=SCORING_BATCH, limit=number)
+
+    def _sized(self, batches: Batches, schedule: MergeSchedule) -> Batches:
+        """The batches at the image size of a schedule."""
+        if schedule.img_size is None:
+            return batches
+        side = self.sides[schedule.img_size]
+        return ((downscale(images, side), labels) for images, labels in batches)
 
     @cached_property
-    def _chains(self) -> tuple[Chain, ...]:
-        size = self.settings.proxy_img_size
-        return get_adapter(self.settings.backbone).chains(self.supernet.model, (size, size))
+    def _chains(self) -> dict[int, tuple[Chain, ...]]:
+        """Image side → shapes of the layers; filled as needed."""
+        return {}
 
     def _example_merges(self) -> ExampleMerges:
-        images = next(iter(self.data.validation_batches(batch_size=EXAMPLES, limit=EXAMPLES)))[0]
-        layers = trace_merges(self.settings.backbone, self.supernet.model, images, self._chains)
+        batches = self.data.search_batches(batch_size=EXAMPLES, limit=EXAMPLES)
+        images = next(iter(self._sized(batches, self.supernet.schedule)))[0]
+        side = images.shape[-1]
+        if side not in self._chains:
+            self._chains[side] = get_adapter(self.settings.backbone).chains(self.supernet.model, (side, side))
+        layers = trace_merges(self.settings.backbone, self.supernet.model, images, self._chains[side])
         return ExampleMerges(images=images.numpy(), layers=layers)
 
     def _recalibrated(self, schedule: MergeSchedule) -> IBLoss:
         """Recalibrate BatchNorm statistics and fit an IB loss in the same pass."""
-        ib, batches = self._new_ib(), self.data.calibration_batches(batch_size=SCORING_BATCH)
-        with self.supernet.active(schedule), self.prefix_cache.replay("calibration"):
+        ib = self._new_ib()
+        batches = self._sized(self.data.calibration_batches(batch_size=SCORING_BATCH), schedule)
+        with self.supernet.active(schedule), self.prefix_cache.replay("calibration", schedule.img_size):
             recalibrate_and_fit(ib, self.supernet.model, batches, self.runtime)
         return ib
 
@@ -268,7 +306,8 @@ class Evaluator:
     def recalibrated_subnet(self, schedule: MergeSchedule) -> nn.Module:
         """The stand-alone subnet with the supernet's current weights and recalibrated BatchNorm statistics."""
         subnet = self.supernet.extract(schedule)
-        recalibrate(subnet, self.data.calibration_batches(batch_size=SCORING_BATCH), self.runtime)
+        batches = self._sized(self.data.calibration_batches(batch_size=SCORING_BATCH), schedule)
+        recalibrate(subnet, batches, self.runtime)
         return subnet
 
 

@@ -45,7 +45,7 @@ class Prior:
         return cls(run=run, settings=settings, front=tuple(earlier.front))
 
     def schedules(self, space: SearchSpace) -> list[tuple[str, np.ndarray]]:
-        """The schedules of the front as (name, (L,) choice indices), each layer at the nearest choice of the space.
+        """The schedules of the front as (name, (I,) choice indices), each layer at the nearest choice of the space.
 
         Keep ratios say nothing about thresholds, nor the other way round.
         """
@@ -57,11 +57,13 @@ class Prior:
 
 
 def nearest(space: SearchSpace, schedule: MergeSchedule) -> np.ndarray:
-    """(L,) choice indices nearest to a schedule, which may be of another operator.
+    """(I,) choice indices nearest to a schedule, which may be of another operator.
 
     The share of kept tokens is matched first, then the form; a plain layer stays plain.
     """
-    indices = np.zeros(len(space.layers), dtype=int)
+    indices = space.plain
+    if schedule.img_size in space.img_sizes[: space.searched_sizes]:
+        indices[-1] = space.img_sizes.index(schedule.img_size)
     for place, layer in enumerate(space.layers):
         ratio, form = schedule.keep_ratio(layer), schedule.form(layer)
         if ratio < 1:

@@ -1,16 +1,19 @@
 """The warm-up of the shared weights, saved at intervals so that an interrupted one continues.
 
 Before its first step new classifiers are fitted by a linear probe, whose record is `probe.json`. The fitted weights are
-saved as the progress of a warm-up without steps, so the probe is not repeated either.
+saved as the progress of a warm-up without steps, so the probe is not repeated either. Where the objective is KL
+divergence, the plain network as it is after the base steps becomes the teacher: the progress has its weights, and at
+the end its predictions are written to `teacher.safetensors`.
 """
 
 import logging
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ltmsearch.callbacks import Callbacks
@@ -46,6 +49,7 @@ class WarmUpRun:
         """Steps taken so far."""
         self.needs_probe = bool(context.new_classifiers)
         """Whether new classifiers are still to be fitted."""
+        self._teacher: nn.Module | None = None
         self._saved, self._saving = time.monotonic(), 0.0
 
     def resume(self) -> int:
@@ -62,6 +66,8 @@ class WarmUpRun:
             raise InputError(f"{wrong} is of another study; move it away to repeat the warm-up")
         try:
             done = int(state["done"])
+            if (taught := state["teacher"]) is not None:
+                self._copy_network().load_state_dict(taught)
             self.context.evaluator.supernet.load_state_dict(state["supernet"])
             self.optimizer.load_state_dict(state["optimizer"])
             _match_memory_layout(self.optimizer)
@@ -97,11 +103,12 @@ class WarmUpRun:
 
         Before the first step, gradient masks of trained weights are fitted, each while its layer alone merges.
         """
-        masks = {} if self.done else unfitted_masks(self.context)
+        context, settings = self.context, self.context.settings
+        masks = {} if self.done else unfitted_masks(context)
         for number, (layer, ratio) in enumerate(masks.items()):
             if not number:
                 callbacks.phase("fitting masks", len(masks))
-            self.context.evaluator.fit_mask(layer, ratio)
+            context.evaluator.fit_mask(layer, ratio)
             callbacks.advance(number + 1)
         callbacks.phase("warming up", self.plan.steps)
         for loss in self.steps():
@@ -110,12 +117,30 @@ class WarmUpRun:
             if self.is_due():
                 confirm()
                 self.save()
+        if self._has_teacher:
+            context.evaluator.teacher.learn(self.teacher(), context.evaluator.data, context.evaluator.runtime, settings)
+            confirm()
+            context.evaluator.teacher.save(self.folder)
 
     def steps(self) -> Iterator[float]:
-        """Take the remaining steps; yields the plain network's loss after each."""
-        for loss in self.context.warm_up(self.optimizer, self.done):
+        """Take the remaining steps; yields the loss after each."""
+        for loss in self.context.warm_up(self.optimizer, self.done, self.teacher if self._has_teacher else None):
             self.done += 1
             yield loss
+
+    @property
+    def _has_teacher(self) -> bool:
+        return self.context.settings.axis.measure == "kl"
+
+    def teacher(self) -> nn.Module:
+        """The plain network as it is at the first call, frozen and in evaluation mode."""
+        return self._copy_network() if self._teacher is None else self._teacher
+
+    def _copy_network(self) -> nn.Module:
+        copy = deepcopy(self.context.evaluator.supernet.model).eval().requires_grad_(False)
+        copy.zero_grad(set_to_none=True)
+        self._teacher = copy
+        return copy
 
     def is_due(self) -> bool:
         return time.monotonic() - self._saved >= max(SAVE_SECONDS, self._saving / SAVING_SHARE)
@@ -125,6 +150,7 @@ class WarmUpRun:
         state = {
             "space": self.context.space.digest(), "steps": self.plan.steps, "done": self.done,
             "supernet": self.context.evaluator.supernet.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "teacher": None if self._teacher is None else self._teacher.state_dict(),
         }  # fmt: skip
         save_state(self.path, state)
         self._saved = time.monotonic()

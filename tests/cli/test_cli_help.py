@@ -52,6 +52,7 @@ def test_completion_imports_no_heavy_library() -> None:
         ("",): list(COMMANDS),
         ("pr",): ["profile"],
         ("run", "--sampler", ""): ["auto", "tpe", "gp", "nsga2", "random"],
+        ("run", "--objective", ""): ["auto", "kl", "loss"],
         ("run", "--backbone", "mobilevit_x"): ["mobilevit_xs", "mobilevit_xxs"],
         ("run", "--operator", "t"): ["threshold", "tome"],
         ("run", "--config", "swin"): ["swin_base", "swin_tiny"],

@@ -26,7 +26,7 @@ def test_run_prints_one_json_document(finished: Path, ltmsearch: Ltmsearch) -> N
     code, out, err = ltmsearch(*continued(finished), "--json")
     assert code == 0, err
     document = json.loads(out, parse_constant=pytest.fail)
-    assert list(document) == ["folder", "settings", "probe", "trials", "front", "baselines", "findings"]
+    assert list(document) == ["folder", "settings", "probe", "trials", "front", "baselines", "findings", "verdict"]
     assert document["folder"] == str(finished)
     assert document["settings"]["budget_gflops"] == 0.27
     assert document["trials"]["scored"] >= 6
@@ -37,7 +37,8 @@ def test_run_prints_one_json_document(finished: Path, ltmsearch: Ltmsearch) -> N
     assert document["front"][0]["keep_ratios"] == recipe.schedule.keep_ratios
     assert document["baselines"][0]["label"] == "plain"
     assert not document["baselines"][0]["feasible"]
-    assert document["baselines"][0]["expected_top1"] is not None, "the front is ranked by it"
+    assert document["baselines"][0]["rescored_loss"] is not None, "the front is ranked by it"
+    assert document["baselines"][0]["difference"] == 0.0
     assert document["baselines"][0]["agreement"] == 100.0
     assert document["findings"] == json.loads((finished / "findings.json").read_text(encoding="utf-8"))["sentences"]
     assert "mobilevit_xxs with ltm merging" in err, "notes go to standard error"

@@ -45,6 +45,40 @@ def test_warmup_defaults_depend_on_family_and_weights() -> None:
     assert settings(resume_from="runs/earlier").resolved("cpu").proxy_lr == 2e-4
 
 
+@pytest.mark.parametrize(
+    ("given", "measure"),
+    [
+        ({}, "loss"),
+        ({"pretrained": True}, "kl"),
+        ({"checkpoint": "weights.safetensors"}, "kl"),
+        ({"resume_from": "runs/earlier"}, "kl"),
+        ({"objective": "kl"}, "kl"),
+        ({"objective": "loss", "pretrained": True}, "loss"),
+    ],
+)
+def test_given_weights_decide_the_objective(given: dict[str, object], measure: str) -> None:
+    resolved = settings(**given).resolved("cpu")
+    assert resolved.objective == resolved.axis.measure == measure
+    assert resolved.resolved("cpu").objective == measure, "the study keeps it"
+
+
+def test_trials_that_learn_from_a_teacher_do_not_train() -> None:
+    """Unless asked to: the warm-up has more steps for subnets instead."""
+    labels, teacher = settings().resolved("cpu"), settings(objective="kl").resolved("cpu")
+    assert teacher.proxy_steps == 0 < labels.proxy_steps
+    assert teacher.sandwich_steps > labels.sandwich_steps
+    assert settings(objective="kl", proxy_steps=3).resolved("cpu").proxy_steps == 3
+
+
+def test_the_test_split_is_part_of_the_data() -> None:
+    stored = settings(data_dir="images").resolved("cpu")
+    with pytest.raises(InputError, match="test_split was None and is now 'other'"):
+        refuse_other_settings(settings(data_dir="images", test_split="other").resolved("cpu"), stored, Path("run"))
+    assert settings(data_dir="images", test_split="other").layout.test_split == "other"
+    with pytest.raises(InputError, match="test_split"):
+        settings(data_dir="images", test_split="../other")
+
+
 def test_different_studies_have_different_names() -> None:
     names = {
         settings(**change).study_name
@@ -95,9 +129,9 @@ def test_settings_with_a_latency_budget_round_trip(tmp_path: Path, given: dict[s
     assert resolved.resolved("cpu") == resolved
 
 
-def test_only_trials_and_timeout_may_change() -> None:
+def test_only_trials_timeout_and_tolerance_may_change() -> None:
     stored = settings().resolved("cpu")
-    refuse_other_settings(settings(trials=99, timeout=5).resolved("cpu"), stored, Path("run"))
+    refuse_other_settings(settings(trials=99, timeout=5, tolerance=2).resolved("cpu"), stored, Path("run"))
     with pytest.raises(InputError, match="seed was 0 and is now 4.*--study NAME or --out DIR"):
         refuse_other_settings(settings(seed=4).resolved("cpu"), stored, Path("run"))
 
@@ -118,6 +152,12 @@ def test_only_trials_and_timeout_may_change() -> None:
         ({"budget_ms": 25, "latency_runtime": "x"}, "latency_runtime must be 'torch', 'compile' or 'onnxruntime'"),
         ({"checkpoint": "a", "pretrained": True}, "pretrained and checkpoint cannot both be given"),
         ({"study": "a/b"}, "study must match pattern"),
+        ({"objective": "top1"}, "objective must be 'auto', 'kl' or 'loss', but got 'top1'"),
+        ({"tolerance": -0.1}, "tolerance must be greater than or equal to 0"),
+        ({"screened_schedules": 15}, "screened_schedules must be greater than or equal to 16"),
+        ({"search_images": 7}, "search_images must be greater than or equal to 8"),
+        ({"sandwich_subnets": 0}, "sandwich_subnets must be greater than or equal to 1"),
+        ({"val_images": 256}, "unknown setting 'val_images'"),
     ],
 )
 def test_invalid_values_are_refused(change: dict[str, object], message: str) -> None:

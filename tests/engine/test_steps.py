@@ -31,7 +31,7 @@ def batches(number: int, size: int = 64) -> list[tuple[Tensor, Tensor]]:
 
 
 def test_images_grow_from_base_to_full_size() -> None:
-    plan = WarmUp(base_steps=100, base_img_size=64, sandwich_steps=10, subnets=1, lr=1e-3)
+    plan = WarmUp(base_steps=100, base_img_size=64, sandwich_steps=10, lr=1e-3)
     sizes = [plan.img_size(step, full=112) for step in range(110)]
     assert sizes[:51] == [64] * 51
     assert sizes == sorted(sizes)
@@ -39,27 +39,26 @@ def test_images_grow_from_base_to_full_size() -> None:
     for full in (80, 100, 110):
         assert {plan.img_size(step, full=full) for step in range(96, 110)} == {full}
     assert sizes[100:] == [112] * 10
-    assert WarmUp(base_steps=5, base_img_size=128, sandwich_steps=0, subnets=1, lr=1).img_size(0, full=112) == 112
+    assert WarmUp(base_steps=5, base_img_size=128, sandwich_steps=0, lr=1).img_size(0, full=112) == 112
     assert downscale(torch.rand(1, 3, 112, 112), 64).shape == (1, 3, 64, 64)
 
 
 def test_warm_up_trains_every_parameter_and_ends_plain() -> None:
     supernet = fresh()
     before = parameters(supernet)
-    plan = WarmUp(base_steps=2, base_img_size=48, sandwich_steps=5, subnets=1, lr=1e-3)
+    plan = WarmUp(base_steps=2, base_img_size=48, sandwich_steps=5, lr=1e-3)
     drawn: list[MergeSchedule] = []
 
-    def draw(rng: np.random.Generator) -> MergeSchedule:
+    def draw(rng: np.random.Generator) -> list[MergeSchedule]:
         # Centroids have a gradient as soon as scores have left zero.
         forms: tuple[Form, ...] = ("gradient", "gradient", "matched", "gradient", "matched")
-        drawn.append(MergeSchedule.uniform(supernet.layers, float(rng.choice([0.5, 0.7])), "ltm", forms[len(drawn)]))
-        return drawn[-1]
+        ratio, form = float(rng.choice([0.5, 0.7])), forms[len(drawn)]
+        drawn.append(MergeSchedule.uniform(supernet.layers, ratio, "ltm", form))
+        return [drawn[-1], MergeSchedule.uniform(supernet.layers, 0.25, form="soft")]
 
-    cheapest = MergeSchedule.uniform(supernet.layers, 0.25, form="soft")
-    steps = warm_up(supernet, plan, batches=batches(7, 128), cheapest=cheapest, draw=draw, seed=0, runtime=RUNTIME)
-    losses = list(steps)
+    losses = list(warm_up(supernet, plan, batches=batches(7, 128), draw=draw, seed=0, runtime=RUNTIME))
     assert len(losses) == 7
-    assert len(drawn) == 5  # one random subnet in each sandwich step
+    assert len(drawn) == 5  # once in each sandwich step
     assert supernet.schedule.merging_layers == ()
     after = parameters(supernet)
     moved = {name: float((after[name] - value).abs().max()) for name, value in before.items()}
@@ -78,7 +77,7 @@ def test_warm_up_trains_every_parameter_and_ends_plain() -> None:
 
 
 def test_masks_have_rates_of_their_own() -> None:
-    plan = WarmUp(base_steps=100, base_img_size=48, sandwich_steps=50, subnets=1, lr=1e-3)
+    plan = WarmUp(base_steps=100, base_img_size=48, sandwich_steps=50, lr=1e-3)
     optimizer = supernet_optimizer(fresh(), plan.lr)
     by_masks = {}
     for step in (0, 100, 105, 149):
@@ -138,7 +137,7 @@ def selecting() -> Supernet:
 
 def test_warm_up_adds_own_losses_by_the_share_of_its_sandwich_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     supernet = selecting()
-    cheapest = MergeSchedule.uniform(supernet.layers, 0.25, "select")
+    drawn = [MergeSchedule.uniform(supernet.layers, 0.25, "select")]
     seen: list[float] = []
 
     def weight(_operator: TokenSelection, progress: float) -> float:
@@ -147,10 +146,8 @@ def test_warm_up_adds_own_losses_by_the_share_of_its_sandwich_steps(monkeypatch:
         return progress
 
     monkeypatch.setattr(TokenSelection, "own_loss_weight", weight)
-    plan = WarmUp(base_steps=1, base_img_size=48, sandwich_steps=4, subnets=1, lr=1e-3)
-    steps = warm_up(
-        supernet, plan, batches=batches(5), cheapest=cheapest, draw=lambda _: cheapest, seed=0, runtime=RUNTIME
-    )
+    plan = WarmUp(base_steps=1, base_img_size=48, sandwich_steps=4, lr=1e-3)
+    steps = warm_up(supernet, plan, batches=batches(5), draw=lambda _: drawn, seed=0, runtime=RUNTIME)
     assert len(list(steps)) == 5
     assert sorted(set(seen)) == [0, 0.25, 0.5, 0.75]
 
@@ -243,11 +240,10 @@ def test_a_training_that_diverges_between_readings_fails(monkeypatch: pytest.Mon
     broken = [good[0], (torch.full((4, 3, 64, 64), float("nan")), labels), *good[1:]]
     with pytest.raises(TrialDiverged, match="the proxy training diverged"):
         proxy_train(fresh(), fresh().schedule, broken, lr=1e-3, runtime=RUNTIME)
-    plan = WarmUp(base_steps=4, base_img_size=64, sandwich_steps=0, subnets=0, lr=1e-3)
+    plan = WarmUp(base_steps=4, base_img_size=64, sandwich_steps=0, lr=1e-3)
     supernet = fresh()
-    schedules = {"cheapest": supernet.schedule, "draw": lambda _: supernet.schedule}
     with pytest.raises(TrialDiverged, match="the warm-up diverged"):
-        list(warm_up(supernet, plan, batches=broken, runtime=RUNTIME, seed=0, **schedules))
+        list(warm_up(supernet, plan, batches=broken, draw=lambda _: [], seed=0, runtime=RUNTIME))
 
 
 def test_a_step_that_is_not_finite_is_not_taken() -> None:

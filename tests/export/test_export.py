@@ -13,16 +13,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from support.command_line import Ltmsearch, Notes
 from support.nets import randomise
-from support.records import make_record
+from support.records import BEST, OPEN, RECORDS, START_UP, UNIFORM, make_record
 from torch import nn
 
+from ltmsearch.config.objective import CostAxis
 from ltmsearch.config.recipe import Recipe, load_recipe
 from ltmsearch.errors import ExportError, InputError
 from ltmsearch.export import choose_trials, export_run
 from ltmsearch.export.folder import write_recipe, write_weights
 from ltmsearch.export.subnets import Subnet
 from ltmsearch.models.supernet import Supernet
-from ltmsearch.search.records import TrialRecord, select_front
+from ltmsearch.search.records import TrialRecord
 from ltmsearch.search.run import Run
 
 FAMILIES = {
@@ -144,36 +145,47 @@ def test_folder_with_other_logits_is_not_written(tmp_path: Path) -> None:
 # -- choice of trials -------------------------------------------------------------------------------------------------
 
 
-def test_trials_are_chosen_by_number_rank_and_cost(whole: Path) -> None:
-    records = Run.open(whole).trials
-    front = select_front(records)
-    assert choose_trials(records) == front[:1]
-    assert choose_trials(records, top=99) == front
-    assert choose_trials(records, trial=front[-1].trial) == front[-1:]
-    assert choose_trials(records, under_gflops=front[-1].gflops) == front[-1:]
+def test_trials_are_chosen_by_number_rank_and_cost() -> None:
+    axis = CostAxis(measure="kl")
+    front = [BEST, UNIFORM, START_UP]
+    assert choose_trials(RECORDS, axis=axis) == front[:1]
+    assert choose_trials(RECORDS, axis=axis, top=2) == front[:2]
+    assert choose_trials(RECORDS, axis=axis, top=99) == front
+    assert choose_trials(RECORDS, axis=axis, trial=OPEN.trial) == [OPEN]
+    assert choose_trials(RECORDS, axis=axis, under_gflops=1.1) == [START_UP]
     for choice, message in (
-        ({"trial": 999}, "trial 999 has no score; the front has the trials "),
-        ({"under_gflops": 0.01}, "no trial of the front costs at most 0.01 GFLOPs; the cheapest costs 0.2"),
+        ({"trial": 999}, "trial 999 has no score; the front has the trials 3, 1, 2"),
+        ({"trial": 5}, "trial 5 has no score"),
+        ({"under_gflops": 0.01}, "no trial of the front costs at most 0.01 GFLOPs; the cheapest costs 1.1000"),
         ({"top": 1, "trial": 1}, "exclude each other"),
+        ({"under_ms": 3.0}, "--under-ms needs a study with a latency budget"),
     ):
         with pytest.raises(InputError, match=message):
-            choose_trials(records, **choice)  # type: ignore[arg-type]
-    dear = [replace(record, feasible=False) for record in records]
+            choose_trials(RECORDS, axis=axis, **choice)  # type: ignore[arg-type]
+    dear = [replace(record, feasible=False) for record in RECORDS]
     with pytest.raises(InputError, match="the study has no front yet"):
-        choose_trials(dear)
+        choose_trials(dear, axis=axis)
+
+
+def test_the_best_of_the_front_is_that_by_the_measure() -> None:
+    """Whatever is reported of it: the reported images choose nothing."""
+    modest = replace(BEST, report_top1=50.0, difference=-37.0)
+    assert choose_trials([modest, UNIFORM, START_UP], axis=CostAxis(measure="kl")) == [modest]
 
 
 def test_trials_are_chosen_by_measured_latency() -> None:
-    def record(trial: int, ms: float, top1: float, measured: float | None = None) -> TrialRecord:
+    axis = CostAxis(name="latency_ms", measure="kl")
+
+    def record(trial: int, ms: float, kl: float, measured: float | None = None) -> TrialRecord:
         return make_record(
             trial=trial, kind="searched", state="scored", feasible=True, gflops=1.0 + trial / 10, latency_ms=ms,
-            latency_measured_ms=measured, top1=top1, rescored_top1=top1, keep_ratios={"a": 0.5},
+            latency_measured_ms=measured, top1=80.0, rescored_kl=kl, keep_ratios={"a": 0.5},
         )  # fmt: skip
 
-    records = [record(1, 10.0, 70.0, 11.0), record(2, 20.0, 80.0, 23.0), record(3, 30.0, 90.0), record(4, 31.0, 85.0)]
+    records = [record(1, 10.0, 0.3, 11.0), record(2, 20.0, 0.2, 23.0), record(3, 30.0, 0.1), record(4, 31.0, 0.15)]
 
     def chosen(**choice: Any) -> list[int]:
-        return [r.trial for r in choose_trials(records, **choice, costs=("latency_ms",))]
+        return [r.trial for r in choose_trials(records, **choice, axis=axis)]
 
     assert chosen(top=9) == [3, 2, 1], "best first, without the one that is dearer and worse"
     assert chosen(under_ms=30.0) == [3], "predicted where it was not measured"
@@ -188,16 +200,17 @@ def test_trials_are_chosen_by_measured_latency() -> None:
         with pytest.raises(InputError, match=message):
             chosen(**choice)
     with pytest.raises(InputError, match="no front yet"):
-        choose_trials([], costs=("latency_ms",))
+        choose_trials([], axis=axis)
     with pytest.raises(InputError, match="no trial of the front takes at most 5 ms$"):
-        choose_trials([], under_ms=5.0, costs=("latency_ms",))
+        choose_trials([], under_ms=5.0, axis=axis)
 
 
 # -- a study ----------------------------------------------------------------------------------------------------------
 
 
 def test_export_of_a_study_with_weights(run: Path, ltmsearch: Ltmsearch) -> None:
-    records = select_front(Run.open(run).trials)
+    study = Run.open(run)
+    records = study.front
     code, out, err = ltmsearch("export", str(run), "--top", "2", "--weights")
     assert code == 0, err
     wanted = [
@@ -210,9 +223,16 @@ def test_export_of_a_study_with_weights(run: Path, ltmsearch: Ltmsearch) -> None
     assert out.splitlines()[1].endswith(" MB  timm's local-dir and the recipe give exactly the same logits")
     recipe = load_recipe(wanted[0])
     assert recipe.provenance["trial"] == records[0].trial
-    assert recipe.schedule == records[0].schedule
+    proxy, axis = recipe.provenance["proxy"], study.settings.axis
+    assert (proxy["measure"], proxy["value"]) == (axis.measure, records[0].rescored(axis.measure))
+    assert (proxy["report_top1"], proxy["difference"]) == (records[0].report_top1, records[0].difference)
+    assert study.answers is not None
+    assert proxy["report_images"] == len(study.answers.labels)
+    assert proxy["scored_with"] == "final weights"
+    assert recipe.schedule == replace(records[0].schedule, img_size=None)
+    assert recipe.img_size == (records[0].schedule.img_size or 224)
     model = timm.create_model(f"local-dir:{wanted[0].parent}", pretrained=True)
-    assert torch.isfinite(model.eval()(torch.randn(1, 3, 224, 224))).all()
+    assert torch.isfinite(model.eval()(torch.randn(1, 3, recipe.img_size, recipe.img_size))).all()
     assert model.pretrained_cfg["label_names"] == [str(digit) for digit in range(10)]
     code, out, _ = ltmsearch("export", str(run), "--trial", str(records[0].trial), "--json")
     assert code == 0
@@ -320,7 +340,7 @@ def test_conflicting_input_writes_nothing(run: Path, training: Path, ltmsearch: 
 
 
 def test_shared_weights_are_refused(run: Path) -> None:
-    record = select_front(Run.open(run).trials)[0]
+    record = Run.open(run).front[0]
     export_run(run, trial=record.trial)
     folder = run / "export" / str(record.trial)
     with pytest.raises(

@@ -23,11 +23,14 @@ from support.finished import REJECTING
 from support.processes import PIPE, completed, started
 
 from ltmsearch import run_study
+from ltmsearch.config.objective import CostAxis
 from ltmsearch.config.recipe import Recipe
 from ltmsearch.errors import InputError, TrialDiverged
 from ltmsearch.reporting.dashboard.note_storage import NoteStorage
 from ltmsearch.reporting.dashboard.notes import LAST_LINE
 from ltmsearch.reporting.dashboard.server import serve_dashboard
+from ltmsearch.reporting.findings import findings_of
+from ltmsearch.reporting.numbers import points, with_error
 from ltmsearch.search.driver import Driver
 from ltmsearch.search.records import select_front
 from ltmsearch.search.run import Run
@@ -45,6 +48,10 @@ def study_of(run: Path) -> optuna.Study:
     storage = optuna.storages.RDBStorage(f"sqlite:///{run / 'study.db'}")
     (name,) = optuna.get_all_study_names(storage)
     return optuna.load_study(study_name=name, storage=storage)
+
+
+def axis_of(run: Path) -> CostAxis:
+    return Run.open(run).settings.axis
 
 
 def notes_of(study: optuna.Study) -> dict[int, str]:
@@ -78,7 +85,7 @@ class TestFinishedStudy:
             assert attributes["gflops"] == record.gflops
             assert attributes["kind"] == record.kind
             assert 0 < attributes["tokens_kept"] <= 1
-            assert (attributes["tokens_kept"] == 1) == (record.label == "plain")
+            assert (attributes["tokens_kept"] == 1) == (not record.schedule.merging_layers)
             assert attributes["ib_weight"] == record.ib_weight
             if record.state == "scored":
                 assert attributes["supernet_version"] == record.supernet_version
@@ -89,7 +96,7 @@ class TestFinishedStudy:
     def test_trial_notes_have_schedule_costs_and_scores(self, rejecting: Path) -> None:
         records = Run.open(rejecting).trials
         notes = notes_of(study_of(rejecting))
-        front = select_front(records)
+        front = select_front(records, axis_of(rejecting))
         assert front
         for record in records:
             cells = rows(notes[record.trial])
@@ -100,23 +107,36 @@ class TestFinishedStudy:
                 before, after = (int(count) for count in schedule[layer][3].split(" → "))
                 assert schedule[layer][1] == f"{ratio:g}"
                 assert (after < before) == (schedule[layer][2] == "matched")
-            then = [value for name, value in facts.items() if name.startswith("score when it ran")]
-            final = [value for name, value in facts.items() if name.startswith("score with the final weights")]
-            assert [value.startswith(f"{record.top1:.1f} ") for value in then] == [True] * (record.state == "scored")
-            assert [value.startswith(f"{record.rescored_top1:.1f} ") for value in final] == [True] * (
-                record.rescored_top1 is not None
+            then = [value for name, value in facts.items() if name.startswith("search images, when it ran")]
+            final = [value for name, value in facts.items() if name.startswith("validation images, final weights")]
+            assert [f"top-1 {record.top1:.1f} ± " in value for value in then] == [True] * (record.state == "scored")
+            assert [f"loss {record.rescored_loss:.4f} nats" in value for value in final] == [True] * (
+                record.rescored_loss is not None
             )
-            agreed = None if record.agreement is None else f"{record.agreement:.1f} ± {record.agreement_se:.1f} %"
-            assert facts.get("agreement with the plain network") == agreed
+            shown = {
+                "top-1 of reported images": with_error(record.report_top1, record.report_top1_se) + " %",
+                "top-1 less the plain network's": points(record.difference, record.difference_se) + " points",
+                "agreement with the plain network": with_error(record.agreement, record.agreement_se) + " %",
+            }
+            assert {name: facts.get(name) for name in shown} == (
+                dict.fromkeys(shown) if record.report_top1 is None else shown
+            )
             assert (": on the front." in notes[record.trial]) == (record in front)
             assert ("rejected by its cost" in notes[record.trial]) == (record.state == "over budget")
 
     def test_study_note_has_the_front_with_links(self, rejecting: Path) -> None:
         study = study_of(rejecting)
-        note, front = get_note(study), select_front(Run.open(rejecting).trials)
+        run = Run.open(rejecting)
+        note, findings = get_note(study), findings_of(run)
+        assert findings.verdict is not None
         linked = [row[0] for row in rows(note) if row[0].startswith("[")]
-        shown = [f"[{r.trial}](/dashboard/studies/{study._study_id}/trials?numbers={r.trial})" for r in front]
-        assert linked[: len(front)] == shown
+        marks = {findings.verdict.recommended: "→ "}
+        shown = [
+            f"[{marks.get(r.trial, '')}{r.trial}](/dashboard/studies/{study._study_id}/trials?numbers={r.trial})"
+            for r in run.front
+        ]
+        assert linked[: len(run.front)] == shown
+        assert note.index("Take ") < note.index("### Front"), "the verdict is above the table"
         assert "0.24 GFLOPs at 224 px" in note
         assert note.rstrip().endswith(LAST_LINE)
 
@@ -129,9 +149,9 @@ class TestFinishedStudy:
                 plots.setdefault(name.split(":")[2], "")
                 plots[name.split(":")[2]] += attrs[name]
         assert plots.keys() == {"front", "layers"}
-        front = select_front(Run.open(rejecting).trials)
-        (ringed,) = [t for t in json.loads(plots["front"])["data"] if t.get("name", "").startswith("front")]
-        assert sorted(ringed["x"]) == sorted(record.gflops for record in front)
+        rings = [t for t in json.loads(plots["front"])["data"] if t.get("name", "").startswith("front")]
+        costs = [cost for ring in rings for cost in ring["x"]]
+        assert sorted(costs) == sorted(record.gflops for record in Run.open(rejecting).front)
         assert "stages.2.1.transformer.0" in plots["layers"]
 
     def test_files_are_schedule_recipe_and_picture(self, rejecting: Path) -> None:
@@ -144,13 +164,15 @@ class TestFinishedStudy:
                 assert files == {}
                 continue
             n = trial.number
-            drawn = [] if record.label == "plain" else [f"merges-{n}.png"]
+            drawn = [f"merges-{n}.png"] if record.schedule.merging_layers else []
             assert sorted(files) == sorted([f"schedule-{n}.csv", f"recipe-{n}.yaml", *drawn])
             table = list(csv.DictReader(io.StringIO(files[f"schedule-{n}.csv"].decode())))
             assert {row["layer"]: float(row["keep_ratio"]) for row in table} == record.schedule.keep_ratios
             recipe = Recipe.model_validate(yaml.safe_load(files[f"recipe-{n}.yaml"]))
             assert recipe.schedule == record.schedule
-            assert recipe.provenance["proxy"]["top1"] == record.top1
+            proxy = recipe.provenance["proxy"]
+            assert proxy["value"] == record.told(proxy["measure"])
+            assert (proxy["scored_with"], proxy["report_top1"]) == ("weights of the trial", None)
             for name in drawn:
                 assert len(files[name]) < 50_000
                 with Image.open(io.BytesIO(files[name])) as picture:
@@ -239,7 +261,8 @@ def test_an_interrupted_trial_has_each_file_once(tmp_path: Path, monkeypatch: py
     for trial in study.trials:
         files = files_of(run, study, trial)
         assert all(files.values()), "none is empty"
-        wanted = 0 if trial.state != TrialState.COMPLETE else 2 if trial.user_attrs.get("label") == "plain" else 3
+        merges = not trial.user_attrs.get("label", "").startswith("plain")
+        wanted = 2 + merges if trial.state == TrialState.COMPLETE else 0  # schedule and recipe, and a picture
         assert len(files) == wanted
     number = sum(len(files_of(run, study, trial)) for trial in study.trials)
     assert len(list((run / "artifacts").iterdir())) == number

@@ -16,7 +16,6 @@ from support.browser import Browse
 from support.processes import DEVNULL, PIPE, Process, started
 from support.sizes import TINY
 
-from ltmsearch.search.records import select_front
 from ltmsearch.search.run import Run
 
 pytestmark = pytest.mark.slow
@@ -61,11 +60,11 @@ def test_main_page_shows_fronts_and_infeasible_trials(browse: Browse, address: s
     expect(front).to_contain_text("GFLOPs per image at 224 px")
     expect(visit.page.locator("[id='user-defined-plot:layers']")).to_contain_text("stages.2.1.transformer.0")
     expect(visit.page.locator("#graph-timeline")).to_contain_text("Infeasible")
-    expect(visit.page.get_by_text("top-1 (%)").first).to_be_visible()  # named, not "Objective 0"
-    records = Run.open(rejecting).trials
-    shown = plots(visit.page)
-    (ringed,) = [t for t in shown["user-defined-plot:front"] if t.get("name") == "front, ± 1 standard error"]
-    assert sorted(ringed["x"]) == sorted(record.gflops for record in select_front(records))
+    expect(visit.page.get_by_text("(nats)").first).to_be_visible()  # named, not "Objective 0"
+    run = Run.open(rejecting)
+    records, shown = run.trials, plots(visit.page)
+    rings = [t for t in shown["user-defined-plot:front"] if str(t.get("name")).startswith("front")]
+    assert sorted(cost for ring in rings for cost in ring["x"]) == sorted(record.gflops for record in run.front)
     over = sum(record.state == "scored" and not record.feasible for record in records)
     assert over == 1, "the plain net"
     assert infeasible(visit.page) == {"graph-pareto-front": over, "plot-history": over, "graph-timeline": over}
@@ -77,10 +76,10 @@ def test_main_page_shows_fronts_and_infeasible_trials(browse: Browse, address: s
 def test_study_note_links_to_the_front(browse: Browse, address: str, rejecting: Path) -> None:
     visit = browse(f"{address}/note", height=1600)
     expect(visit.page.get_by_role("heading", name="Reading this page")).to_be_visible()
-    best = select_front(Run.open(rejecting).trials)[0]
+    best = Run.open(rejecting).front[0]
     row = visit.page.locator("tr").filter(has_text=f"{best.gflops:.4f}").first
-    expect(row).to_contain_text(f"{best.rescored_top1:.1f} ±")
-    row.get_by_role("link", name=str(best.trial), exact=True).click()
+    expect(row).to_contain_text(f"{best.report_top1:.1f} ±")
+    row.get_by_role("link").first.click()
     expect(visit.page.get_by_role("heading", name=f"Trial {best.trial} (")).to_be_visible()
     expect(visit.page.get_by_text("on the front.")).to_be_visible()
     assert visit.problems == []
@@ -93,7 +92,7 @@ def test_trial_page_shows_note_attributes_and_files(browse: Browse, address: str
     layer = page.locator("tr").filter(has_text="stages.3.1.transformer.0")
     expect(layer).to_contain_text(f"{record.schedule.keep_ratios['stages.3.1.transformer.0']:g}")
     expect(layer).to_contain_text("→")
-    expect(page.get_by_text("score with the final weights")).to_have_count(int(record.rescored_top1 is not None))
+    expect(page.get_by_text("validation images, final weights")).to_have_count(int(record.rescored_loss is not None))
     expect(page.get_by_text(f"gflops {record.gflops}")).to_be_visible()
     for name in ("schedule", "recipe", "merges"):
         expect(page.get_by_text(f"{name}-{record.trial}.").first).to_be_visible()

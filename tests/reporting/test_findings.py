@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from rich.console import Console
-from support.records import make_record
+from support.records import BEST, LAYERS, OPEN, OVER, RECORDS, START_UP, make_answers, make_run, make_trial, reported
 
 from ltmsearch.config.objective import CostAxis
-from ltmsearch.reporting.findings import find, findings_record, name_layers, sentences, write_findings
-from ltmsearch.reporting.importance import SPARE, layer_importance
-from ltmsearch.reporting.layer_plot import layers_figure
+from ltmsearch.config.settings import StudySettings
+from ltmsearch.reporting.findings import find, findings_of, findings_record, name_layers, sentences, write_findings
+from ltmsearch.reporting.layer_plot import layers_figure, least_width
 from ltmsearch.reporting.terminal import print_findings
+from ltmsearch.reporting.verdict import verdict_sentences
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.records import TrialRecord, form_letters
 
@@ -24,131 +24,20 @@ MOBILEVIT = tuple(
 )
 VIT = tuple(f"blocks.{i}" for i in range(12))
 SWIN_BASE = tuple(f"layers.{stage}.blocks.{i}" for stage, depth in enumerate((2, 2, 18, 2)) for i in range(depth))
-RATIOS = (1.0, 0.7, 0.5, 0.35, 0.25)
-HARMFUL, HELPFUL = MOBILEVIT[5], MOBILEVIT[7]
-PLANTED = {HARMFUL: 0.08, HELPFUL: -0.06}
-"""Layer → nats that each halving of its tokens adds."""
-SAVED = dict.fromkeys(MOBILEVIT, 0.03) | {HARMFUL: 0.08}
-"""Layer → GFLOPs that each halving saves."""
+AXIS = CostAxis()
 
 
 def point(number: int, gflops: float, top1: float, ratios: Mapping[str, float], **fields: Any) -> TrialRecord:
-    """A re-scored trial."""
-    defaults: dict[str, Any] = {
-        "kind": "searched", "state": "scored", "feasible": True, "top1": top1, "loss": 0.5, "supernet_version": number,
-        "rescored_top1": top1, "rescored_top1_se": 0.1, "keep_ratios": ratios,
-    }  # fmt: skip
-    return make_record(trial=number, gflops=gflops, **(defaults | fields))
+    """A finalist; the higher its top-1, the lower its loss."""
+    return make_trial(number, gflops, top1, top1, feasible=True, keep_ratios=ratios, **fields)
 
 
-def study(
-    layers: Sequence[str],
-    trials: int,
-    *,
-    seed: int = 0,
-    loss: Mapping[str, float] | None = None,
-    saved: Mapping[str, float] | None = None,
-    per_version: float = 0.0,
-    noise: float = 0.01,
-    late: str | None = None,
-) -> list[TrialRecord]:
-    """Random trials whose scores and costs are linear in halvings, of which each fourth is re-scored.
-
-    A layer named by `late` merges in the second half of the trials only.
-    """
-    rng, loss, saved = np.random.default_rng(seed), loss or {}, saved or {}
-    records = []
-    for number in range(trials):
-        ratios = {layer: float(ratio) for layer, ratio in zip(layers, rng.choice(RATIOS, len(layers)), strict=True)}
-        if late is not None:
-            ratios[late] = 1.0 if number < trials // 2 else float(rng.choice(RATIOS[1:]))
-        halved = {layer: -np.log2(ratio) for layer, ratio in ratios.items()}
-        added = sum(loss.get(layer, 0.0) * h for layer, h in halved.items())
-        value = 1.0 + added + per_version * number + rng.normal(0, noise)
-        top1 = 60 - 30 * (value - 1) + rng.normal(0, 30 * noise)
-        gflops = 1.5 - sum(saved.get(layer, 0.01) * h for layer, h in halved.items()) * 0.5
-        again = {"rescored_top1": top1, "rescored_top1_se": 2.0} if number % 4 == 0 else {"rescored_top1": None}
-        records.append(point(number, gflops, top1, ratios, loss=value, **{"rescored_top1_se": None, **again}))
-    return records
-
-
-def test_planted_effects_are_found() -> None:
-    importance = layer_importance(study(MOBILEVIT, 40, loss=PLANTED, saved=SAVED, per_version=-0.01))
-    effects = {effect.layer: effect for effect in importance.layers}
-    assert tuple(effects) == MOBILEVIT
-    assert {layer for layer, effect in effects.items() if effect.distinct} == set(PLANTED)
-    for layer, effect in effects.items():
-        assert effect.loss is not None
-        assert effect.top1 is not None
-        assert effect.gflops_saved is not None
-        assert effect.keep_ratio is not None
-        halvings = -np.log2(effect.keep_ratio)
-        assert effect.loss.value == pytest.approx(PLANTED.get(layer, 0.0) * halvings, abs=3 * effect.loss.se)
-        assert effect.top1.value == pytest.approx(-30 * PLANTED.get(layer, 0.0) * halvings, abs=3 * effect.top1.se)
-        assert effect.gflops_saved.value == pytest.approx(SAVED[layer] * 0.5 * halvings), "costs have no noise"
-    records = study(MOBILEVIT, 40, loss=PLANTED)
-    tried = [r.schedule.keep_ratios[HARMFUL] for r in records if r.schedule.keep_ratios[HARMFUL] < 1]
-    assert effects[HARMFUL].keep_ratio == np.median(tried)
-
-
-def test_progress_of_the_weights_is_not_an_effect() -> None:
-    late = study(MOBILEVIT, 40, late=HELPFUL, per_version=-0.02)
-    assert not any(effect.distinct for effect in layer_importance(late).layers)
-    # Without the versions the same scores would be laid to the layer, or the check above would prove nothing.
-    timeless = [dataclasses.replace(r, supernet_version=0) for r in late]
-    effects = {effect.layer: effect for effect in layer_importance(timeless).layers}
-    assert effects[HELPFUL].distinct
-    assert effects[HELPFUL].loss is not None
-    assert effects[HELPFUL].loss.value < 0
-
-
-def test_rescored_values_are_not_used() -> None:
-    records = study(MOBILEVIT, 30, loss=PLANTED)
-    again = [dataclasses.replace(r, rescored_top1=99.0, rescored_loss=0.1) for r in records]
-    assert layer_importance(again) == layer_importance(records)
-
-
-@pytest.mark.parametrize(("layers", "trials"), [(MOBILEVIT, 24), (SWIN_BASE, 60)], ids=["9 layers", "24 layers"])
-def test_false_alarms_are_rare(layers: Sequence[str], trials: int) -> None:
-    studies = [layer_importance(study(layers, trials, seed=seed)) for seed in range(1000, 1200)]
-    shown = sum(any(effect.distinct for effect in importance.layers) for importance in studies)
-    assert shown <= 20, "10 of 200 are expected; at two standard errors it would be 60 and more"
-    inside = [abs(e.loss.value) <= 2 * e.loss.se for importance in studies for e in importance.layers if e.loss]
-    assert 0.9 < np.mean(inside) < 0.98, "standard errors are what they say"
-
-
-def test_too_few_trials_are_reported() -> None:
-    enough = len(MOBILEVIT) + 2 + SPARE
-    few = find(study(MOBILEVIT, enough - 1, loss=PLANTED))
-    assert few.importance.threshold is None
-    assert not any(effect.loss or effect.distinct for effect in few.importance.layers)
-    assert f"{enough - 1} scored trials are too few" in sentences(few)[-1]
-    assert f"at least {enough} are needed." in sentences(few)[-1]
-    assert layer_importance(study(MOBILEVIT, enough)).threshold is not None
-
-
-def test_undetermined_layers_have_no_effect() -> None:
-    always, one, other = MOBILEVIT[0], MOBILEVIT[1], MOBILEVIT[2]
-    records = [
-        dataclasses.replace(
-            r,
-            schedule=MergeSchedule(
-                keep_ratios={**r.schedule.keep_ratios, always: 0.5, other: r.schedule.keep_ratios[one]}
-            ),
-        )
-        for r in study(MOBILEVIT, 30, loss=PLANTED)
+def random_front(layers: Sequence[str], points: int) -> list[TrialRecord]:
+    rng = random.Random(0)
+    return [
+        point(n, 1.0 + n / 10, 60.0 + n, {layer: rng.choice([1.0, 0.5, 0.7]) for layer in layers})
+        for n in range(points)
     ]
-    effects = {effect.layer: effect for effect in layer_importance(records).layers}
-    assert [layer for layer, effect in effects.items() if effect.loss is None] == [always, one, other]
-    assert effects[always].keep_ratio == 0.5
-    assert effects[HARMFUL].distinct
-
-
-def test_an_effect_that_top1_contradicts_is_not_significant() -> None:
-    records = study(MOBILEVIT, 40, loss=PLANTED)
-    contrary = [dataclasses.replace(r, top1=120 - (r.top1 or 0)) for r in records]
-    assert any(effect.distinct for effect in layer_importance(records).layers)
-    assert not any(effect.distinct for effect in layer_importance(contrary).layers)
 
 
 def test_always_never_and_changing_partition_the_layers() -> None:
@@ -157,7 +46,7 @@ def test_always_never_and_changing_partition_the_layers() -> None:
         point(n, 1.0 + n / 10, 60.0 + n, {layer: rng.choice([1.0, 0.5, 0.7]) for layer in VIT} | {"blocks.3": 0.5})
         for n in range(3)
     ]
-    findings = find(records)
+    findings = find(records, AXIS)
     assert [record.trial for record in findings.front] == [0, 1, 2], "cheapest first"
     merging = {layer: sum(record.schedule.keep_ratios[layer] != 1 for record in records) for layer in VIT}
     assert findings.always == tuple(layer for layer in VIT if merging[layer] == 3)
@@ -173,7 +62,7 @@ def test_sentence_on_three_points() -> None:
         point(1, 1.1, 62.0, ratios),
         point(2, 1.2, 64.0, ratios),
     ]
-    assert sentences(find(records))[0] == (
+    assert sentences(find(records, AXIS))[0] == (
         "All 3 points of the front merge stages.2.1.transformer.* (keep ratio 0.25 to 0.5); "
         "stages.3.1.transformer.0, .2, .3 and stages.4.1.transformer.* never merge; "
         "stages.3.1.transformer.1 merges in some."
@@ -183,29 +72,46 @@ def test_sentence_on_three_points() -> None:
 def test_small_fronts_are_described_and_drawn(tmp_path: Path) -> None:
     merged = point(0, 1.0, 60.0, dict.fromkeys(MOBILEVIT, 0.5))
     plain = point(1, 1.5, 60.0, dict.fromkeys(MOBILEVIT, 1.0))
-    open_ones = [dataclasses.replace(merged, rescored_top1=None, rescored_top1_se=None)]
-    told = {"one": [merged], "plain": [plain], "open": open_ones, "none": []}
-    first = {name: sentences(find(records))[0] for name, records in told.items()}
+    early = make_trial(0, 1.0, 60.0, keep_ratios=dict.fromkeys(MOBILEVIT, 0.5))
+    told = {"one": [merged], "plain": [plain], "open": [early], "none": []}
+    first = {name: sentences(find(records, AXIS))[0] for name, records in told.items()}
     assert first["one"] == "The only point of the front merges all 9 layers (keep ratio 0.5)."
     assert first["plain"] == "The only point of the front is the plain network."
     assert first["open"].startswith("There is no front yet")
-    assert sentences(find([])) == [first["open"]]
+    assert sentences(find([], AXIS)) == [first["open"]]
     for name, records in told.items():
-        layers_figure(find(records), title=name, axis=CostAxis())
+        layers_figure(find(records, AXIS), title=name)
         (tmp_path / name).mkdir()
-        write_findings(find(records), tmp_path / name / "findings.json")
+        write_findings(find(records, AXIS), tmp_path / name / "findings.json")
 
 
-def test_points_within_one_standard_error_are_reported() -> None:
-    ratios = dict.fromkeys(VIT, 0.5)
-    near = [point(n, 1.0 + n, 60.0 + n / 10, ratios, rescored_top1_se=1.9) for n in range(3)]
-    assert find(near).within_error
-    assert "differ by less than their standard error" in " ".join(sentences(find(near)))
-    far = [dataclasses.replace(r, rescored_top1_se=0.15) for r in near]
-    assert not find(far).within_error
-    unknown = [dataclasses.replace(r, rescored_top1_se=None) for r in near]
-    assert not find(unknown).within_error
-    assert not find(near[:1]).within_error
+def test_the_verdict_comes_first_and_is_none_without_answers() -> None:
+    answers = make_answers(RECORDS)
+    records = reported(RECORDS, answers)
+    findings = find(records, AXIS, answers)
+    assert findings.verdict is not None
+    said = verdict_sentences(findings.verdict, AXIS)
+    assert len(said) == 2
+    assert sentences(findings)[:2] == said
+    assert sentences(findings)[2].startswith("All 3 points of the front merge")
+    assert find(records, AXIS).verdict is None
+    assert sentences(find(records, AXIS)) == sentences(findings)[2:]
+    accepting = find(records, AXIS, answers, 90.0)
+    assert accepting.verdict is not None
+    assert accepting.verdict.tolerance == 90.0
+    assert accepting.verdict.recommended == START_UP.trial, "the cheapest loses less than 90 points"
+
+
+def test_findings_of_a_run_use_its_answers_and_tolerance(tmp_path: Path) -> None:
+    answers = make_answers(RECORDS)
+    records = reported(RECORDS, answers)
+    given = {"backbone": "mobilevit_s", "budget_gflops": 1.2, "study": "s", "tolerance": 90.0, "objective": "kl"}
+    settings = StudySettings.make("test", **given).resolved("cpu")
+    verdict = findings_of(make_run(tmp_path / "run", settings, records, answers)).verdict
+    assert verdict is not None
+    assert (verdict.tolerance, verdict.images) == (90.0, 1000)
+    interrupted = findings_of(make_run(tmp_path / "early", settings, [OPEN, OVER]))
+    assert (interrupted.verdict, interrupted.front, interrupted.axis.measure) == (None, (), "kl")
 
 
 @pytest.mark.parametrize(
@@ -224,70 +130,76 @@ def test_layers_are_named_in_few_words(among: Sequence[str], places: Sequence[in
     assert name_layers([among[i] for i in places], among) == words
 
 
-def test_text_names_the_largest_effect() -> None:
-    words = sentences(find(study(MOBILEVIT, 40, loss=PLANTED, saved=SAVED)))
-    (effect,) = (line for line in words if "nats of loss" in line)
-    assert effect.startswith(f"Merging {HARMFUL} to ")
-    assert "adds" in effect
-    assert "top-1 −" in effect
-    assert "per 0.1 GFLOPs saved" in effect
-    assert effect.endswith("; 1 more layer has a significant effect; effects of the other 7 are not significant.")
-    assert words[-1].startswith(f"Merging saves most at {HARMFUL}: ")
-    silent = " ".join(sentences(find(study(MOBILEVIT, 24, seed=1))))
-    assert "In 24 scored trials no layer's effect on the score is statistically significant." in silent
-    assert "nats" not in silent
-
-
 def test_the_text_stays_short_for_24_layers() -> None:
-    loss = {layer: 0.05 * (i % 3) for i, layer in enumerate(SWIN_BASE)}
-    records = study(SWIN_BASE, 80, loss=loss)
-    assert any(effect.distinct for effect in find(records).importance.layers)
+    uniform = dict.fromkeys(SWIN_BASE, 0.5)
+    records = [*random_front(SWIN_BASE, 6), point(9, 1.4, 50.0, uniform, kind="baseline", label="uniform 0.5")]
+    answers = make_answers(records)
     stream = io.StringIO()
-    print_findings(Console(file=stream, width=200), find(records))
+    print_findings(Console(file=stream, width=200), find(reported(records, answers), AXIS, answers))
     lines = stream.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
-    assert len(lines) <= 7
-    assert 2 <= len(sentences(find(records))) <= 5
+    assert len(lines) <= 12
+
+
+def test_a_run_ends_with_what_to_do() -> None:
+    answers = make_answers(RECORDS)
+    findings = find(reported(RECORDS, answers), AXIS, answers)
+    stream = io.StringIO()
+    print_findings(Console(file=stream, width=80), findings)
+    *_, layers, verdict = stream.getvalue().strip().split("\n\n")
+    assert " ".join(layers.split()).startswith("All 3 points of the front merge")
+    assert " ".join(verdict.split()).startswith("Take trial 3 ")
+    stream = io.StringIO()
+    print_findings(Console(file=stream, width=80), find([], AXIS))
+    assert stream.getvalue().strip() == "There is no front yet: no trial within the budget was rescored."
 
 
 def test_file_contains_the_findings(tmp_path: Path) -> None:
-    findings = find(study(MOBILEVIT, 30, loss=PLANTED))
+    answers = make_answers(RECORDS)
+    findings = find(reported(RECORDS, answers), AXIS, answers)
     held = json.loads(write_findings(findings, tmp_path / "findings.json").read_text(encoding="utf-8"))
     assert held == json.loads(json.dumps(findings_record(findings)))
     assert held["sentences"] == sentences(findings)
-    effect = findings.importance.layers[0]
-    assert effect.loss is not None
-    assert held["importance"]["layers"][0]["loss"] == {"value": effect.loss.value, "se": effect.loss.se}
+    assert findings.verdict is not None
+    assert held["verdict"] == findings.verdict.as_json()
+    assert held["verdict"]["recommendation"]["trial"] == 3
+    assert [each["trial"] for each in held["front"]] == [2, 1, 3], "the cheapest first"
+    best = held["front"][-1]
+    assert (best["rescored_loss"], best["report_top1"], best["difference"]) == (BEST.rescored_loss, 84.0, -3.0)
+    assert best["forms"] == {LAYERS[1]: "hard"}
+    early = write_findings(find([OPEN, OVER], AXIS), tmp_path / "early.json").read_text(encoding="utf-8")
+    assert json.loads(early)["verdict"] is None
 
 
 def test_plot_has_every_layer_and_point() -> None:
-    records = study(MOBILEVIT, 40, loss=PLANTED, saved=SAVED)
-    few = find(
-        [point(n, 1.0 + n, 60.0 + n, records[n].schedule.keep_ratios, forms={MOBILEVIT[4]: "hard"}) for n in range(3)]
-    )
-    findings = dataclasses.replace(few, importance=find(records).importance)
-    figure = layers_figure(findings, title="t", axis=CostAxis())
-    table, losses, savings = figure.data
-    assert table.y == losses.y == savings.y == MOBILEVIT
+    front = [
+        point(n, 1.0 + n, 60.0 + n, record.schedule.keep_ratios, forms={MOBILEVIT[4]: "hard"})
+        for n, record in enumerate(random_front(MOBILEVIT, 3))
+    ]
+    findings = find(front, AXIS)
+    figure = layers_figure(findings, title="t")
+    (table,) = figure.data
+    assert table.y == MOBILEVIT
     assert figure.layout.yaxis.categoryarray == MOBILEVIT
     assert figure.layout.yaxis.range == (8.5, -0.5), "the first layer on top"
-    assert table.x[0] == "trial 0<br>1.0000 GFLOPs<br>60.0 %"
+    assert table.x[0] == "trial 0<br>1.0000 GFLOPs<br>−27.0 points"
     assert len(table.x) == 3
     for row, layer in enumerate(MOBILEVIT):
         for column, record in enumerate(findings.front):
             ratio = record.schedule.keep_ratios[layer]
             assert table.z[row][column] == 1 - ratio
-            assert table.text[row][column] == ("" if ratio == 1 else record.short_ratio(layer, form_letters(few.front)))
-    assert {"h" in words for words in table.text[4]} == {r.schedule.keep_ratios[MOBILEVIT[4]] < 1 for r in few.front}
-    colours = dict(zip(losses.y, losses.marker.color, strict=True))
-    assert len({colours[layer] for layer in PLANTED}) == 1
-    assert {colours[layer] for layer in PLANTED}.isdisjoint(
-        {colours[layer] for layer in MOBILEVIT if layer not in PLANTED}
-    )
-    assert losses.hoverinfo == savings.hoverinfo == "text"
-    assert losses.hovertext[5].startswith(f"{HARMFUL} to ")
-    assert losses.error_x.array == tuple(e.loss.se for e in findings.importance.layers if e.loss)
+            assert table.text[row][column] == ("" if ratio == 1 else record.short_ratio(layer, form_letters(front)))
+    assert {"h" in words for words in table.text[4]} == {r.schedule.keep_ratios[MOBILEVIT[4]] < 1 for r in front}
     assert sentences(findings)[0][:40] in figure.layout.title.subtitle.text
+
+
+def test_plot_marks_the_recommended_point() -> None:
+    answers = make_answers(RECORDS)
+    findings = find(reported(RECORDS, answers), AXIS, answers)
+    (table,) = layers_figure(findings).data
+    assert [words.partition("<br>")[0] for words in table.x] == ["trial 2", "trial 1", "→ trial 3"]
+    (narrow,) = layers_figure(findings, place="dashboard").select_xaxes()
+    assert [words.partition("<br>")[0] for words in narrow.ticktext] == ["2", "1", "→ 3"]
 
 
 def counted(record: TrialRecord, tokens: int = 200) -> TrialRecord:
@@ -299,24 +211,29 @@ def counted(record: TrialRecord, tokens: int = 200) -> TrialRecord:
     return dataclasses.replace(record, schedule=schedule, kept_shares=shares)
 
 
-def test_tokens_to_remove_have_the_effects_of_their_shares() -> None:
-    records = study(MOBILEVIT, 40, loss=PLANTED, saved=SAVED)
+def test_tokens_to_remove_are_drawn_as_their_shares() -> None:
+    records = random_front(MOBILEVIT, 5)
     other = [counted(record) for record in records]
-    assert {ratio for r in other for ratio in r.schedule.keep_ratios.values()} == {1.0, -60, -100, -130, -150}
-    assert layer_importance(other) == layer_importance(records)
-    assert sentences(find(other)) == sentences(find(records))
-    one, same = (layers_figure(find(each), axis=CostAxis()).data[0] for each in (records, other))
+    assert {ratio for r in other for ratio in r.schedule.keep_ratios.values()} == {1.0, -60, -100}
+    assert sentences(find(other, AXIS)) == sentences(find(records, AXIS))
+    one, same = (layers_figure(find(each, AXIS)).data[0] for each in (records, other))
     assert one.z == same.z
-    assert {text for row in same.text for text in row} <= {"", "-60", "-100", "-130", "-150"}
+    assert {text for row in same.text for text in row} == {"", "-60", "-100"}
 
 
 def test_many_points_have_units_once() -> None:
     ratios = dict.fromkeys(SWIN_BASE, 0.5)
     records = [point(n, 3.0, 60.0 + n, ratios, latency_ms=10.0 + n) for n in range(8)]
-    axis = CostAxis(name="latency_ms")
-    figure = layers_figure(find(records, axis.costs), title="t", axis=axis)
-    assert figure.data[0].x == tuple(f"{n}<br>{10 + n}.00<br>{60 + n}.0" for n in range(8))
-    assert "trial, ms, top-1 %" in figure.layout.xaxis.title.text
-    words = " ".join(annotation.text for annotation in figure.layout.annotations)
-    assert "8 scored trials,<br>too few for estimates" in words
-    assert figure.data[1].x == ()
+    findings = find(records, CostAxis(name="latency_ms"))
+    figure = layers_figure(findings, title="t")
+    assert figure.data[0].x == tuple(f"{n}<br>{10 + n}.00<br>−{27 - n}.0" for n in range(8))
+    assert "trial, ms, top-1 less the plain network's in points" in figure.layout.xaxis.title.text
+    assert least_width(findings) > 8 * 50
+
+
+def test_points_without_a_difference_have_none_in_their_label() -> None:
+    """A run that was interrupted between its final scores and its answers."""
+    early = dataclasses.replace(BEST, report_top1=None, report_top1_se=None, difference=None, difference_se=None)
+    (table,) = layers_figure(find([early], AXIS)).data
+    assert table.x == ("trial 3<br>1.1800 GFLOPs",)
+    assert json.dumps(findings_record(find([early], AXIS)))

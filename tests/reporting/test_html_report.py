@@ -8,13 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.records import BEST, OPEN, OVER, PLAIN, RECORDS, UNIFORM, make_latency_trial, make_run, make_trial
+from support.records import (
+    BEST,
+    LAYERS,
+    OPEN,
+    OVER,
+    PLAIN,
+    RECORDS,
+    UNIFORM,
+    make_answers,
+    make_latency_trial,
+    make_run,
+    make_trial,
+    reported,
+)
 
 from ltmsearch.config.settings import ResolvedSettings, StudySettings
-from ltmsearch.reporting.findings import find
+from ltmsearch.reporting.findings import findings_of
 from ltmsearch.reporting.html import PAGE, write_page
 from ltmsearch.reporting.html.chapters import Chapter, make_chapters
 from ltmsearch.reporting.html.page import Head, make_head
+from ltmsearch.search.answers import Answers
 from ltmsearch.search.records import TrialRecord
 from ltmsearch.search.timing import TIMES, Stint, Times
 
@@ -30,20 +44,31 @@ UNKNOWN = Times()
 
 
 def settings(**changes: Any) -> ResolvedSettings:
-    given = {"backbone": "mobilevit_s", "budget_gflops": 1.2, "study": "s", **changes}
+    given = {"backbone": "mobilevit_s", "budget_gflops": 1.2, "study": "s", "objective": "kl", **changes}
     return StudySettings.make("test", **given).resolved("cpu")
 
 
 def chapters(
-    folder: Path, records: list[TrialRecord], times: Times = UNKNOWN, **changes: Any
+    folder: Path,
+    records: list[TrialRecord],
+    times: Times = UNKNOWN,
+    answers: Answers | None = None,
+    **changes: Any,
 ) -> tuple[Head, dict[str, Chapter]]:
-    run = make_run(folder, settings(**changes), records)
-    found = make_chapters(run, find(records, run.settings.axis.costs), times)
-    return make_head(run, times), {chapter.anchor: chapter for chapter in found}
+    run = make_run(folder, settings(**changes), records, answers)
+    findings = findings_of(run)
+    found = make_chapters(run, findings, times)
+    return make_head(run, findings, times), {chapter.anchor: chapter for chapter in found}
 
 
-def page(folder: Path, records: list[TrialRecord], times: Times = UNKNOWN, **changes: Any) -> str:
-    run = make_run(folder, settings(**changes), records)
+def page(
+    folder: Path,
+    records: list[TrialRecord],
+    times: Times = UNKNOWN,
+    answers: Answers | None = None,
+    **changes: Any,
+) -> str:
+    run = make_run(folder, settings(**changes), records, answers)
     (folder / TIMES).write_text(times.model_dump_json())
     path = write_page(run)
     assert path == folder / PAGE
@@ -108,10 +133,10 @@ def test_head_shows_front_and_facts(tmp_path: Path) -> None:
     assert head.title == "mobilevit_s with ltm merging"
     assert head.front is not None
     assert head.front.caption == "Front: 3 of 6 trials, budget 1.2 GFLOPs"
-    columns = ("trial", "GFLOPs", "top-1 %", "loss", "IB weight")
+    columns = ("trial", "GFLOPs", "top-1 %", "− plain", "KL", "IB weight")
     assert head.front.headings == (*columns, "stages.2.1.transformer", "stages.3.1.transformer")
     front, compared = head.front.groups
-    assert front[0] == ("3", "1.1800", "84.0 ± 0.7", "0.8000", "0.125", "1 .5h", ".7")
+    assert front[0] == ("3", "1.1800", "84.0 ± 0.7", "−3.0 ± 0.4", "0.4000", "0.125", "1 .5h", ".7")
     assert [row[0] for row in front] == ["3", "1", "2"]
     assert [row[0] for row in compared] == ["0, plain (over budget)", "1, uniform 0.5"]
     facts = dict(head.facts)
@@ -121,39 +146,79 @@ def test_head_shows_front_and_facts(tmp_path: Path) -> None:
     assert facts["Budget"] == "1.2 GFLOPs per image (one multiply-add = one FLOP)"
 
 
-def test_expected_top1_is_beside_the_measured_one(tmp_path: Path) -> None:
-    records = [replace(record, expected_top1=(record.rescored_top1 or 0) - 0.55) for record in (PLAIN, UNIFORM, BEST)]
-    head, found = chapters(tmp_path, records)
+def test_head_starts_with_the_verdict(tmp_path: Path) -> None:
+    answers = make_answers(RECORDS)
+    records = reported(RECORDS, answers)
+    head, found = chapters(tmp_path, records, answers=answers)
+    assert head.verdict.startswith("Take trial 3 (1.1800 GFLOPs)")
+    assert "less trial 1 (uniform 0.5) is +3.0 ±" in head.verdict
+    assert head.findings.startswith("All 3 points of the front merge")
     assert head.front is not None
-    assert head.front.groups[0][0][2:4] == ("84.0 ± 0.7", "83.5")
-    assert any(caption.startswith("expected: mean of") for caption in head.captions)
-    assert "to 83.5 % at 1.1800 GFLOPs" in found["front"].plots[0].alternative
+    assert head.front.groups[0][0][0] == "→ 3"
+    assert any("on 1000 images that neither search nor choice saw" in caption for caption in head.captions)
+    assert "with the final weights on 1000 images" in found["front"].paragraphs[0]
+    labels = next(trace for trace in found["front"].plots[0].figure.data if trace.mode == "markers+text")
+    assert "3, recommended" in labels.text
+    text = page(tmp_path / "page", records, answers=answers)
+    assert head.verdict in Tags(text).text
+    early, _ = chapters(tmp_path / "early", RECORDS)
+    assert early.verdict == ""
+    assert 'class="findings verdict"' not in page(tmp_path / "page of early", RECORDS)
 
 
-def test_agreement_is_in_both_tables_of_scores(tmp_path: Path) -> None:
-    head, found = chapters(tmp_path, [PLAIN, UNIFORM, replace(BEST, agreement=93.24, agreement_se=1.26)])
+def test_scores_are_in_both_tables(tmp_path: Path) -> None:
+    head, found = chapters(tmp_path, [PLAIN, UNIFORM, replace(BEST, agreement=93.24, agreement_se=1.26), OPEN])
     assert head.front is not None
-    assert head.front.headings[3] == "agreement %"
-    assert [row[3] for row in head.front.groups[0]] == ["93.2 ± 1.3", ""], "unknown of an older trial"
-    assert any(caption.startswith("agreement: ") for caption in head.captions)
+    assert head.front.headings[4] == "agreement %"
+    assert [row[4] for row in head.front.groups[0]] == ["93.2 ± 1.3", ""]
+    assert any("agreement: " in caption for caption in head.captions)
     (table,) = found["front"].tables
-    place = table.headings.index("agreement, %")
-    assert [row[place] for row in table.groups[0]] == ["", "", "93.2 ± 1.3"]
+    assert table.headings == (
+        "trial", "kind", "GFLOPs", "KL when it ran, nats", "top-1 when it ran, %", "final KL, nats",
+        "reported top-1, %", "less plain, points", "agreement, %", "on front", "within budget",
+    )  # fmt: skip
+    assert table.groups[0][2:] == (
+        ("3", "searched", "1.1800", "0.4500", "82.0 ± 1.1", "0.4000", "84.0 ± 0.7", "−3.0 ± 0.4", "93.2 ± 1.3", "yes",
+         "yes"),
+        ("4", "searched", "1.1700", "0.5750", "77.0 ± 1.1", "", "", "", "", "", "yes"),
+    )  # fmt: skip
+
+
+def test_studies_of_the_loss_show_the_loss(tmp_path: Path) -> None:
+    _, found = chapters(tmp_path, RECORDS, objective="loss")
+    assert "final loss, nats" in found["front"].tables[0].headings
+    assert "chosen by cross-entropy on the validation images" in found["front"].paragraphs[0]
+    assert "median loss of the trials" in found["growth"].paragraphs[0]
+    assert found["scores"].tables[0].groups[0][0] == ("0", "plain", "0.7000", "0.6500")
+
+
+def test_layers_have_the_shares_that_they_keep(tmp_path: Path) -> None:
+    _, found = chapters(tmp_path, RECORDS)
+    assert found["layers"].tables[0].groups[0] == (
+        (LAYERS[0], "1 of 3", "0.5"),
+        (LAYERS[1], "3 of 3", "0.5"),
+        (LAYERS[2], "3 of 3", "0.5 to 0.7"),
+    )
+    (plot,) = found["layers"].plots
+    assert len(plot.figure.data) == 1
 
 
 def test_captions_repeat_the_numbers_of_their_figures(tmp_path: Path) -> None:
     records = [replace(r, mi_x=r.trial / 1000, mi_y=0.1, ibb=-0.05) if r.top1 else r for r in RECORDS]
     _, found = chapters(tmp_path, records, CALLS)
-    assert "1.2000 GFLOPs, and 77.0 %, the lowest top-1 within the budget" in found["growth"].paragraphs[0]
-    # First scores 86, 79, 78, 82 and final ones 87, 81, 80, 84 have the same order.
+    # Within the budget KL was 0.525, 0.55, 0.45 and 0.575.
+    assert "1.2000 GFLOPs, and the median KL of the trials within the budget, 0.5375" in found["growth"].paragraphs[0]
+    # First values 0.35, 0.525, 0.55, 0.45 and final ones 0.325, 0.475, 0.5, 0.4 have the same order.
     assert "Kendall tau 1.00 over 4 trials" in found["scores"].paragraphs[0]
-    assert "no Kendall tau: a measure is constant over 5 trials" in found["information"].paragraphs[1]
+    assert "no Kendall tau: one of both is constant over 5 trials" in found["information"].paragraphs[1]
+    # Trials 0 to 4 had 0.35, 0.525, 0.55, 0.45, 0.575: eight pairs rise with the number, and two fall.
+    assert "I(X̃;X), information of the features on the image: Kendall tau 0.60" in found["information"].paragraphs[1]
     assert [table.caption for table in found["times"].tables] == ["Parts", "Calls"]
     parts = (("warm-up", "1 min 30 s", "75.0%"), ("training trials", "30.0 s", "25.0%"))
     assert found["times"].tables[0].groups[0] == parts
     assert ("backbone", "mobilevit_s") in found["settings"].tables[0].groups[0]
     assert found["settings"].tables[1].groups[0] == (("torch", "2.9"),)
-    assert "the front has 3 points, from 80.0 % at 1.1000 GFLOPs to 84.0 %" in found["front"].plots[0].alternative
+    assert "the front has 3 points, from −7.0 at 1.1000 GFLOPs to −3.0 at" in found["front"].plots[0].alternative
 
 
 def test_runs_without_times_have_a_note(tmp_path: Path) -> None:

@@ -92,5 +92,5 @@ def test_plots_have_labels_for_screen_readers(browse: Browse, report: Path) -> N
     page.wait_for_function("document.querySelectorAll('.plot .main-svg').length >= 8 * 2")
     assert page.evaluate("document.querySelectorAll('svg.main-svg:not([aria-hidden=true])').length") == 0
     labels = page.evaluate("[...document.querySelectorAll('.plot')].map(p => p.ariaLabel)")
-    assert labels[0].startswith("Top-1 against GFLOPs per image at 224 px")
+    assert labels[0].startswith("Top-1 less the plain network's, in points, against GFLOPs per image at 224 px")
     assert all(labels)

@@ -8,17 +8,33 @@ import plotly.graph_objects as go
 import pytest
 from support.command_line import Notes
 from support.processes import completed
-from support.records import BEST, LATENCIES, OPEN, OVER, PLAIN, START_UP, UNIFORM, make_latency_trial, make_trial
+from support.records import (
+    BEST,
+    LATENCIES,
+    LAYERS,
+    OPEN,
+    OVER,
+    PLAIN,
+    START_UP,
+    UNIFORM,
+    make_answers,
+    make_latency_trial,
+    make_trial,
+    reported,
+)
 
 from ltmsearch.config.objective import CostAxis
+from ltmsearch.reporting.findings import find
 from ltmsearch.reporting.pareto_layout import front_layout
 from ltmsearch.reporting.pareto_plot import front_figure
+from ltmsearch.reporting.verdict import judge
 from ltmsearch.reporting.write import write_plots
 from ltmsearch.search.records import TrialRecord
 
 AXIS = CostAxis(title="GFLOPs per image at 224 px (one multiply-add = one FLOP)", budget=1.2)
 FREE = CostAxis()
 MS = CostAxis(name="latency_ms", title="ms per batch of 1 at 224 px, predicted (cpu, torch, fp32)", budget=20.0)
+FRONT = "front, ± 1 standard error"
 FAR_OVER = make_trial(6, 1.48, None)
 FAILED = make_trial(7, 1.12, None, state="failed", feasible=True)
 USELESS = make_trial(8, 1.14, 11.0, 12.0)
@@ -40,26 +56,61 @@ def test_every_record_is_in_one_group() -> None:
     }
 
 
-def test_step_line_is_the_best_at_each_cost() -> None:
+def test_finalists_are_drawn_on_reported_images_and_others_on_search_images() -> None:
+    layout = front_layout(RECORDS, AXIS)
+    # Reported less 87 %, and for the trial that is not a finalist 77 % less the plain network's 86 % when both ran.
+    assert layout.heights == {3: -3.0, 0: 0.0, 1: -6.0, 2: -7.0, 4: -9.0, 8: -75.0}
+    assert layout.plain == "plain network, 87.0 %, 1.5467 GFLOPs"
+    assert layout.unplaced == ()
+
+
+def test_without_the_plain_network_only_finalists_are_drawn() -> None:
+    layout = front_layout([r for r in RECORDS if r != PLAIN], AXIS)
+    assert layout.heights == {3: -3.0, 1: -6.0, 2: -7.0, 8: -75.0}
+    assert layout.unplaced == (OPEN,)
+    assert OPEN not in layout.hidden
+    assert ("searched", False) not in layout.marks
+    assert layout.plain == "plain network, 87.0 %"
+    figure = front_figure([r for r in RECORDS if r != PLAIN], title="t", axis=AXIS)
+    assert "not shown: 1 scored, with no plain network on the same images" in figure.layout.title.subtitle.text
+    early = front_layout([OPEN, START_UP], AXIS)
+    assert (early.heights, early.unplaced) == ({2: -7.0}, (OPEN,))
+
+
+def test_the_line_joins_the_front_in_order_of_cost() -> None:
     layout = front_layout(RECORDS, AXIS)
     assert layout.front == (START_UP, UNIFORM, BEST)
-    assert layout.step == ((1.10, 80), (1.15, 80), (1.15, 81), (1.18, 81), (1.18, 84), (1.2, 84))
-    assert front_layout(RECORDS, FREE).step[-1] == (1.18, 84)
+    assert layout.line == ((1.10, -7.0), (1.15, -6.0), (1.18, -3.0))
+    # The front goes by the measure: reported top-1 may fall with the cost, and the line with it.
+    worse = dataclasses.replace(UNIFORM, report_top1=79.0, difference=-8.0)
+    assert front_layout([BEST, PLAIN, worse, START_UP], AXIS).line == ((1.10, -7.0), (1.15, -8.0), (1.18, -3.0))
 
 
 def test_view_shows_the_front_and_lists_what_is_outside() -> None:
     layout = front_layout(RECORDS, AXIS)
     assert 1.05 < layout.x_range[0] < 1.10
     assert 1.2 < layout.x_range[1] < 1.25
-    # The plain network's score is in view although its cost is not; a trial at 12 % does not flatten the others.
-    assert 70 < layout.y_range[0] < 77.0
-    assert 87.0 < layout.y_range[1] < 92
-    assert layout.beyond == (PLAIN,)
+    # The plain network's line is in view although its cost is not; a trial far below does not flatten the others.
+    assert -16 < layout.y_range[0] < -9
+    assert 0 < layout.y_range[1] < 5
+    assert layout.beyond == (), "the plain network has its line"
     assert layout.hidden == (FAR_OVER, USELESS)
-    near = make_trial(0, 1.235, 86.0, 87.0, kind="baseline", label="plain")
+    uniform = make_trial(9, 1.5, 80.0, 81.5, kind="baseline", label="uniform 0.9")
+    assert front_layout([*RECORDS, uniform], AXIS).beyond == (uniform,)
+    other = dataclasses.replace(PLAIN, report_top1=85.0, difference=-2.0)
+    assert front_layout([other, *RECORDS[2:]], AXIS).beyond == (other,), "the final weights changed it"
+    near = make_trial(0, 1.235, 86.0, 87.0, kind="baseline", label="plain", keep_ratios=dict.fromkeys(LAYERS, 1.0))
     layout = front_layout([near, *RECORDS[2:]], AXIS)
     assert layout.beyond == ()
     assert layout.x_range[0] < near.gflops < layout.x_range[1]
+
+
+def test_the_plain_network_is_always_in_view() -> None:
+    far = [make_trial(n, 1.0 + n / 20, 40.0 + n, 40.0 + n) for n in range(4)]
+    layout = front_layout([PLAIN, *far], AXIS)
+    assert layout.y_range[0] < -47 < -44 < 0 < layout.y_range[1]
+    better = [make_trial(n, 1.0 + n / 20, 90.0 + n, 90.0 + n) for n in range(4)]
+    assert front_layout(better, AXIS).y_range[0] < 0 < 6 < front_layout(better, AXIS).y_range[1]
 
 
 @pytest.mark.parametrize("records", [[], [OVER, FAR_OVER], [OPEN], [PLAIN]], ids=["none", "rejected", "open", "plain"])
@@ -68,48 +119,76 @@ def test_a_study_with_few_trials_can_be_drawn(records: list[TrialRecord], axis: 
     layout = front_layout(records, axis)
     assert layout.x_range[0] < layout.x_range[1]
     assert layout.y_range[0] < layout.y_range[1]
-    assert layout.front == layout.hidden == ()
+    assert layout.front == ()
     assert front_figure(records, title="few", axis=axis).layout.title.text == "few"
 
 
 def test_labels_are_placed_where_they_cover_least() -> None:
     layout = front_layout(RECORDS, AXIS)
     labels = {record.trial: (words, side) for record, words, side in layout.labels}
-    assert {number: words for number, (words, _) in labels.items()} == {1: "uniform 0.5", 2: "2", 3: "3"}
-    assert labels[3][1] == "top left"
-    assert labels[1][1].startswith("top")  # on the front, beside the step line
+    assert {number: words for number, (words, _) in labels.items()} == {1: "1", 2: "2", 3: "3"}, "numbers of the front"
+    assert labels[3][1] == "top left", "beside the rising line"
     width, height = (high - low for low, high in (layout.x_range, layout.y_range))
-    in_the_way = make_trial(20, BEST.gflops - 0.015 * width, 84.0 + 0.05 * height)
+    in_the_way = make_trial(20, BEST.gflops - 0.015 * width, 86.0 - 3.0 + 0.05 * height)
     moved = front_layout([*RECORDS, in_the_way], AXIS)
     assert (moved.x_range, moved.y_range) == (layout.x_range, layout.y_range)
-    assert {record.trial: side for record, _, side in moved.labels}[3] == "top right"
+    assert {record.trial: side for record, _, side in moved.labels}[3] != "top left"
+
+
+def test_names_that_would_cover_others_are_left_out() -> None:
+    crowd = [
+        make_trial(n, 1.05 + n / 1e6, 70.0, 70.0, kind="baseline", label=f"{n} tokens per layer") for n in range(20, 32)
+    ]
+    labels = front_layout([*RECORDS, *crowd], AXIS).labels
+    named = [record.trial for record, _, _ in labels]
+    assert {1, 2, 3} <= set(named), "the front has all its numbers"
+    assert 1 <= len(set(named) & set(range(20, 32))) <= 6
 
 
 def test_figure_shows_the_layout() -> None:
     figure, layout = front_figure(RECORDS, title="mobilevit_s", axis=AXIS), front_layout(RECORDS, AXIS)
     assert figure.layout.title.text == "mobilevit_s"
     assert "224 px" in figure.layout.xaxis.title.text
+    assert figure.layout.yaxis.title.text == "top-1 less the plain network's, points"
     assert (figure.layout.xaxis.range, figure.layout.yaxis.range) == (layout.x_range, layout.y_range)
-    assert trace(figure, "searched").y == (84.0, 12.0)
+    assert trace(figure, "searched").y == (-3.0, -75.0)
     assert trace(figure, "rejected: over budget").x == (1.21, 1.48)
     assert trace(figure, "rejected: over budget").yaxis == "y2"
-    assert trace(figure, "front, ± 1 standard error").error_y.array == (0.7, 0.7, 0.7)
+    assert trace(figure, FRONT).error_y.array == (0.4, 0.4, 0.4)
     named = {t.name for t in figure.data if t.showlegend is not False}
-    assert named == {
-        *("searched", "start-up", "baseline", "failed"),
-        "rejected: over budget",
-        "front, ± 1 standard error",
-    }
+    assert named == {*("searched", "start-up", "baseline", "failed"), "rejected: over budget", FRONT}
+    (line,) = [t for t in figure.data if t.mode == "lines"]
+    assert tuple(zip(line.x, line.y, strict=True)) == layout.line
+    assert line.line.shape is None, "straight"
+    assert [shape.y0 for shape in figure.layout.shapes if shape.y0 == shape.y1] == [0], "the plain network"
     words = " ".join(annotation.text for annotation in figure.layout.annotations)
     assert "budget<br>1.2 GFLOPs" in words
-    assert "plain: 87.0 %<br>1.5467 GFLOPs →" in words
+    assert "plain network, 87.0 %, 1.5467 GFLOPs" in words
     assert "1 without a score, 1 scored" in figure.layout.title.subtitle.text
+    dear = make_trial(9, 1.5, 80.0, 81.5, kind="baseline", label="uniform 0.9")
+    words = " ".join(each.text for each in front_figure([*RECORDS, dear], axis=AXIS).layout.annotations)
+    assert "uniform 0.9: −5.5 points<br>1.5000 GFLOPs →" in words
+
+
+def test_the_verdict_is_drawn() -> None:
+    answers = make_answers(RECORDS, 400, apart=0.005)
+    records = reported(RECORDS, answers)
+    verdict = judge(records, answers, AXIS, tolerance=0.5)
+    assert (verdict.recommended, verdict.not_better) == (3, {1})
+    layout = front_layout(records, AXIS, verdict)
+    assert [r.trial for r in layout.not_better] == [1]
+    assert [words for record, words, _ in layout.labels if record.trial == 3] == ["3, recommended"]
+    figure = front_figure(records, axis=AXIS, verdict=verdict)
+    alike = trace(figure, "front, not significantly better than a cheaper point")
+    assert (trace(figure, FRONT).x, alike.x) == ((1.10, 1.18), (1.15,))
+    assert alike.marker.line.width < trace(figure, FRONT).marker.line.width
+    assert alike.error_y.array == (next(r.difference_se for r in records if r.trial == 1),)
 
 
 def test_dashboard_figure_labels_only_the_front() -> None:
     figure = front_figure(RECORDS, title="t", axis=AXIS, place="dashboard")
     (labels,) = figure.select_traces(selector={"mode": "markers+text"})
-    assert sorted(filter(None, labels.text)) == ["2", "3", "uniform 0.5"]
+    assert sorted(filter(None, labels.text)) == ["1", "2", "3"]
     assert figure.layout.height == 450
 
 
@@ -128,8 +207,10 @@ def test_hover_boxes_describe_a_trial() -> None:
     assert trace(figure, "searched").hovertext[0].split("<br>") == [
         "<b>trial 3</b>, searched",
         "GFLOPs: 1.1800",
-        "score with the final weights (version None): 84.0 ± 0.7 %, loss 0.8000",
-        "score when it ran (weights version 17): 82.0 ± 1.1 %, loss 0.9000",
+        "top-1 of reported images: 84.0 ± 0.7 %",
+        "top-1 less the plain network's: −3.0 ± 0.4 points",
+        "validation images, final weights (version 20): KL 0.4000 nats, loss 0.8000 nats",
+        "search images, when it ran (weights version 17): top-1 82.0 ± 1.1 %, KL 0.4500 nats, loss 0.9000 nats",
         "I(X̃;X), I(X̃;Y), IB bound: 3e-05, 0.333, -0.75 nats",
         "IB weight: 0.125",
         "keep ratios, 1 = no merging:",
@@ -139,11 +220,11 @@ def test_hover_boxes_describe_a_trial() -> None:
     assert "over budget: no score" in trace(figure, "rejected: over budget").hovertext[0]
     known = dataclasses.replace(BEST, agreement=93.24, agreement_se=1.26)
     figure = front_figure([known], title="t", axis=AXIS)
-    assert trace(figure, "searched").hovertext[0].split("<br>")[3] == "agreement with the plain network: 93.2 ± 1.3 %"
+    assert trace(figure, "searched").hovertext[0].split("<br>")[4] == "agreement with the plain network: 93.2 ± 1.3 %"
 
 
 def test_front_html_has_the_title(tmp_path: Path) -> None:
-    write_plots(RECORDS, tmp_path, "a study", axis=AXIS, callbacks=Notes(), png=False)
+    write_plots(RECORDS, find(RECORDS, AXIS), tmp_path, "a study", callbacks=Notes(), png=False)
     page = (tmp_path / "front.html").read_text(encoding="utf-8")
     assert "<title>a study</title>" in page
     assert "84.0 \\u00b1 0.7 %" in page
@@ -161,24 +242,23 @@ def test_latency_figure_uses_the_latency_axis() -> None:
     assert figure.layout.xaxis.title.text == MS.title
     assert trace(figure, "searched").x == (19.0, 15.0, 12.0, 18.0)
     assert trace(figure, "rejected: over budget").x == (20.5,)
-    assert trace(figure, "front, ± 1 standard error").x == (12.0, 15.0, 19.0)
-    step = front_layout(LATENCIES, MS).step
-    assert step == ((12.0, 60), (15.0, 60), (15.0, 70), (19.0, 70), (19.0, 80), (20.0, 80))
+    assert trace(figure, FRONT).x == (12.0, 15.0, 19.0)
+    assert front_layout(LATENCIES, MS).line == ((12.0, -27.0), (15.0, -17.0), (19.0, -7.0))
     (line,) = [shape for shape in figure.layout.shapes if shape.line.dash == "dash"]
     assert (line.x0, line.x1) == (20.0, 20.0)
     words = " ".join(annotation.text for annotation in figure.layout.annotations)
     assert "budget<br>20 ms" in words
-    assert "plain: 90.0 %<br>40.00 ms →" in words
+    assert "plain network, 87.0 %, 40.00 ms" in words
 
 
 def test_measured_latencies_are_bars_beside_the_front() -> None:
     figure = front_figure(LATENCIES, title="t", axis=MS)
     kept, broken = trace(figure, "measured"), trace(figure, "measured: over budget")
-    assert (kept.x, kept.y, kept.error_x.array) == ((14.0,), (70.0,), (0.4,))
-    assert (broken.x, broken.y) == ((21.5,), (80.0,))
+    assert (kept.x, kept.y, kept.error_x.array) == ((14.0,), (-17.0,), (0.4,))
+    assert (broken.x, broken.y) == ((21.5,), (-7.0,))
     assert kept.marker.color != broken.marker.color
     lines = [(t.x, t.y) for t in figure.data if t.mode == "lines" and len(t.x) == 2]
-    assert lines == [((15.0, 14.0), (70.0, 70.0)), ((19.0, 21.5), (80.0, 80.0))], "from predicted to measured"
+    assert lines == [((15.0, 14.0), (-17.0, -17.0)), ((19.0, 21.5), (-7.0, -7.0))], "from predicted to measured"
     low, high = figure.layout.xaxis.range
     assert low < 12.0 < 21.5 < high
     slower = [make_latency_trial(1, 19.0, 80.0, 35.0), *LATENCIES[1:]]

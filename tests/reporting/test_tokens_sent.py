@@ -15,7 +15,7 @@ from ltmsearch.config.objective import CostAxis
 from ltmsearch.config.settings import ResolvedSettings, StudySettings
 from ltmsearch.reporting.convergence import growth
 from ltmsearch.reporting.dashboard.notes import study_note
-from ltmsearch.reporting.findings import find, findings_record, sentences
+from ltmsearch.reporting.findings import find, findings_of, findings_record, sentences
 from ltmsearch.reporting.html.chapters import make_chapters
 from ltmsearch.reporting.html.page import make_head, page_text
 from ltmsearch.reporting.pareto_layout import front_layout
@@ -23,7 +23,6 @@ from ltmsearch.reporting.pareto_plot import front_figure
 from ltmsearch.reporting.terminal import print_front
 from ltmsearch.reporting.write import write_plots
 from ltmsearch.search.records import TrialRecord, select_front
-from ltmsearch.search.rescoring import select_candidates
 from ltmsearch.search.timing import Times
 
 SENT = "tokens sent after blocks.1 (mean per image at 224 px, class and register tokens included)"
@@ -31,10 +30,12 @@ SENT = "tokens sent after blocks.1 (mean per image at 224 px, class and register
 
 def settings(**changes: Any) -> ResolvedSettings:
     given = {"backbone": "vit_tiny_patch16_224", "budget_gflops": 1.2, "study": "s", "split_layer": "blocks.1"}
+    given |= {"objective": "kl"}
     return StudySettings.make("test", **given | changes).resolved("cpu")
 
 
 def trial(number: int, gflops: float, top1: float | None, sent: float, **fields: Any) -> TrialRecord:
+    """A finalist: its loss is (100 − top1) / 20 nats, on all images, and its KL divergence half of that."""
     return make_trial(number, gflops, top1, top1, tokens_sent=sent, **fields)
 
 
@@ -68,11 +69,11 @@ def test_studies_of_other_split_layers_have_other_names() -> None:
     assert len(names) == 3
 
 
-def test_front_is_sorted_by_top1_and_decided_by_all_costs() -> None:
-    assert select_front(RECORDS, AXIS.costs) == [BEST, FEWER, CHEAP]
-    assert select_front(RECORDS) == [BEST, CHEAP]
-    same = replace(FEWER, trial=9, rescored_loss=0.1)
-    assert select_front([*RECORDS, same], AXIS.costs) == [BEST, same, CHEAP], "of equal trials that of the lower loss"
+def test_front_is_sorted_by_the_measure_and_decided_by_all_costs() -> None:
+    assert select_front(RECORDS, AXIS) == [BEST, FEWER, CHEAP]
+    assert select_front(RECORDS, replace(AXIS, second=None)) == [BEST, CHEAP]
+    same = replace(FEWER, trial=1000)
+    assert select_front([same, *RECORDS], AXIS) == [BEST, FEWER, CHEAP], "of equal trials the earlier one"
 
 
 def test_table_has_the_tokens_and_their_meaning() -> None:
@@ -89,18 +90,11 @@ def test_table_has_the_tokens_and_their_meaning() -> None:
     assert SENT in lines
 
 
-def test_candidates_cover_the_range_of_tokens() -> None:
-    good = [make_trial(i, 1.0 + i / 100, 80.0 + i, tokens_sent=100.0 + i) for i in range(8)]
-    few = make_trial(9, 1.09, 70.0, tokens_sent=20.0)
-    assert 9 in {r.trial for r in select_candidates([*good, few], 4, AXIS.costs)}
-    assert 9 not in {r.trial for r in select_candidates([*good, few], 4)}
-
-
 def test_plots_colour_one_cost_and_mark_what_it_decides() -> None:
     layout, figure = front_layout(RECORDS, AXIS), front_figure(RECORDS, axis=AXIS)
     assert layout.front == (CHEAP, BEST, FEWER)
     assert layout.by_second == (FEWER,)
-    assert layout.step == ((0.8, 80.0), (1.1, 80.0), (1.1, 86.0), (1.2, 86.0))
+    assert layout.line == ((0.8, -7.0), (1.1, -1.0)), "the best by cost alone"
     searched = next(trace for trace in figure.data if trace.name == "searched")
     assert (searched.x, searched.marker.color) == ((1.1, 1.15, 0.8, 1.15), (199.0, 61.25, 120.0, 121.0))
     assert searched.marker.coloraxis == "coloraxis"
@@ -118,25 +112,24 @@ def test_plots_colour_one_cost_and_mark_what_it_decides() -> None:
 
 
 def test_files_have_a_second_plot(tmp_path: Path) -> None:
-    write_plots(RECORDS, tmp_path, "t", axis=AXIS, callbacks=Callbacks(), png=False)
+    write_plots(RECORDS, find(RECORDS, AXIS), tmp_path, "t", callbacks=Callbacks(), png=False)
     assert {path.name for path in tmp_path.iterdir()} == {"front.html", "front_tokens.html", "layers.html"}
-    write_plots(RECORDS, tmp_path / "two", "t", axis=settings(split_layer=None).axis, callbacks=Callbacks(), png=False)
+    one = find(RECORDS, settings(split_layer=None).axis)
+    write_plots(RECORDS, one, tmp_path / "two", "t", callbacks=Callbacks(), png=False)
     assert {path.name for path in (tmp_path / "two").iterdir()} == {"front.html", "layers.html"}
 
 
 def test_hypervolume_is_a_volume() -> None:
-    """Bounded by 1.2 GFLOPs, 79 % and 1.1 · 199 = 218.9 tokens."""
+    """Bounded by 1.2 GFLOPs, the median KL of 0.35, 0.4, 0.5 and 0.525 nats, and 1.1 · 199 = 218.9 tokens."""
     found = growth(RECORDS, AXIS)
-    assert found.reference == pytest.approx((1.2, 79.0, 218.9))
-    first = 0.1 * 7 * (218.9 - 199)
-    second = first + 0.05 * 5 * (199 - 61.25)
-    # The third adds a box of 0.4 GFLOPs less what the first two cover of its one point of top-1 and 98.9 tokens.
-    third = second + 0.4 * 1 * 98.9 - 0.1 * 1 * 19.9 - 0.05 * 1 * (98.9 - 19.9)
-    assert found.values == pytest.approx((0, first, second, third, third))
+    assert found.reference == pytest.approx((1.2, 0.45, 218.9))
+    first = 0.1 * 0.1 * (218.9 - 199)
+    second = first + 0.05 * 0.05 * (199 - 61.25)
+    assert found.values == pytest.approx((0, first, second, second, second)), "CHEAP is above the median"
 
 
 def test_findings_tell_the_tokens() -> None:
-    found = find(RECORDS, AXIS.costs)
+    found = find(RECORDS, AXIS)
     assert (found.front, found.by_tokens) == ((CHEAP, BEST, FEWER), (FEWER,))
     assert (
         sentences(found)[1]
@@ -145,23 +138,24 @@ def test_findings_tell_the_tokens() -> None:
     record = findings_record(found)
     assert record["on_front_by_tokens_sent"] == [2]
     assert [point["tokens_sent"] for point in record["front"]] == [120.0, 199.0, 61.25]
-    assert "tokens" not in " ".join(sentences(find([replace(r, tokens_sent=None) for r in RECORDS])))
+    assert "tokens" not in " ".join(sentences(find([replace(r, tokens_sent=None) for r in RECORDS], CostAxis())))
 
 
 def test_report_has_the_tokens(tmp_path: Path) -> None:
     run = make_run(tmp_path, settings(), RECORDS)
-    head, chapters = make_head(run, Times()), make_chapters(run, find(RECORDS, AXIS.costs), Times())
+    findings = findings_of(run)
+    head, chapters = make_head(run, findings, Times()), make_chapters(run, findings, Times())
     assert ("Split layer", "blocks.1") in head.facts
     assert head.front is not None
     assert head.front.headings[:3] == ("trial", "GFLOPs", "tokens sent")
     found = {chapter.anchor: chapter for chapter in chapters}
     assert list(found)[:3] == ["front", "tokens", "growth"]
     assert found["front"].tables[0].groups[0][2][2:4] == ("1.1500", "61.2")
-    assert f"Top-1 against {SENT}: the front has 3 points, from 84.0 % at 61.2" in found["tokens"].plots[0].alternative
+    assert f"against {SENT}: the front has 3 points, from −3.0 at 61.2" in found["tokens"].plots[0].alternative
     assert "volume between the trials so far" in found["growth"].paragraphs[0]
     assert "218.9 tokens sent, 1.1 times the most" in found["growth"].paragraphs[0]
-    assert found["growth"].plots[0].figure.layout.yaxis.title.text == "hypervolume, GFLOPs × tokens sent × points"
-    assert found["growth"].tables[0].groups[0][0] == ("1", "searched", "1.1000", "199", "86.0", f"{0.7 * 19.9:.4g}")
+    assert found["growth"].plots[0].figure.layout.yaxis.title.text == "hypervolume, GFLOPs × tokens sent × nats"
+    assert found["growth"].tables[0].groups[0][0] == ("1", "searched", "1.1000", "199", "0.3500", f"{0.01 * 19.9:.4g}")
 
 
 @pytest.mark.parametrize("records", [[], [OVER], [PLAIN], [BEST]], ids=["none", "rejected", "plain", "one"])
@@ -170,8 +164,9 @@ def test_a_study_with_few_trials_has_a_page(tmp_path: Path, records: list[TrialR
 
 
 def test_note_of_the_study_has_the_tokens() -> None:
-    note = study_note(settings(), RECORDS, base_gflops=1.5, link=str)
+    note = study_note(settings(), RECORDS, find(RECORDS, AXIS), base_gflops=1.5, link=str)
     assert "| split layer\u2003 | blocks.1\u2003 |" in note
     assert "| trial\u2003 | GFLOPs\u2003 | tokens sent\u2003 |" in note
     assert SENT in note
     assert "`tokens_sent`" in note
+    assert "KL divergence from the plain network in nats" in note

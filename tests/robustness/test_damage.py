@@ -116,6 +116,7 @@ READERS = {
     "study.db": ("run", "dashboard"),
     "trials.csv": ("front", "export", "resume-from"),
     "times.json": ("run", "front"),
+    "answers.csv": ("front", "run"),
     "recipes": ("train", "validate", "visualize"),
 }
 """File → the commands that read it."""
@@ -256,3 +257,18 @@ def test_weights_of_another_study_are_refused(run: Path, images: Path, command: 
         assert result.code == 2, result
         assert "Traceback" not in result.error
         assert not {name for name in result.changed if not name.startswith("export/")}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Earlier versions
+
+
+@pytest.mark.parametrize("what", ["front", "run"])
+def test_studies_of_earlier_versions_are_refused(run: Path, images: Path, command: Command, what: str) -> None:
+    path = run / "settings.yaml"
+    path.write_text(path.read_text().replace("schema_version: 2\n", "schema_version: 1\nval_images: 256\n"))
+    result = command(*arguments(what, run, images))
+    assert (result.code, result.changed) == (2, set())
+    assert "schema_version must be 2 for this ltmsearch, but got 1: an earlier version began" in result.error
+    assert result.error.startswith("error: ")
+    assert result.error.isprintable()

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from support.command_line import Notes, call, tiny
 from support.processes import PIPE, started
-from support.records import make_run
+from support.records import make_answers, make_run
 from test_fuzz import RECORDS
 
 from ltmsearch.config.objective import CostAxis
 from ltmsearch.config.storage_url import parse_storage_url
 from ltmsearch.errors import InputError
 from ltmsearch.reporting.dashboard.notes import LayerTokens, study_note, trial_note
+from ltmsearch.reporting.findings import find
 from ltmsearch.reporting.html import write_page
 from ltmsearch.reporting.write import write_plots
 
@@ -45,9 +46,9 @@ class TestPages:
         pages = {}
         for kind, label in (("harmless", "a name"), ("hostile", HOSTILE)):
             records = [replace(record, label=label) for record in RECORDS]
-            folder = tmp_path / kind
-            write_plots(records, folder, label, axis=AXIS, callbacks=Notes(), png=False)
-            write_page(make_run(folder, settings, records))
+            folder, answers = tmp_path / kind, make_answers(records)
+            write_plots(records, find(records, AXIS, answers), folder, label, callbacks=Notes(), png=False)
+            write_page(make_run(folder, settings, records, answers))
             pages[kind] = {path.name: Elements(path.read_text(encoding="utf-8")) for path in folder.glob("*.html")}
         assert set(pages["hostile"]) == {"front.html", "layers.html", "report.html"}
         for name, elements in pages["hostile"].items():
@@ -68,7 +69,7 @@ class TestPages:
         records = [replace(record, label=HOSTILE) for record in RECORDS]
         layer = LayerTokens(layer="a", keep_ratio=0.5, form="soft", whole=49, before=49, after=25, windows=1)
         notes = [
-            study_note(settings, records, base_gflops=0.3, link=str),
+            study_note(settings, records, find(records, AXIS, make_answers(records)), base_gflops=0.3, link=str),
             trial_note(records[1], [layer], AXIS, base_gflops=0.3, on_front=True),
         ]
         for note in notes:

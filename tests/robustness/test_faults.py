@@ -37,6 +37,8 @@ def seeds(number: int, *, slow: int) -> list[Any]:
 
 KILLS = 5
 """Maximum per study."""
+STUDY: dict[str, Any] = {"objective": "kl", "trials": 8}
+"""With a teacher, and trials that screening proposes."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,7 +62,7 @@ class Undisturbed:
         self.folder = folder
         for _ in range(2):  # the first includes the imports of the process server
             begun = time.monotonic()
-            finish(folder / f"run{_}")
+            finish(folder / f"run{_}", **STUDY)
             self.seconds = time.monotonic() - begun
         self.run = folder / "run1"
         self.trials, self.front = outcome(self.run)
@@ -95,7 +97,7 @@ def test_drivers_are_killed(
     """Also while a driver of a finished study writes the results again."""
     chance, run, kept, kills = random.Random(seed), tmp_path / "run", Trials(), 0
     while kills < KILLS:
-        with searching(run) as process:  # killed at its end
+        with searching(run, **STUDY) as process:  # killed at its end
             process.join(chance.uniform(0.05, 0.6) * undisturbed.seconds)
             ended = process.exitcode
         kills += ended is None
@@ -104,7 +106,7 @@ def test_drivers_are_killed(
         assert_kept(kept, now)
         assert_weights_are_whole(run, now)
         kept = now
-    finish(run)
+    finish(run, **STUDY)
     assert_kept(kept, finished_trials(run))
     undisturbed.assert_same(run)
     record_property("summary", f"faults: a driver was killed {kills} times, and the study is as if undisturbed")
@@ -119,7 +121,7 @@ def test_databases_are_killed(
     record_property: Callable[[str, object], None],
 ) -> None:
     chance, run, kills = random.Random(seed), tmp_path / "run", 0
-    options = {"study": f"killed-{seed}", "storage": postgres.url(password=True)}
+    options = {**STUDY, "study": f"killed-{seed}", "storage": postgres.url(password=True)}
     with ExitStack() as started:
         process = started.enter_context(searching(run, **options))
         while kills < KILLS:
@@ -171,10 +173,10 @@ def test_workers_are_killed(tmp_path: Path, record_property: Callable[[str, obje
 
 
 def test_terminated_and_continued(undisturbed: Undisturbed, tmp_path: Path) -> None:
-    with searching(tmp_path / "run") as process:
+    with searching(tmp_path / "run", **STUDY) as process:
         process.join(0.6 * undisturbed.seconds)
         process.terminate()
         process.join(60)
         assert process.exitcode is not None
-    finish(tmp_path / "run")
+    finish(tmp_path / "run", **STUDY)
     undisturbed.assert_same(tmp_path / "run")

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -17,9 +18,10 @@ from safetensors.torch import save
 from support.fuzzing import Kind, Target, damaged, outcome
 from support.layers import FakeLayers
 from support.profiles import hand_made_profile
-from support.records import make_record
+from support.records import make_answers, make_record, make_trial
 
 from ltmsearch.cli.run import _settings as settings_of_config
+from ltmsearch.config.objective import CostAxis
 from ltmsearch.config.recipe import Recipe, load_recipe
 from ltmsearch.config.settings import ResolvedSettings, StudySettings
 from ltmsearch.errors import InputError
@@ -31,9 +33,11 @@ from ltmsearch.reporting.findings import find
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.schedules.space import SearchSpace
 from ltmsearch.schedules.space_file import SpaceFile
+from ltmsearch.search.answers import ANSWERS, Answers
 from ltmsearch.search.checkpoint import WEIGHTS as SHARED
 from ltmsearch.search.checkpoint import CheckpointState, load_checkpoint, save_checkpoint
 from ltmsearch.search.records import TrialRecord, read_trials, trials_table, write_csv
+from ltmsearch.search.teacher import TEACHER, Teacher
 from ltmsearch.search.timing import TIMES, Times
 from ltmsearch.training.epoch_records import EpochRecord, read_log, write_log
 
@@ -74,9 +78,10 @@ study: a-study
 def record(trial: int, **changes: Any) -> TrialRecord:
     values: dict[str, Any] = {
         "trial": trial, "kind": "searched", "state": "scored", "feasible": True, "gflops": 0.2 + trial / 100,
-        "top1": 50.0 + trial, "top1_se": 1.5, "loss": 1.2, "rescored_top1": 51.0 + trial, "rescored_top1_se": 1.0,
-        "rescored_loss": 1.1, "rescored_version": 7, "expected_top1": 51.5, "ib_weight": 0.1, "supernet_version": trial,
-        "seconds": 1.25, "keep_ratios": {layer: 1.0 if i % 2 else 0.5 for i, layer in enumerate(LAYERS)},
+        "top1": 50.0 + trial, "top1_se": 1.5, "loss": 1.2, "kl": 0.1, "rescored_kl": 0.1, "rescored_loss": 1.1,
+        "rescored_version": 7, "report_top1": 51.0, "report_top1_se": 1.0, "difference": -0.5, "difference_se": 0.3,
+        "agreement": 95.0, "agreement_se": 0.4, "ib_weight": 0.1, "supernet_version": trial, "seconds": 1.25,
+        "keep_ratios": {layer: 1.0 if i % 2 else 0.5 for i, layer in enumerate(LAYERS)},
         "forms": {LAYERS[0]: "hard"},
     }  # fmt: skip
     return make_record(**values | changes)
@@ -92,7 +97,7 @@ def epoch(number: int) -> EpochRecord:
 RECORDS = [
     record(0, kind="baseline", label="plain", keep_ratios=dict.fromkeys(LAYERS, 1.0), forms={}),
     record(1),
-    record(2, state="over budget", feasible=False, top1=None, rescored_top1=None, expected_top1=None),
+    make_trial(2, 1.3, None, keep_ratios=dict.fromkeys(LAYERS, 1.0)),
     *(record(number) for number in range(3, 6)),
 ]
 
@@ -138,8 +143,20 @@ def config_file(path: Path) -> None:
 
 def trials_file(path: Path) -> None:
     records = read_trials(path, "ltm")
-    find(records)
+    find(records, CostAxis())
     trials_table(records)
+
+
+def answers_file(path: Path) -> None:
+    answers = Answers.load(path)
+    find(RECORDS, CostAxis(), answers)
+    str([answers.difference(trial) for trial in answers.trials])
+
+
+def teacher_file(path: Path) -> None:
+    held_out: Any = SimpleNamespace(search_size=3, validation_size=2, report_size=2)
+    proxy: Any = SimpleNamespace(proxy_steps=2, batch_size=2)
+    Teacher().load(path.parent, held_out, proxy)
 
 
 def times_file(path: Path) -> None:
@@ -161,7 +178,7 @@ def profile_file(path: Path) -> None:
 
 READERS = (
     "recipe", "space", "config", "settings", "trials", "log", "times", "profile", "shared weights", "training state",
-    "weights", "torch weights",
+    "weights", "torch weights", "answers", "teacher",
 )  # fmt: skip
 
 
@@ -183,6 +200,9 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
     profile = profile.model_copy(update={"weights": dict(list(profile.weights.items())[:5])})
     trials = write_csv(trials_table(RECORDS), folder / "t.csv")
     log = write_log([epoch(1), epoch(2)], folder / "log.csv")
+    answers = make_answers(RECORDS, 40).save(folder / ANSWERS)
+    sizes = {"search": 3, "validation": 2, "report": 2, "train": 4}
+    Teacher(predictions={name: torch.zeros(size, 5) for name, size in sizes.items()}).save(folder)
 
     def shipped(kind: Literal["search_spaces", "studies"], names: str = "*") -> list[bytes]:
         return [path.read_bytes() for path in sorted(shipped_folder(kind).glob(f"{names}.yaml"))]
@@ -202,6 +222,8 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
         target("settings", "yaml", "settings.yaml", settings_file, study),
         target("trials", "csv", "trials.csv", trials_file, trials),
         target("log", "csv", "log.csv", read_log, log),
+        target("answers", "csv", ANSWERS, answers_file, answers),
+        target("teacher", "safetensors", TEACHER, teacher_file, folder / TEACHER),
         target("times", "json", TIMES, times_file, Times.model_validate({"stints": [stint, stint]}).model_dump_json()),
         target("profile", "json", "latency.json", profile_file, profile.model_dump_json(indent=1)),
         target("shared weights", "safetensors", SHARED, shared_weights, folder / SHARED),

@@ -12,6 +12,7 @@ import torch
 from optuna.trial import TrialState
 from support.command_line import Notes, image_folder, tiny, tiny_study
 from support.finished import REJECTING
+from support.sizes import TINY_VIT
 from support.spaces import SOFT_AND_HARD
 
 from ltmsearch import StudySettings, run_study
@@ -20,6 +21,7 @@ from ltmsearch.errors import InputError
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.budgets import BELOW_RANGE
 from ltmsearch.search.checkpoint import load_checkpoint
+from ltmsearch.search.description import describe
 from ltmsearch.search.initial_trials import initial_trials
 from ltmsearch.search.run import Run
 from ltmsearch.search.setup import prepare
@@ -71,7 +73,7 @@ class TestRange:
         assert (stored.lowest_gflops, stored.budget_gflops) == (0.24, 0.25)
         assert "0.24-0.25gflops" in str(stored.study)
         context = prepare(tiny(ranged.folder, budget_gflops="0.24-0.25"), Callbacks())
-        assert any("budgets 0.24 to 0.25" in line for line in context.describe())
+        assert any("budgets 0.24 to 0.25" in line for line in describe(context))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +164,7 @@ class TestOtherBudgets:
 class TestResumeFrom:
     def test_weights_and_front_come_from_the_earlier_study(self, rejecting: Path, tmp_path: Path) -> None:
         context = prepare(
-            tiny(tmp_path / "run", resume_from=str(rejecting), budget_gflops=0.25, base_steps=None), Callbacks()
+            tiny(tmp_path / "run", resume_from=str(rejecting), budget_gflops=0.24, base_steps=None), Callbacks()
         )
         loaded = load_checkpoint(rejecting)
         assert loaded is not None
@@ -170,16 +172,17 @@ class TestResumeFrom:
         assert all(torch.equal(own[name], value) for name, value in loaded[0].items())
         assert context.settings.base_steps == 0, "the same data need no second warm-up"
         assert context.prior is not None
-        wanted = [r for r in context.prior.front if r.gflops <= 0.23]
+        wanted = [r for r in context.prior.front if r.kind != "baseline"]
         first = [t for t in initial_trials(context, np.random.default_rng(0)) if t.label.startswith("trial ")]
         assert {t.label for t in first} <= {f"trial {r.trial} of {context.prior.settings.study}" for r in wanted}
         schedules = {context.space.schedule(t.indices) for t in first}
         assert schedules <= {r.schedule for r in wanted}
+        assert schedules
 
     def test_a_whole_study_with_another_operator(self, rejecting: Path, tmp_path: Path) -> None:
         notes = Notes()
         result = run_study(
-            tiny(tmp_path / "run", resume_from=str(rejecting), operator="tome", base_steps=None, trials=5), notes
+            tiny(tmp_path / "run", resume_from=str(rejecting), operator="tome", base_steps=None, trials=7), notes
         )
         assert result.front
         assert any("ignored, without a place in this network" in line for line in notes.lines)
@@ -227,16 +230,41 @@ class TestResumeFrom:
 
 
 def test_initial_trials_have_every_form_and_cover_the_range(tmp_path: Path) -> None:
-    context = prepare(tiny(tmp_path / "run", budget_gflops=0.26, trials=24, space=SOFT_AND_HARD), Callbacks())
+    given = {"budget_gflops": 0.26, "trials": 24, "space": SOFT_AND_HARD}
+    context = prepare(tiny(tmp_path / "run", **given, sampler="tpe"), Callbacks())
     first = initial_trials(context, np.random.default_rng(0))
-    labels = ["plain", "uniform 0.5", "uniform 0.7 hard", "uniform 0.35", "uniform 0.5 hard"]
-    assert [t.label for t in first[:5]] == labels, "the two costliest of each form within the budget"
-    hard = context.space.schedule(first[4].indices)
-    assert set(hard.keep_ratios.values()) == {0.5}
+    baselines = [trial for trial in first if trial.kind == "baseline"]
+    assert [trial.label.partition(" ")[0] for trial in baselines[:3]] == ["plain", "uniform", "uniform"]
+    soft, hard = (context.space.schedule(trial.indices) for trial in baselines[1:3])
+    assert soft.forms[context.space.layers[0]] == "soft"
     assert set(hard.forms.values()) == {"hard"}
-    covering = [context.costs.gflops(context.space.schedule(t.indices)) for t in first[5:]]
-    assert len(covering) == 24 / 3 - 2
+    assert baselines[2].label.endswith(" hard")
+    costs = [context.costs.gflops(context.space.schedule(trial.indices)) for trial in first]
+    assert all(0.97 * 0.26 < cost <= 0.26 for cost in costs[1 : len(baselines)]), "fitted to the budget from below"
+    covering = costs[len(baselines) :]
+    assert len(covering) == 24 / 3
     width = max(covering) - min(covering)
     assert max(covering[:2]) - min(covering[:2]) > width / 3
     assert max(np.diff(sorted(covering[:4]))) < width / 2, "four of them leave no large gap"
-    assert len({tuple(t.indices) for t in first}) == len(first)
+    assert len({tuple(trial.indices) for trial in first}) == len(first)
+
+
+def test_a_search_that_screens_begins_with_the_baselines_alone(tmp_path: Path) -> None:
+    context = prepare(tiny(tmp_path / "run", **TINY_VIT), Callbacks())
+    first = initial_trials(context, np.random.default_rng(0))
+    assert {trial.kind for trial in first} == {"baseline"}
+    costs = [context.budgets[0].costs(trial.indices[None])[0] for trial in first]
+    assert all(cost <= 0.0044 for cost in costs[1:])
+
+
+def test_baselines_stay_when_the_budget_changes(tmp_path: Path) -> None:
+    """Or the space, whose choices they are, would be another; those over a new budget are not tried."""
+    given = tiny(tmp_path / "run", **TINY_VIT)
+    first = prepare(given, Callbacks())
+    (tmp_path / "run").mkdir()
+    first.settled.save(tmp_path / "run")
+    second = prepare(tiny(tmp_path / "run", **TINY_VIT | {"budget_gflops": 0.0043}), Callbacks())
+    assert second.settled.baselines == first.settled.baselines
+    assert second.space.digest() == first.space.digest()
+    labels = [trial.label for trial in initial_trials(second, np.random.default_rng(0))]
+    assert set(labels) < {"plain", *(baseline.label for baseline in first.settled.baselines or [])}

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.command_line import Notes, tiny
+from support.sizes import TINY_VIT
 
 from ltmsearch import run_study
 from ltmsearch.callbacks import Callbacks, about
@@ -17,8 +18,19 @@ from ltmsearch.search.expected import (
     WarmUpRates,
     expected_seconds,
 )
+from ltmsearch.search.screening import scored_images
 from ltmsearch.search.setup import prepare, warm_up_plan
-from ltmsearch.search.timing import OVERHEAD, RESCORING, SCORING, SET_UP, TRAINING, WARM_UP, WRITING, Times
+from ltmsearch.search.timing import (
+    OVERHEAD,
+    RESCORING,
+    SCORING,
+    SCREENING,
+    SET_UP,
+    TRAINING,
+    WARM_UP,
+    WRITING,
+    Times,
+)
 from ltmsearch.search.trial import EXAMPLES
 
 RATES = TrialRates(step=2.0, image=0.1, first_image=0.3, saving=0.5)
@@ -41,7 +53,7 @@ def test_durations_as_text(seconds: float, text: str) -> None:
 
 
 def test_a_growing_warm_up_costs_by_its_pixels() -> None:
-    plan = WarmUp(base_steps=8, base_img_size=64, sandwich_steps=3, subnets=1, lr=1e-3)
+    plan = WarmUp(base_steps=8, base_img_size=64, sandwich_steps=3, lr=1e-3)
     sizes = [plan.img_size(step, 128) for step in range(8)]
     assert sizes[:5] == [64] * 5
     assert sizes[-1] > 64
@@ -59,7 +71,7 @@ def test_parts_of_a_search(tmp_path: Path) -> None:
             TRAINING: 4 * 3 * 2.0,
             SCORING: (8 + 16) * (0.3 + 3 * 0.1) + 4 * EXAMPLES * 0.3,
             OVERHEAD: 4 * (RECORDING_SECONDS + 0.5),
-            RESCORING: (8 + 24) * (0.3 + 4 * 0.1),
+            RESCORING: (8 + 24 + 24) * (0.3 + 4 * 0.1),
             WRITING: WRITING_SECONDS,
         }
     )
@@ -77,11 +89,21 @@ def test_the_plain_network_is_scored_too(tmp_path: Path) -> None:
     settings = tiny(tmp_path, trials=2, rescore_candidates=9).resolved("cpu")
     parts = expected_seconds(settings, RATES, trials=2, baselines=5)
     assert parts[SCORING] == pytest.approx((8 + 16) * (0.3 + 2 * 0.1) + 3 * EXAMPLES * 0.3)
-    assert parts[RESCORING] == pytest.approx((8 + 24) * (0.3 + 2 * 0.1)), "there are no more networks"
+    assert parts[RESCORING] == pytest.approx((8 + 24 + 24) * (0.3 + 2 * 0.1)), "there are no more networks"
 
 
-def test_measuring_leaves_no_trace(tmp_path: Path) -> None:
-    context = prepare(tiny(tmp_path, base_steps=4), Callbacks())
+def test_screening_is_expected_where_there_is_some(tmp_path: Path) -> None:
+    context = prepare(tiny(tmp_path, **TINY_VIT), Callbacks())
+    expected = context.expected_seconds(first_step=None, trials=2, baselines=2)
+    assert expected[SCREENING] == pytest.approx(scored_images(16, 2, 16) * context.trial_rates.image)
+    assert SCREENING not in context.expected_seconds(first_step=None, trials=0, baselines=2)
+    other = prepare(tiny(tmp_path, **TINY_VIT, sampler="tpe"), Callbacks())
+    assert SCREENING not in other.expected_seconds(first_step=None, trials=2, baselines=2)
+
+
+@pytest.mark.parametrize("objective", ["loss", "kl"])
+def test_measuring_leaves_no_trace(tmp_path: Path, objective: str) -> None:
+    context = prepare(tiny(tmp_path, **TINY_VIT | {"base_steps": 4, "objective": objective}), Callbacks())
     supernet = context.evaluator.supernet
     before, numbers = {n: v.clone() for n, v in supernet.state_dict().items()}, torch.get_rng_state()
     parts = context.expected_seconds(first_step=0, trials=2, baselines=2)
@@ -96,7 +118,7 @@ def test_the_announcement_counts_the_set_up_and_is_kept(tmp_path: Path) -> None:
     notes = Notes()
     run_study(tiny(tmp_path, trials=1), notes)
     (stint,) = Times.load(tmp_path).stints
-    assert stint.expected.keys() >= {SET_UP, WARM_UP, TRAINING, SCORING, OVERHEAD, RESCORING, WRITING}
+    assert stint.expected.keys() >= {SET_UP, WARM_UP, SCREENING, TRAINING, SCORING, OVERHEAD, RESCORING, WRITING}
     assert stint.expected[SET_UP] <= stint.seconds[SET_UP]
     (line,) = (line for line in notes.lines if line.startswith("expected to take"))
     total, set_up = about(sum(stint.expected.values())), about(stint.expected[SET_UP])

@@ -5,6 +5,7 @@ from pathlib import Path
 import optuna
 import pandas as pd
 import pytest
+from optuna.distributions import IntDistribution
 from optuna.trial import TrialState, create_trial
 from support.command_line import Notes, tiny
 
@@ -27,11 +28,14 @@ def test_queued_trials_outside_the_space_are_left_out(run: Path) -> None:
     for changed in values:
         study.enqueue_trial(before[2].params | changed)
     notes, first = Notes(), len(before)
+    options = before[2].distributions[LAYER]
+    assert isinstance(options, IntDistribution)
+    most = options.high
     result = run_study(tiny(run, trials=7), notes)
     for number, reason in enumerate(
         (
-            f"{LAYER} must be in 0 to 4, but is 99",
-            f"{LAYER} must be in 0 to 4, but is -1",
+            f"{LAYER} must be in 0 to {most}, but is 99",
+            f"{LAYER} must be in 0 to {most}, but is -1",
             f"{IB_WEIGHT} must be in 0.00316228 to 1, but is 50",
         ),
         start=first,

@@ -141,7 +141,7 @@ def test_files_tell_mean_and_spread(finished: Run, ltmsearch: Ltmsearch) -> None
     assert "GFLOPs, sd: mean and standard deviation over training images" in " ".join(out.split())
     code, out, _ = ltmsearch("front", str(finished.folder), "--json")
     assert json.loads(out)[0]["gflops_sd"] == front.gflops_sd[0]
-    assert "Left: the threshold of the layer" in (finished.folder / "report.html").read_text()
+    assert "Cells are the threshold of the layer" in (finished.folder / "report.html").read_text()
 
 
 def test_an_interrupted_study_ends_alike(
@@ -162,7 +162,8 @@ def test_other_budgets_judge_the_measured_costs(
 ) -> None:
     monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
     folder = Path(shutil.copytree(finished.folder, tmp_path / "run"))
-    limit = float(np.median([record.gflops for record in finished.trials]))
+    costs = sorted({record.gflops for record in finished.trials})
+    limit = (costs[len(costs) // 2 - 1] + costs[len(costs) // 2]) / 2
     again = run_study(settings(folder, weights, budget_gflops=limit, study=finished.settings.study))
     assert {record.feasible for record in again.trials} == {True, False}
     assert all(record.feasible == (record.gflops <= limit) for record in again.trials)
@@ -272,7 +273,8 @@ def test_a_budget_that_trained_weights_miss_is_refused_in_one_line(
     space.write_text("schema_version: 1\nfamily: vit\nkeep_ratios: [1.0]\nthresholds: [0.999999]\n")
     options = {**STUDY, "checkpoint": weights, "space": space, "out": tmp_path / "run", "model_kwargs": None}
     words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
-    small = ["--batch-size=4", "--sandwich-steps=0", "--calibration-images=8", "--val-images=8", "--rescore-images=8"]
+    small = ["--batch-size=4", "--sandwich-steps=0", "--calibration-images=8", "--search-images=8"]
+    small += ["--rescore-images=8", "--report-images=8"]
     code, _, err = ltmsearch("run", *words, *small, "--model-kwargs", *(f"{k}={v}" for k, v in NET.items()))
     assert code == 2
     assert "is too low: with the shared weights as they are now, the lowest thresholds of the space reach 0.00" in err

@@ -20,6 +20,7 @@ from ltmsearch.errors import InputError
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.reporting.html.page import page_text
 from ltmsearch.reporting.json_summary import study_document
+from ltmsearch.search.description import describe
 from ltmsearch.search.run import PROBE_RECORD, Run
 from ltmsearch.search.setup import prepare
 from ltmsearch.search.timing import PROBE, Times
@@ -61,9 +62,9 @@ def test_a_new_classifier_is_fitted_before_the_warm_up_and_told(finished: tuple[
     folder, notes = finished
     run = Run.open(folder)
     assert run.probe is not None
-    assert (run.probe.images, run.probe.classes, run.probe.img_size, run.probe.val_images) == (12, 2, 64, 12)
+    assert (run.probe.images, run.probe.classes, run.probe.img_size, run.probe.val_images) == (10, 2, 64, 6)
     assert str(run.probe) in notes
-    assert any(line.startswith("classifier: new, and fitted to the features of 12 training images") for line in notes)
+    assert any(line.startswith("classifier: new, and fitted to the features of 10 training images") for line in notes)
     (stint,) = Times.load(folder).stints
     assert 0 < stint.seconds[PROBE] < sum(stint.seconds.values())
     assert stint.expected[PROBE] > 0
@@ -147,7 +148,7 @@ def test_a_classifier_that_fits_is_kept(tmp_path: Path, images: Path, head: str 
     context = prepare(settings(tmp_path, images, weights, head=head), notes)
     assert not WarmUpRun(context, tmp_path).needs_probe
     told = "classifier: that of the given weights fits the data, and is kept"
-    assert (told in context.describe()) == (head == "probe")
+    assert (told in describe(context)) == (head == "probe")
 
 
 def test_another_studys_classifier_of_other_classes_is_fitted_again(tmp_path: Path, images: Path, whole: Path) -> None:

@@ -42,7 +42,8 @@ class Scripted:
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
 
-    def prepare(self, state: dict[str, np.ndarray]) -> Ready:
+    def prepare(self, state: dict[str, np.ndarray], teacher: dict[str, np.ndarray]) -> Ready:
+        assert teacher["search"].tolist() == [[0.5, 0.5]], "the driver's predictions come with the start"
         if (self.folder / "refuse").exists():
             raise InputError("the worker on here: no such folder")
         if (self.folder / "die at once").exists():
@@ -98,8 +99,8 @@ def cluster() -> Iterator[str]:
 
 def workers(connection: Connection, folder: Path, notes: Callbacks, number: int = 2) -> RayWorkers:
     return RayWorkers(
-        connection, number=number, gpus=0, arguments=(str(folder),), state={"a": torch.zeros(3)}, callbacks=notes,
-        worker=Scripted,
+        connection, number=number, gpus=0, arguments=(str(folder),), state={"a": torch.zeros(3)},
+        teacher={"search": torch.full((1, 2), 0.5)}, callbacks=notes, worker=Scripted,
     )  # fmt: skip
 
 
@@ -209,9 +210,10 @@ def run(folder: Path, *more: str, kill: str | None = None, **changed: Any) -> Co
 
 
 class TestStudies:
-    def test_one_worker_on_a_cluster_gives_the_same_study(self, tmp_path: Path, cluster: str) -> None:
-        run_study(tiny(tmp_path / "here"))
-        done = run(tmp_path / "ray", ray_address=cluster)
+    @pytest.mark.parametrize("objective", ["loss", "kl"])
+    def test_one_worker_on_a_cluster_gives_the_same_study(self, tmp_path: Path, cluster: str, objective: str) -> None:
+        run_study(tiny(tmp_path / "here", objective=objective))
+        done = run(tmp_path / "ray", ray_address=cluster, objective=objective)
         assert done.returncode == 0, done.stderr
         assert f"starting 1 worker on the cluster at {cluster}" in done.stderr
         pd.testing.assert_frame_equal(read_equal_columns(tmp_path / "here"), read_equal_columns(tmp_path / "ray"))

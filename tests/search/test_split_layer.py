@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,6 +21,7 @@ from ltmsearch.export.subnets import choose_trials
 from ltmsearch.reporting.json_summary import study_document
 from ltmsearch.search.driver import Driver
 from ltmsearch.search.optuna_records import DASHBOARD_CONSTRAINTS
+from ltmsearch.search.proposals import SCREENED
 from ltmsearch.search.records import TrialRecord, select_front
 from ltmsearch.search.run import Run
 from ltmsearch.search.samplers import make_sampler
@@ -30,10 +32,10 @@ SPLIT: dict[str, Any] = {
     "img_size": 64,
     "budget_gflops": 0.0044,
     "split_layer": "blocks.1",
+    "sampler": "tpe",
     "trials": 8,
     "rescore_candidates": 6,
 }
-COSTS = ("gflops", "tokens_sent")
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +56,19 @@ def study_in(run: Path) -> optuna.Study:
 
 
 def by_hand(record: TrialRecord) -> int:
-    """64 tokens, of which the first two blocks keep their shares, a class token and two registers."""
+    """64 tokens, of which the first two blocks keep shares or remove numbers, a class token and two registers."""
     kept = 64
     for layer in ("blocks.0", "blocks.1"):
-        kept = int(kept * record.schedule.keep_ratios[layer] + 0.5)
+        ratio = record.schedule.keep_ratios[layer]
+        kept = int(kept * ratio + 0.5) if ratio > 0 else kept - min(int(-ratio), kept // 2)
     return kept + 3
 
 
 def test_tokens_are_counted_stored_and_optimised(split: Path) -> None:
     study, records = study_in(split), Run.open(split).trials
-    ways = optuna.study.StudyDirection
-    assert study.directions == [ways.MAXIMIZE, ways.MINIMIZE, ways.MINIMIZE]
-    assert study.metric_names == ["top-1 (%)", "GFLOPs", "tokens sent"]
+    assert study.directions == [optuna.study.StudyDirection.MINIMIZE] * 3
+    assert study.metric_names == ["cross-entropy (nats)", "GFLOPs", "tokens sent"]
+    assert SCREENED not in study.user_attrs, "TPE screens nothing"
     assert [record.tokens_sent for record in records] == [by_hand(record) for record in records]
     assert len({record.tokens_sent for record in records}) > 3
     for record in records:
@@ -73,20 +76,20 @@ def test_tokens_are_counted_stored_and_optimised(split: Path) -> None:
         assert trial.user_attrs["tokens_sent"] == record.tokens_sent
         assert len(trial.system_attrs[DASHBOARD_CONSTRAINTS]) == 1, "tokens have no budget"
         if record.state == "scored":
-            assert trial.values == [record.top1, record.gflops, record.tokens_sent]
+            assert trial.values == [record.loss, record.gflops, record.tokens_sent]
 
 
 def test_front_is_the_brute_force_one(split: Path) -> None:
     run = Run.open(split)
-    candidates = [r for r in run.trials if r.feasible and r.rescored_top1 is not None]
-    places = {r.trial: np.array([-(r.expected_top1 or 0), r.gflops, r.tokens_sent or 0]) for r in candidates}
+    candidates = [r for r in run.trials if r.feasible and r.rescored_loss is not None]
+    places = {r.trial: np.array([r.rescored_loss, r.gflops, r.tokens_sent]) for r in candidates}
 
     def beaten(own: np.ndarray) -> bool:
         return any((other <= own).all() and (other < own).any() for other in places.values())
 
     expected = {number for number, place in places.items() if not beaten(place)}
     assert {record.trial for record in run.front} == expected
-    assert [r.expected_top1 for r in run.front] == sorted((r.expected_top1 for r in run.front), reverse=True)
+    assert [r.rescored_loss for r in run.front] == sorted(r.rescored_loss or 0.0 for r in run.front)
     table = pd.read_csv(split / "front.csv")
     assert table.trial.tolist() == [record.trial for record in run.front]
     assert table.tokens_sent.tolist() == [record.tokens_sent for record in run.front]
@@ -95,11 +98,11 @@ def test_front_is_the_brute_force_one(split: Path) -> None:
     assert [row["tokens_sent"] for row in document["front"]] == [record.tokens_sent for record in run.front]
     assert document["baselines"][0]["tokens_sent"] == 67
     findings = json.loads((split / "findings.json").read_text())
-    by_cost = {record.trial for record in select_front(run.front)}
+    by_cost = {record.trial for record in select_front(run.front, replace(run.settings.axis, second=None))}
     assert set(findings["on_front_by_tokens_sent"]) == expected - by_cost
     limit = sorted(record.gflops for record in run.front)[len(run.front) // 2]
-    (chosen,) = choose_trials(run.trials, under_gflops=limit, costs=COSTS)
-    assert chosen.expected_top1 == max(r.expected_top1 or 0 for r in run.front if r.gflops <= limit)
+    (chosen,) = choose_trials(run.trials, under_gflops=limit, axis=run.settings.axis)
+    assert chosen.rescored_loss == min(r.rescored_loss or 0.0 for r in run.front if r.gflops <= limit)
 
 
 def test_recipes_tell_the_tokens_and_the_layer(split: Path) -> None:
@@ -150,16 +153,19 @@ def test_other_budgets_keep_the_three_objectives(run: Path) -> None:
     assert len(study_in(run).directions) == 3
 
 
-def test_tables_by_versions_without_tokens_are_read(run: Path) -> None:
-    path = run / "trials.csv"
-    pd.read_csv(path).drop(columns="tokens_sent").to_csv(path, index=False)
-    assert {record.tokens_sent for record in Run.open(run).trials} == {None}
+def test_screening_serves_three_objectives(tmp_path: Path) -> None:
+    run = Run.open(tiny_study(tmp_path, **SPLIT | {"sampler": "auto", "objective": "kl"}))
+    study = study_in(run.folder)
+    assert study.metric_names == ["KL divergence from the plain network (nats)", "GFLOPs", "tokens sent"]
+    assert [t.values for t in study.trials] == [[r.kl, r.gflops, r.tokens_sent] for r in run.trials]
+    (screened,) = study.user_attrs[SCREENED]
+    assert len(screened["promoted"]) == sum(record.kind == "searched" for record in run.trials) > 0
 
 
 @pytest.mark.parametrize("sampler", get_args(Sampler))
 def test_samplers_take_three_objectives_and_a_constraint(sampler: Sampler) -> None:
     """Rejected trials included, whose values nobody knows."""
-    study = optuna.create_study(directions=["maximize", "minimize", "minimize"])
+    study = optuna.create_study(directions=["minimize"] * 3)
     for number in range(26):
         study.sampler = make_sampler(sampler, seed=number)
         trial = study.ask()
@@ -169,7 +175,7 @@ def test_samplers_take_three_objectives_and_a_constraint(sampler: Sampler) -> No
         if cost > 12:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         else:
-            study.tell(trial, [cost**0.5 + kept[0], cost, float(kept[0] + kept[1])])
+            study.tell(trial, [-(cost**0.5) - kept[0], cost, float(kept[0] + kept[1])])
     scored = [t for t in study.trials if t.values]
     assert len(scored) > 10
     assert all(len(trial.params) == 4 for trial in study.trials)

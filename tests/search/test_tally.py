@@ -13,9 +13,9 @@ COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialS
 OWN = {WEIGHT: 0.0, "loss": 1.0}  # attributes that the search sets
 
 
-def trial(number: int, state: TrialState, *, top1: float = 50.0, miss: float = -1.0, label: str = "") -> FrozenTrial:
+def trial(number: int, state: TrialState, *, kl: float = 0.5, miss: float = -1.0, label: str = "") -> FrozenTrial:
     made = create_trial(
-        state=state, values=[top1, 1.0] if state == COMPLETE else None, params={"a": 0},
+        state=state, values=[kl, 1.0] if state == COMPLETE else None, params={"a": 0},
         distributions={"a": IntDistribution(0, 1)}, constraints={"gflops": miss}, user_attrs={**OWN, "label": label},
     )  # fmt: skip
     made.number = number
@@ -29,18 +29,18 @@ def trials(*states: TrialState) -> list[FrozenTrial]:
 def test_finished_trials_are_counted_once() -> None:
     known = [
         trial(0, COMPLETE, label="plain"), trial(1, RUNNING), trial(2, PRUNED, miss=0.1),
-        trial(3, COMPLETE, top1=60.0), trial(4, FAIL),
+        trial(3, COMPLETE, kl=0.4), trial(4, FAIL),
     ]  # fmt: skip
     tally = Tally()
     for _ in range(3):
         tally.update(known)
-    assert (tally.trained, tally.feasible, tally.rejected, tally.best) == (2, 2, 1, 60.0)
-    known = [*known, trial(5, COMPLETE, top1=90.0, miss=0.1)]
-    known[1] = trial(1, COMPLETE, top1=70.0)
+    assert (tally.trained, tally.feasible, tally.rejected, tally.best) == (2, 2, 1, 0.4)
+    known = [*known, trial(5, COMPLETE, kl=0.1, miss=0.1)]
+    known[1] = trial(1, COMPLETE, kl=0.3)
     tally.update(known)
-    assert (tally.trained, tally.feasible, tally.rejected, tally.best) == (4, 3, 1, 70.0)
+    assert (tally.trained, tally.feasible, tally.rejected, tally.best) == (4, 3, 1, 0.3)
     assert Tally().summary() == "0 within budget, 0 over budget"
-    assert tally.summary(running=3) == "3 within budget, best 70.0 %, 1 over budget, 3 running"
+    assert tally.summary(running=3) == "3 within budget, best 0.3000 nats, 1 over budget, 3 running"
 
 
 @pytest.mark.parametrize("rejected", [0, MAX_REJECTED - 1, MAX_REJECTED, MAX_REJECTED + 1, 2 * MAX_REJECTED])

@@ -1,5 +1,6 @@
 """One trial: what is suggested, and what an evaluator answers."""
 
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -13,6 +14,7 @@ from ltmsearch.engine.steps import proxy_train
 from ltmsearch.errors import TrialDiverged
 from ltmsearch.schedules.schedule import Choice, MergeSchedule
 from ltmsearch.schedules.space import IBWeights, SearchSpace
+from ltmsearch.search.teacher import trial_batches
 from ltmsearch.search.trial import EXAMPLES, Evaluator, load_parameters, parameters, suggest
 
 WEIGHTS = IBWeights(low=0.01, high=1.0)
@@ -50,14 +52,14 @@ def test_every_parameter_is_suggested_by_a_sampler_of_its_own() -> None:
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_samplers_learn_the_weight_jointly_with_the_layers(sampler: Any) -> None:
     """Zero included: where zero is best, it is proposed more often than one time in five."""
-    study = optuna.create_study(directions=["maximize", "minimize"])
+    study = optuna.create_study(directions=["minimize", "minimize"])
     weights = []
     for number in range(16):
         study.sampler = sampler(number)
         trial = study.ask()
         indices, weight = suggest(trial, SPACE, lambda place, number=number: sampler(100 * number + place))  # type: ignore[misc]
         weights.append(weight)
-        study.tell(trial, [float(weight == 0), float(indices.sum())])
+        study.tell(trial, [float(weight != 0), float(indices.sum())])
     assert all(weight == 0 or 0.01 <= weight <= 1 for weight in weights)
     assert sum(weight == 0 for weight in weights[8:]) >= 3
     assert all(set(trial.params) == {"a", "b", "ib_weight"} for trial in study.trials)
@@ -72,6 +74,11 @@ def start_of(evaluator: Evaluator) -> dict[str, Tensor]:
     }
 
 
+def of_steps(evaluator: Evaluator, steps: int) -> Evaluator:
+    """The same evaluator of trials with so many steps."""
+    return replace(evaluator, settings=evaluator.settings.model_copy(update={"proxy_steps": steps}))
+
+
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(value, other[name]) for name, value in one.items())
 
@@ -81,9 +88,9 @@ def test_weight_zero_is_cross_entropy_bit_for_bit(evaluator: Evaluator, half: Me
     result = evaluator.evaluate(start, half, ib_weight=0.0, seed=3)
     load_parameters(supernet, start)
     with preserve_batchnorm(supernet):
-        batches = evaluator.data.train_batches(batch_size=settings.batch_size, steps=settings.proxy_steps, seed=3)
+        batches = trial_batches(evaluator.data, settings, settings.batch_size)
         proxy_train(supernet, half, batches, lr=settings.proxy_lr, runtime=evaluator.runtime)
-        by_hand = evaluator.score(half, images=settings.val_images)
+        by_hand = evaluator.score(half, "search")
     assert equal(result.weights, parameters(supernet))
     assert (result.score.top1, result.score.top1_se, result.score.loss) == (by_hand.top1, by_hand.top1_se, by_hand.loss)
     assert result.score.ib is not None
@@ -99,21 +106,19 @@ def test_statistics_cost_one_pass_of_the_calibration_images(
     handle = evaluator.supernet.model.register_forward_pre_hook(
         lambda model, args: passed.append((torch.is_grad_enabled(), len(args[0])))
     )
-    evaluator.evaluate(start_of(evaluator), half, ib_weight=1.0, seed=3, steps=steps)
+    of_steps(evaluator, steps).evaluate(start_of(evaluator), half, ib_weight=1.0, seed=3)
     handle.remove()
     settings = evaluator.settings
     assert [grad for grad, _ in passed].count(True) == steps
     without = [size for grad, size in passed if not grad and size > 1]  # one image tells the sizes of features, once
-    assert without[-3:] == [settings.calibration_images, settings.val_images, EXAMPLES]
+    assert without[-3:] == [settings.calibration_images, settings.search_images, EXAMPLES]
     assert without[:-3] == [settings.calibration_images] * (passes - 1)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_the_ib_weight_determines_the_trial(evaluator: Evaluator, half: MergeSchedule, steps: int) -> None:
-    start = start_of(evaluator)
-    none, some, more, again = (
-        evaluator.evaluate(start, half, ib_weight=w, seed=3, steps=steps) for w in (0.0, 0.5, 5.0, 0.5)
-    )
+    start, longer = start_of(evaluator), of_steps(evaluator, steps)
+    none, some, more, again = (longer.evaluate(start, half, ib_weight=w, seed=3) for w in (0.0, 0.5, 5.0, 0.5))
     assert equal(some.weights, again.weights)
     assert some.score == again.score
     assert not equal(none.weights, some.weights)

@@ -4,11 +4,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ltmsearch.config.objective import CostAxis, tokens_text
+from ltmsearch.config.objective import MEASURES, CostAxis, tokens_text
 from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.costs import CostModel
 from ltmsearch.errors import printable
-from ltmsearch.reporting.findings import find, sentences
+from ltmsearch.reporting.findings import Findings, sentences
 from ltmsearch.reporting.front_table import make_front_table
 from ltmsearch.reporting.numbers import breaks_budget, trial_facts
 from ltmsearch.schedules.grid import tokens
@@ -94,32 +94,36 @@ def trial_note(
 
 
 def study_note(
-    settings: ResolvedSettings, records: Iterable[TrialRecord], *, base_gflops: float, link: Callable[[int], str]
+    settings: ResolvedSettings,
+    records: Iterable[TrialRecord],
+    findings: Findings,
+    *,
+    base_gflops: float,
+    link: Callable[[int], str],
 ) -> str:
     """Note of a study: its front if there is one, its settings, and an explanation of the page.
 
     `link` turns the number of a trial into its address in the dashboard.
     """
-    records, axis = list(records), settings.axis
-    front = make_front_table(records, axis)
+    front = make_front_table(records, settings.axis, findings.verdict)
     lines = [f"## {settings.backbone} with {settings.operator} merging", ""]
     if front.front:
         rows = [
             (
-                f"[{row.trial}]({link(row.trial)})",
+                f"[{row.cells['trial']}]({link(row.trial)})",
                 *(_escaped(row.cells[name]) for name in front.columns[1:]),
                 (f"{_escaped(row.label)}: " if row.label else "") + " \\| ".join(row.keep_ratios.values()),
             )
             for row in front.rows
         ]
+        lines += [_escaped(" ".join(sentences(findings))), ""]
         lines += [f"### {front.title}", "", *_table((*front.columns, front.amounts), rows)]
         for caption in front.captions:
             lines += ["", _escaped(caption)]
-        lines += ["", " ".join(sentences(find(records, axis.costs)))]
     else:
         lines.append("The front is shown here at the end of the search, when its candidates are rescored.")
     lines += ["", "### Settings", "", *_table(("setting", ""), _settings(settings, base_gflops))]
-    return _ended([*lines, "", "### Reading this page", "", *_reading(axis)])
+    return _ended([*lines, "", "### Reading this page", "", *_reading(settings.axis)])
 
 
 def updated_note(note: str, present: str) -> str | None:
@@ -141,7 +145,7 @@ def _result(record: TrialRecord, on_front: bool) -> str:
         return "scored for comparison, over the budget."
     if on_front:
         return "on the front."
-    return "within the budget, not on the front." if record.rescored_top1 is not None else "within the budget."
+    return "within the budget, not on the front." if record.rescored_loss is not None else "within the budget."
 
 
 def _facts(
@@ -165,10 +169,12 @@ def _settings(settings: ResolvedSettings, base_gflops: float) -> list[tuple[str,
         rows.append(("budget", f"{settings.budget_ms:g} {settings.axis.title}"))
     if settings.split_layer is not None:
         rows.append(("split layer", settings.split_layer))
-    steps, size = settings.proxy_steps, settings.proxy_img_size
+    steps, scored = f"{settings.proxy_steps} steps at {settings.proxy_img_size} px", settings.search_images
+    again = f"best {settings.rescore_candidates} and the baselines on up to {settings.rescore_images} validation images"
     rows += [
-        ("trials", f"{settings.trials}, each {steps} steps at {size} px, scored on {settings.val_images} images"),
-        ("rescored", f"best {settings.rescore_candidates} and the baselines on {settings.rescore_images} images"),
+        ("trials", f"{settings.trials}, each {steps}, scored on up to {scored} training images"),
+        ("rescored", again),
+        ("reported", f"the same networks on up to {settings.report_images} images that chose nothing"),
         ("sampler, seed", f"{settings.sampler}, {settings.seed}"),
     ]
     return rows
@@ -180,15 +186,18 @@ def _reading(axis: CostAxis) -> list[str]:
     return [
         "* **A trial** is a schedule. Its parameters are indices of choices, 0 for no merging; its note lists the "
         "keep ratios and forms, and its files are the schedule and the recipe for `ltmsearch train`.",
-        f"* **Its values** are the top-1 when it ran, with the shared weights of that time, and {costs}. "
-        "Candidates are rescored at the end with the final weights: the front is the one above and in the plot "
-        "*Front with the final weights*, not the *best trials* of this page. Notes have both scores.",
+        f"* **Its values**, all minimised, are {MEASURES[axis.measure]} in nats, on the search images when it ran, "
+        f"with the shared weights of that time, and {costs}. Finalists are scored again at the end with the final "
+        "weights, on validation images: the front is the one above and in the plot *Front with the final weights*, "
+        "not the *best trials* of this page. What is reported of them, top-1 and agreement, comes from images that "
+        "neither search nor choice saw.",
         "* **Infeasible** trials (grey) are over a budget. **Pruned** trials were rejected by their cost and not "
         "trained. The plain network is scored for comparison at any cost.",
         "* **Attributes** of a trial: `gflops` and `gflops_sd` (over images, where they differ), `latency_ms` "
         "(predicted), `tokens_kept` (mean share of the plain network's tokens over layers), `tokens_last` (after the "
         f"last layer), {sent}`ib_weight`, `supernet_version` "
-        "(number of updates of the shared weights), `top1_se` and `loss` when it ran, `kind` and `label`.",
+        "(number of updates of the shared weights), `top1` (%), `top1_se`, `loss` and `kl` (nats) when it ran, `kind` "
+        "and `label`.",
     ]
 
 

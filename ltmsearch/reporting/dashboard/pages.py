@@ -4,6 +4,7 @@ import io
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ from ltmsearch.reporting.recipes import make_recipe
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.hooks import StudyHooks
 from ltmsearch.search.optuna_records import FURTHER_COSTS, trial_costs
-from ltmsearch.search.records import TrialRecord, select_front
+from ltmsearch.search.records import TrialRecord
+from ltmsearch.search.run import Run
 from ltmsearch.search.setup import StudyContext
 from ltmsearch.search.storage import ARTIFACTS
 from ltmsearch.search.storage.optuna_private import study_id, trial_id
@@ -57,7 +59,7 @@ class DashboardHooks(StudyHooks):
     def trial_started(self, trial: Trial, schedule: MergeSchedule) -> None:
         """Set the attributes of a running trial that follow from its schedule."""
         costs, known = trial_costs(trial, self.context), trial.user_attrs
-        layers = layer_tokens(self.context.costs, schedule, costs["kept_shares"])
+        layers = layer_tokens(self.context.costs_at(schedule), schedule, costs["kept_shares"])
         attributes: dict[str, Any] = {
             "kind": known.get("kind", "searched"),
             "gflops": costs["gflops"],
@@ -73,7 +75,7 @@ class DashboardHooks(StudyHooks):
         """Upload the files of a running trial: schedule, recipe and a picture. Optuna accepts none later."""
         number, settings = record.trial, self.context.settings
         recipe = make_recipe(record, settings, num_classes=self.context.evaluator.data.num_classes)
-        layers = layer_tokens(self.context.costs, record.schedule, record.kept_shares)
+        layers = layer_tokens(self.context.costs_at(record.schedule), record.schedule, record.kept_shares)
         files = {
             f"schedule-{number}.csv": _schedule_table(layers),
             f"recipe-{number}.yaml": recipe.to_yaml().encode(),
@@ -99,33 +101,36 @@ class DashboardHooks(StudyHooks):
 
     def study_updated(self, study: optuna.Study, records: list[TrialRecord]) -> None:
         """Update all notes, and the plots if there is a front."""
-        axis, present = self.context.settings.axis, NoteStorage(study)
+        settings, present = self.context.settings, NoteStorage(study)
+        axis, answers = settings.axis, Run(self.folder, settings).answers
+        findings = find(records, axis, answers, settings.tolerance)
         ids = {trial.number: trial_id(trial) for trial in study.get_trials(deepcopy=False)}
-        front = select_front(records, axis.costs)
         notes: dict[int | None, str] = {
-            ids[record.trial]: self._trial_note(record, on_front=record in front) for record in records
+            ids[record.trial]: self._trial_note(record, on_front=record in findings.front) for record in records
         }
         link = f"/dashboard/studies/{study_id(study)}/trials?numbers={{}}".format
-        notes[None] = study_note(self.context.settings, records, base_gflops=self._base_gflops, link=link)
+        notes[None] = study_note(settings, records, findings, base_gflops=self._base_gflops, link=link)
         for owner, text in notes.items():
             if (new := updated_note(text, present.read(owner))) is not None:
                 present.write(owner, new)
-        if front:
-            plot = front_figure(records, title="Front with the final weights", axis=axis, place="dashboard")
-            save_plotly_graph_object(study, plot, graph_object_id="front")
+        if findings.front:
+            draw = partial(front_figure, records, verdict=findings.verdict, place="dashboard")
+            plots = {
+                "front": draw(title="Front with the final weights", axis=axis),
+                "layers": layers_figure(findings, title="Layers of the front", place="dashboard"),
+            }
             if axis.second is not None:
-                plot = front_figure(records, title="Front by tokens sent", axis=axis.swapped, place="dashboard")
-                save_plotly_graph_object(study, plot, graph_object_id="front-tokens")
-            findings = find(records, axis.costs)
-            plot = layers_figure(findings, title="Layers of the front", axis=axis, place="dashboard")
-            save_plotly_graph_object(study, plot, graph_object_id="layers")
+                plots["front-tokens"] = draw(title="Front by tokens sent", axis=axis.swapped)
+            for name, plot in plots.items():
+                save_plotly_graph_object(study, plot, graph_object_id=name)
 
     @property
     def _base_gflops(self) -> float:
         return self.context.costs.base / GIGA
 
     def _trial_note(self, record: TrialRecord, *, on_front: bool) -> str:
-        layers, axis = layer_tokens(self.context.costs, record.schedule, record.kept_shares), self.context.settings.axis
+        layers = layer_tokens(self.context.costs_at(record.schedule), record.schedule, record.kept_shares)
+        axis = self.context.settings.axis
         return trial_note(record, layers, axis, base_gflops=self._base_gflops, on_front=on_front)
 
 

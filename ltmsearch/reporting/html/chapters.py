@@ -7,9 +7,10 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from ltmsearch.config.objective import CostAxis
+from ltmsearch.config.objective import MEASURES, CostAxis
 from ltmsearch.reporting.convergence import (
-    MEASURES,
+    FINAL,
+    QUANTITIES,
     REJECTED,
     TOKENS_BEYOND,
     agreement,
@@ -19,8 +20,18 @@ from ltmsearch.reporting.convergence import (
 )
 from ltmsearch.reporting.findings import Findings
 from ltmsearch.reporting.html.charts import comparison_figure, growth_figure, information_figure, times_figure
-from ltmsearch.reporting.layer_plot import height, layers_figure
-from ltmsearch.reporting.numbers import breaks_budget, cost_text, costs_text, counted, duration, text, with_error
+from ltmsearch.reporting.layer_plot import height, layers_figure, least_width
+from ltmsearch.reporting.numbers import (
+    SHORT,
+    breaks_budget,
+    cost_text,
+    costs_text,
+    counted,
+    duration,
+    points,
+    text,
+    with_error,
+)
 from ltmsearch.reporting.pareto_layout import front_layout
 from ltmsearch.reporting.pareto_plot import front_figure
 from ltmsearch.search.records import TrialRecord
@@ -81,10 +92,10 @@ def make_chapters(run: Run, findings: Findings, times: Times) -> list[Chapter]:
         _front(records, findings, axis),
         *([] if axis.second is None else [_tokens(records, findings, axis)]),
         _growth(records, axis),
-        _layers(findings, axis),
+        _layers(findings),
         *latency,
-        _information(records),
-        _scores(records, front),
+        _information(records, axis),
+        _scores(records, axis, front),
         _times(records, times),
         _settings(run, times),
     ]
@@ -95,54 +106,77 @@ def _named(record: TrialRecord) -> tuple[int, str]:
 
 
 def _front(records: Sequence[TrialRecord], findings: Findings, axis: CostAxis) -> Chapter:
-    hidden = front_layout(records, axis).hidden
-    words = (
-        "Each mark is a trial. Circles are searched trials, squares start-up trials, diamonds baselines. Filled marks "
-        "are scored with the final weights and drawn at their expected top-1; open marks are drawn at the top-1 "
-        "measured when their trial ran. Rings with bars of one standard error, joined by steps, are the front. Below "
-        "the plot are trials without a score: ticks were rejected by their cost alone, crosses failed. Hover over a "
-        "mark for all its values."
-    )
-    if axis.budget is not None:
-        words += f" The dashed line is the budget, {axis.budget:g} {axis.unit}."
-    if any(breaks_budget(record, axis) for record in findings.front):
-        words += " Vermilion bars are latencies measured over the budget."
-    if hidden:
-        scored = sum(record.score is not None for record in hidden)
-        words += (
-            f" Not in view: {counted(scored, 'trial')} with and {len(hidden) - scored} without a score; double-click "
-            "on the plot to show all."
-        )
-    if axis.second is not None:
-        words += (
-            " Colours show the third objective, the tokens sent. The steps join the best trials by cost alone; thin "
-            "rings below them are on the front only because they send fewer tokens."
-        )
+    short = SHORT[axis.measure]
     rows = [
         (
             *_named(r),
             *(cost_text(r, each) for each in axis.axes),
+            with_error(r.told(axis.measure), None, 4),
             with_error(r.top1, r.top1_se),
-            with_error(r.rescored_top1, r.rescored_top1_se),
-            text(score.loss, ".4f"),
+            with_error(r.rescored(axis.measure), None, 4),
+            with_error(r.report_top1, r.report_top1_se),
+            points(r.difference, r.difference_se),
             with_error(r.agreement, r.agreement_se),
             "yes" if r in findings.front else "",
             "yes" if r.feasible else "no",
         )
         for r in sorted(records, key=lambda r: r.trial)
-        if (score := r.score) is not None
+        if r.score is not None
     ]
-    scores = ("top-1 when it ran, %", "final top-1, %", "loss", "agreement, %")
-    headings = ("trial", "kind", *(each.unit for each in axis.axes), *scores, "on front", "within budget")
+    first = (f"{short} when it ran, nats", "top-1 when it ran, %")
+    final = (f"final {short}, nats", "reported top-1, %", "less plain, points", "agreement, %")
+    headings = ("trial", "kind", *(each.unit for each in axis.axes), *first, *final, "on front", "within budget")
     table = make_table("All scored trials", headings, rows)
     plot = _front_plot("plot-front", records, findings, axis)
-    return Chapter(anchor="front", heading="Front", paragraphs=(words,), plots=(plot,), tables=(table,))
+    words = (_front_words(records, findings, axis), _marks_words(findings, axis))
+    return Chapter(anchor="front", heading="Front", paragraphs=words, plots=(plot,), tables=(table,))
+
+
+def _front_words(records: Sequence[TrialRecord], findings: Findings, axis: CostAxis) -> str:
+    images = "images" if findings.verdict is None else f"{findings.verdict.images} images"
+    words = (
+        "Each mark is a trial: its cost, and its top-1 less that of the plain network, which is the grey line at 0. "
+        f"Filled marks are the networks scored at the end, with the final weights on {images} that neither search nor "
+        "choice saw; open marks are the others, when their trial ran, on the search images. The line joins the front, "
+        f"which is chosen by {MEASURES[axis.measure]} on the validation images; on other images top-1 need not rise "
+        "with the cost. Bars are one standard error of the difference."
+    )
+    layout = front_layout(records, axis, findings.verdict)
+    if layout.hidden:
+        scored = sum(record.score is not None for record in layout.hidden)
+        words += (
+            f" Not in view: {counted(scored, 'trial')} with and {len(layout.hidden) - scored} without a score; "
+            "double-click on the plot to show all."
+        )
+    if layout.unplaced:
+        words += f" Not shown: {counted(len(layout.unplaced), 'scored trial')}, for lack of the plain network's score."
+    return words
+
+
+def _marks_words(findings: Findings, axis: CostAxis) -> str:
+    words = (
+        "Circles are searched trials, squares start-up trials, diamonds baselines; rings mark the front. Below the "
+        "plot are trials without a score: ticks were rejected by their cost alone, crosses failed. Hover over a mark "
+        "for all its values."
+    )
+    if findings.verdict is not None and findings.verdict.not_better:
+        words += " Thin grey rings: top-1 is not significantly higher than that of a cheaper point (95 %)."
+    if axis.budget is not None:
+        words += f" The dashed line is the budget, {axis.budget:g} {axis.unit}."
+    if any(breaks_budget(record, axis) for record in findings.front):
+        words += " Vermilion bars are latencies measured over the budget."
+    if axis.second is not None:
+        words += (
+            " Colours show the third objective, the tokens sent. The line joins the best trials by cost alone; thin "
+            "black rings are on the front only because they send fewer tokens."
+        )
+    return words
 
 
 def _tokens(records: Sequence[TrialRecord], findings: Findings, axis: CostAxis) -> Chapter:
     words = (
-        f"The same trials over the {axis.swapped.title}. Colours show {axis.title}. The steps join the best trials by "
-        "tokens sent alone; thin rings below them are on the front only because they cost less."
+        f"The same trials over the {axis.swapped.title}. Colours show {axis.title}. The line joins the best trials by "
+        "tokens sent alone; thin black rings are on the front only because they cost less."
     )
     plot = _front_plot("plot-tokens", records, findings, axis.swapped)
     return Chapter(anchor="tokens", heading="Tokens sent", paragraphs=(words,), plots=(plot,))
@@ -152,74 +186,68 @@ def _front_plot(anchor: str, records: Sequence[TrialRecord], findings: Findings,
     shown = "no trial is on the front yet"
     if findings.front:
         front = sorted(findings.front, key=lambda r: r.cost(axis.name))
-        ends = [f"{r.ranking_top1:.1f} % at {costs_text(r, axis)}" for r in front]
+        ends = [f"{points(r.difference) or 'unknown'} at {costs_text(r, axis)}" for r in front]
         shown = f"the front has {counted(len(ends), 'point')}, from {ends[0]} to {ends[-1]}"
-    figure = front_figure(records, axis=axis, place="page")
-    return Plot(anchor=anchor, figure=figure, alternative=f"Top-1 against {axis.title}: {shown}.", height=560)
+    words = f"Top-1 less the plain network's, in points, against {axis.title}: {shown}."
+    figure = front_figure(records, axis=axis, verdict=findings.verdict, place="page")
+    return Plot(anchor=anchor, figure=figure, alternative=words, height=560)
 
 
 def _growth(records: Sequence[TrialRecord], axis: CostAxis) -> Chapter:
     found, heading = growth(records, axis), "Progress of the search"
     if found.reference is None:
         return Chapter(anchor="growth", heading=heading, paragraphs=("No trial within the budget has a score yet.",))
-    cost, top1, *tokens = found.reference
+    cost, middle, *tokens = found.reference
     limit = "the highest cost of a scored trial" if axis.budget is None else "the budget"
     kind, more = "area", ""
     if axis.second is not None:
         kind, more = "volume", f", and {axis.second.text(tokens[0])}, {TOKENS_BEYOND:g} times the most of a trial"
     words = (
         f"The hypervolume is the {kind} between the trials so far and a reference point: {limit}, {axis.text(cost)}, "
-        f"and {top1:.1f} %, the lowest top-1 within the budget{more}. It grows when a trial is cheaper or better than "
-        "all earlier ones. Marks are the trials that raised it. Scores are those from when a trial ran; since the "
-        "shared weights improve during the search, they contribute to the growth."
+        f"and the median {SHORT[axis.measure]} of the trials within the budget, {middle:.4f} nats{more}. It grows when "
+        "a trial is cheaper or better than all earlier ones. Marks are the trials that raised it. Values are those of "
+        "the search images when a trial ran; since the shared weights improve during the search, they contribute to "
+        "the growth."
     )
     end = found.values[-1]
     late = next(place for place, value in enumerate(found.values, start=1) if value >= 0.95 * end)
     alternative = f"Hypervolume over {counted(len(found.trials), 'trial')}: {end:.4g} at the end, 95 % after {late}."
     rows = [
-        (*_named(r), *(cost_text(r, each) for each in axis.axes), f"{r.top1:.1f}", f"{value:.4g}")
+        (*_named(r), *(cost_text(r, each) for each in axis.axes), measured(r, axis.measure), f"{value:.4g}")
         for _, r, value in found.raised
     ]
-    headings = ("trial", "kind", *(each.unit for each in axis.axes), "top-1 when it ran, %", "hypervolume")
+    told = f"{QUANTITIES[axis.measure].title}, nats"
+    headings = ("trial", "kind", *(each.unit for each in axis.axes), told, "hypervolume")
     plot = Plot(anchor="plot-growth", figure=growth_figure(found, axis), alternative=alternative, height=380)
     table = make_table("Trials that raised the hypervolume", headings, rows)
     return Chapter(anchor="growth", heading=heading, paragraphs=(words,), plots=(plot,), tables=(table,))
 
 
-def _layers(findings: Findings, axis: CostAxis) -> Chapter:
+def _layers(findings: Findings) -> Chapter:
     if not findings.layers:
         return Chapter(anchor="layers", heading="Layers", paragraphs=("There is no trial yet.",))
     words = (
-        f"A row per layer, in network order. Left: the {findings.amount} of the layer in each point of the front, "
-        "lowest cost first; white is no merging, and darker cells keep fewer tokens. Middle: the loss added by merging "
-        "at the layer, with one standard error in each direction; vermilion if statistically significant, else grey. "
-        "Right: the GFLOPs saved."
+        f"A row per layer, in network order, and a column per point of the front, lowest cost first, with its top-1 "
+        f"less the plain network's in points. Cells are the {findings.amount} of the layer; white is no merging, and "
+        "darker cells keep fewer tokens."
     )
     rows = []
-    for effect in findings.importance.layers:
-        points = sum(record.schedule.keep_ratios[effect.layer] < 1 for record in findings.front)
+    for layer in findings.layers:
+        kept = [record.kept_share(layer) for record in findings.front if record.schedule.keep_ratios[layer] < 1]
+        shares = sorted({f"{share:.3g}" for share in kept}, key=float)
         rows.append(
-            (
-                effect.layer,
-                f"{points} of {len(findings.front)}",
-                text(effect.keep_ratio, ".3g"),
-                effect.loss and f"{effect.loss.value:+.4f} ± {effect.loss.se:.4f}",
-                effect.top1 and f"{effect.top1.value:+.1f} ± {effect.top1.se:.1f}",
-                effect.gflops_saved and f"{effect.gflops_saved.value:.4f}",
-                "yes" if effect.distinct else "no",
-            )
+            (layer, f"{len(kept)} of {len(findings.front)}", " to ".join(dict.fromkeys(shares[:1] + shares[-1:])))
         )
-    changes = ("added loss, nats", "added top-1, points", "GFLOPs saved", "significant")
-    headings = ("layer", "merges in points of the front", "share of tokens kept", *changes)
     merging = f"{len(findings.always)} merge in every point of the front, {len(findings.never)} in none"
     plot = Plot(
         anchor="plot-layers",
-        figure=layers_figure(findings, axis=axis, place="page"),
+        figure=layers_figure(findings, place="page"),
         alternative=f"{findings.amount.capitalize()}s of {counted(len(findings.layers), 'layer')}: {merging}.",
         height=height(findings, "page"),
-        least_width=820,
+        least_width=least_width(findings),
     )
-    table = make_table("Effect of merging at each layer", headings, rows)
+    headings = ("layer", "merges in points of the front", "share of tokens kept where it merges")
+    table = make_table("Merging at each layer", headings, rows)
     return Chapter(anchor="layers", heading="Layers", paragraphs=(words,), plots=(plot,), tables=(table,))
 
 
@@ -268,60 +296,59 @@ _TERMS = {
 }
 
 
-def _information(records: Sequence[TrialRecord]) -> Chapter:
-    heading = "Information bottleneck and accuracy"
-    found = {term: terms for term in _TERMS if (terms := with_fields(records, term, "top1"))}
+def _information(records: Sequence[TrialRecord], axis: CostAxis) -> Chapter:
+    told, short = axis.measure, SHORT[axis.measure]
+    heading = "Information terms and what merging loses"
+    found = {term: terms for term in _TERMS if (terms := with_fields(records, term, told))}
     if not found:
         return Chapter(anchor="information", heading=heading, paragraphs=("No trial has information terms.",))
     plots, taus = [], []
     for term, terms in found.items():
-        name, tau = MEASURES[term].title, agreement(terms, term, "top1")
-        alternative = f"Top-1 against {name}: {tau}."
-        figure = information_figure(terms, term)
-        plots.append(Plot(anchor=f"plot-{term}", figure=figure, alternative=alternative, height=340))
+        name, tau = QUANTITIES[term].title, agreement(terms, term, told)
+        figure = information_figure(terms, term, axis.measure)
+        plots.append(
+            Plot(anchor=f"plot-{term}", figure=figure, alternative=f"{short} against {name}: {tau}.", height=340)
+        )
         taus.append(f"{name}, {_TERMS[term]}: {tau}.")
     words = (
-        "A panel per information term, in nats, of the features of the validation images after a trial's training; "
-        "top-1 is from the same time. A term is related to accuracy if it orders the trials as top-1 does (tau near 1) "
-        "or in reverse (near −1)."
+        "A panel per information term, in nats, of the features of the search images after a trial's training, "
+        f"against {MEASURES[axis.measure]} on the same images. A term is related to it if both order the trials alike "
+        "(tau near 1) or in reverse (near −1)."
     )
     rows = [
-        (
-            *_named(r),
-            *(measured(r, term) for term in found),
-            text(r.ib_weight),
-            with_error(r.top1, r.top1_se),
-        )
+        (*_named(r), *(measured(r, term) for term in found), text(r.ib_weight), measured(r, told))
         for r in sorted(records, key=lambda r: r.trial)
         if any(getattr(r, term) is not None for term in found)
     ]
-    headings = ("trial", "kind", *(MEASURES[term].title for term in found), "IB weight", "top-1 when it ran, %")
+    titles = (QUANTITIES[term].title for term in found)
+    headings = ("trial", "kind", *titles, "IB weight", QUANTITIES[told].title)
     table = make_table("Information terms, in nats", headings, rows)
     paragraphs = (words, " ".join(taus))
     return Chapter(anchor="information", heading=heading, paragraphs=paragraphs, plots=tuple(plots), tables=(table,))
 
 
-def _scores(records: Sequence[TrialRecord], front: set[int]) -> Chapter:
-    heading, x, y = "First and final scores", "top1", "rescored_top1"
+def _scores(records: Sequence[TrialRecord], axis: CostAxis, front: set[int]) -> Chapter:
+    heading, x, y = "First and final scores", axis.measure, FINAL[axis.measure]
     both = with_fields(records, x, y)
     if not both:
         words = "No trial was rescored: the run has not finished, or no trial has a score."
         return Chapter(anchor="scores", heading=heading, paragraphs=(words,))
     tau = agreement(both, x, y)
     words = (
-        "Candidates for the front are scored twice: when their trial ran, and at the end of the search, all with the "
-        "same final weights and on more images. Above the dashed line a score rose. The front uses the second scores "
-        f"and their loss. Agreement in order: {tau} (1: the same order, 0: no relation)."
+        f"Finalists are scored twice by {MEASURES[axis.measure]}: when their trial ran, on the search images; and at "
+        "the end, all with the same final weights, on the validation images. Below the dashed line the value fell. The "
+        f"front is chosen by the second. Agreement in order: {tau} (1: the same order, 0: no relation)."
     )
     rows = [(*_named(r), measured(r, x), measured(r, y)) for r in both]
     plot = Plot(
         anchor="plot-scores",
         figure=comparison_figure(both, x, y, front=front),
-        alternative=f"Final against first top-1 of {counted(len(both), 'trial')}: {tau}.",
+        alternative=f"Final against first {SHORT[axis.measure]} of {counted(len(both), 'trial')}: {tau}.",
         height=520,
         most_width=600,
     )
-    table = make_table("Trials scored twice", ("trial", "kind", "top-1 when it ran, %", "final top-1, %"), rows)
+    headings = ("trial", "kind", *(f"{QUANTITIES[name].title}, nats" for name in (x, y)))
+    table = make_table("Trials scored twice", headings, rows)
     return Chapter(anchor="scores", heading=heading, paragraphs=(words,), plots=(plot,), tables=(table,))
 
 

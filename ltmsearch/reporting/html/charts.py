@@ -8,9 +8,9 @@ from typing import Any, get_args
 
 import plotly.graph_objects as go
 
-from ltmsearch.config.objective import CostAxis
+from ltmsearch.config.objective import CostAxis, Measure
 from ltmsearch.io.figures import BLACK, BLUE, GREY, TEMPLATE
-from ltmsearch.reporting.convergence import MEASURES, Growth, measured
+from ltmsearch.reporting.convergence import QUANTITIES, Growth, measured
 from ltmsearch.reporting.numbers import costs_text, duration
 from ltmsearch.reporting.pareto_plot import RING, STYLES, describe
 from ltmsearch.search.records import Kind, TrialRecord
@@ -18,7 +18,7 @@ from ltmsearch.search.records import Kind, TrialRecord
 
 def growth_figure(growth: Growth, axis: CostAxis) -> go.Figure:
     """Draw the hypervolume after each trial as steps, with a mark where a trial raised it."""
-    units = " × ".join([*(each.unit for each in axis.axes), "points"])
+    units = " × ".join([*(each.unit for each in axis.axes), "nats"])
     figure = _figure("trials, without rejected ones", f"hypervolume, {units}")
     line = {"color": BLACK, "width": 1.5, "shape": "hv"}
     places = list(range(1, len(growth.trials) + 1))
@@ -26,8 +26,10 @@ def growth_figure(growth: Growth, axis: CostAxis) -> go.Figure:
     for kind in get_args(Kind):
         members = [(place, record, value) for place, record, value in growth.raised if record.kind == kind]
         words = [
-            f"{describe(r)}<br>{costs_text(r, axis)}, top-1 {r.top1:.1f} %<br>hypervolume {value:.4g}"
-            for _, r, value in members
+            "<br>".join(
+                (describe(r), costs_text(r, axis), measured(r, axis.measure, named=True), f"hypervolume {v:.4g}")
+            )
+            for _, r, v in members
         ]
         figure.add_trace(_marks(kind, [place for place, _, _ in members], [value for _, _, value in members], words))
     figure.update_xaxes(range=[0.5, len(places) + 0.5], **({"dtick": 1} if len(places) < 12 else {}))
@@ -38,10 +40,10 @@ def growth_figure(growth: Growth, axis: CostAxis) -> go.Figure:
 def comparison_figure(
     records: Sequence[TrialRecord], x: str, y: str, *, front: Collection[int], budget: float | None = None
 ) -> go.Figure:
-    """Draw two measures in the same unit, with a dashed line where both are equal, and a budget on both axes."""
-    figure, unit = _scatter(records, x, y, bars=budget is not None), MEASURES[x].unit
+    """Draw two quantities in the same unit, with a dashed line where both are equal, and a budget on both axes."""
+    figure, unit = _scatter(records, x, y, bars=budget is not None), QUANTITIES[x].unit
     ends = [getattr(r, name) for r in records for name in (x, y)]
-    pad = 0.08 * (max(ends) - min(ends)) or 1.0
+    pad = 0.08 * (max(ends) - min(ends)) or 0.1 * max(ends) or 1.0
     view = [min(ends) - pad, max(ends) + pad]
     line = {"color": GREY, "width": 1.5, "dash": "dash"}
     figure.add_scatter(name="equal", x=view, y=view, mode="lines", line=line, hoverinfo="skip")
@@ -57,9 +59,9 @@ def comparison_figure(
     return figure
 
 
-def information_figure(records: Sequence[TrialRecord], term: str) -> go.Figure:
-    """Draw top-1 over an information term."""
-    figure = _scatter(records, term, "top1")
+def information_figure(records: Sequence[TrialRecord], term: str, measure: Measure) -> go.Figure:
+    """Draw the measure of when trials ran over an information term."""
+    figure = _scatter(records, term, measure)
     figure.update_xaxes(nticks=5, exponentformat="power", minexponent=2)
     return figure.update_layout(showlegend=False, margin_t=15)
 
@@ -83,13 +85,13 @@ def times_figure(seconds: Mapping[str, float]) -> go.Figure:
 
 
 def _scatter(records: Sequence[TrialRecord], x: str, y: str, *, bars: bool = False) -> go.Figure:
-    figure = _figure(*(f"{MEASURES[name].title}, {MEASURES[name].unit}" for name in (x, y)))
+    figure = _figure(*(f"{QUANTITIES[name].title}, {QUANTITIES[name].unit}" for name in (x, y)))
     for kind in get_args(Kind):
         chosen = [r for r in records if r.kind == kind]
         words = [f"{describe(r)}<br>{measured(r, x, named=True)}<br>{measured(r, y, named=True)}" for r in chosen]
         marks = _marks(kind, [getattr(r, x) for r in chosen], [getattr(r, y) for r in chosen], words)
         if bars:
-            errors = [getattr(r, MEASURES[x].error) or 0.0 for r in chosen]
+            errors = [getattr(r, QUANTITIES[x].error) or 0.0 for r in chosen]
             marks.error_x = {"array": errors, "color": GREY, "thickness": 1}
         figure.add_trace(marks)
     return figure

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.io.figures import PLOT_SETTINGS, figure_json, plotly_script
 from ltmsearch.io.files import write_atomic
-from ltmsearch.reporting.findings import find, sentences
+from ltmsearch.reporting.findings import Findings, findings_of, front_lines, verdict_lines
 from ltmsearch.reporting.front_table import make_front_table
 from ltmsearch.reporting.html.chapters import DataTable, make_chapters, make_table
 from ltmsearch.reporting.numbers import counted, duration
@@ -21,10 +21,6 @@ PAGE = "report.html"
 
 # The Tab key stops at every button: each of eight plots keeps those for a picture and for the first view.
 _BUTTONS = ("zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "autoScale2d")
-_PROXY = (
-    "Top-1 is a proxy: the accuracy of shared weights after minutes of training on small images. It ranks schedules; "
-    "it is not the accuracy of a network trained by its recipe."
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +28,8 @@ class Head:
     """Summary above the chapters."""
 
     title: str
+    verdict: str
+    """One paragraph; empty before the final scores."""
     findings: str
     """One paragraph."""
     front: DataTable | None
@@ -41,14 +39,14 @@ class Head:
     """Name and value."""
 
 
-def make_head(run: Run, times: Times) -> Head:
+def make_head(run: Run, findings: Findings, times: Times) -> Head:
     """Compute the summary of a run's report."""
-    settings, records = run.settings, run.trials
-    table = make_front_table(records, settings.axis)
+    settings = run.settings
+    table = make_front_table(run.trials, settings.axis, findings.verdict)
     groups = [
         [
             (
-                ", ".join(filter(None, (str(row.trial), row.label))),
+                ", ".join(filter(None, (row.cells["trial"], row.label))),
                 *(row.cells[name] for name in table.columns[1:]),
                 *row.keep_ratios.values(),
             )
@@ -59,9 +57,10 @@ def make_head(run: Run, times: Times) -> Head:
     stages = tuple(table.rows[0].keep_ratios) if table.rows else ()
     return Head(
         title=f"{settings.backbone} with {settings.operator} merging",
-        findings=" ".join(sentences(find(records, settings.axis.costs))),
+        verdict=" ".join(verdict_lines(findings)),
+        findings=" ".join(front_lines(findings)),
         front=make_table(table.title, (*table.columns, *stages), *groups) if table.rows else None,
-        captions=(_PROXY, *table.captions),
+        captions=table.captions,
         facts=tuple(_facts(run, times)),
     )
 
@@ -76,10 +75,10 @@ def page_text(run: Run) -> str:
         lstrip_blocks=True,
     )
     environment.filters["figure_json"] = figure_json
-    times = Times.load(run.folder)
+    times, findings = Times.load(run.folder), findings_of(run)
     return environment.get_template("report.html").render(
-        head=make_head(run, times),
-        chapters=make_chapters(run, find(run.trials, run.settings.axis.costs), times),
+        head=make_head(run, findings, times),
+        chapters=make_chapters(run, findings, times),
         plot_settings=PLOT_SETTINGS | {"modeBarButtonsToRemove": [*PLOT_SETTINGS["modeBarButtonsToRemove"], *_BUTTONS]},
         plotly_script=plotly_script(),
     )

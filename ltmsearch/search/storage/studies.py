@@ -1,14 +1,14 @@
 """Studies in a storage: find them, create them, and copy them when their budgets change."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import optuna
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
-from ltmsearch.config.objective import UNITS, CostName, check_costs
+from ltmsearch.config.objective import MEASURES, UNITS, CostAxis
 from ltmsearch.search.storage.optuna_private import set_system_attr, study_storage, system_attrs, trial_id
 
 LIMITS = "limits"
@@ -19,16 +19,15 @@ DASHBOARD = ("dashboard", "artifacts")
 """First parts of the names of the system attributes that optuna-dashboard shows: notes, plots, files."""
 
 
-def open_study(storage: BaseStorage, name: str, *, costs: Sequence[CostName] = ("gflops",)) -> optuna.Study:
-    """Load the Optuna study of a name, or create it: maximize top-1, minimize each cost."""
-    check_costs("a study", costs)
+def open_study(storage: BaseStorage, name: str, axis: CostAxis) -> optuna.Study:
+    """Load the Optuna study of a name, or create it: minimize the measure and each cost."""
     copies = _copies(storage, name)
     for number, copy in list(copies.items()):
         if LIMITS not in optuna.load_study(study_name=copy, storage=storage).user_attrs:  # interrupted midway
             optuna.delete_study(study_name=copy, storage=storage)
             del copies[number]
-    study = _create(storage, copies[max(copies)] if copies else name, objectives=1 + len(costs))
-    study.set_metric_names(["top-1 (%)", *(UNITS[cost] for cost in costs)])
+    study = _create(storage, copies[max(copies)] if copies else name, objectives=1 + len(axis.costs))
+    study.set_metric_names([f"{MEASURES[axis.measure]} (nats)", *(UNITS[cost] for cost in axis.costs)])
     return study
 
 
@@ -96,5 +95,5 @@ def _copies(storage: BaseStorage, name: str) -> dict[int, str]:
 
 
 def _create(storage: BaseStorage, name: str, *, objectives: int) -> optuna.Study:
-    directions = [StudyDirection.MAXIMIZE, *[StudyDirection.MINIMIZE] * (objectives - 1)]
+    directions = [StudyDirection.MINIMIZE] * objectives
     return optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)

@@ -14,8 +14,8 @@ from torch import Tensor
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.errors import InputError
+from ltmsearch.search.evaluators import make_evaluator, open_supernet_and_data
 from ltmsearch.search.settled import requested_runtime
-from ltmsearch.search.setup import make_evaluator, open_supernet_and_data
 from ltmsearch.search.trial import Evaluator
 from ltmsearch.search.workers.local import evaluate_task
 from ltmsearch.search.workers.tasks import Answer, Task
@@ -38,14 +38,16 @@ class Ready:
 class TrialWorker:
     """A worker in its own process, on any machine of the cluster."""
 
-    def __init__(self, settings: dict[str, Any], threads: int) -> None:
+    def __init__(self, settings: dict[str, Any], threads: int, sides: Mapping[int, int]) -> None:
         self.settings = ResolvedSettings(**settings)
-        self.threads = threads
+        self.threads, self.sides = threads, sides
         self.host = socket.gethostname()
         self.evaluator: Evaluator
 
-    def prepare(self, state: Arrays) -> Ready:
+    def prepare(self, state: Arrays, teacher: Arrays) -> Ready:
         """Build the supernet with the buffers of the driver's state dict, and read the data.
+
+        `teacher` are the predictions of the study's teacher; empty without one.
 
         Raises:
             InputError: For errors that the user can fix, such as data that is missing on this machine.
@@ -56,8 +58,9 @@ class TrialWorker:
             runtime = requested_runtime(self.settings)
         except InputError as error:
             raise InputError(f"the worker on {self.host}: {error}") from None
-        self.evaluator = make_evaluator(supernet, data, runtime, self.settings)
+        self.evaluator = make_evaluator(supernet, data, runtime, self.settings, self.sides)
         self.evaluator.supernet.load_state_dict(to_tensors(state))
+        self.evaluator.teacher.predictions.update(to_tensors(teacher))
         return Ready(host=self.host, device=str(self.evaluator.runtime.device), threads=self.threads)
 
     def evaluate(self, task: Task, weights: Arrays) -> Answer:

@@ -67,6 +67,7 @@ class RayWorkers:
         gpus: float,
         arguments: tuple[Any, ...],
         state: Mapping[str, Tensor],
+        teacher: Mapping[str, Tensor],
         callbacks: Callbacks,
         worker: type = TrialWorker,
     ) -> None:
@@ -74,7 +75,7 @@ class RayWorkers:
         self._arguments = arguments
         options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": 0, "max_concurrency": 1}
         self._actor_class = self.ray.remote(**options)(worker)
-        self._state = self.ray.put(to_arrays(state))
+        self._state, self._teacher = self.ray.put(to_arrays(state)), self.ray.put(to_arrays(teacher))
         self._weights: dict[int, Any] = {}
         self._retries: deque[Assignment] = deque()
         self._failed_starts = 0
@@ -93,13 +94,15 @@ class RayWorkers:
         per_machine = -(-settings.workers // max(1, connection.machines))
         threads = worker_threads(context.conditions, per_machine)
         return cls(
-            connection, number=settings.workers, gpus=gpus, arguments=(sent, threads),
-            state=context.evaluator.supernet.state_dict(), callbacks=callbacks,
+            connection, number=settings.workers, gpus=gpus,
+            arguments=(sent, threads, context.evaluator.sides),
+            state=context.evaluator.supernet.state_dict(), teacher=context.evaluator.teacher.predictions,
+            callbacks=callbacks,
         )  # fmt: skip
 
     def _new_slot(self) -> Slot:
         actor = self._actor_class.remote(*self._arguments)
-        return Slot(actor=actor, call=actor.prepare.remote(self._state), since=time.monotonic())
+        return Slot(actor=actor, call=actor.prepare.remote(self._state, self._teacher), since=time.monotonic())
 
     def free(self) -> int:
         return max(0, sum(slot.call is None for slot in self._slots) - len(self._retries))

@@ -21,7 +21,8 @@ function fitToNarrow(data, layout) {
   layout.margin = { ...layout.margin, l: Math.min(layout.margin.l, 55), r: 12 };
   for (const trace of data) {  // long labels beside marks would cover each other; touching a mark shows them
     if (Array.isArray(trace.text) && trace.mode === "markers+text") {
-      trace.text = trace.text.map((words) => (words.length > 4 ? "" : words));
+      const short = trace.text.map((words) => words.replace(", recommended", ""));
+      trace.text = short.map((words) => (words.length > 4 ? "" : words));
     }
   }
   for (const words of layout.annotations ?? []) {

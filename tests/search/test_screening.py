@@ -1,0 +1,217 @@
+"""Screening: it finds what brute force finds, within its budget, and says the same again."""
+
+from collections.abc import Hashable
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy.stats import kendalltau
+
+from ltmsearch.costs import Budget, SizedCosts
+from ltmsearch.schedules.schedule import Choice
+from ltmsearch.schedules.space import SearchSpace
+from ltmsearch.search.screening import FEW_IMAGES, Promoted, Screening
+from ltmsearch.search.surrogate import Surrogate
+
+RATIOS = (1.0, 0.9, 0.7, 0.5)
+LAYERS = 6
+SPACE = SearchSpace(
+    layers=tuple(f"blocks.{i}" for i in range(LAYERS)),
+    choices=tuple(tuple(Choice(ratio) for ratio in RATIOS) for _ in range(LAYERS)),
+    layer_tokens=(100,) * LAYERS,
+    operator="tome",
+    operator_forms=("matched",),
+)
+ALL = np.array(list(product(range(len(RATIOS)), repeat=LAYERS)))
+SAVED = np.array([0.0, 1.0, 3.0, 5.0])
+"""Cost that each choice saves; early layers save more."""
+HARM = np.array([0.2, 0.1, 0.4, 0.05, 0.3, 0.15])
+
+
+class Costs:
+    """Costs from 6 to 100."""
+
+    measured = False
+
+    def costs(self, indices: np.ndarray) -> np.ndarray:
+        weight = np.linspace(4.0, 2.0, LAYERS)
+        found: np.ndarray = 100.0 - SAVED[indices] @ weight
+        return found
+
+    def reachable(self) -> tuple[float, float]:
+        return float(self.costs(ALL).min()), 100.0
+
+
+class Scaled(Costs):
+    """The same on smaller images."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def costs(self, indices: np.ndarray) -> np.ndarray:
+        return self.share * super().costs(indices)
+
+
+def harm(indices: np.ndarray) -> float:
+    """What merging loses: more than the sum where neighbours merge too."""
+    halvings = np.array([-np.log2(RATIOS[i]) for i in indices])
+    return float(HARM @ halvings**1.5 + 0.2 * np.sum(halvings[1:] * halvings[:-1]) + 0.01)
+
+
+def own(indices: np.ndarray) -> Hashable:
+    """Every schedule is a network of its own."""
+    return tuple(indices.tolist())
+
+
+def budget(limit: float, minimum: float = 0.0) -> Budget:
+    return Budget(name="gflops", table=Costs(), limit=limit, minimum=minimum)
+
+
+def screened(seed: int = 0, *, limit: float = 60.0, minimum: float = 0.0, promoted: int = 4) -> list[Promoted]:
+    screening = Screening(
+        space=SPACE, budgets=[budget(limit, minimum)], score=lambda indices, images: harm(indices), net=own, seed=seed
+    )
+    uniform = [np.full(LAYERS, i) for i in range(len(RATIOS))]
+    return screening.run(starts=uniform, known=[], schedules=160, promoted=promoted)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_best_of_all_schedules_is_found(seed: int) -> None:
+    costs = Costs().costs(ALL)
+    inside = ALL[(costs <= 60.0) & (costs >= 54.0)]
+    best = np.sort([harm(row) for row in inside])
+    found = screened(seed)
+    assert found[0].score <= best[2], "of 4,096 schedules with 160 scores among the three best near the budget"
+    assert [one.score for one in found] == sorted(one.score for one in found)
+
+
+def test_promoted_schedules_are_within_the_budget_and_distinct() -> None:
+    found = screened(promoted=8)
+    rows = np.array([one.indices for one in found])
+    assert len({one.indices for one in found}) == 8
+    assert (Costs().costs(rows) <= 60.0).all()
+    assert (Costs().costs(rows) >= 54.0).all()
+
+
+def test_a_range_of_budgets_is_covered() -> None:
+    found = screened(limit=80.0, minimum=40.0, promoted=8)
+    costs = Costs().costs(np.array([one.indices for one in found]))
+    assert (costs <= 80.0).all()
+    assert [int(np.sum((costs > low) & (costs <= low + 10))) for low in (40, 50, 60, 70)] == [2, 2, 2, 2]
+
+
+def test_equal_seeds_give_equal_proposals() -> None:
+    assert screened(3) == screened(3)
+
+
+def test_few_images_sieve_and_all_decide() -> None:
+    seen: list[tuple[tuple[int, ...], int | None]] = []
+
+    def score(indices: np.ndarray, images: int | None) -> float:
+        seen.append((tuple(indices.tolist()), images))
+        return harm(indices) + (0.0 if images is None else 0.05 * (int(indices.sum()) % 3))
+
+    screening = Screening(space=SPACE, budgets=[budget(60.0)], score=score, net=own, seed=0)
+    found = screening.run(starts=[], known=[], schedules=60, promoted=3)
+    few = [row for row, images in seen if images == FEW_IMAGES]
+    assert len(few) == len(set(few)) == 60, "no schedule is scored twice"
+    deciding = [row for row, images in seen if images is None]
+    assert set(deciding) <= set(few)
+    assert len(deciding) == len(set(deciding)) < 30, "most schedules are sieved out on few images"
+    assert found[0].score == min(harm(np.array(row)) for row in deciding)
+
+
+def test_schedules_that_are_trials_already_are_not_proposed() -> None:
+    first = screened()
+    screening = Screening(
+        space=SPACE, budgets=[budget(60.0)], score=lambda indices, images: harm(indices), net=own, seed=0
+    )
+    known = [np.array(one.indices) for one in first]
+    second = screening.run(starts=known, known=known, schedules=160, promoted=4)
+    assert not {one.indices for one in first} & {one.indices for one in second}
+    assert second[0].score >= first[0].score
+
+
+def test_a_space_without_neighbours_ends() -> None:
+    """Every schedule of a tiny space is scored once, and then there is no child left."""
+    space = SearchSpace(
+        layers=("a", "b"), choices=((Choice(1.0), Choice(0.5)),) * 2, layer_tokens=(10, 10), operator="tome",
+        operator_forms=("matched",),
+    )  # fmt: skip
+
+    class Few:
+        measured = False
+
+        def costs(self, indices: np.ndarray) -> np.ndarray:
+            found: np.ndarray = 10.0 - indices.sum(axis=1)
+            return found
+
+        def reachable(self) -> tuple[float, float]:
+            return 8.0, 10.0
+
+    screening = Screening(
+        space=space, budgets=[Budget(name="gflops", table=Few(), limit=9.5)],
+        score=lambda indices, images: float(indices[0]), net=own, seed=0,
+    )  # fmt: skip
+    found = screening.run(starts=[], known=[], schedules=50, promoted=10)
+    assert {one.indices for one in found} <= {(0, 1), (1, 0), (1, 1)}
+    assert found[0].indices == (0, 1)
+
+
+def test_the_model_orders_schedules_that_it_has_not_seen() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.permutation(ALL)[:200]
+    scores = np.array([harm(row) for row in rows])
+    model = Surrogate(SPACE)
+    model.fit(rows[:100], scores[:100])
+    assert kendalltau(model.predict(rows[100:]), scores[100:]).statistic > 0.8
+
+
+def test_schedules_that_make_one_network_are_scored_once() -> None:
+    """The first two choices of the first layer keep the same tokens."""
+    seen: list[Hashable] = []
+
+    def net(indices: np.ndarray) -> Hashable:
+        return (max(1, int(indices[0])), *indices[1:].tolist())
+
+    def score(indices: np.ndarray, images: int | None) -> float:
+        if images is not None:
+            seen.append(net(indices))
+        return harm(indices)
+
+    screening = Screening(space=SPACE, budgets=[budget(60.0)], score=score, net=net, seed=0)
+    found = screening.run(starts=[], known=[], schedules=80, promoted=8)
+    assert len(seen) == len(set(seen))
+    assert len({net(np.array(one.indices)) for one in found}) == 8
+
+
+def test_of_schedules_that_do_the_same_the_cheapest_is_proposed() -> None:
+    """Nothing is read behind the last layer: merging there saves and harms nothing."""
+
+    def score(indices: np.ndarray, images: int | None) -> float:
+        return harm(np.array([*indices[:-1], 0]))
+
+    screening = Screening(space=SPACE, budgets=[budget(60.0)], score=score, net=own, seed=0)
+    found = screening.run(starts=[], known=[], schedules=160, promoted=6)
+    assert len({round(one.score, 9) for one in found}) == 6
+    same = [row for row in screening.scores if row[:-1] == found[0].indices[:-1]]
+    costs = Costs().costs(np.array(same))
+    assert Costs().costs(np.array([found[0].indices]))[0] <= costs.max()
+
+
+def test_baselines_of_sizes_that_are_not_searched_are_no_parents() -> None:
+    sized = replace(SPACE, img_sizes=(64, 48, 32), searched_sizes=2)
+    tables = [Costs(), Scaled(0.6), Scaled(0.3)]
+    limit = Budget(name="gflops", table=SizedCosts(tables=tables, searched=2), limit=50.0)
+    scored: list[int] = []
+
+    def score(indices: np.ndarray, images: int | None) -> float:
+        scored.append(int(indices[-1]))
+        return harm(indices[:-1]) + 0.1 * float(indices[-1])
+
+    screening = Screening(space=sized, budgets=[limit], score=score, net=own, seed=0)
+    small = np.array([0] * LAYERS + [2])
+    found = screening.run(starts=[small], known=[], schedules=80, promoted=4)
+    assert set(scored) == {0, 1}
+    assert {one.indices[-1] for one in found} <= {0, 1}
