@@ -44,12 +44,12 @@ CASES = {
 AIMS = {"ltm": 1.0, "tome": 2.0, "base": -0.5}
 """Points of top-1 by which the searched schedule was to be ahead."""
 SEARCH = (
-    "--trials 24 --base-steps 0 --sandwich-steps 20 --batch-size 32 --val-images 512 --rescore-images 1000 "
+    "--trials 24 --base-steps 0 --sandwich-steps 20 --batch-size 32 --search-images 512 --rescore-images 1000 "
     "--calibration-images 128 --device cpu --quiet"
 )
 QUICK_SEARCH = (
-    "--trials 2 --base-steps 0 --sandwich-steps 2 --batch-size 4 --val-images 16 --rescore-images 16 "
-    "--calibration-images 8 --rescore-candidates 2 --device cpu --quiet"
+    "--trials 2 --base-steps 0 --sandwich-steps 2 --batch-size 4 --search-images 16 --rescore-images 16 "
+    "--report-images 16 --screened-schedules 16 --calibration-images 8 --rescore-candidates 2 --device cpu --quiet"
 )
 MARKS = {"searched": (BLUE, 0.22), "searched in range": (GREEN, 0.0), "learned": (YELLOW, -0.22)}
 """Net -> colour, and place beside the middle of its row in the figure."""

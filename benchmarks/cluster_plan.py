@@ -1,17 +1,21 @@
 """Hours, traffic and largest useful number of workers of a search of ImageNet's size, by formula from rates.
 
-Claim:    a front costs a twentieth of the training of one of its recipes, and one driver serves some fifty GPUs.
+Claim:    by published rates a front costs about a twentieth of the training of one of its recipes.
 Command:  python benchmarks/cluster_plan.py [--training-rate 2000 --scoring-rate 9000]
 Duration: seconds
 Result:   benchmarks/results/cluster_plan.json
 Page:     docs/howto/cluster.md
 
-    training = batch × (sandwich steps × (2 + subnets) + trials × proxy steps)                               images
-    scoring  = trials × (calibration + validation) + candidates × (calibration + images of scoring again)    images
-    hours    = alone + max(trials × seconds of a trial / workers, trials × driver's seconds of a trial)
+    training  = batch × (sandwich steps × subnets + trials × proxy steps)                                 images
+    teacher   = batch × (sandwich steps + proxy steps) + search + validation + report                      images
+    screening = schedules × (calibration + 64) + decided × (calibration + search)                          images
+    scoring   = trials × (calibration + search) + candidates × (2 × calibration + validation + report)     images
+    hours     = alone + max(trials × seconds of a trial / workers, trials × driver's seconds of a trial)
 
-Warm-up and scoring again run in the driver alone. Rates are images per second of the plain net on one GPU; the built-in
-ones are timm's published rates of one RTX 3090 in mixed precision
+Decided are the schedules that screening scores on all search images (`scored_images` of `search/screening.py`).
+Warm-up, teacher, screening and scoring again run in the driver alone. Networks without BatchNorm need no calibration,
+which is counted for all. Rates are images per second of the plain net on one GPU; the built-in ones are timm's
+published rates of one RTX 3090 in mixed precision
 (https://github.com/huggingface/pytorch-image-models/tree/main/results: benchmark-infer-amp-nhwc-pt240-cu124-rtx3090.csv
 and benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv). mobilevit_s is published at 256 px and scaled to 224 by its
 multiply-adds; training of efficientvit_b1 is not published and taken as a quarter of scoring. The driver's seconds grow
@@ -26,6 +30,7 @@ from harness.records import settings_of, write_results
 from harness.tables import print_table
 
 from ltmsearch.models.supernet import Supernet
+from ltmsearch.search.screening import FEW_IMAGES, scored_images
 from ltmsearch.search.trial import parameters
 
 RATES = {
@@ -45,12 +50,14 @@ STUDY = {
     "trials": 1000,
     "batch_size": 128,
     "sandwich_steps": 5000,
-    "subnets": 1,
+    "sandwich_subnets": 2,
     "proxy_steps": 100,
+    "screened_schedules": 4000,
     "calibration_images": 1024,
-    "val_images": 10_000,
+    "search_images": 2000,
     "rescore_candidates": 100,
-    "rescore_images": 50_000,
+    "rescore_images": 10_000,
+    "report_images": 10_000,
 }
 """Settings of docs/howto/cluster.md."""
 
@@ -58,10 +65,15 @@ STUDY = {
 def plan(millions: float, rates: tuple[float, float], args: argparse.Namespace) -> dict[str, Any]:
     """Hours and GPU-hours of one front."""
     training, scoring = rates
-    warm_up = args.batch_size * args.sandwich_steps * (2 + args.subnets)
-    again = args.rescore_candidates * (args.calibration_images + args.rescore_images)
-    trial = args.batch_size * args.proxy_steps / training + (args.calibration_images + args.val_images) / scoring
-    alone = warm_up / training + again / scoring
+    one, final = args.calibration_images + args.search_images, args.rescore_images + args.report_images
+    warm_up = args.batch_size * args.sandwich_steps * args.sandwich_subnets
+    teacher = args.batch_size * (args.sandwich_steps + args.proxy_steps) + args.search_images + final
+    decided = scored_images(args.screened_schedules, args.trials, args.search_images)
+    decided = (decided - args.screened_schedules * FEW_IMAGES) // args.search_images
+    screening = args.screened_schedules * (args.calibration_images + FEW_IMAGES) + decided * one
+    again = args.rescore_candidates * (2 * args.calibration_images + final)
+    trial = args.batch_size * args.proxy_steps / training + one / scoring
+    alone = warm_up / training + (teacher + screening + again) / scoring
     driver = args.driver_seconds + args.driver_seconds_per_million * millions
     return {
         "rates": rates,

@@ -25,9 +25,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from ltmsearch.engine.runtime import keep_freed_memory
 from ltmsearch.models import create_subnet
+from ltmsearch.schedules.schedule import Form
 
 SIZE = 224
-FORMS = {"mobilevit_s": "soft", "vit_small_patch16_224": "matched", "efficientvit_b1": "hard"}
+FORMS: dict[str, Form] = {"mobilevit_s": "soft", "vit_small_patch16_224": "matched", "efficientvit_b1": "hard"}
 """Backbones, and the form of their merges."""
 HEADINGS = (
     *("net", "batch", "plain", "merged", "plain, compiled", "merged, compiled", "merged over plain, both compiled"),

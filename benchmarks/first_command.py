@@ -27,7 +27,7 @@ from harness.timing import Seconds
 from ltmsearch import load_recipe
 from ltmsearch.costs import GIGA, traced_macs
 
-BASELINE_COLUMNS = ["label", "gflops", "rescored_top1", "rescored_top1_se"]
+SCORES = ["report_top1", "report_top1_se", "difference", "difference_se"]
 
 
 def run(folder: Path, arguments: list[str]) -> dict[str, Any]:
@@ -41,6 +41,7 @@ def run(folder: Path, arguments: list[str]) -> dict[str, Any]:
         "peak_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
         "front": pd.read_csv(folder / "front.csv"),
         "trials": pd.read_csv(folder / "trials.csv"),
+        "verdict": json.loads((folder / "findings.json").read_text())["verdict"],
     }
 
 
@@ -71,13 +72,18 @@ def main() -> None:
         front, trials = runs[0]["front"], runs[0]["trials"]
         counts = traced_gflops(Path(scratch, "run-0"), front)
     assert all(count == gflops for count, gflops in zip(counts, front.gflops, strict=True))
-    baselines = trials[(trials.kind == "baseline") & trials.rescored_top1.notna()][BASELINE_COLUMNS]
-    rows = [[f"trial {r.trial}", f"{r.gflops:.4f}", f"{r.top1:.1f} ± {r.top1_se:.1f}"] for r in front.itertuples()]
-    rows += [
-        [r.label, f"{r.gflops:.4f}", f"{r.rescored_top1:.1f} ± {r.rescored_top1_se:.1f}"]
-        for r in baselines.itertuples()
+    baselines = trials[(trials.kind == "baseline") & trials.report_top1.notna()][["label", "gflops", *SCORES]]
+    named = [(f"trial {r.trial}", r) for r in front.itertuples()] + [(r.label, r) for r in baselines.itertuples()]
+    rows = [
+        [
+            name,
+            f"{r.gflops:.4f}",
+            f"{r.report_top1:.1f} ± {r.report_top1_se:.1f}",
+            f"{r.difference:+.1f} ± {r.difference_se:.1f}",
+        ]
+        for name, r in named
     ]
-    print_table("front and baselines", ("net", "GFLOPs", "top-1"), rows)
+    print_table("front and baselines", ("net", "GFLOPs", "top-1", "less plain"), rows)
     for each in runs:
         parts = ", ".join(f"{part} {seconds:.0f}" for part, seconds in each["parts"].items())
         console.print(f"{each['seconds']:.0f} s ({parts}), {each['peak_mib']:.0f} MiB")
@@ -92,6 +98,7 @@ def main() -> None:
         same_front=same,
         front=front.to_dict("records"),
         baselines=baselines.to_dict("records"),
+        verdict=runs[0]["verdict"],
     )
 
 

@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--distance-images", type=int, default=64, help="images for the distances of features")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
-    args = parse(parser, fit_images=48, val_images=32, distance_images=8, img_size=64)
+    args = parse(parser, fit_images=48, val_images=32, distance_images=8, img_size=96)
     sizes = {"img_size": args.img_size, "val_images": args.val_images, "calibration_images": 32, "seed": args.seed}
     dataset = "folder" if args.data_dir else "digits"
     data = load_data(dataset=dataset, data_dir=args.data_dir, **sizes, **input_config(args.backbone))

@@ -7,9 +7,10 @@ Result:   benchmarks/results/ib_weight.json
 Page:     docs/benchmarks/training.md
 
 One warm-up, then trials of one uniform schedule from the same shared weights on the same training images with every
-weight. Differences are to weight 0 of the same seed.
+weight; each seed has other training images. Differences are to weight 0 of the same seed.
 """
 
+from dataclasses import replace
 from itertools import product
 from statistics import mean
 from typing import Any
@@ -31,7 +32,7 @@ from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.settings import StudySettings
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.setup import prepare
-from ltmsearch.search.trial import Evaluator, parameters
+from ltmsearch.search.trial import parameters
 
 WEIGHTS = (0.0, 0.01, 0.1, 1.0, 10.0)
 BETAS = (1.0, 10.0)
@@ -41,8 +42,7 @@ SETTINGS: dict[str, Any] = {
     "proxy_steps": 20,
     "proxy_lr": 2e-4,
     "calibration_images": 256,
-    "val_images": 1000,
-    "rescore_images": 1000,
+    "search_images": 1000,
 }
 
 
@@ -56,13 +56,8 @@ def run_trials(settings: StudySettings, keep: float, seeds: int) -> list[dict[st
     schedule = MergeSchedule.uniform(evaluator.supernet.layers, keep)
     rows = []
     for beta, weight, seed in product(BETAS, WEIGHTS, range(seeds)):
-        with_beta = Evaluator(
-            supernet=evaluator.supernet,
-            data=evaluator.data,
-            runtime=evaluator.runtime,
-            settings=context.settings.model_copy(update={"ib_beta": beta}),
-        )
-        score = with_beta.evaluate(shared, schedule, ib_weight=weight, seed=seed).score
+        changed = replace(evaluator, settings=context.settings.model_copy(update={"ib_beta": beta, "seed": seed}))
+        score = changed.evaluate(shared, schedule, ib_weight=weight, seed=seed).score
         assert score.ib is not None
         about = {"top1": score.top1, "loss": score.loss, "mi_x": score.ib.mi_x, "mi_y": score.ib.mi_y}
         rows.append({"beta": beta, "ib_weight": weight, "seed": seed, **about})

@@ -10,6 +10,7 @@ One keep ratio in all layers at 224 px, exported as `ltmsearch export --onnx` do
 backbone take turns call by call. A latency is the minimum over rounds of the median of a round.
 """
 
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,7 @@ def main() -> None:
             name = form or UNMERGED
             stem = f"{backbone}-{name}" + (f"-{args.keep:g}" if form else "")
             files[name] = args.work / f"{stem}.onnx"
-            nets[name] = finished(
-                args.work / f"{stem}.json", lambda f=form, n=name, b=backbone, p=files: export(b, f, args.keep, p[n])
-            )
+            nets[name] = finished(args.work / f"{stem}.json", partial(export, backbone, form, args.keep, files[name]))
         latencies = {str(batch): measure(files, batch, args.rounds) for batch in args.batch_sizes}
         results[backbone] = {"nets": nets, "latency_ms": latencies}
         table += rows(backbone, nets, latencies)

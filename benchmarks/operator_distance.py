@@ -46,7 +46,7 @@ from ltmsearch.schedules.grid import Grid, tokens
 from ltmsearch.schedules.schedule import Form, MergeSchedule
 
 PUBLISHED = "tome"
-RUNTIME = Runtime(device=torch.device("cpu"), dtype=None, reason="fp32")
+RUNTIME = Runtime(device=torch.device("cpu"), dtype=torch.float32, reason="fp32")
 BATCH = 64
 
 
@@ -197,7 +197,7 @@ def main() -> None:
         register_operator(variant)
     args.nets = operator_nets(args.nets or [PUBLISHED, "tome all heads", "ltm", "select", "pool"])
     torch.set_num_threads(1)
-    results = {seed: compare(args, seed) for seed in range(args.seeds)}
+    results = {str(seed): compare(args, seed) for seed in range(args.seeds)}
     show(results, args)
     settings = {**settings_of(args), "nets": list(map(str, args.nets))}
     write_results(args.out / f"operator_distance_{args.backbone}.json", settings=settings, results=results)

@@ -10,8 +10,8 @@ Page:     docs/benchmarks/search.md
 Schedules are drawn from the family's search space, half spread over all costs, half within ±2 % of the middle one. The
 truth: per seed a plain net is trained, then from it every schedule's own subnet on the same images in the same order;
 a schedule's truth is the mean over seeds. The prediction: a supernet of another seed scores every schedule on other
-validation images (with --data-dir on the same ones), by top-1, by cross-entropy, by the mean of top-1 and the top-1
-that cross-entropy predicts (by which a front is chosen), and by KL divergence from the plain net.
+validation images (with --data-dir on the same ones), by top-1, by cross-entropy, and by KL divergence from the plain
+net, which are the two measures that a search can minimise.
 
 τ is Kendall's τ-b with a 95 % interval of 1,000 bootstraps over schedules and seeds. The ceiling is the mean τ of a
 perfect predictor, since the truth is noisy too. Regret is the top-1 that the schedule of the best score lacks.
@@ -33,7 +33,6 @@ from harness.tables import print_table
 
 from ltmsearch.costs import GIGA
 from ltmsearch.data.loading import ImageData
-from ltmsearch.search.rescoring import expected_top1
 
 SIZES = {
     "mobilevit_xxs": Sizes(img_size=80, base_steps=800, tune_steps=50, tune_lr=5e-4, shared_steps=800),
@@ -55,7 +54,7 @@ FIRST_SUPERNET = 100
 """Seed of the first supernet; those of the truth begin at 0."""
 NUMBERS = (256, 512, 1000)
 """Numbers of validation images that a variant is scored on, where it has so many."""
-MEASURES = ("top-1", "loss", "expected", "KL")
+MEASURES = ("top-1", "loss", "KL")
 
 
 def measures(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
@@ -64,8 +63,7 @@ def measures(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     top1 = 100 * (logits.argmax(axis=-1) == labels).mean(axis=1)
     loss = -log_p[:, np.arange(len(labels)), labels].mean(axis=1)
     divergence = (np.exp(log_p[-1]) * (log_p[-1] - log_p)).sum(axis=-1).mean(axis=1)
-    expected = np.array(expected_top1(top1.tolist(), loss.tolist()))
-    return {name: each[:-1] for name, each in zip(MEASURES, (top1, loss, expected, divergence), strict=True)}
+    return {name: each[:-1] for name, each in zip(MEASURES, (top1, loss, divergence), strict=True)}
 
 
 def more_is_better(name: str, values: np.ndarray) -> np.ndarray:

@@ -11,8 +11,8 @@ the order in which trials end is simulated (log-normal durations, no failures), 
 several workers. Nets, reference and options are those of `search_quality.py`.
 
     front     value of the front scored again, its schedules scored by the reference: mean points of top-1
-    own       value of the same front by the scores that the search itself shows
-    weights   mean cross-entropy of the final shared weights over fixed schedules, on the reference's images, nats
+    own       value of the same front by the top-1 that the search itself reports
+    weights   mean cross-entropy of the final shared weights over fixed schedules, on the report images, nats
     age       versions that an update is behind
 
 Differences are paired with the search of one worker of the same seed.
@@ -21,6 +21,7 @@ Differences are paired with the search of one worker of the same seed.
 import argparse
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -37,6 +38,7 @@ from harness.virtual_cluster import Durations, VirtualWorkers
 
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.search.records import select_front
+from ltmsearch.search.teacher import Teacher
 from ltmsearch.search.trial import load_parameters
 from ltmsearch.search.workers.local import evaluate_task
 
@@ -55,9 +57,10 @@ def case_name(workers: int, power: float) -> str:
 
 def search(nets: SavedNets, reference: Reference, workers: int, power: float) -> dict[str, Any]:
     """One search: its front, ages, and the loss of its final weights."""
+    context, space, teacher = nets.context, nets.context.space, Teacher()
+    teacher.learn(nets.base_net(), context.evaluator.data, context.evaluator.runtime, context.settings)
+    evaluator = replace(context.evaluator, teacher=teacher)
     nets.load("warm")
-    context = nets.context
-    evaluator, space = context.evaluator, context.space
     with tempfile.TemporaryDirectory() as folder:
         made = context.settings.model_copy(update={"out": folder, "staleness_power": power})
         virtual = VirtualWorkers(
@@ -67,19 +70,20 @@ def search(nets: SavedNets, reference: Reference, workers: int, power: float) ->
             seed=made.seed,
             counts_driver=False,
         )
-        driver = UnsavedDriver(replace(context, settings=made), Path(folder), Callbacks(), workers=virtual)
+        study = replace(context, settings=made, evaluator=evaluator)
+        driver = UnsavedDriver(study, Path(folder), Callbacks(), workers=virtual)
         driver.search(until=None)
         driver.rescore()
-        front = [record for record in select_front(driver.records()) if record.score is not None]
+        front = select_front(driver.records(), made.axis)
         trials = [trial for trial in driver.study.get_trials(deepcopy=False) if "age" in trial.user_attrs]
         ages = [trial.user_attrs["age"] for trial in trials if trial.user_attrs.get("label") != "plain"]
         load_parameters(evaluator.supernet, driver.shared.weights)
     fixed = [space.schedule(indices) for indices in (space.cheapest, *reference.line)]
-    losses = [reference.evaluator.score(schedule, images=reference.images).loss for schedule in fixed]
+    losses = [reference.evaluator.score(schedule, "report").loss for schedule in fixed]
     print(f"seed {made.seed}, {case_name(workers, power)}: {mean(losses):.3f} nats", flush=True)
     return {
         "schedules": [space.indices(record.schedule).tolist() for record in front],
-        "own": reference.gain([(record.score.top1, record.gflops) for record in front]),
+        "own": reference.gain([(record.report_top1 or 0.0, record.gflops) for record in front]),
         "weights_loss": mean(losses),
         "age": mean(ages),
         "max_age": max(ages),
@@ -96,7 +100,7 @@ def run_seed(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     for case in CASES:
         if case[0] <= args.max_workers:
             path = folder / f"workers-{case[0]}-{case[1]:g}.json"
-            run = finished(path, lambda case=case: search(nets, reference, *case))
+            run = finished(path, partial(search, nets, reference, *case))
             runs[case_name(*case)] = run | {"front": reference.gain_of(run["schedules"])}
     return runs
 
@@ -153,6 +157,7 @@ def main() -> None:
     add_work(parser)
     add_seeds(parser, 5)
     add_search_options(parser)
+    parser.set_defaults(proxy_steps=3)  # without steps no trial moves the weights
     parser.add_argument("--max-workers", type=int, default=16, help="leave out cases with more workers")
     args = parse(parser, **QUICK, max_workers=2)
     seeds = {str(seed): run_seed(seed, args) for seed in range(args.seeds)}

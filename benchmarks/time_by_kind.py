@@ -72,7 +72,7 @@ def time_by_kind(net: nn.Module, images: Tensor, runs: int) -> dict[str, float]:
         with record_function("merging"):
             return unmerge_change(merge, before, change)
 
-    Merge.unmerge_change = recorded  # type: ignore[method-assign]
+    Merge.unmerge_change = recorded  # type: ignore[method-assign, assignment]
     try:
         with torch.inference_mode():
             net(images)

@@ -19,8 +19,10 @@ SMALL_STUDY = (
     "batch_size=4",
     "proxy_img_size=64",
     "base_img_size=64",
-    "val_images=16",
+    "search_images=16",
     "rescore_images=16",
+    "report_images=16",
+    "screened_schedules=16",
     "calibration_images=8",
     "rescore_candidates=2",
 )

@@ -5,11 +5,11 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
 from ltmsearch.data.loading import ImageData
+from ltmsearch.engine.evaluation import divergence
+from ltmsearch.engine.optimizers import cosine_rate, make_optimizer, set_rates
 from ltmsearch.engine.runtime import Runtime
 from ltmsearch.engine.steps import (
     CLIP_NORM,
@@ -18,10 +18,10 @@ from ltmsearch.engine.steps import (
     WEIGHT_DECAY,
     WarmUp,
     disable_inplace_activations,
+    downscale,
     warm_up,
 )
 from ltmsearch.models.supernet import Supernet
-from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.trial import SCORING_BATCH
 
 
@@ -37,26 +37,43 @@ def train_plain(
     first_img_size: int,
 ) -> None:
     """Train the plain net; images grow from `first_img_size` in a family that permits it."""
-    plan = WarmUp(base_steps=steps, base_img_size=first_img_size, sandwich_steps=0, subnets=0, lr=lr)
-    plain = MergeSchedule.uniform(supernet.layers, 1.0)
+    plan = WarmUp(base_steps=steps, base_img_size=first_img_size, sandwich_steps=0, lr=lr)
     batches = data.train_batches(batch_size=batch_size, steps=steps, seed=seed)
-    for _ in warm_up(supernet, plan, batches=batches, cheapest=plain, draw=lambda _: plain, seed=seed, runtime=runtime):
+    for _ in warm_up(supernet, plan, batches=batches, draw=lambda _: [], seed=seed, runtime=runtime):
         pass
 
 
 def fine_tune(
-    subnet: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, steps: int, lr: float, runtime: Runtime
+    subnet: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    steps: int,
+    lr: float,
+    runtime: Runtime,
+    teacher: nn.Module | None = None,
+    side: int | None = None,
 ) -> None:
-    """Train a subnet by itself on labels: AdamW, cosine."""
-    optimizer = create_optimizer_v2(subnet, opt="adamw", lr=lr, weight_decay=WEIGHT_DECAY, fused=True)
-    cosine = CosineLRScheduler(optimizer, t_initial=steps, lr_min=LR_FLOOR * lr, t_in_epochs=False)
+    """Train a subnet by itself, on labels or on the predictions of a teacher: AdamW, cosine.
+
+    Args:
+        side: Side of the subnet's images, to which they are downscaled; None, and for the teacher: as they are.
+    """
+    optimizer = make_optimizer(subnet, "adamw", lr=lr, weight_decay=WEIGHT_DECAY, fused=True)
     disable_inplace_activations(subnet)
     subnet.train()
     for step, (images, labels) in enumerate(batches):
-        cosine.step_update(step)
+        rate = cosine_rate(step, steps, peak=lr, floor=LR_FLOOR * lr, ramp=min(20, steps // 10))
+        set_rates(optimizer, backbone=rate, masks=rate)
+        images = runtime.images(images)
         with runtime.autocast():
-            logits = subnet(runtime.images(images))
-        F.cross_entropy(logits.float(), labels, label_smoothing=LABEL_SMOOTHING).backward()
+            logits = subnet(images if side is None else downscale(images, side))
+        if teacher is None:
+            loss = F.cross_entropy(logits.float(), labels, label_smoothing=LABEL_SMOOTHING)
+        else:
+            with torch.no_grad(), runtime.autocast():
+                target = teacher(images)
+            loss = divergence(logits.float(), target.float().log_softmax(dim=1)).mean()
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(subnet.parameters(), CLIP_NORM)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

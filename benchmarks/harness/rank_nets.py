@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -21,9 +22,13 @@ from ltmsearch.costs import GIGA, backbone_costs, sample_by_cost
 from ltmsearch.engine.evaluation import preserve_batchnorm, recalibrate
 from ltmsearch.engine.steps import proxy_train
 from ltmsearch.io.files import write_atomic
+from ltmsearch.models import get_adapter
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.schedules.space import SearchSpace
+from ltmsearch.schedules.space_file import SpaceFile
 from ltmsearch.search.setup import StudyContext, prepare
+from ltmsearch.search.teacher import trial_batches
 from ltmsearch.search.trial import SCORING_BATCH, load_parameters, parameters
 
 NEAR = 0.02
@@ -88,20 +93,21 @@ class RankStudy:
         self.schedules = [self.context.space.schedule(row) for row in self._draw()]
 
     def prepare(self, seed: int) -> StudyContext:
-        """Supernet, data and space with a study's defaults."""
-        px, images = self.sizes.img_size, self.sizes.val_images
-        plain = backbone_costs(self.backbone, px, num_classes=10).base / GIGA
+        """Supernet, data and space with a study's defaults, for all budgets."""
+        px, costs = self.sizes.img_size, backbone_costs(self.backbone, self.sizes.img_size, num_classes=10)
+        file = SpaceFile.load(None, family=get_adapter(self.backbone).family)
+        cheapest = costs.table(SearchSpace.build(file, costs).choices).reachable()[0]
         settings = StudySettings.make(
             backbone=self.backbone,
             img_size=px,
             proxy_img_size=px,
-            budget_gflops=0.999 * plain,
+            budget_gflops=0.999 * costs.base / GIGA,
+            lowest_gflops=1.001 * cheapest / GIGA,
             seed=seed,
             device="cpu",
             base_steps=self.sizes.shared_steps,
             data_dir=self.data_dir,
-            val_images=images,
-            rescore_images=images,
+            rescore_images=self.sizes.val_images,
             calibration_images=self.calibration_images,
         )
         return prepare(settings, Callbacks())
@@ -160,7 +166,7 @@ class RankStudy:
 
         self._load_state(f"alone-{seed}", net, train)
         every = [
-            self._kept(f"alone-{seed}-{number:02d}", lambda schedule=schedule: tuned(schedule))
+            self._kept(f"alone-{seed}-{number:02d}", partial(tuned, schedule))
             for number, schedule in enumerate(self.schedules)
         ]
         return np.stack([*every, self._kept(f"alone-{seed}-plain", lambda: all_logits(net, data, runtime))])
@@ -180,7 +186,7 @@ class RankStudy:
             if not variant.sandwich:
                 self._load_state(names[False], supernet, train)
             make = self._independent if variant.share is None else self._moving
-            logits = self._kept(f"shared-{seed}-{variant.name}", lambda m=make, v=variant: m(context, v, seed))
+            logits = self._kept(f"shared-{seed}-{variant.name}", partial(make, context, variant, seed))
             if variant.share is None:
                 scores[variant.name] = logits
             else:
@@ -190,23 +196,20 @@ class RankStudy:
     def _independent(self, context: StudyContext, variant: Variant, seed: int) -> np.ndarray:
         """Logits of trials that all start from the same weights."""
         weights = parameters(context.evaluator.supernet)
-        every = [
-            self._trial(context, variant, weights, schedule, trial_seed(seed, number))
-            for number, schedule in enumerate(self.schedules)
-        ]
-        return np.stack([*every, self._trial(context, variant, weights, None, 0, steps=0)])
+        every = [self._trial(context, variant, weights, schedule) for schedule in self.schedules]
+        return np.stack([*every, self._trial(context, variant, weights, None, steps=0)])
 
     def _moving(self, context: StudyContext, variant: Variant, seed: int) -> np.ndarray:
         """(2, schedules + 1, images, classes) logits of trials that move the weights: when run, and at the end."""
         supernet = context.evaluator.supernet
         weights = parameters(supernet)
-        plain = self._trial(context, variant, weights, None, 0, steps=0)
+        plain = self._trial(context, variant, weights, None, steps=0)
         when_run: dict[int, np.ndarray] = {}
         for number in np.random.default_rng(seed).permutation(len(self.schedules)).tolist():
-            when_run[number] = self._trial(context, variant, weights, self.schedules[number], trial_seed(seed, number))
+            when_run[number] = self._trial(context, variant, weights, self.schedules[number])
             trained = parameters(supernet)
             weights = {name: torch.lerp(old, trained[name], variant.share or 0.0) for name, old in weights.items()}
-        again = [self._trial(context, variant, weights, schedule, 0, steps=0) for schedule in (*self.schedules, None)]
+        again = [self._trial(context, variant, weights, schedule, steps=0) for schedule in (*self.schedules, None)]
         return np.stack([np.stack([*(when_run[n] for n in sorted(when_run)), plain]), np.stack(again)])
 
     def _trial(
@@ -215,11 +218,13 @@ class RankStudy:
         variant: Variant,
         weights: dict[str, Tensor],
         schedule: MergeSchedule | None,
-        seed: int,
         *,
         steps: int | None = None,
     ) -> np.ndarray:
-        """(images, classes) logits after a trial's training and recalibration; the trained weights stay."""
+        """(images, classes) logits after a trial's training and recalibration; the trained weights stay.
+
+        All trials of a supernet train on the same images in the same order.
+        """
         evaluator, s = context.evaluator, context.settings
         supernet, data, runtime = evaluator.supernet, evaluator.data, evaluator.runtime
         schedule = schedule or MergeSchedule.uniform(supernet.layers, 1.0)
@@ -227,14 +232,9 @@ class RankStudy:
         load_parameters(supernet, weights)
         with preserve_batchnorm(supernet):
             if steps:
-                batches = data.train_batches(batch_size=s.batch_size, steps=steps, seed=seed)
+                batches = trial_batches(data, s.model_copy(update={"proxy_steps": steps}), s.batch_size)
                 proxy_train(supernet, schedule, batches, lr=s.proxy_lr, runtime=runtime)
             calibration = data.calibration_batches(batch_size=SCORING_BATCH)
             with supernet.active(schedule):
                 recalibrate(supernet, islice(calibration, -(-variant.calibration // SCORING_BATCH)), runtime)
                 return all_logits(supernet.model, data, runtime, variant.images)
-
-
-def trial_seed(seed: int, number: int) -> int:
-    """Seed of the training images of one trial."""
-    return 10_000 * (1 + seed) + number

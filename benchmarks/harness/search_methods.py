@@ -11,7 +11,7 @@ import numpy as np
 import optuna
 import torch
 from optuna.samplers import TPESampler
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.search_study import SavedNets, uniform_line
 from harness.timing import Seconds
@@ -22,10 +22,11 @@ from ltmsearch.search.driver import Driver
 from ltmsearch.search.records import select_front
 from ltmsearch.search.setup import StudyContext
 from ltmsearch.search.shared_weights import SharedWeights
+from ltmsearch.search.teacher import Teacher
 from ltmsearch.search.trial import Evaluator, TrialResult, parameters
 
-SAMPLERS = ("gp", "nsga2", "random")
-METHODS = ("default", "independent", "script", "uniform", "random", "nsga2", "no start", "gp")
+SAMPLERS = ("tpe", "gp", "nsga2", "random")
+METHODS = ("default", "independent", "script", "uniform", "tpe", "random", "nsga2", "no start", "gp")
 
 
 @dataclass
@@ -33,6 +34,8 @@ class TrialLog:
     """Trained trials of one method."""
 
     context: StudyContext
+    base: nn.Module
+    """Net that trials learn from."""
     start: Seconds = field(default_factory=Seconds.now)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -42,8 +45,8 @@ class TrialLog:
         self.rows.append(
             {
                 "indices": indices.tolist(),
-                "gflops": self.context.costs.gflops(schedule),
-                "top1": result.score.top1,
+                "gflops": self.context.costs_at(schedule).gflops(schedule),
+                "kl": result.score.kl,
                 "feasible": bool(within_budgets(self.context.budgets, indices[None])[0]),
                 "wall": taken.wall,
                 "processor": taken.processor,
@@ -90,10 +93,12 @@ class NoFirstTrials(UnsavedDriver):
 
 
 def logged(context: StudyContext, log: TrialLog, **settings: Any) -> LoggedEvaluator:
-    """The context's evaluator, with a log and other settings."""
-    own = context.evaluator
+    """The context's evaluator, with a log, the base net's predictions, and other settings."""
+    own, teacher = context.evaluator, Teacher()
     made = context.settings.model_copy(update=settings)
-    return LoggedEvaluator(supernet=own.supernet, data=own.data, runtime=own.runtime, settings=made, log=log)
+    teacher.learn(log.base, own.data, own.runtime, made)
+    parts: dict[str, Any] = {"supernet": own.supernet, "data": own.data, "runtime": own.runtime, "sides": own.sides}
+    return LoggedEvaluator(**parts, settings=made, teacher=teacher, log=log)
 
 
 def run_driver(
@@ -109,29 +114,29 @@ def run_driver(
         if made.update_share == 0:
             return proposals  # no shared weights to score the front with
         driver.rescore()
-        front = [context.space.indices(r.schedule).tolist() for r in select_front(driver.records())]
+        front = [context.space.indices(r.schedule).tolist() for r in select_front(driver.records(), made.axis)]
         return proposals | {"rescored_front": front}
 
 
 def moved(weights: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Weights moved by a share of the way to those trained from them."""
-    return {name: torch.lerp(value, trained[name], share) for name, value in weights.items()}
+    """Weights moved by a share of the way to those trained from them, if any were."""
+    return {name: torch.lerp(value, trained.get(name, value), share) for name, value in weights.items()}
 
 
 def run_script(context: StudyContext, log: TrialLog) -> dict[str, Any]:
     """Search as Optuna's documentation has it: every proposal is trained, its cost reported as a constraint."""
     made, evaluator = context.settings, logged(context, log)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(directions=["maximize", "minimize"], sampler=TPESampler(seed=made.seed))
+    study = optuna.create_study(directions=["minimize", "minimize"], sampler=TPESampler(seed=made.seed))
     weights = parameters(evaluator.supernet)
     for number in range(made.trials):
         trial = study.ask()
-        layers = zip(context.space.layers, context.space.choices, strict=True)
-        indices = np.array([trial.suggest_int(layer, 0, len(options) - 1) for layer, options in layers])
+        named = zip(context.space.names, context.space.options, strict=True)
+        indices = np.array([trial.suggest_int(name, 0, number - 1) for name, number in named])
         result = evaluator.evaluate(weights, context.space.schedule(indices), seed=number)
         weights = moved(weights, result.weights, made.update_share)
         trial.set_constraint("over budget", float(context.budgets[0].excess(indices[None])[0]))
-        study.tell(trial, [result.score.top1, float(context.budgets[0].costs(indices[None])[0])])
+        study.tell(trial, [result.score.kl or 0.0, float(context.budgets[0].costs(indices[None])[0])])
     return {"proposals": made.trials}
 
 
@@ -148,8 +153,9 @@ def run_uniform(context: StudyContext, log: TrialLog) -> dict[str, Any]:
 def run_method(method: str, context: StudyContext, nets: SavedNets, independent_steps: int) -> dict[str, Any]:
     """Run one method on one seed: its trained trials with the seconds since the base net."""
     independent = method == "independent"
+    base = nets.base_net()
     warmed = nets.load("base" if independent else "warm")
-    log = TrialLog(context)
+    log = TrialLog(context, base)
     if method == "script":
         found = run_script(context, log)
     elif method == "uniform":
@@ -159,7 +165,8 @@ def run_method(method: str, context: StudyContext, nets: SavedNets, independent_
         found = run_driver(NoFirstTrials, context, log, sampler="tpe", **alone)
     else:
         driver = NoFirstTrials if method == "no start" else UnsavedDriver
-        found = run_driver(driver, context, log, sampler=method if method in SAMPLERS else "auto")
+        sampler = "auto" if method == "default" else method
+        found = run_driver(driver, context, log, sampler=sampler if sampler in ("auto", *SAMPLERS) else "tpe")
     # The base counts for no method, since all start from it.
     warm_up = [0.0, 0.0] if independent else [warmed.wall, warmed.processor]
     print(f"seed {context.settings.seed}, {method}: {len(log.rows)} trials", flush=True)

@@ -3,12 +3,14 @@
 import argparse
 import json
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from harness.records import read_results, write_json
 from harness.timing import Seconds
@@ -19,11 +21,11 @@ from ltmsearch.data.digits import Clutter
 from ltmsearch.engine.steps import WarmUp, warm_up
 from ltmsearch.search.pareto import hypervolume
 from ltmsearch.search.setup import StudyContext, prepare
-from ltmsearch.search.trial import Evaluator
 
 OPTIONS: dict[str, Any] = {
     "backbone": "vit_tiny_patch16_224",
     "budget_gflops": 0.055,
+    "lowest_gflops": 0.0215,
     "img_size": 64,
     "clutter": False,
     "one_base": True,
@@ -33,10 +35,12 @@ OPTIONS: dict[str, Any] = {
     "base_lr": 5e-4,
     "sandwich_steps": 40,
     "sandwich_lr": 1e-4,
-    "proxy_steps": 3,
+    "proxy_steps": 0,
     "proxy_lr": 2e-4,
     "calibration_images": 32,
-    "val_images": 128,
+    "search_images": 128,
+    "rescore_images": 128,
+    "screened_schedules": 200,
     "reference_steps": 100,
     "reference_images": 300,
 }
@@ -48,7 +52,9 @@ QUICK: dict[str, Any] = {
     "batch_size": 4,
     "proxy_steps": 1,
     "calibration_images": 8,
-    "val_images": 16,
+    "search_images": 16,
+    "rescore_images": 16,
+    "screened_schedules": 16,
     "reference_steps": 2,
     "reference_images": 16,
     "seeds": 2,
@@ -67,39 +73,44 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare_study(args: argparse.Namespace, seed: int) -> StudyContext:
-    """Supernet, data, space and settings of one seed, without a search of the IB weight."""
-    taken = ("backbone", "budget_gflops", "img_size", "batch_size", "trials", "proxy_steps", "proxy_lr")
+    """Supernet, data, space and settings of one seed, without a search of the IB weight.
+
+    Trials learn from the base net and are scored by their divergence from it, as where weights are given.
+    """
+    taken = ("backbone", "img_size", "batch_size", "trials", "proxy_steps", "proxy_lr", "screened_schedules")
+    budgets, images = ("budget_gflops", "lowest_gflops"), ("calibration_images", "search_images", "rescore_images")
     settings = StudySettings.make(
         "benchmark",
-        **{name: getattr(args, name) for name in taken},
+        **{name: getattr(args, name) for name in (*taken, *budgets, *images)},
         proxy_img_size=args.img_size,
         base_img_size=args.img_size,
         seed=seed,
         precision="fp32",
         device="cpu",
-        calibration_images=args.calibration_images,
-        val_images=args.val_images,
+        objective="kl",
         rescore_candidates=8,
-        rescore_images=args.val_images + args.reference_images,
+        report_images=args.reference_images,
     )
     context = prepare(settings, Callbacks())
     if not args.clutter:
-        for split in (context.evaluator.data.train, context.evaluator.data.validation):
+        data = context.evaluator.data
+        assert data.search is not None
+        assert data.report is not None
+        for split in (data.train, data.validation, data.search.images, data.report.images):
             split.dataset.clutter = CLEAN
             split.pixel_cache, split.tensor_cache = {}, {}
-    changed = context.settings.model_copy(update={"rescore_images": args.val_images})
-    return replace(context, space=replace(context.space, ib_weights=None), settings=changed)
+    return replace(context, space=replace(context.space, ib_weights=None))
 
 
 def uniform_line(context: StudyContext) -> list[np.ndarray]:
     """Uniform schedules within the budget, of every keep ratio and form of the space, costliest first."""
     space = context.space
-    wanted = sorted({choice for options in space.choices for choice in options if choice.keep_ratio < 1}, reverse=True)
+    wanted = sorted({choice for options in space.choices for choice in options if 0 < choice.keep_ratio < 1})
     line: dict[Any, np.ndarray] = {}
-    for choice in wanted:
+    for choice in reversed(wanted):
         indices = space.nearest(choice.keep_ratio, choice.form)
         if within_budgets(context.budgets, indices[None])[0]:
-            line.setdefault(context.costs.network_key(space.schedule(indices)), indices)
+            line.setdefault(context.network_key(space.schedule(indices)), indices)
     return sorted(line.values(), key=lambda indices: -context.budgets[0].costs(indices[None])[0])
 
 
@@ -120,18 +131,15 @@ class SavedNets:
         if name == "base":
             path = self.folder.parent / "base-0" if args.one_base else path
             seed, start = 0 if args.one_base else self.seed, ""
-            plan = WarmUp(
-                base_steps=args.base_steps, base_img_size=args.img_size, sandwich_steps=0, subnets=0, lr=args.base_lr
-            )
+            plan = WarmUp(base_steps=args.base_steps, base_img_size=args.img_size, sandwich_steps=0, lr=args.base_lr)
         elif name == "warm":
-            seed, plan = 1000 + self.seed, WarmUp(**sandwich, sandwich_steps=args.sandwich_steps, subnets=1)
+            seed, plan = 1000 + self.seed, WarmUp(**sandwich, sandwich_steps=args.sandwich_steps)
         else:
-            seed, plan = 2000 + self.seed, WarmUp(**sandwich, sandwich_steps=args.reference_steps, subnets=2)
+            seed, plan = 2000 + self.seed, WarmUp(**sandwich, sandwich_steps=args.reference_steps)
         note = path.with_suffix(".json")
         if not note.exists():
-            if start:
-                self.load(start)
-            seconds = self._train(plan, seed)
+            teacher = self.base_net() if start else None
+            seconds = self._train(plan, seed, teacher)
             state = {key: value.contiguous() for key, value in supernet.state_dict().items()}
             save_file(state, path.with_suffix(".safetensors"))
             write_json(note, [seconds.wall, seconds.processor])
@@ -139,17 +147,22 @@ class SavedNets:
         supernet.load_state_dict(load_file(path.with_suffix(".safetensors")))
         return Seconds(*json.loads(note.read_text()))
 
-    def _train(self, plan: WarmUp, seed: int) -> Seconds:
-        start, space, evaluator = Seconds.now(), self.context.space, self.context.evaluator
+    def base_net(self) -> nn.Module:
+        """The base net, which trials learn from; the supernet has its weights afterwards."""
+        self.load("base")
+        return deepcopy(self.context.evaluator.supernet.model).eval().requires_grad_(False)
+
+    def _train(self, plan: WarmUp, seed: int, teacher: nn.Module | None) -> Seconds:
+        start, evaluator = Seconds.now(), self.context.evaluator
         batch_size = self.context.settings.batch_size
         steps = warm_up(
             evaluator.supernet,
             plan,
             batches=evaluator.data.train_batches(batch_size=batch_size, steps=plan.steps, seed=seed),
-            cheapest=space.schedule(space.cheapest),
-            draw=lambda rng: space.schedule(space.random(rng, 1)[0]),
+            draw=self.context.draw_subnets,
             seed=seed,
             runtime=evaluator.runtime,
+            teacher=None if teacher is None else lambda: teacher,
         )
         for _ in steps:
             pass
@@ -158,7 +171,7 @@ class SavedNets:
 
 @dataclass
 class Reference:
-    """Scores of schedules by the reference supernet of a seed, on images that no search uses; kept in a file."""
+    """Scores of schedules by the reference supernet of a seed, on the report images; kept in a file."""
 
     nets: SavedNets
     known: dict[str, list[float]] = field(init=False)
@@ -166,15 +179,8 @@ class Reference:
 
     def __post_init__(self) -> None:
         context = self.nets.context
-        self.space, self.costs, self.budget = context.space, context.costs, context.budgets[0]
-        keys = context.evaluator.data.validation_keys[self.nets.args.val_images :]
-        self.images = len(keys)
-        self.evaluator = Evaluator(
-            supernet=context.evaluator.supernet,
-            data=replace(context.evaluator.data, validation_keys=keys),
-            runtime=context.evaluator.runtime,
-            settings=context.settings,
-        )
+        self.space, self.budget = context.space, context.budgets[0]
+        self.evaluator = replace(context.evaluator)  # with a cache of its own
         self.path = self.nets.folder / "reference-scores.json"
         self.known = read_results(self.path)
         self.line = [indices.tolist() for indices in uniform_line(context)]
@@ -186,15 +192,18 @@ class Reference:
         if not new:
             return
         self.nets.load("reference")
-        by_net = {self.costs.network_key(self.space.schedule(json.loads(key))): key for key in self.known}
+        by_net = {self._key(json.loads(key)): key for key in self.known}
         for indices in new:
             schedule = self.space.schedule(indices)
-            key = by_net.setdefault(self.costs.network_key(schedule), str(indices))
+            key = by_net.setdefault(self._key(indices), str(indices))
             if key not in self.known:
-                score = self.evaluator.score(schedule, images=self.images)
+                score = self.evaluator.score(schedule, "report")
                 self.known[key] = [score.top1, score.loss]
             self.known[str(indices)] = self.known[key]
         write_json(self.path, self.known)
+
+    def _key(self, indices: list[int]) -> Any:
+        return self.nets.context.network_key(self.space.schedule(indices))
 
     def top1(self, indices: list[int]) -> float:
         """Top-1 of a known schedule."""
@@ -214,5 +223,6 @@ class Reference:
         """The same for the schedules of a front by the reference's own scores."""
         front = list(front)
         self.score(front)
-        costs = [self.costs.gflops(self.space.schedule(indices)) for indices in front]
+        schedules = [self.space.schedule(indices) for indices in front]
+        costs = [self.nets.context.costs_at(schedule).gflops(schedule) for schedule in schedules]
         return self.gain([(self.top1(indices), cost) for indices, cost in zip(front, costs, strict=True)])

@@ -21,6 +21,7 @@ from ltmsearch.config.settings import StudySettings
 from ltmsearch.costs import within_budgets
 from ltmsearch.engine.evaluation import Score
 from ltmsearch.reporting.dashboard.pages import DashboardHooks
+from ltmsearch.schedules.grid import kept_share
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.driver import Driver
 from ltmsearch.search.pareto import hypervolume
@@ -60,11 +61,13 @@ class MadeUpScores:
 
     def __init__(self, context: StudyContext, merges: ExampleMerges | None) -> None:
         self.layers, self.merges = context.evaluator.supernet.layers, merges
+        self.tokens = dict(zip(context.space.layers, context.space.layer_tokens, strict=True))
         self.weights = np.random.default_rng(1).uniform(0.2, 1.8, len(self.layers))
 
     def truth(self, schedule: MergeSchedule) -> float:
         """Top-1 without noise: each layer's loss, and a little for neighbours that both merge."""
-        lost = 1 - np.array([schedule.keep_ratio(layer) for layer in self.layers])
+        kept = [kept_share(self.tokens[layer], schedule.keep_ratio(layer)) for layer in self.layers]
+        lost = 1 - np.array(kept)
         return 80 - 20 * float((self.weights * lost**2).mean() + 0.5 * (lost[1:] * lost[:-1]).mean())
 
     def __call__(self, task: Task, _: Any) -> Answer:
@@ -208,11 +211,11 @@ def value_curve(
     budget, space = context.budgets[0], context.space
     scored = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     scored.sort(key=lambda trial: driver.ended[trial.number])
-    indices = np.array([[trial.params[layer] for layer in space.layers] for trial in scored])
+    indices = np.array([[trial.params[name] for name in space.names] for trial in scored])
     costs, inside = budget.costs(indices), within_budgets(context.budgets, indices)
     truth = np.array([scores.truth(space.schedule(each)) for each in indices])
     low, limit = budget.reachable()[0], budget.limit / budget.per_unit
-    ratios = {choice.keep_ratio for options in space.choices for choice in options}
+    ratios = {choice.keep_ratio for options in space.choices for choice in options if choice.keep_ratio > 0}
     uniform = [space.nearest(ratio) for ratio in ratios]
     corner = min(
         scores.truth(space.schedule(each)) for each in uniform if within_budgets(context.budgets, each[None])[0]

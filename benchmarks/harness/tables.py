@@ -1,6 +1,6 @@
-"""Tables on the terminal."""
+"""Tables on the terminal, and in Markdown."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -16,3 +16,9 @@ def print_table(title: str, headings: Iterable[str], rows: Iterable[Iterable[str
     for row in rows:
         table.add_row(*row)
     console.print(f"\n{title}", table, sep="\n")
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

@@ -1,0 +1,171 @@
+"""Searched schedules against the baselines that a person sets by hand, at equal cost, before and after fine-tuning.
+
+Claim:    at equal cost the searched schedule beats the best baseline set by hand.
+Command:  python benchmarks/search_gain.py --work FOLDER --backbone vit_small_patch14_dinov2 --checkpoint WEIGHTS
+              --data-dir IMAGES --img-size 112
+Duration: hours of one thread: a search and up to four fine-tunings for each share, seed and training seed
+Result:   benchmarks/results/search_gain.json and .md
+Page:     docs/benchmarks/search.md
+
+Per seed the plain network is the given one, whose classifier is fitted if it lacks one (without a checkpoint: a network
+trained for --base-steps). For each share of its cost `ltmsearch run` searches from its weights. The best searched
+schedule and the best baseline are those of its verdict: by KL divergence on validation images. They are compared by
+top-1 on the reported images, which neither search nor choice saw, paired by image (digits are clustered by glyph):
+
+    before  with the shared weights of the study, from its answers.csv
+    after   from these weights, fine-tuned by distillation from the plain network for --train-steps; all networks of a
+            study, the plain one too, see the same images in the same order
+
+Standard errors are over images, of one seed (root mean square over seeds); the standard deviation is over search seeds,
+whose values are means over training seeds. A difference shown to differ from zero must exceed both.
+"""
+
+import argparse
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from harness.arguments import add_data_dir, add_seeds, add_settings, add_work, benchmark_parser, parse, study_settings
+from harness.gain_study import Answered, GainStudy, gain
+from harness.records import settings_of, write_results
+from harness.statistics import mean_sd
+from harness.tables import markdown_table, print_table
+from timm.utils import ParseKwargs
+
+from ltmsearch.engine.paired import Difference
+from ltmsearch.io.files import write_atomic
+
+UNTUNED = "plain, not fine-tuned"
+SIZES = ("best baseline at this size", "best baseline at another size")
+RIVALS = ("best baseline", *SIZES, "one count per layer", "plain", UNTUNED)
+"""Those of `SIZES` only where they are not the best baseline; one count per layer is ToMe's constant r."""
+QUICK = (
+    *("trials=16", "sandwich_steps=4", "proxy_steps=1", "batch_size=16", "screened_schedules=24", "device=cpu"),
+    *("calibration_images=8", "search_images=32", "rescore_images=32", "report_images=64", "rescore_candidates=3"),
+)
+"""Settings of the studies under `--quick`."""
+TINY = {"depth": 4, "embed_dim": 48, "num_heads": 2, "patch_size": 8}
+
+
+def compare(study: GainStudy, share: float) -> dict[str, Any]:
+    """One search: its networks before and after fine-tuning, and the searched one less each rival."""
+    found, answers = study.search(share), study.answers(share)
+    trials: dict[str, int] = found["nets"]
+    runs = {name: study.tuned(share, trial) for name, trial in trials.items()}
+    before = {name: [answers.trials[trial]] for name, trial in trials.items()} | {UNTUNED: [answers.plain]}
+    after: dict[str, Answered] = {
+        name: [np.array(each["predicted"]) for each in tuned] for name, tuned in runs.items()
+    } | {UNTUNED: [answers.plain] * study.args.train_seeds}
+    rivals = [name for name in RIVALS if name in before]
+    return {
+        **found,
+        "less": {
+            name: {
+                "before": vars(gain(before["searched"], before[name], answers)),
+                "after": vars(gain(after["searched"], after[name], answers)),
+                "after_by_training_seed": [
+                    gain([one], [other], answers).value
+                    for one, other in zip(after["searched"], after[name], strict=True)
+                ],
+            }
+            for name in rivals
+        },
+        "tuned": {
+            name: {
+                "top1": [100 * float((np.array(each["predicted"]) == answers.labels).mean()) for each in tuned],
+                **{key: [each[key] for each in tuned] for key in ("kl_before", "kl", "seconds")},
+            }
+            for name, tuned in runs.items()
+        },
+    }
+
+
+def pooled(seeds: list[dict[str, Any]], rival: str, when: str) -> str:
+    """Mean over seeds, the standard error of one seed over images, and the standard deviation over seeds."""
+    each = [Difference(**seed["less"][rival][when]) for seed in seeds if rival in seed["less"]]
+    if not each:
+        return ""
+    values = [one.value for one in each]
+    whole = Difference(value=mean(values), se=float(np.sqrt(np.mean([one.se**2 for one in each]))))
+    return f"{whole}" + (f" (sd {np.std(values, ddof=1):.1f})" if len(values) > 1 else "")
+
+
+def gain_rows(results: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
+    """A row for each share and rival."""
+    rows = []
+    for share, seeds in results.items():
+        for rival in RIVALS:
+            cells = [pooled(seeds, rival, when) for when in ("before", "after")]
+            if any(cells):
+                rows.append([share, rival, *cells])
+    return rows
+
+
+def net_rows(results: dict[str, list[dict[str, Any]]], plain_gflops: float) -> list[list[str]]:
+    """A row for each share and network: its name in every seed, cost, and scores."""
+    rows = []
+    for share, seeds in results.items():
+        for name in seeds[0]["nets"]:
+            own = [seed for seed in seeds if name in seed["nets"]]
+            trials = [next(t for t in seed["trials"] if t["trial"] == seed["nets"][name]) for seed in own]
+            labels = ", ".join(dict.fromkeys(t["label"] for t in trials if t["label"]))
+            about = [share, name + (f" ({labels})" if labels and labels != name else "")]
+            cost = mean(t["gflops"] for t in trials) / plain_gflops
+            kl_before, kl, top1 = (
+                [mean(seed["tuned"][name][key]) for seed in own] for key in ("kl_before", "kl", "top1")
+            )
+            before = mean_sd(kl_before, 4), mean_sd([t["report_top1"] for t in trials])
+            rows.append([*about, f"{cost:.3f}", *before, mean_sd(kl, 4), mean_sd(top1)])
+    return rows
+
+
+def options() -> argparse.Namespace:
+    """The command line."""
+    parser = benchmark_parser(__doc__)
+    add_work(parser)
+    add_data_dir(parser)
+    add_seeds(parser, 3)
+    parser.add_argument("--backbone", default="vit_small_patch14_dinov2", help="timm name")
+    parser.add_argument("--checkpoint", type=Path, help="trained weights; a classifier that they lack is fitted")
+    parser.add_argument("--model-kwargs", nargs="*", default={}, action=ParseKwargs, help="timm's arguments")
+    parser.add_argument("--img-size", type=int, default=112)
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.7, 0.5, 0.35], help="of the plain cost")
+    parser.add_argument("--train-seeds", type=int, default=3, help="fine-tunings of each network")
+    parser.add_argument("--train-steps", type=int, default=120, help="steps of fine-tuning")
+    parser.add_argument("--train-batch", type=int, default=16)
+    parser.add_argument("--train-lr", type=float, default=1e-4, help="peak rate; masks have ten times this")
+    parser.add_argument("--base-steps", type=int, default=2000, help="without a checkpoint: steps of the plain network")
+    parser.add_argument("--base-lr", type=float, default=1e-3, help="their peak rate")
+    add_settings(parser)
+    tiny: dict[str, Any] = {"backbone": "vit_tiny_patch16_224", "model_kwargs": TINY, "img_size": 64, "settings": QUICK}
+    short = {"train_seeds": 1, "train_steps": 3, "base_steps": 150, "base_lr": 2e-3}
+    return parse(parser, **tiny, **short, shares=[0.6], seeds=1)
+
+
+def main() -> None:
+    args = options()
+    studies = [GainStudy(args, seed, study_settings(args)) for seed in range(args.seeds)]
+    results = {f"{share:g}": [compare(study, share) for study in studies] for share in args.shares}
+    first = next(iter(results.values()))
+    images, top1 = first[0]["images"], mean_sd(seed["plain_top1"] for seed in first)
+    title = f"{args.backbone}: {images} reported images, plain network {top1} %; {args.seeds} seeds"
+    tables = {
+        "The searched schedule less others: points of top-1 ± standard error (sd over seeds)": (
+            ("share of the cost", "searched less", "before fine-tuning", "after"),
+            gain_rows(results),
+        ),
+        "Networks on the reported images, before and after fine-tuning: means ± sd over seeds": (
+            ("share of the cost", "network", "cost", "KL before", "top-1 before", "KL after", "top-1 after"),
+            net_rows(results, studies[0].plain_gflops),
+        ),
+    }
+    for heading, (columns, rows) in tables.items():
+        print_table(f"{title}. {heading}", columns, rows)
+    pages = [f"{title}.", *(f"{heading}:\n\n{markdown_table(*table)}" for heading, table in tables.items())]
+    write_atomic(args.out / "search_gain.md", "\n\n".join(pages) + "\n")
+    write_results(args.out / "search_gain.json", settings=settings_of(args), shares=results)
+
+
+if __name__ == "__main__":
+    main()
