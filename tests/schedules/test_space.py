@@ -192,6 +192,20 @@ def test_counts_and_ratios_that_keep_the_same_tokens_are_one_choice(tmp_path: Pa
     assert dict(space.schedule([1, 1, 1]).keep_ratios) == {"stages.2.0": -8, "stages.3.0": -3, "stages.4.0": -8}
 
 
+def test_behind_a_merge_off_the_grid_ratios_and_counts_differ() -> None:
+    """Of 16 tokens -4 and 0.75 leave 12; of 12, which the second layer may get, they leave 8 and 9."""
+    offer = Offer((0.75, -4), ("matched",))
+    layers = FakeLayers(layer_grids={"a": (4, 4), "b": (4, 4)}, chained=(("a", "b"),))
+    assert layer_choices(layers, "a", offer) == (PLAIN, Choice(0.75, "matched"))
+    assert set(layer_choices(layers, "b", offer)) == {PLAIN, Choice(0.75, "matched"), Choice(-4, "matched")}
+    # Where merges keep the grid they do not accumulate in tokens off it, and equal grids are one choice.
+    kept = Offer((0.75, -4), ("soft",))
+    assert len(layer_choices(layers, "b", kept)) == 2
+    choices = (PLAIN, Choice(0.75, "matched"), Choice(-4, "matched"))
+    space = SearchSpace(layers=("a", "b"), choices=(choices, choices), layer_tokens=(196, 196))
+    assert colliding_ratios(space, layers) == {"a": [(0.75, -4)]}, "at the second layer they are different networks"
+
+
 def test_a_form_by_place_behind_one_that_leaves_the_grid_is_refused() -> None:
     grids: dict[str, Grid] = {"a": (7, 7), "b": (7, 7), "c": (7, 7)}
 

@@ -28,6 +28,7 @@ from ltmsearch.reporting.dashboard.notes import layer_tokens
 from ltmsearch.schedules.schedule import Choice, MergeSchedule
 from ltmsearch.schedules.space import SearchSpace
 from ltmsearch.search.checkpoint import load_checkpoint
+from ltmsearch.search.description import describe
 from ltmsearch.search.optuna_records import COSTS
 from ltmsearch.search.run import Run
 from ltmsearch.search.settled import Settled
@@ -167,6 +168,16 @@ def test_other_budgets_judge_the_measured_costs(
     again = run_study(settings(folder, weights, budget_gflops=limit, study=finished.settings.study))
     assert {record.feasible for record in again.trials} == {True, False}
     assert all(record.feasible == (record.gflops <= limit) for record in again.trials)
+
+
+def test_schedules_of_measured_cost_are_not_screened(weights: Path, tmp_path: Path) -> None:
+    """Each cost takes a measurement, so the sampler auto is TPE, and baselines are not fitted."""
+    context = prepare(settings(tmp_path / "run", weights, sampler="auto"), Callbacks())
+    assert not context.screens
+    assert any(line.startswith("sampler: tpe, since costs") for line in describe(context))
+    assert context.settled.baselines is None
+    drawn = context.draw_subnets(np.random.default_rng(0))
+    assert len(drawn) == context.settings.sandwich_subnets
 
 
 def test_a_quantile_bounds_the_share_of_the_images(
