@@ -14,7 +14,7 @@ top-1 on the reported images, which neither search nor choice saw, paired by ima
 
     before  with the shared weights of the study, from its answers.csv
     after   from these weights, fine-tuned by distillation from the plain network for --train-steps; all networks of a
-            study, the plain one too, see the same images in the same order
+            study see the same images in the same order. The plain network is the teacher, and stays as it is
 
 Standard errors are over images, of one seed (root mean square over seeds); the standard deviation is over search seeds,
 whose values are means over training seeds. A difference shown to differ from zero must exceed both.
@@ -36,10 +36,11 @@ from timm.utils import ParseKwargs
 from ltmsearch.engine.paired import Difference
 from ltmsearch.io.files import write_atomic
 
-UNTUNED = "plain, not fine-tuned"
+PLAIN = "plain"
 SIZES = ("best baseline at this size", "best baseline at another size")
-RIVALS = ("best baseline", *SIZES, "one count per layer", "plain", UNTUNED)
-"""Those of `SIZES` only where they are not the best baseline; one count per layer is ToMe's constant r."""
+"""Only where they are not the best baseline; compared before fine-tuning only."""
+RIVALS = ("best baseline", *SIZES, "one count per layer", PLAIN)
+"""One count per layer is ToMe's constant r."""
 QUICK = (
     *("trials=16", "sandwich_steps=4", "proxy_steps=1", "batch_size=16", "screened_schedules=24", "device=cpu"),
     *("calibration_images=8", "search_images=32", "rescore_images=32", "report_images=64", "rescore_candidates=3"),
@@ -52,25 +53,21 @@ def compare(study: GainStudy, share: float) -> dict[str, Any]:
     """One search: its networks before and after fine-tuning, and the searched one less each rival."""
     found, answers = study.search(share), study.answers(share)
     trials: dict[str, int] = found["nets"]
-    runs = {name: study.tuned(share, trial) for name, trial in trials.items()}
-    before = {name: [answers.trials[trial]] for name, trial in trials.items()} | {UNTUNED: [answers.plain]}
+    runs = {name: study.tuned(share, trial) for name, trial in trials.items() if name not in SIZES}
+    before = {name: [answers.trials[trial]] for name, trial in trials.items()} | {PLAIN: [answers.plain]}
     after: dict[str, Answered] = {
         name: [np.array(each["predicted"]) for each in tuned] for name, tuned in runs.items()
-    } | {UNTUNED: [answers.plain] * study.args.train_seeds}
-    rivals = [name for name in RIVALS if name in before]
+    } | {PLAIN: [answers.plain] * study.args.train_seeds}
+    less: dict[str, dict[str, Any]] = {}
+    for name in (name for name in RIVALS if name in before):
+        less[name] = {"before": vars(gain(before["searched"], before[name], answers))}
+        if name in after:
+            pairs = list(zip(after["searched"], after[name], strict=True))
+            less[name]["after"] = vars(gain(after["searched"], after[name], answers))
+            less[name]["after_by_training_seed"] = [gain([one], [other], answers).value for one, other in pairs]
     return {
         **found,
-        "less": {
-            name: {
-                "before": vars(gain(before["searched"], before[name], answers)),
-                "after": vars(gain(after["searched"], after[name], answers)),
-                "after_by_training_seed": [
-                    gain([one], [other], answers).value
-                    for one, other in zip(after["searched"], after[name], strict=True)
-                ],
-            }
-            for name in rivals
-        },
+        "less": less,
         "tuned": {
             name: {
                 "top1": [100 * float((np.array(each["predicted"]) == answers.labels).mean()) for each in tuned],
@@ -83,7 +80,8 @@ def compare(study: GainStudy, share: float) -> dict[str, Any]:
 
 def pooled(seeds: list[dict[str, Any]], rival: str, when: str) -> str:
     """Mean over seeds, the standard error of one seed over images, and the standard deviation over seeds."""
-    each = [Difference(**seed["less"][rival][when]) for seed in seeds if rival in seed["less"]]
+    known = [seed["less"].get(rival, {}) for seed in seeds]
+    each = [Difference(**one[when]) for one in known if when in one]
     if not each:
         return ""
     values = [one.value for one in each]
@@ -112,11 +110,11 @@ def net_rows(results: dict[str, list[dict[str, Any]]], plain_gflops: float) -> l
             labels = ", ".join(dict.fromkeys(t["label"] for t in trials if t["label"]))
             about = [share, name + (f" ({labels})" if labels and labels != name else "")]
             cost = mean(t["gflops"] for t in trials) / plain_gflops
-            kl_before, kl, top1 = (
-                [mean(seed["tuned"][name][key]) for seed in own] for key in ("kl_before", "kl", "top1")
-            )
-            before = mean_sd(kl_before, 4), mean_sd([t["report_top1"] for t in trials])
-            rows.append([*about, f"{cost:.3f}", *before, mean_sd(kl, 4), mean_sd(top1)])
+            cells = [f"{cost:.3f}", mean_sd([t["report_top1"] for t in trials])]
+            tuned = [seed["tuned"][name] for seed in own if name in seed["tuned"]]
+            for key, digits in (("kl_before", 4), ("kl", 4), ("top1", 1)):
+                cells.append(mean_sd([mean(each[key]) for each in tuned], digits) if tuned else "")
+            rows.append([*about, *cells])
     return rows
 
 
@@ -156,7 +154,7 @@ def main() -> None:
             gain_rows(results),
         ),
         "Networks on the reported images, before and after fine-tuning: means ± sd over seeds": (
-            ("share of the cost", "network", "cost", "KL before", "top-1 before", "KL after", "top-1 after"),
+            ("share of the cost", "network", "cost", "top-1 before", "KL before", "KL after", "top-1 after"),
             net_rows(results, studies[0].plain_gflops),
         ),
     }

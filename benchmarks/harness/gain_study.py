@@ -70,10 +70,11 @@ class GainStudy:
         args = self.args
         size = dict.fromkeys(("img_size", "proxy_img_size", "base_img_size"), args.img_size)
         network = {"backbone": args.backbone, "model_kwargs": args.model_kwargs, "data_dir": args.data_dir}
-        more = {name: str(value) if isinstance(value, Path) else value for name, value in more.items()}
         budget = f"{share * self.plain_gflops:.8f}"
-        values = {"objective": "kl", **size, **self.given, **network, "budget_gflops": budget, "seed": self.seed}
-        return StudySettings.make("benchmark", **values, **more)
+        own = {"budget_gflops": budget, "seed": self.seed}
+        values: dict[str, Any] = {"objective": "kl", **size, **self.given, **network, **own, **more}
+        texts = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+        return StudySettings.make("benchmark", **texts)
 
     @cached_property
     def context(self) -> StudyContext:
@@ -183,7 +184,7 @@ def described(run: Run) -> dict[str, Any]:
     rivals = [record for record in baselines if record.feasible and not record.is_plain]
     size, plain = compared.searched.schedule.img_size, plain_network(run.trials)
     assert plain is not None
-    nets = {"searched": compared.searched, "best baseline": compared.baseline, "plain": plain}
+    nets = {"searched": compared.searched, "best baseline": compared.baseline}
     same = [record for record in rivals if record.schedule.img_size == size]
     groups = {
         "best baseline at this size": same,
