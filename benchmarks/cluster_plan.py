@@ -8,12 +8,13 @@ Page:     docs/howto/cluster.md
 
     training  = batch × (sandwich steps × subnets + trials × proxy steps)                                 images
     teacher   = batch × (sandwich steps + proxy steps) + search + validation + report                      images
-    screening = schedules × (calibration + 64) + decided × (calibration + search)                          images
+    screening = schedules × (calibration + search / 4) + decided × (calibration + search)                  images
     scoring   = trials × (calibration + search) + candidates × (2 × calibration + validation + report)     images
-    hours     = alone + max(trials × seconds of a trial / workers, trials × driver's seconds of a trial)
+    hours     = alone + screening + max(trials × seconds of a trial / workers, trials × driver's seconds of a trial)
 
-Decided are the schedules that screening scores on all search images (`scored_images` of `search/screening.py`).
-Warm-up, teacher, screening and scoring again run in the driver alone. Networks without BatchNorm need no calibration,
+Decided are the schedules that screening scores on all search images (`scored_images` of `search/screening.py`), two at
+a time, after eight at a time on a quarter of them: so many workers take part. Warm-up, teacher and scoring again run in
+the driver alone. Networks without BatchNorm need no calibration,
 which is counted for all. Rates are images per second of the plain net on one GPU; the built-in ones are timm's
 published rates of one RTX 3090 in mixed precision
 (https://github.com/huggingface/pytorch-image-models/tree/main/results: benchmark-infer-amp-nhwc-pt240-cu124-rtx3090.csv
@@ -30,7 +31,7 @@ from harness.records import settings_of, write_results
 from harness.tables import print_table
 
 from ltmsearch.models.supernet import Supernet
-from ltmsearch.search.screening import FEW_IMAGES, scored_images
+from ltmsearch.search.screening import scored_images
 from ltmsearch.search.trial import parameters
 
 RATES = {
@@ -68,12 +69,13 @@ def plan(millions: float, rates: tuple[float, float], args: argparse.Namespace) 
     one, final = args.calibration_images + args.search_images, args.rescore_images + args.report_images
     warm_up = args.batch_size * args.sandwich_steps * args.sandwich_subnets
     teacher = args.batch_size * (args.sandwich_steps + args.proxy_steps) + args.search_images + final
-    decided = scored_images(args.screened_schedules, args.trials, args.search_images)
-    decided = (decided - args.screened_schedules * FEW_IMAGES) // args.search_images
-    screening = args.screened_schedules * (args.calibration_images + FEW_IMAGES) + decided * one
     again = args.rescore_candidates * (2 * args.calibration_images + final)
     trial = args.batch_size * args.proxy_steps / training + one / scoring
-    alone = warm_up / training + (teacher + screening + again) / scoring
+    alone = warm_up / training + (teacher + again) / scoring
+    schedules, screened = args.screened_schedules, {"calibration": args.calibration_images}
+    screening = {
+        n: scored_images(schedules, args.trials, args.search_images, **screened, workers=n) / scoring for n in WORKERS
+    }
     driver = args.driver_seconds + args.driver_seconds_per_million * millions
     return {
         "rates": rates,
@@ -81,8 +83,8 @@ def plan(millions: float, rates: tuple[float, float], args: argparse.Namespace) 
         "trial_seconds": trial,
         "alone_hours": alone / 3600,
         "driver_seconds": driver,
-        "gpu_hours": (alone + args.trials * trial) / 3600,
-        "hours": {n: (alone + args.trials * max(trial / n, driver)) / 3600 for n in WORKERS},
+        "gpu_hours": (alone + screening[1] + args.trials * trial) / 3600,
+        "hours": {n: (alone + screening[n] + args.trials * max(trial / n, driver)) / 3600 for n in WORKERS},
         "most_workers": int(trial / driver),
         "recipe_gpu_hours": EPOCHS * IMAGES / training / 3600,
         "megabits_per_trial": 8 * 4 * millions,

@@ -40,6 +40,7 @@ from ltmsearch.callbacks import Callbacks
 from ltmsearch.search.records import select_front
 from ltmsearch.search.teacher import Teacher
 from ltmsearch.search.trial import load_parameters
+from ltmsearch.search.workers import LocalWorker
 from ltmsearch.search.workers.local import evaluate_task
 
 CASES = ((1, 0.5), (2, 0.5), (4, 0.0), (4, 0.5), (4, 1.0), (16, 0.0), (16, 0.5), (16, 1.0))
@@ -69,6 +70,7 @@ def search(nets: SavedNets, reference: Reference, workers: int, power: float) ->
             lambda task, weights: evaluate_task(evaluator, task, weights),
             seed=made.seed,
             counts_driver=False,
+            screens=LocalWorker(evaluator),
         )
         study = replace(context, settings=made, evaluator=evaluator)
         driver = UnsavedDriver(study, Path(folder), Callbacks(), workers=virtual)

@@ -5,11 +5,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from ltmsearch.search.workers import Answer, Task
+from ltmsearch.search.workers import Answer, LocalWorker, Task
 from ltmsearch.search.workers.ray import MAX_RETRIES
 
 Evaluate = Callable[[Task, Mapping[str, Tensor]], Answer]
@@ -80,15 +81,23 @@ class VirtualWorkers:
         evaluate: Answers a trial when it is done.
         seed: Seed of the durations.
         counts_driver: Whether the driver's time counts. If not, the order of events does not depend on the machine.
+        screens: Scores schedules that are screened, in no virtual time; None: none are.
     """
 
     remote = True
 
     def __init__(
-        self, number: int, durations: Durations, evaluate: Evaluate, *, seed: int, counts_driver: bool = True
+        self,
+        number: int,
+        durations: Durations,
+        evaluate: Evaluate,
+        *,
+        seed: int,
+        counts_driver: bool = True,
+        screens: LocalWorker | None = None,
     ) -> None:
         self.number, self.durations, self.evaluate, self.seed = number, durations, evaluate, seed
-        self.counts_driver = counts_driver
+        self.counts_driver, self.screens = counts_driver, screens
         self.now = 0.0
         """Virtual seconds since the search began."""
         self.driver_seconds = 0.0
@@ -141,6 +150,16 @@ class VirtualWorkers:
                 answers = self._handle(event)
                 if answers or self.free():
                     return answers
+        finally:
+            self.resume()
+
+    def scores(self, *what: Any, **limit: Any) -> list[float]:
+        """See `Workers`."""
+        if self.screens is None:
+            raise ValueError("`screens` must be given to workers of a study that screens schedules")
+        self.pause()
+        try:
+            return self.screens.scores(*what, **limit)
         finally:
             self.resume()
 

@@ -78,13 +78,18 @@ def recalibrate(model: nn.Module, batches: Batches, runtime: Runtime) -> None:
         update_bn((runtime.images(images) for images, _ in batches), model)
 
 
+def has_batchnorm(model: nn.Module) -> bool:
+    """Whether a network has statistics that `recalibrate` replaces."""
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
 def recalibrate_and_fit(ib: IBLoss, model: nn.Module, batches: Batches, runtime: Runtime) -> None:
     """`recalibrate`, and fit an IB loss in place to the features of the same pass; without BatchNorm, of a shorter one.
 
     Raises:
         TrialDiverged: If a feature is not finite.
     """
-    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+    if has_batchnorm(model):
         with _recorded(model, batches, runtime) as (recorded, samples):
             recalibrate(model, recorded, runtime)
     else:

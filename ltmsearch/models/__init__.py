@@ -11,7 +11,6 @@ from ltmsearch.models.adapter import (
     blank_image,
     get_adapter,
     known_backbones,
-    prefix_modules,
 )
 from ltmsearch.models.features import feature_dim, pooled_features
 from ltmsearch.models.image_counts import ImageCounts, count_tokens, counted
@@ -25,6 +24,7 @@ from ltmsearch.models.registry import (
     set_schedule,
     write_config,
 )
+from ltmsearch.models.sequences import layer_modules, prefix_modules
 from ltmsearch.models.weights import LoadReport, create_backbone, load_weights
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "get_adapter",
     "input_config",
     "known_backbones",
+    "layer_modules",
     "load_weights",
     "output_and_own_loss",
     "pooled_features",

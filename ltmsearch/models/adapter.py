@@ -329,45 +329,6 @@ def unfit_size(size: int | Sequence[int], error: AssertionError) -> InputError:
     return InputError(f"images must have a size that the network accepts, but got {rows}×{columns} px{reason}")
 
 
-def prefix_modules(model: nn.Module, layers: Sequence[str]) -> tuple[str, ...]:
-    """Paths of the modules that run strictly one after the other before the first layer, in the order of execution.
-
-    The first takes the images, each of the others only the output of the one before. Modules around the first layer
-    are entered as long as they run their children in sequence.
-    """
-    candidates, level = [], ""
-    for name in layers[0].split("."):
-        parent = model.get_submodule(level)
-        if level and not isinstance(parent, nn.Sequential) and len(list(parent.children())) > 1:
-            break
-        for child, _ in parent.named_children():
-            if child == name:
-                break
-            candidates.append(f"{level}.{child}".removeprefix("."))
-        level = f"{level}.{name}".removeprefix(".")
-    calls: list[tuple[str, Any, Any]] = []
-    hooks = [
-        model.get_submodule(path).register_forward_hook(
-            lambda _module, args, output, path=path: calls.append((path, args, output))
-        )
-        for path in candidates
-    ]
-    image = blank_image(model, _accepted_size(model))
-    run_once(model, image, hooks)
-    chain, previous = [], image
-    for path, args, output in calls:
-        if len(args) != 1 or args[0] is not previous or not isinstance(output, Tensor):
-            break
-        chain.append(path)
-        previous = output
-    return tuple(chain)
-
-
-def _accepted_size(model: nn.Module) -> Grid:
-    size = cast(Mapping[str, Any], model.pretrained_cfg)["input_size"][1:]
-    return cast(Grid, getattr(getattr(model, "patch_embed", None), "img_size", None) or tuple(size))
-
-
 def grid_of(rows: int, columns: int) -> Grid:
     """The grid of a tensor by two of its sizes: constants for `torch.compile`, which compiles again for others."""
     return index(rows), index(columns)

@@ -207,7 +207,8 @@ class Driver:
         def sampler(place: int) -> BaseSampler:
             seed = derive_seed(self.settings.seed, number, place)
             if self.context.screens:
-                return self.proposals.sampler(self.study, self.shared.version, self.shared.weights, seed=seed)
+                shared = self.shared.version, self.shared.weights
+                return self.proposals.sampler(self.study, self.workers, *shared, seed=seed)
             return make_sampler(self.settings.sampler, seed=seed)
 
         self.study.sampler = sampler(0)

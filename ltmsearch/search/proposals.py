@@ -23,10 +23,11 @@ from ltmsearch.search.initial_trials import (
 )
 from ltmsearch.search.optuna_records import count_trained, is_own
 from ltmsearch.search.samplers import ScreeningSampler
-from ltmsearch.search.screening import Screening
+from ltmsearch.search.screening import Scorer, Screening, few_images
 from ltmsearch.search.setup import StudyContext
 from ltmsearch.search.timing import SCREENING, Clock
-from ltmsearch.search.trial import IB_WEIGHT, load_parameters
+from ltmsearch.search.trial import IB_WEIGHT
+from ltmsearch.search.workers import Workers
 
 SCREENED = "screened"
 """Study attribute: the rounds of screening, each with the version of its weights, the number of schedules scored, and
@@ -42,12 +43,17 @@ class Proposals:
         self.context, self.callbacks, self.clock, self.confirm = context, callbacks, clock, confirm
 
     def sampler(
-        self, study: optuna.Study, version: int, weights: Mapping[str, Tensor], *, seed: int
+        self, study: optuna.Study, workers: Workers, version: int, weights: Mapping[str, Tensor], *, seed: int
     ) -> ScreeningSampler:
-        """A sampler for the next trial, which screens with these weights if it must."""
+        """A sampler for the next trial, which screens with these weights, by these workers, if it must."""
+        space = self.context.space
+
+        def score(rows: Sequence[np.ndarray], images: int | None) -> list[float]:
+            schedules = [space.schedule(row) for row in rows]
+            return workers.scores(schedules, images, version, weights, limit=self.context.trial_limit())
 
         def propose(trial: FrozenTrial) -> dict[str, Any]:
-            return self._next(study, trial, version, weights)
+            return self._next(study, trial, version, score)
 
         return ScreeningSampler(self._distributions(), propose, seed=seed)
 
@@ -60,9 +66,7 @@ class Proposals:
             found[IB_WEIGHT] = FloatDistribution(weights.floor, weights.high, log=True)
         return found
 
-    def _next(
-        self, study: optuna.Study, trial: FrozenTrial, version: int, weights: Mapping[str, Tensor]
-    ) -> dict[str, Any]:
+    def _next(self, study: optuna.Study, trial: FrozenTrial, version: int, score: Scorer) -> dict[str, Any]:
         """Parameters of the first promoted schedule that is no trial yet, after further rounds of screening if needed.
 
         Where a round finds no new schedule, since all of a tiny space near the budget are trials, one is drawn.
@@ -78,15 +82,13 @@ class Proposals:
             elif rounds and not rounds[-1]["promoted"]:
                 initial = draw_within_budget(self.context, trial.number)
             else:
-                rounds.append(self._screen(others, len(rounds), version, weights))
+                rounds.append(self._screen(others, len(rounds), version, score))
                 self.confirm()
                 study.set_user_attr(SCREENED, rounds)
                 continue
             return enqueue_params(self.context, initial)
 
-    def _screen(
-        self, others: Sequence[FrozenTrial], number: int, version: int, weights: Mapping[str, Tensor]
-    ) -> dict[str, Any]:
+    def _screen(self, others: Sequence[FrozenTrial], number: int, version: int, score: Scorer) -> dict[str, Any]:
         """One round, to propose schedules for all trials that are left besides `others`."""
         context, settings = self.context, self.context.settings
         names = context.space.names
@@ -97,22 +99,14 @@ class Proposals:
         running = sum(not each.state.is_finished() and each.user_attrs.get("label") != "plain" for each in others)
         left = max(1, settings.trials - count_trained(others) - running)
         schedules = settings.screened_schedules
-        measure, evaluator = settings.axis.measure, context.evaluator
-
-        def score(indices: np.ndarray, images: int | None) -> float:
-            found = evaluator.score(context.space.schedule(indices), "search", number=images)
-            value = found.kl if measure == "kl" else found.loss
-            assert value is not None
-            return value
-
         with self.clock.part(SCREENING):
-            load_parameters(evaluator.supernet, weights)
             self.callbacks.phase("screening schedules", schedules)
             screening = Screening(
                 space=context.space,
                 budgets=context.budgets,
                 score=score,
                 net=lambda indices: context.proxy_key(context.space.schedule(indices)),
+                few=few_images(context.evaluator.data.search_size),
                 seed=derive_seed(settings.seed, _SEED, number),
                 progress=self.callbacks.advance,
             )

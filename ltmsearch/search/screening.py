@@ -19,11 +19,11 @@ from ltmsearch.search.surrogate import Surrogate
 
 Row = tuple[int, ...]
 """Choice indices of a schedule, one per layer."""
-Scorer = Callable[[np.ndarray, int | None], float]
-"""Score of (L,) choice indices on the first images of the search split, or on all: less is better."""
+Scorer = Callable[[Sequence[np.ndarray], int | None], list[float]]
+"""Scores of several (L,) choice indices on the first images of the search split, or on all: less is better."""
 
-FEW_IMAGES = 64
-"""Images on which every schedule is scored first."""
+FEW_SHARE, FEWEST = 1 / 4, 64
+"""Share of the search images on which every schedule is scored first, and its least number."""
 START_SHARE = 0.15
 """Share of the schedules that are drawn at random from the band, beside the baselines."""
 PARENTS = 4
@@ -64,6 +64,7 @@ class Screening:
     Args:
         score: Scores schedules; its calls take nearly all of the time.
         net: Key that is equal for choices that make the same network, such as ratios that keep the same tokens.
+        few: Number of images on which every schedule is scored first: see `few_images`.
         progress: Receives the number of schedules scored so far.
     """
 
@@ -71,6 +72,7 @@ class Screening:
     budgets: Sequence[Budget]
     score: Scorer
     net: Callable[[np.ndarray], Hashable]
+    few: int
     seed: int
     progress: Callable[[int], None] = lambda done: None
 
@@ -154,20 +156,26 @@ class Screening:
 
     def _score(self, rows: Iterable[np.ndarray], pool: dict[Row, float], end: int) -> None:
         """Score schedules on few images, into a pool."""
+        found: list[Row] = []
+        new: list[Row] = []
         for indices in rows:
             net = self.net(indices)
             if net not in self._nets:
-                if len(self.scores) >= end:
-                    return
-                row = self._nets[net] = _row(indices)
-                self.scores[row] = self.score(indices, FEW_IMAGES)
-                self.progress(len(self.scores))
-            pool[self._nets[net]] = self.scores[self._nets[net]]
+                if len(self.scores) + len(new) >= end:
+                    break
+                self._nets[net] = _row(indices)
+                new.append(self._nets[net])
+            found.append(self._nets[net])
+        for begin in range(0, len(new), GENERATION):
+            part = new[begin : begin + GENERATION]
+            self.scores |= zip(part, self.score([np.array(row) for row in part], self.few), strict=True)
+            self.progress(len(self.scores))
+        pool |= {row: self.scores[row] for row in found}
 
     def _decide(self, pool: dict[Row, float], sure: dict[Row, float], number: int) -> dict[Row, float]:
         """The scores on all images, with those of the best of a pool added."""
-        order = sorted((row for row in pool if row not in sure), key=lambda row: (pool[row], row))
-        return sure | {row: self.score(np.array(row), None) for row in order[:number]}
+        order = sorted((row for row in pool if row not in sure), key=lambda row: (pool[row], row))[:number]
+        return sure | dict(zip(order, self.score([np.array(row) for row in order], None), strict=True))
 
     def _promoted(
         self, sure: dict[Row, float], budgets: Sequence[Budget], tried: set[Hashable], number: int
@@ -206,7 +214,19 @@ def _row(indices: np.ndarray) -> Row:
     return tuple(int(i) for i in indices)
 
 
-def scored_images(schedules: int, promoted: int, images: int) -> int:
-    """About how many images a round of screening puts through networks, with all images of the search split."""
-    deciding = DECIDING * (max(PARENTS, promoted) + (1 - START_SHARE) * schedules / GENERATION)
-    return schedules * min(FEW_IMAGES, images) + math.ceil(deciding) * images
+def few_images(images: int) -> int:
+    """Number of the search images, of so many, on which every schedule is scored first."""
+    return min(images, max(FEWEST, round(FEW_SHARE * images)))
+
+
+def scored_images(schedules: int, promoted: int, images: int, *, calibration: int = 0, workers: int = 1) -> int:
+    """About how many images a round of screening puts through networks, one after the other.
+
+    Args:
+        images: Search images.
+        calibration: Images for BatchNorm statistics, before each score.
+        workers: Workers that score at the same time.
+    """
+    deciding = math.ceil(DECIDING * (max(PARENTS, promoted) + (1 - START_SHARE) * schedules / GENERATION))
+    sieving, deciding = math.ceil(schedules / min(workers, GENERATION)), math.ceil(deciding / min(workers, DECIDING))
+    return sieving * (few_images(images) + calibration) + deciding * (images + calibration)

@@ -26,6 +26,7 @@ from ltmsearch.costs import (
 )
 from ltmsearch.costs.split import check_split_layer
 from ltmsearch.data.loading import ImageData
+from ltmsearch.engine.evaluation import has_batchnorm
 from ltmsearch.engine.linear_probe import probe_images
 from ltmsearch.engine.runtime import find_device
 from ltmsearch.engine.steps import WarmUp, warm_up
@@ -176,13 +177,17 @@ class StudyContext:
             warming = measure_warm_up(self.evaluator, self.draw_subnets, plan, first_step)
             parts[WARM_UP] = warming.seconds(plan, s.proxy_img_size, first_step)
         if self.screens and trials:
-            images = scored_images(s.screened_schedules, trials, self.evaluator.data.search_size)
-            parts[SCREENING] = images * self.trial_rates.image
+            parts[SCREENING] = self._screened_images(trials) * self.trial_rates.image
         if self.measured is not None:
             parts[OVERHEAD] += self.measured.expected_seconds(trials)
         if self.latency is not None and self.latency.can_measure:
             parts[TIMING] = self.latency.measuring_seconds(s.rescore_candidates)
         return parts
+
+    def _screened_images(self, trials: int) -> int:
+        s, images = self.settings, self.evaluator.data.search_size
+        calibration = s.calibration_images if has_batchnorm(self.evaluator.supernet) else 0
+        return scored_images(s.screened_schedules, trials, images, calibration=calibration, workers=s.workers)
 
     def trial_limit(self) -> float:
         """Time limit of a trial, in seconds."""

@@ -4,7 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import islice
@@ -19,6 +19,7 @@ from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.data.loading import ImageData
 from ltmsearch.engine.evaluation import Batches, Score, preserve_batchnorm, recalibrate, recalibrate_and_fit, score
 from ltmsearch.engine.ib_loss import IBLoss
+from ltmsearch.engine.layer_cache import LayerCache
 from ltmsearch.engine.linear_probe import fit_classifiers
 from ltmsearch.engine.mask_fit import fit_layer
 from ltmsearch.engine.prefix_cache import PrefixCache
@@ -112,6 +113,11 @@ class Evaluator:
         """Cached outputs of the modules before the first merging layer."""
         return PrefixCache(self.supernet)
 
+    @cached_property
+    def layer_cache(self) -> LayerCache:
+        """Cached outputs of layers, for schedules that are scored with the same weights."""
+        return LayerCache(self.supernet)
+
     def evaluate(
         self,
         weights: Mapping[str, Tensor],
@@ -189,7 +195,8 @@ class Evaluator:
                 )
             trained = time.perf_counter()
             with self._as_scored(schedule, information=True) as fitted:
-                result, merges = self._scored("search", None, fitted, in_time), self._example_merges()
+                result = self._scored("search", None, fitted, in_time, shares_layers=not steps)
+                merges = self._example_merges()
             scored = time.perf_counter()
         return TrialResult(
             weights=parameters(self.supernet) if steps else {},
@@ -212,6 +219,15 @@ class Evaluator:
         check_choice("the set of images", images, Images)
         with self._as_scored(schedule, information=information) as ib:
             return self._scored(images, number, ib, iter)
+
+    def measured(self, schedule: MergeSchedule, images: int | None) -> float:
+        """The measure that trials minimise, on the first search images or on all, with the current weights."""
+        measure = self.settings.axis.measure
+        with self._as_scored(schedule, information=False):
+            found = self._scored("search", images, None, iter, shares_layers=True)
+        value = found.kl if measure == "kl" else found.loss
+        assert value is not None
+        return value
 
     def fit_classifiers(
         self, classifiers: Sequence[str], *, images: Sequence[int], watch: Callable[[Batches], Batches]
@@ -248,12 +264,19 @@ class Evaluator:
             yield None
 
     def _scored(
-        self, images: Images, number: int | None, ib: IBLoss | None, in_time: Callable[[Batches], Batches]
+        self,
+        images: Images,
+        number: int | None,
+        ib: IBLoss | None,
+        in_time: Callable[[Batches], Batches],
+        *,
+        shares_layers: bool = False,
     ) -> Score:
-        """Score under the active schedule."""
+        """Score under the active schedule; `shares_layers`: with the layers of other schedules, see `LayerCache`."""
         schedule = self.supernet.schedule
         batches = in_time(self._sized(self.held_out(images, number), schedule))
-        with self.prefix_cache.replay(images, number, schedule.img_size):
+        shared = self.layer_cache.replay(images, schedule.img_size) if shares_layers else nullcontext()
+        with self.prefix_cache.replay(images, number, schedule.img_size), shared:
             return score(self.supernet.model, batches, self.runtime, ib=ib, teacher=self.teacher.of(images, number))
 
     def held_out(self, images: Images, number: int | None = None) -> Batches:

@@ -28,7 +28,7 @@ from ltmsearch.engine.evaluation import Score
 from ltmsearch.errors import InputError, WorkersLost
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.trial import TrialResult
-from ltmsearch.search.workers import Answer, Task
+from ltmsearch.search.workers import Answer, ScoreAnswer, ScoreTask, Task
 from ltmsearch.search.workers.actor import Ready
 from ltmsearch.search.workers.connection import Connection, connect
 from ltmsearch.search.workers.ray import RayWorkers
@@ -67,6 +67,15 @@ class Scripted:
         predictions = np.full(8, 3)
         score = Score(top1=float(weights["a"].sum()), top1_se=1.0, loss=1.0, images=8, predictions=predictions)
         return Answer(trial=task.trial, result=TrialResult(weights={"a": weights["a"] + 1}, score=score, seconds=0.1))
+
+    def score(self, task: ScoreTask, weights: dict[str, np.ndarray]) -> ScoreAnswer:
+        mark = self.folder / f"score {task.place}"
+        tries = len(mark.read_text()) if mark.exists() else 0
+        mark.write_text("x" * (tries + 1))
+        if task.images == 64 and ((task.place == 1 and tries == 0) or task.place == 9):
+            os.kill(os.getpid(), signal.SIGKILL)
+        value = task.schedule.keep_ratio("a") + float(weights["a"].sum())
+        return ScoreAnswer(place=task.place, value=value)
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +163,34 @@ class TestWorkers:
         given = [line for line in notes.lines if "another worker repeats the trial" in line]
         assert len(given) == 4
         assert "the worker of trial 3 ended on here (it exceeded its time limit)" in "\n".join(given)
+
+    def test_schedules_are_scored_beside_trials(self, connection: Connection, tmp_path: Path) -> None:
+        """Scores come in the order of the schedules, also if workers die; answers to trials that end meanwhile wait."""
+        notes = Notes()
+        pool = workers(connection, tmp_path, notes)
+        weights = {"a": torch.full((3,), 2.0)}
+        while not pool.free():
+            assert pool.answers() == []
+        pool.start(task(10), 0, weights)
+        schedules = [MergeSchedule.uniform(("a",), ratio, "ltm") for ratio in (1.0, 0.9, 0.8, 0.7, 0.5)]
+        values = pool.scores(schedules, 64, 0, weights, limit=60.0)
+        assert values == pytest.approx([7.0, 6.9, 6.8, 6.7, 6.5])
+        assert (tmp_path / "score 1").read_text() == "xx"
+        assert any("a worker that scored a schedule ended on here (its process died)" in line for line in notes.lines)
+        answers: list[Answer] = []
+        while not answers:
+            answers = pool.answers()
+        assert [answer.trial for answer in answers] == [10]
+        pool.close()
+
+    def test_a_schedule_that_ends_every_worker_ends_the_search(self, connection: Connection, tmp_path: Path) -> None:
+        pool = workers(connection, tmp_path, Callbacks())
+        schedules = [MergeSchedule.uniform(("a",), 0.5, "ltm")] * 10
+        with pytest.raises(
+            WorkersLost, match=r"3 workers ended while they scored the same schedule, .*its process died"
+        ):
+            pool.scores(schedules, 64, 0, {"a": torch.zeros(3)}, limit=60.0)
+        pool.close()
 
     def test_a_programming_error_ends_the_search(self, connection: Connection, tmp_path: Path) -> None:
         pool = workers(connection, tmp_path, Callbacks())

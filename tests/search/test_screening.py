@@ -1,6 +1,6 @@
 """Screening: it finds what brute force finds, within its budget, and says the same again."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from itertools import product
 
@@ -11,11 +11,12 @@ from scipy.stats import kendalltau
 from ltmsearch.costs import Budget, SizedCosts
 from ltmsearch.schedules.schedule import Choice
 from ltmsearch.schedules.space import SearchSpace
-from ltmsearch.search.screening import FEW_IMAGES, Promoted, Screening
+from ltmsearch.search.screening import Promoted, Scorer, Screening, few_images, scored_images
 from ltmsearch.search.surrogate import Surrogate
 
 RATIOS = (1.0, 0.9, 0.7, 0.5)
 LAYERS = 6
+FEW = 64
 SPACE = SearchSpace(
     layers=tuple(f"blocks.{i}" for i in range(LAYERS)),
     choices=tuple(tuple(Choice(ratio) for ratio in RATIOS) for _ in range(LAYERS)),
@@ -59,6 +60,11 @@ def harm(indices: np.ndarray) -> float:
     return float(HARM @ halvings**1.5 + 0.2 * np.sum(halvings[1:] * halvings[:-1]) + 0.01)
 
 
+def each(score: Callable[[np.ndarray, int | None], float]) -> Scorer:
+    """Scores of several schedules, one by one."""
+    return lambda rows, images: [score(row, images) for row in rows]
+
+
 def own(indices: np.ndarray) -> Hashable:
     """Every schedule is a network of its own."""
     return tuple(indices.tolist())
@@ -70,7 +76,12 @@ def budget(limit: float, minimum: float = 0.0) -> Budget:
 
 def screened(seed: int = 0, *, limit: float = 60.0, minimum: float = 0.0, promoted: int = 4) -> list[Promoted]:
     screening = Screening(
-        space=SPACE, budgets=[budget(limit, minimum)], score=lambda indices, images: harm(indices), net=own, seed=seed
+        space=SPACE,
+        budgets=[budget(limit, minimum)],
+        score=each(lambda indices, images: harm(indices)),
+        net=own,
+        few=FEW,
+        seed=seed,
     )
     uniform = [np.full(LAYERS, i) for i in range(len(RATIOS))]
     return screening.run(starts=uniform, known=[], schedules=160, promoted=promoted)
@@ -112,9 +123,9 @@ def test_few_images_sieve_and_all_decide() -> None:
         seen.append((tuple(indices.tolist()), images))
         return harm(indices) + (0.0 if images is None else 0.05 * (int(indices.sum()) % 3))
 
-    screening = Screening(space=SPACE, budgets=[budget(60.0)], score=score, net=own, seed=0)
+    screening = Screening(space=SPACE, budgets=[budget(60.0)], score=each(score), net=own, few=FEW, seed=0)
     found = screening.run(starts=[], known=[], schedules=60, promoted=3)
-    few = [row for row, images in seen if images == FEW_IMAGES]
+    few = [row for row, images in seen if images == FEW]
     assert len(few) == len(set(few)) == 60, "no schedule is scored twice"
     deciding = [row for row, images in seen if images is None]
     assert set(deciding) <= set(few)
@@ -125,7 +136,7 @@ def test_few_images_sieve_and_all_decide() -> None:
 def test_schedules_that_are_trials_already_are_not_proposed() -> None:
     first = screened()
     screening = Screening(
-        space=SPACE, budgets=[budget(60.0)], score=lambda indices, images: harm(indices), net=own, seed=0
+        space=SPACE, budgets=[budget(60.0)], score=each(lambda indices, images: harm(indices)), net=own, few=FEW, seed=0
     )
     known = [np.array(one.indices) for one in first]
     second = screening.run(starts=known, known=known, schedules=160, promoted=4)
@@ -152,7 +163,7 @@ def test_a_space_without_neighbours_ends() -> None:
 
     screening = Screening(
         space=space, budgets=[Budget(name="gflops", table=Few(), limit=9.5)],
-        score=lambda indices, images: float(indices[0]), net=own, seed=0,
+        score=each(lambda indices, images: float(indices[0])), net=own, few=FEW, seed=0,
     )  # fmt: skip
     found = screening.run(starts=[], known=[], schedules=50, promoted=10)
     assert {one.indices for one in found} <= {(0, 1), (1, 0), (1, 1)}
@@ -180,7 +191,7 @@ def test_schedules_that_make_one_network_are_scored_once() -> None:
             seen.append(net(indices))
         return harm(indices)
 
-    screening = Screening(space=SPACE, budgets=[budget(60.0)], score=score, net=net, seed=0)
+    screening = Screening(space=SPACE, budgets=[budget(60.0)], score=each(score), net=net, few=FEW, seed=0)
     found = screening.run(starts=[], known=[], schedules=80, promoted=8)
     assert len(seen) == len(set(seen))
     assert len({net(np.array(one.indices)) for one in found}) == 8
@@ -192,7 +203,7 @@ def test_of_schedules_that_do_the_same_the_cheapest_is_proposed() -> None:
     def score(indices: np.ndarray, images: int | None) -> float:
         return harm(np.array([*indices[:-1], 0]))
 
-    screening = Screening(space=SPACE, budgets=[budget(60.0)], score=score, net=own, seed=0)
+    screening = Screening(space=SPACE, budgets=[budget(60.0)], score=each(score), net=own, few=FEW, seed=0)
     found = screening.run(starts=[], known=[], schedules=160, promoted=6)
     assert len({round(one.score, 9) for one in found}) == 6
     same = [row for row in screening.scores if row[:-1] == found[0].indices[:-1]]
@@ -210,8 +221,17 @@ def test_baselines_of_sizes_that_are_not_searched_are_no_parents() -> None:
         scored.append(int(indices[-1]))
         return harm(indices[:-1]) + 0.1 * float(indices[-1])
 
-    screening = Screening(space=sized, budgets=[limit], score=score, net=own, seed=0)
+    screening = Screening(space=sized, budgets=[limit], score=each(score), net=own, few=FEW, seed=0)
     small = np.array([0] * LAYERS + [2])
     found = screening.run(starts=[small], known=[], schedules=80, promoted=4)
     assert set(scored) == {0, 1}
     assert {one.indices[-1] for one in found} <= {0, 1}
+
+
+def test_a_quarter_of_the_search_images_sieves_but_no_fewer_than_64() -> None:
+    assert [few_images(number) for number in (20, 64, 200, 256, 512, 2000)] == [20, 64, 64, 64, 128, 500]
+    # Four parents, twice at the start; two of each eight of the 85 % that are no start.
+    assert scored_images(160, 4, 512) == 160 * 128 + (2 * 4 + 34) * 512
+    assert scored_images(160, 4, 512, calibration=32) == 160 * (128 + 32) + (2 * 4 + 34) * (512 + 32)
+    assert scored_images(160, 4, 512, workers=2) == 80 * 128 + (4 + 17) * 512
+    assert scored_images(160, 4, 512, workers=64) == 20 * 128 + (4 + 17) * 512, "eight and then two at a time"

@@ -52,6 +52,9 @@ class Shuffled:
         task, _, weights = self.handed.pop(self.chance.randrange(len(self.handed)))
         return [evaluate_task(self.evaluator, task, weights)]
 
+    def scores(self, *what: Any, **limit: Any) -> list[float]:
+        return LocalWorker(self.evaluator).scores(*what, **limit)
+
     def close(self) -> None:
         pass
 

@@ -16,9 +16,9 @@ from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.errors import InputError
 from ltmsearch.search.evaluators import make_evaluator, open_supernet_and_data
 from ltmsearch.search.settled import requested_runtime
-from ltmsearch.search.trial import Evaluator
+from ltmsearch.search.trial import Evaluator, load_parameters
 from ltmsearch.search.workers.local import evaluate_task
-from ltmsearch.search.workers.tasks import Answer, Task
+from ltmsearch.search.workers.tasks import Answer, ScoreAnswer, ScoreTask, Task
 
 Arrays = Mapping[str, np.ndarray]
 """Tensors by name, as workers read them in place from Ray's object store."""
@@ -69,6 +69,11 @@ class TrialWorker:
         if answer.result is None:
             return answer
         return replace(answer, result=replace(answer.result, weights=to_arrays(answer.result.weights)))
+
+    def score(self, task: ScoreTask, weights: Arrays) -> ScoreAnswer:
+        """Score a schedule with these parameters."""
+        load_parameters(self.evaluator.supernet, to_tensors(weights))
+        return ScoreAnswer(place=task.place, value=self.evaluator.measured(task.schedule, task.images))
 
 
 def to_arrays(tensors: Mapping[str, Tensor]) -> Any:

@@ -1,11 +1,12 @@
 """The worker in this process: the default, and the reference for all others."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from ltmsearch.errors import TrialFailed
-from ltmsearch.search.trial import Evaluator
+from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.search.trial import Evaluator, load_parameters
 from ltmsearch.search.workers.tasks import Answer, Task
 
 
@@ -29,6 +30,18 @@ class LocalWorker:
             return []
         (task, weights), self._next = self._next, None
         return [evaluate_task(self.evaluator, task, weights)]
+
+    def scores(
+        self,
+        schedules: Sequence[MergeSchedule],
+        images: int | None,
+        version: int,
+        weights: Mapping[str, Tensor],
+        *,
+        limit: float,
+    ) -> list[float]:
+        load_parameters(self.evaluator.supernet, weights)
+        return [self.evaluator.measured(schedule, images) for schedule in schedules]
 
     def close(self) -> None:
         pass

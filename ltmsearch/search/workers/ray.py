@@ -4,7 +4,7 @@ import logging
 import re
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,11 +13,12 @@ from torch import Tensor
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.errors import InputError, WorkersLost
+from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.settled import Conditions
 from ltmsearch.search.setup import StudyContext
 from ltmsearch.search.workers.actor import Ready, TrialWorker, to_arrays, to_tensors
 from ltmsearch.search.workers.connection import Connection, gpu_share
-from ltmsearch.search.workers.tasks import Answer, Task
+from ltmsearch.search.workers.tasks import Answer, ScoreAnswer, ScoreTask, Task
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ HANG_FACTOR, HANG_SECONDS = 1.5, 30.0
 class Assignment:
     """A task, the version of its initial weights, and the number of workers that died during it."""
 
-    task: Task
+    task: Task | ScoreTask
     version: int
     lost: int = 0
 
@@ -78,6 +79,8 @@ class RayWorkers:
         self._state, self._teacher = self.ray.put(to_arrays(state)), self.ray.put(to_arrays(teacher))
         self._weights: dict[int, Any] = {}
         self._retries: deque[Assignment] = deque()
+        self._early: list[Answer] = []
+        """Answers to trials that came while schedules were scored."""
         self._failed_starts = 0
         self._last_ready = time.monotonic()
         self._reported_ready = False
@@ -108,24 +111,58 @@ class RayWorkers:
         return max(0, sum(slot.call is None for slot in self._slots) - len(self._retries))
 
     def start(self, task: Task, version: int, weights: Mapping[str, Tensor]) -> None:
-        if version not in self._weights:
-            self._weights[version] = self.ray.put(to_arrays(weights))
+        self._send(version, weights)
         self._assign(Assignment(task=task, version=version))
 
     def answers(self) -> list[Answer]:
-        while True:
-            while self._retries and any(slot.call is None for slot in self._slots):
-                self._assign(self._retries.popleft())
-            calls = {slot.call: slot for slot in self._slots if slot.call is not None}
-            if not calls:
-                return []
-            done, _ = self.ray.wait(list(calls), num_returns=1, timeout=POLL_SECONDS)
-            answers = [answer for call in done for answer in self._collect(calls[call])]
-            self._kill_hanging()
-            self._check_ready()
-            if answers or (done and self.free()):
-                self._drop_unused_weights()
-                return answers
+        answers, self._early = self._early, []
+        while not answers and any(slot.call is not None for slot in self._slots):
+            ended, found = self._wait()
+            answers = [each for each in found if isinstance(each, Answer)]
+            if ended and self.free():
+                break
+        self._drop_unused_weights()
+        return answers
+
+    def scores(
+        self,
+        schedules: Sequence[MergeSchedule],
+        images: int | None,
+        version: int,
+        weights: Mapping[str, Tensor],
+        *,
+        limit: float,
+    ) -> list[float]:
+        self._send(version, weights)
+        waiting = deque(
+            ScoreTask(place=place, schedule=schedule, images=images, limit=limit)
+            for place, schedule in enumerate(schedules)
+        )
+        values: dict[int, float] = {}
+        while len(values) < len(schedules):
+            while waiting and self.free():
+                self._assign(Assignment(task=waiting.popleft(), version=version))
+            for answer in self._wait()[1]:
+                if isinstance(answer, ScoreAnswer):
+                    values[answer.place] = answer.value
+                else:
+                    self._early.append(answer)
+        return [values[place] for place in range(len(schedules))]
+
+    def _send(self, version: int, weights: Mapping[str, Tensor]) -> None:
+        if version not in self._weights:
+            self._weights[version] = self.ray.put(to_arrays(weights))
+
+    def _wait(self) -> tuple[bool, list[Answer | ScoreAnswer]]:
+        """Wait a while for a call to end: whether one did, and its answers."""
+        while self._retries and any(slot.call is None for slot in self._slots):
+            self._assign(self._retries.popleft())
+        calls = {slot.call: slot for slot in self._slots if slot.call is not None}
+        done, _ = self.ray.wait(list(calls), num_returns=1, timeout=POLL_SECONDS)
+        answers = [answer for call in done for answer in self._collect(calls[call])]
+        self._kill_hanging()
+        self._check_ready()
+        return bool(done), answers
 
     def close(self) -> None:
         for slot in self._slots:
@@ -135,10 +172,11 @@ class RayWorkers:
 
     def _assign(self, assignment: Assignment) -> None:
         slot = next(slot for slot in self._slots if slot.call is None)
-        slot.call = slot.actor.evaluate.remote(assignment.task, self._weights[assignment.version])
+        call = slot.actor.score if isinstance(assignment.task, ScoreTask) else slot.actor.evaluate
+        slot.call = call.remote(assignment.task, self._weights[assignment.version])
         slot.assignment, slot.since = assignment, time.monotonic()
 
-    def _collect(self, slot: Slot) -> list[Answer]:
+    def _collect(self, slot: Slot) -> list[Answer | ScoreAnswer]:
         """The answer of a call that ended, if it was a task; a worker that died is replaced."""
         try:
             returned = self.ray.get(slot.call)
@@ -152,12 +190,14 @@ class RayWorkers:
         if isinstance(returned, Ready):
             slot.ready, self._failed_starts = returned, 0
             return []
+        if isinstance(returned, ScoreAnswer):
+            return [returned]
         result = returned.result
         if result is not None:
             result = replace(result, weights=to_tensors(result.weights))
         return [replace(returned, result=result)]
 
-    def _replace(self, slot: Slot, reason: str) -> list[Answer]:
+    def _replace(self, slot: Slot, reason: str) -> list[Answer | ScoreAnswer]:
         """Start a new worker for one that died; its trial is tried again, and fails after the last retry."""
         assignment, where = slot.assignment, f"on {slot.ready.host}" if slot.ready else "during its start"
         self._slots[self._slots.index(slot)] = self._new_slot()
@@ -167,10 +207,20 @@ class RayWorkers:
                 raise WorkersLost(f"workers end during their start ({reason}); the same command continues")
             self.callbacks.note(f"a worker ended {where} ({reason}); starting another")
             return []
-        trial, lost = assignment.task.trial, assignment.lost + 1
-        if lost > MAX_RETRIES:
-            return [Answer(trial=trial, failure=f"{lost} workers ended during it, the last {where}: {reason}")]
-        self.callbacks.note(f"the worker of trial {trial} ended {where} ({reason}); another worker repeats the trial")
+        task, lost = assignment.task, assignment.lost + 1
+        if isinstance(task, ScoreTask):
+            if lost > MAX_RETRIES:
+                raise WorkersLost(
+                    f"{lost} workers ended while they scored the same schedule, the last {where}: {reason}; the same "
+                    "command continues"
+                )
+            self.callbacks.note(f"a worker that scored a schedule ended {where} ({reason}); another worker repeats it")
+        elif lost > MAX_RETRIES:
+            return [Answer(trial=task.trial, failure=f"{lost} workers ended during it, the last {where}: {reason}")]
+        else:
+            self.callbacks.note(
+                f"the worker of trial {task.trial} ended {where} ({reason}); another worker repeats the trial"
+            )
         self._retries.append(replace(assignment, lost=lost))
         return []
 
@@ -180,7 +230,7 @@ class RayWorkers:
                 continue
             limit = HANG_FACTOR * slot.assignment.task.limit + HANG_SECONDS
             if time.monotonic() - slot.since > limit:
-                _log.warning("trial %d takes more than %.0f s: killing its worker", slot.assignment.task.trial, limit)
+                _log.warning("%s takes more than %.0f s: killing its worker", slot.assignment.task, limit)
                 self.ray.kill(slot.actor)  # the call then ends with an error, as for any worker that died
                 slot.since = time.monotonic()
 

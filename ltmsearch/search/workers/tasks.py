@@ -1,6 +1,6 @@
 """Tasks for workers and their answers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,6 +36,27 @@ class Answer:
     """Host and process of the worker; empty for this process."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoreTask:
+    """A schedule to score with weights as they are, for the screening."""
+
+    place: int
+    """In the list of those that are scored together."""
+    schedule: MergeSchedule
+    images: int | None
+    """The first of the search images; None: all."""
+    limit: float
+    """Seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreAnswer:
+    """The score of a schedule."""
+
+    place: int
+    value: float
+
+
 class Workers(Protocol):
     """Interface of workers: this process, or several others at once."""
 
@@ -53,6 +74,25 @@ class Workers(Protocol):
 
         Raises:
             WorkersLost: If no worker is left and none can be started.
+        """
+
+    def scores(
+        self,
+        schedules: Sequence[MergeSchedule],
+        images: int | None,
+        version: int,
+        weights: Mapping[str, Tensor],
+        *,
+        limit: float,
+    ) -> list[float]:
+        """Score schedules with this version of the weights, while trials that run go on.
+
+        Args:
+            images: Number of search images, the first ones; None: all.
+            limit: Time limit of one score, in seconds.
+
+        Raises:
+            WorkersLost: As `answers`, and if one schedule is the end of several workers.
         """
 
     def close(self) -> None:
