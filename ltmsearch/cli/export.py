@@ -20,7 +20,8 @@ def export(
     run: RunOrTraining,
     trial: Annotated[int | None, _of_study(metavar="INT", help="Export this trial.")] = None,
     top: Annotated[
-        int | None, _of_study(metavar="INT", help="Export this many of the front's best. (default: 1)", min=1)
+        int | None,
+        _of_study(metavar="INT", help="Export this many of the front's best. (default: the recommended trial)", min=1),
     ] = None,
     under_gflops: Annotated[
         float | None, _of_study(metavar="FLOAT", help="Export the best of the front up to this many GFLOPs per image.")

@@ -15,6 +15,7 @@ from ltmsearch.io.files import refuse_links_outward
 from ltmsearch.merging import NO_PROGRAM
 from ltmsearch.models.checkpoints import WEIGHTS
 from ltmsearch.programs import ExportedFile, export_onnx, export_program, require_onnx
+from ltmsearch.reporting.findings import findings_of
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.run import Run
 
@@ -45,7 +46,7 @@ def export_run(
 
     Args:
         run: Run directory of a study, or folder of a training.
-        top: Export the best `top` trials of the front; 1 if no criterion is given.
+        top: Export the best `top` trials of the front; without a criterion, the recommended trial is exported.
         under_gflops: Export the best trial of the front up to this cost.
         under_ms: Export the best trial of the front up to this latency, for studies with a latency budget.
         checkpoint: Weights of a training; None: its best.
@@ -69,7 +70,9 @@ def export_run(
         if checkpoint is not None:
             raise InputError(f"--checkpoint needs the folder of a training, but {run} is the run directory of a study")
         study = Run.open(run)
-        trials = choose_trials(study.trials, axis=study.settings.axis, **criteria)  # type: ignore[arg-type]
+        verdict, axis = findings_of(study).verdict, study.settings.axis
+        best = None if verdict is None else verdict.recommended
+        trials = choose_trials(study.trials, axis=axis, recommended=best, **criteria)  # type: ignore[arg-type]
         _refuse_programs(files, [record.schedule for record in trials])
         subnets: Iterable[Subnet] = study_subnets(study, trials, callbacks, with_weights=len(files) > 1)
     else:

@@ -60,8 +60,11 @@ def choose_trials(
     top: int | None = None,
     under_gflops: float | None = None,
     under_ms: float | None = None,
+    recommended: int | None = None,
 ) -> list[TrialRecord]:
     """Choose one trial by number, the best `top` of the front by its measure, or the best of the front up to a cost.
+
+    Without a criterion: the recommended trial, by number; None: the best of the front.
 
     Raises:
         InputError: If more than one criterion is given, or no trial meets it.
@@ -85,7 +88,10 @@ def choose_trials(
         if front:
             reason += f"; the fastest takes {min(map(_ms, front)):.2f}"
     else:
-        chosen, reason = front[: top or 1], "the study has no front yet: no scored trial is within the budget"
+        chosen = front[: top or 1]
+        if top is None and recommended is not None:
+            chosen = [record for record in front if record.trial == recommended]
+        reason = "the study has no front yet: no scored trial is within the budget"
     if not chosen:
         raise InputError(reason)
     return chosen

@@ -117,6 +117,8 @@ def _write_png(figure: go.Figure, path: Path, height: int) -> str | None:
         if code != 0:
             last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
             return f"{path.name} not written: the browser failed with {last[:200]!r}"
+        if not drawn.exists():
+            return f"{path.name} not written: the browser ended without a picture"
         write_atomic(path, drawn.read_bytes())
     return None
 

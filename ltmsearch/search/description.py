@@ -78,10 +78,18 @@ def _method(context: StudyContext) -> list[str]:
         f"{s.proxy_img_size}, batch {s.batch_size}, learning rate {s.warmup_lr:g}",
         f"objective: {MEASURES[s.axis.measure]}, in nats, on {data.search_size} training images set aside",
         f"sampler: {sampler}",
-        f"trials: {s.trials}, {training}; the best {s.rescore_candidates} scored again on {data.validation_size} "
-        f"validation images, and reported on {data.report_name}",
+        f"trials: {s.trials}, {_baselines(context)}{training}; the best {s.rescore_candidates} scored again on "
+        f"{data.validation_size} validation images, and reported on {data.report_name}",
         f"IB loss: {ib}",
     ]
+
+
+def _baselines(context: StudyContext) -> str:
+    """How many trials are baselines, where these are fitted to the budget."""
+    number = len(context.settled.baselines or [])
+    if number >= context.settings.trials:
+        return f"no more than the {number} baselines, so that no schedule is searched (use --trials {3 * number}); "
+    return f"{number} of them baselines; " if number else ""
 
 
 def _classifier(context: StudyContext) -> list[str]:

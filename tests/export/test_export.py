@@ -149,6 +149,8 @@ def test_trials_are_chosen_by_number_rank_and_cost() -> None:
     axis = CostAxis(measure="kl")
     front = [BEST, UNIFORM, START_UP]
     assert choose_trials(RECORDS, axis=axis) == front[:1]
+    assert choose_trials(RECORDS, axis=axis, recommended=START_UP.trial) == [START_UP]
+    assert choose_trials(RECORDS, axis=axis, recommended=START_UP.trial, top=1) == front[:1]
     assert choose_trials(RECORDS, axis=axis, top=2) == front[:2]
     assert choose_trials(RECORDS, axis=axis, top=99) == front
     assert choose_trials(RECORDS, axis=axis, trial=OPEN.trial) == [OPEN]

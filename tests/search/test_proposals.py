@@ -14,11 +14,14 @@ from support.records import read_equal_columns
 from support.sizes import TINY_VIT
 
 from ltmsearch import run_study
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.search.answers import ANSWERS
+from ltmsearch.search.description import describe
 from ltmsearch.search.driver import Driver
 from ltmsearch.search.proposals import SCREENED, Proposals
 from ltmsearch.search.run import Run
 from ltmsearch.search.samplers import ScreeningSampler
+from ltmsearch.search.setup import prepare
 from ltmsearch.search.shared_weights import SharedWeights
 from ltmsearch.search.teacher import TEACHER
 from ltmsearch.search.trial import IB_WEIGHT, Evaluator
@@ -191,3 +194,11 @@ def test_missing_answers_are_given_again(run: Path, whole: Path, monkeypatch: py
     monkeypatch.setattr(Evaluator, "evaluate", None)
     run_study(tiny(run, **TAUGHT))
     assert_same(run, whole)
+
+
+def test_the_start_tells_how_many_trials_are_baselines(tmp_path: Path) -> None:
+    context = prepare(tiny(tmp_path / "many", **TAUGHT), Callbacks())
+    number = len(context.settled.baselines or [])
+    assert any(line.startswith(f"trials: 8, {number} of them baselines; ") for line in describe(context))
+    few = prepare(tiny(tmp_path / "few", **TAUGHT | {"trials": number}), Callbacks())
+    assert any(f"no more than the {number} baselines, so that no schedule is searched" in line for line in describe(few))
