@@ -132,7 +132,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--train-seeds", type=int, default=3, help="fine-tunings of each network")
     parser.add_argument("--train-steps", type=int, default=120, help="steps of fine-tuning")
     parser.add_argument("--train-batch", type=int, default=16)
-    parser.add_argument("--train-lr", type=float, default=1e-4, help="peak rate; masks have ten times this")
+    parser.add_argument("--train-lr", type=float, default=1e-5, help="peak rate; masks have ten times this")
     parser.add_argument("--base-steps", type=int, default=2000, help="without a checkpoint: steps of the plain network")
     parser.add_argument("--base-lr", type=float, default=1e-3, help="their peak rate")
     add_settings(parser)

@@ -24,7 +24,7 @@ TOP = 5
 """Number of guesses in top-5."""
 IB_IMAGES = 256
 IB_IMAGES_PER_CLASS = 4
-"""Images to fit the IB loss to, whichever are more, if the network has no BatchNorm."""
+"""Images to fit the IB loss to, whichever are more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ def fit_ib(ib: IBLoss, model: nn.Module, batches: Batches, runtime: Runtime) -> 
 
 
 @dataclass(frozen=True, kw_only=True)
-class IBSamples:
+class _IBSamples:
     """Samples to fit an IB loss to."""
 
     features: list[Tensor] = field(default_factory=list)
@@ -126,7 +126,7 @@ class IBSamples:
         ib.fit(features, torch.cat(self.inputs), torch.cat(self.targets).to(features.device), seed=0)
 
 
-def _forward_samples(model: nn.Module, batches: Batches, runtime: Runtime) -> IBSamples:
+def _forward_samples(model: nn.Module, batches: Batches, runtime: Runtime) -> _IBSamples:
     with evaluating(model), torch.no_grad(), _recorded(model, batches, runtime) as (recorded, samples):
         for images, _ in recorded:
             with runtime.autocast():
@@ -146,7 +146,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _recorded(model: nn.Module, batches: Batches, runtime: Runtime) -> Iterator[tuple[Batches, IBSamples]]:
+def _recorded(model: nn.Module, batches: Batches, runtime: Runtime) -> Iterator[tuple[Batches, _IBSamples]]:
     """The same batches, and samples of those that were passed through the model."""
 
     def recorded() -> Iterator[tuple[Tensor, Tensor]]:
@@ -156,13 +156,18 @@ def _recorded(model: nn.Module, batches: Batches, runtime: Runtime) -> Iterator[
             samples.add(features.pop(), images, labels)
 
     with pooled_features(model) as features:
-        samples = IBSamples()
+        samples = _IBSamples()
         yield recorded(), samples
+
+
+def ib_images(num_classes: int) -> int:
+    """Number of images to fit an IB loss to."""
+    return max(IB_IMAGES, IB_IMAGES_PER_CLASS * num_classes)
 
 
 def ib_batches(batches: Batches, num_classes: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The first batches, with enough images to fit the IB loss."""
-    needed = max(IB_IMAGES, IB_IMAGES_PER_CLASS * num_classes)
+    needed = ib_images(num_classes)
     for images, labels in batches:
         yield images, labels
         needed -= len(images)

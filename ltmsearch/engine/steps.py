@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ltmsearch.engine.evaluation import Batches, IBSamples, divergence
+from ltmsearch.engine.evaluation import Batches, divergence
 from ltmsearch.engine.ib_loss import IBLoss
 from ltmsearch.engine.optimizers import cosine_rate, make_optimizer, set_rates
 from ltmsearch.engine.runtime import Runtime
@@ -163,7 +163,6 @@ def proxy_train(
     runtime: Runtime,
     teacher: Tensor | None = None,
     ib: tuple[float, IBLoss] | None = None,
-    ib_from: int = 0,
 ) -> float | None:
     """Train one subnet for a few steps, in place, and return the mean loss (None without steps).
 
@@ -174,23 +173,20 @@ def proxy_train(
     Args:
         lr: Constant learning rate (AdamW).
         teacher: (images, classes) log-probabilities of the teacher for the images in the order of the batches.
-        ib: Weight of the IB loss added to that of the predictions, and that loss; None: no IB loss.
-        ib_from: First step, from 0, with the IB loss. It is fitted to the images of the steps before; without any, it
-            must be fitted to this subnet already.
+        ib: Weight of the IB loss added to that of the predictions, and that loss, fitted; None: no IB loss.
 
     Raises:
-        TrialDiverged: If the loss, or a feature to fit the IB loss to, is not finite.
+        TrialDiverged: If the loss is not finite.
     """
     optimizer = supernet_optimizer(supernet, lr)
     set_rates(optimizer, backbone=lr, masks=lr)
     monitor = LossMonitor("the proxy training", interval=read_interval(runtime.device))
-    samples = IBSamples()
     disable_inplace_activations(supernet)
     supernet.train()
     with supernet.active(schedule), supernet.frozen_prefix(), ExitStack() as stack:
         features = stack.enter_context(pooled_features(supernet.model)) if ib else []
         done = 0
-        for step, (images, labels) in enumerate(batches):
+        for images, labels in batches:
             images, labels = runtime.images(images), labels.to(runtime.device, non_blocking=True)
             if teacher is None:
                 loss, _ = _label_loss(supernet, images, labels, runtime)
@@ -200,13 +196,7 @@ def proxy_train(
             done += len(labels)
             if ib:
                 ib_weight, ib_loss = ib
-                own = features.pop()
-                if step == ib_from > 0:
-                    samples.fit(ib_loss)
-                if step >= ib_from:
-                    loss = loss + ib_weight * ib_loss(own, labels)
-                else:
-                    samples.add(own, images, labels)
+                loss = loss + ib_weight * ib_loss(features.pop(), labels)
             loss.backward()
             _step(supernet, optimizer, loss, monitor)
     monitor.read()

@@ -9,6 +9,7 @@ from typing import Any
 
 from ltmsearch.config.objective import CostAxis, tokens_text
 from ltmsearch.io.files import write_atomic
+from ltmsearch.reporting.ib_effect import IBEffect, ib_effect
 from ltmsearch.reporting.verdict import Verdict, judge, verdict_sentences
 from ltmsearch.schedules.schedule import amount_of
 from ltmsearch.search.answers import Answers
@@ -31,6 +32,8 @@ class Findings:
     """Every layer that may merge, in network order."""
     verdict: Verdict | None = None
     """None before the final scores."""
+    ib_effect: IBEffect | None = None
+    """None where the IB weight is not searched."""
     by_tokens: tuple[TrialRecord, ...] = ()
     """Points of a front with three objectives that are on it only because they send fewer tokens."""
 
@@ -73,6 +76,7 @@ def find(
         front=tuple(front),
         by_tokens=tuple(record for record in front if record not in without_tokens),
         layers=tuple(records[0].schedule.keep_ratios) if records else (),
+        ib_effect=ib_effect(records, axis),
         verdict=None if answers is None else judge(records, answers, axis, tolerance=tolerance),
     )
 
@@ -83,8 +87,11 @@ def findings_of(run: Run) -> Findings:
 
 
 def sentences(findings: Findings) -> list[str]:
-    """The findings in a few sentences, short for any number of layers: the verdict, then the layers."""
-    return verdict_lines(findings) + front_lines(findings)
+    """The findings in a few sentences, short for any number of layers: the verdict, the layers, the IB weight."""
+    effect = findings.ib_effect
+    return (
+        verdict_lines(findings) + front_lines(findings) + ([] if effect is None else [effect.sentence(findings.axis)])
+    )
 
 
 def verdict_lines(findings: Findings) -> list[str]:
@@ -107,6 +114,7 @@ def findings_record(findings: Findings) -> dict[str, Any]:
         "always_merge": list(findings.always),
         "never_merge": list(findings.never),
         "changing": list(findings.changing),
+        "ib_weight": None if findings.ib_effect is None else findings.ib_effect.as_json(),
         "on_front_by_tokens_sent": [record.trial for record in findings.by_tokens],
     }
 

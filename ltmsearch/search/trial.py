@@ -17,7 +17,16 @@ from torch import Tensor, nn
 
 from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.data.loading import ImageData
-from ltmsearch.engine.evaluation import Batches, Score, preserve_batchnorm, recalibrate, recalibrate_and_fit, score
+from ltmsearch.engine.evaluation import (
+    Batches,
+    Score,
+    fit_ib,
+    ib_images,
+    preserve_batchnorm,
+    recalibrate,
+    recalibrate_and_fit,
+    score,
+)
 from ltmsearch.engine.ib_loss import IBLoss
 from ltmsearch.engine.layer_cache import LayerCache
 from ltmsearch.engine.linear_probe import fit_classifiers
@@ -26,7 +35,7 @@ from ltmsearch.engine.prefix_cache import PrefixCache
 from ltmsearch.engine.probe_record import ProbeRecord
 from ltmsearch.engine.runtime import Runtime, free_memory
 from ltmsearch.engine.steps import downscale, proxy_train
-from ltmsearch.errors import TrialOutOfMemory, TrialTooLong, check_choice, is_out_of_memory
+from ltmsearch.errors import TrialDiverged, TrialOutOfMemory, TrialTooLong, check_choice, is_out_of_memory
 from ltmsearch.merging import LearnableTokenMerging
 from ltmsearch.models import Chain, attached_operators, feature_dim, get_adapter
 from ltmsearch.models.merge_traces import LayerMerges, trace_merges
@@ -132,8 +141,7 @@ class Evaluator:
 
         All trials train on the same images in the same order: on labels, or on the teacher's predictions. BatchNorm
         statistics are restored afterwards. If memory is full, the trial is repeated once with half the batch size. The
-        IB loss starts after the first half of the steps, whose images give its statistics; with a single step the
-        calibration images do.
+        statistics of the IB loss are those of the plain network with the shared weights.
 
         Args:
             steps: Training steps, at most `settings.proxy_steps`; None: that many.
@@ -180,9 +188,6 @@ class Evaluator:
         with preserve_batchnorm(self.supernet):
             if steps:
                 batches = self._sized(islice(trial_batches(self.data, settings, batch_size), steps), schedule)
-                half, ib = steps // 2, None
-                if ib_weight:
-                    ib = (ib_weight, self._new_ib() if half else self._recalibrated(schedule))
                 proxy_train(
                     self.supernet,
                     schedule,
@@ -190,8 +195,7 @@ class Evaluator:
                     lr=settings.proxy_lr,
                     runtime=self.runtime,
                     teacher=self.teacher.of("train"),
-                    ib=ib,
-                    ib_from=half,
+                    ib=(ib_weight, self._plain_ib()) if ib_weight else None,
                 )
             trained = time.perf_counter()
             with self._as_scored(schedule, information=True) as fitted:
@@ -315,6 +319,23 @@ class Evaluator:
         batches = self._sized(self.data.calibration_batches(batch_size=SCORING_BATCH), schedule)
         with self.supernet.active(schedule), self.prefix_cache.replay("calibration", schedule.img_size):
             recalibrate_and_fit(ib, self.supernet.model, batches, self.runtime)
+        return ib
+
+    def _plain_ib(self) -> IBLoss:
+        """An IB loss fitted to the features of the plain network: one for all schedules that start from its weights.
+
+        From training images: labels of the search images must not reach the weights that they score.
+
+        Raises:
+            TrialDiverged: If a feature is not finite.
+        """
+        ib, settings, data = self._new_ib(), self.settings, self.data
+        images = data.training_sample(ib_images(data.num_classes), seed=settings.seed)
+        batches = data.ordered_batches(images, batch_size=SCORING_BATCH)
+        plain = MergeSchedule.uniform(self.supernet.layers, 1.0, settings.operator)
+        with self._as_scored(plain, information=False), self.prefix_cache.replay("IB statistics"):
+            if not fit_ib(ib, self.supernet.model, batches, self.runtime):
+                raise TrialDiverged("the features are not finite")
         return ib
 
     def _new_ib(self) -> IBLoss:

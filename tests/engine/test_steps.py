@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ltmsearch.engine.evaluation import preserve_batchnorm, recalibrate_and_fit
-from ltmsearch.engine.ib_loss import IBLoss, input_features
+from ltmsearch.engine.ib_loss import IBLoss
 from ltmsearch.engine.optimizers import set_rates
 from ltmsearch.engine.runtime import Runtime
 from ltmsearch.engine.steps import LossMonitor, WarmUp, downscale, proxy_train, supernet_optimizer, warm_up
@@ -166,44 +166,6 @@ def test_proxy_training_adds_own_losses_with_their_final_weight(monkeypatch: pyt
     assert own is not None
     assert by_factor[3.0] - by_factor[0.0] == pytest.approx(float(own.detach()), abs=1e-5)
     assert by_factor[1.0] - by_factor[0.0] == pytest.approx(float(own.detach()) / 3, abs=1e-5)
-
-
-def test_ib_loss_is_fitted_to_the_steps_before_ib_from() -> None:
-    schedule, late = MergeSchedule(keep_ratios={fresh().layers[2]: 0.5}), batches(3)
-
-    def trained(ib: tuple[float, IBLoss] | None, ib_from: int = 0) -> dict[str, Tensor]:
-        supernet = fresh()
-        proxy_train(supernet, schedule, late, lr=1e-3, runtime=RUNTIME, ib=ib, ib_from=ib_from)
-        return parameters(supernet)
-
-    def new() -> IBLoss:
-        return IBLoss(feature_dim=feature_dim(fresh().model), num_classes=3, beta=10.0)
-
-    # By hand: two steps of cross entropy alone, the features of which the third step's statistics come from.
-    by_hand, supernet = new(), fresh()
-    with pooled_features(supernet.model) as seen:
-        proxy_train(supernet, schedule, late[:2], lr=1e-3, runtime=RUNTIME)
-    inputs, labels = torch.cat([input_features(images) for images, _ in late[:2]]), torch.cat([b[1] for b in late[:2]])
-    by_hand.fit(torch.cat(seen).detach(), inputs, labels, seed=0)
-    ib = new()
-    with_ib, without = trained((5.0, ib), 2), trained(None)
-    for name, value in by_hand.state_dict().items():
-        assert torch.equal(ib.state_dict()[name], value), name
-    assert not all(torch.equal(with_ib[name], value) for name, value in without.items())
-    never = new()
-    assert all(torch.equal(value, without[name]) for name, value in trained((5.0, never), 3).items())
-    assert not never.fitted
-
-
-def test_non_finite_features_fail_the_trial_at_ib_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU, where the loss itself is read later."""
-    monkeypatch.setattr("ltmsearch.engine.steps.read_interval", lambda _: 100)
-    good, (_, labels) = batches(2), batches(1)[0]
-    broken = [good[0], (torch.full((4, 3, 64, 64), float("inf")), labels), good[1]]
-    supernet = fresh()
-    ib = IBLoss(feature_dim=feature_dim(supernet.model), num_classes=3)
-    with pytest.raises(TrialDiverged, match="features are not finite"):
-        proxy_train(supernet, supernet.schedule, broken, lr=1e-3, runtime=RUNTIME, ib=(1.0, ib), ib_from=2)
 
 
 def test_activations_write_elsewhere_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,4 +201,6 @@ def test_the_start_tells_how_many_trials_are_baselines(tmp_path: Path) -> None:
     number = len(context.settled.baselines or [])
     assert any(line.startswith(f"trials: 8, {number} of them baselines; ") for line in describe(context))
     few = prepare(tiny(tmp_path / "few", **TAUGHT | {"trials": number}), Callbacks())
-    assert any(f"no more than the {number} baselines, so that no schedule is searched" in line for line in describe(few))
+    assert any(
+        f"no more than the {number} baselines, so that no schedule is searched" in line for line in describe(few)
+    )

@@ -9,13 +9,14 @@ import torch
 from optuna.samplers import GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from torch import Tensor
 
-from ltmsearch.engine.evaluation import preserve_batchnorm
+from ltmsearch.engine.evaluation import fit_ib, ib_images, preserve_batchnorm, recalibrate
+from ltmsearch.engine.ib_loss import IBLoss
 from ltmsearch.engine.steps import proxy_train
 from ltmsearch.errors import TrialDiverged
 from ltmsearch.schedules.schedule import Choice, MergeSchedule
 from ltmsearch.schedules.space import IBWeights, SearchSpace
 from ltmsearch.search.teacher import trial_batches
-from ltmsearch.search.trial import EXAMPLES, Evaluator, load_parameters, parameters, suggest
+from ltmsearch.search.trial import SCORING_BATCH, Evaluator, load_parameters, parameters, suggest
 
 WEIGHTS = IBWeights(low=0.01, high=1.0)
 SPACE = SearchSpace(
@@ -97,22 +98,32 @@ def test_weight_zero_is_cross_entropy_bit_for_bit(evaluator: Evaluator, half: Me
     assert by_hand.ib is None
 
 
-@pytest.mark.parametrize(("steps", "passes"), [(1, 2), (2, 1), (4, 1)])
-def test_statistics_cost_one_pass_of_the_calibration_images(
-    evaluator: Evaluator, half: MergeSchedule, steps: int, passes: int
+def test_ib_statistics_are_of_the_plain_network_and_of_training_images(
+    evaluator: Evaluator, half: MergeSchedule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The IB loss takes its own from the first half of the steps, unless there is but one."""
-    passed: list[tuple[bool, int]] = []
-    handle = evaluator.supernet.model.register_forward_pre_hook(
-        lambda model, args: passed.append((torch.is_grad_enabled(), len(args[0])))
-    )
-    of_steps(evaluator, steps).evaluate(start_of(evaluator), half, ib_weight=1.0, seed=3)
-    handle.remove()
-    settings = evaluator.settings
-    assert [grad for grad, _ in passed].count(True) == steps
-    without = [size for grad, size in passed if not grad and size > 1]  # one image tells the sizes of features, once
-    assert without[-3:] == [settings.calibration_images, settings.search_images, EXAMPLES]
-    assert without[:-3] == [settings.calibration_images] * (passes - 1)
+    """By hand; the same for every schedule that starts from the same weights."""
+    start, data, settings = start_of(evaluator), evaluator.data, evaluator.settings
+    used: list[dict[str, Tensor]] = []
+
+    def train(*args: Any, ib: tuple[float, IBLoss], **options: Any) -> None:
+        used.append({name: value.clone() for name, value in ib[1].state_dict().items()})
+
+    monkeypatch.setattr("ltmsearch.search.trial.proxy_train", train)
+    quarter = MergeSchedule.uniform(evaluator.supernet.layers, 0.25)
+    for schedule in (half, quarter):
+        evaluator.evaluate(start, schedule, ib_weight=1.0, seed=3)
+    images = data.training_sample(ib_images(data.num_classes), seed=settings.seed)
+    assert not set(images) & data.set_aside, "no search image"
+    supernet, by_hand = evaluator.supernet, evaluator._new_ib()
+    load_parameters(supernet, start)
+    plain = MergeSchedule.uniform(supernet.layers, 1.0)
+    with supernet.active(plain), preserve_batchnorm(supernet):
+        recalibrate(supernet, data.calibration_batches(batch_size=SCORING_BATCH), evaluator.runtime)
+        batches = data.ordered_batches(images, batch_size=SCORING_BATCH)
+        assert fit_ib(by_hand, supernet.model, batches, evaluator.runtime)
+    for name, value in by_hand.state_dict().items():
+        assert torch.equal(used[0][name], value), name
+        assert torch.equal(used[1][name], value), name
 
 
 @pytest.mark.parametrize("steps", [1, 3])
