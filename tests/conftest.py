@@ -51,6 +51,14 @@ def _the_users_cache_is_left_alone(tmp_path_factory: pytest.TempPathFactory) -> 
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _durations_are_guessed() -> Iterator[None]:
+    """One timed step of each kind instead of five before a study: no test but those of the announcement reads them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ltmsearch.search.expected.STEPS", 1)
+        yield
+
+
 @pytest.fixture
 def user_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder of a test's own."""

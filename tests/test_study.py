@@ -39,6 +39,10 @@ def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
 
 
+VIT = {name: value for name, value in TINY_VIT.items() if name != "trials"}
+"""Where the network does not matter: a third of the time."""
+
+
 def tiny(folder: Path, **changes: Any) -> StudySettings:
     return StudySettings.make("test", **{**TINY, "trials": TRIALS, "out": str(folder / "run"), **changes})
 
@@ -310,10 +314,10 @@ def test_baseline_operators_are_searched(tmp_path: Path, operator: str) -> None:
 
 @pytest.mark.slow
 def test_the_time_limit_still_writes_results(tmp_path: Path) -> None:
-    result = run_study(tiny(tmp_path, trials=500, timeout=0.001))
+    result = run_study(tiny(tmp_path, **VIT, trials=500, timeout=0.001))
     assert result.trials == []
     assert (tmp_path / "run/front.csv").read_text().startswith("trial,gflops")
-    continued = run_study(tiny(tmp_path, trials=2))
+    continued = run_study(tiny(tmp_path, **VIT, trials=2))
     assert sum(record.state == "scored" for record in continued.trials) >= 2
 
 
@@ -327,15 +331,15 @@ class Stubborn(optuna.samplers.RandomSampler):
 @pytest.mark.slow
 def test_a_stuck_sampler_does_not_stall_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ltmsearch.search.driver.make_sampler", lambda *_, **__: Stubborn())
-    result = run_study(tiny(tmp_path / "a", trials=6))
+    result = run_study(tiny(tmp_path / "a", **VIT, trials=6))
     assert sum(record.state == "scored" and record.label != "plain" for record in result.trials) == 6
     assert any(record.label == "drawn within budget" for record in result.trials)
     # Interrupted in a row of rejected proposals, the study draws at the same place.
     with pytest.raises(KeyboardInterrupt):
-        run_study(tiny(tmp_path / "b", trials=6), Interrupt(20))
+        run_study(tiny(tmp_path / "b", **VIT, trials=6), Interrupt(20))
     interrupted = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path}/b/run/study.db").trials
     assert 0 < sum(trial.state == TrialState.PRUNED for trial in interrupted) < MAX_REJECTED
-    run_study(tiny(tmp_path / "b", trials=6))
+    run_study(tiny(tmp_path / "b", **VIT, trials=6))
     assert_same(tmp_path / "a", tmp_path / "b")
 
 

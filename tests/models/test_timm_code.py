@@ -318,7 +318,10 @@ class TestTools:
         assert constants._cache.currsize <= constants.CACHED_BYTES
 
     @pytest.mark.parametrize("backbone", FAMILIES)
-    @pytest.mark.parametrize(("operator", "form"), VARIANTS)
+    @pytest.mark.parametrize(
+        ("operator", "form"),
+        [VARIANTS[0], *(pytest.param(*variant, marks=pytest.mark.slow) for variant in VARIANTS[1:])],
+    )
     @pytest.mark.filterwarnings("ignore:Converting a tensor:torch.jit.TracerWarning", "ignore:`torch.jit")
     def test_traced_by_torchscript_with_its_own_check(self, backbone: str, operator: str, form: str) -> None:
         model = net(backbone, operator=operator, forms=form)

@@ -179,6 +179,7 @@ class TestResumeFrom:
         assert schedules <= {r.schedule for r in wanted}
         assert schedules
 
+    @pytest.mark.slow
     def test_a_whole_study_with_another_operator(self, rejecting: Path, tmp_path: Path) -> None:
         notes = Notes()
         result = run_study(

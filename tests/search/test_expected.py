@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.command_line import Notes, tiny
+from support.command_line import Notes, tiny, tiny_vit
 from support.sizes import TINY_VIT
 
 from ltmsearch import run_study
@@ -65,7 +65,7 @@ def test_a_growing_warm_up_costs_by_its_pixels() -> None:
 
 
 def test_parts_of_a_search(tmp_path: Path) -> None:
-    settings = tiny(tmp_path, trials=6, proxy_steps=3).resolved("cpu")
+    settings = tiny_vit(tmp_path, trials=6, proxy_steps=3).resolved("cpu")
     assert expected_seconds(settings, RATES, trials=4, baselines=2) == pytest.approx(
         {
             TRAINING: 4 * 3 * 2.0,
@@ -78,7 +78,7 @@ def test_parts_of_a_search(tmp_path: Path) -> None:
 
 
 def test_a_time_limit_bounds_the_trials(tmp_path: Path) -> None:
-    settings = tiny(tmp_path, trials=50, timeout=60).resolved("cpu")
+    settings = tiny_vit(tmp_path, trials=50, timeout=60).resolved("cpu")
     parts = expected_seconds(settings, RATES, trials=50, baselines=2)
     assert parts[TRAINING] + parts[SCORING] == pytest.approx(60)
     rest = expected_seconds(settings, RATES, trials=0, baselines=2)
@@ -86,24 +86,24 @@ def test_a_time_limit_bounds_the_trials(tmp_path: Path) -> None:
 
 
 def test_the_plain_network_is_scored_too(tmp_path: Path) -> None:
-    settings = tiny(tmp_path, trials=2, rescore_candidates=9).resolved("cpu")
+    settings = tiny_vit(tmp_path, trials=2, rescore_candidates=9).resolved("cpu")
     parts = expected_seconds(settings, RATES, trials=2, baselines=5)
     assert parts[SCORING] == pytest.approx((8 + 16) * (0.3 + 2 * 0.1) + 3 * EXAMPLES * 0.3)
     assert parts[RESCORING] == pytest.approx((8 + 24 + 24) * (0.3 + 2 * 0.1)), "there are no more networks"
 
 
 def test_screening_is_expected_where_there_is_some(tmp_path: Path) -> None:
-    context = prepare(tiny(tmp_path, **TINY_VIT), Callbacks())
+    context = prepare(tiny_vit(tmp_path, **TINY_VIT), Callbacks())
     expected = context.expected_seconds(first_step=None, trials=2, baselines=2)
     assert expected[SCREENING] == pytest.approx(scored_images(16, 2, 16) * context.trial_rates.image)
     assert SCREENING not in context.expected_seconds(first_step=None, trials=0, baselines=2)
-    other = prepare(tiny(tmp_path, **TINY_VIT, sampler="tpe"), Callbacks())
+    other = prepare(tiny_vit(tmp_path, **TINY_VIT, sampler="tpe"), Callbacks())
     assert SCREENING not in other.expected_seconds(first_step=None, trials=2, baselines=2)
 
 
 @pytest.mark.parametrize("objective", ["loss", "kl"])
 def test_measuring_leaves_no_trace(tmp_path: Path, objective: str) -> None:
-    context = prepare(tiny(tmp_path, **TINY_VIT | {"base_steps": 4, "objective": objective}), Callbacks())
+    context = prepare(tiny_vit(tmp_path, **TINY_VIT | {"base_steps": 4, "objective": objective}), Callbacks())
     supernet = context.evaluator.supernet
     before, numbers = {n: v.clone() for n, v in supernet.state_dict().items()}, torch.get_rng_state()
     parts = context.expected_seconds(first_step=0, trials=2, baselines=2)
@@ -116,7 +116,7 @@ def test_measuring_leaves_no_trace(tmp_path: Path, objective: str) -> None:
 
 def test_the_announcement_counts_the_set_up_and_is_kept(tmp_path: Path) -> None:
     notes = Notes()
-    run_study(tiny(tmp_path, trials=1), notes)
+    run_study(tiny_vit(tmp_path, trials=1), notes)
     (stint,) = Times.load(tmp_path).stints
     assert stint.expected.keys() >= {SET_UP, WARM_UP, SCREENING, TRAINING, SCORING, OVERHEAD, RESCORING, WRITING}
     assert stint.expected[SET_UP] <= stint.seconds[SET_UP]

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.command_line import Interrupt, Notes, image_folder, tiny
+from support.command_line import Interrupt, Notes, image_folder, tiny_vit
 
 from ltmsearch import StudySettings, run_study
 from ltmsearch.errors import InputError
@@ -25,7 +25,7 @@ def begun(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 def relative(out: str, data: str) -> StudySettings:
-    return tiny(Path(out), data_dir=data, trials=2)
+    return tiny_vit(Path(out), data_dir=data, trials=2)
 
 
 def content(folder: Path) -> dict[str, bytes]:

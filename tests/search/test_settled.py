@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.command_line import Interrupt, Notes, tiny
+from support.command_line import Interrupt, Notes, tiny_vit
 
 from ltmsearch import run_study
 from ltmsearch.config.settings import ResolvedSettings
@@ -35,7 +35,7 @@ def _counted_threads(threads: Callable[[int], None]) -> None:
 
 
 def settings(folder: Path, **changes: Any) -> ResolvedSettings:
-    return tiny(folder, **changes).resolved("cpu")
+    return tiny_vit(folder, **changes).resolved("cpu")
 
 
 def apply(settled: Settled, folder: Path, *, available: int, **changes: Any) -> Conditions:
@@ -75,16 +75,16 @@ class Seen(Notes):
 def test_a_study_that_continues_measures_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = Stopwatch(monkeypatch, threads=1, dtype=torch.bfloat16)
     with pytest.raises(KeyboardInterrupt):
-        run_study(tiny(tmp_path, precision="auto", trials=1), Interrupt(2))
+        run_study(tiny_vit(tmp_path, precision="auto", trials=1), Interrupt(2))
     assert first.asked == 1
     kept = Settled.load(tmp_path)
     assert kept is not None
     assert (kept.device, kept.precision, kept.threads) == ("cpu", "bf16", 1)
     with pytest.raises(InputError, match="precision was 'auto' and is now 'fp32'"):
-        run_study(tiny(tmp_path, precision="fp32", trials=1))
+        run_study(tiny_vit(tmp_path, precision="fp32", trials=1))
 
     other, seen = Stopwatch(monkeypatch, threads=2, dtype=torch.float32), Seen()
-    run_study(tiny(tmp_path, precision="auto", trials=1), seen)
+    run_study(tiny_vit(tmp_path, precision="auto", trials=1), seen)
     assert other.asked == 0
     assert Settled.load(tmp_path) == kept
     (device,) = (line for line in seen.lines if line.startswith("device:"))

@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 import pytest
 from support.command_line import Interrupt, Notes, call, tiny_options
-from support.command_line import tiny as whole
+from support.command_line import tiny_vit as whole
 
 from ltmsearch import StudySettings, run_study
 from ltmsearch.errors import InputError, LeaseLost
@@ -19,7 +19,7 @@ from ltmsearch.search.storage import open_storage
 from ltmsearch.search.trial import Evaluator
 
 
-def tiny(run: Path, **changes: Any) -> StudySettings:
+def tiny_vit(run: Path, **changes: Any) -> StudySettings:
     return whole(run, **{"trials": 2, **changes})
 
 
@@ -61,7 +61,7 @@ def test_a_second_run_is_refused(
         assert files(tmp_path) == before
 
     during_trial(2, start_another, monkeypatch)
-    assert len(run_study(tiny(run)).trials) == 3
+    assert len(run_study(tiny_vit(run)).trials) == 3
     ((code, out, error),) = refusals
     assert (code, out) == (2, "")
     assert error.startswith(f"error: the run directory {run} is driven by ")
@@ -99,17 +99,17 @@ class TestSharedStorages:
         """Two run directories with the weights of one study: the record in its storage tells them apart."""
         storage = f"{how}:///{tmp_path}/all"
         with pytest.raises(KeyboardInterrupt):
-            run_study(tiny(tmp_path / "run", study="one", storage=storage), Interrupt(6))
+            run_study(tiny_vit(tmp_path / "run", study="one", storage=storage), Interrupt(6))
         shutil.copytree(tmp_path / "run", tmp_path / "copy")
         refusals = []
 
         def start_the_copy() -> None:
             with pytest.raises(InputError) as caught:
-                run_study(tiny(tmp_path / "copy", study="one", storage=storage))
+                run_study(tiny_vit(tmp_path / "copy", study="one", storage=storage))
             refusals.append(str(caught.value))
 
         during_trial(1, start_the_copy, monkeypatch)
-        run_study(tiny(tmp_path / "run", study="one", storage=storage))
+        run_study(tiny_vit(tmp_path / "run", study="one", storage=storage))
         (line,) = refusals
         assert line.startswith(f"the study one in the storage {how}:///")
         assert " is driven by " in line
@@ -121,19 +121,19 @@ class TestSharedStorages:
     ) -> None:
         storage = f"{how}:///{tmp_path}/all"
         with pytest.raises(KeyboardInterrupt):
-            run_study(tiny(tmp_path / "run", study="one", storage=storage), Interrupt(6))
+            run_study(tiny_vit(tmp_path / "run", study="one", storage=storage), Interrupt(6))
         shutil.copytree(tmp_path / "run", tmp_path / "copy")
         notes, ended = Notes(), []
 
         def take_over() -> None:
-            result = run_study(tiny(tmp_path / "copy", study="one", storage=storage), notes, takeover=True)
+            result = run_study(tiny_vit(tmp_path / "copy", study="one", storage=storage), notes, takeover=True)
             ended.append(len(result.trials))
 
         during_trial(1, take_over, monkeypatch)
         with pytest.raises(
             LeaseLost, match="the study one in the storage .* no longer names this process as its driver"
         ):
-            run_study(tiny(tmp_path / "run", study="one", storage=storage))
+            run_study(tiny_vit(tmp_path / "run", study="one", storage=storage))
         assert ended == [3]
         assert any(line.startswith("taking the study one in the storage ") for line in notes.lines)
 
@@ -141,14 +141,14 @@ class TestSharedStorages:
     def test_the_lease_is_copied_to_other_budgets(self, how: str, tmp_path: Path) -> None:
         """Another study then replaces the one with the record."""
         storage = f"{how}:///{tmp_path}/all"
-        run_study(tiny(tmp_path / "run", study="one", storage=storage))
-        result = run_study(tiny(tmp_path / "run", study="one", storage=storage, budget_gflops=0.25, trials=4))
+        run_study(tiny_vit(tmp_path / "run", study="one", storage=storage))
+        result = run_study(tiny_vit(tmp_path / "run", study="one", storage=storage, budget_gflops=0.25, trials=4))
         assert len(result.trials) >= 5
 
     def test_a_study_that_is_deleted_while_it_runs(
         self, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        settings = tiny(tmp_path / "run", study="one", storage=f"{how}:///{tmp_path}/all")
+        settings = tiny_vit(tmp_path / "run", study="one", storage=f"{how}:///{tmp_path}/all")
 
         def delete() -> None:
             optuna.delete_study(study_name="one", storage=open_storage(settings, tmp_path / "run", existing=True))
@@ -162,7 +162,7 @@ def test_front_writes_nothing_while_a_driver_is_at_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    run_study(tiny(run))
+    run_study(tiny_vit(run))
     (run / "front.html").unlink()
     with Lease(run) as lease:
         lease.acquire(DriverFile(run))

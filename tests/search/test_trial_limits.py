@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.command_line import Notes, tiny
+from support.command_line import Notes, tiny_vit
 from support.sizes import TINY
 from torch import Tensor
 
@@ -79,7 +79,7 @@ class TestMemory:
                 yield batch
 
         monkeypatch.setattr(ImageData, "train_batches", train_batches)
-        records = run_study(tiny(tmp_path / "run"), notes).trials
+        records = run_study(tiny_vit(tmp_path / "run"), notes).trials
         assert [r.state for r in records if r.label != "plain"].count("failed") == 1
         assert sum("trained with batch size 2: memory was full" in line for line in notes.lines) == 1
         assert sum("failed: memory is full with batch sizes 4 and 2" in line for line in notes.lines) == 1
@@ -92,9 +92,9 @@ class TestTime:
             evaluator.evaluate(parameters(evaluator.supernet), half, seed=3, steps=steps, limit=1e-9)
 
     def test_the_study_continues(self, tmp_path: Path) -> None:
-        records = run_study(tiny(tmp_path / "run", trials=2, trial_timeout=1e-9)).trials
+        records = run_study(tiny_vit(tmp_path / "run", trials=2, trial_timeout=1e-9)).trials
         assert [record.state for record in records] == ["failed"] * 3
-        more = run_study(tiny(tmp_path / "run", trials=4)).trials
+        more = run_study(tiny_vit(tmp_path / "run", trials=4)).trials
         assert [record.state for record in more] == ["failed"] * 3 + ["scored"] * 2
 
     def test_without_a_limit_there_is_a_wide_one(self) -> None:

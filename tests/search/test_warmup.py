@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.command_line import Interrupt, Notes, tiny
+from support.command_line import Interrupt, Notes, tiny_vit
 from support.faults import fingerprint
 
 from ltmsearch import run_study
@@ -21,7 +21,7 @@ SLOW = pytest.mark.slow
 
 
 def warming(folder: Path, **changes: Any) -> WarmUpRun:
-    return WarmUpRun(prepare(tiny(folder / "run", **PLAN | changes), Callbacks()), folder)
+    return WarmUpRun(prepare(tiny_vit(folder / "run", **PLAN | changes), Callbacks()), folder)
 
 
 def assert_equal(one: WarmUpRun, other: WarmUpRun) -> None:
@@ -77,11 +77,11 @@ def test_a_run_that_is_stopped_in_it_goes_on(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("ltmsearch.search.warmup.SAVE_SECONDS", 0.0)
     monkeypatch.setattr("ltmsearch.search.warmup.SAVING_SHARE", 1e9)
     notes, changes = Notes(), {**PLAN, "trials": 2, "objective": objective}
-    run_study(tiny(tmp_path / "whole", **changes))
+    run_study(tiny_vit(tmp_path / "whole", **changes))
     with pytest.raises(KeyboardInterrupt):
-        run_study(tiny(tmp_path / "run", **changes), Interrupt(5))
+        run_study(tiny_vit(tmp_path / "run", **changes), Interrupt(5))
     assert (tmp_path / "run" / PROGRESS).exists()
-    run_study(tiny(tmp_path / "run", **changes), notes)
+    run_study(tiny_vit(tmp_path / "run", **changes), notes)
     assert any(line.startswith("continuing the warm-up after step ") for line in notes.lines)
     assert not (tmp_path / "run" / PROGRESS).exists()
     assert fingerprint(tmp_path / "whole") == fingerprint(tmp_path / "run")

@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 import pytest
 import torch
-from support.command_line import tiny
+from support.command_line import tiny_vit
 from torch import Tensor
 
 from ltmsearch import StudySettings, run_study
@@ -60,7 +60,7 @@ class Shuffled:
 
 
 def make_context(folder: Path, **changes: Any) -> StudyContext:
-    return prepare(tiny(folder, trials=9, **changes), Callbacks())
+    return prepare(tiny_vit(folder, trials=9, **changes), Callbacks())
 
 
 def driven(context: StudyContext, folder: Path, workers: Any) -> Driver:
@@ -200,5 +200,5 @@ class TestRayOptions:
     )
     def test_invalid_options(self, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
         with pytest.raises(InputError, match=message):
-            run_study(tiny(tmp_path / "run", **changes))
+            run_study(tiny_vit(tmp_path / "run", **changes))
         assert not (tmp_path / "run").exists()

@@ -13,7 +13,7 @@ from ltmsearch.callbacks import Callbacks
 from ltmsearch.cli.main import main
 from ltmsearch.config.settings import StudySettings
 from ltmsearch.study import run_study
-from support.sizes import TINY
+from support.sizes import TINY, TINY_VIT
 
 Ltmsearch = Callable[..., tuple[int, str, str]]
 """`ltmsearch ARGUMENTS`: exit code, standard output, standard error."""
@@ -64,6 +64,11 @@ def image_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), per_clas
 def tiny(run: Path, **changes: Any) -> StudySettings:
     """Settings of a study that takes seconds."""
     return StudySettings.make("test", **{**TINY, "out": str(run), **changes})
+
+
+def tiny_vit(run: Path, **changes: Any) -> StudySettings:
+    """The same for a ViT, which takes a third of the time, where the network does not matter."""
+    return tiny(run, **{**TINY_VIT, **changes})
 
 
 def tiny_study(folder: Path, **changes: Any) -> Path:
