@@ -87,11 +87,8 @@ def findings_of(run: Run) -> Findings:
 
 
 def sentences(findings: Findings) -> list[str]:
-    """The findings in a few sentences, short for any number of layers: the verdict, the layers, the IB weight."""
-    effect = findings.ib_effect
-    return (
-        verdict_lines(findings) + front_lines(findings) + ([] if effect is None else [effect.sentence(findings.axis)])
-    )
+    """The findings in a few sentences, short for any number of layers: the verdict, then the front."""
+    return verdict_lines(findings) + front_lines(findings)
 
 
 def verdict_lines(findings: Findings) -> list[str]:
@@ -155,7 +152,12 @@ def _stage(layer: str) -> str:
 
 
 def front_lines(findings: Findings) -> list[str]:
-    """The layers that the front merges, in one sentence, and the tokens that it sends in another."""
+    """The layers that the front merges, the tokens that it sends, and what the IB weight does, in a sentence each."""
+    effect = findings.ib_effect
+    return _layer_lines(findings) + ([] if effect is None else [effect.sentence(findings.axis)])
+
+
+def _layer_lines(findings: Findings) -> list[str]:
     front, always, never, changing = findings.front, findings.always, findings.never, findings.changing
     if not front:
         return ["There is no front yet: no trial within the budget was rescored."]
