@@ -14,9 +14,8 @@ Page:     docs/howto/cluster.md
 
 Decided are the schedules that screening scores on all search images (`scored_images` of `search/screening.py`), two at
 a time, after eight at a time on a quarter of them: so many workers take part. Warm-up, teacher and scoring again run in
-the driver alone. Networks without BatchNorm need no calibration,
-which is counted for all. Rates are images per second of the plain net on one GPU; the built-in ones are timm's
-published rates of one RTX 3090 in mixed precision
+the driver alone. Networks without BatchNorm need no calibration, which is counted for all. Rates are images per second
+of the plain net on one GPU; the built-in ones are timm's published rates of one RTX 3090 in mixed precision
 (https://github.com/huggingface/pytorch-image-models/tree/main/results: benchmark-infer-amp-nhwc-pt240-cu124-rtx3090.csv
 and benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv). mobilevit_s is published at 256 px and scaled to 224 by its
 multiply-adds; training of efficientvit_b1 is not published and taken as a quarter of scoring. The driver's seconds grow

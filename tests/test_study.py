@@ -331,15 +331,15 @@ class Stubborn(optuna.samplers.RandomSampler):
 @pytest.mark.slow
 def test_a_stuck_sampler_does_not_stall_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ltmsearch.search.driver.make_sampler", lambda *_, **__: Stubborn())
-    result = run_study(tiny(tmp_path / "a", **VIT, trials=6))
-    assert sum(record.state == "scored" and record.label != "plain" for record in result.trials) == 6
+    result = run_study(tiny(tmp_path / "a", trials=12, sampler="random"))
+    assert sum(record.state == "scored" and record.label != "plain" for record in result.trials) == 12
     assert any(record.label == "drawn within budget" for record in result.trials)
     # Interrupted in a row of rejected proposals, the study draws at the same place.
     with pytest.raises(KeyboardInterrupt):
-        run_study(tiny(tmp_path / "b", **VIT, trials=6), Interrupt(20))
+        run_study(tiny(tmp_path / "b", trials=12, sampler="random"), Interrupt(30))
     interrupted = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path}/b/run/study.db").trials
     assert 0 < sum(trial.state == TrialState.PRUNED for trial in interrupted) < MAX_REJECTED
-    run_study(tiny(tmp_path / "b", **VIT, trials=6))
+    run_study(tiny(tmp_path / "b", trials=12, sampler="random"))
     assert_same(tmp_path / "a", tmp_path / "b")
 
 

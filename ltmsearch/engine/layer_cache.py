@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ltmsearch.engine.evaluation import has_batchnorm
+from ltmsearch.engine.prefix_cache import WeightsWatch
 from ltmsearch.models import layer_modules
 from ltmsearch.models.supernet import Supernet
 
@@ -32,15 +32,15 @@ class LayerCache:
     """Outputs of layers for batches that are used repeatedly: a trie of schedules, by the choices of their layers.
 
     The screening changes a few layers of a good schedule at a time; of a network that agrees with an earlier one up to
-    layer k, only the layers after k are computed. Outputs are equal to the bit. The cache is cleared when weights
-    change. It is empty for networks whose layers do not run in one sequence, or that have BatchNorm, whose statistics
-    are recomputed for each schedule.
+    layer k, only the layers after k are computed. The plain network shares none. Outputs are equal to the bit. The
+    cache is cleared when weights change. It is empty for networks whose layers do not run in one sequence, or that have
+    BatchNorm, whose statistics are recomputed for each schedule.
     """
 
     def __init__(self, supernet: Supernet, limit: int = LIMIT) -> None:
         self.supernet, self.limit, self.bytes = supernet, limit, 0
         self.steps = () if has_batchnorm(supernet) else _steps(supernet)
-        self._weights: list[Tensor] = []
+        self._weights = WeightsWatch()
         self._outputs: OrderedDict[Key, tuple[Tensor, int]] = OrderedDict()
 
     @contextmanager
@@ -52,7 +52,9 @@ class LayerCache:
         self._clear_if_trained()
         schedule = self.supernet.schedule
         choices = {layer: (schedule.keep_ratio(layer), schedule.form(layer)) for layer in self.supernet.layers}
-        prefixes = [tuple(choices[layer] for layer in step.layers) for step in self.steps]
+        # Networks that merge somewhere give their tokens places from the first block on, where they need them.
+        merges = bool(schedule.merging_layers)
+        prefixes = [(merges, *(choices[layer] for layer in step.layers)) for step in self.steps]
         batch, skipped = [-1], [-1]
 
         def name(place: int, images: int) -> Key:
@@ -94,12 +96,9 @@ class LayerCache:
             self.bytes -= freed
 
     def _clear_if_trained(self) -> None:
-        now = list(self.supernet.parameters()) if self.steps else []
-        if len(now) == len(self._weights) and all(map(torch.equal, now, self._weights)):
-            return
-        self._weights = [parameter.detach().clone() for parameter in now]
-        self._outputs.clear()
-        self.bytes = 0
+        if self.steps and self._weights.changed(list(self.supernet.parameters())):
+            self._outputs.clear()
+            self.bytes = 0
 
 
 def _steps(supernet: Supernet) -> tuple[_Step, ...]:

@@ -1,6 +1,6 @@
 """Cache of the outputs before the first layer, which are the same under every schedule."""
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,20 @@ LIMIT = 1 << 30
 """Largest size of the cache, in bytes; batches beyond it are computed every time."""
 
 
+class WeightsWatch:
+    """Tells whether weights changed since the last time, by their values."""
+
+    def __init__(self) -> None:
+        self._seen: list[Tensor] = []
+
+    def changed(self, now: Sequence[Tensor]) -> bool:
+        """Compare with the tensors of the last call, also in number; the first call finds a change if there are any."""
+        if len(now) == len(self._seen) and all(map(torch.equal, now, self._seen)):
+            return False
+        self._seen = [tensor.detach().clone() for tensor in now]
+        return True
+
+
 class PrefixCache:
     """Outputs of the modules before a supernet's first layer for batches that are used repeatedly.
 
@@ -27,7 +41,7 @@ class PrefixCache:
         self.modules = [supernet.model.get_submodule(path) for path in prefix_modules(supernet.model, supernet.layers)]
         self.norms = [m for module in self.modules for m in module.modules() if isinstance(m, _BatchNorm)]
         self.bytes_left = self.limit = limit
-        self._weights: list[Tensor] = []
+        self._weights = WeightsWatch()
         self._outputs: dict[Hashable, list[Tensor]] = {}
         self._statistics: dict[Hashable, list[dict[str, Tensor]]] = {}
 
@@ -76,10 +90,7 @@ class PrefixCache:
         return forward
 
     def _clear_if_trained(self) -> None:
-        now = [parameter for module in self.modules for parameter in module.parameters()]
-        if len(now) == len(self._weights) and all(map(torch.equal, now, self._weights)):
-            return
-        self._weights = [parameter.detach().clone() for parameter in now]
-        self._outputs.clear()
-        self._statistics.clear()
-        self.bytes_left = self.limit
+        if self._weights.changed([parameter for module in self.modules for parameter in module.parameters()]):
+            self._outputs.clear()
+            self._statistics.clear()
+            self.bytes_left = self.limit

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.settings import SETTINGS
@@ -65,14 +66,14 @@ def export_run(
     refuse_links_outward(run)
     steps = [(RECIPE, True), (WEIGHTS, weights), (ONNX, onnx), (PROGRAM, program)]
     files = [file for file, wanted in steps if wanted]
-    criteria = {"trial": trial, "top": top, "under_gflops": under_gflops, "under_ms": under_ms}
+    criteria: dict[str, Any] = {"trial": trial, "top": top, "under_gflops": under_gflops, "under_ms": under_ms}
     if Run.exists(run):
         if checkpoint is not None:
             raise InputError(f"--checkpoint needs the folder of a training, but {run} is the run directory of a study")
         study = Run.open(run)
         verdict, axis = findings_of(study).verdict, study.settings.axis
         best = None if verdict is None else verdict.recommended
-        trials = choose_trials(study.trials, axis=axis, recommended=best, **criteria)  # type: ignore[arg-type]
+        trials = choose_trials(study.trials, axis=axis, recommended=best, **criteria)
         _refuse_programs(files, [record.schedule for record in trials])
         subnets: Iterable[Subnet] = study_subnets(study, trials, callbacks, with_weights=len(files) > 1)
     else:

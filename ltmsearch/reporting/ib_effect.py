@@ -11,9 +11,9 @@ from ltmsearch.config.objective import MEASURES, CostAxis
 from ltmsearch.search.records import TrialRecord
 
 FEWEST = 8
-"""Trials that are needed to say anything."""
+"""Smallest number of trials for which the association is computed."""
 SIGNIFICANT = 0.05
-"""Largest p of an association that is told as one."""
+"""Largest p-value at which the sentence reports an effect."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -224,7 +224,7 @@ class Evaluator:
         with self._as_scored(schedule, information=information) as ib:
             return self._scored(images, number, ib, iter)
 
-    def measured(self, schedule: MergeSchedule, images: int | None) -> float:
+    def screening_score(self, schedule: MergeSchedule, images: int | None) -> float:
         """The measure that trials minimise, on the first search images or on all, with the current weights."""
         measure = self.settings.axis.measure
         with self._as_scored(schedule, information=False):

@@ -73,7 +73,7 @@ class TrialWorker:
     def score(self, task: ScoreTask, weights: Arrays) -> ScoreAnswer:
         """Score a schedule with these parameters."""
         load_parameters(self.evaluator.supernet, to_tensors(weights))
-        return ScoreAnswer(place=task.place, value=self.evaluator.measured(task.schedule, task.images))
+        return ScoreAnswer(place=task.place, value=self.evaluator.screening_score(task.schedule, task.images))
 
 
 def to_arrays(tensors: Mapping[str, Tensor]) -> Any:

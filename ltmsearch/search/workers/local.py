@@ -41,7 +41,7 @@ class LocalWorker:
         limit: float,
     ) -> list[float]:
         load_parameters(self.evaluator.supernet, weights)
-        return [self.evaluator.measured(schedule, images) for schedule in schedules]
+        return [self.evaluator.screening_score(schedule, images) for schedule in schedules]
 
     def close(self) -> None:
         pass

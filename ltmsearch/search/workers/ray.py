@@ -230,7 +230,9 @@ class RayWorkers:
                 continue
             limit = HANG_FACTOR * slot.assignment.task.limit + HANG_SECONDS
             if time.monotonic() - slot.since > limit:
-                _log.warning("%s takes more than %.0f s: killing its worker", slot.assignment.task, limit)
+                task = slot.assignment.task
+                what = f"trial {task.trial}" if isinstance(task, Task) else "the score of a schedule"
+                _log.warning("%s takes more than %.0f s: killing its worker", what, limit)
                 self.ray.kill(slot.actor)  # the call then ends with an error, as for any worker that died
                 slot.since = time.monotonic()
 
