@@ -20,18 +20,16 @@ Standard errors are over images, of one seed (root mean square over seeds); the 
 whose values are means over training seeds. A difference shown to differ from zero must exceed both.
 """
 
-import argparse
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import numpy as np
-from harness.arguments import add_data_dir, add_seeds, add_settings, add_work, benchmark_parser, parse, study_settings
+from harness.arguments import benchmark_parser, parse, study_settings
+from harness.gain_options import QUICK, add_gain_options
 from harness.gain_study import Answered, GainStudy, gain
 from harness.records import settings_of, write_results
 from harness.statistics import mean_sd
 from harness.tables import markdown_table, print_table
-from timm.utils import ParseKwargs
 
 from ltmsearch.engine.paired import Difference
 from ltmsearch.io.files import write_atomic
@@ -41,12 +39,6 @@ SIZES = ("best baseline at this size", "best baseline at another size")
 """Only where they are not the best baseline; compared before fine-tuning only."""
 RIVALS = ("best baseline", *SIZES, "one count per layer", PLAIN)
 """One count per layer is ToMe's constant r."""
-QUICK = (
-    *("trials=16", "sandwich_steps=4", "proxy_steps=1", "batch_size=16", "screened_schedules=24", "device=cpu"),
-    *("calibration_images=8", "search_images=32", "rescore_images=32", "report_images=64", "rescore_candidates=3"),
-)
-"""Settings of the studies under `--quick`."""
-TINY = {"depth": 4, "embed_dim": 48, "num_heads": 2, "patch_size": 8}
 
 
 def compare(study: GainStudy, share: float) -> dict[str, Any]:
@@ -118,31 +110,10 @@ def net_rows(results: dict[str, list[dict[str, Any]]], plain_gflops: float) -> l
     return rows
 
 
-def options() -> argparse.Namespace:
-    """The command line."""
-    parser = benchmark_parser(__doc__)
-    add_work(parser)
-    add_data_dir(parser)
-    add_seeds(parser, 3)
-    parser.add_argument("--backbone", default="vit_small_patch14_dinov2", help="timm name")
-    parser.add_argument("--checkpoint", type=Path, help="trained weights; a classifier that they lack is fitted")
-    parser.add_argument("--model-kwargs", nargs="*", default={}, action=ParseKwargs, help="timm's arguments")
-    parser.add_argument("--img-size", type=int, default=112)
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.7, 0.5, 0.35], help="of the plain cost")
-    parser.add_argument("--train-seeds", type=int, default=3, help="fine-tunings of each network")
-    parser.add_argument("--train-steps", type=int, default=120, help="steps of fine-tuning")
-    parser.add_argument("--train-batch", type=int, default=16)
-    parser.add_argument("--train-lr", type=float, default=1e-5, help="peak rate; masks have ten times this")
-    parser.add_argument("--base-steps", type=int, default=2000, help="without a checkpoint: steps of the plain network")
-    parser.add_argument("--base-lr", type=float, default=1e-3, help="their peak rate")
-    add_settings(parser)
-    tiny: dict[str, Any] = {"backbone": "vit_tiny_patch16_224", "model_kwargs": TINY, "img_size": 64, "settings": QUICK}
-    short = {"train_seeds": 1, "train_steps": 3, "base_steps": 150, "base_lr": 2e-3}
-    return parse(parser, **tiny, **short, shares=[0.6], seeds=1)
-
-
 def main() -> None:
-    args = options()
+    parser = benchmark_parser(__doc__)
+    add_gain_options(parser)
+    args = parse(parser, **QUICK)
     studies = [GainStudy(args, seed, study_settings(args)) for seed in range(args.seeds)]
     results = {f"{share:g}": [compare(study, share) for study in studies] for share in args.shares}
     first = next(iter(results.values()))

@@ -19,9 +19,10 @@ the same number of trials:
 
 Trials learn from the base net and are scored by their KL divergence from it on search images. Of the first n trials the
 front is chosen by that, and its schedules are scored by a reference: a supernet per seed trained longer from the same
-base, by its top-1 on report images, which no search used. The reference shares its weights
-among schedules too, and so may favour sharing. The value of a front is its hypervolume over the range of costs from the
-cheapest schedule to the budget: mean points of top-1 above the worst uniform schedule.
+base, on report images, which no search used. The reference shares its weights among schedules too, and so may favour
+sharing. The value of a front is the mean, over the costs from the cheapest schedule to the budget, of the least
+divergence that one can have at each cost: the hypervolume, taken from the divergence of the worst uniform schedule.
+Less is better.
 
 Seconds are processor time of the thread with warm-up, without the base.
 """
@@ -76,7 +77,8 @@ def measure_curve(run: dict[str, Any], reference: Reference) -> Curve:
         curve.append(
             {
                 "trials": n,
-                "value": reference.gain_of(row["indices"] for row in front),
+                "value": reference.mean_divergence_of(row["indices"] for row in front),
+                "top1_gain": reference.gain_of(row["indices"] for row in front),
                 "wall": rows[n - 1]["wall"] + run["warm_up"][0],
                 "processor": rows[n - 1]["processor"] + run["warm_up"][1],
             }
@@ -102,7 +104,7 @@ def run_seed(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     for name, run in runs.items():
         methods[name] = {"curve": measure_curve(run, reference), "proposals": run["proposals"]}
         if "rescored_front" in run:
-            methods[name]["rescored"] = reference.gain_of(run["rescored_front"])
+            methods[name]["rescored"] = reference.mean_divergence_of(run["rescored_front"])
     return {"corner": reference.corner, "methods": methods}
 
 
@@ -112,9 +114,9 @@ def at(curves: list[Curve], trials: int, key: str = "value") -> list[float]:
     return values if len(values) == len(curves) else []
 
 
-def trials_until(curve: Curve, share: float = 0.95) -> int:
-    """First mark from which on the value stays at a share of the last one."""
-    reached = [point["value"] >= share * curve[-1]["value"] for point in curve]
+def trials_until(curve: Curve, share: float = 0.05) -> int:
+    """First mark from which on the value stays within a share above the last one."""
+    reached = [point["value"] <= (1 + share) * curve[-1]["value"] for point in curve]
     first = len(curve) - 1
     while first and reached[first - 1]:
         first -= 1
@@ -124,7 +126,7 @@ def trials_until(curve: Curve, share: float = 0.95) -> int:
 def time_share(curve: Curve, independent: Curve) -> str:
     """Share of independent training's time after which a method has its final value."""
     goal = independent[-1]
-    reached = [point["processor"] for point in curve if point["value"] >= goal["value"]]
+    reached = [point["processor"] for point in curve if point["value"] <= goal["value"]]
     return f"{reached[0] / goal['processor']:.2f}" if reached else "never"
 
 
@@ -137,16 +139,16 @@ def print_tables(curves: dict[str, list[Curve]], trials: int) -> None:
         shares = ""
         if method != "independent" and "independent" in curves:
             shares = ", ".join(time_share(*pair) for pair in zip(of, curves["independent"], strict=True))
-        cells = [mean_sd(at(of, n)) for n in marks]
-        final = [mean_sd([point["value"] for point in last]), mean_sd([point["processor"] for point in last], 0)]
+        cells = [mean_sd(at(of, n), 4) for n in marks]
+        final = [mean_sd([point["value"] for point in last], 4), mean_sd([point["processor"] for point in last], 0)]
         rows.append([method, *cells, *final, until, shares])
         if method not in ("default", "uniform") and "default" in curves:
             pairs = [(at(of, n), at(curves["default"], n)) for n in marks]
-            gaps = [mean_sd(differences(*pair), sign=True) if all(pair) else "" for pair in pairs]
+            gaps = [mean_sd(differences(*pair), 4, sign=True) if all(pair) else "" for pair in pairs]
             paired.append([method, *gaps])
     numbers = [f"{n} trials" for n in marks]
-    ends = ("at the end", "seconds", "95 % from", "share of independent's time")
-    print_table("value, points of top-1; mean ± sd of seeds", ("method", *numbers, *ends), rows)
+    ends = ("at the end", "seconds", "within 5 % from", "share of independent's time")
+    print_table("mean KL divergence of the front, nats; mean ± sd of seeds", ("method", *numbers, *ends), rows)
     print_table("difference to default, paired by seed", ("method", *numbers), paired)
 
 
@@ -169,7 +171,7 @@ def figure(curves: dict[str, list[Curve]], trials: int) -> go.Figure:
         for panel, x in zip(panels, (marks, seconds), strict=True):
             y = [mean(each) for each in values]
             panel.series.append(Series(x=x, y=y, color=color, dash=dash, name=name, band=band, mode="lines"))
-    panels[0].y_axis = {"title": "hypervolume, mean points of top-1", "rangemode": "tozero"}
+    panels[0].y_axis = {"title": "mean KL divergence of the front, nats"}
     return draw("Fronts found: means of the seeds, bands ± 1 sd", panels, share_y=True)
 
 

@@ -7,6 +7,8 @@ fitted without the images that score trials, and so is all fine-tuning.
 import argparse
 import math
 import time
+from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from harness.loops import fine_tune, train_plain
 from harness.records import finished
@@ -28,6 +30,7 @@ from ltmsearch.engine.paired import Difference, mean_with_error
 from ltmsearch.engine.steps import downscale
 from ltmsearch.io.files import write_atomic
 from ltmsearch.models.checkpoints import pack_weights
+from ltmsearch.models.supernet import Supernet
 from ltmsearch.reporting.findings import findings_of, verdict_lines
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.answers import Answers
@@ -78,17 +81,23 @@ class GainStudy:
 
     @cached_property
     def context(self) -> StudyContext:
-        """Network and data, with which the plain network is made and the others are fine-tuned."""
-        return prepare(self._settings(self.args.shares[0], checkpoint=self.args.checkpoint), Callbacks())
+        """Network and data of the first share, with which others are fine-tuned, with the plain network's weights."""
+        return prepare(self._settings(self.args.shares[0], checkpoint=self.base, base_steps=0), Callbacks())
+
+    @cached_property
+    def plain_weights(self) -> dict[str, Tensor]:
+        """The supernet's, as the context was made."""
+        state: dict[str, Tensor] = deepcopy(self.context.evaluator.supernet.state_dict())
+        return state
 
     # -- the plain network ---------------------------------------------------------------------------------------------
 
     @cached_property
     def base(self) -> Path:
         """Weights of the plain network: those given, with a classifier; or trained from scratch for a few steps."""
-        path = self.folder / "base.safetensors"
+        path, args = self.folder / "base.safetensors", self.args
         if not path.exists():
-            context, args = self.context, self.args
+            context = prepare(self._settings(args.shares[0], checkpoint=args.checkpoint), Callbacks())
             evaluator, settings = context.evaluator, context.settings
             if context.new_classifiers:
                 images = context.probe_images
@@ -97,21 +106,15 @@ class GainStudy:
                 plan: dict[str, Any] = {"steps": args.base_steps, "first_img_size": args.img_size}
                 plan |= {"batch_size": settings.batch_size, "lr": args.base_lr, "seed": self.seed}
                 train_plain(evaluator.supernet, evaluator.data, evaluator.runtime, **plan)
-            write_atomic(path, pack_weights(evaluator.supernet.extract(self._plain).state_dict(), {}))
+            write_atomic(path, pack_weights(plain_subnet(evaluator.supernet).state_dict(), {}))
         return path
 
     @cached_property
     def teacher(self) -> nn.Module:
         """The plain network, frozen."""
-        base = load_file(self.base)
-        net = self.context.evaluator.supernet.extract(self._plain)
-        net.load_state_dict(base)
+        net = plain_subnet(self.context.evaluator.supernet)
+        net.load_state_dict(load_file(self.base))
         return net.eval().requires_grad_(False)
-
-    @property
-    def _plain(self) -> MergeSchedule:
-        supernet = self.context.evaluator.supernet
-        return MergeSchedule.uniform(supernet.layers, 1.0, supernet.operator)
 
     # -- the search ----------------------------------------------------------------------------------------------------
 
@@ -134,33 +137,39 @@ class GainStudy:
     # -- fine-tuning ---------------------------------------------------------------------------------------------------
 
     def tuned(self, share: float, trial: int) -> list[dict[str, Any]]:
-        """Answers to the reported images of a trial's network, fine-tuned with each training seed."""
+        """Answers to the reported images of a trial's network, fine-tuned from the shared weights with each seed."""
+        place = self.folder / f"share-{share:g}"
 
         def tune(seed: int) -> dict[str, Any]:
-            begun, args = time.perf_counter(), self.args
             run = Run.open(self.run_folder(share))
-            loaded, evaluator = load_checkpoint(run.folder), self.context.evaluator
+            loaded = load_checkpoint(run.folder)
             assert loaded is not None
             record = next(each for each in run.trials if each.trial == trial)
-            evaluator.supernet.load_state_dict(loaded.weights)
-            subnet = evaluator.recalibrated_subnet(record.schedule)
-            images: dict[str, Any] = {"batch_size": args.train_batch, "steps": args.train_steps}
-            batches = evaluator.data.train_batches(**images, seed=TRAIN_SEED + seed)
-            torch.manual_seed(seed)
-            side, runtime = record.schedule.img_size, evaluator.runtime
-            options: dict[str, Any] = {"lr": args.train_lr, "runtime": runtime, "teacher": self.teacher, "side": side}
-            target = log_probabilities(self.teacher, self._reported(None), runtime)
-            before = log_probabilities(subnet, self._reported(side), runtime)
-            fine_tune(subnet, batches, steps=args.train_steps, **options)
-            after = log_probabilities(subnet, self._reported(side), runtime)
-            first, last = (divergence(log_p, target).mean().item() for log_p in (before, after))
-            seconds = round(time.perf_counter() - begun, 1)
-            print(f"seed {self.seed}, {share:g}, trial {trial}, training seed {seed}: KL {last:.4f}", flush=True)
-            return {"predicted": after.argmax(dim=1).numpy(), "kl_before": first, "kl": last, "seconds": seconds}
+            return self.fine_tuned(f"trial {trial}", loaded.weights, record.schedule, seed)
 
-        place = self.folder / f"share-{share:g}"
         seeds = range(self.args.train_seeds)
         return [finished(place / f"tuned-{trial}-{seed}.json", partial(tune, seed)) for seed in seeds]
+
+    def fine_tuned(
+        self, name: str, weights: Mapping[str, Tensor], schedule: MergeSchedule, seed: int
+    ) -> dict[str, Any]:
+        """Answers to the reported images of a schedule's network, fine-tuned from weights of the supernet."""
+        begun, args, evaluator, side = time.perf_counter(), self.args, self.context.evaluator, schedule.img_size
+        evaluator.supernet.load_state_dict(weights)
+        subnet = evaluator.recalibrated_subnet(schedule)
+        images: dict[str, Any] = {"batch_size": args.train_batch, "steps": args.train_steps}
+        batches = evaluator.data.train_batches(**images, seed=TRAIN_SEED + seed)
+        torch.manual_seed(seed)
+        runtime = evaluator.runtime
+        options: dict[str, Any] = {"lr": args.train_lr, "runtime": runtime, "teacher": self.teacher, "side": side}
+        target = log_probabilities(self.teacher, self._reported(None), runtime)
+        before = log_probabilities(subnet, self._reported(side), runtime)
+        fine_tune(subnet, batches, steps=args.train_steps, **options)
+        after = log_probabilities(subnet, self._reported(side), runtime)
+        first, last = (divergence(log_p, target).mean().item() for log_p in (before, after))
+        seconds = round(time.perf_counter() - begun, 1)
+        print(f"seed {self.seed}, {name}, training seed {seed}: KL {first:.4f}, then {last:.4f}", flush=True)
+        return {"predicted": after.argmax(dim=1).numpy(), "kl_before": first, "kl": last, "seconds": seconds}
 
     def _reported(self, side: int | None) -> Batches:
         """The reported images, downscaled to a side in pixels if one is given."""
@@ -170,6 +179,11 @@ class GainStudy:
     def answers(self, share: float) -> Answers:
         """Answers of the finalists before fine-tuning."""
         return Answers.load(self.run_folder(share) / "answers.csv")
+
+
+def plain_subnet(supernet: Supernet) -> nn.Module:
+    """The plain network."""
+    return supernet.extract(MergeSchedule.uniform(supernet.layers, 1.0, supernet.operator))
 
 
 def described(run: Run) -> dict[str, Any]:

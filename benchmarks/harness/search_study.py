@@ -21,6 +21,7 @@ from ltmsearch.data.digits import Clutter
 from ltmsearch.engine.steps import WarmUp, warm_up
 from ltmsearch.search.pareto import hypervolume
 from ltmsearch.search.setup import StudyContext, prepare
+from ltmsearch.search.teacher import Teacher
 
 OPTIONS: dict[str, Any] = {
     "backbone": "vit_tiny_patch16_224",
@@ -175,12 +176,13 @@ class Reference:
 
     nets: SavedNets
     known: dict[str, list[float]] = field(init=False)
-    """Indices -> top-1, loss."""
+    """Indices -> top-1, KL divergence from the base net."""
 
     def __post_init__(self) -> None:
-        context = self.nets.context
+        context, own, teacher = self.nets.context, self.nets.context.evaluator, Teacher()
         self.space, self.budget = context.space, context.budgets[0]
-        self.evaluator = replace(context.evaluator)  # with a cache of its own
+        teacher.learn(self.nets.base_net(), own.data, own.runtime, context.settings)
+        self.evaluator = replace(own, teacher=teacher)  # with a cache of its own
         self.path = self.nets.folder / "reference-scores.json"
         self.known = read_results(self.path)
         self.line = [indices.tolist() for indices in uniform_line(context)]
@@ -198,31 +200,46 @@ class Reference:
             key = by_net.setdefault(self._key(indices), str(indices))
             if key not in self.known:
                 score = self.evaluator.score(schedule, "report")
-                self.known[key] = [score.top1, score.loss]
+                assert score.kl is not None
+                self.known[key] = [score.top1, score.kl]
             self.known[str(indices)] = self.known[key]
         write_json(self.path, self.known)
 
     def _key(self, indices: list[int]) -> Any:
         return self.nets.context.network_key(self.space.schedule(indices))
 
-    def top1(self, indices: list[int]) -> float:
-        """Top-1 of a known schedule."""
-        return self.known[str(indices)][0]
-
     @property
-    def corner(self) -> float:
-        """Top-1 of the worst uniform schedule."""
-        return min(self.top1(indices) for indices in self.line)
+    def corner(self) -> list[float]:
+        """Top-1 and divergence of the worst of the uniform schedules, in each."""
+        top1, divergences = zip(*(self.known[str(indices)] for indices in self.line), strict=True)
+        return [min(top1), max(divergences)]
 
     def gain(self, points: list[tuple[float, float]]) -> float:
         """Hypervolume of (top-1, GFLOPs) over the range of costs: mean points of top-1 above the corner."""
+        return self._volume(points, self.corner[0], more_is_better=True)
+
+    def mean_divergence(self, points: list[tuple[float, float]]) -> float:
+        """Mean over the range of costs of the least divergence that one can have at each, by (divergence, GFLOPs).
+
+        The corner's divergence less the hypervolume; costs below those of the points have that of the corner.
+        """
+        return self.corner[1] - self._volume(points, self.corner[1], more_is_better=False)
+
+    def _volume(self, points: list[tuple[float, float]], corner: float, *, more_is_better: bool) -> float:
         low, limit = self.budget.reachable()[0], self.nets.args.budget_gflops
-        return hypervolume(points, (self.corner, limit), (True, False)) / (limit - low)
+        return hypervolume(points, (corner, limit), (more_is_better, False)) / (limit - low)
 
     def gain_of(self, front: Iterable[list[int]]) -> float:
-        """The same for the schedules of a front by the reference's own scores."""
+        """`gain` of the schedules of a front by the reference's own scores."""
+        return self.gain(self._points(front, 0))
+
+    def mean_divergence_of(self, front: Iterable[list[int]]) -> float:
+        """`mean_divergence` of the schedules of a front by the reference's own scores."""
+        return self.mean_divergence(self._points(front, 1))
+
+    def _points(self, front: Iterable[list[int]], place: int) -> list[tuple[float, float]]:
         front = list(front)
         self.score(front)
         schedules = [self.space.schedule(indices) for indices in front]
         costs = [self.nets.context.costs_at(schedule).gflops(schedule) for schedule in schedules]
-        return self.gain([(self.top1(indices), cost) for indices, cost in zip(front, costs, strict=True)])
+        return [(self.known[str(indices)][place], cost) for indices, cost in zip(front, costs, strict=True)]
