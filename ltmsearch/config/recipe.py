@@ -322,6 +322,10 @@ def load_recipe(path: str | Path) -> Recipe:
         InputError: If the file is missing, invalid, or of another schema version.
     """
     path = Path(path)
+    if path.is_dir():
+        inside = sorted([*path.glob("recipe.yaml"), *path.glob("recipes/*.yaml"), *path.glob("*.yaml")])
+        found = f"give a recipe in it, such as {inside[0]}" if inside else "it has no recipes"
+        raise InputError(f"a recipe must be a file, but {path} is a folder; {found}")
     version = read_yaml(path).get("schema_version")
     if version != SCHEMA:  # checked first, since another version may have other keys
         raise InputError(

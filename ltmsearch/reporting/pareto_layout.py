@@ -17,6 +17,26 @@ Range = tuple[float, float]
 Point = NDArray[np.float64]
 """(2,) place in the plot."""
 UNSCORED = ("over budget", "below range", "failed")
+PLOT = np.array([880, 430])
+"""Usual size of the plot between its axes, in pixels."""
+CHARACTER = 7.5
+"""Usual width of a character, in pixels."""
+WAYS = ((-1, 1), (1, -1), (1, 1), (-1, -1), (0, 1), (0, -1))
+"""Directions from a mark to its label, right and up. The front's line rises: it is rarely above left or below right."""
+LED_WAYS = (*WAYS, (1, 2), (-1, 2), (-1, -2), (1, -2))
+"""Those of labels away from their marks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """Words beside a mark."""
+
+    record: TrialRecord
+    words: str
+    offset: tuple[float, float]
+    """From the mark to the middle of the words, in pixels to the right and upwards."""
+    led: bool
+    """Whether a line leads from the mark to the words, which are away from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +58,9 @@ class FrontLayout:
     """Those whose top-1 is not significantly higher than that of a cheaper one."""
     line: tuple[tuple[float, float], ...]
     """(Cost, height) of the front by the first cost."""
-    labels: tuple[tuple[TrialRecord, str, str], ...]
-    """A front point with its number or another baseline with its name, and the side of the mark where the label covers
-    least. Baselines whose names would cover another label have none."""
+    labels: tuple[Label, ...]
+    """Front points with their numbers and other baselines with their names, where they cover least. Baselines whose
+    names would cover another label have none."""
     x_range: Range
     """Costs in view: those of the front, and slightly beyond the budget."""
     y_range: Range
@@ -195,28 +215,36 @@ def _labels(
     shares: Mapping[int, Point],
     occupied: Sequence[Point],
     always: Collection[int],
-) -> tuple[tuple[TrialRecord, str, str], ...]:
-    """Labels, each on the side where it covers the fewest earlier labels and occupied points.
+) -> tuple[Label, ...]:
+    """Labels, each at the place where it covers the fewest earlier labels and occupied points.
 
     Those that would cover an earlier label are left out, except of the trials in `always`.
     """
-    # The line rises: it is rarely above left or below right of a point of the front.
-    beside = {"top left": (-1, 1), "bottom right": (1, -1)}
-    sides = beside | {"top right": (1, 1), "bottom left": (-1, -1), "top center": (0, 1), "bottom center": (0, -1)}
-    labels: list[tuple[TrialRecord, str, str]] = []
+    labels: list[Label] = []
     written: list[Point] = []
     for record, words in named:
-        # Half the size of the label, in shares of a plot of 880 × 430 pixels, and room for the mark.
-        half = np.array([len(words) * 7.5 / 2 / 880, 8 / 430])
-        middles = {side: shares[record.trial] + way * (half + np.array([0.01, 0.03])) for side, way in sides.items()}
-        covered = {side: _inside_box(written, at, half + np.array([0.005, 0.02])) for side, at in middles.items()}
-        marks = {side: _inside_box(occupied, at, half + 0.008) for side, at in middles.items()}
-        cut = {side: abs(at[0] - 0.5) > 0.5 - half[0] for side, at in middles.items()}
-        side = min(sides, key=lambda side: (cut[side], covered[side], marks[side]))
-        if record.trial in always or not covered[side]:
-            labels.append((record, words, side))
-            written += [middles[side] + half * (end, 0) for end in np.linspace(-1, 1, len(words) + 1)]
+        half = np.array([len(words) * CHARACTER / 2, 8])
+        ways = [(way, led) for led in (False, True) for way in (LED_WAYS if led else WAYS)]
+        offsets = [_offset(way, half, led=led) for way, led in ways]
+        middles = [shares[record.trial] + offset / PLOT for offset in offsets]
+        covered = [_inside_box(written, at, half / PLOT + np.array([0.005, 0.02])) for at in middles]
+        marks = [_inside_box(occupied, at, half / PLOT + 0.008) for at in middles]
+        cut = [bool((np.abs(at - 0.5) > 0.5 - half / PLOT).any()) for at in middles]
+        # A line to the words is better than words over three marks.
+        best = min(range(len(ways)), key=lambda n: (cut[n], covered[n], marks[n] + 2.5 * ways[n][1], n))
+        if record.trial in always or not covered[best]:
+            right, up = offsets[best].tolist()
+            labels.append(Label(record=record, words=words, offset=(right, up), led=ways[best][1]))
+            written += [middles[best] + half / PLOT * (end, 0) for end in np.linspace(-1, 1, len(words) + 1)]
     return tuple(labels)
+
+
+def _offset(way: tuple[int, int], half: Point, *, led: bool) -> Point:
+    """From a mark to the middle of words of half a size, in pixels."""
+    right, up = way
+    if led:
+        return np.array([right * (0.7 * half[0] + 8), up * 38.0])
+    return np.array([right * (half[0] + 9), up * (21.0 if right else 24.0)])
 
 
 def _inside_box(points: Sequence[Point], middle: Point, half: Point) -> int:

@@ -14,7 +14,7 @@ from ltmsearch.config.objective import CostAxis
 from ltmsearch.errors import check_choice
 from ltmsearch.io.figures import BLACK, BLUE, GREY, ORANGE, RED, TEMPLATE
 from ltmsearch.reporting.numbers import breaks_budget, points, trial_facts
-from ltmsearch.reporting.pareto_layout import UNSCORED, FrontLayout, Group, front_layout
+from ltmsearch.reporting.pareto_layout import UNSCORED, FrontLayout, Group, Label, front_layout
 from ltmsearch.reporting.verdict import Verdict
 from ltmsearch.schedules.schedule import amount_of
 from ltmsearch.search.records import FORM_LETTERS, TrialRecord
@@ -39,6 +39,8 @@ STYLES: dict[Group, tuple[str, str, int]] = {
 }
 RING: dict[str, Any] = {"symbol": "circle-open", "size": 18, "color": BLACK, "line": {"width": 2}}
 """Mark around a trial of the front."""
+LABELS = "label"
+"""Name of the annotations beside marks."""
 LABEL: dict[str, Any] = {"showarrow": False, "bgcolor": "rgba(255,255,255,0.8)", "yanchor": "bottom"}
 """Look of the words beside a line."""
 
@@ -60,6 +62,10 @@ def front_figure(
         in_legend = final or (group, True) not in layout.marks
         figure.add_trace(_trace(group, final, members, layout, axis, in_legend))
     _add_front(figure, layout, axis)
+    small = place == "dashboard"
+    # Names of baselines have no space in the dashboard.
+    labels = [label for label in layout.labels if label.record in layout.front or not small]
+    _add_labels(figure, labels, layout, axis, size=11 if small else 14)
     _add_measured(figure, layout, axis)
     _add_lines(figure, layout, axis)
     if place == "page":
@@ -120,16 +126,17 @@ def _add_front(figure: go.Figure, layout: FrontLayout, axis: CostAxis) -> None:
             marker=ring,
             **together,
         )
-    figure.add_scatter(
-        x=[r.cost(axis.name) for r, _, _ in layout.labels],
-        y=[layout.heights[r.trial] for r, _, _ in layout.labels],
-        mode="markers+text",
-        marker={"size": 17, "opacity": 0},  # invisible: keeps the label off the mark
-        text=[words for _, words, _ in layout.labels],
-        textposition=[side for _, _, side in layout.labels],
-        showlegend=False,
-        hoverinfo="skip",
-    )
+
+
+def _add_labels(figure: go.Figure, labels: Iterable[Label], layout: FrontLayout, axis: CostAxis, size: int) -> None:
+    """Write beside their marks the words of labels, in a size in points."""
+    for label in labels:
+        (right, up), at = label.offset, {"x": label.record.cost(axis.name), "y": layout.heights[label.record.trial]}
+        beside: dict[str, Any] = {"showarrow": False, "xshift": right, "yshift": up}
+        if label.led:
+            beside = {"showarrow": True, "ax": right, "ay": -up, "arrowhead": 0, "arrowwidth": 1, "arrowcolor": GREY}
+            beside |= {"standoff": 9, "startstandoff": 2}
+        figure.add_annotation(name=LABELS, text=label.words, font_size=size, **at, **beside)
 
 
 def _rings(layout: FrontLayout, axis: CostAxis) -> dict[str, tuple[dict[str, Any], list[TrialRecord]]]:
@@ -225,6 +232,3 @@ def _fit_dashboard(figure: go.Figure, layout: FrontLayout, axis: CostAxis) -> No
         xaxis_title_text=axis.title.partition(" (")[0],
         yaxis_title_text="top-1 − plain, points",
     )
-    # Labels of baselines have no space here.
-    text = [words if record in layout.front else "" for record, words, _ in layout.labels]
-    figure.update_traces(selector={"mode": "markers+text"}, textfont_size=11, text=text)

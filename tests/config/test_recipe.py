@@ -79,6 +79,15 @@ def test_invalid_recipes_are_refused(tmp_path: Path, change: dict[str, Any], mes
         load_recipe(path)
 
 
+def test_a_folder_names_the_recipes_in_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="must be a file, but .* is a folder; it has no recipes"):
+        load_recipe(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "7.yaml").touch()
+    with pytest.raises(InputError, match=r"is a folder; give a recipe in it, such as .*recipes.7\.yaml"):
+        load_recipe(tmp_path)
+
+
 def test_recipes_of_version_0_1_0_still_open() -> None:
     """Written by version 0.1.0; it must not be rewritten when the format changes."""
     recipe = load_recipe(Path(__file__).parents[1] / "data" / "recipe_v1.yaml")

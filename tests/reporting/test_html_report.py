@@ -157,8 +157,7 @@ def test_head_starts_with_the_verdict(tmp_path: Path) -> None:
     assert head.front.groups[0][0][0] == "→ 3"
     assert any("on 1000 images that neither search nor choice saw" in caption for caption in head.captions)
     assert "with the final weights on 1000 images" in found["front"].paragraphs[0]
-    labels = next(trace for trace in found["front"].plots[0].figure.data if trace.mode == "markers+text")
-    assert "3, recommended" in labels.text
+    assert "3, recommended" in [each.text for each in found["front"].plots[0].figure.layout.annotations]
     text = page(tmp_path / "page", records, answers=answers)
     assert head.verdict in Tags(text).text
     early, _ = chapters(tmp_path / "early", RECORDS)

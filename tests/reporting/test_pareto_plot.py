@@ -4,6 +4,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 from support.command_line import Notes
@@ -26,7 +27,7 @@ from support.records import (
 from ltmsearch.config.objective import CostAxis
 from ltmsearch.reporting.findings import find
 from ltmsearch.reporting.pareto_layout import front_layout
-from ltmsearch.reporting.pareto_plot import front_figure
+from ltmsearch.reporting.pareto_plot import LABELS, front_figure
 from ltmsearch.reporting.verdict import judge
 from ltmsearch.reporting.write import write_plots
 from ltmsearch.search.records import TrialRecord
@@ -125,24 +126,41 @@ def test_a_study_with_few_trials_can_be_drawn(records: list[TrialRecord], axis: 
 
 def test_labels_are_placed_where_they_cover_least() -> None:
     layout = front_layout(RECORDS, AXIS)
-    labels = {record.trial: (words, side) for record, words, side in layout.labels}
-    assert {number: words for number, (words, _) in labels.items()} == {1: "1", 2: "2", 3: "3"}, "numbers of the front"
-    assert labels[3][1] == "top left", "beside the rising line"
+    labels = {label.record.trial: label for label in layout.labels}
+    assert {n: label.words for n, label in labels.items()} == {1: "1", 2: "2", 3: "3"}, "numbers of the front"
+    right, up = labels[3].offset
+    assert right < 0 < up, "beside the rising line"
+    assert not labels[3].led
     width, height = (high - low for low, high in (layout.x_range, layout.y_range))
     in_the_way = make_trial(20, BEST.gflops - 0.015 * width, 86.0 - 3.0 + 0.05 * height)
     moved = front_layout([*RECORDS, in_the_way], AXIS)
     assert (moved.x_range, moved.y_range) == (layout.x_range, layout.y_range)
-    assert {record.trial: side for record, _, side in moved.labels}[3] != "top left"
+    assert next(label.offset for label in moved.labels if label.record.trial == 3) != (right, up)
+
+
+def test_lines_lead_out_of_a_crowd_to_labels() -> None:
+    layout = front_layout(RECORDS, AXIS)
+    width, height = (high - low for low, high in (layout.x_range, layout.y_range))
+    around = [(across, up) for across in np.linspace(-0.05, 0.05, 21) for up in (-0.06, -0.045, 0.045, 0.06)]
+    crowd = [
+        make_trial(20 + n, BEST.gflops + across * width, 86.0 - 3.0 + up * height)
+        for n, (across, up) in enumerate(around)
+    ]
+    (best,) = [label for label in front_layout([*RECORDS, *crowd], AXIS).labels if label.record.trial == 3]
+    assert best.led
+    figure = front_figure([*RECORDS, *crowd], axis=AXIS)
+    (drawn,) = [each for each in figure.layout.annotations if (each.name, each.text) == (LABELS, "3")]
+    assert (drawn.showarrow, drawn.ax, drawn.ay) == (True, best.offset[0], -best.offset[1])
+    assert (drawn.x, drawn.y) == (BEST.gflops, -3.0)
 
 
 def test_names_that_would_cover_others_are_left_out() -> None:
     crowd = [
-        make_trial(n, 1.05 + n / 1e6, 70.0, 70.0, kind="baseline", label=f"{n} tokens per layer") for n in range(20, 32)
+        make_trial(n, 1.05 + n / 1e6, 70.0, 70.0, kind="baseline", label=f"{n} tokens per layer") for n in range(20, 42)
     ]
-    labels = front_layout([*RECORDS, *crowd], AXIS).labels
-    named = [record.trial for record, _, _ in labels]
+    named = [label.record.trial for label in front_layout([*RECORDS, *crowd], AXIS).labels]
     assert {1, 2, 3} <= set(named), "the front has all its numbers"
-    assert 1 <= len(set(named) & set(range(20, 32))) <= 6
+    assert 1 <= len(set(named) & set(range(20, 42))) <= 14
 
 
 def test_figure_shows_the_layout() -> None:
@@ -177,7 +195,7 @@ def test_the_verdict_is_drawn() -> None:
     assert (verdict.recommended, verdict.not_better) == (3, {1})
     layout = front_layout(records, AXIS, verdict)
     assert [r.trial for r in layout.not_better] == [1]
-    assert [words for record, words, _ in layout.labels if record.trial == 3] == ["3, recommended"]
+    assert [label.words for label in layout.labels if label.record.trial == 3] == ["3, recommended"]
     figure = front_figure(records, axis=AXIS, verdict=verdict)
     alike = trace(figure, "front, not significantly better than a cheaper point")
     assert (trace(figure, FRONT).x, alike.x) == ((1.10, 1.18), (1.15,))
@@ -187,8 +205,7 @@ def test_the_verdict_is_drawn() -> None:
 
 def test_dashboard_figure_labels_only_the_front() -> None:
     figure = front_figure(RECORDS, title="t", axis=AXIS, place="dashboard")
-    (labels,) = figure.select_traces(selector={"mode": "markers+text"})
-    assert sorted(filter(None, labels.text)) == ["1", "2", "3"]
+    assert sorted(each.text for each in figure.layout.annotations if each.name == LABELS) == ["1", "2", "3"]
     assert figure.layout.height == 450
 
 
