@@ -17,6 +17,7 @@ of the images of the fine-tuning.
     random draws     no children: the best of schedules drawn near the budget
     no sieve         every schedule on all search images, and so many fewer schedules
     cross-entropy    the score is the cross-entropy with the labels, not the divergence from the base
+    half, quarter    so many of the schedules
     all costs        sandwich steps draw schedules of all costs, not only near the budget
     no sandwich      the base's weights as they are
 """
@@ -76,10 +77,15 @@ CHANGES: dict[str, dict[str, Any]] = {
     "random draws": {"START_SHARE": 1.0},
     "no sieve": {},
     "cross-entropy": {},
+    "half": {},
+    "quarter": {},
     "all costs": {},
     "no sandwich": {},
 }
 """Variant -> names of `ltmsearch.search.screening` that it replaces."""
+
+NUMBERS = {"half": 0.5, "quarter": 0.25}
+"""Variant -> share of the schedules that it scores."""
 
 
 @contextmanager
@@ -134,6 +140,7 @@ class Parts:
         few, seen = few_images(images), 0
         if variant == "no sieve":
             few, schedules = images, schedules * few // images
+        schedules = round(schedules * NUMBERS.get(variant, 1))
 
         def score(rows: Any, number: int | None) -> list[float]:
             nonlocal seen
