@@ -5,12 +5,16 @@ The windows are those of the block's attention, but never shifted: see `windows.
 Shapes: B images, W windows per image, N tokens per window, C channels per head, D channels.
 """
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import ClassVar, cast
+from functools import cache, partial
+from typing import Any, ClassVar, cast
 
+import torch
 from timm.layers import PatchEmbed
-from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
+from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
+from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention, get_relative_position_index
 from torch import Tensor, nn
 
 from ltmsearch.config.defaults import Learning
@@ -18,17 +22,47 @@ from ltmsearch.models.adapter import NORM_MACS, BlockAdapter, grid_of, register_
 from ltmsearch.models.merge_state import CarriedChange
 from ltmsearch.models.merging_layer import MergingLayer, idle_operator, merge_target
 from ltmsearch.models.rewiring import Rewired, recorded
-from ltmsearch.models.windows import WindowsShape, change_in_windows, count_windows, from_shifted_windows
+from ltmsearch.models.windows import (
+    WindowsShape,
+    change_in_windows,
+    count_windows,
+    fitted_windows,
+    from_shifted_windows,
+    with_windows,
+)
 from ltmsearch.schedules.grid import Grid, tokens
 
 
 class KeyedWindowAttention(WindowAttention):
-    """timm's attention that can hand out its keys."""
+    """timm's attention that can hand out its keys, and run in smaller windows."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None, *, qkv: list[Tensor] | None = None) -> Tensor:
         """See timm; appends the (B·W, N, 3·heads·C) projections to `qkv`, if given."""
         module = self if qkv is None else Rewired(self, qkv=recorded(self.qkv, qkv))
         return WindowAttention.forward(cast(WindowAttention, module), x, mask)
+
+    def in_windows(self, window: Grid, qkv: list[Tensor] | None) -> Callable[..., Tensor]:
+        """`forward` in windows of another size, with position biases as timm resizes them when it loads weights."""
+        if window == self.window_size:
+            return partial(self.forward, qkv=qkv)
+        table = self.relative_position_bias_table
+        resize = _resizing(grid_of(*self.window_size), window).to(table.device, table.dtype)
+        index = get_relative_position_index(*window, device=table.device)
+        own = {"window_area": tokens(window), "relative_position_index": index}
+        module: Any = Rewired(self, relative_position_bias_table=resize @ table, **own)
+        module._get_rel_pos_bias = partial(WindowAttention._get_rel_pos_bias, module)
+        return partial(KeyedWindowAttention.forward, module, qkv=qkv)
+
+
+@cache
+def _resizing(old: Grid, new: Grid) -> Tensor:
+    """(positions in windows of the new size, positions in those of the old size): timm's interpolation, a matrix."""
+    before, after = ((2 * rows - 1) * (2 * columns - 1) for rows, columns in (old, new))
+    # Kept for training too, which cannot use tensors of inference mode; timm's interpolation warns.
+    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings(action="ignore"):
+        return resize_rel_pos_bias_table(
+            torch.eye(before), new_window_size=new, new_bias_shape=(after, before), old_window_size=old
+        )
 
 
 class MergingSwinBlock(MergingLayer, SwinTransformerBlock):
@@ -36,15 +70,19 @@ class MergingSwinBlock(MergingLayer, SwinTransformerBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, rows, columns, D) to the same."""
-        window: Grid = self.window_size
+        size = grid_of(*x.shape[1:3])
+        window, shift = fitted_windows(self, size)
         carried = CarriedChange(x, self.earlier)
         operator, target = merge_target(self, window)
+        needs_keys = operator is not None and operator.needs_keys
+        qkv: list[Tensor] | None = [] if needs_keys else None
+        module: Any = self
+        if needs_keys or (window, shift) != (self.window_size, self.shift_size):
+            module = with_windows(self, window, shift, self.attn.in_windows(window, qkv))
         if operator is None:
-            return carried.onto(super().forward(idle_operator(self, x)))
-        qkv: list[Tensor] = []
-        module = Rewired(self, attn=partial(self.attn, qkv=qkv)) if operator.needs_keys else self
-        x = x + self.drop_path1(SwinTransformerBlock._attn(cast(SwinTransformerBlock, module), self.norm1(x)))
-        keys = self._keys(qkv[0], grid_of(*x.shape[1:3])) if qkv else None
+            return carried.onto(SwinTransformerBlock.forward(module, idle_operator(self, x)))
+        x = x + self.drop_path1(module._attn(self.norm1(x)))
+        keys = None if qkv is None else self._keys(qkv[0], window, shift, size)
         change = change_in_windows(
             operator,
             carried,
@@ -57,10 +95,10 @@ class MergingSwinBlock(MergingLayer, SwinTransformerBlock):
         )
         return carried.onto(x + change)
 
-    def _keys(self, qkv: Tensor, size: Grid) -> Tensor:
+    def _keys(self, qkv: Tensor, window: Grid, shift: Grid, size: Grid) -> Tensor:
         """Projections of shifted windows, (B·W, N, 3·H·C), to the keys of all heads, (B, rows, columns, H·C)."""
         keys = qkv.reshape(*qkv.shape[:2], 3, -1)[:, :, 1]
-        return from_shifted_windows(keys, self.window_size, self.shift_size, size)
+        return from_shifted_windows(keys, window, shift, size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +142,8 @@ class Swin(BlockAdapter):
 
     def shape(self, name: str, block: SwinTransformerBlock, input_shape: tuple[int, ...]) -> tuple[Grid, SwinShape]:
         """See `BlockAdapter.shape`; the input is (B, rows, columns, D)."""
-        size, window = (input_shape[1], input_shape[2]), (block.window_size[0], block.window_size[1])
+        size = (input_shape[1], input_shape[2])
+        window, _ = fitted_windows(block, size)
         attn_dim = block.attn.qkv.out_features // 3
         shape = SwinShape(
             name=name,

@@ -7,9 +7,10 @@ Windows that merge are those of the block's attention, but never shifted, and sm
 Shapes: B images, W windows per image, N tokens per window, C channels per head, D channels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from timm.models.swin_transformer_v2 import SwinTransformerV2Block, WindowAttention
 from torch import Tensor, nn
@@ -20,20 +21,40 @@ from ltmsearch.models.adapter import NORM_MACS, BlockAdapter, grid_of, register_
 from ltmsearch.models.merge_state import CarriedChange
 from ltmsearch.models.merging_layer import MergingLayer, idle_operator, merge_target
 from ltmsearch.models.rewiring import Rewired, recorded
-from ltmsearch.models.windows import WindowsShape, change_in_windows, count_windows, even_window, from_shifted_windows
+from ltmsearch.models.windows import (
+    WindowsShape,
+    change_in_windows,
+    count_windows,
+    even_window,
+    fitted_windows,
+    from_shifted_windows,
+    with_windows,
+)
 from ltmsearch.schedules.grid import Grid, tokens
 
 
 class KeyedWindowV2Attention(WindowAttention):
-    """timm's attention that can hand out its keys."""
+    """timm's attention that can hand out its keys, and run in smaller windows."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None, *, qkv: list[Tensor] | None = None) -> Tensor:
         """See timm; appends the (B·W, N, 3·heads·C) projections to `qkv`, if given."""
-        if qkv is None:
-            return super().forward(x, mask)
-        # Only with separate biases timm calls the module `qkv`; keys have no bias.
-        module = Rewired(self, qkv_bias_separate=True, qkv=recorded(self.qkv, qkv))
-        return WindowAttention.forward(cast(WindowAttention, module), x, mask)
+        module = self
+        if qkv is not None:
+            # Only with separate biases timm calls the module `qkv`; keys have no bias.
+            module = cast(KeyedWindowV2Attention, Rewired(self, qkv_bias_separate=True, qkv=recorded(self.qkv, qkv)))
+        return WindowAttention.forward(module, x, mask)
+
+    def in_windows(self, window: Grid, qkv: list[Tensor] | None) -> Callable[..., Tensor]:
+        """`forward` in windows of another size, whose position biases are computed for their coordinates."""
+        if window == self.window_size:
+            return partial(self.forward, qkv=qkv)
+        module: Any = Rewired(self, window_size=window)
+        module.relative_coords_table, module.relative_position_index = (
+            WindowAttention._make_pair_wise_relative_positions(
+                module, device=self.proj.weight.device, dtype=self.proj.weight.dtype
+            )
+        )
+        return partial(KeyedWindowV2Attention.forward, module, qkv=qkv)
 
 
 class MergingSwinV2Block(MergingLayer, SwinTransformerV2Block):
@@ -42,16 +63,19 @@ class MergingSwinV2Block(MergingLayer, SwinTransformerV2Block):
     def forward(self, x: Tensor) -> Tensor:
         """(B, rows, columns, D) to the same."""
         size = grid_of(*x.shape[1:3])
-        window = even_window(size, self.window_size)
+        attention_window, shift = fitted_windows(self, size)
+        window = even_window(size, attention_window)
         carried = CarriedChange(x, self.earlier)
         operator, target = merge_target(self, window)
+        needs_keys = operator is not None and operator.needs_keys
+        qkv: list[Tensor] | None = [] if needs_keys else None
+        module: Any = self
+        if needs_keys or (attention_window, shift) != (self.window_size, self.shift_size):
+            module = with_windows(self, attention_window, shift, self.attn.in_windows(attention_window, qkv))
         if operator is None:
-            return carried.onto(super().forward(idle_operator(self, x)))
-        qkv: list[Tensor] = []
-        module = Rewired(self, attn=partial(self.attn, qkv=qkv)) if operator.needs_keys else self
-        attended = SwinTransformerV2Block._attn(cast(SwinTransformerV2Block, module), x)
-        x = x + self.drop_path1(self.norm1(attended))
-        keys = self._keys(qkv[0], size) if qkv else None
+            return carried.onto(SwinTransformerV2Block.forward(module, idle_operator(self, x)))
+        x = x + self.drop_path1(self.norm1(module._attn(x)))
+        keys = None if qkv is None else self._keys(qkv[0], attention_window, shift, size)
         change = change_in_windows(
             operator,
             carried,
@@ -64,14 +88,14 @@ class MergingSwinV2Block(MergingLayer, SwinTransformerV2Block):
         )
         return carried.onto(x + change)
 
-    def _keys(self, qkv: Tensor, size: Grid) -> Tensor:
+    def _keys(self, qkv: Tensor, window: Grid, shift: Grid, size: Grid) -> Tensor:
         """Projections of shifted windows, (B·W, N, 3·H·C), to the keys of all heads, (B, rows, columns, H·C).
 
         The keys of each head have length one, as attention compares them.
         """
         keys = qkv.reshape(*qkv.shape[:2], 3, self.attn.num_heads, -1)[:, :, 1]
         keys = normalize(keys, dim=-1).flatten(2)
-        return from_shifted_windows(keys, self.window_size, self.shift_size, size)
+        return from_shifted_windows(keys, window, shift, size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +140,8 @@ class SwinV2(BlockAdapter):
 
     def shape(self, name: str, block: SwinTransformerV2Block, input_shape: tuple[int, ...]) -> tuple[Grid, SwinV2Shape]:
         """See `BlockAdapter.shape`; the input is (B, rows, columns, D)."""
-        size, attention_window = (input_shape[1], input_shape[2]), (block.window_size[0], block.window_size[1])
+        size = (input_shape[1], input_shape[2])
+        attention_window, _ = fitted_windows(block, size)
         window = even_window(size, attention_window)
         shape = SwinV2Shape(
             name=name,

@@ -10,14 +10,17 @@ Shapes: B images, W windows per image, N tokens per window, P merged tokens per 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from timm.models.swin_transformer import window_partition, window_reverse
 from torch import Tensor, nn
 
 from ltmsearch.merging import MergeOperator
-from ltmsearch.models.adapter import LayerShape
+from ltmsearch.models.adapter import LayerShape, grid_of
 from ltmsearch.models.merge_state import CarriedChange
+from ltmsearch.models.rewiring import Rewired
 from ltmsearch.schedules.grid import Grid, tokens
 
 PADDING_SIZE = 1e-4
@@ -84,6 +87,27 @@ def even_window(size: Grid, largest: Sequence[int]) -> Grid:
     """
     rows, columns = (math.ceil(n / math.ceil(n / side)) for n, side in zip(size, largest, strict=True))
     return rows, columns
+
+
+def fitted_windows(block: Any, size: Grid) -> tuple[Grid, Grid]:
+    """Rows and columns of the attention windows of a timm Swin block on a feature map, and their shifts.
+
+    As timm builds the block for images of that size: no larger than the map, and not shifted where they fill it.
+    """
+    window, shift = grid_of(*block.window_size), grid_of(*block.shift_size)
+    if block.always_partition:
+        return window, shift
+    rows, columns = (min(pair) for pair in zip(size, window, strict=True))
+    down, right = (0 if n <= w else s for n, w, s in zip(size, window, shift, strict=True))
+    return (rows, columns), (down, right)
+
+
+def with_windows(block: Any, window: Grid, shift: Grid, attention: Callable[..., Tensor]) -> Any:
+    """A timm Swin block with other windows, and an attention that is made for them."""
+    kind: Any = next(kind for kind in type(block).__mro__ if kind.__module__.startswith("timm."))
+    own: Any = Rewired(block, window_size=window, window_area=tokens(window), shift_size=shift, attn=attention)
+    own.get_attn_mask, own._attn = partial(kind.get_attn_mask, own), partial(kind._attn, own)
+    return own
 
 
 def padded(size: Sequence[int], window: Grid) -> Grid:

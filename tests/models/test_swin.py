@@ -1,6 +1,7 @@
 """Swin: windows that merge alike, shifted or padded, and come back."""
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -102,3 +103,20 @@ def test_tome_sees_the_keys_of_its_own_tokens() -> None:
 def test_blocks_hold_timms_parameters_and_one_merging_child() -> None:
     names = {name.split(".")[0] for name, _ in net().layers[0].blocks[0].named_parameters()}
     assert names == {"norm1", "attn", "norm2", "mlp", MERGING}
+
+
+@pytest.mark.parametrize("size", [(4, 4), (3, 9)])
+def test_windows_larger_than_the_map_are_those_of_a_network_for_it(size: tuple[int, int]) -> None:
+    """Also after inference, and with gradients: timm resizes position biases by a matrix."""
+    block = net(keep_ratios={}).layers[0].blocks[1]
+    fitted = copy.deepcopy(block)
+    with warnings.catch_warnings(action="ignore"):  # timm's interpolation
+        fitted.set_input_size(size, (7, 7))
+    x = torch.randn(2, *size, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(block(x), fitted(x))
+    block(x).square().sum().backward()
+    table = block.attn.relative_position_bias_table
+    assert table.shape == (13 * 13, 1)
+    assert table.grad is not None
+    assert table.grad.abs().sum() > 0
