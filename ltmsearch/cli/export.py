@@ -13,6 +13,7 @@ from ltmsearch.io.console_tables import print_line
 
 RunOrTraining = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory of a study, or a training's folder.")]
 
+_images = partial(typer.Option, rich_help_panel="Images that compare --int8")
 _of_study = partial(typer.Option, rich_help_panel="Trials of a study")
 
 
@@ -43,6 +44,14 @@ def export(
     ] = None,
     weights: Annotated[bool, flag("--weights", "Write the weights too, as a safetensors folder for timm.")] = False,
     onnx: Annotated[bool, flag("--onnx", "Write an ONNX file too, verified in onnxruntime.")] = False,
+    int8: Annotated[
+        bool,
+        flag("--int8", "Write the ONNX file in int8 too, and compare its answers with it on validation images."),
+    ] = False,
+    dataset: Annotated[
+        str | None, _images(metavar="NAME", help="digits, folder, or a timm data set. (default: the study's)")
+    ] = None,
+    data_dir: Annotated[Path | None, _images(metavar="DIR", help="Image folder. (default: the study's)")] = None,
     program: Annotated[bool, flag("--program", "Write a torch.export program too (.pt2).")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -67,6 +76,9 @@ def export(
             checkpoint=checkpoint,
             weights=weights,
             onnx=onnx,
+            int8=int8,
+            dataset=dataset,
+            data_dir=data_dir,
             program=program,
             callbacks=callbacks,
         )

@@ -68,6 +68,32 @@ class ImageData:
                 f"it is {outputs}; use --num-classes {self.num_classes}"
             )
 
+    def refuse_other_classes(self, names: Sequence[str] | None, outputs: int, checkpoint: Path) -> None:
+        """Raise `InputError` unless these are the classes of a trained network.
+
+        Args:
+            names: Classes in the order of its outputs; None: its weights name none.
+            outputs: Their number.
+            checkpoint: File of its weights.
+        """
+        if names and self.num_classes != len(names):
+            raise InputError(
+                f"the data must have the {len(names)} classes of {checkpoint}, but have {self.num_classes}; use the "
+                "data that the weights were trained on"
+            )
+        if not names and self.num_classes != outputs:
+            nameless = "; the weights name no classes, and without training images the folder must have all of them"
+            raise InputError(
+                f"the recipe's num_classes must be the data's {self.num_classes}, but is {outputs}; use the data that "
+                f"the weights were trained on{'' if self.training_size else nameless}"
+            )
+        for number, (trained, found) in enumerate(zip(names or (), self.class_names, strict=False), start=1):
+            if trained != found:
+                raise InputError(
+                    f"the data must have the classes of {checkpoint}, but class {number} is {found!r} instead of "
+                    f"{trained!r}"
+                )
+
     def about_outputs(self, outputs: int) -> str:
         """A note on a network that has more outputs than there are classes."""
         return f"the network has {outputs} outputs; the classes of the data are the first {self.num_classes}"

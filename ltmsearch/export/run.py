@@ -8,9 +8,12 @@ from typing import Any
 
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.settings import SETTINGS
+from ltmsearch.data.layout import DataLayout
+from ltmsearch.engine.evaluation import Batches
 from ltmsearch.engine.image_costs import depends_on_images
 from ltmsearch.errors import InputError
 from ltmsearch.export.folder import CONFIG, RECIPE, write_recipe, write_weights
+from ltmsearch.export.int8 import LabelledImages, export_int8
 from ltmsearch.export.subnets import Subnet, choose_trials, study_subnets, trained_subnet
 from ltmsearch.io.files import refuse_links_outward
 from ltmsearch.merging import NO_PROGRAM
@@ -22,8 +25,8 @@ from ltmsearch.search.run import Run
 
 _log = logging.getLogger(__name__)
 
-EXPORT, ONNX, PROGRAM = "export", "model.onnx", "model.pt2"
-FILES = {RECIPE, WEIGHTS, CONFIG, ONNX, PROGRAM}
+EXPORT, ONNX, INT8, PROGRAM = "export", "model.onnx", "model.int8.onnx", "model.pt2"
+FILES = {RECIPE, WEIGHTS, CONFIG, ONNX, INT8, PROGRAM}
 """Names of all files that an export may write."""
 
 
@@ -37,6 +40,9 @@ def export_run(
     checkpoint: Path | None = None,
     weights: bool = False,
     onnx: bool = False,
+    int8: bool = False,
+    dataset: str | None = None,
+    data_dir: Path | None = None,
     program: bool = False,
     callbacks: Callbacks | None = None,
 ) -> list[ExportedFile]:
@@ -52,6 +58,8 @@ def export_run(
         under_ms: Export the best trial of the front up to this latency, for studies with a latency budget.
         checkpoint: Weights of a training; None: its best.
         weights: Whether to write `model.safetensors` and `config.json`.
+        int8: Whether to write the ONNX file in int8 too, which is compared with it on validation images.
+        dataset, data_dir: Data of these images, as for `validate_recipe`; None for both: those of the study.
 
     Returns:
         The files, in the order in which they were written.
@@ -63,14 +71,21 @@ def export_run(
     callbacks = callbacks or Callbacks()
     if onnx:
         require_onnx()
+    images = _images(dataset, data_dir) if int8 else None
+    if int8 and not onnx:
+        raise InputError("--int8 quantises the ONNX file, so it needs --onnx")
+    if not int8 and (dataset or data_dir):
+        raise InputError("--dataset and --data-dir need --int8: other files are checked on random images")
     refuse_links_outward(run)
-    steps = [(RECIPE, True), (WEIGHTS, weights), (ONNX, onnx), (PROGRAM, program)]
+    steps = [(RECIPE, True), (WEIGHTS, weights), (ONNX, onnx), (INT8, int8), (PROGRAM, program)]
     files = [file for file, wanted in steps if wanted]
     criteria: dict[str, Any] = {"trial": trial, "top": top, "under_gflops": under_gflops, "under_ms": under_ms}
     if Run.exists(run):
         if checkpoint is not None:
             raise InputError(f"--checkpoint needs the folder of a training, but {run} is the run directory of a study")
         study = Run.open(run)
+        if int8 and images is None:
+            images = _images(study.settings.dataset, study.settings.data_dir, study.settings.layout)
         verdict, axis = findings_of(study).verdict, study.settings.axis
         best = None if verdict is None else verdict.recommended
         trials = choose_trials(study.trials, axis=axis, recommended=best, **criteria)
@@ -78,10 +93,25 @@ def export_run(
         subnets: Iterable[Subnet] = study_subnets(study, trials, callbacks, with_weights=len(files) > 1)
     else:
         _refuse_unless_training(run, criteria)
+        if int8 and images is None:
+            raise InputError(
+                "--int8 compares its answers on labelled images, which the folder of a training does not name: use "
+                "--data-dir DIR or --dataset NAME"
+            )
         subnet = trained_subnet(run, checkpoint, callbacks)
         _refuse_programs(files, [subnet.recipe.schedule])
         subnets = [subnet]
-    return [file for subnet in subnets for file in _write_subnet(subnet, run / EXPORT, files, callbacks)]
+    return [file for subnet in subnets for file in _write_subnet(subnet, run / EXPORT, files, images, callbacks)]
+
+
+def _images(
+    dataset: str | None, data_dir: str | Path | None, layout: DataLayout | None = None
+) -> LabelledImages | None:
+    """Data of these names; None without any."""
+    if dataset is None and data_dir is None:
+        return None
+    folder = None if data_dir is None else Path(data_dir)
+    return LabelledImages(dataset=dataset or "folder", data_dir=folder, layout=layout or DataLayout())
 
 
 def _refuse_programs(files: Sequence[str], schedules: Iterable[MergeSchedule]) -> None:
@@ -100,8 +130,11 @@ def _refuse_unless_training(run: Path, criteria: Mapping[str, object]) -> None:
             raise InputError(f"{option} needs the run directory of a study, but {run} is the folder of a training")
 
 
-def _write_subnet(subnet: Subnet, root: Path, files: Sequence[str], callbacks: Callbacks) -> list[ExportedFile]:
+def _write_subnet(
+    subnet: Subnet, root: Path, files: Sequence[str], images: LabelledImages | None, callbacks: Callbacks
+) -> list[ExportedFile]:
     trial = subnet.trial
+    batches = None if images is None else images.batches(subnet)  # wrong data are refused before anything is written
     folder = root if trial is None else root / str(trial)
     callbacks.phase("exporting" if trial is None else f"exporting trial {trial}", len(files))
     written: list[ExportedFile] = []
@@ -110,7 +143,7 @@ def _write_subnet(subnet: Subnet, root: Path, files: Sequence[str], callbacks: C
         for done, file in enumerate(files):
             callbacks.advance(done, file)
             start = time.perf_counter()
-            for entry in _write(file, subnet, folder):
+            for entry in _write(file, subnet, folder, batches):
                 _log.info("%s: %d bytes, %s; %.1f s", entry.file, entry.bytes, entry.check, time.perf_counter() - start)
                 written.append(entry)
     except OSError as error:
@@ -122,10 +155,13 @@ def _write_subnet(subnet: Subnet, root: Path, files: Sequence[str], callbacks: C
     return written
 
 
-def _write(file: str, subnet: Subnet, folder: Path) -> list[ExportedFile]:
+def _write(file: str, subnet: Subnet, folder: Path, batches: Batches | None) -> list[ExportedFile]:
     if file == RECIPE:
         return [write_recipe(subnet.recipe, folder)]
     if file == WEIGHTS:
         return write_weights(subnet, folder)
+    if file == INT8:
+        assert batches is not None
+        return [export_int8(folder / ONNX, folder / INT8, batches)]
     export = export_onnx if file == ONNX else export_program
     return [export(subnet.network, folder / file, img_size=subnet.recipe.img_size)]

@@ -13,6 +13,7 @@ from ltmsearch.config.objective import CostAxis
 from ltmsearch.config.recipe import Recipe, load_recipe
 from ltmsearch.errors import InputError
 from ltmsearch.models.checkpoints import load_trained
+from ltmsearch.models.weights import convert_state
 from ltmsearch.reporting.recipes import make_recipe
 from ltmsearch.search.checkpoint import WEIGHTS, load_checkpoint
 from ltmsearch.search.evaluators import make_evaluator, open_supernet_and_data
@@ -37,6 +38,8 @@ class Subnet:
     """Trial number; None for a training."""
     class_names: tuple[str, ...] | None
     """Class names in the order of the outputs; None if unknown."""
+    source: Path
+    """File of its weights."""
     trained: nn.Module | None
     """Network with its weights, on any device; None if only the recipe is wanted."""
 
@@ -44,11 +47,13 @@ class Subnet:
     def network(self) -> nn.Module:
         """The same network as timm builds it for the recipe's image size, on the CPU.
 
-        A subnet extracted from a supernet accepts images of any size, so its graph differs.
+        A subnet extracted from a supernet accepts images of any size, so its graph differs, and its position embeddings
+        are those of the study's largest size.
         """
         assert self.trained is not None
         net: nn.Module = timm.create_model(self.recipe.model, **self.recipe.model_kwargs())
-        net.load_state_dict({name: value.detach().cpu() for name, value in self.trained.state_dict().items()})
+        state = {name: value.detach().cpu() for name, value in self.trained.state_dict().items()}
+        net.load_state_dict(convert_state(net, state))
         return net.eval()
 
 
@@ -131,6 +136,7 @@ def study_subnets(
             recipe=make_recipe(record, run.settings, num_classes=len(names), report_images=report_images),
             trial=record.trial,
             class_names=names,
+            source=run.folder / WEIGHTS,
             trained=None if evaluator is None else evaluator.recalibrated_subnet(record.schedule),
         )
 
@@ -150,4 +156,10 @@ def trained_subnet(run: Path, checkpoint: Path | None, callbacks: Callbacks) -> 
         )
     for note in network.notes:
         callbacks.note(f"{network.checkpoint}: {note}")
-    return Subnet(recipe=recipe, trial=None, class_names=network.class_names, trained=network.model)
+    return Subnet(
+        recipe=recipe,
+        trial=None,
+        class_names=network.class_names,
+        source=network.checkpoint,
+        trained=network.model,
+    )

@@ -6,8 +6,9 @@ scatter with reduction, which other runtimes lack or run in no fixed order: merg
 a one-hot matrix (see `merging.assignment`).
 """
 
+from ltmsearch.programs.int8 import quantize_onnx
 from ltmsearch.programs.onnx import export_onnx, open_onnx, require_onnx
 from ltmsearch.programs.tracing import export_program
 from ltmsearch.programs.verify import ExportedFile
 
-__all__ = ["ExportedFile", "export_onnx", "export_program", "open_onnx", "require_onnx"]
+__all__ = ["ExportedFile", "export_onnx", "export_program", "open_onnx", "quantize_onnx", "require_onnx"]

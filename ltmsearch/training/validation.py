@@ -36,7 +36,6 @@ SEED = 0
 """Seed of the choice of those images, of k-means, and of the built-in digits."""
 MEASURED_BATCH = 32
 """Images, at most, of the batch on which number formats are compared."""
-_NAMELESS = "; the weights name no classes, and without training images the folder must have all of them"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +144,7 @@ def validate_recipe(
         scoring=Scoring(split=cast(HeldOut | None, split), class_names=network.class_names),
         layout=layout,
     )
-    _check_classes(recipe, network, data)
+    data.refuse_other_classes(network.class_names, recipe.num_classes, network.checkpoint)
     try:
         return _measure(recipe, network, plain, data, size, batch_size, torch_device, checked, callbacks)
     except torch.OutOfMemoryError:
@@ -220,26 +219,6 @@ def _check_options(
         if split == other and given is not None:
             raise InputError(f"{option} {given} names images that --split {split} does not score; omit one of them")
     return cast(Precision, precision)
-
-
-def _check_classes(recipe: Recipe, network: TrainedNetwork, data: ImageData) -> None:
-    hint = "" if data.training_size else _NAMELESS
-    if network.class_names and data.num_classes != len(network.class_names):
-        raise InputError(
-            f"the data must have the {len(network.class_names)} classes of {network.checkpoint}, but have "
-            f"{data.num_classes}; use the data that the weights were trained on"
-        )
-    if not network.class_names and data.num_classes != recipe.num_classes:
-        raise InputError(
-            f"the recipe's num_classes must be the data's {data.num_classes}, but is {recipe.num_classes}; use the "
-            f"data that the weights were trained on{hint}"
-        )
-    for number, (trained, found) in enumerate(zip(network.class_names or (), data.class_names, strict=False), start=1):
-        if trained != found:
-            raise InputError(
-                f"the data must have the classes of {network.checkpoint}, but class {number} is {found!r} instead of "
-                f"{trained!r}"
-            )
 
 
 def _measure(

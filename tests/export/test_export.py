@@ -1,6 +1,8 @@
 """Export of studies and trainings: timm, `load_recipe` and other runtimes read the files."""
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from support.command_line import Ltmsearch, Notes
@@ -23,6 +26,7 @@ from ltmsearch.export import choose_trials, export_run
 from ltmsearch.export.folder import write_recipe, write_weights
 from ltmsearch.export.subnets import Subnet
 from ltmsearch.models.supernet import Supernet
+from ltmsearch.programs import open_onnx
 from ltmsearch.search.records import TrialRecord
 from ltmsearch.search.run import Run
 
@@ -84,7 +88,7 @@ def files_in(folder: Path) -> list[str]:
 def test_timm_and_load_recipe_rebuild_the_same_network(backbone: str, tmp_path: Path) -> None:
     recipe = make_recipe(backbone)
     net = trained(recipe)
-    subnet = Subnet(recipe=recipe, trial=7, class_names=NAMES, trained=net)
+    subnet = Subnet(source=Path("w"), recipe=recipe, trial=7, class_names=NAMES, trained=net)
     written = [write_recipe(recipe, tmp_path), *write_weights(subnet, tmp_path)]
     assert files_in(tmp_path) == ["config.json", "model.safetensors", "recipe.yaml"]
     assert [(file.file.name, file.bytes) for file in written] == [
@@ -110,12 +114,35 @@ def test_timm_and_load_recipe_rebuild_the_same_network(backbone: str, tmp_path: 
         assert json.loads(file.metadata()["ltmsearch"])["class_names"] == list(NAMES)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "side"),
+    [("mobilevit_xxs", 64), ("vit_tiny_patch16_224", 48), ("eva02_tiny_patch14_224", 56),
+     ("swin_tiny_patch4_window7_224", 84), ("swinv2_tiny_window8_256", 96), ("tiny_vit_5m_224", 64),
+     ("fastvit_t8", 64), ("efficientvit_b0", 64)],
+)  # fmt: skip
+def test_a_subnet_for_smaller_images_is_that_of_the_supernet(backbone: str, side: int) -> None:
+    torch.manual_seed(0)
+    supernet = randomise(Supernet(backbone, num_classes=3, img_size=112)).eval()
+    images = torch.randn(2, 3, side, side)
+    for ratio in (1.0, 0.6):
+        recipe = Recipe(
+            model=f"ltm_{backbone}", operator="ltm", schedule=dict.fromkeys(supernet.layers, ratio), num_classes=3,
+            img_size=side,
+        )  # fmt: skip
+        trained = supernet.extract(recipe.schedule)
+        subnet = Subnet(source=Path("w"), recipe=recipe, trial=1, class_names=NAMES, trained=trained)
+        with torch.inference_mode(), supernet.active(recipe.schedule):
+            logits = subnet.network(images)
+            torch.testing.assert_close(trained(images), logits, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(supernet.model(images), logits, atol=1e-4, rtol=1e-4)
+
+
 def test_folder_fine_tunes_with_other_classes_and_sizes(tmp_path: Path) -> None:
     """Another number of classes keeps all but the classifier, and another image size has its positions resized."""
     recipe = make_recipe("vit_tiny_patch16_224")
     net = trained(recipe)
     write_recipe(recipe, tmp_path)
-    write_weights(Subnet(recipe=recipe, trial=None, class_names=None, trained=net), tmp_path)
+    write_weights(Subnet(source=Path("w"), recipe=recipe, trial=None, class_names=None, trained=net), tmp_path)
     assert "label_names" not in json.loads((tmp_path / "config.json").read_text())
     more = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=9)
     assert more.head.out_features == 9
@@ -130,7 +157,7 @@ def test_folder_fine_tunes_with_other_classes_and_sizes(tmp_path: Path) -> None:
 
 def test_folder_with_other_logits_is_not_written(tmp_path: Path) -> None:
     recipe = make_recipe("mobilevit_xxs")
-    subnet = Subnet(recipe=recipe, trial=None, class_names=NAMES, trained=trained(recipe))
+    subnet = Subnet(source=Path("w"), recipe=recipe, trial=None, class_names=NAMES, trained=trained(recipe))
     with torch.no_grad():
         next(subnet.network.parameters()).mul_(1.01)
     write_recipe(recipe, tmp_path)
@@ -242,11 +269,84 @@ def test_export_of_a_study_with_weights(run: Path, ltmsearch: Ltmsearch) -> None
     size = wanted[0].stat().st_size
     assert record == {
         "file": str(wanted[0]), "bytes": size, "check": "load_recipe reads the same recipe", "difference": None,
-        "opset": None, "nodes": None,
+        "opset": None, "nodes": None, "agreement": None, "top1_difference": None,
     }  # fmt: skip
 
 
 # -- a training -------------------------------------------------------------------------------------------------------
+
+
+def small_training(folder: Path) -> Path:
+    """The folder of a training of a ViT of two blocks."""
+    folder.mkdir()
+    small = {"depth": 2, "embed_dim": 32, "num_heads": 2}
+    recipe = Recipe(
+        model="ltm_vit_tiny_patch16_224", operator="ltm", schedule={"blocks.0": 0.6}, forms={"blocks.0": "matched"},
+        num_classes=3, img_size=64, model_kwargs=small,
+    )  # fmt: skip
+    recipe.save(folder / "recipe.yaml")
+    net = randomise(timm.create_model(recipe.model, **recipe.model_kwargs()), 1)
+    save_file(net.state_dict(), folder / "best.safetensors", {"ltmsearch": json.dumps({"class_names": NAMES})})
+    return folder
+
+
+def image_folder(root: Path, names: Sequence[str]) -> Path:
+    rng = np.random.default_rng(0)
+    for split, number in (("train", 1), ("validation", 7)):
+        for name in names:
+            (root / split / name).mkdir(parents=True)
+            for i in range(number):
+                pixels = rng.integers(0, 256, (70, 70, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+    return root
+
+
+def test_int8_is_compared_on_validation_images(tmp_path: Path, ltmsearch: Ltmsearch) -> None:
+    training, photos = small_training(tmp_path / "training"), image_folder(tmp_path / "photos", sorted(NAMES))
+    recipe = load_recipe(training / "recipe.yaml")
+    weights = {"ltmsearch": json.dumps({"class_names": sorted(NAMES)})}
+    save_file(randomise(timm.create_model(recipe.model, **recipe.model_kwargs()), 1).state_dict(),
+              training / "best.safetensors", weights)  # fmt: skip
+    arguments = ("--onnx", "--int8", "--data-dir", str(photos), "--json")
+    code, out, err = ltmsearch("export", str(training), *arguments)
+    assert code == 0, err
+    *_, onnx, int8 = json.loads(out)
+    assert int8["file"] == str(training / "export/model.int8.onnx")
+    assert int8["bytes"] == Path(int8["file"]).stat().st_size
+    config = timm.data.resolve_data_config({}, model=timm.create_model(recipe.model, **recipe.model_kwargs()))
+    transform: Any = timm.data.create_transform(
+        64, mean=config["mean"], std=config["std"], interpolation=config["interpolation"], crop_pct=config["crop_pct"]
+    )
+    files = sorted((photos / "validation").rglob("*.png"))
+    images = torch.stack([transform(Image.open(file)) for file in files])
+    truth = np.array([sorted(NAMES).index(file.parent.name) for file in files])
+    wanted, got = (
+        np.concatenate([open_onnx(Path(file), threads=1)(each).argmax(1).numpy() for each in images.split(1)])
+        for file in (onnx["file"], int8["file"])
+    )
+    # Scales are measured for each batch, so answers of other batches may differ in a few images.
+    assert int8["agreement"] == pytest.approx(100 * (wanted == got).mean(), abs=15)
+    difference = 100 * ((got == truth).mean() - (wanted == truth).mean())
+    assert int8["top1_difference"] == pytest.approx(difference, abs=15)
+    assert "9 products in int8, the same class as in float32 for" in int8["check"]
+    assert "% of 21 validation images" in int8["check"]
+
+
+def test_int8_needs_onnx_and_the_images_of_the_network(tmp_path: Path, ltmsearch: Ltmsearch) -> None:
+    training = small_training(tmp_path / "training")
+    folder = str(training)
+    for arguments, rule in (
+        (("--int8", "--dataset", "digits"), "--int8 quantises the ONNX file, so it needs --onnx"),
+        (("--onnx", "--int8"), "labelled images, which the folder of a training does not name: use --data-dir DIR"),
+        (("--onnx", "--data-dir", "photos"), "--dataset and --data-dir need --int8"),
+        (("--onnx", "--int8", "--dataset", "digits"), "must have the 3 classes of .*, but have 10"),
+        (("--onnx", "--int8", "--data-dir", "nowhere"), "must be an existing image folder, but got 'nowhere'"),
+    ):
+        code, out, err = ltmsearch("export", folder, *arguments)
+        assert (code, out) == (2, "")
+        assert re.search(rule, err)
+        assert err.count("\n") == 1
+    assert files_in(training) == ["best.safetensors", "recipe.yaml"], "nothing is written"
 
 
 @pytest.mark.slow

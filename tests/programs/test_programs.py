@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ltmsearch.errors import ExportError, InputError
 from ltmsearch.merging import OPERATORS
 from ltmsearch.models import create_subnet
-from ltmsearch.programs import ExportedFile, export_onnx, export_program, open_onnx, require_onnx
+from ltmsearch.programs import ExportedFile, export_onnx, export_program, open_onnx, quantize_onnx, require_onnx
 from ltmsearch.programs.onnx import onnx_reductions
 from ltmsearch.programs.tracing import index_reductions, inference_copy, trace
 from ltmsearch.programs.verify import BATCHES, NOISE, POOL, TOLERANCE, check_program, steady_images
@@ -85,6 +85,20 @@ def test_onnx_names_shapes_and_absence_of_paths(onnx_file: ExportedFile) -> None
     assert len(model.graph.node) == onnx_file.nodes
     assert onnx_file.opset == next(opset.version for opset in model.opset_import if not opset.domain)
     assert b".py" not in onnx_file.file.read_bytes(), "file names of the machine that exported"
+
+
+def test_products_with_weights_compute_in_int8(net: nn.Module, onnx_file: ExportedFile, tmp_path: Path) -> None:
+    path = tmp_path / "int8.onnx"
+    # Two blocks with keys, queries and values in one, their output, and two layers of the MLP; the classifier; the
+    # directions of the hard form's mask.
+    assert quantize_onnx(onnx_file.file, path) == 2 * 4 + 1 + 1
+    images = torch.randn(3, 3, SIZE, SIZE)
+    exact, quick = open_onnx(onnx_file.file, threads=1)(images), open_onnx(path, threads=1)(images)
+    assert not torch.equal(exact, quick)
+    assert float((exact - quick).abs().max()) < 0.2 * float(exact.abs().max())
+    export_onnx(Mean(), tmp_path / "mean.onnx", img_size=8)
+    with pytest.raises(ExportError, match="quantises products of tokens with weights, but this network has none"):
+        quantize_onnx(tmp_path / "mean.onnx", path)
 
 
 def test_program_logits_match_in_every_gradient_mode(net: nn.Module, program_file: ExportedFile) -> None:
