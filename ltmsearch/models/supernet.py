@@ -16,6 +16,7 @@ from ltmsearch.models.adapter import get_adapter
 from ltmsearch.models.merging_layer import attached_operators
 from ltmsearch.models.registry import attach_operators, create_subnet, set_schedule
 from ltmsearch.models.weights import build_backbone
+from ltmsearch.models.windows import fit_windows
 from ltmsearch.schedules.schedule import MergeSchedule
 
 
@@ -147,6 +148,9 @@ class Supernet(nn.Module):
 
     def _set(self, schedule: MergeSchedule) -> None:
         set_schedule(self.backbone, self.model, schedule)
+        fits = schedule.img_size is not None
+        if fits != (self._schedule.img_size is not None):
+            fit_windows(self.model, fits=fits)
         self._schedule = schedule
 
     def forward(self, images: Tensor) -> Tensor:
@@ -156,7 +160,8 @@ class Supernet(nn.Module):
     def extract(self, schedule: MergeSchedule) -> nn.Module:
         """The stand-alone subnet of a schedule, as `timm.create_model("ltm_<backbone>", keep_ratios=…)` builds it.
 
-        It has the same outputs, a copy of the weights, and no operators at plain layers.
+        It has the same outputs, a copy of the weights, and no operators at plain layers. With an image size in the
+        schedule, its windows are those of a network for that size.
         """
         schedule = self.canonical(schedule)
         subnet = create_subnet(
@@ -169,6 +174,7 @@ class Supernet(nn.Module):
         wanted = subnet.state_dict()
         weights = {name: value for name, value in self.model.state_dict().items() if name in wanted}
         subnet.load_state_dict(deepcopy(weights))
+        fit_windows(subnet, fits=schedule.img_size is not None)
         return subnet.to(next(self.parameters()).device).train(self.training)
 
     def no_weight_decay(self) -> set[str]:

@@ -23,6 +23,7 @@ from ltmsearch.models.merge_state import CarriedChange
 from ltmsearch.models.merging_layer import MergingLayer, idle_operator, merge_target
 from ltmsearch.models.rewiring import Rewired, recorded
 from ltmsearch.models.windows import (
+    FittingWindows,
     WindowsShape,
     change_in_windows,
     count_windows,
@@ -65,7 +66,7 @@ def _resizing(old: Grid, new: Grid) -> Tensor:
         )
 
 
-class MergingSwinBlock(MergingLayer, SwinTransformerBlock):
+class MergingSwinBlock(FittingWindows, MergingLayer, SwinTransformerBlock):
     """timm's block, with an optional merge inside each window before the MLP."""
 
     def forward(self, x: Tensor) -> Tensor:

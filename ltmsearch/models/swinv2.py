@@ -22,6 +22,7 @@ from ltmsearch.models.merge_state import CarriedChange
 from ltmsearch.models.merging_layer import MergingLayer, idle_operator, merge_target
 from ltmsearch.models.rewiring import Rewired, recorded
 from ltmsearch.models.windows import (
+    FittingWindows,
     WindowsShape,
     change_in_windows,
     count_windows,
@@ -57,7 +58,7 @@ class KeyedWindowV2Attention(WindowAttention):
         return partial(KeyedWindowV2Attention.forward, module, qkv=qkv)
 
 
-class MergingSwinV2Block(MergingLayer, SwinTransformerV2Block):
+class MergingSwinV2Block(FittingWindows, MergingLayer, SwinTransformerV2Block):
     """timm's block, with an optional merge inside each window before the MLP."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -89,13 +89,28 @@ def even_window(size: Grid, largest: Sequence[int]) -> Grid:
     return rows, columns
 
 
-def fitted_windows(block: Any, size: Grid) -> tuple[Grid, Grid]:
-    """Rows and columns of the attention windows of a timm Swin block on a feature map, and their shifts.
+class FittingWindows:
+    """Mixin of timm's Swin blocks: with windows of the size that they were built with, or as small as the map."""
 
-    As timm builds the block for images of that size: no larger than the map, and not shifted where they fill it.
+    fits: bool = False
+    """Whether windows on smaller images are those of a network that timm builds for these; timm itself pads a map that
+    is smaller than a window."""
+
+
+def fit_windows(model: nn.Module, *, fits: bool) -> None:
+    """Set `FittingWindows.fits` of all blocks."""
+    for module in model.modules():
+        if isinstance(module, FittingWindows):
+            module.fits = fits
+
+
+def fitted_windows(block: Any, size: Grid) -> tuple[Grid, Grid]:
+    """Rows and columns of the attention windows of a Swin block on a feature map, and their shifts.
+
+    Where windows fit, they are no larger than the map, and not shifted where they fill it.
     """
     window, shift = grid_of(*block.window_size), grid_of(*block.shift_size)
-    if block.always_partition:
+    if block.always_partition or not getattr(block, "fits", False):
         return window, shift
     rows, columns = (min(pair) for pair in zip(size, window, strict=True))
     down, right = (0 if n <= w else s for n, w, s in zip(size, window, shift, strict=True))

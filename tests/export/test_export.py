@@ -129,9 +129,10 @@ def test_a_subnet_for_smaller_images_is_that_of_the_supernet(backbone: str, side
             model=f"ltm_{backbone}", operator="ltm", schedule=dict.fromkeys(supernet.layers, ratio), num_classes=3,
             img_size=side,
         )  # fmt: skip
-        trained = supernet.extract(recipe.schedule)
+        schedule = replace(recipe.schedule, img_size=side)  # as in a study of several sizes
+        trained = supernet.extract(schedule)
         subnet = Subnet(source=Path("w"), recipe=recipe, trial=1, class_names=NAMES, trained=trained)
-        with torch.inference_mode(), supernet.active(recipe.schedule):
+        with torch.inference_mode(), supernet.active(schedule):
             logits = subnet.network(images)
             torch.testing.assert_close(trained(images), logits, atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(supernet.model(images), logits, atol=1e-4, rtol=1e-4)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ltmsearch.merging import OPERATORS
 from ltmsearch.models import MERGING, create_subnet
-from ltmsearch.models.windows import PADDING_SIZE, in_windows, window_sizes
+from ltmsearch.models.windows import PADDING_SIZE, fit_windows, in_windows, window_sizes
 
 TINY_SWIN: dict[str, Any] = {"embed_dim": 32, "depths": (2, 2, 1, 1), "num_heads": (1, 2, 2, 4), "num_classes": 5}
 
@@ -108,7 +108,9 @@ def test_blocks_hold_timms_parameters_and_one_merging_child() -> None:
 @pytest.mark.parametrize("size", [(4, 4), (3, 9)])
 def test_windows_larger_than_the_map_are_those_of_a_network_for_it(size: tuple[int, int]) -> None:
     """Also after inference, and with gradients: timm resizes position biases by a matrix."""
-    block = net(keep_ratios={}).layers[0].blocks[1]
+    model = net(keep_ratios={})
+    fit_windows(model, fits=True)
+    block = model.layers[0].blocks[1]
     fitted = copy.deepcopy(block)
     with warnings.catch_warnings(action="ignore"):  # timm's interpolation
         fitted.set_input_size(size, (7, 7))
