@@ -7,6 +7,7 @@ from ltmsearch.costs.budget import (
     constraint_values,
     in_budget_range,
     sample_by_cost,
+    spread_order,
     within_budgets,
 )
 from ltmsearch.costs.image_costs import ImageCosts, image_costs, image_macs
@@ -35,6 +36,7 @@ __all__ = [
     "image_macs",
     "in_budget_range",
     "sample_by_cost",
+    "spread_order",
     "traced_macs",
     "traced_macs_by_module",
     "within_budgets",

@@ -131,6 +131,16 @@ def within_budgets(budgets: Sequence[Budget], indices: np.ndarray) -> np.ndarray
     return below
 
 
+def spread_order(number: int) -> list[int]:
+    """0 to `number` − 1 in an order that covers the range ever more finely: the van der Corput sequence."""
+
+    def reversed_bits(place: int) -> float:
+        digits = f"{place:b}"
+        return int(digits[::-1], 2) / 2 ** len(digits)
+
+    return sorted(range(number), key=reversed_bits)
+
+
 def sample_by_cost(
     space: SearchSpace, budgets: Sequence[Budget], *, number: int, rng: np.random.Generator
 ) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ltmsearch.costs import in_budget_range, sample_by_cost, within_budgets
+from ltmsearch.costs import in_budget_range, sample_by_cost, spread_order, within_budgets
 from ltmsearch.schedules.schedule import Form
 from ltmsearch.search.records import Kind
 from ltmsearch.search.setup import StudyContext
@@ -94,7 +94,7 @@ def _in_order(context: StudyContext, rng: np.random.Generator) -> Iterator[Initi
     covering = STARTUP_SHARE * context.settings.trials
     covering = max(covering / 2, covering - len(earlier))
     schedules = sample_by_cost(space, budgets, number=round(covering), rng=rng)
-    for place in sorted(range(len(schedules)), key=_bits_reversed):
+    for place in spread_order(len(schedules)):
         yield InitialTrial(indices=schedules[place], kind="start-up")
 
 
@@ -130,9 +130,3 @@ def _same_choices(context: StudyContext, form: Form | None) -> Iterator[tuple[st
     uniform = [(f"uniform {ratio:g}", space.nearest(ratio, form)) for ratio in ratios]
     # Ratios and numbers of tokens to remove have no common order but that of their costs.
     yield from sorted(uniform, key=lambda one: context.costs.macs(space.schedule(one[1])), reverse=True)
-
-
-def _bits_reversed(number: int) -> float:
-    """The van der Corput sequence: positions in this order cover a range ever more finely."""
-    digits = f"{number:b}"
-    return int(digits[::-1], 2) / 2 ** len(digits)

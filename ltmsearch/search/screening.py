@@ -1,21 +1,22 @@
 """Screening: hundreds of schedules scored with the shared weights as they are, to propose the few that are trained.
 
-An evolution at equal cost: it starts from baselines and random schedules of the band that the budget asks for, keeps
-the best as parents, and takes merging from one layer to give it to another. A model of the scores decides which
-children are scored on few images; those that are promising there are scored on all images, and only these become
-parents or are proposed. Costs are exact throughout.
+An evolution: it starts from baselines and random schedules of the band that the budget asks for, keeps the best as
+parents, and takes merging from one layer to give it to another. A model of the scores decides which children are scored
+on few images; those that are promising there are scored on all images, and only these are proposed. For a range of
+budgets the parents are the front of scores and costs, and the range is divided into parts that get equal shares of the
+work. Costs are exact throughout.
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from ltmsearch.costs import Budget, band_schedules, in_budget_range, within_budgets
-from ltmsearch.costs.budget import BAND
+from ltmsearch.costs import Budget, band_schedules, in_budget_range, spread_order, within_budgets
+from ltmsearch.costs.budget import BAND, PARTS
 from ltmsearch.schedules.space import SearchSpace
-from ltmsearch.search.surrogate import Surrogate
+from ltmsearch.search.surrogate import LEAST_SCORE, Surrogate
 
 Row = tuple[int, ...]
 """Choice indices of a schedule, one per layer."""
@@ -38,8 +39,10 @@ DECIDING = 2
 """Schedules of a generation that are scored on all images, if they are promising; at the start, so many times more."""
 PROMISING = 1.02
 """Score on few images up to which a schedule is promising, as a multiple of that of the best one on all images."""
-LEVELS = 4
-"""Budgets at which the screening is aimed, one after the other, in a range of budgets."""
+RANGE_START_SHARE = 0.3
+"""The same as `START_SHARE` in a range of budgets."""
+RANGE_DECIDING = 1.5
+"""Schedules that are scored on all images in a range of budgets, as a multiple of those that are proposed."""
 SAME_DIGITS = 9
 """Decimals to which scores of schedules that do the same agree."""
 MOVES = (1, 1, 2, 3)
@@ -85,59 +88,36 @@ class Screening:
     def run(
         self, *, starts: Iterable[np.ndarray], known: Iterable[np.ndarray], schedules: int, promoted: int
     ) -> list[Promoted]:
-        """Score about so many schedules on few images, and propose some of them, best first at each level.
+        """Score about so many schedules on few images, and propose some of them: see `_near_budget`, `_over_range`.
 
         Args:
             starts: (L,) indices of schedules to start from, such as baselines, the most important first; those outside
                 the budgets are left out.
             known: Schedules that need no proposal, since they are trials already.
         """
-        levels = self._levels(promoted)
         tried = {self.net(indices) for indices in known}
         # Baselines may have image sizes that are not searched.
         starts = [row for indices in starts if ((row := np.asarray(indices)) <= self.space.cheapest).all()]
-        found: list[Promoted] = []
-        for place, budgets in enumerate(levels):
-            number = promoted // len(levels) + (place < promoted % len(levels))
-            best = self._at_level(budgets, starts, tried, -(-schedules // len(levels)), number)
-            tried |= {self.net(np.array(one.indices)) for one in best}
-            starts += [np.array(one.indices) for one in best[:1]]
-            found += best
-        return found
+        starts = [start for start in starts if in_budget_range(self.budgets, start[None])[0]]
+        starts = starts[: max(1, round(STARTS_SHARE * schedules))]
+        search = self._over_range if self.budgets[0].minimum else self._near_budget
+        return search(starts, tried, schedules, promoted)
 
-    def _levels(self, promoted: int) -> list[list[Budget]]:
-        """The budgets, and for a range those at each level of it, from the highest."""
-        first, *others = self.budgets
-        if not first.minimum:
-            return [list(self.budgets)]
-        number = max(1, min(LEVELS, promoted))
-        limits = np.linspace(first.limit, first.minimum, number, endpoint=False)
-        return [[replace(first, limit=float(limit), minimum=0.0), *others] for limit in limits]
-
-    def _at_level(
-        self,
-        budgets: Sequence[Budget],
-        starts: Sequence[np.ndarray],
-        tried: set[Hashable],
-        schedules: int,
-        promoted: int,
+    def _near_budget(
+        self, starts: Sequence[np.ndarray], tried: set[Hashable], schedules: int, promoted: int
     ) -> list[Promoted]:
-        band = band_schedules(self.space, budgets, rng=self.rng)
-        # A level near the lower end of a range has a band that reaches below it.
-        inside = in_budget_range(self.budgets, band)
-        band = band[inside] if inside.any() else band
-        lowest = max(min(BAND * budgets[0].limit, float(budgets[0].table.costs(band).min())), self.budgets[0].minimum)
+        """The best schedules that cost nearly as much as the budget allows, best first."""
+        band = band_schedules(self.space, self.budgets, rng=self.rng)
+        lowest = min(BAND * self.budgets[0].limit, float(self.budgets[0].table.costs(band).min()))
         model = Surrogate(self.space)
-        usable = [start for start in starts if within_budgets(budgets, start[None])[0]]
-        usable = usable[: max(1, round(STARTS_SHARE * schedules))]
         end = len(self.scores) + schedules
         drawn = band[: max(GENERATION, round(START_SHARE * schedules))]
         pool: dict[Row, float] = {}
-        self._score([*usable, *drawn], pool, end)
+        self._score([*starts, *drawn], pool, end)
         sure = self._decide(pool, {}, DECIDING * max(PARENTS, promoted))
         while len(self.scores) < end:
             before = len(self.scores)
-            children = self._children(sure, budgets, lowest)
+            children = self._children(sorted(sure, key=lambda row: (sure[row], row))[:PARENTS], lowest)
             if len(children):
                 model.fit(np.array(list(self.scores)), np.array(list(self.scores.values())))
                 guided = children[np.argsort(model.predict(children), kind="stable")]
@@ -152,7 +132,62 @@ class Screening:
         # Fewer than are wanted may have been promising.
         new = {row for row in sure if self.net(np.array(row)) not in tried}
         sure = self._decide({r: s for r, s in pool.items() if r not in sure}, sure, max(0, promoted - len(new)))
-        return self._promoted(sure, budgets, tried, promoted)
+        return self._new(sure, tried)[:promoted]
+
+    def _over_range(
+        self, starts: Sequence[np.ndarray], tried: set[Hashable], schedules: int, promoted: int
+    ) -> list[Promoted]:
+        """The best schedules of all costs in the range, in an order that covers it ever more finely."""
+        band, model = band_schedules(self.space, self.budgets, rng=self.rng), Surrogate(self.space)
+        end = len(self.scores) + schedules
+        drawn = band[: max(GENERATION, round(RANGE_START_SHARE * schedules))]
+        pool: dict[Row, float] = {}
+        self._score([*starts, *drawn], pool, end)
+        while len(self.scores) < end:
+            before = len(self.scores)
+            front = [row for row, excess in zip(pool, self._excess(pool, pool), strict=True) if excess <= 0]
+            children = self._children(front, self.budgets[0].minimum)
+            if len(children):
+                model.fit(np.array(list(self.scores)), np.array(list(self.scores.values())))
+                expected = dict(zip(map(_row, children), np.exp(model.predict(children)).tolist(), strict=True))
+                guided = children[self._by_part(children, self._excess(expected, pool))]
+                self._score([*guided[: GENERATION - UNGUIDED], *children[:UNGUIDED]], pool, end)
+            if len(self.scores) == before:
+                break
+        new = {row: score for row, score in pool.items() if self.net(np.array(row)) not in tried}
+        if not new:
+            return []
+        order = self._by_part(np.array(list(new)), self._excess(new, pool))[: round(RANGE_DECIDING * promoted)]
+        rows = list(new)
+        sure = self._decide({rows[place]: new[rows[place]] for place in order}, {}, len(order))
+        found = self._new(sure, tried)
+        best = np.array([one.indices for one in found])
+        chosen = self._by_part(best, self._excess({one.indices: one.score for one in found}, sure))[:promoted]
+        by_cost = chosen[np.argsort(self.budgets[0].table.costs(best[chosen]), kind="stable")]
+        return [found[by_cost[place]] for place in spread_order(len(by_cost))]
+
+    def _excess(self, scores: Mapping[Row, float], others: Mapping[Row, float]) -> np.ndarray:
+        """Logarithm of scores over the best other score that costs no more; at most 0 on the front of the others."""
+        table = self.budgets[0].table
+        costs, known = table.costs(np.array(list(scores))), table.costs(np.array(list(others)))
+        order = np.argsort(known, kind="stable")
+        least = np.minimum.accumulate(np.array(list(others.values()))[order])
+        place = np.searchsorted(known[order], costs, side="right") - 1
+        ratio = np.array(list(scores.values())) / np.where(place < 0, np.inf, least[np.maximum(place, 0)])
+        excess: np.ndarray = np.log(np.maximum(ratio, LEAST_SCORE))
+        return excess
+
+    def _by_part(self, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Order of (S, I) schedules by their values: first the least of each part of the range, then the second."""
+        first = self.budgets[0]
+        share = (first.table.costs(rows) - first.minimum) / (first.limit - first.minimum)
+        part = np.minimum(np.floor(share * PARTS), PARTS - 1)
+        order = np.argsort(values, kind="stable")
+        turn = np.zeros(len(rows), dtype=int)
+        for number in np.unique(part):
+            members = order[part[order] == number]
+            turn[members] = np.arange(len(members))
+        return np.lexsort((values, turn))
 
     def _score(self, rows: Iterable[np.ndarray], pool: dict[Row, float], end: int) -> None:
         """Score schedules on few images, into a pool."""
@@ -177,23 +212,23 @@ class Screening:
         order = sorted((row for row in pool if row not in sure), key=lambda row: (pool[row], row))[:number]
         return sure | dict(zip(order, self.score([np.array(row) for row in order], None), strict=True))
 
-    def _promoted(
-        self, sure: dict[Row, float], budgets: Sequence[Budget], tried: set[Hashable], number: int
-    ) -> list[Promoted]:
-        """The best schedules, of equal scores the cheapest: layers behind which nothing is read merge for nothing."""
+    def _new(self, sure: dict[Row, float], tried: set[Hashable]) -> list[Promoted]:
+        """Schedules that are no trials yet, best first, of equal scores the cheapest.
+
+        Layers behind which nothing is read merge for nothing.
+        """
         rows = np.array(list(sure))
-        costs = dict(zip(sure, budgets[0].table.costs(rows).tolist(), strict=True))
+        costs = dict(zip(sure, self.budgets[0].table.costs(rows).tolist(), strict=True))
         found: dict[float, Promoted] = {}
         for row in sorted(sure, key=lambda row: (costs[row], row)):
             indices = np.array(row)
             if self.net(indices) not in tried and in_budget_range(self.budgets, indices[None])[0]:
                 found.setdefault(round(sure[row], SAME_DIGITS), Promoted(indices=row, score=sure[row]))
-        return sorted(found.values(), key=lambda one: (one.score, one.indices))[:number]
+        return sorted(found.values(), key=lambda one: (one.score, one.indices))
 
-    def _children(self, pool: dict[Row, float], budgets: Sequence[Budget], lowest: float) -> np.ndarray:
-        """(C, I) new schedules of the band, made from the best of the pool, in random order."""
-        parents = np.array(sorted(pool, key=lambda row: (pool[row], row))[:PARENTS])
-        rows = parents[self.rng.integers(len(parents), size=CHILDREN)]
+    def _children(self, parents: Sequence[Row], lowest: float) -> np.ndarray:
+        """(C, I) new schedules within the budgets that cost at least `lowest`, made from parents, in random order."""
+        rows = np.array(parents)[self.rng.integers(len(parents), size=CHILDREN)]
         layers, most = rows.shape[1], self.space.cheapest
         movable = np.flatnonzero(most)
         for child in rows:
@@ -204,7 +239,7 @@ class Screening:
             if self.rng.random() < 0.5:
                 child[self.rng.choice(movable)] += self.rng.choice([-1, 1])
         rows = np.unique(np.clip(rows, 0, most), axis=0).reshape(-1, layers)
-        rows = rows[within_budgets(budgets, rows) & (budgets[0].table.costs(rows) >= lowest)]
+        rows = rows[within_budgets(self.budgets, rows) & (self.budgets[0].table.costs(rows) >= lowest)]
         rows = rows[self.rng.permutation(len(rows))]
         new = {net: place for place, row in enumerate(rows) if (net := self.net(row)) not in self._nets}
         return rows[list(new.values())]
@@ -219,14 +254,20 @@ def few_images(images: int) -> int:
     return min(images, max(FEWEST, round(FEW_SHARE * images)))
 
 
-def scored_images(schedules: int, promoted: int, images: int, *, calibration: int = 0, workers: int = 1) -> int:
+def scored_images(
+    schedules: int, promoted: int, images: int, *, ranged: bool = False, calibration: int = 0, workers: int = 1
+) -> int:
     """About how many images a round of screening puts through networks, one after the other.
 
     Args:
         images: Search images.
+        ranged: Whether there is a range of budgets.
         calibration: Images for BatchNorm statistics, before each score.
         workers: Workers that score at the same time.
     """
     deciding = math.ceil(DECIDING * (max(PARENTS, promoted) + (1 - START_SHARE) * schedules / GENERATION))
-    sieving, deciding = math.ceil(schedules / min(workers, GENERATION)), math.ceil(deciding / min(workers, DECIDING))
+    together = DECIDING
+    if ranged:
+        deciding = together = min(schedules, round(RANGE_DECIDING * promoted))
+    sieving, deciding = math.ceil(schedules / min(workers, GENERATION)), math.ceil(deciding / min(workers, together))
     return sieving * (few_images(images) + calibration) + deciding * (images + calibration)

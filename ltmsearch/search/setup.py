@@ -187,7 +187,9 @@ class StudyContext:
     def _screened_images(self, trials: int) -> int:
         s, images = self.settings, self.evaluator.data.search_size
         calibration = s.calibration_images if has_batchnorm(self.evaluator.supernet) else 0
-        return scored_images(s.screened_schedules, trials, images, calibration=calibration, workers=s.workers)
+        ranged = bool(self.budgets[0].minimum)
+        work: dict[str, Any] = {"ranged": ranged, "calibration": calibration, "workers": s.workers}
+        return scored_images(s.screened_schedules, max(1, trials), images, **work)
 
     def trial_limit(self) -> float:
         """Time limit of a trial, in seconds."""

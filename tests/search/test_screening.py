@@ -112,6 +112,20 @@ def test_a_range_of_budgets_is_covered() -> None:
     assert [int(np.sum((costs > low) & (costs <= low + 10))) for low in (40, 50, 60, 70)] == [2, 2, 2, 2]
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_proposals_for_a_range_lie_near_the_front_of_all_schedules(seed: int) -> None:
+    found = screened(seed, limit=80.0, minimum=40.0, promoted=16)
+    costs, harms = Costs().costs(ALL), np.array([harm(row) for row in ALL])
+    own_costs = Costs().costs(np.array([one.indices for one in found]))
+    own_harms = np.array([one.score for one in found])
+    inside = (costs >= 40.0) & (costs <= 80.0)
+    excess = [
+        own_harms[own_costs <= limit].min() / harms[inside & (costs <= limit)].min() for limit in range(44, 81, 4)
+    ]
+    assert np.mean(excess) < 1.2, "at each cost the best of 16 is nearly as good as the best of thousands"
+    assert np.ptp(own_costs[:4]) > 15.0, "the first ones cover the range"
+
+
 def test_equal_seeds_give_equal_proposals() -> None:
     assert screened(3) == screened(3)
 
@@ -233,5 +247,7 @@ def test_a_quarter_of_the_search_images_sieves_but_no_fewer_than_64() -> None:
     # Four parents, twice at the start; two of each eight of the 85 % that are no start.
     assert scored_images(160, 4, 512) == 160 * 128 + (2 * 4 + 34) * 512
     assert scored_images(160, 4, 512, calibration=32) == 160 * (128 + 32) + (2 * 4 + 34) * (512 + 32)
+    assert scored_images(160, 4, 512, ranged=True) == 160 * 128 + 6 * 512
+    assert scored_images(160, 4, 512, ranged=True, workers=3) == 54 * 128 + 2 * 512
     assert scored_images(160, 4, 512, workers=2) == 80 * 128 + (4 + 17) * 512
     assert scored_images(160, 4, 512, workers=64) == 20 * 128 + (4 + 17) * 512, "eight and then two at a time"
