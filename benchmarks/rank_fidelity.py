@@ -10,10 +10,11 @@ Page:     docs/benchmarks/search.md
 Schedules are drawn as screening draws them: half at equal cost, within 3 % below the budget (a share of the plain
 network's), half spread over all costs of the space. Image sizes are drawn too, where the studies search them.
 
-The truth: from the plain network of seed 0 every schedule's own network is fine-tuned by distillation, on the same
-images in the same order, with each training seed; its KL divergence from the plain network on the reported images. The
-scores are by the shared weights of studies with each search seed, whose folder is that of `search_gain.py`: KL
-divergence on the search images, which no training sees.
+The truth: every schedule's own network is fine-tuned alone by distillation, from the shared weights of the first study
+as `ltmsearch train --init RUN` starts, on the same images in the same order, with each training seed; its KL divergence
+from the plain network on the reported images. The scores are by the shared weights of a study of each search seed, in
+the folder of `search_gain.py`: KL divergence on search images, which no training sees. The first study's weights are
+also those that the truth starts from; those of the others are not.
 
 τ is Kendall's τ-b with a 95 % interval of 1,000 bootstraps over schedules and seeds. The ceiling is the mean τ of a
 perfect predictor, since the truth is noisy too; it takes two training seeds.
@@ -29,12 +30,11 @@ from harness.arguments import benchmark_parser, parse, study_settings
 from harness.figures import BLUE, ORANGE, Panel, Series, draw, save_figure
 from harness.gain_options import QUICK, add_gain_options
 from harness.gain_study import GainStudy
-from harness.records import finished, settings_of, write_results
+from harness.records import finished, refuse_other_options, settings_of, write_results
 from harness.statistics import rank_agreement, rank_reliability
 from harness.tables import print_table
 
 from ltmsearch.costs import within_budgets
-from ltmsearch.search.checkpoint import load_checkpoint
 from ltmsearch.search.screening import few_images
 
 EQUAL = 0.03
@@ -45,52 +45,61 @@ SEARCHED = "shared weights, all search images"
 """The score that trials have; drawn in the figure."""
 
 
-def draw_schedules(study: GainStudy, number: int) -> np.ndarray:
-    """(2 number, I) choice indices: so many at equal cost, and as many evenly spread over the costs up to the plain."""
+def draw_schedules(study: GainStudy, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Choice indices of different networks: at equal cost, and spread evenly over the costs up to the plain one's."""
     context, rng = study.context, np.random.default_rng(0)
     pool = np.unique(context.space.random(rng, DRAWN), axis=0)
     pool = pool[rng.permutation(len(pool))]
     budget = context.budgets[0]
-    costs, taken, nets = budget.costs(pool), [], set()
-    equal = pool[within_budgets(context.budgets, pool) & (costs >= (1 - EQUAL) * budget.limit / budget.per_unit)]
-    for row in equal:
-        net = context.network_key(context.space.schedule(row))
-        if net not in nets and len(taken) < number:
-            nets.add(net)
-            taken.append(row)
-    spread = [pool[np.abs(costs - target).argmin()] for target in np.linspace(costs.min(), costs.max(), number)]
-    return np.array([*taken, *spread])
+    costs, nets = budget.costs(pool), set()
+    near = within_budgets(context.budgets, pool) & (costs >= (1 - EQUAL) * budget.limit / budget.per_unit)
+    targets = np.linspace(costs.min(), costs.max(), number)
+
+    def taken(rows: np.ndarray, wanted: int) -> np.ndarray:
+        found = []
+        for row in rows:
+            net = context.network_key(context.space.schedule(row))
+            if net not in nets and len(found) < wanted:
+                nets.add(net)
+                found.append(row)
+        if len(found) < wanted:
+            raise SystemExit(f"the space must have {number} networks of each kind, but has {len(found)}; use fewer")
+        return np.array(found)
+
+    equal = taken(pool[near], number)
+    spread = [taken(pool[np.abs(costs - target).argsort()[: 10 * number]], 1) for target in targets]
+    return equal, np.concatenate(spread)
 
 
 def shared_scores(study: GainStudy, share: float, rows: np.ndarray) -> dict[str, list[float]]:
-    """Divergences by the weights of a study at its end, and by those of the plain network."""
-    study.search(share)
-    folder, evaluator, space = study.run_folder(share), study.context.evaluator, study.context.space
-    evaluator.teacher.load(folder, evaluator.data, study.context.settings)
-    loaded = load_checkpoint(folder)
-    assert loaded is not None
+    """Divergences by the weights of a study at its end."""
+    evaluator, space = study.context.evaluator, study.context.space
+    evaluator.supernet.load_state_dict(study.shared_weights(share))
+    evaluator.teacher.load(study.run_folder(share), evaluator.data, study.context.settings)
     schedules, few = [space.schedule(row) for row in rows], few_images(evaluator.data.search_size)
-    evaluator.supernet.load_state_dict(loaded.weights)
-    found = {
+    return {
         SEARCHED: [evaluator.screening_score(schedule, None) for schedule in schedules],
         "shared weights, a quarter of them": [evaluator.screening_score(schedule, few) for schedule in schedules],
     }
-    evaluator.supernet.load_state_dict(study.plain_weights)
-    return found | {"the plain network's weights": [evaluator.screening_score(s, None) for s in schedules]}
 
 
 def compare(studies: list[GainStudy], args: argparse.Namespace) -> dict[str, Any]:
     """Truth, scores and their agreement."""
-    share, first = args.shares[0], studies[0]
-    rows, space = draw_schedules(first, args.schedules), first.context.space
+    first, (share,) = studies[0], args.shares
+    equal, spread = draw_schedules(first, args.schedules)
+    rows, space = np.concatenate([equal, spread]), first.context.space
     costs = first.context.budgets[0].costs(rows)
     place = first.folder / f"share-{share:g}" / "ranking"
+    tuning = {name: getattr(args, name) for name in ("train_steps", "train_batch", "train_lr", "settings")}
+    refuse_other_options(place, {"rows": rows.tolist(), **tuning})
     by_study = [
         finished(place / f"scores-{study.seed}.json", partial(shared_scores, study, share, rows)) for study in studies
     ]
 
+    start = first.shared_weights(share)
+
     def alone(number: int, seed: int) -> dict[str, Any]:
-        return first.fine_tuned(f"schedule {number}", first.plain_weights, space.schedule(rows[number]), seed)
+        return first.fine_tuned(f"schedule {number}", start, space.schedule(rows[number]), seed)
 
     truth = np.array(
         [
@@ -98,8 +107,9 @@ def compare(studies: list[GainStudy], args: argparse.Namespace) -> dict[str, Any
             for seed in range(args.train_seeds)
         ]
     )
-    scores = {name: np.array([each[name] for each in by_study]) for name in by_study[0]} | {"GFLOPs": -costs[None]}
-    subsets = {"equal cost": np.arange(args.schedules), "all costs": np.arange(len(rows))}
+    names = (SEARCHED, "shared weights, a quarter of them")
+    scores = {name: np.array([each[name] for each in by_study]) for name in names} | {"GFLOPs": -costs[None]}
+    subsets = {"equal cost": np.arange(len(equal)), "all costs": np.arange(len(equal), len(rows))}
     return {
         "share": share,
         "schedules": [
@@ -142,6 +152,8 @@ def main() -> None:
     add_gain_options(parser)
     parser.add_argument("--schedules", type=int, default=16, help="at equal cost, and as many over all costs")
     args = parse(parser, **QUICK, schedules=4)
+    if len(args.shares) != 1:
+        parser.error("--shares must be one share of the plain cost here")
     studies = [GainStudy(args, seed, study_settings(args)) for seed in range(args.seeds)]
     result = compare(studies, args)
     rows = []

@@ -7,8 +7,8 @@ Result:   benchmarks/results/scoring_speed.json
 Page:     docs/benchmarks/search.md
 
 A screening proposes schedules for one budget, by real scores. The scores that it asks for are then computed again, in
-the same order, by each way in turn, a generation at a time; every way keeps its own caches. All give equal scores. Time
-and memory do not depend on the weights, which are random unless a checkpoint is given.
+the same order, by each way in turn, a generation at a time; every way keeps its own caches. All give equal scores. The
+weights, which are random unless a checkpoint is given, decide which schedules are proposed.
 
     one by one    every schedule from the image on
     prefix        the outputs before the first layer are kept
@@ -111,9 +111,9 @@ def main() -> None:
     calls = record_calls(context, args.schedules)
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
     ways = evaluators(context)
-    for number, (rows, images) in enumerate(calls):
+    for turn, (rows, images) in enumerate(calls):
         scores = {}
-        for name in alternating(WAYS, number):
+        for name in alternating(WAYS, turn):
             begun = time.perf_counter()
             scores[name] = [ways[name].screening_score(context.space.schedule(row), images) for row in rows]
             seconds[name].append(time.perf_counter() - begun)

@@ -8,7 +8,6 @@ import argparse
 import math
 import time
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -84,11 +83,12 @@ class GainStudy:
         """Network and data of the first share, with which others are fine-tuned, with the plain network's weights."""
         return prepare(self._settings(self.args.shares[0], checkpoint=self.base, base_steps=0), Callbacks())
 
-    @cached_property
-    def plain_weights(self) -> dict[str, Tensor]:
-        """The supernet's, as the context was made."""
-        state: dict[str, Tensor] = deepcopy(self.context.evaluator.supernet.state_dict())
-        return state
+    def shared_weights(self, share: float) -> Mapping[str, Tensor]:
+        """Those of a study at its end."""
+        self.search(share)
+        loaded = load_checkpoint(self.run_folder(share))
+        assert loaded is not None
+        return loaded.weights
 
     # -- the plain network ---------------------------------------------------------------------------------------------
 
@@ -141,11 +141,9 @@ class GainStudy:
         place = self.folder / f"share-{share:g}"
 
         def tune(seed: int) -> dict[str, Any]:
-            run = Run.open(self.run_folder(share))
-            loaded = load_checkpoint(run.folder)
-            assert loaded is not None
-            record = next(each for each in run.trials if each.trial == trial)
-            return self.fine_tuned(f"trial {trial}", loaded.weights, record.schedule, seed)
+            trials = Run.open(self.run_folder(share)).trials
+            schedule = next(each.schedule for each in trials if each.trial == trial)
+            return self.fine_tuned(f"trial {trial}", self.shared_weights(share), schedule, seed)
 
         seeds = range(self.args.train_seeds)
         return [finished(place / f"tuned-{trial}-{seed}.json", partial(tune, seed)) for seed in seeds]

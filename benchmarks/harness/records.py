@@ -59,6 +59,15 @@ def read_results(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def refuse_other_options(folder: Path, options: dict[str, Any]) -> None:
+    """End the benchmark if the finished parts in a folder are of other options; the first time, note them."""
+    text, path = json.dumps(options, default=str, sort_keys=True), folder / "options.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    if path.exists() and path.read_text() != text:
+        raise SystemExit(f"{folder} has parts of other options: {path.read_text()}; give another --work")
+    write_atomic(path, text)
+
+
 def finished(path: Path, make: Callable[[], Any]) -> Any:
     """Content of a finished part; made and kept where the file is missing."""
     if not path.exists():

@@ -70,7 +70,7 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
         kind: dict[str, Any] = {"type": type(default)}
         if isinstance(default, bool):
             kind = {"action": argparse.BooleanOptionalAction}
-        parser.add_argument(f"--{name.replace('_', '-')}", default=default, help=f"default: {default}", **kind)
+        parser.add_argument(f"--{name.replace('_', '-')}", default=default, help="default: %(default)s", **kind)
 
 
 def prepare_study(args: argparse.Namespace, seed: int) -> StudyContext:
@@ -183,7 +183,7 @@ class Reference:
         self.space, self.budget = context.space, context.budgets[0]
         teacher.learn(self.nets.base_net(), own.data, own.runtime, context.settings)
         self.evaluator = replace(own, teacher=teacher)  # with a cache of its own
-        self.path = self.nets.folder / "reference-scores.json"
+        self.path = self.nets.folder / "reference-divergences.json"
         self.known = read_results(self.path)
         self.line = [indices.tolist() for indices in uniform_line(context)]
         self.score(self.line)

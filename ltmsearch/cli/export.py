@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from ltmsearch.cli.app import AsJson, Quiet, Verbose
+from ltmsearch.cli.app import AsJson, ClassMap, DataDir, Dataset, Quiet, TrainSplit, ValSplit, Verbose
 from ltmsearch.cli.options import flag
 from ltmsearch.cli.terminal import print_json, results, watched
+from ltmsearch.data.layout import DataLayout
 from ltmsearch.io.console_tables import print_line
 
 RunOrTraining = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory of a study, or a training's folder.")]
 
-_images = partial(typer.Option, rich_help_panel="Images that compare --int8")
 _of_study = partial(typer.Option, rich_help_panel="Trials of a study")
 
 
@@ -46,12 +46,13 @@ def export(
     onnx: Annotated[bool, flag("--onnx", "Write an ONNX file too, verified in onnxruntime.")] = False,
     int8: Annotated[
         bool,
-        flag("--int8", "Write the ONNX file in int8 too, and compare its answers with it on validation images."),
+        flag("--int8", "Write an int8 copy of the ONNX file too, and compare the answers of both on labelled images."),
     ] = False,
-    dataset: Annotated[
-        str | None, _images(metavar="NAME", help="digits, folder, or a timm data set. (default: the study's)")
-    ] = None,
-    data_dir: Annotated[Path | None, _images(metavar="DIR", help="Image folder. (default: the study's)")] = None,
+    data_dir: DataDir = None,
+    dataset: Dataset = None,
+    train_split: TrainSplit = None,
+    val_split: ValSplit = None,
+    class_map: ClassMap = None,
     program: Annotated[bool, flag("--program", "Write a torch.export program too (.pt2).")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -59,11 +60,13 @@ def export(
 ) -> None:
     """Write recipes, and on request weights and programs, to RUN/export/<trial>/ (for a training: to RUN/export/).
 
-    Every file is loaded again and compared with the network.
+    Every file is loaded again and compared with the network. Options of the data are for --int8,
+    which takes the data of the study without them.
 
     Example: ltmsearch export runs/my-study --under-gflops 1.15 --weights --onnx
     """
     next_step = "complete files remain; repeat the command to write all files again"
+    layout = DataLayout(train_split=train_split, val_split=val_split, class_map=class_map)
     with watched(quiet=quiet, verbose=verbose, next_step=lambda: next_step) as callbacks:
         from ltmsearch.export import export_run
 
@@ -79,6 +82,7 @@ def export(
             int8=int8,
             dataset=dataset,
             data_dir=data_dir,
+            layout=layout if layout != DataLayout() else None,
             program=program,
             callbacks=callbacks,
         )

@@ -323,7 +323,7 @@ def load_recipe(path: str | Path) -> Recipe:
     """
     path = Path(path)
     if path.is_dir():
-        inside = sorted([*path.glob("recipe.yaml"), *path.glob("recipes/*.yaml"), *path.glob("*.yaml")])
+        inside = [*path.glob("recipe.yaml"), *sorted(path.glob("recipes/*.yaml"))]
         found = f"give a recipe in it, such as {inside[0]}" if inside else "it has no recipes"
         raise InputError(f"a recipe must be a file, but {path} is a folder; {found}")
     version = read_yaml(path).get("schema_version")

@@ -87,11 +87,17 @@ class ImageData:
                 f"the recipe's num_classes must be the data's {self.num_classes}, but is {outputs}; use the data that "
                 f"the weights were trained on{'' if self.training_size else nameless}"
             )
+        if names and (other := sorted(set(self.class_names) - set(names))):
+            missing = sorted(set(names) - set(self.class_names))
+            raise InputError(
+                f"the data must have the classes of {checkpoint}, but lack {missing[0]!r} and have {other[0]!r}; "
+                "rename folders, or use the data that the weights were trained on"
+            )
         for number, (trained, found) in enumerate(zip(names or (), self.class_names, strict=False), start=1):
             if trained != found:
                 raise InputError(
                     f"the data must have the classes of {checkpoint}, but class {number} is {found!r} instead of "
-                    f"{trained!r}"
+                    f"{trained!r}; give their order with --class-map FILE"
                 )
 
     def about_outputs(self, outputs: int) -> str:

@@ -1,26 +1,28 @@
 """Export of an ONNX file in int8, compared with the one in float32 on validation images."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from ltmsearch.config.recipe import Recipe
 from ltmsearch.data.layout import DataLayout
-from ltmsearch.data.loading import load_data
+from ltmsearch.data.loading import ImageData, load_data
 from ltmsearch.data.sources import Scoring
 from ltmsearch.engine.evaluation import Batches, agreement
 from ltmsearch.engine.paired import mean_with_error
 from ltmsearch.errors import ExportError
-from ltmsearch.export.subnets import Subnet
 from ltmsearch.io.files import write_atomic
 from ltmsearch.models import input_config
 from ltmsearch.programs import ExportedFile, open_onnx, quantize_onnx
+from ltmsearch.programs.verify import Program
 
 IMAGES = 1000
 """Largest number of validation images on which the files are compared."""
-BATCH = 16
 SEED = 0
 """Seed of the choice of those images, and of the built-in digits."""
 
@@ -33,13 +35,16 @@ class LabelledImages:
     data_dir: Path | None
     layout: DataLayout
 
-    def batches(self, subnet: Subnet) -> Batches:
-        """The validation images, at a subnet's image size.
+    def open(self, recipe: Recipe, class_names: tuple[str, ...] | None, source: Path) -> ImageData:
+        """The validation images, or else the test images, at a recipe's image size.
+
+        Args:
+            class_names: Classes of the network's outputs; None if unknown.
+            source: File of its weights.
 
         Raises:
             InputError: If they are missing, or have other classes than the network.
         """
-        recipe = subnet.recipe
         data = load_data(
             dataset=self.dataset,
             data_dir=self.data_dir,
@@ -49,49 +54,68 @@ class LabelledImages:
             calibration_images=1,
             seed=SEED,
             memory_limit_bytes=0,  # every image is used once
-            scoring=Scoring(split=None, class_names=subnet.class_names),
+            scoring=Scoring(split=None, class_names=class_names),
             layout=self.layout,
         )
-        data.refuse_other_classes(subnet.class_names, recipe.num_classes, subnet.source)
-        return data.validation_batches(batch_size=BATCH)
+        data.refuse_other_classes(class_names, recipe.num_classes, source)
+        return data
 
 
-def export_int8(source: Path, path: Path, batches: Batches) -> ExportedFile:
-    """Quantise an ONNX file to int8, and compare the answers of both files in onnxruntime on the CPU.
+def export_int8(source: Path, path: Path, data: ImageData, watch: Callable[[int], None]) -> ExportedFile:
+    """Quantise an ONNX file to int8, and compare the answers of both files in onnxruntime on the CPU, image by image.
+
+    Scales of activations are those of a batch, so that answers in int8 depend on the other images in it.
 
     Args:
         path: File to create or replace.
-        batches: Labelled images to compare on.
+        data: Its validation images are compared.
+        watch: Receives the number of images that are done.
 
     Raises:
         ExportError: If the file cannot be quantised or run. No file is left.
     """
-    checks: list[tuple[str, float, float]] = []
+    checks: list[ExportedFile] = []
 
     def write(draft: Path) -> None:
         products = quantize_onnx(source, draft)
-        checks.append(_compared(source, draft, batches, products))
+        threads = torch.get_num_threads()
+        exact, quick = open_onnx(source, threads=threads), open_onnx(draft, threads=threads)
+        check = compared(exact, quick, data.validation_batches(batch_size=1), watch)
+        words = f"onnxruntime {version('onnxruntime')}: {products} products in int8, {check.check}; {data.description}"
+        checks.append(replace(check, file=path, bytes=draft.stat().st_size, check=words))
 
     write_atomic(path, write)
-    ((check, agrees, difference),) = checks
-    return ExportedFile(file=path, bytes=path.stat().st_size, check=check, agreement=agrees, top1_difference=difference)
+    return checks[0]
 
 
-def _compared(source: Path, draft: Path, batches: Batches, products: int) -> tuple[str, float, float]:
-    """The comparison in words, the agreement in percent, and the difference of top-1 in points."""
-    threads = torch.get_num_threads()
-    exact, quick = open_onnx(source, threads=threads), open_onnx(draft, threads=threads)
+def compared(exact: Program, quick: Program, batches: Batches, watch: Callable[[int], None]) -> ExportedFile:
+    """The comparison of a program in int8 with the one in float32, of a file that is still to be named.
+
+    Raises:
+        ExportError: If logits are not finite.
+    """
     answers: list[np.ndarray] = []
+    done = 0
     for images, labels in batches:
         logits = quick(images)
         if not torch.isfinite(logits).all():
             raise ExportError(f"onnxruntime {version('onnxruntime')} gives logits that are not finite in int8")
         answers.append(np.stack([exact(images).argmax(dim=1).numpy(), logits.argmax(dim=1).numpy(), labels.numpy()]))
+        watch(done := done + len(labels))
     wanted, got, truth = np.concatenate(answers, axis=1)
     share, error = agreement(got, wanted)
     gain = mean_with_error(100 * ((got == truth).astype(float) - (wanted == truth)))
     words = (
-        f"onnxruntime {version('onnxruntime')}: {products} products in int8, the same class as in float32 for "
-        f"{share:.1f} ± {error:.1f} % of {len(truth)} validation images, top-1 {gain} points"
+        f"the same class as in float32 for {share:.1f} ± {error:.1f} % of {len(truth)} images one by one, "
+        f"top-1 {gain} points"
     )
-    return words, share, gain.value
+    return ExportedFile(
+        file=Path(),
+        bytes=0,
+        check=words,
+        images=len(truth),
+        agreement=share,
+        agreement_se=error,
+        top1_difference=gain.value,
+        top1_difference_se=gain.se if math.isfinite(gain.se) else None,
+    )

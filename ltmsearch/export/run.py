@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ltmsearch.callbacks import Callbacks
-from ltmsearch.config.settings import SETTINGS
+from ltmsearch.config.settings import SETTINGS, ResolvedSettings
 from ltmsearch.data.layout import DataLayout
-from ltmsearch.engine.evaluation import Batches
+from ltmsearch.data.loading import ImageData
 from ltmsearch.engine.image_costs import depends_on_images
 from ltmsearch.errors import InputError
 from ltmsearch.export.folder import CONFIG, RECIPE, write_recipe, write_weights
@@ -43,6 +43,7 @@ def export_run(
     int8: bool = False,
     dataset: str | None = None,
     data_dir: Path | None = None,
+    layout: DataLayout | None = None,
     program: bool = False,
     callbacks: Callbacks | None = None,
 ) -> list[ExportedFile]:
@@ -59,7 +60,7 @@ def export_run(
         checkpoint: Weights of a training; None: its best.
         weights: Whether to write `model.safetensors` and `config.json`.
         int8: Whether to write the ONNX file in int8 too, which is compared with it on validation images.
-        dataset, data_dir: Data of these images, as for `validate_recipe`; None for both: those of the study.
+        dataset, data_dir, layout: Data of these images, as for `validate_recipe`; None: those of the study.
 
     Returns:
         The files, in the order in which they were written.
@@ -71,11 +72,7 @@ def export_run(
     callbacks = callbacks or Callbacks()
     if onnx:
         require_onnx()
-    images = _images(dataset, data_dir) if int8 else None
-    if int8 and not onnx:
-        raise InputError("--int8 quantises the ONNX file, so it needs --onnx")
-    if not int8 and (dataset or data_dir):
-        raise InputError("--dataset and --data-dir need --int8: other files are checked on random images")
+    _refuse_images_without_int8(int8=int8, onnx=onnx, given=(dataset, data_dir, layout))
     refuse_links_outward(run)
     steps = [(RECIPE, True), (WEIGHTS, weights), (ONNX, onnx), (INT8, int8), (PROGRAM, program)]
     files = [file for file, wanted in steps if wanted]
@@ -84,20 +81,16 @@ def export_run(
         if checkpoint is not None:
             raise InputError(f"--checkpoint needs the folder of a training, but {run} is the run directory of a study")
         study = Run.open(run)
-        if int8 and images is None:
-            images = _images(study.settings.dataset, study.settings.data_dir, study.settings.layout)
         verdict, axis = findings_of(study).verdict, study.settings.axis
         best = None if verdict is None else verdict.recommended
         trials = choose_trials(study.trials, axis=axis, recommended=best, **criteria)
         _refuse_programs(files, [record.schedule for record in trials])
-        subnets: Iterable[Subnet] = study_subnets(study, trials, callbacks, with_weights=len(files) > 1)
+        images = _images(dataset, data_dir, layout, study.settings) if int8 else None
+        check = None if images is None else images.open
+        subnets: Iterable[Subnet] = study_subnets(study, trials, callbacks, with_weights=len(files) > 1, check=check)
     else:
         _refuse_unless_training(run, criteria)
-        if int8 and images is None:
-            raise InputError(
-                "--int8 compares its answers on labelled images, which the folder of a training does not name: use "
-                "--data-dir DIR or --dataset NAME"
-            )
+        images = _images(dataset, data_dir, layout) if int8 else None
         subnet = trained_subnet(run, checkpoint, callbacks)
         _refuse_programs(files, [subnet.recipe.schedule])
         subnets = [subnet]
@@ -105,13 +98,26 @@ def export_run(
 
 
 def _images(
-    dataset: str | None, data_dir: str | Path | None, layout: DataLayout | None = None
-) -> LabelledImages | None:
-    """Data of these names; None without any."""
+    dataset: str | None, data_dir: Path | None, layout: DataLayout | None, study: ResolvedSettings | None = None
+) -> LabelledImages:
+    """The data that are named; those of a study, if nothing else is."""
+    if study is not None and dataset in (None, study.dataset):
+        own = None if study.data_dir is None else Path(study.data_dir)
+        if data_dir in (None, own):
+            return LabelledImages(dataset=study.dataset, data_dir=own, layout=layout or study.layout)
     if dataset is None and data_dir is None:
-        return None
-    folder = None if data_dir is None else Path(data_dir)
-    return LabelledImages(dataset=dataset or "folder", data_dir=folder, layout=layout or DataLayout())
+        raise InputError(
+            "--int8 compares its answers on labelled images, which the folder of a training does not name: use "
+            "--data-dir DIR or --dataset NAME"
+        )
+    return LabelledImages(dataset=dataset or "folder", data_dir=data_dir, layout=layout or DataLayout())
+
+
+def _refuse_images_without_int8(*, int8: bool, onnx: bool, given: Sequence[object]) -> None:
+    if int8 and not onnx:
+        raise InputError("--int8 quantises the ONNX file, so it needs --onnx")
+    if not int8 and any(value is not None for value in given):
+        raise InputError("options of images need --int8: other files are checked on random images")
 
 
 def _refuse_programs(files: Sequence[str], schedules: Iterable[MergeSchedule]) -> None:
@@ -134,7 +140,11 @@ def _write_subnet(
     subnet: Subnet, root: Path, files: Sequence[str], images: LabelledImages | None, callbacks: Callbacks
 ) -> list[ExportedFile]:
     trial = subnet.trial
-    batches = None if images is None else images.batches(subnet)  # wrong data are refused before anything is written
+    data = None
+    if images is not None:
+        data = images.open(subnet.recipe, subnet.class_names, subnet.source)
+        for note in data.notes:
+            callbacks.note(note)
     folder = root if trial is None else root / str(trial)
     callbacks.phase("exporting" if trial is None else f"exporting trial {trial}", len(files))
     written: list[ExportedFile] = []
@@ -143,7 +153,7 @@ def _write_subnet(
         for done, file in enumerate(files):
             callbacks.advance(done, file)
             start = time.perf_counter()
-            for entry in _write(file, subnet, folder, batches):
+            for entry in _write(file, subnet, folder, data, callbacks):
                 _log.info("%s: %d bytes, %s; %.1f s", entry.file, entry.bytes, entry.check, time.perf_counter() - start)
                 written.append(entry)
     except OSError as error:
@@ -155,13 +165,14 @@ def _write_subnet(
     return written
 
 
-def _write(file: str, subnet: Subnet, folder: Path, batches: Batches | None) -> list[ExportedFile]:
+def _write(file: str, subnet: Subnet, folder: Path, data: ImageData | None, callbacks: Callbacks) -> list[ExportedFile]:
     if file == RECIPE:
         return [write_recipe(subnet.recipe, folder)]
     if file == WEIGHTS:
         return write_weights(subnet, folder)
     if file == INT8:
-        assert batches is not None
-        return [export_int8(folder / ONNX, folder / INT8, batches)]
+        assert data is not None
+        callbacks.phase("comparing int8 with float32", data.validation_size)
+        return [export_int8(folder / ONNX, folder / INT8, data, callbacks.advance)]
     export = export_onnx if file == ONNX else export_program
     return [export(subnet.network, folder / file, img_size=subnet.recipe.img_size)]

@@ -1,8 +1,8 @@
 """Choice of a study's trials, and the subnets of a study or a training with their weights."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import timm
@@ -107,9 +107,16 @@ def _ms(record: TrialRecord) -> float:
 
 
 def study_subnets(
-    run: Run, records: Sequence[TrialRecord], callbacks: Callbacks, *, with_weights: bool
+    run: Run,
+    records: Sequence[TrialRecord],
+    callbacks: Callbacks,
+    *,
+    with_weights: bool,
+    check: Callable[[Recipe, tuple[str, ...], Path], object] | None = None,
 ) -> Iterator[Subnet]:
     """Yield trials of a study with the final shared weights and BatchNorm statistics of their own, computed in fp32.
+
+    `check` is called first, with the recipe of each, the class names and the file of the weights.
 
     Raises:
         InputError: If the shared weights are missing or damaged.
@@ -120,6 +127,10 @@ def study_subnets(
     weights, state = loaded
     names, answers = tuple(state.class_names), run.answers
     report_images = None if answers is None else len(answers.labels)
+    make = partial(make_recipe, settings=run.settings, num_classes=len(names), report_images=report_images)
+    if check is not None:
+        for record in records:
+            check(make(record), names, run.folder / WEIGHTS)
     evaluator = None
     if with_weights:
         callbacks.note("reading the study's data: each subnet gets BatchNorm statistics of its own")
@@ -133,7 +144,7 @@ def study_subnets(
         evaluator.supernet.load_state_dict(weights)
     for record in records:
         yield Subnet(
-            recipe=make_recipe(record, run.settings, num_classes=len(names), report_images=report_images),
+            recipe=make(record),
             trial=record.trial,
             class_names=names,
             source=run.folder / WEIGHTS,

@@ -8,7 +8,8 @@ Shapes: B images, W windows per image, N tokens per window, P merged tokens per 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -102,6 +103,16 @@ def fit_windows(model: nn.Module, *, fits: bool) -> None:
     for module in model.modules():
         if isinstance(module, FittingWindows):
             module.fits = fits
+
+
+@contextmanager
+def fitting_windows(model: nn.Module) -> Iterator[None]:
+    """Windows fit smaller images inside the `with` block, and are as they were built afterwards."""
+    fit_windows(model, fits=True)
+    try:
+        yield
+    finally:
+        fit_windows(model, fits=False)
 
 
 def fitted_windows(block: Any, size: Grid) -> tuple[Grid, Grid]:

@@ -38,11 +38,15 @@ class ExportedFile:
     """Version of the ONNX operators; None for other files."""
     nodes: int | None = None
     """Operations of a program; None for other files."""
+    images: int | None = None
+    """Labelled images on which a file in int8 was compared with that in float32; None for other files, as the rest."""
     agreement: float | None = None
-    """Share of the validation images, in percent, for which a file in int8 gives the class that the file in float32
-    gives; None for other files, like the next."""
+    """Share of these images, in percent, for which both give the same class."""
+    agreement_se: float | None = None
+    """Its standard error, in points."""
     top1_difference: float | None = None
-    """Its top-1 on these images less that of the file in float32, in points."""
+    """Top-1 of the file in int8 less that of the one in float32, in points."""
+    top1_difference_se: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields for JSON."""

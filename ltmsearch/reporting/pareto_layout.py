@@ -227,7 +227,12 @@ def _labels(
         ways = [(way, led) for led in (False, True) for way in (LED_WAYS if led else WAYS)]
         offsets = [_offset(way, half, led=led) for way, led in ways]
         middles = [shares[record.trial] + offset / PLOT for offset in offsets]
-        covered = [_inside_box(written, at, half / PLOT + np.array([0.005, 0.02])) for at in middles]
+        lines = [_line(shares[record.trial], at) if led else [] for at, (_, led) in zip(middles, ways, strict=True)]
+        covered = [
+            _inside_box(written, at, half / PLOT + np.array([0.005, 0.02]))
+            + sum(_inside_box(written, point, np.array([0.008, 0.02])) for point in line)
+            for at, line in zip(middles, lines, strict=True)
+        ]
         marks = [_inside_box(occupied, at, half / PLOT + 0.008) for at in middles]
         cut = [bool((np.abs(at - 0.5) > 0.5 - half / PLOT).any()) for at in middles]
         # A line to the words is better than words over three marks.
@@ -236,7 +241,13 @@ def _labels(
             right, up = offsets[best].tolist()
             labels.append(Label(record=record, words=words, offset=(right, up), led=ways[best][1]))
             written += [middles[best] + half / PLOT * (end, 0) for end in np.linspace(-1, 1, len(words) + 1)]
+            written += lines[best]
     return tuple(labels)
+
+
+def _line(mark: Point, words: Point) -> list[Point]:
+    """Points of the line from a mark to the middle of its words, between both."""
+    return [mark + (words - mark) * part for part in np.linspace(0.3, 0.75, 6)]
 
 
 def _offset(way: tuple[int, int], half: Point, *, led: bool) -> Point:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Hashable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +35,7 @@ from ltmsearch.latency import StudyLatency, settings_target, study_latency
 from ltmsearch.merging import get_operator
 from ltmsearch.models import check_operator, create_backbone, get_adapter, load_weights
 from ltmsearch.models.supernet import Supernet
+from ltmsearch.models.windows import fitting_windows
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.schedules.space import SearchSpace
 from ltmsearch.schedules.space_file import SpaceFile
@@ -239,7 +241,7 @@ def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None =
     current = conditions(settled, resolved, available=available, continues=earlier is not None)
     if current.threads is not None:
         torch.set_num_threads(current.threads)
-    proxy_costs = _proxy_costs(resolved, supernet, resolved.proxy_img_size)
+    proxy_costs = _proxy_costs(resolved, supernet, resolved.proxy_img_size, fits=False)
     costs = _costs_of_recipes(resolved, supernet, resolved.img_size)
     sizes = _sizes(resolved, supernet, costs, proxy_costs)
     evaluator = make_evaluator(supernet, data, current.runtime, resolved, sizes.proxy_sides)
@@ -308,7 +310,7 @@ def _sizes(settings: ResolvedSettings, supernet: Supernet, costs: CostModel, pro
         proxy_costs=proxy_costs,
         smaller=settings.sampler == "auto" and settings.budget_ms is None and not adaptive,
         costs_at=lambda size: _costs_of_recipes(settings, supernet, size),
-        proxy_costs_at=lambda size: _proxy_costs(settings, supernet, size),
+        proxy_costs_at=lambda size: _proxy_costs(settings, supernet, size, fits=True),
     )
 
 
@@ -333,9 +335,10 @@ def _with_baselines(settled: Settled, file: SpaceFile, sizes: ImgSizes, settings
     return settled.model_copy(update={"baselines": fitted})
 
 
-def _proxy_costs(settings: ResolvedSettings, supernet: Supernet, size: int) -> CostModel:
-    """Costs and token grids of the shared weights on images of a size."""
-    return cost_model(settings.backbone, supernet.model, (size, size), settings.operator)
+def _proxy_costs(settings: ResolvedSettings, supernet: Supernet, size: int, *, fits: bool) -> CostModel:
+    """Costs and token grids of the shared weights on images of a size; `fits`: under schedules that name it."""
+    with fitting_windows(supernet.model) if fits else nullcontext():
+        return cost_model(settings.backbone, supernet.model, (size, size), settings.operator)
 
 
 def _costs_of_recipes(settings: ResolvedSettings, supernet: Supernet, size: int) -> CostModel:

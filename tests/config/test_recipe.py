@@ -82,6 +82,9 @@ def test_invalid_recipes_are_refused(tmp_path: Path, change: dict[str, Any], mes
 def test_a_folder_names_the_recipes_in_it(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="must be a file, but .* is a folder; it has no recipes"):
         load_recipe(tmp_path)
+    (tmp_path / "settings.yaml").touch()
+    with pytest.raises(InputError, match="it has no recipes"):
+        load_recipe(tmp_path)
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "7.yaml").touch()
     with pytest.raises(InputError, match=r"is a folder; give a recipe in it, such as .*recipes.7\.yaml"):

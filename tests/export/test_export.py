@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +25,11 @@ from ltmsearch.config.recipe import Recipe, load_recipe
 from ltmsearch.errors import ExportError, InputError
 from ltmsearch.export import choose_trials, export_run
 from ltmsearch.export.folder import write_recipe, write_weights
+from ltmsearch.export.int8 import compared
 from ltmsearch.export.subnets import Subnet
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.programs import open_onnx
+from ltmsearch.programs.verify import Program
 from ltmsearch.search.records import TrialRecord
 from ltmsearch.search.run import Run
 
@@ -270,7 +273,8 @@ def test_export_of_a_study_with_weights(run: Path, ltmsearch: Ltmsearch) -> None
     size = wanted[0].stat().st_size
     assert record == {
         "file": str(wanted[0]), "bytes": size, "check": "load_recipe reads the same recipe", "difference": None,
-        "opset": None, "nodes": None, "agreement": None, "top1_difference": None,
+        "opset": None, "nodes": None, "images": None, "agreement": None, "agreement_se": None,
+        "top1_difference": None, "top1_difference_se": None,
     }  # fmt: skip
 
 
@@ -302,35 +306,53 @@ def image_folder(root: Path, names: Sequence[str]) -> Path:
     return root
 
 
-def test_int8_is_compared_on_validation_images(tmp_path: Path, ltmsearch: Ltmsearch) -> None:
+def test_int8_is_compared_on_labelled_images(tmp_path: Path, ltmsearch: Ltmsearch) -> None:
     training, photos = small_training(tmp_path / "training"), image_folder(tmp_path / "photos", sorted(NAMES))
+    shutil.rmtree(photos / "train")
     recipe = load_recipe(training / "recipe.yaml")
-    weights = {"ltmsearch": json.dumps({"class_names": sorted(NAMES)})}
-    save_file(randomise(timm.create_model(recipe.model, **recipe.model_kwargs()), 1).state_dict(),
-              training / "best.safetensors", weights)  # fmt: skip
-    arguments = ("--onnx", "--int8", "--data-dir", str(photos), "--json")
-    code, out, err = ltmsearch("export", str(training), *arguments)
+    code, out, err = ltmsearch("export", str(training), "--onnx", "--int8", "--data-dir", str(photos), "--json")
     assert code == 0, err
     *_, onnx, int8 = json.loads(out)
     assert int8["file"] == str(training / "export/model.int8.onnx")
-    assert int8["bytes"] == Path(int8["file"]).stat().st_size
+    assert int8["bytes"] == Path(int8["file"]).stat().st_size < 0.8 * onnx["bytes"]
+    assert files_in(training / "export") == ["model.int8.onnx", "model.onnx", "recipe.yaml"]
     config = timm.data.resolve_data_config({}, model=timm.create_model(recipe.model, **recipe.model_kwargs()))
     transform: Any = timm.data.create_transform(
         64, mean=config["mean"], std=config["std"], interpolation=config["interpolation"], crop_pct=config["crop_pct"]
     )
     files = sorted((photos / "validation").rglob("*.png"))
     images = torch.stack([transform(Image.open(file)) for file in files])
-    truth = np.array([sorted(NAMES).index(file.parent.name) for file in files])
+    truth = np.array([NAMES.index(file.parent.name) for file in files])
     wanted, got = (
         np.concatenate([open_onnx(Path(file), threads=1)(each).argmax(1).numpy() for each in images.split(1)])
         for file in (onnx["file"], int8["file"])
     )
-    # Scales are measured for each batch, so answers of other batches may differ in a few images.
-    assert int8["agreement"] == pytest.approx(100 * (wanted == got).mean(), abs=15)
+    assert int8["agreement"] == pytest.approx(100 * (wanted == got).mean())
     difference = 100 * ((got == truth).mean() - (wanted == truth).mean())
-    assert int8["top1_difference"] == pytest.approx(difference, abs=15)
+    assert int8["top1_difference"] == pytest.approx(difference)
     assert "9 products in int8, the same class as in float32 for" in int8["check"]
-    assert "% of 21 validation images" in int8["check"]
+    assert "% of 21 images one by one" in int8["check"]
+
+
+def test_answers_are_counted_pair_by_pair() -> None:
+    """Ten images of classes 0 to 2: one program is always right, the other is so for the first six."""
+    truth = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
+    logits = torch.nn.functional.one_hot(truth, 3).float()
+    other = torch.nn.functional.one_hot(torch.where(torch.arange(10) < 6, truth, (truth + 1) % 3), 3).float()
+    batches = [(torch.full((1, 1), float(n)), truth[n : n + 1]) for n in range(10)]
+    done: list[int] = []
+
+    def program(of: torch.Tensor) -> Program:
+        return lambda images: of[images[:, 0].long()]
+
+    found = compared(program(logits), program(other), batches, done.append)
+    assert (found.images, found.agreement, found.top1_difference) == (10, 60.0, pytest.approx(-40.0))
+    assert found.agreement_se == pytest.approx(100 * (0.6 * 0.4 / 10) ** 0.5)
+    assert done == list(range(1, 11))
+    with pytest.raises(ExportError, match="not finite in int8"):
+        compared(program(logits), program(other * float("nan")), batches, done.append)
+    alone = compared(program(logits), program(other), batches[:1], done.append)
+    assert alone.top1_difference_se is None, "unknown from one image"
 
 
 def test_int8_needs_onnx_and_the_images_of_the_network(tmp_path: Path, ltmsearch: Ltmsearch) -> None:
@@ -339,7 +361,8 @@ def test_int8_needs_onnx_and_the_images_of_the_network(tmp_path: Path, ltmsearch
     for arguments, rule in (
         (("--int8", "--dataset", "digits"), "--int8 quantises the ONNX file, so it needs --onnx"),
         (("--onnx", "--int8"), "labelled images, which the folder of a training does not name: use --data-dir DIR"),
-        (("--onnx", "--data-dir", "photos"), "--dataset and --data-dir need --int8"),
+        (("--onnx", "--data-dir", "photos"), "options of images need --int8"),
+        (("--onnx", "--val-split", "v"), "options of images need --int8"),
         (("--onnx", "--int8", "--dataset", "digits"), "must have the 3 classes of .*, but have 10"),
         (("--onnx", "--int8", "--data-dir", "nowhere"), "must be an existing image folder, but got 'nowhere'"),
     ):

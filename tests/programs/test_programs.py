@@ -89,9 +89,10 @@ def test_onnx_names_shapes_and_absence_of_paths(onnx_file: ExportedFile) -> None
 
 def test_products_with_weights_compute_in_int8(net: nn.Module, onnx_file: ExportedFile, tmp_path: Path) -> None:
     path = tmp_path / "int8.onnx"
-    # Two blocks with keys, queries and values in one, their output, and two layers of the MLP; the classifier; the
+    # Two blocks with keys, queries and values in one, their output, and two layers of the MLP; the classifier. Not the
     # directions of the hard form's mask.
-    assert quantize_onnx(onnx_file.file, path) == 2 * 4 + 1 + 1
+    assert quantize_onnx(onnx_file.file, path) == 2 * 4 + 1
+    assert list(onnx_file.file.parent.iterdir()) == [onnx_file.file], "nothing is left beside it"
     images = torch.randn(3, 3, SIZE, SIZE)
     exact, quick = open_onnx(onnx_file.file, threads=1)(images), open_onnx(path, threads=1)(images)
     assert not torch.equal(exact, quick)

@@ -51,6 +51,17 @@ def test_costs_are_those_of_the_network_at_each_size(context: StudyContext) -> N
         assert cost == pytest.approx(traced_macs(net, (size, size)) / GIGA, rel=1e-9)
 
 
+def test_swin_merges_on_smaller_images_as_the_network_of_a_recipe_does(tmp_path: Path) -> None:
+    """Also where the feature map is smaller than a window; schedules with equal keys are one network."""
+    swin = {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}
+    options = {"backbone": "swin_tiny_patch4_window7_224", "model_kwargs": swin, "budget_gflops": 0.01}
+    sizes = {"img_size": 112, "proxy_img_size": 112, "base_img_size": 112, "search_img_size": (84, 56)}
+    context = opened(tmp_path, **options, **sizes)
+    for size in (84, 56):
+        assert context.sizes.proxy_costs[size].layer_grids == context.sizes.costs[size].layer_grids
+    assert context.sizes.costs[56].layer_grids["layers.3.blocks.0"] == (2, 2)
+
+
 def test_indices_and_schedules_are_inverse(context: StudyContext) -> None:
     rows = context.space.random(np.random.default_rng(1), 20)
     assert all((context.space.indices(context.space.schedule(row)) == row).all() for row in rows)

@@ -136,7 +136,10 @@ def test_another_number_of_classes_is_refused(tmp_path: Path, photos: Path) -> N
 def test_other_class_names_are_refused(tmp_path: Path, photos: Path) -> None:
     names = ["class 0", "class 1", "cat", "dog", "cow", "pig", "hen"]
     checkpoint = saved(network(recipe()), tmp_path / "w", {"class_names": names})
-    with pytest.raises(InputError, match="class 3 is 'class 2' instead of 'cat'"):
+    with pytest.raises(InputError, match="but lack 'cat' and have 'class 2'; rename folders, or use the data"):
+        validate_recipe(recipe(), checkpoint=checkpoint, data_dir=photos, **CPU)
+    checkpoint = saved(network(recipe()), tmp_path / "v", {"class_names": [*NAMES[1:], NAMES[0]]})
+    with pytest.raises(InputError, match="class 1 is 'class 0' instead of 'class 1'; give their order"):
         validate_recipe(recipe(), checkpoint=checkpoint, data_dir=photos, **CPU)
 
 
