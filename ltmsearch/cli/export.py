@@ -15,39 +15,44 @@ from ltmsearch.io.console_tables import print_line
 RunOrTraining = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory of a study, or a training's folder.")]
 
 _of_study = partial(typer.Option, rich_help_panel="Trials of a study")
+Trial = Annotated[int | None, _of_study(metavar="INT", help="Export this trial.")]
+Top = Annotated[
+    int | None,
+    _of_study(metavar="INT", help="Export this many of the front's best. (default: the recommended trial)", min=1),
+]
+UnderGflops = Annotated[
+    float | None, _of_study(metavar="FLOAT", help="Export the best of the front up to this many GFLOPs per image.")
+]
+UnderMs = Annotated[
+    float | None,
+    _of_study(
+        metavar="FLOAT",
+        help="Export the best of the front up to this latency in milliseconds, if the study has a latency budget.",
+    ),
+]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Weights to export. (default: RUN/best.safetensors)",
+        rich_help_panel="Trained weights of a training",
+    ),
+]
+Int8 = Annotated[
+    bool, flag("--int8", "Write an int8 copy of the ONNX file too, and compare the answers of both on labelled images.")
+]
 
 
 def export(
     run: RunOrTraining,
-    trial: Annotated[int | None, _of_study(metavar="INT", help="Export this trial.")] = None,
-    top: Annotated[
-        int | None,
-        _of_study(metavar="INT", help="Export this many of the front's best. (default: the recommended trial)", min=1),
-    ] = None,
-    under_gflops: Annotated[
-        float | None, _of_study(metavar="FLOAT", help="Export the best of the front up to this many GFLOPs per image.")
-    ] = None,
-    under_ms: Annotated[
-        float | None,
-        _of_study(
-            metavar="FLOAT",
-            help="Export the best of the front up to this latency in milliseconds, if the study has a latency budget.",
-        ),
-    ] = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Weights to export. (default: RUN/best.safetensors)",
-            rich_help_panel="Trained weights of a training",
-        ),
-    ] = None,
+    trial: Trial = None,
+    top: Top = None,
+    under_gflops: UnderGflops = None,
+    under_ms: UnderMs = None,
+    checkpoint: Checkpoint = None,
     weights: Annotated[bool, flag("--weights", "Write the weights too, as a safetensors folder for timm.")] = False,
     onnx: Annotated[bool, flag("--onnx", "Write an ONNX file too, verified in onnxruntime.")] = False,
-    int8: Annotated[
-        bool,
-        flag("--int8", "Write an int8 copy of the ONNX file too, and compare the answers of both on labelled images."),
-    ] = False,
+    int8: Int8 = False,
     data_dir: DataDir = None,
     dataset: Dataset = None,
     train_split: TrainSplit = None,

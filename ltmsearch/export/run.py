@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,24 +78,34 @@ def export_run(
     steps = [(RECIPE, True), (WEIGHTS, weights), (ONNX, onnx), (INT8, int8), (PROGRAM, program)]
     files = [file for file, wanted in steps if wanted]
     criteria: dict[str, Any] = {"trial": trial, "top": top, "under_gflops": under_gflops, "under_ms": under_ms}
-    if Run.exists(run):
-        if checkpoint is not None:
-            raise InputError(f"--checkpoint needs the folder of a training, but {run} is the run directory of a study")
-        study = Run.open(run)
-        verdict, axis = findings_of(study).verdict, study.settings.axis
-        best = None if verdict is None else verdict.recommended
-        trials = choose_trials(study.trials, axis=axis, recommended=best, **criteria)
-        _refuse_programs(files, [record.schedule for record in trials])
-        images = _images(dataset, data_dir, layout, study.settings) if int8 else None
-        check = None if images is None else images.open
-        subnets: Iterable[Subnet] = study_subnets(study, trials, callbacks, with_weights=len(files) > 1, check=check)
-    else:
+    find = partial(_images, dataset, data_dir, layout) if int8 else None
+    if not Run.exists(run):
         _refuse_unless_training(run, criteria)
-        images = _images(dataset, data_dir, layout) if int8 else None
+        images = None if find is None else find()
         subnet = trained_subnet(run, checkpoint, callbacks)
         _refuse_programs(files, [subnet.recipe.schedule])
-        subnets = [subnet]
+        return _write_subnet(subnet, run / EXPORT, files, images, callbacks)
+    if checkpoint is not None:
+        raise InputError(f"--checkpoint needs the folder of a training, but {run} is the run directory of a study")
+    subnets, images = _of_study(Run.open(run), files, criteria, find, callbacks)
     return [file for subnet in subnets for file in _write_subnet(subnet, run / EXPORT, files, images, callbacks)]
+
+
+def _of_study(
+    study: Run,
+    files: Sequence[str],
+    criteria: Mapping[str, Any],
+    find: Callable[[ResolvedSettings], LabelledImages] | None,
+    callbacks: Callbacks,
+) -> tuple[Iterable[Subnet], LabelledImages | None]:
+    """The subnets that are chosen, and the images that compare int8, if wanted."""
+    verdict, axis = findings_of(study).verdict, study.settings.axis
+    best = None if verdict is None else verdict.recommended
+    trials = choose_trials(study.trials, axis=axis, recommended=best, **criteria)
+    _refuse_programs(files, [record.schedule for record in trials])
+    images = None if find is None else find(study.settings)
+    check = None if images is None else images.open
+    return study_subnets(study, trials, callbacks, with_weights=len(files) > 1, check=check), images
 
 
 def _images(

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ltmsearch.merging import OPERATORS
 from ltmsearch.models import MERGING, create_subnet
+from ltmsearch.models.supernet import Supernet
 from ltmsearch.models.windows import PADDING_SIZE, fit_windows, in_windows, window_sizes
 
 TINY_SWIN: dict[str, Any] = {"embed_dim": 32, "depths": (2, 2, 1, 1), "num_heads": (1, 2, 2, 4), "num_classes": 5}
@@ -122,3 +124,18 @@ def test_windows_larger_than_the_map_are_those_of_a_network_for_it(size: tuple[i
     assert table.shape == (13 * 13, 1)
     assert table.grad is not None
     assert table.grad.abs().sum() > 0
+
+
+def test_windows_fit_only_under_a_schedule_for_smaller_images() -> None:
+    supernet = Supernet("swin_tiny_patch4_window7_224", img_size=112, **TINY_SWIN)
+    plain = supernet.schedule
+    block: Any = supernet.model.get_submodule("layers.3.blocks.0")
+    with pytest.raises(RuntimeError, match="inside"), supernet.active(replace(plain, img_size=84)):
+        assert block.fits
+        with supernet.active(plain):
+            assert not block.fits
+        assert block.fits
+        raise RuntimeError("inside")
+    assert not block.fits
+    assert supernet.extract(replace(plain, img_size=84)).get_submodule("layers.3.blocks.0").fits
+    assert not block.fits
