@@ -67,7 +67,7 @@ def draw_schedules(study: GainStudy, number: int) -> tuple[np.ndarray, np.ndarra
         return np.array(found)
 
     equal = taken(pool[near], number)
-    spread = [taken(pool[np.abs(costs - target).argsort()[: 10 * number]], 1) for target in targets]
+    spread = [taken(pool[np.abs(costs - target).argsort(kind="stable")[: 10 * number]], 1) for target in targets]
     return equal, np.concatenate(spread)
 
 
@@ -109,7 +109,8 @@ def compare(studies: list[GainStudy], args: argparse.Namespace) -> dict[str, Any
     )
     names = (SEARCHED, "shared weights, a quarter of them")
     scores = {name: np.array([each[name] for each in by_study]) for name in names} | {"GFLOPs": -costs[None]}
-    subsets = {"equal cost": np.arange(len(equal)), "all costs": np.arange(len(equal), len(rows))}
+    every = np.arange(len(rows))
+    subsets = {"equal cost": every[: len(equal)], "spread costs": every[len(equal) :], "all": every}
     return {
         "share": share,
         "schedules": [
@@ -138,7 +139,7 @@ def figure(result: dict[str, Any], name: str) -> go.Figure:
     """The score of the search against the truth."""
     number = len(result["schedules"]) // 2
     x, y = np.mean(result["scores"][SEARCHED], axis=0), np.mean(result["truth"], axis=0)
-    looks = {"equal cost": (slice(number), ORANGE), "all costs": (slice(number, None), BLUE)}
+    looks = {"equal cost": (slice(number), ORANGE), "spread costs": (slice(number, None), BLUE)}
     series = [
         Series(x=x[some], y=y[some], color=color, name=label, mode="markers") for label, (some, color) in looks.items()
     ]
