@@ -160,7 +160,8 @@ class Screening:
         order = self._by_part(np.array(list(new)), self._excess(new, pool))[: round(RANGE_DECIDING * promoted)]
         rows = list(new)
         sure = self._decide({rows[place]: new[rows[place]] for place in order}, {}, len(order))
-        found = self._new(sure, tried)
+        if not (found := self._new(sure, tried)):
+            return []
         best = np.array([one.indices for one in found])
         chosen = self._by_part(best, self._excess({one.indices: one.score for one in found}, sure))[:promoted]
         by_cost = chosen[np.argsort(self.budgets[0].table.costs(best[chosen]), kind="stable")]

@@ -126,6 +126,12 @@ def test_proposals_for_a_range_lie_near_the_front_of_all_schedules(seed: int) ->
     assert np.ptp(own_costs[:4]) > 15.0, "the first ones cover the range"
 
 
+def test_a_range_without_schedules_has_no_proposal() -> None:
+    costs = np.sort(Costs().costs(ALL))
+    gap = int(np.argmax(np.diff(costs[:20])))
+    assert screened(limit=costs[gap + 1] - 1e-6, minimum=costs[gap] + 1e-6) == []
+
+
 def test_equal_seeds_give_equal_proposals() -> None:
     assert screened(3) == screened(3)
 
