@@ -1,5 +1,6 @@
 """Recipes: a schedule and everything needed to train its subnet, as YAML with the keys of timm's training script."""
 
+import os
 import platform
 from collections.abc import Mapping
 from functools import cache, partial
@@ -322,7 +323,7 @@ def load_recipe(path: str | Path) -> Recipe:
         InputError: If the file is missing, invalid, or of another schema version.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # `Path.is_dir` raises for names that are too long
         inside = [*path.glob("recipe.yaml"), *sorted(path.glob("recipes/*.yaml"))]
         found = f"give a recipe in it, such as {inside[0]}" if inside else "it has no recipes"
         raise InputError(f"a recipe must be a file, but {path} is a folder; {found}")
