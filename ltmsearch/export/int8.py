@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from ltmsearch.data.layout import DataLayout
 from ltmsearch.data.loading import ImageData, load_data
 from ltmsearch.data.sources import Scoring
 from ltmsearch.engine.evaluation import Batches, agreement
-from ltmsearch.engine.paired import mean_with_error
+from ltmsearch.engine.paired import Difference, mean_with_error
 from ltmsearch.errors import ExportError
 from ltmsearch.io.files import write_atomic
 from ltmsearch.models import input_config
@@ -61,6 +61,18 @@ class LabelledImages:
         return data
 
 
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Answers of a program in int8 beside those of the one in float32; fields as in `ExportedFile`."""
+
+    images: int
+    agreement: float
+    agreement_se: float
+    top1_difference: float
+    top1_difference_se: float | None
+    """None: unknown, from one image."""
+
+
 def export_int8(source: Path, path: Path, data: ImageData, watch: Callable[[int], None]) -> ExportedFile:
     """Quantise an ONNX file to int8, and compare the answers of both files in onnxruntime on the CPU, image by image.
 
@@ -74,22 +86,28 @@ def export_int8(source: Path, path: Path, data: ImageData, watch: Callable[[int]
     Raises:
         ExportError: If the file cannot be quantised or run. No file is left.
     """
-    checks: list[ExportedFile] = []
+    files: list[ExportedFile] = []
 
     def write(draft: Path) -> None:
         products = quantize_onnx(source, draft)
         threads = torch.get_num_threads()
         exact, quick = open_onnx(source, threads=threads), open_onnx(draft, threads=threads)
-        check = compared(exact, quick, data.validation_batches(batch_size=1), watch)
-        words = f"onnxruntime {version('onnxruntime')}: {products} products in int8, {check.check}; {data.description}"
-        checks.append(replace(check, file=path, bytes=draft.stat().st_size, check=words))
+        found = compared(exact, quick, data.validation_batches(batch_size=1), watch)
+        se = found.top1_difference_se
+        gain = Difference(value=found.top1_difference, se=math.inf if se is None else se)
+        words = (
+            f"onnxruntime {version('onnxruntime')}: {products} products in int8, the same class as in float32 for "
+            f"{found.agreement:.1f} ± {found.agreement_se:.1f} % of {found.images} images one by one, top-1 {gain} "
+            f"points; {data.description}"
+        )
+        files.append(ExportedFile(file=path, bytes=draft.stat().st_size, check=words, **vars(found)))
 
     write_atomic(path, write)
-    return checks[0]
+    return files[0]
 
 
-def compared(exact: Program, quick: Program, batches: Batches, watch: Callable[[int], None]) -> ExportedFile:
-    """The comparison of a program in int8 with the one in float32, of a file that is still to be named.
+def compared(exact: Program, quick: Program, batches: Batches, watch: Callable[[int], None]) -> Comparison:
+    """Compare a program in int8 with the one in float32.
 
     Raises:
         ExportError: If logits are not finite.
@@ -105,14 +123,7 @@ def compared(exact: Program, quick: Program, batches: Batches, watch: Callable[[
     wanted, got, truth = np.concatenate(answers, axis=1)
     share, error = agreement(got, wanted)
     gain = mean_with_error(100 * ((got == truth).astype(float) - (wanted == truth)))
-    words = (
-        f"the same class as in float32 for {share:.1f} ± {error:.1f} % of {len(truth)} images one by one, "
-        f"top-1 {gain} points"
-    )
-    return ExportedFile(
-        file=Path(),
-        bytes=0,
-        check=words,
+    return Comparison(
         images=len(truth),
         agreement=share,
         agreement_se=error,
