@@ -71,7 +71,7 @@ def serve_rounds(loop: str, backbone: str, args: argparse.Namespace, pipe: Conne
     batches = [(torch.randn(shape), torch.randint(CLASSES, shape[:1])) for _ in range(args.steps)]
     about, run = "fp32, channels first", partial(plain_loop, supernet.extract(schedule), batches)
     if loop == "proxy":
-        runtime = choose_runtime(torch.device("cpu"), "auto", supernet, batches[0][0])
+        runtime = choose_runtime(torch.device("cpu"), "auto", supernet, batches[0][0], train=True)
         runtime.prepare(supernet)
         about, run = str(runtime), partial(proxy_loop, supernet, schedule, batches, runtime)
     pipe.send({"shape": shape, "images": shape[0] * args.steps, "runtime": about})

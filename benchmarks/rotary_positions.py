@@ -71,7 +71,7 @@ def trained_nets(data: ImageData, seed: int, args: argparse.Namespace) -> tuple[
     kwargs = {"num_classes": data.num_classes, "img_size": args.img_size, **kwargs}
     trained = Supernet(args.backbone, operator="tome", checkpoint=args.checkpoint, **kwargs)
     images = next(data.train_batches(batch_size=args.batch_size, steps=1, seed=seed))[0]
-    runtime = choose_runtime(find_device(args.device), "fp32", trained, images)
+    runtime = choose_runtime(find_device(args.device), "fp32", trained, images, train=False)
     runtime.prepare(trained)
     if args.checkpoint:
         fit_classifiers(trained.model, ["head"], data, runtime, images=probe_images(data, seed=seed))

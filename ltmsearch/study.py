@@ -57,7 +57,7 @@ def run_study(
         try:
             run = open_run(settings, callbacks, clock, lease, stack)
             context = run.context
-            hardware = hardware_name(context.evaluator.runtime.device)
+            hardware = hardware_name(context.evaluator.training.device)
             clock.keep(run.folder, device=f"{hardware}; {context.conditions}", versions=library_versions())
             driver = Driver(
                 context,

@@ -85,7 +85,7 @@ CALLS: dict[str, Callable[[Any], object]] = {
         "folder", 32, GREY, GREY, crop_pct=1, augmentation=None, **RESIZING | {"crop_mode": name}
     ),
     "engine.runtime:amp_runtime(dtype)": lambda name: amp_runtime(CPU, amp=False, dtype=name),
-    "engine.stopwatch:choose_runtime(precision)": lambda name: choose_runtime(CPU, name, ANY, ANY),
+    "engine.stopwatch:choose_runtime(precision)": lambda name: choose_runtime(CPU, name, ANY, ANY, train=True),
     "io.presets:find_file(kind)": lambda name: find_file(name, "mobilevit"),
     "io.presets:shipped_folder(kind)": shipped_folder,
     "io.presets:shipped_names(kind)": shipped_names,

@@ -105,7 +105,7 @@ class GainStudy:
             if args.checkpoint is None:
                 plan: dict[str, Any] = {"steps": args.base_steps, "first_img_size": args.img_size}
                 plan |= {"batch_size": settings.batch_size, "lr": args.base_lr, "seed": self.seed}
-                train_plain(evaluator.supernet, evaluator.data, evaluator.runtime, **plan)
+                train_plain(evaluator.supernet, evaluator.data, evaluator.training, **plan)
             write_atomic(path, pack_weights(plain_subnet(evaluator.supernet).state_dict(), {}))
         return path
 
@@ -158,8 +158,13 @@ class GainStudy:
         images: dict[str, Any] = {"batch_size": args.train_batch, "steps": args.train_steps}
         batches = evaluator.data.train_batches(**images, seed=TRAIN_SEED + seed)
         torch.manual_seed(seed)
-        runtime = evaluator.runtime
-        options: dict[str, Any] = {"lr": args.train_lr, "runtime": runtime, "teacher": self.teacher, "side": side}
+        runtime = evaluator.scoring
+        options: dict[str, Any] = {
+            "lr": args.train_lr,
+            "runtime": evaluator.training,
+            "teacher": self.teacher,
+            "side": side,
+        }
         target = log_probabilities(self.teacher, self._reported(None), runtime)
         before = log_probabilities(subnet, self._reported(side), runtime)
         fine_tune(subnet, batches, steps=args.train_steps, **options)

@@ -96,8 +96,8 @@ def logged(context: StudyContext, log: TrialLog, **settings: Any) -> LoggedEvalu
     """The context's evaluator, with a log, the base net's predictions, and other settings."""
     own, teacher = context.evaluator, Teacher()
     made = context.settings.model_copy(update=settings)
-    teacher.learn(log.base, own.data, own.runtime, made)
-    parts: dict[str, Any] = {"supernet": own.supernet, "data": own.data, "runtime": own.runtime, "sides": own.sides}
+    teacher.learn(log.base, own.data, own.scoring, made)
+    parts = {name: getattr(own, name) for name in ("supernet", "data", "training", "scoring", "sides")}
     return LoggedEvaluator(**parts, settings=made, teacher=teacher, log=log)
 
 

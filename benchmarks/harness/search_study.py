@@ -162,7 +162,7 @@ class SavedNets:
             batches=evaluator.data.train_batches(batch_size=batch_size, steps=plan.steps, seed=seed),
             draw=self.context.draw_subnets,
             seed=seed,
-            runtime=evaluator.runtime,
+            runtime=evaluator.training,
             teacher=None if teacher is None else lambda: teacher,
         )
         for _ in steps:
@@ -181,7 +181,7 @@ class Reference:
     def __post_init__(self) -> None:
         context, own, teacher = self.nets.context, self.nets.context.evaluator, Teacher()
         self.space, self.budget = context.space, context.budgets[0]
-        teacher.learn(self.nets.base_net(), own.data, own.runtime, context.settings)
+        teacher.learn(self.nets.base_net(), own.data, own.scoring, context.settings)
         self.evaluator = replace(own, teacher=teacher)  # with a cache of its own
         self.path = self.nets.folder / "reference-divergences.json"
         self.known = read_results(self.path)

@@ -17,7 +17,7 @@ AmpDtype = Literal["bfloat16", "float16"]
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """Device and number format, for training and scoring; images and convolution weights are stored channels last."""
+    """Device and number format; images and convolution weights are stored channels last."""
 
     device: torch.device
     dtype: torch.dtype

@@ -138,10 +138,15 @@ def fewest_threads(seconds: Mapping[int, float]) -> int:
     return min(number for number, each in seconds.items() if each <= GAIN * min(seconds.values()))
 
 
-def choose_runtime(device: torch.device, precision: Precision, model: nn.Module, images: Tensor) -> Runtime:
-    """Choose the number format: `auto` is bf16 if the hardware supports it and a training step is 1.1 times as fast.
+def choose_runtime(
+    device: torch.device, precision: Precision, model: nn.Module, images: Tensor, *, train: bool
+) -> Runtime:
+    """Choose the number format: `auto` is bf16 if the hardware supports it and a step is 1.1 times as fast.
 
     Steps of the model on a typical batch are measured if needed; its weights and buffers are restored.
+
+    Args:
+        train: Measure training steps; else forward passes, where bf16 may be worth more.
     """
     check_choice("the precision", precision, Precision)
 
@@ -153,8 +158,8 @@ def choose_runtime(device: torch.device, precision: Precision, model: nn.Module,
     if not has_bf16(device):
         return runtime(False, "no bf16 instructions")
     with (
-        repeated_step(runtime(False, ""), model, images) as fp32,
-        repeated_step(runtime(True, ""), model, images) as bf16,
+        repeated_step(runtime(False, ""), model, images, train=train) as fp32,
+        repeated_step(runtime(True, ""), model, images, train=train) as bf16,
     ):
         seconds = compare({False: fp32, True: bf16})
     gain = seconds[False] / seconds[True]

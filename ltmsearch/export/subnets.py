@@ -135,11 +135,12 @@ def study_subnets(
     if with_weights:
         callbacks.note("reading the study's data: each subnet gets BatchNorm statistics of its own")
         images = max(CALIBRATION_IMAGES, run.settings.calibration_images)
-        settings = run.settings.model_copy(update={"calibration_images": images, "precision": "fp32"})
+        settings = run.settings.model_copy(update={"calibration_images": images})
         supernet, data = open_supernet_and_data(settings, callbacks)
         sizes = {size for record in records if (size := record.schedule.img_size) is not None}
         sides = {size: proxy_side(size, own=settings.img_size, proxy=settings.proxy_img_size) for size in sizes}
-        evaluator = make_evaluator(supernet, data, requested_runtime(settings), settings, sides)
+        runtime = requested_runtime(settings.device, "fp32")
+        evaluator = make_evaluator(supernet, data, settings, training=runtime, scoring=runtime, sides=sides)
         evaluator.supernet.check_weights(weights, run.folder / WEIGHTS)
         evaluator.supernet.load_state_dict(weights)
     for record in records:

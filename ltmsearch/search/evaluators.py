@@ -64,12 +64,15 @@ def open_supernet_and_data(settings: ResolvedSettings, callbacks: Callbacks) -> 
 
 
 def make_evaluator(
-    supernet: Supernet, data: ImageData, runtime: Runtime, settings: ResolvedSettings, sides: Mapping[int, int]
+    supernet: Supernet,
+    data: ImageData,
+    settings: ResolvedSettings,
+    *,
+    training: Runtime,
+    scoring: Runtime,
+    sides: Mapping[int, int],
 ) -> Evaluator:
-    """Move the supernet to the device, in place, and evaluate its subnets there.
-
-    `sides`: image size of a schedule → image side in training and scoring.
-    """
-    runtime.prepare(supernet)
-    _log.info("supernet on %s", runtime)
-    return Evaluator(supernet=supernet, data=data, runtime=runtime, settings=settings, sides=sides)
+    """Move the supernet to the device, in place, and evaluate its subnets there; the arguments are its fields."""
+    training.prepare(supernet)
+    _log.info("supernet on %s; scores in %s", training, scoring.precision)
+    return Evaluator(supernet=supernet, data=data, settings=settings, training=training, scoring=scoring, sides=sides)

@@ -114,8 +114,8 @@ def measure_probe(evaluator: Evaluator, images: Sequence[int]) -> float:
     taken: list[float] = []
     batches = evaluator.data.ordered_batches(images[: (1 + STEPS) * BATCH], batch_size=BATCH)
     with _restored(evaluator):
-        timed = _timed(batches, taken, evaluator.runtime.device)
-        record_inputs(evaluator.supernet.model, {}, timed, evaluator.runtime)
+        timed = _timed(batches, taken, evaluator.training.device)
+        record_inputs(evaluator.supernet.model, {}, timed, evaluator.scoring)
     each = statistics.median(taken[1:] or taken) / min(BATCH, len(images))
     weights = feature_dim(evaluator.supernet.model) * evaluator.data.num_classes
     return len(images) * (each + weights * FIT_SECONDS)
@@ -141,10 +141,10 @@ def measure_warm_up(
             batches=((downscale(images, size), labels) for images, labels in batches),
             draw=draw,
             seed=settings.seed,
-            runtime=evaluator.runtime,
+            runtime=evaluator.training,
             teacher=(lambda: evaluator.supernet.model) if taught else None,
         )
-        return _median_seconds(steps, evaluator.runtime.device)
+        return _median_seconds(steps, evaluator.training.device)
 
     with _restored(evaluator):
         base_steps = [seconds(base, size) if first_step < plan.base_steps else 0.0 for size in sizes]
@@ -157,7 +157,7 @@ def measure_warm_up(
 
 def measure_trial(evaluator: Evaluator, schedule: MergeSchedule) -> TrialRates:
     """Take a few steps of a trial, with optimizer and data, and score a few batches; the supernet is restored."""
-    settings, device = evaluator.settings, evaluator.runtime.device
+    settings, device = evaluator.settings, evaluator.training.device
     with _restored(evaluator):
         step = 0.0
         if settings.proxy_steps:
@@ -168,7 +168,7 @@ def measure_trial(evaluator: Evaluator, schedule: MergeSchedule) -> TrialRates:
                 schedule,
                 _timed(batches, taken, device),
                 lr=settings.proxy_lr,
-                runtime=evaluator.runtime,
+                runtime=evaluator.training,
             )
             step = statistics.median(taken[1:])
         images = min(SCORING_BATCH, evaluator.data.search_size)
@@ -192,7 +192,7 @@ def _scored_batches(evaluator: Evaluator, images: int) -> Iterator[None]:
     while True:
         batches = evaluator.data.search_batches(batch_size=images, limit=images)
         with cache.replay("timing"):
-            score(evaluator.supernet.model, batches, evaluator.runtime)
+            score(evaluator.supernet.model, batches, evaluator.scoring)
         yield
 
 
@@ -227,7 +227,7 @@ def _median_seconds(steps: Iterator[object], device: torch.device) -> float:
 @contextmanager
 def _restored(evaluator: Evaluator) -> Iterator[None]:
     """Restore weights, buffers and random numbers on exit, whatever was trained meanwhile."""
-    supernet, device = evaluator.supernet, evaluator.runtime.device
+    supernet, device = evaluator.supernet, evaluator.training.device
     weights, buffers = parameters(supernet), {name: each.clone() for name, each in supernet.named_buffers()}
     was_training = supernet.training
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

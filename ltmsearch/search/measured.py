@@ -76,7 +76,7 @@ class MeasuredCosts:
                 load_parameters(supernet, self._weights)
             with supernet.active(schedule):
                 backbone, costs = evaluator.settings.backbone, self.costs_by_count
-                kept = measure_costs(backbone, supernet.model, costs, schedule, self.images, evaluator.runtime)
+                kept = measure_costs(backbone, supernet.model, costs, schedule, self.images, evaluator.scoring)
             self._known[key] = kept
             self.seconds = time.perf_counter() - start
         return self._known[key]

@@ -24,6 +24,8 @@ from ltmsearch.search.baselines import Baseline
 SETTLED = "settled.json"
 """File in a run directory."""
 SETTLED_BEFORE = "settled when the study began"
+MEASURED_IMAGES = 8
+"""Images of a step that is measured on a CPU, at most."""
 
 Images = Annotated[int, Field(ge=0)]
 
@@ -47,8 +49,11 @@ class Settled(BaseModel):
     device: str
     """Type of the device, `cpu` or `cuda`."""
     precision: Literal["fp32", "bf16"]
-    """Number format of forward passes."""
+    """Number format of training."""
     precision_reason: str
+    scoring_precision: Literal["fp32", "bf16"] | None = None
+    """Number format of scoring; None in studies of version 0.1, which score as they train."""
+    scoring_reason: str = ""
     threads: int | None = Field(ge=1)
     """Threads of torch on a CPU; None on other devices."""
     threads_reason: str
@@ -116,29 +121,40 @@ def class_sizes(data: ImageData) -> dict[str, ClassSize]:
 
 
 def settle(settings: ResolvedSettings, supernet: Supernet, data: ImageData) -> Settled:
-    """Choose number format and threads by measuring training steps; sets torch's threads."""
+    """Choose number formats and threads by measuring a few steps; sets torch's threads."""
     device = find_device(settings.device)
     images = next(data.train_batches(batch_size=settings.batch_size, steps=1, seed=settings.seed))[0]
+    if device.type == "cpu":
+        images = images[:MEASURED_IMAGES]
     threads, threads_reason = None, ""
     if device.type == "cpu":
         dtype = _DTYPES["fp32" if settings.precision == "auto" else settings.precision]
         threads, threads_reason = choose_threads(Runtime(device=device, dtype=dtype, reason=""), supernet, images)
-    runtime = choose_runtime(device, settings.precision, supernet, images)
+    training, scoring = (
+        choose_runtime(device, settings.precision, supernet, images, train=train) for train in (True, False)
+    )
     return Settled(
         device=device.type,
-        precision="bf16" if runtime.dtype == torch.bfloat16 else "fp32",
-        precision_reason=runtime.reason,
+        precision=_settled_precision(training),
+        precision_reason=training.reason,
+        scoring_precision=_settled_precision(scoring),
+        scoring_reason=scoring.reason,
         threads=threads,
         threads_reason=threads_reason,
         classes=class_sizes(data),
     )
 
 
+def _settled_precision(runtime: Runtime) -> Literal["fp32", "bf16"]:
+    return "bf16" if runtime.dtype == torch.bfloat16 else "fp32"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
     """Settled choices as they apply on this machine now."""
 
-    runtime: Runtime
+    training: Runtime
+    scoring: Runtime
     threads: int | None
     """Threads of torch on a CPU; None on other devices."""
     threads_reason: str
@@ -148,9 +164,12 @@ class Conditions:
     """Differences to what was settled, one line each."""
 
     def __str__(self) -> str:
+        text = str(self.training)
+        if self.scoring.dtype != self.training.dtype:
+            text += f", scores in {self.scoring.precision} ({self.scoring.reason})"
         if self.threads is None:
-            return str(self.runtime)
-        return f"{self.runtime}, {self.threads} thread{'s' * (self.threads > 1)} ({self.threads_reason})"
+            return text
+        return f"{text}, {self.threads} thread{'s' * (self.threads > 1)} ({self.threads_reason})"
 
 
 def conditions(settled: Settled, settings: ResolvedSettings, *, available: int, continues: bool) -> Conditions:
@@ -163,12 +182,16 @@ def conditions(settled: Settled, settings: ResolvedSettings, *, available: int, 
     device, notes = find_device(settings.device), []
     if device.type != settled.device:
         notes.append(f"the study began on {settled.device} and continues on {device.type}: {_DIFFER}")
-    precision, reason = settled.precision, settled.precision_reason
+    chosen = {"training": (settled.precision, settled.precision_reason)}
+    chosen["scoring"] = (settled.scoring_precision or settled.precision, settled.scoring_reason)
     if continues and settings.precision == "auto":
-        reason = SETTLED_BEFORE
-        if precision == "bf16" and not has_bf16(device):
-            precision, reason = "fp32", "no bf16 instructions"
+        lacks = any(precision == "bf16" for precision, _ in chosen.values()) and not has_bf16(device)
+        if lacks:
             notes.append(f"bf16 was {SETTLED_BEFORE}, but {device} has no bf16 instructions: {_DIFFER}")
+        chosen = {
+            use: ("fp32", "no bf16 instructions") if lacks else (precision, SETTLED_BEFORE)
+            for use, (precision, _) in chosen.items()
+        }
     threads, threads_reason = settled.threads, settled.threads_reason
     if device.type != "cpu":
         threads, threads_reason = None, ""
@@ -178,7 +201,10 @@ def conditions(settled: Settled, settings: ResolvedSettings, *, available: int, 
             before = f"{settled.threads} thread{'s were' if settled.threads != 1 else ' was'} {SETTLED_BEFORE}"
             notes.append(f"{before}, but {threads} now ({threads_reason}): {_DIFFER}")
     return Conditions(
-        runtime=Runtime(device=device, dtype=_DTYPES[precision], reason=reason),
+        **{
+            use: Runtime(device=device, dtype=_DTYPES[precision], reason=reason)
+            for use, (precision, reason) in chosen.items()
+        },
         threads=threads,
         threads_reason=threads_reason,
         available_threads=available,
@@ -186,9 +212,9 @@ def conditions(settled: Settled, settings: ResolvedSettings, *, available: int, 
     )
 
 
-def requested_runtime(settings: ResolvedSettings) -> Runtime:
-    """The runtime of settings with a number format that is not `auto`, such as those that a worker gets."""
-    return Runtime(device=find_device(settings.device), dtype=_DTYPES[settings.precision], reason="as requested")
+def requested_runtime(device: str, precision: str) -> Runtime:
+    """The runtime of a number format that is not `auto`, such as those that a worker gets."""
+    return Runtime(device=find_device(device), dtype=_DTYPES[precision], reason="as requested")
 
 
 def _threads_now(settled: int | None, available: int) -> tuple[int, str]:

@@ -129,7 +129,7 @@ class StudyContext:
             ),
             draw=self.draw_subnets,
             seed=s.seed,
-            runtime=self.evaluator.runtime,
+            runtime=self.evaluator.training,
             teacher=teacher,
             sides=self.sizes.proxy_sides,
             optimizer=optimizer,
@@ -244,7 +244,9 @@ def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None =
     proxy_costs = _proxy_costs(resolved, supernet, resolved.proxy_img_size, fits=False)
     costs = _costs_of_recipes(resolved, supernet, resolved.img_size)
     sizes = _sizes(resolved, supernet, costs, proxy_costs)
-    evaluator = make_evaluator(supernet, data, current.runtime, resolved, sizes.proxy_sides)
+    evaluator = make_evaluator(
+        supernet, data, resolved, training=current.training, scoring=current.scoring, sides=sizes.proxy_sides
+    )
     images: tuple[Tensor, ...] = ()
     if get_operator(resolved.operator).adaptive:
         images = cost_images(resolved, data, callbacks)
@@ -321,7 +323,7 @@ def _with_thresholds(
     refuse_unmeasurable(evaluator.settings, file, evaluator.supernet, costs)
     if settled.thresholds is not None:
         return settled
-    found = measure_thresholds(file, evaluator.supernet, costs, images, evaluator.runtime)
+    found = measure_thresholds(file, evaluator.supernet, costs, images, evaluator.scoring)
     return settled.model_copy(update={"thresholds": found})
 
 

@@ -110,8 +110,10 @@ class Evaluator:
 
     supernet: Supernet
     data: ImageData
-    runtime: Runtime
     settings: ResolvedSettings
+    training: Runtime
+    scoring: Runtime
+    """For whatever needs no gradients: scores, statistics, features; on the same device."""
     teacher: Teacher = field(default_factory=Teacher)
     """Its predictions are filled in after the warm-up, where the objective is KL divergence."""
     sides: Mapping[int, int] = field(default_factory=dict)
@@ -163,13 +165,13 @@ class Evaluator:
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-            free_memory(self.runtime.device)  # outside of `except`, whose traceback holds the tensors
+            free_memory(self.training.device)  # outside of `except`, whose traceback holds the tensors
         raise TrialOutOfMemory(f"memory is full with batch sizes {full} and {batch_size}")
 
     @contextmanager
     def _seeded(self, seed: int) -> Iterator[None]:
         """Seed random layers, such as drop path, and restore the generators afterwards."""
-        device = self.runtime.device
+        device = self.training.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             yield
@@ -193,7 +195,7 @@ class Evaluator:
                     schedule,
                     in_time(batches),
                     lr=settings.proxy_lr,
-                    runtime=self.runtime,
+                    runtime=self.training,
                     teacher=self.teacher.of("train"),
                     ib=(ib_weight, self._plain_ib()) if ib_weight else None,
                 )
@@ -244,7 +246,7 @@ class Evaluator:
         plain = MergeSchedule.uniform(self.supernet.layers, 1.0, settings.operator)
         with self._as_scored(plain, information=False):
             model, data = self.supernet.model, self.data
-            probe = fit_classifiers(model, classifiers, data, self.runtime, images=images, watch=watch)
+            probe = fit_classifiers(model, classifiers, data, self.scoring, images=images, watch=watch)
             return probe.record(settings.proxy_img_size, self._scored("validation", None, None, iter))
 
     def fit_mask(self, layer: str, keep_ratio: float) -> None:
@@ -253,7 +255,7 @@ class Evaluator:
         assert isinstance(operator, LearnableTokenMerging)
         alone = MergeSchedule.uniform([layer], keep_ratio, supernet.operator, "gradient")
         with supernet.active(alone):
-            fit_layer(supernet.model, operator, self.data, self.runtime, seed=self.settings.seed)
+            fit_layer(supernet.model, operator, self.data, self.scoring, seed=self.settings.seed)
 
     @contextmanager
     def _as_scored(self, schedule: MergeSchedule, *, information: bool) -> Iterator[IBLoss | None]:
@@ -264,7 +266,7 @@ class Evaluator:
                 return
             batches = self._sized(self.data.calibration_batches(batch_size=SCORING_BATCH), schedule)
             with self.prefix_cache.replay("calibration", schedule.img_size):
-                recalibrate(self.supernet, batches, self.runtime)
+                recalibrate(self.supernet, batches, self.scoring)
             yield None
 
     def _scored(
@@ -281,7 +283,7 @@ class Evaluator:
         batches = in_time(self._sized(self.held_out(images, number), schedule))
         shared = self.layer_cache.replay(images, schedule.img_size) if shares_layers else nullcontext()
         with self.prefix_cache.replay(images, number, schedule.img_size), shared:
-            return score(self.supernet.model, batches, self.runtime, ib=ib, teacher=self.teacher.of(images, number))
+            return score(self.supernet.model, batches, self.scoring, ib=ib, teacher=self.teacher.of(images, number))
 
     def held_out(self, images: Images, number: int | None = None) -> Batches:
         """Batches of a set of images on which nothing trains, the first ones or all."""
@@ -318,7 +320,7 @@ class Evaluator:
         ib = self._new_ib()
         batches = self._sized(self.data.calibration_batches(batch_size=SCORING_BATCH), schedule)
         with self.supernet.active(schedule), self.prefix_cache.replay("calibration", schedule.img_size):
-            recalibrate_and_fit(ib, self.supernet.model, batches, self.runtime)
+            recalibrate_and_fit(ib, self.supernet.model, batches, self.scoring)
         return ib
 
     def _plain_ib(self) -> IBLoss:
@@ -334,7 +336,7 @@ class Evaluator:
         batches = data.ordered_batches(images, batch_size=SCORING_BATCH)
         plain = MergeSchedule.uniform(self.supernet.layers, 1.0, settings.operator)
         with self._as_scored(plain, information=False), self.prefix_cache.replay("IB statistics"):
-            if not fit_ib(ib, self.supernet.model, batches, self.runtime):
+            if not fit_ib(ib, self.supernet.model, batches, self.scoring):
                 raise TrialDiverged("the features are not finite")
         return ib
 
@@ -345,13 +347,13 @@ class Evaluator:
             in_chans=self.settings.in_chans,
             beta=self.settings.ib_beta,
         )
-        return ib.to(self.runtime.device)
+        return ib.to(self.scoring.device)
 
     def recalibrated_subnet(self, schedule: MergeSchedule) -> nn.Module:
         """The stand-alone subnet with the supernet's current weights and recalibrated BatchNorm statistics."""
         subnet = self.supernet.extract(schedule)
         batches = self._sized(self.data.calibration_batches(batch_size=SCORING_BATCH), schedule)
-        recalibrate(subnet, batches, self.runtime)
+        recalibrate(subnet, batches, self.scoring)
         return subnet
 
 

@@ -118,7 +118,7 @@ class WarmUpRun:
                 confirm()
                 self.save()
         if self._has_teacher:
-            context.evaluator.teacher.learn(self.teacher(), context.evaluator.data, context.evaluator.runtime, settings)
+            context.evaluator.teacher.learn(self.teacher(), context.evaluator.data, context.evaluator.scoring, settings)
             confirm()
             context.evaluator.teacher.save(self.folder)
 

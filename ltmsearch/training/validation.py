@@ -234,7 +234,7 @@ def _measure(
 ) -> ValidationRecord:
     images = next(data.validation_batches(batch_size=batch_size, limit=batch_size))[0]
     full_batch = images.repeat(-(-batch_size // len(images)), 1, 1, 1)[:batch_size]
-    runtime = choose_runtime(device, precision, network.model, images[:MEASURED_BATCH])
+    runtime = choose_runtime(device, precision, network.model, images[:MEASURED_BATCH], train=False)
     costs = backbone_costs(recipe.backbone, img_size, recipe.schedule.operator, **recipe.network)
     with counted(recipe.backbone, network.model) as counts:
         result, (agreed, agreed_se), notes = _score(recipe, network, plain, data, batch_size, runtime, callbacks)

@@ -108,13 +108,23 @@ def test_threads_that_the_user_sets_are_not_measured(
     assert choose_threads(RUNTIME, net(), torch.randn(2, 3, 8, 8)) == (2, "as requested")
 
 
-def test_precision_follows_the_user_and_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("train", [True, False])
+def test_precision_follows_the_user_and_the_hardware(monkeypatch: pytest.MonkeyPatch, train: bool) -> None:
     model, images = net(), torch.randn(2, 3, 8, 8)
-    assert choose_runtime(CPU, "bf16", model, images).dtype == torch.bfloat16
-    assert choose_runtime(CPU, "fp32", model, images).dtype == torch.float32
+    assert choose_runtime(CPU, "bf16", model, images, train=train).dtype == torch.bfloat16
+    assert choose_runtime(CPU, "fp32", model, images, train=train).dtype == torch.float32
     monkeypatch.setattr(stopwatch, "has_bf16", lambda _: False)
-    assert choose_runtime(CPU, "auto", model, images).dtype == torch.float32
+    assert choose_runtime(CPU, "auto", model, images, train=train).dtype == torch.float32
     monkeypatch.setattr(stopwatch, "has_bf16", lambda _: True)
     for slower, wanted in ((2.0, torch.bfloat16), (1.05, torch.float32)):
         monkeypatch.setattr(stopwatch, "compare", lambda _, fp32=slower: {False: fp32, True: 1.0})
-        assert choose_runtime(CPU, "auto", model, images).dtype == wanted
+        assert choose_runtime(CPU, "auto", model, images, train=train).dtype == wanted
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_precision_is_chosen_by_the_steps_that_it_is_for(monkeypatch: pytest.MonkeyPatch, train: bool) -> None:
+    model, images, seen = net(), torch.randn(2, 3, 8, 8), set()
+    model[0].register_forward_hook(lambda module, _, out: seen.add((module.training, out.requires_grad)))
+    monkeypatch.setattr(stopwatch, "has_bf16", lambda _: True)
+    choose_runtime(CPU, "auto", model, images, train=train)
+    assert seen == {(train, train)}

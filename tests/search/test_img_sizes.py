@@ -74,7 +74,7 @@ def test_trials_see_images_of_their_size(context: StudyContext) -> None:
     row = context.space.plain
     row[-1] = 1
     schedule = context.space.schedule(row)
-    evaluator.teacher.learn(evaluator.supernet.model, evaluator.data, evaluator.runtime, context.settings)
+    evaluator.teacher.learn(evaluator.supernet.model, evaluator.data, evaluator.scoring, context.settings)
     found = evaluator.score(schedule, "search")
     images = torch.cat([batch for batch, _ in evaluator.held_out("search")])
     with torch.inference_mode():
@@ -86,7 +86,7 @@ def test_trials_see_images_of_their_size(context: StudyContext) -> None:
     assert found.kl is not None
     assert found.kl > 0
     batches = evaluator.held_out("search")
-    assert torch.allclose(log_probabilities(evaluator.supernet.model, batches, evaluator.runtime), taught, atol=1e-5)
+    assert torch.allclose(log_probabilities(evaluator.supernet.model, batches, evaluator.scoring), taught, atol=1e-5)
 
 
 def test_smaller_sizes_are_baselines_and_only_searched_if_asked(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_reports_compare_with_the_plain_network_of_the_final_weights(
 def test_with_a_teacher_reports_compare_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taught = made_up(tmp_path / "run", objective="kl")
     teacher = taught.evaluator.teacher
-    teacher.learn(taught.evaluator.supernet.model, taught.evaluator.data, taught.evaluator.runtime, taught.settings)
+    teacher.learn(taught.evaluator.supernet.model, taught.evaluator.data, taught.evaluator.scoring, taught.settings)
     teacher.predictions["report"] = torch.eye(24, 10).roll(2, dims=1).log_softmax(1)  # classes 2, 3, 4, …
     final = Final(taught, tmp_path, monkeypatch, None)
     answers = Answers.load(tmp_path / ANSWERS)

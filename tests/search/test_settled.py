@@ -14,6 +14,7 @@ from ltmsearch.engine.runtime import Runtime
 from ltmsearch.engine.stopwatch import THREADS_VARIABLES
 from ltmsearch.errors import InputError
 from ltmsearch.search import settled as module
+from ltmsearch.search import trial
 from ltmsearch.search.settled import SETTLED, ClassSize, Conditions, Settled, conditions
 from ltmsearch.search.workers.ray import worker_threads
 
@@ -47,8 +48,15 @@ def apply(settled: Settled, folder: Path, *, available: int, **changes: Any) -> 
 class Stopwatch:
     """Stopwatch with fixed results that counts its measurements."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, threads: int, dtype: torch.dtype) -> None:
-        self.threads, self.dtype, self.asked = threads, dtype, 0
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        threads: int,
+        dtype: torch.dtype,
+        scoring: torch.dtype | None = None,
+    ) -> None:
+        self.threads, self.dtype, self.scoring, self.asked = threads, dtype, scoring or dtype, 0
         monkeypatch.setattr(module, "choose_threads", self.choose_threads)
         monkeypatch.setattr(module, "choose_runtime", self.choose_runtime)
         monkeypatch.setattr(module, "has_bf16", lambda _: True)
@@ -57,8 +65,9 @@ class Stopwatch:
         self.asked += 1
         return self.threads, "measured"
 
-    def choose_runtime(self, device: torch.device, *_: Any) -> Runtime:
-        return Runtime(device=device, dtype=self.dtype, reason="bf16 measured 3.0x as fast")
+    def choose_runtime(self, device: torch.device, *_: Any, train: bool) -> Runtime:
+        dtype = self.dtype if train else self.scoring
+        return Runtime(device=device, dtype=dtype, reason=f"bf16 measured {2 + train}.0x as fast")
 
 
 class Seen(Notes):
@@ -96,11 +105,43 @@ def test_a_study_that_continues_measures_nothing_again(tmp_path: Path, monkeypat
     assert torch.get_num_threads() == 2, "the process has its own number again"
 
 
+def test_trials_may_be_scored_in_another_format_than_they_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Stopwatch(monkeypatch, threads=1, dtype=torch.float32, scoring=torch.bfloat16)
+    seen, formats = Seen(), set[tuple[str, str]]()
+    for name in ("proxy_train", "recalibrate_and_fit", "score"):
+        original = getattr(trial, name)
+
+        def logged(*args: Any, name: str = name, original: Any = original, **kwargs: Any) -> Any:
+            (runtime,) = (each for each in (*args, *kwargs.values()) if isinstance(each, Runtime))
+            formats.add((name, runtime.precision))
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(trial, name, logged)
+    run_study(tiny_vit(tmp_path, precision="auto", trials=1), seen)
+    assert formats == {("proxy_train", "fp32"), ("recalibrate_and_fit", "bf16"), ("score", "bf16")}
+    kept = Settled.load(tmp_path)
+    assert kept is not None
+    assert (kept.precision, kept.scoring_precision) == ("fp32", "bf16")
+    (device,) = (line for line in seen.lines if line.startswith("device:"))
+    assert device == (
+        "device: cpu, fp32 (bf16 measured 3.0x as fast), channels last, scores in bf16 (bf16 measured 2.0x as fast), "
+        "1 thread (measured)"
+    )
+
+
+def test_studies_of_version_0_1_score_as_they_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "has_bf16", lambda _: True)
+    assert BF16.scoring_precision is None
+    assert apply(BF16, tmp_path, available=2).scoring.precision == "bf16"
+
+
 class TestOtherMachine:
     def test_the_same_one_needs_no_note(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "has_bf16", lambda _: True)
         found = apply(BF16, tmp_path, available=8)
-        assert (found.runtime.precision, found.threads, found.notes) == ("bf16", 2, ())
+        assert (found.training.precision, found.threads, found.notes) == ("bf16", 2, ())
 
     def test_with_fewer_cpus_all_of_them_are_used(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "has_bf16", lambda _: True)
@@ -121,10 +162,10 @@ class TestOtherMachine:
     def test_without_bf16_it_continues_in_fp32(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "has_bf16", lambda _: False)
         found = apply(BF16, tmp_path, available=2)
-        assert found.runtime.precision == "fp32"
+        assert (found.training.precision, found.scoring.precision) == ("fp32", "fp32")
         (note,) = found.notes
         assert note.startswith("bf16 was settled when the study began, but cpu has no bf16 instructions")
-        assert apply(BF16, tmp_path, available=2, precision="bf16").runtime.precision == "bf16"
+        assert apply(BF16, tmp_path, available=2, precision="bf16").training.precision == "bf16"
 
     def test_another_kind_of_device_is_told(self, tmp_path: Path) -> None:
         begun = BF16.model_copy(update={"device": "cuda", "precision": "fp32", "threads": None})

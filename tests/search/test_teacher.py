@@ -47,7 +47,7 @@ def evaluator(context: StudyContext, start: dict[str, Tensor]) -> Evaluator:
     found = context.evaluator
     load_parameters(found.supernet, start)
     teacher = Teacher()
-    teacher.learn(found.supernet.model, found.data, found.runtime, found.settings)
+    teacher.learn(found.supernet.model, found.data, found.scoring, found.settings)
     return replace(found, teacher=teacher)
 
 
@@ -77,7 +77,7 @@ class TestPredictions:
         teacher, supernet = evaluator.teacher.of("search", number), evaluator.supernet
         assert teacher is not None
         with supernet.active(half):
-            rows = log_probabilities(supernet.model, evaluator.held_out("search", number), evaluator.runtime)
+            rows = log_probabilities(supernet.model, evaluator.held_out("search", number), evaluator.scoring)
         by_hand = float(divergence(rows, teacher).mean())
         assert evaluator.score(half, "search", number=number).kl == pytest.approx(by_hand, rel=1e-3)
         assert by_hand > 1e-3
@@ -93,7 +93,7 @@ class TestPredictions:
         self, evaluator: Evaluator, half: MergeSchedule, tmp_path: Path
     ) -> None:
         settings, teacher = evaluator.settings.model_copy(update={"proxy_steps": 0}), Teacher()
-        teacher.learn(evaluator.supernet.model, evaluator.data, evaluator.runtime, settings)
+        teacher.learn(evaluator.supernet.model, evaluator.data, evaluator.scoring, settings)
         teacher.save(tmp_path)
         teacher.load(tmp_path, evaluator.data, settings)
         untrained = replace(evaluator, settings=settings, teacher=teacher)
@@ -105,7 +105,7 @@ class TestPredictions:
         found = evaluator
         opened = lambda *_: (found.supernet, found.data)  # noqa: E731
         monkeypatch.setattr("ltmsearch.search.workers.actor.open_supernet_and_data", opened)
-        worker = TrialWorker(found.settings.model_dump(exclude_none=True), 1, found.sides)
+        worker = TrialWorker(found.settings.model_dump(exclude_none=True), 1, "fp32", found.sides)
         worker.prepare(to_arrays(found.supernet.state_dict()), to_arrays(found.teacher.predictions))
         assert worker.evaluator.score(half, "search").kl == found.score(half, "search").kl
 

@@ -90,7 +90,7 @@ def test_weight_zero_is_cross_entropy_bit_for_bit(evaluator: Evaluator, half: Me
     load_parameters(supernet, start)
     with preserve_batchnorm(supernet):
         batches = trial_batches(evaluator.data, settings, settings.batch_size)
-        proxy_train(supernet, half, batches, lr=settings.proxy_lr, runtime=evaluator.runtime)
+        proxy_train(supernet, half, batches, lr=settings.proxy_lr, runtime=evaluator.training)
         by_hand = evaluator.score(half, "search")
     assert equal(result.weights, parameters(supernet))
     assert (result.score.top1, result.score.top1_se, result.score.loss) == (by_hand.top1, by_hand.top1_se, by_hand.loss)
@@ -118,9 +118,9 @@ def test_ib_statistics_are_of_the_plain_network_and_of_training_images(
     load_parameters(supernet, start)
     plain = MergeSchedule.uniform(supernet.layers, 1.0)
     with supernet.active(plain), preserve_batchnorm(supernet):
-        recalibrate(supernet, data.calibration_batches(batch_size=SCORING_BATCH), evaluator.runtime)
+        recalibrate(supernet, data.calibration_batches(batch_size=SCORING_BATCH), evaluator.scoring)
         batches = data.ordered_batches(images, batch_size=SCORING_BATCH)
-        assert fit_ib(by_hand, supernet.model, batches, evaluator.runtime)
+        assert fit_ib(by_hand, supernet.model, batches, evaluator.scoring)
     for name, value in by_hand.state_dict().items():
         assert torch.equal(used[0][name], value), name
         assert torch.equal(used[1][name], value), name

@@ -38,9 +38,9 @@ class Ready:
 class TrialWorker:
     """A worker in its own process, on any machine of the cluster."""
 
-    def __init__(self, settings: dict[str, Any], threads: int, sides: Mapping[int, int]) -> None:
+    def __init__(self, settings: dict[str, Any], threads: int, scoring: str, sides: Mapping[int, int]) -> None:
         self.settings = ResolvedSettings(**settings)
-        self.threads, self.sides = threads, sides
+        self.threads, self.scoring, self.sides = threads, scoring, sides
         self.host = socket.gethostname()
         self.evaluator: Evaluator
 
@@ -55,13 +55,18 @@ class TrialWorker:
         torch.set_num_threads(self.threads)
         try:
             supernet, data = open_supernet_and_data(self.settings, Callbacks())
-            runtime = requested_runtime(self.settings)
+            training, scoring = (
+                requested_runtime(self.settings.device, precision)
+                for precision in (self.settings.precision, self.scoring)
+            )
         except InputError as error:
             raise InputError(f"the worker on {self.host}: {error}") from None
-        self.evaluator = make_evaluator(supernet, data, runtime, self.settings, self.sides)
+        self.evaluator = make_evaluator(
+            supernet, data, self.settings, training=training, scoring=scoring, sides=self.sides
+        )
         self.evaluator.supernet.load_state_dict(to_tensors(state))
         self.evaluator.teacher.predictions.update(to_tensors(teacher))
-        return Ready(host=self.host, device=str(self.evaluator.runtime.device), threads=self.threads)
+        return Ready(host=self.host, device=str(training.device), threads=self.threads)
 
     def evaluate(self, task: Task, weights: Arrays) -> Answer:
         """Evaluate a task from these parameters; the trained parameters are returned as arrays."""

@@ -91,15 +91,15 @@ class RayWorkers:
     @classmethod
     def for_study(cls, connection: Connection, context: StudyContext, callbacks: Callbacks) -> "RayWorkers":
         """Start the workers that a study asks for."""
-        settings, runtime = context.settings, context.evaluator.runtime
-        gpus = gpu_share(settings, device=runtime.device.type, gpus=connection.gpus)
-        sent = worker_settings(settings, precision=runtime.precision, on_gpus=gpus > 0)
+        settings, evaluator = context.settings, context.evaluator
+        gpus = gpu_share(settings, device=evaluator.training.device.type, gpus=connection.gpus)
+        sent = worker_settings(settings, precision=evaluator.training.precision, on_gpus=gpus > 0)
         per_machine = -(-settings.workers // max(1, connection.machines))
         threads = worker_threads(context.conditions, per_machine)
         return cls(
             connection, number=settings.workers, gpus=gpus,
-            arguments=(sent, threads, context.evaluator.sides),
-            state=context.evaluator.supernet.state_dict(), teacher=context.evaluator.teacher.predictions,
+            arguments=(sent, threads, evaluator.scoring.precision, evaluator.sides),
+            state=evaluator.supernet.state_dict(), teacher=evaluator.teacher.predictions,
             callbacks=callbacks,
         )  # fmt: skip
 
