@@ -3,13 +3,14 @@
 import ctypes
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from ltmsearch.engine.cpu_kernels import CpuKernels
 from ltmsearch.errors import InputError, check_choice
 
 AmpDtype = Literal["bfloat16", "float16"]
@@ -44,8 +45,9 @@ class Runtime:
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """The number format of forward passes."""
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        """The number format of forward passes; with gradients on a CPU, also the kernels of `CpuKernels`."""
+        kernels = CpuKernels() if self.device.type == "cpu" and torch.is_grad_enabled() else nullcontext()
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32), kernels:
             yield
 
     def __str__(self) -> str:

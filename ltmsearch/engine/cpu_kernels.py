@@ -1,0 +1,71 @@
+"""Training on a CPU: operations for which torch chooses a kernel that is slow or faulty, computed by another one.
+
+As found with torch 2.14 (oneDNN 3.12) on a Xeon with AMX; nothing else changes, and nothing without gradients.
+
+* Attention and convolutions in groups run in fp32 where autocast would take bf16: their backward kernels in bf16 are
+  many times slower. Attention of 65 tokens takes 39 instead of 13 ms, that of 64 windows of 49 tokens 88 instead of 12,
+  a depthwise 3×3 convolution of stride 2 116 instead of 11.
+* 1×1 convolutions of stride 2 of few channels, such as in FastViT's stem, drop the pixels they skip beforehand: the
+  gradient of their weights is written beyond the memory it has (https://github.com/uxlfoundation/oneDNN/issues/6035).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+CHANNEL_BLOCK = 16
+"""Channels from which on the kernel of strided 1×1 convolutions has enough memory."""
+
+
+class CpuKernels(TorchFunctionMode):
+    """Computes these operations by other kernels inside a `with` block, where gradients are wanted."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention and _wants_gradients(args):
+            return _in_fp32(func, args, kwargs)
+        if func is F.conv2d and _wants_gradients(args):
+            return _conv2d(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _wants_gradients(values: Sequence[Any]) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values)
+
+
+def _conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Any:
+    """`torch.nn.functional.conv2d`, whose arguments are meant."""
+    rows, columns = (stride, stride) if isinstance(stride, int) else stride
+    skips = weight.shape[2:] == (1, 1) and max(rows, columns) > 1 and padding in (0, (0, 0), "valid")
+    if skips and groups == 1 and weight.shape[1] < CHANNEL_BLOCK:
+        return F.conv2d(input[:, :, ::rows, ::columns], weight, bias)
+    if groups > 1:
+        return _in_fp32(F.conv2d, (input, weight, bias, stride, padding, dilation, groups), {})
+    return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+
+
+def _in_fp32(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Call a function in fp32 where autocast would call it in bf16, and return bf16 as then."""
+    if not torch.is_autocast_enabled("cpu") or torch.get_autocast_dtype("cpu") != torch.bfloat16:
+        return func(*args, **kwargs)
+    with torch.autocast("cpu", enabled=False):
+        out = func(*map(_widened, args), **{name: _widened(value) for name, value in kwargs.items()})
+    return out.bfloat16()
+
+
+def _widened(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
