@@ -1,6 +1,7 @@
 """Tables on the terminal, and in Markdown."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -22,3 +23,12 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> st
     """A table in Markdown."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def leaves(found: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of nested results, with the names that lead to them."""
+    for name, value in found.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{path}{name}: ")
+        elif isinstance(value, int | float):
+            yield path + name, value

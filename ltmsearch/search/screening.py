@@ -68,7 +68,7 @@ class Screening:
         score: Scores schedules; its calls take nearly all of the time.
         net: Key that is equal for choices that make the same network, such as ratios that keep the same tokens.
         few: Number of images on which every schedule is scored first: see `few_images`.
-        progress: Receives the number of schedules scored so far.
+        progress: Receives the number of schedules scored so far, and what is done besides.
     """
 
     space: SearchSpace
@@ -77,7 +77,7 @@ class Screening:
     net: Callable[[np.ndarray], Hashable]
     few: int
     seed: int
-    progress: Callable[[int], None] = lambda done: None
+    progress: Callable[[int, str], None] = lambda done, status: None
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.seed)
@@ -205,13 +205,17 @@ class Screening:
         for begin in range(0, len(new), GENERATION):
             part = new[begin : begin + GENERATION]
             self.scores |= zip(part, self.score([np.array(row) for row in part], self.few), strict=True)
-            self.progress(len(self.scores))
+            self.progress(len(self.scores), "")
         pool |= {row: self.scores[row] for row in found}
 
     def _decide(self, pool: dict[Row, float], sure: dict[Row, float], number: int) -> dict[Row, float]:
         """The scores on all images, with those of the best of a pool added."""
         order = sorted((row for row in pool if row not in sure), key=lambda row: (pool[row], row))[:number]
-        return sure | dict(zip(order, self.score([np.array(row) for row in order], None), strict=True))
+        for begin in range(0, len(order), GENERATION):
+            self.progress(len(self.scores), f"{begin} of the best {len(order)} scored on all images")
+            part = order[begin : begin + GENERATION]
+            sure = sure | dict(zip(part, self.score([np.array(row) for row in part], None), strict=True))
+        return sure
 
     def _new(self, sure: dict[Row, float], tried: set[Hashable]) -> list[Promoted]:
         """Schedules that are no trials yet, best first, of equal scores the cheapest.
