@@ -146,7 +146,7 @@ class LearnableTokenMerging(MergeOperator):
     """The elastic mask module: V (D, d) and κ decide which tokens merge by place, u (D, K) how much each counts.
 
     With κ → 0 and u = 0 its soft form is area pooling, the operator `pool`. The matched form compares tokens by the
-    cosine of their keys, and corrects what averaging takes from them: see `_corrected`.
+    cosine of their keys, and corrects what averaging takes from them: see `_length_correction` and `_grown`.
 
     Args:
         dim: D, divisible by `PARTS`.
@@ -190,10 +190,9 @@ class LearnableTokenMerging(MergeOperator):
         The groups share both: they are computed from the mean of the groups. `keys`: (B, N, H, C), in the matched form.
         """
         content = F.layer_norm(_content(tokens), (self.dim,))
-        # Few rows times a wide matrix: several times as fast on a CPU as the tokens times few columns.
-        log_weights = torch.bmm(
-            self.importance.float().transpose(-2, -1).expand(content.shape[0], -1, -1), content.transpose(-2, -1)
-        )
+        # Few rows, contiguous, times a wide matrix: several times as fast on a CPU as the tokens times few columns.
+        rows = self.importance.float().transpose(-2, -1).contiguous()
+        log_weights = torch.bmm(rows.expand(content.shape[0], -1, -1), content.transpose(-2, -1))
         weights = sizes[:, None] * log_weights.clamp(-IMPORTANCE_LIMIT, IMPORTANCE_LIMIT).exp()
         if self.form == "matched":
             return _matched(keys, sizes, token_count(target)), weights
@@ -214,23 +213,30 @@ class LearnableTokenMerging(MergeOperator):
         """κ > 0."""
         return self.log_gain.float().exp()
 
-    def _corrected(
+    def _length_correction(
         self, merged: Tensor, values: Tensor, sizes: Tensor, merged_sizes: Tensor, assignment: Assignment
     ) -> Tensor:
-        """(B, G, P, D) merged tokens with what averaging takes from them.
+        """(B, G, P, 1) factor of the merged tokens that gives back length.
 
         A mean m of different vectors is shorter than they are. Kim et al., "Token Fusion" (2023,
-        https://arxiv.org/abs/2312.01026), give it their mean length ℓ. Here the ratio has a learned power ρ, which
-        starts at 1 where merges are never undone, else at 0; a scale a and a shift b per channel, which start at zero,
-        grow with the size s of the token:
+        https://arxiv.org/abs/2312.01026), give it their mean length ℓ. Here the factor (ℓ / ‖m‖)^ρ has a learned power
+        ρ, which starts at 1 where merges are never undone, else at 0.
 
-            m' = m (ℓ / ‖m‖)^ρ,   X̃ = m' (1 + a log s) + b log s
+        Args:
+            merged: (B, G, P, K) lengths of the parts of the merged tokens.
         """
         lengths = length(values.float())[..., 0]  # (B, G, N)
         mean = assignment.collect_few(lengths * sizes[:, None]) / merged_sizes
-        merged = merged * (mean[..., None] / length(merged.float())) ** self.length_power.float()
+        return (mean[..., None] / length(merged)) ** self.length_power.float()
+
+    def _grown(self, merged: Tensor, merged_sizes: Tensor) -> Tensor:
+        """X̃ = m (1 + a log s) + b log s: (B, G, P, D) merged tokens m of sizes s, (B, 1, P).
+
+        The scale a and the shift b per channel, which start at zero, grow with the size of the token.
+        """
         growth = merged_sizes[..., None].log()  # (B, 1, P, 1), zero for a token that has not merged
-        return merged * (1 + growth * self.scale.float()) + growth * self.shift.float()
+        scale = torch.addcmul(growth.new_ones(()), growth, self.scale.float())
+        return torch.addcmul(growth * self.shift.float(), merged, scale)
 
     def forward(
         self,
@@ -262,11 +268,15 @@ class LearnableTokenMerging(MergeOperator):
             totals, merged_sizes = totals.clamp(min=minimum).split_with_sizes((PARTS, 1), dim=1)
         values = summable(tokens)
         weighted = values.unflatten(-1, (PARTS, -1)) * w.transpose(-2, -1)[:, None, ..., None].to(values.dtype)
-        summed = assignment.collect(weighted.flatten(-2))
-        merged = summed.unflatten(-1, (PARTS, -1)) / totals.transpose(-2, -1)[:, None, ..., None]
-        merged = merged.flatten(-2).to(summed.dtype if values is tokens else tokens.dtype)
+        parts = assignment.collect(weighted.flatten(-2)).unflatten(-1, (PARTS, -1))  # (B, G, P, K, D / K)
+        factors = totals.transpose(-2, -1)[:, None].reciprocal()  # (B, 1, P, K)
         if self.form == "matched":
-            merged = self._corrected(merged, values, sizes, merged_sizes, assignment).to(merged.dtype)
+            lengths = factors * length(parts.float())[..., 0]
+            factors = factors * self._length_correction(lengths, values, sizes, merged_sizes, assignment)
+        merged = (parts * factors[..., None]).flatten(-2)
+        if self.form == "matched":
+            merged = self._grown(merged, merged_sizes)
+        merged = merged.to(parts.dtype if values is tokens else tokens.dtype)
         if self.needs_grid and self.form == "hard":
             empty = totals[:, :1, :, None] <= EMPTY_TOTAL
             if any_empty(empty):

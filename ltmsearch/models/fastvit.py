@@ -59,6 +59,7 @@ class MergingMlp:
         keys = None
         if self.operator.needs_keys:
             keys = self.keys[0].reshape(x.shape[0], *size, -1) if self.keys else x.permute(0, 2, 3, 1)
+            keys = in_windows(keys, self.window)
         change = partial(self._on_merged, size=_merged_size(size, self.window, self.target))
         x = x.permute(0, 2, 3, 1)
         changed = change_in_windows(self.operator, self.carried, x, self.window, self.target, keys, self.heads, change)

@@ -28,7 +28,7 @@ from ltmsearch.models.windows import (
     change_in_windows,
     count_windows,
     fitted_windows,
-    from_shifted_windows,
+    to_merging_windows,
     with_windows,
 )
 from ltmsearch.schedules.grid import Grid, tokens
@@ -97,9 +97,9 @@ class MergingSwinBlock(FittingWindows, MergingLayer, SwinTransformerBlock):
         return carried.onto(x + change)
 
     def _keys(self, qkv: Tensor, window: Grid, shift: Grid, size: Grid) -> Tensor:
-        """Projections of shifted windows, (B·W, N, 3·H·C), to the keys of all heads, (B, rows, columns, H·C)."""
+        """Projections of shifted windows, (B·W, N, 3·H·C), to the keys of all heads in their places, (B·W, N, H·C)."""
         keys = qkv.reshape(*qkv.shape[:2], 3, -1)[:, :, 1]
-        return from_shifted_windows(keys, window, shift, size)
+        return to_merging_windows(keys, window, shift, size, window)
 
 
 @dataclass(frozen=True, kw_only=True)

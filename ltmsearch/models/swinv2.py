@@ -28,7 +28,7 @@ from ltmsearch.models.windows import (
     count_windows,
     even_window,
     fitted_windows,
-    from_shifted_windows,
+    to_merging_windows,
     with_windows,
 )
 from ltmsearch.schedules.grid import Grid, tokens
@@ -76,7 +76,7 @@ class MergingSwinV2Block(FittingWindows, MergingLayer, SwinTransformerV2Block):
         if operator is None:
             return carried.onto(SwinTransformerV2Block.forward(module, idle_operator(self, x)))
         x = x + self.drop_path1(self.norm1(module._attn(x)))
-        keys = None if qkv is None else self._keys(qkv[0], attention_window, shift, size)
+        keys = None if qkv is None else self._keys(qkv[0], attention_window, shift, size, window)
         change = change_in_windows(
             operator,
             carried,
@@ -89,14 +89,14 @@ class MergingSwinV2Block(FittingWindows, MergingLayer, SwinTransformerV2Block):
         )
         return carried.onto(x + change)
 
-    def _keys(self, qkv: Tensor, window: Grid, shift: Grid, size: Grid) -> Tensor:
-        """Projections of shifted windows, (B·W, N, 3·H·C), to the keys of all heads, (B, rows, columns, H·C).
+    def _keys(self, qkv: Tensor, window: Grid, shift: Grid, size: Grid, merging: Grid) -> Tensor:
+        """Projections of shifted windows, (B·W, N, 3·H·C), to the keys of all heads in the windows that merge.
 
         The keys of each head have length one, as attention compares them.
         """
         keys = qkv.reshape(*qkv.shape[:2], 3, self.attn.num_heads, -1)[:, :, 1]
         keys = normalize(keys, dim=-1).flatten(2)
-        return from_shifted_windows(keys, window, shift, size)
+        return to_merging_windows(keys, window, shift, size, merging)
 
 
 @dataclass(frozen=True, kw_only=True)

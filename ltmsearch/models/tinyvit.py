@@ -19,7 +19,7 @@ from ltmsearch.models.adapter import BATCHNORM_MACS, NORM_MACS, BlockAdapter, gr
 from ltmsearch.models.merge_state import CarriedChange
 from ltmsearch.models.merging_layer import MergingLayer, idle_operator, merge_target
 from ltmsearch.models.rewiring import Rewired, recorded
-from ltmsearch.models.windows import WindowsShape, change_in_windows, count_windows, even_window, from_windows
+from ltmsearch.models.windows import WindowsShape, change_in_windows, count_windows, even_window, to_merging_windows
 from ltmsearch.schedules.grid import Grid, tokens
 
 
@@ -53,7 +53,7 @@ class MergingTinyVitBlock(MergingLayer, TinyVitBlock):
 
         def mlp(x: Tensor) -> Tensor:
             """(B, rows·columns, D) to the same."""
-            keys = self._keys(qkv[0], size) if qkv else None
+            keys = self._keys(qkv[0], size, window) if qkv else None
             x = x.reshape(-1, *size, self.dim)
             heads = self.num_heads
             return change_in_windows(operator, carried, x, window, target, keys, heads, self.mlp).flatten(1, 2)
@@ -65,11 +65,11 @@ class MergingTinyVitBlock(MergingLayer, TinyVitBlock):
     def _attention_window(self) -> Grid:
         return self.window_size, self.window_size
 
-    def _keys(self, qkv: Tensor, size: Grid) -> Tensor:
-        """(B·W, N, …) projections to the keys of all heads, (B, rows, columns, H·C)."""
+    def _keys(self, qkv: Tensor, size: Grid, merging: Grid) -> Tensor:
+        """(B·W, N, …) projections to the keys of all heads in the windows that merge."""
         by_head = qkv.reshape(*qkv.shape[:2], self.num_heads, -1)
         keys = by_head[..., self.attn.key_dim : 2 * self.attn.key_dim].flatten(2)
-        return from_windows(keys, self._attention_window, size)
+        return to_merging_windows(keys, self._attention_window, (0, 0), size, merging)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,7 +63,7 @@ def change_in_windows(
         x: (B, rows, columns, D) feature map.
         window: Rows and columns of a window.
         target: Merged tokens of a window: see `MergeOperator.target`.
-        keys: (B, rows, columns, H·C) keys of all heads at each place, if the operator needs them.
+        keys: (B·W, N, H·C) keys of all heads, if the operator needs them.
         heads: H.
         change: The module, from (B, W·P, D) to the same.
 
@@ -74,7 +74,7 @@ def change_in_windows(
     before = in_windows(x, window)[:, None]  # (B·W, 1, N, D)
     if keys is not None:
         # Not `unflatten`, whose translation to ONNX by torch's older exporter fixes the batch size.
-        keys = in_windows(keys, window).reshape(before.shape[0], tokens(window), heads, -1)
+        keys = keys.reshape(before.shape[0], tokens(window), heads, -1)
     merge = carried.merge(operator, before, window_sizes(x, window), window, target, keys)
     changed = change(merge.tokens.reshape(batch, -1, dim))  # by image, as drop path works
     back = merge.assignment.spread(changed.view(merge.tokens.shape))
@@ -175,3 +175,13 @@ def from_shifted_windows(x: Tensor, window: Grid, shift: Sequence[int], size: Gr
     """(B·W, N, C) of windows that timm's Swin has shifted to (B, rows, columns, C)."""
     x = from_windows(x, window, size)
     return torch.roll(x, shifts=tuple(shift), dims=(1, 2)) if any(shift) else x
+
+
+def to_merging_windows(x: Tensor, window: Grid, shift: Sequence[int], size: Grid, merging: Grid) -> Tensor:
+    """(B·W, N, C) of windows that timm's Swin has shifted to those of a size that merge; zeros where there is padding.
+
+    `size`: rows and columns of the feature map.
+    """
+    if merging == window and not any(shift) and padded(size, window) == size:
+        return x
+    return in_windows(from_shifted_windows(x, window, shift, size), merging)
