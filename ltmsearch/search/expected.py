@@ -24,7 +24,7 @@ from ltmsearch.search.checkpoint import digest
 from ltmsearch.search.timing import ELSEWHERE, OVERHEAD, RESCORING, SCORING, TRAINING, WRITING
 from ltmsearch.search.trial import EXAMPLES, SCORING_BATCH, Evaluator, load_parameters, parameters
 
-STEPS, STEPS_SECONDS = 5, 1.0
+STEPS, STEPS_SECONDS = 5, 0.5
 """Steps of each kind that are timed after a first one, at most, and time after which no further one starts."""
 RECORDING_SECONDS = 0.3
 """Time of a trial's proposal, storage and files for the dashboard, besides the weights."""

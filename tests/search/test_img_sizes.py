@@ -12,12 +12,13 @@ from support.command_line import tiny
 
 import ltmsearch  # noqa: F401  # registers the networks of recipes
 from ltmsearch.callbacks import Callbacks
-from ltmsearch.costs import GIGA, traced_macs
+from ltmsearch.costs import GIGA, backbone_costs, traced_macs
 from ltmsearch.engine.evaluation import log_probabilities
 from ltmsearch.engine.steps import downscale
 from ltmsearch.errors import InputError
 from ltmsearch.reporting.recipes import make_recipe
 from ltmsearch.search.driver import Driver
+from ltmsearch.search.img_sizes import open_sizes
 from ltmsearch.search.setup import StudyContext, prepare
 
 VIT: dict[str, Any] = {
@@ -60,6 +61,32 @@ def test_swin_merges_on_smaller_images_as_the_network_of_a_recipe_does(tmp_path:
     for size in (84, 56):
         assert context.sizes.proxy_costs[size].layer_grids == context.sizes.costs[size].layer_grids
     assert context.sizes.costs[56].layer_grids["layers.3.blocks.0"] == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "own", "sizes"),
+    [
+        ("vit_small_patch14_dinov2", 112, (98, 84, 70, 56)),
+        ("mobilevit_xxs", 224, (192, 160, 144, 112)),
+        ("mobilevit_xxs", 96, (80, 64, 48)),
+        ("efficientvit_b0", 224, (192, 160, 144, 112)),
+        ("swin_tiny_patch4_window7_224", 224, (192, 160, 144, 112)),
+    ],
+)
+def test_suggested_sizes_fill_patches_or_strides(backbone: str, own: int, sizes: tuple[int, ...]) -> None:
+    """Patches are whole; the stride of 32 is halved, since on small images its multiples are far apart."""
+    costs = backbone_costs(backbone, own)
+    found = open_sizes(
+        "auto",
+        own=own,
+        proxy=own,
+        costs=costs,
+        proxy_costs=costs,
+        smaller=False,
+        costs_at=lambda size: costs,
+        proxy_costs_at=lambda size: costs,
+    )
+    assert found.searched == (own, *sizes)
 
 
 def test_indices_and_schedules_are_inverse(context: StudyContext) -> None:
