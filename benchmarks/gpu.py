@@ -2,7 +2,7 @@
 
 Claim:    on a GPU merged networks are as much faster at large batches as their FLOPs promise.
 Command:  python benchmarks/gpu.py
-Duration: eight minutes on a GPU; random weights and the built-in digits, so that it needs no network
+Duration: meant to take eight minutes on a GPU, not measured; random weights and the built-in digits: no network
 Result:   benchmarks/results/gpu.json
 Page:     docs/benchmarks/costs.md
 
@@ -220,7 +220,7 @@ def main() -> None:
         return
     device = find_device(args.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    console.print(f"{name}, torch {torch.__version__}; expected to take eight minutes on a GPU")
+    console.print(f"{name}, torch {torch.__version__}; meant to take eight minutes on a GPU")
     results: dict[str, Any] = {}
     measures = {"training": training, "latency": latency, "throughput": throughput, "search": search}
     for section in args.sections:

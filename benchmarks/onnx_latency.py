@@ -1,12 +1,12 @@
-"""Exported nets in onnxruntime: agreement with torch, file size, and latency beside the unmerged net's.
+"""Exported nets in onnxruntime, in fp32 and int8: agreement with torch, size, and latency beside the unmerged net's.
 
-Claim:    exported merged nets compute what torch computes and run faster, except in EfficientViT.
+Claim:    exported merged nets compute what torch computes and run faster, except in EfficientViT; int8 multiplies that.
 Command:  python benchmarks/onnx_latency.py
 Duration: half an hour; exporting takes about a minute per net
 Result:   benchmarks/results/onnx_latency.json
 Page:     docs/benchmarks/costs.md
 
-One keep ratio in all layers at 224 px, exported as `ltmsearch export --onnx` does it. One thread; the nets of a
+One keep ratio in all layers at 224 px, exported as `ltmsearch export --onnx --int8` does it. One thread; the nets of a
 backbone take turns call by call. A latency is the minimum over rounds of the median of a round.
 """
 
@@ -24,6 +24,7 @@ from harness.timing import relative_spread, round_medians
 from ltmsearch.costs import GIGA, backbone_costs
 from ltmsearch.models import create_subnet
 from ltmsearch.programs import export_onnx
+from ltmsearch.programs.int8 import quantize_onnx
 from ltmsearch.programs.onnx import open_onnx
 from ltmsearch.schedules.schedule import Form, MergeSchedule
 
@@ -35,6 +36,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
     "efficientvit_b1": ("soft", "hard"),
 }
 UNMERGED = "unmerged"
+INT8 = "int8"
 
 
 def export(backbone: str, form: Form | None, keep: float, path: Path) -> dict[str, Any]:
@@ -49,6 +51,12 @@ def export(backbone: str, form: Form | None, keep: float, path: Path) -> dict[st
     return {**about, "gflops": costs.macs(schedule) / GIGA, "difference": check.difference}
 
 
+def quantize(net: dict[str, Any], source: Path, path: Path) -> dict[str, Any]:
+    """Quantise the file of an exported net; its size, the number of its products in int8, and the cost as before."""
+    products = quantize_onnx(source, path)
+    return {"file": path.name, "bytes": path.stat().st_size, "int8_products": products, "gflops": net["gflops"]}
+
+
 def measure(files: dict[str, Path], batch: int, rounds: int) -> dict[str, list[float]]:
     """Median milliseconds per round of each file."""
     nets = {name: open_onnx(path, threads=1) for name, path in files.items()}
@@ -61,7 +69,8 @@ def rows(backbone: str, nets: dict[str, Any], latencies: dict[str, dict[str, lis
     """Table rows of one backbone."""
     result = []
     for name, net in nets.items():
-        cells = [f"{net['bytes'] / 1e6:.1f}", str(net["nodes"]), f"{net['difference']:.1e}", f"{net['gflops']:.3f}"]
+        exact = [str(net["nodes"]), f"{net['difference']:.1e}"] if "nodes" in net else ["", ""]
+        cells = [f"{net['bytes'] / 1e6:.1f}", *exact, f"{net['gflops']:.3f}"]
         for medians in latencies.values():
             own, plain = min(medians[name]), min(medians[UNMERGED])
             spread = f" (spread {relative_spread(medians[UNMERGED]):.0%})" if name == UNMERGED else ""
@@ -87,6 +96,9 @@ def main() -> None:
             stem = f"{backbone}-{name}" + (f"-{args.keep:g}" if form else "")
             files[name] = args.work / f"{stem}.onnx"
             nets[name] = finished(args.work / f"{stem}.json", partial(export, backbone, form, args.keep, files[name]))
+            quantized, path = f"{name}, {INT8}", args.work / f"{stem}-{INT8}.onnx"
+            nets[quantized] = finished(path.with_suffix(".json"), partial(quantize, nets[name], files[name], path))
+            files[quantized] = path
         latencies = {str(batch): measure(files, batch, args.rounds) for batch in args.batch_sizes}
         results[backbone] = {"nets": nets, "latency_ms": latencies}
         table += rows(backbone, nets, latencies)
