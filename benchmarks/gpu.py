@@ -10,8 +10,8 @@ Sections, each skipped by name where the machine lacks what it measures:
 
     training     images a second of a training step: fp32 or bf16, contiguous or channels last, compiled or not
     latency      plain and merged networks at batch 1, 16 and 256, eager and compiled, with the peak of the memory
-    throughput   ViT-S with ToMe's constant r = 13 beside LTM's matched form: ToMe publishes 1.8 to 2 times the images
-                 a second of the plain network (https://arxiv.org/abs/2210.09461, tables 1 and 4)
+    throughput   ViT-S with ToMe's constant r = 13 beside LTM's matched form; ToMe (https://arxiv.org/abs/2210.09461)
+                 reports about twice the images a second of the plain network, for larger ViTs
     search       seconds and trials a second of `ltmsearch run` in fp32 and bf16, by one worker, and by two on one GPU
     full memory  a trial whose batch does not fit: it is repeated with half of it
 
@@ -27,23 +27,22 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from harness.arguments import SMALL_STUDY, add_settings, benchmark_parser, parse, study_settings
 from harness.commands import call_ltmsearch
+from harness.full_memory import full_memory
 from harness.records import settings_of, write_results
 from harness.tables import console, leaves, print_table
 from harness.timing import in_own_process, round_medians
 from torch import Tensor, nn
 
-from ltmsearch.callbacks import Callbacks
-from ltmsearch.config.settings import StudySettings
 from ltmsearch.costs import cost_model
-from ltmsearch.engine.runtime import find_device, synchronize
+from ltmsearch.engine.runtime import find_device, free_memory, synchronize
 from ltmsearch.models import create_subnet
 from ltmsearch.schedules.schedule import MergeSchedule
-from ltmsearch.search.setup import prepare
-from ltmsearch.search.trial import parameters
+from ltmsearch.search.timing import ELSEWHERE, SCORING, TRAINING
 
 NO_GPU = "no CUDA device"
 SECTIONS = ("training", "latency", "throughput", "search", "full memory")
@@ -64,7 +63,7 @@ def per_call(
         with nullcontext() if train else torch.inference_mode(), lower:
             loss = run()
         if train:
-            loss.backward()
+            loss.backward()  # gradients add up, as in a step of several batches
         synchronize(device)
 
     return call
@@ -90,7 +89,7 @@ def training(device: torch.device, args: argparse.Namespace) -> dict[str, float]
     labels = torch.zeros(args.train_batch, dtype=torch.long, device=device)
     for dtype, layout, compiled in variants:
         net = create_subnet(args.backbone, img_size=args.img_size).to(device, memory_format=layouts[layout]).train()
-        step = torch.compile(net) if compiled else net
+        step = torch.compile(net, dynamic=False) if compiled else net
         images = images_of(args.train_batch, args.img_size, device, layouts[layout])
         name = f"{str(dtype)[6:]}, {layout}" + ", compiled" * compiled
         runs[name] = per_call(
@@ -114,10 +113,12 @@ def merged_nets(args: argparse.Namespace) -> dict[str, tuple[nn.Module, float]]:
 
 
 def latency(device: torch.device, args: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds and peak memory of plain and merged networks in bf16, by batch size."""
+    """Milliseconds and peak memory of activations of plain and merged networks in bf16, by batch size."""
     found: dict[str, Any] = {}
     nets = {name: net.to(device).eval() for name, (net, _) in merged_nets(args).items()}
-    kinds = {f"{name}, compiled": torch.compile(net) for name, net in nets.items()} if args.compiled else {}
+    kinds = (
+        {f"{name}, compiled": torch.compile(net, dynamic=False) for name, net in nets.items()} if args.compiled else {}
+    )
     for batch in args.batch_sizes:
         images = images_of(batch, args.img_size, device, torch.channels_last)
         runs = {
@@ -130,8 +131,9 @@ def latency(device: torch.device, args: argparse.Namespace) -> dict[str, Any]:
             continue
         for name, run in runs.items():
             torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)  # the weights of all networks, and the images
             run()
-            found[str(batch)][name]["peak_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
+            found[str(batch)][name]["activations_mib"] = (torch.cuda.max_memory_allocated(device) - before) / 2**20
     return found
 
 
@@ -156,7 +158,7 @@ def study_options(device: torch.device, args: argparse.Namespace) -> dict[str, A
 
 
 def search(device: torch.device, args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of each part of a search, and trials a second while they run."""
+    """Seconds of each part of a search, and trials a second while they run; with workers, also while they start."""
     found: dict[str, Any] = {}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in study_options(device, args).items()]
     kinds = {"fp32": ["--precision=fp32"], "bf16": ["--precision=bf16"]}
@@ -167,36 +169,13 @@ def search(device: torch.device, args: argparse.Namespace) -> dict[str, Any]:
             folder = Path(scratch, "run")
             call_ltmsearch(["run", "--quiet", f"--out={folder}", *options, *more], Path(scratch, "run.log"))
             (stint,) = json.loads((folder / "times.json").read_text())["stints"]
-            done = sum(1 for _ in (folder / "trials.csv").open()) - 1
+            done = int((pd.read_csv(folder / "trials.csv").state == "scored").sum())
         parts = stint["seconds"]
-        busy = sum(seconds for part, seconds in parts.items() if "trials" in part)
-        found[name] = {"parts": parts, "trials": done, "trials_s": done / busy}
+        busy = parts[ELSEWHERE] if ELSEWHERE in parts else parts[TRAINING] + parts[SCORING]
+        found[name] = {"parts": parts, "trials": done, "trials_per_second": done / busy}
     if device.type != "cuda":
         console.print(f"two workers on one GPU: skipped ({NO_GPU})")
     return found
-
-
-def full_memory(options: dict[str, Any]) -> dict[str, Any]:
-    """One trial with all memory, and one with too little for its batch, in a process of its own."""
-    device = torch.device(options["device"])
-    with tempfile.TemporaryDirectory() as scratch:
-        settings = StudySettings.make("gpu", **options | {"proxy_steps": 1, "out": str(Path(scratch, "run"))})
-        context = prepare(settings, Callbacks())
-        evaluator, plain = context.evaluator, MergeSchedule.uniform(context.space.layers, 1.0)
-        weights = parameters(evaluator.supernet)
-
-        def peak() -> tuple[float, int | None]:
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(device)
-            result = evaluator.evaluate(weights, plain, seed=0, steps=1)
-            return torch.cuda.max_memory_reserved(device), result.batch_size
-
-        whole, unchanged = peak()
-        assert unchanged is None, "the batch must fit into all memory"
-        allowed = 0.75 * whole
-        torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.get_device_properties(device).total_memory)
-        _, halved = peak()
-    return {"batch": context.settings.batch_size, "mib": whole / 2**20, "allowed_mib": allowed / 2**20, "used": halved}
 
 
 def main() -> None:
@@ -225,6 +204,8 @@ def main() -> None:
     measures = {"training": training, "latency": latency, "throughput": throughput, "search": search}
     for section in args.sections:
         console.print(f"measuring {section} …")
+        torch._dynamo.reset()
+        free_memory(device)
         if section in measures:
             results[section] = measures[section](device, args)
         elif device.type != "cuda":

@@ -1,7 +1,7 @@
 """Token merging: pure tensor functions and operators built on them. Importing the package registers all operators."""
 
 from ltmsearch.merging.ib_step import MaskChange
-from ltmsearch.merging.ltm import CONTENT_GAIN, PLACE_GAIN, LearnableTokenMerging, full_precision
+from ltmsearch.merging.ltm import CONTENT_GAIN, PLACE_GAIN, LearnableTokenMerging
 from ltmsearch.merging.operator import (
     OPERATORS,
     MaskStart,
@@ -13,6 +13,7 @@ from ltmsearch.merging.operator import (
     register_operator,
 )
 from ltmsearch.merging.pool import PoolMerging
+from ltmsearch.merging.precision import full_precision
 from ltmsearch.merging.select import TokenSelection
 from ltmsearch.merging.threshold import NO_PROGRAM, ThresholdMerging, counting
 from ltmsearch.merging.tome import BipartiteSoftMatching

@@ -16,7 +16,6 @@ Shapes: B images, G groups that share the mask, N tokens in, P tokens out, D cha
 with keys of C channels, K = 4 parts of the channels.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from math import log
 from typing import Any
@@ -32,6 +31,7 @@ from ltmsearch.merging.gradient import GradientStep
 from ltmsearch.merging.ib_step import MaskChange
 from ltmsearch.merging.matching import length, match, matching_macs, summable, unit
 from ltmsearch.merging.operator import MaskStart, Merge, MergeOperator, MergeShape, register_operator
+from ltmsearch.merging.precision import full_precision
 from ltmsearch.merging.prior import area_overlap, local_cells, log_overlap, mean_sides, seed_sides
 from ltmsearch.schedules.grid import Grid
 from ltmsearch.schedules.grid import tokens as token_count
@@ -106,12 +106,6 @@ def _separable_product(values: Tensor, grid: Grid, rows: Tensor, columns: Tensor
 def _minimum_totals() -> np.ndarray:
     """(K + 1, 1) lower limits of the total weight per part and of the size."""
     return np.array([[EMPTY_TOTAL]] * PARTS + [[EMPTY_SIZE]])
-
-
-def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Disable autocast: masks and sizes are computed in float32."""
-    enabled = device.type != "meta" and torch.is_autocast_enabled(device.type)  # torch refuses to answer for "meta"
-    return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
 
 
 def _learns(values: Tensor) -> bool:
@@ -214,7 +208,7 @@ class LearnableTokenMerging(MergeOperator):
         return self.log_gain.float().exp()
 
     def _length_correction(
-        self, merged: Tensor, values: Tensor, sizes: Tensor, merged_sizes: Tensor, assignment: Assignment
+        self, part_lengths: Tensor, values: Tensor, sizes: Tensor, merged_sizes: Tensor, assignment: Assignment
     ) -> Tensor:
         """(B, G, P, 1) factor of the merged tokens that gives back length.
 
@@ -223,11 +217,11 @@ class LearnableTokenMerging(MergeOperator):
         ρ, which starts at 1 where merges are never undone, else at 0.
 
         Args:
-            merged: (B, G, P, K) lengths of the parts of the merged tokens.
+            part_lengths: (B, G, P, K) lengths of the parts of the merged tokens, whose length is ‖m‖.
         """
-        lengths = length(values.float())[..., 0]  # (B, G, N)
-        mean = assignment.collect_few(lengths * sizes[:, None]) / merged_sizes
-        return (mean[..., None] / length(merged)) ** self.length_power.float()
+        token_lengths = length(values.float())[..., 0]  # (B, G, N)
+        mean = assignment.collect_few(token_lengths * sizes[:, None]) / merged_sizes
+        return (mean[..., None] / length(part_lengths)) ** self.length_power.float()
 
     def _grown(self, merged: Tensor, merged_sizes: Tensor) -> Tensor:
         """X̃ = m (1 + a log s) + b log s: (B, G, P, D) merged tokens m of sizes s, (B, 1, P).
@@ -271,8 +265,8 @@ class LearnableTokenMerging(MergeOperator):
         parts = assignment.collect(weighted.flatten(-2)).unflatten(-1, (PARTS, -1))  # (B, G, P, K, D / K)
         factors = totals.transpose(-2, -1)[:, None].reciprocal()  # (B, 1, P, K)
         if self.form == "matched":
-            lengths = factors * length(parts.float())[..., 0]
-            factors = factors * self._length_correction(lengths, values, sizes, merged_sizes, assignment)
+            part_lengths = factors * length(parts.float())[..., 0]
+            factors = factors * self._length_correction(part_lengths, values, sizes, merged_sizes, assignment)
         merged = (parts * factors[..., None]).flatten(-2)
         if self.form == "matched":
             merged = self._grown(merged, merged_sizes)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ltmsearch.merging.assignment import Assignment, HardAssignment
 from ltmsearch.merging.constants import exporting
+from ltmsearch.merging.precision import full_precision
 from ltmsearch.merging.top_k import ranked
 
 
@@ -48,8 +49,9 @@ def similarity(keys: Tensor) -> Tensor:
     """Cosines of (B, N, C) keys at even positions with those at odd ones: (B, ⌈N/2⌉, ⌊N/2⌋)."""
     keys = keys.float()
     even, odd = keys[:, 0::2], keys[:, 1::2]
-    # The products have a fraction of the keys' numbers, so that dividing them by the lengths is cheaper.
-    products = torch.bmm(even, odd.transpose(-2, -1))
+    with full_precision(keys.device):  # products of long keys overflow in float16
+        # The products have a fraction of the keys' numbers, so that dividing them by the lengths is cheaper.
+        products = torch.bmm(even, odd.transpose(-2, -1))
     return products / length(even) / length(odd).transpose(-2, -1)
 
 

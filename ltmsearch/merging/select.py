@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltmsearch.merging.assignment import PartialSelection, Selection
-from ltmsearch.merging.ltm import full_precision
 from ltmsearch.merging.operator import MaskStart, Merge, MergeOperator, MergeShape, register_operator
+from ltmsearch.merging.precision import full_precision
 from ltmsearch.merging.top_k import soft_top_k, top_k
 from ltmsearch.schedules.grid import Grid
 from ltmsearch.schedules.grid import tokens as token_count

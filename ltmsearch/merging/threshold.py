@@ -21,9 +21,9 @@ from torch import Tensor
 from ltmsearch.errors import InputError
 from ltmsearch.merging.assignment import HardAssignment
 from ltmsearch.merging.constants import exporting
-from ltmsearch.merging.ltm import full_precision
 from ltmsearch.merging.matching import length, similarity
 from ltmsearch.merging.operator import Merge, MergeOperator, MergeShape, register_operator
+from ltmsearch.merging.precision import full_precision
 from ltmsearch.schedules.grid import Grid
 from ltmsearch.schedules.grid import tokens as token_count
 from ltmsearch.schedules.schedule import Form

@@ -17,7 +17,7 @@ from ltmsearch.schedules.schedule import MergeSchedule
 SHARES = (0.875, 0.75, 0.625, 0.5)
 """Sides of smaller images, as shares of the network's own, rounded to its patches or stride."""
 STEPS = 8
-"""Steps of the image side, at least, so that sizes are close to these shares."""
+"""Steps of the image side that bring sizes close to these shares."""
 LEAST = 32
 """Smallest image side in pixels."""
 
@@ -108,11 +108,14 @@ def proxy_side(size: int, *, own: int, proxy: int) -> int:
 
 
 def _suggested(own: int, costs: CostModel) -> list[int]:
-    """Smaller sizes that fill whole patches, or strides of the last stage, which are halved if there are too few."""
+    """Smaller sizes that fill whole patches, or strides of the last stage, halved while there are few of them.
+
+    They are not halved below the pixels of the smallest token.
+    """
     finest = max(1, round(min(min(chain.token_stride) for chain in costs.chains)))
     coarsest = own / min(min(grid) for grid in costs.layer_grids.values())  # above the stride where maps are padded
     step = finest * 2 ** max(0, math.floor(math.log2(coarsest / finest)))
     while step > finest and own / step < STEPS:
         step //= 2
-    sizes = [round(share * own / step) * step for share in SHARES]
+    sizes = [math.floor(share * own / step + 0.5) * step for share in SHARES]
     return [size for size in dict.fromkeys(sizes) if LEAST <= size < own]

@@ -212,9 +212,10 @@ class Screening:
         """The scores on all images, with those of the best of a pool added."""
         order = sorted((row for row in pool if row not in sure), key=lambda row: (pool[row], row))[:number]
         for begin in range(0, len(order), GENERATION):
-            self.progress(len(self.scores), f"{begin} of the best {len(order)} scored on all images")
+            self.progress(len(self.scores), f"({begin} of the best {len(order)} on all images)")
             part = order[begin : begin + GENERATION]
             sure = sure | dict(zip(part, self.score([np.array(row) for row in part], None), strict=True))
+        self.progress(len(self.scores), "")
         return sure
 
     def _new(self, sure: dict[Row, float], tried: set[Hashable]) -> list[Promoted]:
@@ -273,6 +274,7 @@ def scored_images(
     deciding = math.ceil(DECIDING * (max(PARENTS, promoted) + (1 - START_SHARE) * schedules / GENERATION))
     together = DECIDING
     if ranged:
-        deciding = together = min(schedules, round(RANGE_DECIDING * promoted))
+        deciding = min(schedules, round(RANGE_DECIDING * promoted))
+        together = min(deciding, GENERATION)
     sieving, deciding = math.ceil(schedules / min(workers, GENERATION)), math.ceil(deciding / min(workers, together))
     return sieving * (few_images(images) + calibration) + deciding * (images + calibration)

@@ -24,8 +24,6 @@ from ltmsearch.search.baselines import Baseline
 SETTLED = "settled.json"
 """File in a run directory."""
 SETTLED_BEFORE = "settled when the study began"
-MEASURED_IMAGES = 8
-"""Images of a step that is measured on a CPU, at most."""
 
 Images = Annotated[int, Field(ge=0)]
 
@@ -52,7 +50,7 @@ class Settled(BaseModel):
     """Number format of training."""
     precision_reason: str
     scoring_precision: Literal["fp32", "bf16"] | None = None
-    """Number format of scoring; None in studies of version 0.1, which score as they train."""
+    """Number format of scoring; None in studies that began before it could differ from that of training."""
     scoring_reason: str = ""
     threads: int | None = Field(ge=1)
     """Threads of torch on a CPU; None on other devices."""
@@ -124,8 +122,6 @@ def settle(settings: ResolvedSettings, supernet: Supernet, data: ImageData) -> S
     """Choose number formats and threads by measuring a few steps; sets torch's threads."""
     device = find_device(settings.device)
     images = next(data.train_batches(batch_size=settings.batch_size, steps=1, seed=settings.seed))[0]
-    if device.type == "cpu":
-        images = images[:MEASURED_IMAGES]
     threads, threads_reason = None, ""
     if device.type == "cpu":
         dtype = _DTYPES["fp32" if settings.precision == "auto" else settings.precision]
@@ -189,7 +185,7 @@ def conditions(settled: Settled, settings: ResolvedSettings, *, available: int, 
         if lacks:
             notes.append(f"bf16 was {SETTLED_BEFORE}, but {device} has no bf16 instructions: {_DIFFER}")
         chosen = {
-            use: ("fp32", "no bf16 instructions") if lacks else (precision, SETTLED_BEFORE)
+            use: ("fp32", "no bf16 instructions") if lacks and precision == "bf16" else (precision, SETTLED_BEFORE)
             for use, (precision, _) in chosen.items()
         }
     threads, threads_reason = settled.threads, settled.threads_reason

@@ -67,10 +67,10 @@ def test_swin_merges_on_smaller_images_as_the_network_of_a_recipe_does(tmp_path:
     ("backbone", "own", "sizes"),
     [
         ("vit_small_patch14_dinov2", 112, (98, 84, 70, 56)),
-        ("mobilevit_xxs", 224, (192, 160, 144, 112)),
+        ("mobilevit_xxs", 224, (192, 176, 144, 112)),
         ("mobilevit_xxs", 96, (80, 64, 48)),
-        ("efficientvit_b0", 224, (192, 160, 144, 112)),
-        ("swin_tiny_patch4_window7_224", 224, (192, 160, 144, 112)),
+        ("efficientvit_b0", 224, (192, 176, 144, 112)),
+        ("swin_tiny_patch4_window7_224", 224, (192, 176, 144, 112)),
     ],
 )
 def test_suggested_sizes_fill_patches_or_strides(backbone: str, own: int, sizes: tuple[int, ...]) -> None:

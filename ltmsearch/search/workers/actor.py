@@ -38,9 +38,11 @@ class Ready:
 class TrialWorker:
     """A worker in its own process, on any machine of the cluster."""
 
-    def __init__(self, settings: dict[str, Any], threads: int, scoring: str, sides: Mapping[int, int]) -> None:
+    def __init__(
+        self, settings: dict[str, Any], threads: int, scoring_precision: str, sides: Mapping[int, int]
+    ) -> None:
         self.settings = ResolvedSettings(**settings)
-        self.threads, self.scoring, self.sides = threads, scoring, sides
+        self.threads, self.scoring_precision, self.sides = threads, scoring_precision, sides
         self.host = socket.gethostname()
         self.evaluator: Evaluator
 
@@ -57,7 +59,7 @@ class TrialWorker:
             supernet, data = open_supernet_and_data(self.settings, Callbacks())
             training, scoring = (
                 requested_runtime(self.settings.device, precision)
-                for precision in (self.settings.precision, self.scoring)
+                for precision in (self.settings.precision, self.scoring_precision)
             )
         except InputError as error:
             raise InputError(f"the worker on {self.host}: {error}") from None
