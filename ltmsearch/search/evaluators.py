@@ -67,7 +67,6 @@ def make_evaluator(
     supernet: Supernet,
     data: ImageData,
     settings: ResolvedSettings,
-    *,
     training: Runtime,
     scoring: Runtime,
     sides: Mapping[int, int],

@@ -244,9 +244,7 @@ def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None =
     proxy_costs = _proxy_costs(resolved, supernet, resolved.proxy_img_size, fits=False)
     costs = _costs_of_recipes(resolved, supernet, resolved.img_size)
     sizes = _sizes(resolved, supernet, costs, proxy_costs)
-    evaluator = make_evaluator(
-        supernet, data, resolved, training=current.training, scoring=current.scoring, sides=sizes.proxy_sides
-    )
+    evaluator = make_evaluator(supernet, data, resolved, current.training, current.scoring, sizes.proxy_sides)
     images: tuple[Tensor, ...] = ()
     if get_operator(resolved.operator).adaptive:
         images = cost_images(resolved, data, callbacks)

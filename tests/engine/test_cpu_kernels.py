@@ -84,6 +84,55 @@ def test_without_gradients_nothing_changes(operation: Callable[[Tensor], Tensor]
         assert torch.equal(operation(x), expected)
 
 
+CONV = {
+    "by keywords": lambda x, w: F.conv2d(x, weight=w, stride=2),
+    "without a batch": lambda x, w: F.conv2d(x[0], w, stride=2),
+    "one stride": lambda x, w: F.conv2d(x, w, None, (2,), (0,)),
+    "two strides": lambda x, w: F.conv2d(x, w, stride=[1, 2], padding=[0, 0]),
+    "padded": lambda x, w: F.conv2d(x, w, stride=2, padding=1),
+    "valid": lambda x, w: F.conv2d(x, w, stride=2, padding="valid"),
+}
+
+
+@pytest.mark.parametrize("call", CONV.values(), ids=list(CONV))
+def test_strided_convolutions_may_be_called_in_any_way(call: Callable[[Tensor, Tensor], Tensor]) -> None:
+    x, w = torch.randn(2, 3, 9, 8), torch.randn(5, 3, 1, 1, requires_grad=True)
+    expected = call(x.double(), w.double())
+    with runtime("fp32").autocast():
+        out = call(x, w)
+    torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)
+    grads = [torch.autograd.grad(each.square().sum(), w)[0] for each in (out, expected)]
+    torch.testing.assert_close(*grads, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"is_causal": True}, {"scale": 0.3}, {"attn_mask": torch.eye(8).bool()}],
+    ids=["causal", "scale", "mask"],
+)
+def test_attention_keeps_its_options(options: dict[str, Any]) -> None:
+    q = torch.randn(2, 3, 8, 4).bfloat16().float().requires_grad_()
+    expected = F.scaled_dot_product_attention(q, q, q, **options)
+    with BF16.autocast():
+        for out in (
+            F.scaled_dot_product_attention(q, q, q, **options),
+            F.scaled_dot_product_attention(query=q, key=q, value=q, **options),
+        ):
+            assert torch.equal(out, expected.bfloat16())
+
+
+@pytest.mark.parametrize("operation", [attention, depthwise])
+def test_autocast_leaves_float64_alone(operation: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(2, 6, 8, 8, dtype=torch.float64, requires_grad=True)
+    if operation is depthwise:
+        torch.set_default_dtype(torch.float64)
+    try:
+        with BF16.autocast():
+            assert operation(x).dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("operation", [attention, depthwise, dense])
 def test_fp32_stays_as_it_is(operation: Callable[[Tensor], Tensor]) -> None:
     x = torch.randn(2, 6, 8, 8, requires_grad=True)

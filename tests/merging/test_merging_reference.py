@@ -13,6 +13,7 @@ from ltmsearch.merging import OPERATORS, LearnableTokenMerging, MergeOperator, T
 from ltmsearch.merging.gradient import GradientStep
 from ltmsearch.merging.ib_step import BETA, CHANGE_LIMIT
 from ltmsearch.merging.ltm import EMPTY_SIZE, IMPORTANCE_LIMIT, PARTS, RANK, any_empty, area_mean
+from ltmsearch.merging.matching import similarity
 from ltmsearch.merging.prior import area_overlap, log_overlap, mean_sides, seed_sides, side_shares
 from ltmsearch.models import create_subnet
 from ltmsearch.schedules.grid import Grid, tokens
@@ -257,3 +258,13 @@ def test_empty_tokens_are_asked_for_only_where_that_is_free() -> None:
     assert not any_empty(none)
     assert any_empty(some)
     assert any_empty(none.to("meta"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_long_keys_are_compared_in_float32(dtype: torch.dtype) -> None:
+    """Their products are beyond the range of float16."""
+    keys = 50 * torch.randn(2, 9, 64) + 100
+    with torch.autocast("cpu", dtype):
+        found = similarity(keys)
+    expected = torch.cosine_similarity(keys[:, 0::2, None], keys[:, None, 1::2], dim=-1)
+    torch.testing.assert_close(found, expected)

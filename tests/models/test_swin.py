@@ -86,12 +86,14 @@ def test_sizes_tell_padding_from_the_image() -> None:
     assert torch.equal(sizes[:2], sizes[2:])
 
 
-def test_tome_sees_the_keys_of_its_own_tokens() -> None:
-    """Keys of all heads come from shifted windows; each must arrive at the token it was made from."""
+@pytest.mark.parametrize(("shifted", "rows"), [(1, 9), (1, 14), (0, 9), (0, 14)])
+def test_tome_sees_the_keys_of_its_own_tokens(shifted: int, rows: int) -> None:
+    """Keys come from windows, shifted and padded or not; each must arrive at the token it was made from."""
     model = net(operator="tome")
-    block = model.layers[1].blocks[1]
+    block = model.layers[1].blocks[shifted]
     assert block.attn.num_heads == 2
-    x = torch.randn(2, 9, 14, 64)  # padded, shifted
+    assert any(block.shift_size) == bool(shifted)
+    x = torch.randn(2, rows, 14, 64)
     seen: list[Tensor] = []
     block.merging.register_forward_hook(lambda _m, args, out: seen.append(args[4]))
     with torch.no_grad():

@@ -153,6 +153,29 @@ def test_few_images_sieve_and_all_decide() -> None:
     assert found[0].score == min(harm(np.array(row)) for row in deciding)
 
 
+def test_progress_tells_what_decides() -> None:
+    """Also while the schedules that few images leave are scored on all."""
+    heard: list[tuple[int, str]] = []
+    screening = Screening(
+        space=SPACE,
+        budgets=(budget(60.0, 20.0),),
+        score=each(lambda row, _: harm(row)),
+        net=own,
+        few=FEW,
+        seed=0,
+        progress=lambda done, status: heard.append((done, status)),
+    )
+    screening.run(starts=[], known=[], schedules=40, promoted=8)
+    done, statuses = zip(*heard, strict=True)
+    assert list(done) == sorted(done)
+    assert done[-1] == len(screening.scores)
+    assert [text for text in statuses if text] == [
+        "(0 of the best 12 on all images)",
+        "(8 of the best 12 on all images)",
+    ]
+    assert statuses[-1] == ""
+
+
 def test_schedules_that_are_trials_already_are_not_proposed() -> None:
     first = screened()
     screening = Screening(

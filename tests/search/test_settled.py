@@ -1,5 +1,6 @@
 """What a stopwatch decides holds for a whole study: number format and threads are settled once, and stored."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,10 +132,13 @@ def test_trials_may_be_scored_in_another_format_than_they_train(
     )
 
 
-def test_studies_of_version_0_1_score_as_they_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_studies_with_one_number_format_score_as_they_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "has_bf16", lambda _: True)
-    assert BF16.scoring_precision is None
-    assert apply(BF16, tmp_path, available=2).scoring.precision == "bf16"
+    fields = BF16.model_dump(exclude={"scoring_precision", "scoring_reason", "thresholds", "baselines"})
+    (tmp_path / SETTLED).write_text(json.dumps(fields))
+    begun = Settled.load(tmp_path)
+    assert begun is not None
+    assert apply(begun, tmp_path, available=2).scoring.precision == "bf16"
 
 
 class TestOtherMachine:
