@@ -1,6 +1,5 @@
 """Training on a CPU: slow and faulty kernels are replaced by others with the same results."""
 
-import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from support.processes import completed
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -166,7 +166,5 @@ assert torch.allclose(conv.weight.grad.double(), expected.double(), atol=toleran
 @pytest.mark.parametrize("channels", [3, 15, 16])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_strided_convolutions_of_few_channels_have_right_gradients(precision: str, channels: int) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-c", STRIDED, precision, str(channels)], capture_output=True, text=True, check=False
-    )
+    ended = completed([sys.executable, "-c", STRIDED, precision, str(channels)], check=False)
     assert ended.returncode == 0, ended.stderr[-500:]
