@@ -38,7 +38,7 @@ from harness.tables import console, leaves, print_table
 from harness.timing import in_own_process, round_medians
 from torch import Tensor, nn
 
-from ltmsearch.costs import cost_model
+from ltmsearch.costs import GIGA, cost_model
 from ltmsearch.engine.runtime import find_device, free_memory, synchronize
 from ltmsearch.models import create_subnet
 from ltmsearch.schedules.schedule import MergeSchedule
@@ -76,6 +76,7 @@ def rates(runs: dict[str, Callable[[], None]], images: int, args: argparse.Names
 
 
 def images_of(number: int, size: int, device: torch.device, layout: torch.memory_format) -> Tensor:
+    """(number, 3, size, size) random images on a device, in a memory layout."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(number, 3, size, size, generator=generator).to(device).contiguous(memory_format=layout)
 
@@ -138,7 +139,7 @@ def latency(device: torch.device, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def throughput(device: torch.device, args: argparse.Namespace) -> dict[str, Any]:
-    """Images a second in bf16 at the largest batch, over the plain network's, beside GFLOPs."""
+    """Images a second in bf16 at the largest batch, beside the GFLOPs over the plain network's."""
     batch, nets = max(args.batch_sizes), merged_nets(args)
     images = images_of(batch, args.img_size, device, torch.channels_last)
     runs = {}
@@ -146,7 +147,7 @@ def throughput(device: torch.device, args: argparse.Namespace) -> dict[str, Any]
         net.to(device).eval()
         runs[name] = per_call(lambda net=net: net(images), device, dtype=torch.bfloat16)
     found = rates(runs, batch, args)
-    return {name: {"images_s": rate, "gflops_over_plain": nets[name][1]} for name, rate in found.items()}
+    return {name: {"images_per_second": rate, "gflops_over_plain": nets[name][1]} for name, rate in found.items()}
 
 
 def study_options(device: torch.device, args: argparse.Namespace) -> dict[str, Any]:
@@ -154,7 +155,7 @@ def study_options(device: torch.device, args: argparse.Namespace) -> dict[str, A
     plain = create_subnet(args.backbone, img_size=args.img_size)
     costs = cost_model(args.backbone, plain, (args.img_size, args.img_size))
     common = {"backbone": args.backbone, "img_size": args.img_size, "device": str(device), "sampler": "random"}
-    return common | {"budget_gflops": round(0.7 * costs.base / 1e9, 4)} | study_settings(args)
+    return common | {"budget_gflops": round(0.7 * costs.base / GIGA, 4)} | study_settings(args)
 
 
 def search(device: torch.device, args: argparse.Namespace) -> dict[str, Any]:

@@ -4,8 +4,8 @@ As found with torch 2.14 (oneDNN 3.12) on a Xeon with AMX; nothing else changes,
 operation costs 2 µs more. Activation checkpointing computes its part again outside of the mode: enter it there too.
 
 * Attention and convolutions in groups run in fp32 where autocast would take bf16: their backward kernels in bf16 are
-  many times slower. Attention of 65 tokens takes 39 instead of 13 ms, that of 64 windows of 49 tokens 88 instead of 12,
-  a depthwise 3×3 convolution of stride 2 116 instead of 11.
+  many times slower. Measured once, on a busy machine: attention of 65 tokens takes 39 instead of 13 ms, that of 64
+  windows of 49 tokens 88 instead of 12, a depthwise 3×3 convolution of stride 2 116 instead of 11.
 * 1×1 convolutions of stride 2 of few channels, such as in FastViT's stem, drop the pixels they skip beforehand: the
   gradient of their weights is written beyond the memory it has (https://github.com/uxlfoundation/oneDNN/issues/6035).
 """
@@ -69,7 +69,8 @@ def _attention(*args: Any, **kwargs: Any) -> Any:
 def _in_fp32(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a function in fp32 where autocast would call it in bf16, and return bf16 as then."""
     bf16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    if not bf16 or any(isinstance(value, Tensor) and value.dtype == torch.float64 for value in args):
+    values = (*args, *kwargs.values())
+    if not bf16 or any(isinstance(value, Tensor) and value.dtype == torch.float64 for value in values):
         return func(*args, **kwargs)
     with torch.autocast("cpu", enabled=False):
         out = func(*map(_widened, args), **{name: _widened(value) for name, value in kwargs.items()})
