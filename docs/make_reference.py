@@ -13,9 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from typer.main import get_command
-
-from ltmsearch.cli.main import app
+from ltmsearch.cli.commands import ENTRIES, load_command
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ltmsearch"
@@ -32,8 +30,7 @@ Every command takes `--help` (`-h`); `ltmsearch --version` prints the version. E
 
 def commands_page() -> str:
     """Text of the page."""
-    commands: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
-    return "\n".join((HEAD, *(_section(name, command) for name, command in commands.items())))
+    return "\n".join((HEAD, *(_section(name, load_command(name)) for name in ENTRIES)))
 
 
 def _section(name: str, command: Any) -> str:

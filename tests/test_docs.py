@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 from support.pages import DOCS, PAGES, README, ROOT, SITE_PAGES, blocks, shell_lines, without_code
-from typer.main import get_command
 
 import ltmsearch
-from ltmsearch.cli.main import app
+from ltmsearch.cli.commands import ENTRIES, load_command
 
-COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS = {name: load_command(name) for name in ENTRIES}
 OTHER_PROGRAMS = re.compile(
     r"torchrun .*? -m ltmsearch|python (?:benchmarks|examples)/[^`]*|ray (?:start|get-auth-token)[^`\n]*|pytest .*|"
     r"ruff .*|mkdocs build.*|pip install.*?&&"

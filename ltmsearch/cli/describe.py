@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ltmsearch.cli.app import AsJson
 from ltmsearch.cli.options import choice_option, completing, field_option, options_from
+from ltmsearch.cli.shared_options import AsJson
 from ltmsearch.cli.terminal import print_json, results
 from ltmsearch.config.backbones import backbone_names
 from ltmsearch.config.network import NETWORK_KEYS, network_arguments

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ltmsearch.cli.app import AsJson, ClassMap, DataDir, Dataset, Quiet, TrainSplit, ValSplit, Verbose
 from ltmsearch.cli.options import flag
+from ltmsearch.cli.shared_options import AsJson, ClassMap, DataDir, Dataset, Quiet, TrainSplit, ValSplit, Verbose
 from ltmsearch.cli.terminal import print_json, results, watched
 from ltmsearch.data.layout import DataLayout
 from ltmsearch.io.console_tables import print_line

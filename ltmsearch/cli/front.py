@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from ltmsearch.callbacks import Callbacks
-from ltmsearch.cli.app import AsJson, Quiet, RunFolder
+from ltmsearch.cli.shared_options import AsJson, Quiet, RunFolder
 from ltmsearch.cli.terminal import notes, print_json, results
 from ltmsearch.io.console_tables import print_line
 

@@ -1,4 +1,4 @@
-"""Entry point of the command line: its commands, exit codes, and one-line error messages."""
+"""Entry point of the command line: exit codes, and one-line error messages. Imports little: see `commands`."""
 
 import errno
 import logging
@@ -7,27 +7,9 @@ from typing import Any, NoReturn
 
 import typer
 
-from ltmsearch.cli.app import app
-from ltmsearch.cli.describe import cost, space
-from ltmsearch.cli.export import export
-from ltmsearch.cli.front import dashboard, front
-from ltmsearch.cli.options import ManyValues
-from ltmsearch.cli.profile import profile
-from ltmsearch.cli.run import run
+from ltmsearch.cli.commands import ENTRIES, app
 from ltmsearch.cli.signals import TERMINATED, Terminated, ending_signals
-from ltmsearch.cli.terminal import notes
-from ltmsearch.cli.train import train
-from ltmsearch.cli.validate import validate
-from ltmsearch.cli.visualize import visualize
 from ltmsearch.errors import InputError, LtmsearchError, is_out_of_memory
-from ltmsearch.io.console_tables import print_line
-from ltmsearch.io.yaml_models import with_subject
-
-# In the order of the help: a study's in order of use, then those that describe a backbone.
-COMMANDS = {
-    command.__name__: app.command(cls=ManyValues)(command)
-    for command in (run, front, dashboard, train, validate, export, visualize, space, cost, profile)
-}
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """Typer's error for arguments that it cannot parse; it has no public name."""
@@ -74,6 +56,9 @@ def _run() -> int:
 
 def _failed(code: int, line: str) -> int:
     if line:
+        from ltmsearch.cli.terminal import notes
+        from ltmsearch.io.console_tables import print_line
+
         print_line(notes(), line)
     return code
 
@@ -84,9 +69,11 @@ def _in_one_line(error: Any) -> str:
     if not message:
         return ""
     if message.startswith("Invalid value"):
+        from ltmsearch.io.yaml_models import with_subject
+
         option = error.param.opts[0]
         message = f"{with_subject(option, error.message.removesuffix('.'))}, but got {_received(option)!r}"
-    command = [word for word in sys.argv[1:2] if word in COMMANDS]
+    command = [word for word in sys.argv[1:2] if word in ENTRIES]
     return f"error: {message[:1].lower()}{message[1:]} (see {' '.join(('ltmsearch', *command, '--help'))})"
 
 

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ltmsearch.cli.app import AsJson, Device, Verbose
 from ltmsearch.cli.options import OUTPUT, completing, field_option, flag, options_from
+from ltmsearch.cli.shared_options import AsJson, Device, Verbose
 from ltmsearch.cli.terminal import print_json, results, watched
 from ltmsearch.config.backbones import backbone_names
 from ltmsearch.config.settings import StudySettings

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ltmsearch.cli.app import AsJson, Quiet, Verbose
 from ltmsearch.cli.options import OUTPUT, completing, flag, options_from
+from ltmsearch.cli.shared_options import AsJson, Quiet, Verbose
 from ltmsearch.cli.terminal import print_json, results, watched
 from ltmsearch.config.settings import StudySettings
 from ltmsearch.errors import InputError, LtmsearchError

@@ -5,7 +5,8 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from ltmsearch.cli.app import (
+from ltmsearch.cli.options import OUTPUT, choice_option, field_option, flag, given_values, options_from
+from ltmsearch.cli.shared_options import (
     AsJson,
     ClassMap,
     DataDir,
@@ -17,7 +18,6 @@ from ltmsearch.cli.app import (
     ValSplit,
     Verbose,
 )
-from ltmsearch.cli.options import OUTPUT, choice_option, field_option, flag, given_values, options_from
 from ltmsearch.cli.terminal import is_main_process, print_json, results, watched
 from ltmsearch.config.names import Head
 from ltmsearch.config.network import NETWORK, NetworkKeys

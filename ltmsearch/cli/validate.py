@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ltmsearch.cli.app import (
+from ltmsearch.cli.options import field_option, given_values, options_from
+from ltmsearch.cli.shared_options import (
     DATA,
     AsJson,
     ClassMap,
@@ -20,7 +21,6 @@ from ltmsearch.cli.app import (
     ValSplit,
     Verbose,
 )
-from ltmsearch.cli.options import field_option, given_values, options_from
 from ltmsearch.cli.terminal import print_json, results, watched
 from ltmsearch.config.network import IMAGE_KEYS
 from ltmsearch.config.recipe import Recipe, load_recipe

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ltmsearch.cli.app import AsJson, ImgSize, Quiet, RecipeFile, Verbose
 from ltmsearch.cli.options import given_values, options_from
+from ltmsearch.cli.shared_options import AsJson, ImgSize, Quiet, RecipeFile, Verbose
 from ltmsearch.cli.terminal import print_json, results, watched
 from ltmsearch.config.network import IMAGE_KEYS
 from ltmsearch.config.recipe import Recipe

@@ -8,14 +8,13 @@ import pytest
 from pydantic import BaseModel
 from support.command_line import Ltmsearch
 from support.processes import completed
-from typer.main import get_command
 
-from ltmsearch.cli.main import app
+from ltmsearch.cli.commands import ENTRIES, load_command
 from ltmsearch.cli.run import NO_OPTIONS
 from ltmsearch.config.recipe import NET, Recipe
 from ltmsearch.config.settings import StudySettings
 
-COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS = {name: load_command(name) for name in ENTRIES}
 HEAVY = {"torch", "torchvision", "timm", "optuna", "pandas", "plotly", "sklearn", "numpy", "sqlalchemy"}
 
 
@@ -40,6 +39,22 @@ def outputs(*calls: tuple[Sequence[str], dict[str, str]]) -> list[str]:
     texts, modules = json.loads(done.stdout)
     assert set(modules) & HEAVY == set()
     return texts
+
+
+def test_the_help_of_all_commands_imports_none_of_them() -> None:
+    done = completed([sys.executable, "-c", SCRIPT], input=json.dumps([(["--help"], {})]))
+    (text,), modules = json.loads(done.stdout)
+    assert all(name in text for name in ENTRIES)
+    assert not {"pydantic", *(f"ltmsearch.cli.{entry.module}" for entry in ENTRIES.values())} & set(modules)
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_the_help_of_all_commands_has_the_first_paragraph_of_each(name: str) -> None:
+    assert ENTRIES[name].summary == " ".join((COMMANDS[name].help or "").split("\n\n")[0].split())
+
+
+def test_a_misspelled_command_gets_a_suggestion(ltmsearch: Ltmsearch) -> None:
+    assert ltmsearch("rn") == (2, "", "error: no such command 'rn'. Did you mean 'run'? (see ltmsearch --help)\n")
 
 
 def test_help_imports_no_heavy_library() -> None:

@@ -20,7 +20,8 @@ if "ignore" in inherited:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 from ltmsearch.cli import signals
-from ltmsearch.cli.main import app, main
+from ltmsearch.cli.commands import app
+from ltmsearch.cli.main import main
 from ltmsearch.cli.terminal import watched
 
 def hold() -> None:

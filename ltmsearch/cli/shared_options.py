@@ -1,4 +1,4 @@
-"""The Typer application and the options that several commands share."""
+"""Arguments and options that several commands share."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,15 +7,6 @@ import typer
 
 from ltmsearch.cli.options import OUTPUT, field_option, flag
 from ltmsearch.config.settings import StudySettings
-
-app = typer.Typer(
-    name="ltmsearch",
-    help="Find which layers of a vision transformer should merge tokens, and how much, under a compute budget.\n\n"
-    "Example: ltmsearch run --backbone mobilevit_s --budget-gflops 1.2",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 
 DATA = "Data"
 """Panel of the help."""
@@ -35,20 +26,3 @@ QuietProgress = Annotated[bool, flag("--quiet", "-q", "Print no progress.", pane
 Verbose = Annotated[
     bool, flag("--verbose", "-v", "Log decisions, timings and written files to standard error.", panel=OUTPUT)
 ]
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        from ltmsearch import __version__
-
-        typer.echo(__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", metavar="", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    pass
