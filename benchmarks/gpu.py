@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,14 +90,16 @@ def training(device: torch.device, args: argparse.Namespace) -> dict[str, float]
     variants += [(torch.bfloat16, "channels last", True)] * args.compiled
     labels = torch.zeros(args.train_batch, dtype=torch.long, device=device)
     for dtype, layout, compiled in variants:
-        net = create_subnet(args.backbone, img_size=args.img_size).to(device, memory_format=layouts[layout]).train()
+        net = create_subnet(args.backbone, img_size=args.img_size).to(device).to(memory_format=layouts[layout]).train()
         step = torch.compile(net, dynamic=False) if compiled else net
         images = images_of(args.train_batch, args.img_size, device, layouts[layout])
         name = f"{str(dtype)[6:]}, {layout}" + ", compiled" * compiled
-        runs[name] = per_call(
-            lambda step=step, images=images: F.cross_entropy(step(images), labels), device, dtype=dtype, train=True
-        )
+        runs[name] = per_call(partial(loss_of, step, images, labels), device, dtype=dtype, train=True)
     return rates(runs, args.train_batch, args)
+
+
+def loss_of(net: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(net(images), labels)
 
 
 def merged_nets(args: argparse.Namespace) -> dict[str, tuple[nn.Module, float]]:
@@ -116,14 +119,14 @@ def merged_nets(args: argparse.Namespace) -> dict[str, tuple[nn.Module, float]]:
 def latency(device: torch.device, args: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds and peak memory of activations of plain and merged networks in bf16, by batch size."""
     found: dict[str, Any] = {}
-    nets = {name: net.to(device).eval() for name, (net, _) in merged_nets(args).items()}
-    kinds = (
+    nets: dict[str, Any] = {name: net.to(device).eval() for name, (net, _) in merged_nets(args).items()}
+    kinds: dict[str, Any] = (
         {f"{name}, compiled": torch.compile(net, dynamic=False) for name, net in nets.items()} if args.compiled else {}
     )
     for batch in args.batch_sizes:
         images = images_of(batch, args.img_size, device, torch.channels_last)
         runs = {
-            name: per_call(lambda net=net, images=images: net(images), device, dtype=torch.bfloat16)
+            name: per_call(partial(net, images), device, dtype=torch.bfloat16)
             for name, net in {**nets, **kinds}.items()
         }
         row = {name: batch / rate for name, rate in rates(runs, batch, args).items()}
@@ -145,7 +148,7 @@ def throughput(device: torch.device, args: argparse.Namespace) -> dict[str, Any]
     runs = {}
     for name, (net, _) in nets.items():
         net.to(device).eval()
-        runs[name] = per_call(lambda net=net: net(images), device, dtype=torch.bfloat16)
+        runs[name] = per_call(partial(net, images), device, dtype=torch.bfloat16)
     found = rates(runs, batch, args)
     return {name: {"images_per_second": rate, "gflops_over_plain": nets[name][1]} for name, rate in found.items()}
 

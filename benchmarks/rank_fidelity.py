@@ -56,7 +56,7 @@ def draw_schedules(study: GainStudy, number: int) -> tuple[np.ndarray, np.ndarra
     targets = np.linspace(costs.min(), costs.max(), number)
 
     def taken(rows: np.ndarray, wanted: int) -> np.ndarray:
-        found = []
+        found: list[np.ndarray] = []
         for row in rows:
             net = context.network_key(context.space.schedule(row))
             if net not in nets and len(found) < wanted:

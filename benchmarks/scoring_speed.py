@@ -122,12 +122,12 @@ def main() -> None:
     number = sum(len(rows) * (images or args.search_images) for rows, images in calls)
     spent = {name: sum(each) for name, each in seconds.items()}
     memory = {name: (ways[name].layer_cache.bytes) / 2**20 for name in WAYS}
-    rows = []
+    table = []
     for name in WAYS:
         rates = f"{scored / spent[name]:.2f}", f"{number / spent[name]:.0f}"
-        rows.append([name, *rates, f"{spent['one by one'] / spent[name]:.2f}", f"{memory[name]:.0f}"])
+        table.append([name, *rates, f"{spent['one by one'] / spent[name]:.2f}", f"{memory[name]:.0f}"])
     title = f"{args.backbone} at {args.img_size} px, {args.share:g} of its cost: {scored} scores of {number} images"
-    print_table(title, ("way", "scores a second", "images a second", "times one by one", "MiB of layers"), rows)
+    print_table(title, ("way", "scores a second", "images a second", "times one by one", "MiB of layers"), table)
     result = {"scores": scored, "images": number, "seconds": spent, "layer_mib": memory, "by_call": seconds}
     write_results(args.out / "scoring_speed.json", settings=settings_of(args), **result)
 

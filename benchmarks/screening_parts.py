@@ -48,7 +48,6 @@ from ltmsearch.search import screening
 from ltmsearch.search.screening import Screening, few_images
 from ltmsearch.search.setup import StudyContext
 from ltmsearch.search.surrogate import Surrogate
-from ltmsearch.search.trial import SCORING_BATCH
 
 PROMOTED = 4
 
@@ -127,7 +126,7 @@ class Parts:
             base_steps=0, base_img_size=args.img_size, sandwich_steps=args.sandwich_steps, lr=args.sandwich_lr
         )
         batches = data.train_batches(batch_size=args.batch_size, steps=plan.steps, seed=1000 + self.seed)
-        options: dict[str, Any] = {"runtime": context.evaluator.runtime, "teacher": lambda: self.base}
+        options: dict[str, Any] = {"runtime": context.evaluator.training, "teacher": lambda: self.base}
         for _ in warm_up(supernet, plan, batches=batches, draw=draw, seed=1000 + self.seed, **options):
             pass
 
@@ -173,13 +172,14 @@ class Parts:
         evaluator.supernet.load_state_dict(self.start)
         net = evaluator.recalibrated_subnet(context.space.schedule(np.array(row)))
         batches = evaluator.data.train_batches(batch_size=args.batch_size, steps=args.tune_steps, seed=5000 + self.seed)
-        options: dict[str, Any] = {"lr": args.sandwich_lr, "runtime": evaluator.runtime, "teacher": self.base}
+        options: dict[str, Any] = {"lr": args.sandwich_lr, "runtime": evaluator.training, "teacher": self.base}
         fine_tune(net, batches, steps=args.tune_steps, **options)
         return float(divergence(self._answers(net), self._answers(self.base)).mean())
 
     def _answers(self, net: nn.Module) -> Any:
         evaluator = self.context.evaluator
-        return log_probabilities(net, evaluator.data.report_batches(batch_size=SCORING_BATCH), evaluator.runtime)
+        batches = evaluator.data.report_batches(batch_size=evaluator.settings.scoring_batch_size)
+        return log_probabilities(net, batches, evaluator.scoring)
 
     def run(self) -> dict[str, Any]:
         """Every variant, and the best uniform schedule."""

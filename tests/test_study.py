@@ -26,7 +26,7 @@ from ltmsearch.search.run import Run
 from ltmsearch.search.samplers import make_sampler
 from ltmsearch.search.shared_weights import SharedWeights
 from ltmsearch.search.tally import MAX_REJECTED
-from ltmsearch.search.trial import SCORING_BATCH, Evaluator, TrialResult
+from ltmsearch.search.trial import Evaluator, TrialResult
 from ltmsearch.training.validation import validate_recipe
 
 TRIALS = 8
@@ -142,7 +142,7 @@ class TestFinishedStudy:
             make_recipe(lowest, run.settings, num_classes=10),
             checkpoint=finished / "run/supernet.safetensors",
             img_size=run.settings.proxy_img_size,
-            batch_size=SCORING_BATCH,
+            batch_size=run.settings.scoring_batch_size,
             device="cpu",
             precision="fp32",
             split="test",

@@ -38,7 +38,6 @@ from ltmsearch.search.records import TrialRecord, plain_network
 from ltmsearch.search.run import Run
 from ltmsearch.search.setup import StudyContext, prepare
 from ltmsearch.search.timing import Times
-from ltmsearch.search.trial import SCORING_BATCH
 from ltmsearch.study import run_study
 
 TRAIN_SEED = 1 << 20
@@ -176,7 +175,7 @@ class GainStudy:
 
     def _reported(self, side: int | None) -> Batches:
         """The reported images, downscaled to a side in pixels if one is given."""
-        batches = self.context.evaluator.data.report_batches(batch_size=SCORING_BATCH)
+        batches = self.context.evaluator.data.report_batches(batch_size=self.context.settings.scoring_batch_size)
         return ((images if side is None else downscale(images, side), labels) for images, labels in batches)
 
     def answers(self, share: float) -> Answers:

@@ -22,7 +22,9 @@ from ltmsearch.engine.steps import (
     warm_up,
 )
 from ltmsearch.models.supernet import Supernet
-from ltmsearch.search.trial import SCORING_BATCH
+
+SCORING_BATCH = 32
+"""Images per forward pass."""
 
 
 def train_plain(

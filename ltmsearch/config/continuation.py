@@ -8,7 +8,7 @@ from ltmsearch.errors import InputError
 
 MAY_CHANGE = frozenset(
     {"trials", "timeout", "out", "storage_password", "budget_gflops", "lowest_gflops", "budget_ms", "tolerance"}
-    | {"workers", "ray_address", "gpus_per_worker", "trial_timeout", "data_dir", "class_map"}
+    | {"workers", "ray_address", "gpus_per_worker", "trial_timeout", "data_dir", "class_map", "scoring_batch_size"}
 )
 """Settings that may change when a study continues; but a budget may not change to another kind of cost, and the data
 must have the same classes and numbers of images."""

@@ -206,6 +206,10 @@ class StudySettings(BaseModel):
         default=None, ge=8
     )
     """Training images for recalibrating BatchNorm statistics before a subnet is scored."""
+    scoring_batch_size: Annotated[int | None, _proxy(default=by_device("scoring_batch_size"))] = Field(
+        default=None, ge=1
+    )
+    """Images per forward pass in scoring; fewer need less memory. Scores depend on it in their last digits only."""
     search_images: Annotated[int | None, _proxy(default=by_device("search_images"))] = Field(default=None, ge=8)
     """Training images that score trials; nothing trains on them, and they are at most a fifth of all."""
     rescore_candidates: Annotated[int, _proxy()] = Field(default=8, ge=1)
@@ -391,6 +395,7 @@ class ResolvedSettings(StudySettings):
     proxy_img_size: int = Field(ge=32)
     proxy_steps: int = Field(ge=0)
     calibration_images: int = Field(ge=8)
+    scoring_batch_size: int = Field(default=32, ge=1)  # that of studies that began before it could be set
     screened_schedules: int = Field(ge=16)
     search_images: int = Field(ge=8)
     rescore_images: int = Field(ge=8)

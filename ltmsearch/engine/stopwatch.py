@@ -19,7 +19,7 @@ GAIN = 1.1
 """A choice that needs more of the machine, or other hardware, must be measured this many times as fast."""
 ROUNDS, MOST_ROUNDS = 3, 7
 """Steps of each candidate: at least, and while `MEASURING_SECONDS` are not over at most."""
-MEASURING_SECONDS = 2.0
+MEASURING_SECONDS = 1.0
 HOPELESS = 2.0
 """A candidate whose first step takes this many times as long as the fastest is measured no further."""
 THREADS_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")

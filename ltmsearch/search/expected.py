@@ -22,9 +22,9 @@ from ltmsearch.models import feature_dim
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.checkpoint import digest
 from ltmsearch.search.timing import ELSEWHERE, OVERHEAD, RESCORING, SCORING, TRAINING, WRITING
-from ltmsearch.search.trial import EXAMPLES, SCORING_BATCH, Evaluator, load_parameters, parameters
+from ltmsearch.search.trial import EXAMPLES, Evaluator, load_parameters, parameters
 
-STEPS, STEPS_SECONDS = 5, 0.5
+STEPS, STEPS_SECONDS = 5, 0.25
 """Steps of each kind that are timed after a first one, at most, and time after which no further one starts."""
 RECORDING_SECONDS = 0.3
 """Time of a trial's proposal, storage and files for the dashboard, besides the weights."""
@@ -171,7 +171,7 @@ def measure_trial(evaluator: Evaluator, schedule: MergeSchedule) -> TrialRates:
                 runtime=evaluator.training,
             )
             step = statistics.median(taken[1:])
-        images = min(SCORING_BATCH, evaluator.data.search_size)
+        images = min(evaluator.settings.scoring_batch_size, evaluator.data.search_size)
         with evaluator.supernet.active(schedule):
             scored, start = _scored_batches(evaluator, images), time.perf_counter()
             next(scored)

@@ -124,8 +124,10 @@ def settle(settings: ResolvedSettings, supernet: Supernet, data: ImageData) -> S
     images = next(data.train_batches(batch_size=settings.batch_size, steps=1, seed=settings.seed))[0]
     threads, threads_reason = None, ""
     if device.type == "cpu":
-        dtype = _DTYPES["fp32" if settings.precision == "auto" else settings.precision]
-        threads, threads_reason = choose_threads(Runtime(device=device, dtype=dtype, reason=""), supernet, images)
+        # First, since formats cannot be compared with threads that wait for each other.
+        likely = ("bf16" if has_bf16(device) else "fp32") if settings.precision == "auto" else settings.precision
+        runtime = Runtime(device=device, dtype=_DTYPES[likely], reason="")
+        threads, threads_reason = choose_threads(runtime, supernet, images)
     training, scoring = (
         choose_runtime(device, settings.precision, supernet, images, train=train) for train in (True, False)
     )

@@ -44,8 +44,8 @@ from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.schedules.space import SearchSpace
 from ltmsearch.search.teacher import Images, Teacher, trial_batches
 
-SCORING_BATCH = 32
-"""Images per forward pass when nothing is trained."""
+STATISTICS_BATCH = 32
+"""Images per forward pass for BatchNorm statistics, which are means over batches, and for those of the IB loss."""
 EXAMPLES = 2
 """Number of search images whose merges are recorded in every trial."""
 IB_WEIGHT = "ib_weight"
@@ -264,7 +264,7 @@ class Evaluator:
             if information:
                 yield self._recalibrated(schedule)
                 return
-            batches = self._sized(self.data.calibration_batches(batch_size=SCORING_BATCH), schedule)
+            batches = self._sized(self.data.calibration_batches(batch_size=STATISTICS_BATCH), schedule)
             with self.prefix_cache.replay("calibration", schedule.img_size):
                 recalibrate(self.supernet, batches, self.scoring)
             yield None
@@ -292,7 +292,7 @@ class Evaluator:
         open_set = {
             "search": data.search_batches, "validation": data.validation_batches, "report": data.report_batches,
         }[images]  # fmt: skip
-        return open_set(batch_size=SCORING_BATCH, limit=number)
+        return open_set(batch_size=self.settings.scoring_batch_size, limit=number)
 
     def _sized(self, batches: Batches, schedule: MergeSchedule) -> Batches:
         """The batches at the image size of a schedule."""
@@ -318,7 +318,7 @@ class Evaluator:
     def _recalibrated(self, schedule: MergeSchedule) -> IBLoss:
         """Recalibrate BatchNorm statistics and fit an IB loss in the same pass."""
         ib = self._new_ib()
-        batches = self._sized(self.data.calibration_batches(batch_size=SCORING_BATCH), schedule)
+        batches = self._sized(self.data.calibration_batches(batch_size=STATISTICS_BATCH), schedule)
         with self.supernet.active(schedule), self.prefix_cache.replay("calibration", schedule.img_size):
             recalibrate_and_fit(ib, self.supernet.model, batches, self.scoring)
         return ib
@@ -333,7 +333,7 @@ class Evaluator:
         """
         ib, settings, data = self._new_ib(), self.settings, self.data
         images = data.training_sample(ib_images(data.num_classes), seed=settings.seed)
-        batches = data.ordered_batches(images, batch_size=SCORING_BATCH)
+        batches = data.ordered_batches(images, batch_size=STATISTICS_BATCH)
         plain = MergeSchedule.uniform(self.supernet.layers, 1.0, settings.operator)
         with self._as_scored(plain, information=False), self.prefix_cache.replay("IB statistics"):
             if not fit_ib(ib, self.supernet.model, batches, self.scoring):
@@ -352,7 +352,7 @@ class Evaluator:
     def recalibrated_subnet(self, schedule: MergeSchedule) -> nn.Module:
         """The stand-alone subnet with the supernet's current weights and recalibrated BatchNorm statistics."""
         subnet = self.supernet.extract(schedule)
-        batches = self._sized(self.data.calibration_batches(batch_size=SCORING_BATCH), schedule)
+        batches = self._sized(self.data.calibration_batches(batch_size=STATISTICS_BATCH), schedule)
         recalibrate(subnet, batches, self.scoring)
         return subnet
 

@@ -16,7 +16,7 @@ from ltmsearch.errors import TrialDiverged
 from ltmsearch.schedules.schedule import Choice, MergeSchedule
 from ltmsearch.schedules.space import IBWeights, SearchSpace
 from ltmsearch.search.teacher import trial_batches
-from ltmsearch.search.trial import SCORING_BATCH, Evaluator, load_parameters, parameters, suggest
+from ltmsearch.search.trial import STATISTICS_BATCH, Evaluator, load_parameters, parameters, suggest
 
 WEIGHTS = IBWeights(low=0.01, high=1.0)
 SPACE = SearchSpace(
@@ -118,8 +118,8 @@ def test_ib_statistics_are_of_the_plain_network_and_of_training_images(
     load_parameters(supernet, start)
     plain = MergeSchedule.uniform(supernet.layers, 1.0)
     with supernet.active(plain), preserve_batchnorm(supernet):
-        recalibrate(supernet, data.calibration_batches(batch_size=SCORING_BATCH), evaluator.scoring)
-        batches = data.ordered_batches(images, batch_size=SCORING_BATCH)
+        recalibrate(supernet, data.calibration_batches(batch_size=STATISTICS_BATCH), evaluator.scoring)
+        batches = data.ordered_batches(images, batch_size=STATISTICS_BATCH)
         assert fit_ib(by_hand, supernet.model, batches, evaluator.scoring)
     for name, value in by_hand.state_dict().items():
         assert torch.equal(used[0][name], value), name

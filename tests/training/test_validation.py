@@ -23,7 +23,6 @@ from ltmsearch.models import get_adapter, input_config, pooled_features
 from ltmsearch.models.checkpoints import pack_weights
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.setup import prepare
-from ltmsearch.search.trial import SCORING_BATCH
 from ltmsearch.training import validation
 from ltmsearch.training.validation import ValidationRecord, validate_recipe
 
@@ -187,7 +186,7 @@ def test_scores_of_shared_weights_are_those_of_the_study(
     monkeypatch.setattr(validation, "STATISTICS_IMAGES", settings.calibration_images)
     record = validate_recipe(
         recipe(10, model=f"ltm_{backbone}", schedule=ratios), checkpoint=checkpoint, val_images=24,
-        img_size=settings.proxy_img_size, batch_size=SCORING_BATCH, **CPU,
+        img_size=settings.proxy_img_size, batch_size=settings.scoring_batch_size, **CPU,
     )  # fmt: skip
     assert (record.agreement, record.agreement_se) == agreed
     assert record.top1 == merged.top1
