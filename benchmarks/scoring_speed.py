@@ -1,18 +1,23 @@
-"""Scoring of schedules in a screening: with shared layers, with the shared prefix alone, and one by one.
+"""Scoring of schedules in a screening: what each part of a fast score is worth.
 
-Claim:    schedules that agree up to a layer share the work up to it.
+Claim:    a screening scores schedules several times as fast as plain passes in fp32, one schedule after the other.
 Command:  python benchmarks/scoring_speed.py
-Duration: fifteen minutes
+Duration: a quarter of an hour
 Result:   benchmarks/results/scoring_speed.json
 Page:     docs/benchmarks/search.md
 
 A screening proposes schedules for one budget, by real scores. The scores that it asks for are then computed again, in
-the same order, by each way in turn, a generation at a time; every way keeps its own caches. All give equal scores. The
-weights, which are random unless a checkpoint is given, decide which schedules are proposed.
+the same order, by each way in turn, a generation at a time; every way keeps its own caches. Each way has what those
+before it have:
 
-    one by one    every schedule from the image on
-    prefix        the outputs before the first layer are kept
-    layers        and those of the layers, for schedules that agree up to them
+    plain     fp32, batches of 32 images, every schedule from the image on
+    format    the number format that a study settles on this machine
+    batches   as many images per forward pass as a study takes by default
+    prefix    the outputs before the first layer are kept
+    layers    and those of the layers, for schedules that agree up to them
+
+The last three give equal scores. The weights, which are random unless a checkpoint is given, decide which schedules are
+proposed.
 """
 
 import time
@@ -23,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from harness.arguments import add_data_dir, benchmark_parser, parse
 from harness.records import settings_of, write_results
 from harness.tables import print_table
@@ -36,7 +42,8 @@ from ltmsearch.search.screening import Screening, few_images
 from ltmsearch.search.setup import StudyContext, prepare
 from ltmsearch.search.trial import Evaluator
 
-WAYS = ("one by one", "prefix", "layers")
+WAYS = ("plain", "format", "batches", "prefix", "layers")
+PLAIN_BATCH = 32
 Call = tuple[list[np.ndarray], int | None]
 """Choice indices that are scored together, and the number of images."""
 
@@ -54,12 +61,16 @@ class NoCache:
 
 def evaluators(context: StudyContext) -> dict[str, Evaluator]:
     """An evaluator for each way, of the same supernet."""
-    found = {name: replace(context.evaluator) for name in WAYS}
+    whole = context.evaluator
+    small = whole.settings.model_copy(update={"scoring_batch_size": PLAIN_BATCH})
+    fp32 = replace(whole.scoring, dtype=torch.float32)
+    found = {"plain": replace(whole, settings=small, scoring=fp32), "format": replace(whole, settings=small)}
+    found |= {name: replace(whole) for name in WAYS[2:]}
     for name, evaluator in found.items():
         # The caches are cached properties, which an entry of the same name replaces.
         if name != "layers":
             evaluator.__dict__["layer_cache"] = NoCache()
-        if name == "one by one":
+        if name not in ("prefix", "layers"):
             evaluator.__dict__["prefix_cache"] = NoCache()
     return found
 
@@ -117,19 +128,23 @@ def main() -> None:
             begun = time.perf_counter()
             scores[name] = [ways[name].screening_score(context.space.schedule(row), images) for row in rows]
             seconds[name].append(time.perf_counter() - begun)
-        assert scores["layers"] == scores["prefix"] == scores["one by one"]
+        assert scores["layers"] == scores["prefix"] == scores["batches"]
     scored = sum(len(rows) for rows, _ in calls)
     number = sum(len(rows) * (images or args.search_images) for rows, images in calls)
     spent = {name: sum(each) for name, each in seconds.items()}
     memory = {name: (ways[name].layer_cache.bytes) / 2**20 for name in WAYS}
-    table = []
+    table, before = [], spent["plain"]
     for name in WAYS:
         rates = f"{scored / spent[name]:.2f}", f"{number / spent[name]:.0f}"
-        table.append([name, *rates, f"{spent['one by one'] / spent[name]:.2f}", f"{memory[name]:.0f}"])
+        gains = f"{spent['plain'] / spent[name]:.2f}", f"{before / spent[name]:.2f}"
+        table.append([name, *rates, *gains, f"{memory[name]:.0f}"])
+        before = spent[name]
+    conditions = str(context.conditions)
     title = f"{args.backbone} at {args.img_size} px, {args.share:g} of its cost: {scored} scores of {number} images"
-    print_table(title, ("way", "scores a second", "images a second", "times one by one", "MiB of layers"), table)
+    headings = ("way", "scores a second", "images a second", "times plain", "times the way before", "MiB of layers")
+    print_table(f"{title}; {conditions}", headings, table)
     result = {"scores": scored, "images": number, "seconds": spent, "layer_mib": memory, "by_call": seconds}
-    write_results(args.out / "scoring_speed.json", settings=settings_of(args), **result)
+    write_results(args.out / "scoring_speed.json", settings=settings_of(args), conditions=conditions, **result)
 
 
 if __name__ == "__main__":
