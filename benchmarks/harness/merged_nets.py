@@ -28,6 +28,22 @@ class FreeMerge(Merge):
         return before
 
 
+@dataclass(frozen=True)
+class FreeAssignment:
+    """Carries nothing: the values before the merge stand for those after it."""
+
+    before: Tensor
+    """(B, G, N, C)."""
+
+    def collect(self, values: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    collect_few = collect
+
+    def spread(self, values: Tensor) -> Tensor:
+        return self.before
+
+
 class FreeMerging(MergeOperator):
     """Keep the first P tokens: the shapes of a merge without its work."""
 
@@ -36,7 +52,8 @@ class FreeMerging(MergeOperator):
 
     def forward(self, tokens_in: Tensor, sizes: Tensor, grid: Grid, target: Grid, keys: Tensor | None = None) -> Merge:
         count = tokens(target)
-        return FreeMerge(tokens=tokens_in[:, :, :count], sizes=sizes[:, :count], assignment=None)  # type: ignore[arg-type]
+        assignment = FreeAssignment(tokens_in)
+        return FreeMerge(tokens=tokens_in[:, :, :count], sizes=sizes[:, :count], assignment=assignment)
 
 
 def free_net(backbone: str, layers: tuple[str, ...], keep: float) -> nn.Module:
