@@ -6,10 +6,11 @@ Duration: 20 minutes; a net takes half a minute to two minutes to compile
 Result:   benchmarks/results/compiled_latency.json
 Page:     docs/benchmarks/costs.md
 
-One keep ratio in all layers, 224 px, fp32, contiguous, one thread, random weights, masks by content. `fullgraph=True`:
-a net that does not compile as one graph ends the benchmark. The nets of a backbone take turns call by call; a latency
-is the minimum over rounds of the median of a round, the spread the middle half of the eager plain net's medians. The
-clock counts the seconds that the thread ran.
+One keep ratio in all layers, the default form of the family, 224 px unless a name ends in another size, fp32,
+contiguous, one thread, random weights, masks by content. `fullgraph=True`: a net that does not compile as one graph
+ends the benchmark. The nets of a backbone take turns call by call; a latency is the minimum over rounds of the median
+of a round, the spread the middle half of the eager plain net's medians. The clock counts the seconds that the thread
+ran.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 from harness.arguments import add_backbones, benchmark_parser, parse
+from harness.merged_nets import at_size
 from harness.records import settings_of, write_results
 from harness.tables import print_table
 from harness.timing import relative_spread, round_medians
@@ -27,9 +29,15 @@ from ltmsearch.engine.runtime import keep_freed_memory
 from ltmsearch.models import create_subnet
 from ltmsearch.schedules.schedule import Form
 
-SIZE = 224
-FORMS: dict[str, Form] = {"mobilevit_s": "soft", "vit_small_patch16_224": "matched", "efficientvit_b1": "hard"}
-"""Backbones, and the form of their merges."""
+FORMS: dict[str, Form] = {
+    "mobilevit_s": "matched",
+    "efficientvit_b1": "soft",
+    "swin_tiny_patch4_window7_224": "matched",
+    "vit_small_patch16_224": "matched",
+    "vit_small_patch14_dinov2@112": "matched",
+    "vit_small_patch14_dinov2@224": "matched",
+}
+"""Backbones, of which some have an image size, and the default form of their family."""
 HEADINGS = (
     *("net", "batch", "plain", "merged", "plain, compiled", "merged, compiled", "merged over plain, both compiled"),
     *("graphs", "to compile", "difference"),
@@ -40,12 +48,14 @@ CALLS = 10
 
 def measure(backbone: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
     """Latencies of one backbone at one batch size, over that of the plain net in eager torch."""
-    images = torch.randn(batch, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    name, size = at_size(backbone)
+    images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
     runs, seconds, differences, graphs = {}, {}, {}, {}
     with torch.inference_mode():
         for kind, keep in (("plain", None), ("merged", args.keep)):
             torch.manual_seed(0)
-            net = create_subnet(backbone, keep_ratios=keep, forms=FORMS[backbone], mask_start="content").eval()
+            merging: dict[str, Any] = {"keep_ratios": keep, "forms": FORMS[backbone], "mask_start": "content"}
+            net = create_subnet(name, img_size=size, **merging).eval()
             torch._dynamo.reset()
             counter = CompileCounterWithBackend("inductor")
             compiled = torch.compile(net, fullgraph=True, backend=counter)

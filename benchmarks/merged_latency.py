@@ -6,9 +6,10 @@ Duration: an hour
 Result:   benchmarks/results/merged_latency.json
 Page:     docs/benchmarks/costs.md
 
-One keep ratio in all layers, 224 px, channels last, eager, one thread; masks cluster by content, as in trained weights.
-`by rule` takes per layer the form that is fastest there; `free` is a merge that costs nothing, the upper bound. ToMe
-merges by a schedule of the same GFLOPs as the form beside it.
+One keep ratio in all layers, 224 px unless a name ends in another size (NAME@PIXELS), channels last, eager, one
+thread; masks cluster by content, as in trained weights. `by rule` takes per layer the form that is fastest there;
+`free` is a merge that costs nothing, the upper bound. ToMe merges by a schedule of the same GFLOPs as the form beside
+it.
 
 All nets of a backbone take turns call by call. A latency is the minimum over rounds of the median of a round, the
 spread the middle half of the plain net's medians. The clock counts the seconds that the thread ran, so that a busy
@@ -21,14 +22,17 @@ from typing import Any
 
 import torch
 from harness.arguments import add_backbones, benchmark_parser, parse
-from harness.merged_nets import BY_RULE, EQUAL, FORMS, SIZE, make_nets
+from harness.merged_nets import BY_RULE, EQUAL, FORMS, at_size, make_nets
 from harness.records import settings_of, write_results
 from harness.tables import console, print_table
 from harness.timing import relative_spread, round_medians
 
 from ltmsearch.engine.runtime import keep_freed_memory
 
-BACKBONES = ("mobilevit_xs", "mobilevit_s", "efficientvit_b1", "vit_small_patch16_224", "swin_tiny_patch4_window7_224")
+BACKBONES = (
+    *("mobilevit_xs", "mobilevit_s", "efficientvit_b1", "vit_small_patch16_224", "swin_tiny_patch4_window7_224"),
+    *("vit_small_patch14_dinov2@112", "vit_small_patch14_dinov2@224"),
+)
 CALLS = 15
 """Calls of each net in a round at batch 1; fewer of larger batches."""
 CLOCKS = {"cpu": time.thread_time, "wall": time.perf_counter}
@@ -38,7 +42,8 @@ LTM = (*FORMS, BY_RULE)
 def measure(backbone: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
     """Latencies and costs of one backbone at one batch size, over those of the plain net."""
     made = make_nets(backbone, args.keep, batch)
-    images = torch.randn(batch, 3, *SIZE).to(memory_format=torch.channels_last)
+    _, size = at_size(backbone)
+    images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
     runs = {name: lambda net=net: net(images) for name, net in made.nets.items()}
     with torch.inference_mode():
         medians = round_medians(runs, rounds=args.rounds, calls=max(1, CALLS // batch), clock=CLOCKS[args.clock])

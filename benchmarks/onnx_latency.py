@@ -6,8 +6,9 @@ Duration: half an hour; exporting takes about a minute per net
 Result:   benchmarks/results/onnx_latency.json
 Page:     docs/benchmarks/costs.md
 
-One keep ratio in all layers at 224 px, exported as `ltmsearch export --onnx --int8` does it. One thread; the nets of a
-backbone take turns call by call. A latency is the minimum over rounds of the median of a round.
+One keep ratio in all layers at 224 px unless a name ends in another size (NAME@PIXELS), exported as `ltmsearch export
+--onnx --int8` does it. One thread; the nets of a backbone take turns call by call. A latency is the minimum over
+rounds of the median of a round.
 """
 
 from functools import partial
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from harness.arguments import add_backbones, add_work, benchmark_parser, parse
+from harness.merged_nets import at_size
 from harness.records import finished, settings_of, write_results
 from harness.tables import print_table
 from harness.timing import relative_spread, round_medians
@@ -28,24 +30,26 @@ from ltmsearch.programs.int8 import quantize_onnx
 from ltmsearch.programs.onnx import open_onnx
 from ltmsearch.schedules.schedule import Form, MergeSchedule
 
-SIZE = 224
 FORMS: dict[str, tuple[Form, ...]] = {
-    "mobilevit_s": ("soft", "hard"),
+    "mobilevit_s": ("soft", "matched"),
     "vit_small_patch16_224": ("soft", "hard", "matched"),
-    "swin_tiny_patch4_window7_224": ("soft", "hard"),
+    "swin_tiny_patch4_window7_224": ("soft", "matched"),
     "efficientvit_b1": ("soft", "hard"),
+    "vit_small_patch14_dinov2@112": ("matched",),
+    "vit_small_patch14_dinov2@224": ("matched",),
 }
 UNMERGED = "unmerged"
 INT8 = "int8"
 
 
-def export(backbone: str, form: Form | None, keep: float, path: Path) -> dict[str, Any]:
+def export(name: str, form: Form | None, keep: float, path: Path) -> dict[str, Any]:
     """Export one net; its size, cost, and agreement with torch."""
     print(f"exporting {path.name}", flush=True)
     torch.manual_seed(0)
-    net = create_subnet(backbone, keep_ratios={"*": keep} if form else None, forms=form)
-    check = export_onnx(net, path, img_size=SIZE)
-    costs = backbone_costs(backbone, SIZE, "ltm")
+    backbone, size = at_size(name)
+    net = create_subnet(backbone, keep_ratios={"*": keep} if form else None, forms=form, img_size=size)
+    check = export_onnx(net, path, img_size=size)
+    costs = backbone_costs(backbone, size, "ltm")
     schedule = MergeSchedule.uniform(costs.layers, keep if form else 1.0, "ltm", form)
     about = {"file": path.name, "bytes": check.bytes, "nodes": check.nodes, "opset": check.opset}
     return {**about, "gflops": costs.macs(schedule) / GIGA, "difference": check.difference}
@@ -57,10 +61,10 @@ def quantize(net: dict[str, Any], source: Path, path: Path) -> dict[str, Any]:
     return {"file": path.name, "bytes": path.stat().st_size, "int8_products": products, "gflops": net["gflops"]}
 
 
-def measure(files: dict[str, Path], batch: int, rounds: int) -> dict[str, list[float]]:
+def measure(files: dict[str, Path], size: int, batch: int, rounds: int) -> dict[str, list[float]]:
     """Median milliseconds per round of each file."""
     nets = {name: open_onnx(path, threads=1) for name, path in files.items()}
-    images = torch.randn(batch, 3, SIZE, SIZE)
+    images = torch.randn(batch, 3, size, size)
     runs = {name: lambda net=net: net(images) for name, net in nets.items()}
     return round_medians(runs, rounds=rounds, calls=max(2, 20 // batch))
 
@@ -99,11 +103,11 @@ def main() -> None:
             quantized, path = f"{name}, {INT8}", args.work / f"{stem}-{INT8}.onnx"
             nets[quantized] = finished(path.with_suffix(".json"), partial(quantize, nets[name], files[name], path))
             files[quantized] = path
-        latencies = {str(batch): measure(files, batch, args.rounds) for batch in args.batch_sizes}
+        latencies = {str(batch): measure(files, at_size(backbone)[1], batch, args.rounds) for batch in args.batch_sizes}
         results[backbone] = {"nets": nets, "latency_ms": latencies}
         table += rows(backbone, nets, latencies)
     batches = (f"batch {batch}: latency, over unmerged" for batch in args.batch_sizes)
-    title = f"onnxruntime, one thread, {SIZE} px, keep ratio {args.keep:g} in all layers"
+    title = f"onnxruntime, one thread, keep ratio {args.keep:g} in all layers"
     print_table(title, ("net", "MB", "nodes", "difference from torch", "GFLOPs", *batches), table)
     onnx = {name: version(name) for name in ("onnx", "onnxscript", "onnxruntime")}
     write_results(args.out / "onnx_latency.json", settings=settings_of(args), onnx_versions=onnx, backbones=results)

@@ -1,6 +1,7 @@
 """Nets merged at one keep ratio: every form of LTM, ToMe at equal GFLOPs, pooling, and a merge that costs nothing."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ from ltmsearch.models import MERGING, attached_operators, create_subnet
 from ltmsearch.schedules.grid import Grid, tokens
 from ltmsearch.schedules.schedule import Form, MergeSchedule
 
-SIZE = (224, 224)
+IMG_SIZE = 224
+"""Image side in pixels, where a name has none."""
 FORMS: tuple[Form, ...] = ("soft", "hard", "matched")
 BY_RULE = "by rule"
 DENSE_BELOW = 4e6
@@ -56,9 +58,15 @@ class FreeMerging(MergeOperator):
         return FreeMerge(tokens=tokens_in[:, :, :count], sizes=sizes[:, :count], assignment=assignment)
 
 
-def free_net(backbone: str, layers: tuple[str, ...], keep: float) -> nn.Module:
+def at_size(name: str) -> tuple[str, int]:
+    """timm name and image side of NAME or NAME@PIXELS."""
+    backbone, _, size = name.partition("@")
+    return backbone, int(size or IMG_SIZE)
+
+
+def free_net(backbone: str, layers: tuple[str, ...], keep: float, img_size: int) -> nn.Module:
     """Net whose merges cost nothing: no merge can be faster."""
-    net = create_subnet(backbone, keep_ratios={"*": keep})
+    net = create_subnet(backbone, keep_ratios={"*": keep}, img_size=img_size)
     for layer, operator in attached_operators(net, layers).items():
         free = FreeMerging(0)  # type: ignore[abstract]
         free.keep_ratio = operator.keep_ratio
@@ -114,25 +122,27 @@ class MergedNets:
         return next((name for name in names if abs(self.cost[name] / cost - 1) <= EQUAL / 2), None)
 
 
-def make_nets(backbone: str, keep: float, batch: int) -> MergedNets:
-    """Plain net, forms of LTM, ToMe at the cost of each form, pooling, and the free merge."""
-    made, plain = MergedNets(), create_subnet(backbone)
-    costs, tome, pool = (cost_model(backbone, plain, SIZE, operator) for operator in ("ltm", "tome", "pool"))
+def make_nets(name: str, keep: float, batch: int) -> MergedNets:
+    """Plain net, forms of LTM, ToMe at the cost of each form, pooling, and the free merge; `name`: see `at_size`."""
+    backbone, size = at_size(name)
+    build = partial(create_subnet, backbone, img_size=size)
+    made, plain = MergedNets(), build()
+    costs, tome, pool = (cost_model(backbone, plain, (size, size), operator) for operator in ("ltm", "tome", "pool"))
     made.nets["plain"], made.cost["plain"] = plain, 1.0
     forms_of: dict[str, dict[str, Form]] = {form: dict.fromkeys(costs.layers, form) for form in FORMS}
     for name, forms in {**forms_of, BY_RULE: by_rule(costs, keep, batch)}.items():
-        made.nets[name] = create_subnet(backbone, keep_ratios={"*": keep}, forms=forms, mask_start="content")
+        made.nets[name] = build(keep_ratios={"*": keep}, forms=forms, mask_start="content")
         macs = costs.macs(MergeSchedule(keep_ratios=dict.fromkeys(costs.layers, keep), operator="ltm", forms=forms))
         made.cost[name] = macs / costs.base
         equal = made.known_tome(made.cost[name])
         if equal is None:
             schedule, equal = nearest_tome(tome, macs), f"tome {len(made.nets)}"
-            made.nets[equal] = create_subnet(backbone, keep_ratios=dict(schedule.keep_ratios), operator="tome")
+            made.nets[equal] = build(keep_ratios=dict(schedule.keep_ratios), operator="tome")
             made.cost[equal] = tome.macs(schedule) / costs.base
         made.tome[name] = equal
-    made.nets["pool"] = create_subnet(backbone, keep_ratios={"*": keep}, operator="pool")
+    made.nets["pool"] = build(keep_ratios={"*": keep}, operator="pool")
     made.cost["pool"] = pool.macs(MergeSchedule.uniform(costs.layers, keep, "pool")) / costs.base
-    made.nets["free"] = free_net(backbone, costs.layers, keep)
+    made.nets["free"] = free_net(backbone, costs.layers, keep, size)
     for net in made.nets.values():
         net.eval().to(memory_format=torch.channels_last)
     return made
