@@ -10,6 +10,8 @@ The nets are those of `merged_latency.py`: one keep ratio in all layers, 224 px,
 """
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from ltmsearch.costs import traced_macs_by_module
 from ltmsearch.engine.runtime import keep_freed_memory
-from ltmsearch.merging import Merge
+from ltmsearch.merging.assignment import HardAssignment, SoftAssignment
 from ltmsearch.models import MERGING, create_subnet
 
 BACKBONES = ("mobilevit_xs", "mobilevit_s", "efficientvit_b1", "vit_small_patch16_224", "swin_tiny_patch4_window7_224")
@@ -61,26 +63,35 @@ def label_module(module: nn.Module, label: str) -> None:
     module.register_forward_hook(lambda *_: scopes.pop().__exit__(None, None, None))
 
 
+@contextmanager
+def unmerges_recorded() -> Iterator[None]:
+    """Record what carries values back to the tokens as merging."""
+    kinds: tuple[Any, ...] = (SoftAssignment, HardAssignment)
+    own = {kind: kind.spread for kind in kinds}
+
+    def spread(assignment: Any, values: Tensor) -> Tensor:
+        with record_function("merging"):
+            return own[type(assignment)](assignment, values)
+
+    try:
+        for kind in kinds:
+            kind.spread = spread
+        yield
+    finally:
+        for kind in kinds:
+            kind.spread = own[kind]
+
+
 def time_by_kind(net: nn.Module, images: Tensor, runs: int) -> dict[str, float]:
     """Share of the time by kind; unmerging counts as merging."""
     for path, module in net.named_modules():
         if kind := module_kind(path, module):
             label_module(module, kind)
-    unmerge_change = Merge.unmerge_change
-
-    def recorded(merge: Merge, before: Tensor, change: Tensor) -> Tensor:
-        with record_function("merging"):
-            return unmerge_change(merge, before, change)
-
-    Merge.unmerge_change = recorded  # type: ignore[method-assign, assignment]
-    try:
-        with torch.inference_mode():
-            net(images)
-            with profile(activities=[ProfilerActivity.CPU]) as profiler:
-                for _ in range(runs):
-                    net(images)
-    finally:
-        Merge.unmerge_change = unmerge_change  # type: ignore[method-assign]
+    with unmerges_recorded(), torch.inference_mode():
+        net(images)
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            for _ in range(runs):
+                net(images)
     spent: Counter[str] = Counter()
     for event in profiler.events():
         parent, labels = event.cpu_parent, set()
@@ -112,7 +123,7 @@ def main() -> None:
     parser = benchmark_parser(__doc__)
     add_backbones(parser, BACKBONES)
     parser.add_argument("--keep", type=float, default=0.5, help="keep ratio of all layers")
-    parser.add_argument("--form", default="hard", help="form of the merged net")
+    parser.add_argument("--form", default="matched", help="form of the merged net")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--runs", type=int, default=10, help="calls that are profiled")
     args = parse(parser, backbones=["mobilevit_xxs"], batch_sizes=[1], runs=1)
