@@ -1,9 +1,11 @@
 """Default settings of a study by device, and of the warm-up by backbone family."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ltmsearch.config.objective import measure_of
+from ltmsearch.io.files import safe_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,3 +102,15 @@ def defaults_of(settings: Any, device: str, learning: Learning, earlier: Any = N
     if s.budget_ms is not None and s.latency_profile is None:
         defaults["latency_device"] = device if s.device == "auto" else s.device
     return defaults
+
+
+def default_name(settings: Any) -> str:
+    """Name of a study: backbone, operator, budgets, image size and data."""
+    s = settings
+    data = Path(s.data_dir).resolve().name if s.dataset == "folder" and s.data_dir else s.dataset
+    lowest = "" if s.lowest_gflops is None else f"{s.lowest_gflops:g}-"
+    budgets = [] if s.budget_gflops is None else [f"{lowest}{s.budget_gflops:g}gflops"]
+    budgets += [] if s.budget_ms is None else [f"{s.budget_ms:g}ms"]
+    budgets += [] if s.split_layer is None else [f"split-{s.split_layer}"]
+    parts = [s.backbone, s.operator, *budgets, str(s.img_size), data]
+    return safe_name("-".join(parts))

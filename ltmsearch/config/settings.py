@@ -11,7 +11,7 @@ from ltmsearch.config import names
 from ltmsearch.config.backbones import backbone_names
 from ltmsearch.config.cli_option import CliOption
 from ltmsearch.config.combinations import check_combinations
-from ltmsearch.config.defaults import CPU, TRAINED, UNTRAINED, Learning, by_device, defaults_of
+from ltmsearch.config.defaults import CPU, TRAINED, UNTRAINED, Learning, by_device, default_name, defaults_of
 from ltmsearch.config.network import (
     NETWORK,
     CropPct,
@@ -31,7 +31,7 @@ from ltmsearch.config.objective import CostAxis, cost_axis
 from ltmsearch.config.shorthands import expanded
 from ltmsearch.data.layout import DataLayout, check_split
 from ltmsearch.data.preparation import ImageOptions
-from ltmsearch.io.files import MAX_NAME_BYTES, safe_name
+from ltmsearch.io.files import MAX_NAME_BYTES
 from ltmsearch.io.presets import shipped_names
 from ltmsearch.io.yaml_models import check, load, to_yaml
 
@@ -322,16 +322,8 @@ class StudySettings(BaseModel):
 
     @property
     def study_name(self) -> str:
-        """`study`, or a name made of backbone, operator, budgets, image size and data."""
-        if self.study is not None:
-            return self.study
-        data = Path(self.data_dir).resolve().name if self.dataset == "folder" and self.data_dir else self.dataset
-        lowest = "" if self.lowest_gflops is None else f"{self.lowest_gflops:g}-"
-        budgets = [] if self.budget_gflops is None else [f"{lowest}{self.budget_gflops:g}gflops"]
-        budgets += [] if self.budget_ms is None else [f"{self.budget_ms:g}ms"]
-        budgets += [] if self.split_layer is None else [f"split-{self.split_layer}"]
-        parts = [self.backbone, self.operator, *budgets, str(self.img_size), data]
-        return safe_name("-".join(parts))
+        """`study`, or the default."""
+        return default_name(self) if self.study is None else self.study
 
     @property
     def run_dir(self) -> Path:
