@@ -1,14 +1,18 @@
 """The `profile` command."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
+from rich.console import Console
 
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.cli.options import OUTPUT, completing, field_option, flag, options_from
 from ltmsearch.cli.shared_options import AsJson, Device, Verbose
 from ltmsearch.cli.terminal import print_json, results, watched
 from ltmsearch.config.backbones import backbone_names
+from ltmsearch.config.names import Engine
 from ltmsearch.config.settings import StudySettings
 from ltmsearch.errors import InputError
 
@@ -39,13 +43,27 @@ InChans = Annotated[
     int | None, typer.Option(metavar="INT", help="Input channels: 1, 3 or 4. (default: 3, or the recipe's)")
 ]
 
+Measured = tuple[dict[str, Any], Callable[[Console], None]]
+"""A record for JSON, and what prints it."""
+RUNTIMES = (*get_args(Engine), "all")
+Runtime = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Runtime that executes the network; all: time a recipe in each that this machine has, and recommend one. "
+        f"({', '.join(RUNTIMES[:-1])} or {RUNTIMES[-1]}; default: torch)",
+        show_default=False,
+        autocompletion=completing(RUNTIMES),
+    ),
+]
+
 
 @options_from(StudySettings, only=("model_kwargs", "registers", "readout"))
 def profile(
     net: Network,
     device: Device = "auto",
     batch_size: Annotated[int, field_option(StudySettings, "latency_batch")] = 1,
-    runtime: Annotated[str, field_option(StudySettings, "latency_runtime")] = "torch",
+    runtime: Runtime = "torch",
     dtype: Annotated[str, field_option(StudySettings, "latency_dtype")] = "fp32",
     memory_format: Annotated[str, field_option(StudySettings, "latency_memory_format")] = "channels_last",
     threads: Annotated[int | None, field_option(StudySettings, "latency_threads")] = None,
@@ -85,22 +103,45 @@ def profile(
     is_recipe = net.endswith((".yaml", ".yml"))
     if is_recipe and (operator or space or again or out or any(network.values())):
         raise InputError(f"{OF_BACKBONES} need a backbone, but got a recipe")
+    if not is_recipe and runtime == "all":
+        raise InputError(f"--runtime all needs a recipe, but got {net!r}; profile a backbone in one runtime at a time")
     with watched(quiet=quiet, verbose=verbose, next_step=_next_step) as callbacks:
-        from ltmsearch.latency import profile_backbone, profile_recipe
-        from ltmsearch.latency.console import print_nets, print_profile
-
         if is_recipe:
-            measured, record = profile_recipe(Path(net), given, callbacks)
+            record, show = _of_recipe(Path(net), given, callbacks)
         else:
-            measured, record = profile_backbone(
-                net, operator or "ltm", space, given, again=again, out=out, callbacks=callbacks
-            )
+            record, show = _of_backbone(net, operator or "ltm", space, given, again, out, callbacks)
     if as_json:
         print_json(record)
-    elif is_recipe:
-        print_nets(results(), measured, record["nets"])
-    elif not quiet:
-        print_profile(results(), record, measured)
+    elif is_recipe or not quiet:
+        show(results())
+
+
+def _of_recipe(path: Path, target: dict[str, Any], callbacks: Callbacks) -> Measured:
+    from ltmsearch.latency import profile_in_every_runtime, profile_recipe
+    from ltmsearch.latency.console import print_nets, print_runtimes
+
+    if target["runtime"] == "all":
+        del target["runtime"]
+        targets, record = profile_in_every_runtime(path, target, callbacks)
+        return record, lambda console: print_runtimes(console, targets, record)
+    measured, record = profile_recipe(path, target, callbacks)
+    return record, lambda console: print_nets(console, measured, record["nets"])
+
+
+def _of_backbone(
+    net: str,
+    operator: str,
+    space: str | None,
+    target: dict[str, Any],
+    again: bool,
+    out: Path | None,
+    callbacks: Callbacks,
+) -> Measured:
+    from ltmsearch.latency import profile_backbone
+    from ltmsearch.latency.console import print_profile
+
+    measured, record = profile_backbone(net, operator, space, target, again=again, out=out, callbacks=callbacks)
+    return record, lambda console: print_profile(console, record, measured)
 
 
 def _next_step() -> str:

@@ -2,6 +2,7 @@
 
 from ltmsearch.latency.build import build_profile, profile_space, subnets_to_time
 from ltmsearch.latency.command import profile_backbone, profile_recipe
+from ltmsearch.latency.comparison import profile_in_every_runtime
 from ltmsearch.latency.measurement import Measurement
 from ltmsearch.latency.profile import LatencyProfile, TimedSubnet, find_profile, profile_path
 from ltmsearch.latency.study import PROFILE, StudyLatency, measure, settings_target, study_latency
@@ -19,6 +20,7 @@ __all__ = [
     "hardware_name",
     "measure",
     "profile_backbone",
+    "profile_in_every_runtime",
     "profile_path",
     "profile_recipe",
     "profile_space",

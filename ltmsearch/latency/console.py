@@ -125,6 +125,13 @@ def print_nets(console: Console, target: LatencyTarget, rows: Mapping[str, Mappi
         console.print("? unstable even after more samples; measure again on a machine with less load", highlight=False)
 
 
+def print_runtimes(console: Console, targets: Mapping[str, LatencyTarget], record: Mapping[str, Any]) -> None:
+    """Print the record of `profile_in_every_runtime`."""
+    for runtime, target in targets.items():
+        print_nets(console, target, record["runtimes"][runtime]["nets"])
+    print_line(console, record["recommendation"], wrap=True)
+
+
 def _format(latency: Measurement) -> str:
     return f"{latency.ms:.2f} ± {latency.ms * latency.error:.2f}" + ("" if latency.stable else "?")
 
