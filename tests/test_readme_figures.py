@@ -54,16 +54,17 @@ def test_the_table_of_the_first_command(text: str) -> None:
     assert f"trial {recommended} is the cheapest that is not told apart from trial {less['searched']}" in text
 
 
-@pytest.mark.parametrize(("share", "rival", "form"), [
-    ("0.35", "best baseline", "[{0.value:.1f} and"),
-    ("0.5", "best baseline", "and {0.value:.1f} points ahead]"),
-    ("0.35", "plain", "({0},"),
-    ("0.5", "plain", " {0})"),
+@pytest.mark.parametrize(("name", "share", "rival", "form"), [
+    ("search_gain", "0.35", "best baseline", " {0.value:.1f} and"),
+    ("search_gain", "0.5", "best baseline", "and {0.value:.1f} points ahead of one ratio"),
+    ("search_gain", "0.35", "plain", "({0},"),
+    ("search_gain", "0.5", "plain", " {0})"),
+    ("search_gain_swin_tiny", "0.7", "best baseline", "[{0.value:.1f} ± {0.se:.1f} points ahead]"),
 ])  # fmt: skip
-def test_the_searched_schedules_less_others(text: str, share: str, rival: str, form: str) -> None:
+def test_the_searched_schedules_less_others(text: str, name: str, share: str, rival: str, form: str) -> None:
     from ltmsearch.engine.paired import Difference
 
-    seeds = [Difference(**seed["less"][rival]["after"]) for seed in result("search_gain")["shares"][share]]
+    seeds = [Difference(**seed["less"][rival]["after"]) for seed in result(name)["shares"][share]]
     assert len(seeds) == 3
     pooled = Difference(
         value=mean(one.value for one in seeds), se=float(np.sqrt(np.mean([one.se**2 for one in seeds])))
