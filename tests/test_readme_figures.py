@@ -59,6 +59,7 @@ def test_the_table_of_the_first_command(text: str) -> None:
     ("search_gain", "0.5", "best baseline", "and {0.value:.1f} points ahead of one ratio"),
     ("search_gain", "0.35", "plain", "({0},"),
     ("search_gain", "0.5", "plain", " {0})"),
+    ("search_gain_efficientvit_b0", "0.85", "best baseline", "in EfficientViT-B0 {0.value:.1f} ± {0.se:.1f},"),
     ("search_gain_swin_tiny", "0.7", "best baseline", "[{0.value:.1f} ± {0.se:.1f} points ahead]"),
 ])  # fmt: skip
 def test_the_searched_schedules_less_others(text: str, name: str, share: str, rival: str, form: str) -> None:
