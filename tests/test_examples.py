@@ -98,6 +98,7 @@ def _adjacent(page: Path, code: str, text: str) -> bool:
     return f"{code}```\n\n```text\n{text}" in page.read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("small_studies")
 def test_study_uses_the_profile_of_the_latency_page() -> None:
     if not Path("phone.json").exists():
@@ -111,6 +112,7 @@ def test_study_uses_the_profile_of_the_latency_page() -> None:
         assert record.latency_measured_ms is None
 
 
+@pytest.mark.long
 def test_segmentation_with_merged_features_at_the_costs_of_its_page(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

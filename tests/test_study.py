@@ -197,6 +197,7 @@ class TestFinishedStudy:
             t.number for t in study.trials if t.values and t.values[1] <= 0.27
         }
 
+    @pytest.mark.long
     def test_same_command_again_changes_nothing(self, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         before = outcome(finished)
         monkeypatch.setattr(Evaluator, "evaluate", _must_not_be_called)
@@ -210,6 +211,7 @@ def _must_not_be_called(*_: object, **__: object) -> TrialResult:
     raise AssertionError("nothing was left to do")
 
 
+@pytest.mark.long
 def test_the_seed_determines_the_study(finished: Path, tmp_path: Path) -> None:
     run_study(tiny(tmp_path / "a"))
     assert_same(finished, tmp_path / "a")
@@ -228,6 +230,7 @@ def test_interrupted_studies_end_the_same(finished: Path, tmp_path: Path, after:
     assert_same(finished, tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("target", "name", "call"),
     [
@@ -288,6 +291,7 @@ def test_proposals_over_budget_are_not_trained(tmp_path: Path, monkeypatch: pyte
     assert len(evaluated) == 9
 
 
+@pytest.mark.long
 def test_a_diverging_trial_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, calls, seen = Evaluator.evaluate, [0], []
 
@@ -343,6 +347,7 @@ def test_a_stuck_sampler_does_not_stall_the_study(tmp_path: Path, monkeypatch: p
     assert_same(tmp_path / "a", tmp_path / "b")
 
 
+@pytest.mark.long
 def test_a_space_without_ib_weights(tmp_path: Path) -> None:
     lines = find_file("search_spaces", "vit").read_text().splitlines(keepends=True)
     space = tmp_path / "space.yaml"

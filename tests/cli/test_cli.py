@@ -147,6 +147,7 @@ def test_a_missing_browser_is_reported_once(
     assert err.count("it needs Chrome") == 1
 
 
+@pytest.mark.long
 def test_options_override_a_config_file(tmp_path: Path, ltmsearch: Ltmsearch) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("\n".join(f"{name}: {value}" for name, value in TINY.items()))

@@ -84,6 +84,7 @@ def test_without_arguments_the_help_is_printed(ltmsearch: Ltmsearch) -> None:
     assert "error" not in err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -191,6 +192,7 @@ def test_long_names_and_line_breaks_are_one_line(
     assert "\x1b" not in err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("damage", "code", "message"),
     [

@@ -44,6 +44,7 @@ def test_run_prints_one_json_document(finished: Path, ltmsearch: Ltmsearch) -> N
     assert "mobilevit_xxs with ltm merging" in err, "notes go to standard error"
 
 
+@pytest.mark.long
 def test_results_and_notes_go_to_different_streams(finished: Path, ltmsearch: Ltmsearch) -> None:
     code, out, err = ltmsearch(*continued(finished))
     assert code == 0
@@ -68,6 +69,7 @@ def test_a_file_gets_no_bars_even_with_forced_colours(
     assert "searching: 6 of 6" in err
 
 
+@pytest.mark.long
 def test_verbose_logs_settings_trials_and_versions(tmp_path: Path, ltmsearch: Ltmsearch) -> None:
     arguments = ("run", *tiny_options(trials=3, out=tmp_path / "run"))
     code, out, err = ltmsearch(*arguments, "--verbose", "--json")
@@ -192,6 +194,7 @@ def test_a_full_disk_ends_with_advice_how_to_continue(
     assert (code, err) == (0, "")
 
 
+@pytest.mark.long
 def test_a_study_without_any_score_ends_with_one_line_and_code_1(tmp_path: Path, ltmsearch: Ltmsearch) -> None:
     arguments = tiny_options(out=tmp_path / "run", trials=1, trial_timeout=1e-9)
     code, out, err = ltmsearch("run", *arguments, "--json")

@@ -163,6 +163,7 @@ assert torch.allclose(conv.weight.grad.double(), expected.double(), atol=toleran
 """Without other kernels this process dies with "corrupted size vs. prev_size", where oneDNN uses AVX-512."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("channels", [3, 15, 16])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_strided_convolutions_of_few_channels_have_right_gradients(precision: str, channels: int) -> None:

@@ -110,6 +110,7 @@ def test_timm_and_load_recipe_rebuild_the_same_network(backbone: str, tmp_path: 
         assert json.loads(file.metadata()["ltmsearch"])["class_names"] == list(NAMES)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("backbone", "side"),
     [("mobilevit_xxs", 64), ("vit_tiny_patch16_224", 48), ("eva02_tiny_patch14_224", 56),

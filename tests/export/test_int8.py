@@ -54,6 +54,7 @@ def image_folder(root: Path, names: Sequence[str]) -> Path:
     return root
 
 
+@pytest.mark.long
 def test_int8_is_compared_on_labelled_images(tmp_path: Path, ltmsearch: Ltmsearch) -> None:
     training, photos = small_training(tmp_path / "training"), image_folder(tmp_path / "photos", sorted(NAMES))
     shutil.rmtree(photos / "train")

@@ -128,6 +128,7 @@ class TestNetwork:
     ],
 )
 class TestMerging:
+    @pytest.mark.long
     @pytest.mark.parametrize(("operator", "form"), VARIANTS)
     def test_merged_nets_are_extracted_and_counted(
         self, backbone: str, readout: Readout, operator: str, form: Any

@@ -99,6 +99,7 @@ def test_merged_nets_are_extracted_counted_and_finite(backbone: str, operator: s
         assert counted == traced_macs(subnet, size)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backbone", STRUCTURES)
 def test_gradients_reach_what_they_reach_in_timm(backbone: str) -> None:
     net = randomise(create_subnet(backbone, keep_ratios=0.7, num_classes=7, **STRUCTURES[backbone]))
@@ -245,6 +246,7 @@ class TestNames:
         with pytest.raises(InputError, match="my_bare_vit has no pretrained_cfg"):
             create_subnet("my_bare_vit")
 
+    @pytest.mark.long
     @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.family)
     def test_listed_names_are_of_the_family_that_recognises_them(self, family: Any) -> None:
         listed = BACKBONES[family.family]

@@ -55,6 +55,7 @@ def test_an_answer_does_not_depend_on_the_batch(name: str) -> None:
     assert len(set(count_tokens(NETS[name][0], model, [x]).kept(WHOLE)[:, -1].tolist())) > 2, "and their counts differ"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NETS)
 def test_formula_equals_the_trace_of_each_image_alone(name: str) -> None:
     backbone, kwargs = NETS[name]

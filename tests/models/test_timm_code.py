@@ -93,6 +93,7 @@ class TestNothingOutlivesItsPass:
         reference.load_state_dict(plain.state_dict())
         assert torch.equal(plain(images(), **option), reference(images(), **option))
 
+    @pytest.mark.long
     @pytest.mark.parametrize("backbone", FAMILIES)
     @pytest.mark.parametrize("operator", ["ltm", "tome"])
     def test_threads_with_images_of_several_sizes(self, backbone: str, operator: str) -> None:
@@ -239,6 +240,7 @@ def _size(backbone: str) -> dict[str, int]:
 
 
 class TestFormats:
+    @pytest.mark.long
     @pytest.mark.parametrize("backbone", FAMILIES)
     @pytest.mark.parametrize(("operator", "form"), VARIANTS)
     def test_double_equals_single_precision(self, backbone: str, operator: str, form: str) -> None:
@@ -250,6 +252,7 @@ class TestFormats:
         assert double.dtype == torch.float64
         torch.testing.assert_close(double.float(), single, atol=2e-3, rtol=2e-3)
 
+    @pytest.mark.long
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     @pytest.mark.parametrize("backbone", FAMILIES)
     @pytest.mark.parametrize(("operator", "form"), VARIANTS)
@@ -317,6 +320,7 @@ class TestTools:
             constants.constant_tensors(area_overlap, (side, side), (side - 4, side), device=torch.device("cpu"))
         assert constants._cache.currsize <= constants.CACHED_BYTES
 
+    @pytest.mark.long
     @pytest.mark.parametrize("backbone", FAMILIES)
     @pytest.mark.parametrize(
         ("operator", "form"),
@@ -328,6 +332,7 @@ class TestTools:
         traced = torch.jit.trace(model, images(), check_trace=True)
         torch.testing.assert_close(traced(images(3, seed=1)), model(images(3, seed=1)))
 
+    @pytest.mark.long
     @pytest.mark.parametrize("backbone", FAMILIES)
     @pytest.mark.parametrize(
         ("operator", "form"),

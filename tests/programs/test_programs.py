@@ -291,6 +291,7 @@ def test_missing_libraries_are_reported_first(tmp_path: Path, monkeypatch: pytes
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("operator", ["ltm", pytest.param("tome", marks=pytest.mark.slow)])
 def test_onnxruntime_infers_all_shapes(operator: str, tmp_path: Path) -> None:
     """As it does first of all to quantise a file."""

@@ -268,6 +268,7 @@ def test_an_interrupted_trial_has_each_file_once(tmp_path: Path, monkeypatch: py
     assert len(list((run / "artifacts").iterdir())) == number
 
 
+@pytest.mark.long
 def test_failed_trials_have_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, calls = Evaluator.evaluate, [0]
 
@@ -286,6 +287,7 @@ def test_failed_trials_have_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert files_of(tmp_path / "run", study, failed) == {}
 
 
+@pytest.mark.long
 def test_a_running_study_has_a_note_without_front(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_study(tiny(tmp_path / "run"), Interrupt(6))
@@ -306,6 +308,7 @@ def test_a_long_note_becomes_short_again(rejecting: Path, tmp_path: Path) -> Non
 
 
 class TestServer:
+    @pytest.mark.long
     @pytest.mark.parametrize(
         ("number", "code", "last"), [(signal.SIGINT, 0, ""), (signal.SIGTERM, 143, "terminated\n")]
     )

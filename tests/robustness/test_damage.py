@@ -133,6 +133,7 @@ def cases() -> list[Any]:
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("file", "what", "damage"), cases())
 def test_a_damaged_file_is_refused_and_nothing_changes(
     run: Path, images: Path, command: Command, file: str, what: str, damage: str
@@ -225,6 +226,7 @@ def test_a_lost_database_starts_no_new_search(run: Path, images: Path, command: 
 # The shared weights
 
 
+@pytest.mark.long
 def test_lost_shared_weights_start_no_new_search(run: Path, images: Path, command: Command) -> None:
     for path in run.glob("supernet.*safetensors"):
         path.unlink()
@@ -244,6 +246,7 @@ def test_a_flipped_bit_in_the_shared_weights_is_noticed(run: Path, images: Path,
     assert "the weights differ from those that were written" in result.error
 
 
+@pytest.mark.long
 def test_weights_of_another_study_are_refused(run: Path, images: Path, command: Command, tmp_path: Path) -> None:
     """Only the tensors differ; the header is that of this study."""
     other = Supernet("mobilevit_xxs", num_classes=3).state_dict()

@@ -92,6 +92,7 @@ def listening(process: int) -> set[str]:
     return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[9] in sockets}
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads the kernel's list of sockets")
 @pytest.mark.parametrize(("options", "addresses"), [((), {"0100007F"}), (("--host", "0.0.0.0"), {"00000000"})])
 def test_the_dashboard_listens_on_loopback_by_default(run: Path, options: tuple[str, ...], addresses: set[str]) -> None:

@@ -250,6 +250,7 @@ def fuzz(target: Target, examples: int, folder: Path) -> Counter[str]:
     return outcomes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "examples", [200, pytest.param(1000, marks=pytest.mark.slow), pytest.param(4000, marks=pytest.mark.thorough)]
 )

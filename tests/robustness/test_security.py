@@ -157,6 +157,7 @@ def test_no_checkpoint_runs_code(bomb: Callable[..., None], marker: Path, tmp_pa
         assert not marker.exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bomb", [as_torch, pytest.param(as_pickle, marks=pytest.mark.slow)])
 def test_no_command_runs_code(
     bomb: Callable[..., None], run: Path, images: Path, command: Command, marker: Path, tmp_path: Path

@@ -76,6 +76,7 @@ class TestRange:
         assert any("budgets 0.24 to 0.25" in line for line in describe(context))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("given", "message"),
     [

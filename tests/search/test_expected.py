@@ -126,6 +126,7 @@ def test_the_announcement_counts_the_set_up_and_is_kept(tmp_path: Path) -> None:
     assert line == f"expected to take {total}, {set_up} of it for the set-up, which is done"
 
 
+@pytest.mark.long
 def test_a_finished_study_is_neither_measured_nor_announced(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(setup, "settle", None)
     monkeypatch.setattr(setup, "measure_trial", None)
@@ -135,6 +136,7 @@ def test_a_finished_study_is_neither_measured_nor_announced(run: Path, monkeypat
     assert not any("expected" in line for line in notes.lines)
 
 
+@pytest.mark.long
 def test_a_study_that_continues_announces_what_is_left(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(setup, "measure_warm_up", None)  # the warm-up is done
     run_study(tiny(run, trials=7))

@@ -21,6 +21,7 @@ def study_of(run: Path) -> optuna.Study:
     return optuna.load_study(study_name=name, storage=storage)
 
 
+@pytest.mark.long
 def test_queued_trials_outside_the_space_are_left_out(run: Path) -> None:
     study = study_of(run)
     before = study.trials
@@ -47,6 +48,7 @@ def test_queued_trials_outside_the_space_are_left_out(run: Path) -> None:
     assert result.trials[-1].schedule == result.trials[2].schedule, "the one within the space is searched"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("budget", [{}, pytest.param({"budget_gflops": 0.26}, marks=pytest.mark.slow)])
 def test_trials_that_others_have_ended_do_not_count(run: Path, budget: dict[str, float]) -> None:
     """Also where the study is copied, as its budget has changed."""

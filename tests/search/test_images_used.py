@@ -76,12 +76,14 @@ def assert_apart(used: Used) -> None:
             assert not used[kind] & used[held_out], (kind, held_out)
 
 
+@pytest.mark.long
 def test_digits_are_kept_apart(used: Used, tmp_path: Path) -> None:
     run_study(tiny(tmp_path / "run", **TINY_VIT))
     assert used["train_batches"]
     assert_apart(used)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("test", [False, True], ids=["half of validation", "test folder"])
 def test_images_of_a_folder_are_kept_apart(used: Used, tmp_path: Path, test: bool) -> None:
     """With given weights, whose new classifier is fitted, and a teacher for trials that train."""

@@ -126,6 +126,7 @@ def test_smaller_sizes_are_baselines_and_only_searched_if_asked(tmp_path: Path) 
     assert not context.band[:, -1].any()
 
 
+@pytest.mark.long
 def test_a_search_over_sizes_ends_in_recipes_of_their_size(tmp_path: Path) -> None:
     context = opened(tmp_path, search_img_size="auto", trials=12, rescore_candidates=12)
     driver = Driver(context, tmp_path, Callbacks())

@@ -41,6 +41,7 @@ def operators(of: StudyContext) -> dict[str, LearnableTokenMerging]:
     return {layer: operator for layer, operator in found.items() if isinstance(operator, LearnableTokenMerging)}
 
 
+@pytest.mark.long
 def test_layers_that_may_take_the_form_are_fitted_before_the_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,6 +62,7 @@ def test_layers_that_may_take_the_form_are_fitted_before_the_first_step(
     assert torch.equal(operators(of)[FIRST].step.readout, kept), "once"
 
 
+@pytest.mark.long
 def test_a_warm_up_that_continues_keeps_its_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("masks are fitted again")

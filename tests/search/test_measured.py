@@ -76,6 +76,7 @@ def stored(run: Run) -> list[optuna.trial.FrozenTrial]:
     return optuna.load_study(study_name=name, storage=storage).trials
 
 
+@pytest.mark.long
 def test_final_costs_are_the_traced_means_of_the_images(finished: Run, weights: Path) -> None:
     context = prepare(settings(finished.folder, weights), Callbacks())
     checkpoint = load_checkpoint(finished.folder)
@@ -145,6 +146,7 @@ def test_files_tell_mean_and_spread(finished: Run, ltmsearch: Ltmsearch) -> None
     assert "Cells are the threshold of the layer" in (finished.folder / "report.html").read_text()
 
 
+@pytest.mark.long
 def test_an_interrupted_study_ends_alike(
     finished: Run, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

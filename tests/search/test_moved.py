@@ -51,6 +51,7 @@ def test_by_its_own_settings_file(begun: Path, tmp_path: Path, monkeypatch: pyte
     assert len(result.front) >= 1
 
 
+@pytest.mark.long
 def test_with_moved_data(begun: Path, tmp_path: Path) -> None:
     shutil.move(begun / "data", tmp_path / "moved")
     notes = Notes()

@@ -96,6 +96,7 @@ class _InterruptPhase(Callbacks):
             raise KeyboardInterrupt
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("phase", [pytest.param("fitting the classifier", marks=pytest.mark.slow), "warming up"])
 def test_an_interrupted_study_ends_alike_and_fits_only_once(
     tmp_path: Path,
@@ -128,6 +129,7 @@ def test_more_trials_do_not_fit_again(
         run_study(settings(tmp_path / "run", images, headless, trials=3))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("head", ["random", None])
 def test_a_classifier_that_is_not_fitted_is_timms_bit_for_bit(
     tmp_path: Path, images: Path, headless: Path, head: str | None
@@ -142,6 +144,7 @@ def test_a_classifier_that_is_not_fitted_is_timms_bit_for_bit(
     assert WarmUpRun(context, tmp_path).needs_probe == (head is None)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("head", ["probe", None])
 def test_a_classifier_that_fits_is_kept(tmp_path: Path, images: Path, head: str | None) -> None:
     weights, notes = weights_of(tmp_path, 2), Notes()
@@ -151,6 +154,7 @@ def test_a_classifier_that_fits_is_kept(tmp_path: Path, images: Path, head: str 
     assert (told in describe(context)) == (head == "probe")
 
 
+@pytest.mark.long
 def test_another_studys_classifier_of_other_classes_is_fitted_again(tmp_path: Path, images: Path, whole: Path) -> None:
     """The study has the ten classes of the digits."""
     context = prepare(tiny(tmp_path, data_dir=str(images), resume_from=str(whole)), Callbacks())

@@ -77,6 +77,7 @@ def test_every_searched_trial_is_one_that_screening_promoted(whole: Path) -> Non
     assert scores == sorted(scores)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("target", "name", "call"),
     [
@@ -121,6 +122,7 @@ def stopped_after_screening(run: Path, monkeypatch: pytest.MonkeyPatch, **change
     assert len(rounds_of(run)) == 1
 
 
+@pytest.mark.long
 def test_nothing_is_screened_twice(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped_after_screening(tmp_path / "run", monkeypatch)
     monkeypatch.setattr(Proposals, "_screen", None)
@@ -141,6 +143,7 @@ def test_more_trials_are_screened_with_the_weights_of_then(run: Path) -> None:
     assert len(result.trials) == len(before) + 2
 
 
+@pytest.mark.long
 def test_a_queued_trial_is_not_proposed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     stopped_after_screening(run, monkeypatch)
@@ -163,6 +166,7 @@ def test_a_tighter_budget_is_screened_anew(run: Path) -> None:
     assert all(record.feasible and record.gflops <= 0.0042 for record in Run.open(run).trials[before:])
 
 
+@pytest.mark.long
 def test_a_range_of_budgets_gets_proposals_inside_only(tmp_path: Path) -> None:
     result = run_study(tiny(tmp_path / "run", **TAUGHT | {"budget_gflops": "0.0041-0.0044", "trials": 12}))
     searched = [record for record in result.trials if record.kind == "searched"]

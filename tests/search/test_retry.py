@@ -329,6 +329,7 @@ def test_a_locked_file_is_retried(tmp_path: Path) -> None:
     storage.engine.dispose()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("code", "retries"), [(sqlite3.SQLITE_BUSY, 3), (sqlite3.SQLITE_FULL, 0)])
 def test_a_run_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, retries: int) -> None:
     monkeypatch.setattr("ltmsearch.search.storage.retry.PAUSES", (0.0, 0.0, 0.0))

@@ -82,6 +82,7 @@ class Seen(Notes):
         self.threads.add(torch.get_num_threads())
 
 
+@pytest.mark.long
 def test_a_study_that_continues_measures_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = Stopwatch(monkeypatch, threads=1, dtype=torch.bfloat16)
     with pytest.raises(KeyboardInterrupt):

@@ -111,6 +111,7 @@ def test_recipes_tell_the_tokens_and_the_layer(split: Path) -> None:
         assert (origin["split_layer"], origin["tokens_sent"]) == ("blocks.1", record.tokens_sent)
 
 
+@pytest.mark.long
 def test_an_interrupted_study_ends_with_the_same_trials(split: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_study(tiny(tmp_path / "run", **SPLIT), Interrupt(after=14))
@@ -120,6 +121,7 @@ def test_an_interrupted_study_ends_with_the_same_trials(split: Path, tmp_path: P
     assert (tmp_path / "run/front.csv").read_bytes() == (split / "front.csv").read_bytes()
 
 
+@pytest.mark.long
 def test_killed_between_weights_and_study(split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights hold the outcome of the trial that the study lacks, with all three values."""
     original, left = Driver._store, [4]
@@ -153,6 +155,7 @@ def test_other_budgets_keep_the_three_objectives(run: Path) -> None:
     assert len(study_in(run).directions) == 3
 
 
+@pytest.mark.long
 def test_screening_serves_three_objectives(tmp_path: Path) -> None:
     run = Run.open(tiny_study(tmp_path, **SPLIT | {"sampler": "auto", "objective": "kl"}))
     study = study_in(run.folder)
@@ -162,6 +165,7 @@ def test_screening_serves_three_objectives(tmp_path: Path) -> None:
     assert len(screened["promoted"]) == sum(record.kind == "searched" for record in run.trials) > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sampler", get_args(Sampler))
 def test_samplers_take_three_objectives_and_a_constraint(sampler: Sampler) -> None:
     """Rejected trials included, whose values nobody knows."""
@@ -181,6 +185,7 @@ def test_samplers_take_three_objectives_and_a_constraint(sampler: Sampler) -> No
     assert all(len(trial.params) == 4 for trial in study.trials)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("backbone", "layer", "message"),
     [

@@ -70,6 +70,7 @@ def test_a_second_run_is_refused(
     assert not (run / DRIVER_FILE).exists()
 
 
+@pytest.mark.long
 def test_a_takeover_ends_the_earlier_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,6 +96,7 @@ def test_a_takeover_ends_the_earlier_run(
 
 @pytest.mark.parametrize("how", ["journal", pytest.param("sqlite", marks=pytest.mark.thorough)])
 class TestSharedStorages:
+    @pytest.mark.long
     def test_a_copied_run_directory(self, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Two run directories with the weights of one study: the record in its storage tells them apart."""
         storage = f"{how}:///{tmp_path}/all"

@@ -203,6 +203,7 @@ class TestStudies:
         assert len(continued(run).trials) == 4
         assert (run / TEACHER).read_bytes() == before
 
+    @pytest.mark.long
     @pytest.mark.parametrize("damage", ["missing", "cut", "another state", "no tensors", "fewer images"])
     def test_unusable_files_are_refused_in_one_line(self, run: Path, damage: str) -> None:
         path, table = run / TEACHER, (run / "trials.csv").read_bytes()

@@ -91,12 +91,14 @@ class TestTime:
         with pytest.raises(TrialTooLong, match=r"longer than the limit of 1e-09 s \(--trial-timeout\)"):
             evaluator.evaluate(parameters(evaluator.supernet), half, seed=3, steps=steps, limit=1e-9)
 
+    @pytest.mark.long
     def test_the_study_continues(self, tmp_path: Path) -> None:
         records = run_study(tiny_vit(tmp_path / "run", trials=2, trial_timeout=1e-9)).trials
         assert [record.state for record in records] == ["failed"] * 3
         more = run_study(tiny_vit(tmp_path / "run", trials=4)).trials
         assert [record.state for record in more] == ["failed"] * 3 + ["scored"] * 2
 
+    @pytest.mark.long
     def test_without_a_limit_there_is_a_wide_one(self) -> None:
         context = prepare(StudySettings.make("test", **TINY), Callbacks())
         assert context.trial_limit() == MIN_TRIAL_LIMIT

@@ -33,6 +33,7 @@ def assert_equal(one: WarmUpRun, other: WarmUpRun) -> None:
     assert all(torch.equal(rows, second[name]) for name, rows in first.items())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stopped", [3, *(pytest.param(step, marks=SLOW) for step in (1, 5))])
 def test_weights_and_losses_are_those_of_one_go(tmp_path: Path, stopped: int) -> None:
     whole = warming(tmp_path)

@@ -86,6 +86,7 @@ class TestAtOnce:
         nets = [tuple(sorted(t.params.items())) for t in trials]
         assert len(set(nets)) == len(nets), "parallel workers never get the same schedule"
 
+    @pytest.mark.long
     def test_weights_sum_the_changes_of_trials_by_age(self, tmp_path: Path) -> None:
         context = make_context(tmp_path / "run", staleness_power=1.0)
         moves: list[tuple[float, Mapping[str, Tensor], Mapping[str, Tensor]]] = []

@@ -61,6 +61,7 @@ def validate(folder: Path, **changes: Any) -> ValidationRecord:
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_costs_of_a_validation_are_those_of_each_image(training: Path) -> None:
     record, of = validate(training), load_recipe(training / RECIPE)
     net = create_subnet(VIT, **of.model_kwargs()).eval()

@@ -70,6 +70,7 @@ class TestTraining:
         assert facts["class_names"] == ["cat", "dog"]
         assert (facts["epoch"], facts["top1"], facts["weights"]) == select_best(result.records)
 
+    @pytest.mark.long
     def test_interrupted_training_resumes_exactly(self, tmp_path: Path, images: Path) -> None:
         of = recipe(ib_weight=0.1, mixup=0.2)
         train_recipe(of, options(tmp_path / "whole", images))

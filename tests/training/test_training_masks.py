@@ -39,6 +39,7 @@ def test_network_and_average_start_from_the_same_fit(tmp_path: Path, images: Pat
     assert all(torch.equal(value, average.state_dict()[name]) for name, value in net.state_dict().items())
 
 
+@pytest.mark.long
 def test_trained_masks_are_kept(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     of = recipe(forms={LAYER: "gradient"}, epochs=2)
     train_recipe(of, options(tmp_path / "first", images, init=weights_of(tmp_path, 2)))

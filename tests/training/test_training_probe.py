@@ -58,6 +58,7 @@ class _Interrupt(Callbacks):
             raise KeyboardInterrupt
 
 
+@pytest.mark.long
 def test_it_is_told_recorded_and_not_repeated(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     of, init, notes = recipe(), weights_of(tmp_path, 0), Notes()
     train_recipe(of, options(tmp_path / "whole", images, init=init), notes)

@@ -145,6 +145,7 @@ def test_agreement_matches_a_plain_loop(tmp_path: Path, photos: Path) -> None:
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("backbone", "shared"),
     [
@@ -165,6 +166,7 @@ def test_an_unmerged_network_agrees_with_itself(tmp_path: Path, photos: Path, ba
     assert (record.agreement, record.agreement_se) == (100.0, 0.0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("backbone", "gflops"), [(BACKBONE, 0.27), pytest.param("vit_tiny_patch16_224", 1.0, marks=SLOW)]
 )
@@ -200,6 +202,7 @@ def test_built_in_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (record.data, record.images) == ("digits", 20)
 
 
+@pytest.mark.long
 def test_shared_weights_get_own_batchnorm_statistics(
     tmp_path: Path, photos: Path, scored: tuple[Path, ValidationRecord]
 ) -> None:

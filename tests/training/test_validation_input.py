@@ -62,6 +62,7 @@ def test_labels_of_a_test_set_go_by_the_names_of_the_checkpoint(tested: Path) ->
         validate_recipe(recipe(), checkpoint=named, data_dir=tested, **CPU)
 
 
+@pytest.mark.long
 def test_the_split_is_validation_or_else_test_or_the_one_named(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "data", (3, 2))
     shutil.copytree(root / "validation", root / "test")
