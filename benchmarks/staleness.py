@@ -59,7 +59,7 @@ def case_name(workers: int, power: float) -> str:
 def search(nets: SavedNets, reference: Reference, workers: int, power: float) -> dict[str, Any]:
     """One search: its front, ages, and the loss of its final weights."""
     context, space, teacher = nets.context, nets.context.space, Teacher()
-    teacher.learn(nets.base_net(), context.evaluator.data, context.evaluator.training, context.settings)
+    teacher.learn(nets.base_net(), context.evaluator.data, context.evaluator.scoring, context.settings)
     evaluator = replace(context.evaluator, teacher=teacher)
     nets.load("warm")
     with tempfile.TemporaryDirectory() as folder:

@@ -6,11 +6,11 @@ Duration: ten minutes
 Result:   benchmarks/results/time_by_kind.json
 Page:     docs/benchmarks/costs.md
 
-The nets are those of `merged_latency.py`: one keep ratio in all layers, 224 px, eager, one thread; torch.profiler.
+Nets as in `merged_latency.py`: one keep ratio in all layers, 224 px, eager, one thread; torch.profiler.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from ltmsearch.costs import traced_macs_by_module
 from ltmsearch.engine.runtime import keep_freed_memory
+from ltmsearch.merging import Merge
 from ltmsearch.merging.assignment import HardAssignment, SoftAssignment
 from ltmsearch.models import MERGING, create_subnet
 
@@ -65,21 +66,26 @@ def label_module(module: nn.Module, label: str) -> None:
 
 @contextmanager
 def unmerges_recorded() -> Iterator[None]:
-    """Record what carries values back to the tokens as merging."""
-    kinds: tuple[Any, ...] = (SoftAssignment, HardAssignment)
-    own = {kind: kind.spread for kind in kinds}
+    """Record what carries values back to the tokens, and adds them there, as merging."""
+    methods: tuple[tuple[Any, str], ...] = (
+        *((SoftAssignment, "spread"), (HardAssignment, "spread"), (Merge, "unmerge_change")),
+    )
 
-    def spread(assignment: Any, values: Tensor) -> Tensor:
-        with record_function("merging"):
-            return own[type(assignment)](assignment, values)
+    def recorded(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(*args: Tensor) -> Tensor:
+            with record_function("merging"):
+                return method(*args)
 
+        return call
+
+    own = [getattr(kind, name) for kind, name in methods]
     try:
-        for kind in kinds:
-            kind.spread = spread
+        for (kind, name), method in zip(methods, own, strict=True):
+            setattr(kind, name, recorded(method))
         yield
     finally:
-        for kind in kinds:
-            kind.spread = own[kind]
+        for (kind, name), method in zip(methods, own, strict=True):
+            setattr(kind, name, method)
 
 
 def time_by_kind(net: nn.Module, images: Tensor, runs: int) -> dict[str, float]:

@@ -15,7 +15,7 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """Typer's error for arguments that it cannot parse; it has no public name."""
 INTERRUPTED = 130
 """Typer's exit code after Ctrl-C."""
-OUT_OF_MEMORY = "failed: the device is out of memory: use a smaller --batch-size or --img-size"
+OUT_OF_MEMORY = "failed: the device is out of memory: use a smaller --batch-size, --scoring-batch-size or --img-size"
 
 
 def main() -> NoReturn:

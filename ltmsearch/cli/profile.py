@@ -14,7 +14,7 @@ from ltmsearch.cli.terminal import print_json, results, watched
 from ltmsearch.config.backbones import backbone_names
 from ltmsearch.config.names import Engine
 from ltmsearch.config.settings import StudySettings
-from ltmsearch.errors import InputError
+from ltmsearch.errors import InputError, not_among
 
 BACKBONE = "Profile of a backbone"
 """Panel of the help."""
@@ -103,6 +103,8 @@ def profile(
     is_recipe = net.endswith((".yaml", ".yml"))
     if is_recipe and (operator or space or again or out or any(network.values())):
         raise InputError(f"{OF_BACKBONES} need a backbone, but got a recipe")
+    if runtime not in RUNTIMES:
+        raise not_among("--runtime", runtime, RUNTIMES)
     if not is_recipe and runtime == "all":
         raise InputError(f"--runtime all needs a recipe, but got {net!r}; profile a backbone in one runtime at a time")
     with watched(quiet=quiet, verbose=verbose, next_step=_next_step) as callbacks:

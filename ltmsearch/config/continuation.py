@@ -1,4 +1,4 @@
-"""Which settings may change when a study continues."""
+"""Which settings a study keeps when it continues, and which may change."""
 
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,16 @@ MAY_CHANGE = frozenset(
 )
 """Settings that may change when a study continues; but a budget may not change to another kind of cost, and the data
 must have the same classes and numbers of images."""
+KEPT = ("study", "scoring_batch_size")
+"""Settings of a stored study that hold unless others are given, where defaults depend on a budget or have changed."""
 MEANINGS_OF_NONE = {"head": "probe"}
 """Settings that may be given or not, to the same effect."""
+
+
+def continued(given: StudySettings, stored: StudySettings | None) -> StudySettings:
+    """The given settings with `study` and `out` filled in, and with what a stored study keeps; None: a new study."""
+    kept = {} if stored is None else {name: getattr(stored, name) for name in KEPT if getattr(given, name) is None}
+    return given.model_copy(update={"study": given.study_name, "out": str(given.run_dir), **kept})
 
 
 def refuse_other_settings(given: StudySettings, stored: StudySettings, path: Path) -> None:

@@ -36,6 +36,8 @@ from ltmsearch.io.presets import shipped_names
 from ltmsearch.io.yaml_models import check, load, to_yaml
 
 SETTINGS = "settings.yaml"
+NUMBERS = ("trials", "batch_size", "scoring_batch_size", "rescore_candidates", "seed", "img_size", "proxy_img_size")
+"""Settings that refuse true and false, which pydantic takes for 1 and 0."""
 PATHS = ("data_dir", "class_map", "checkpoint", "resume_from", "latency_profile", "out")
 """Settings that are paths; `space` may be one."""
 
@@ -209,7 +211,7 @@ class StudySettings(BaseModel):
     scoring_batch_size: Annotated[int | None, _proxy(default=by_device("scoring_batch_size"))] = Field(
         default=None, ge=1
     )
-    """Images per forward pass in scoring; fewer need less memory. Scores depend on it in their last digits only."""
+    """Images per forward pass in scoring; fewer need less memory. Scores depend on it by rounding, in bf16 more."""
     search_images: Annotated[int | None, _proxy(default=by_device("search_images"))] = Field(default=None, ge=8)
     """Training images that score trials; nothing trains on them, and they are at most a fifth of all."""
     rescore_candidates: Annotated[int, _proxy()] = Field(default=8, ge=1)
@@ -261,7 +263,7 @@ class StudySettings(BaseModel):
     storage_password: SecretStr | None = None
     """Password of that database, taken out of the URL; never written."""
 
-    @field_validator("trials", "batch_size", "seed", "img_size", "proxy_img_size", mode="before")
+    @field_validator(*NUMBERS, mode="before")
     @classmethod
     def _refuse_booleans(cls, value: Any) -> Any:
         if isinstance(value, bool):
@@ -329,11 +331,6 @@ class StudySettings(BaseModel):
     def run_dir(self) -> Path:
         """`out`, or `runs/<study>`."""
         return Path(self.out) if self.out else Path("runs") / self.study_name
-
-    def located(self, stored: "StudySettings | None") -> Self:
-        """The same settings with `study` and `out` filled in; a stored study keeps its name if its budget changes."""
-        name = stored.study if stored is not None and self.study is None else self.study_name
-        return self.model_copy(update={"study": name, "out": str(self.run_dir)})
 
     @property
     def data_name(self) -> str:

@@ -129,6 +129,8 @@ def print_runtimes(console: Console, targets: Mapping[str, LatencyTarget], recor
     """Print the record of `profile_in_every_runtime`."""
     for runtime, target in targets.items():
         print_nets(console, target, record["runtimes"][runtime]["nets"])
+    for runtime, reason in record["skipped"].items():
+        print_line(console, f"{runtime} skipped: {reason}", wrap=True)
     print_line(console, record["recommendation"], wrap=True)
 
 

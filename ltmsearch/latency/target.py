@@ -147,7 +147,7 @@ def _refuse_unsupported(device: torch.device, runtime: str, dtype: str, threads:
         rule = f"from 1 to {cpus}, the number of CPUs of this machine" if on_cpu else "omitted on a GPU"
         raise InputError(f"the threads of a latency target must be {rule}, but got {threads}")
     if runtime == "onnxruntime":
-        require_onnx()
+        require_onnx("the runtime onnxruntime")
         if not on_cpu or dtype != "fp32":
             raise InputError(f"onnxruntime needs fp32 on the CPU, but got {dtype} on {device}")
     if on_cpu and dtype == "fp16":

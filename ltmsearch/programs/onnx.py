@@ -17,10 +17,10 @@ IMAGES, LOGITS = "images", "logits"
 """Names of the input and the output."""
 
 
-def require_onnx() -> None:
-    """Raise an `InputError` with the install command if an ONNX library is missing."""
+def require_onnx(what: str = "--onnx") -> None:
+    """Raise an `InputError` with the install command if a library is missing that `what` needs."""
     if not all(find_spec(library) for library in LIBRARIES):
-        raise InputError("--onnx needs onnx, onnxscript and onnxruntime: pip install 'ltmsearch[onnx]'")
+        raise InputError(f"{what} needs onnx, onnxscript and onnxruntime: pip install 'ltmsearch[onnx]'")
 
 
 def export_onnx(model: nn.Module, path: Path, *, img_size: int) -> ExportedFile:

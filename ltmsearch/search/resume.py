@@ -10,7 +10,7 @@ import torch
 from optuna.storages import BaseStorage
 
 from ltmsearch.callbacks import Callbacks
-from ltmsearch.config.continuation import refuse_other_costs, refuse_other_settings
+from ltmsearch.config.continuation import continued, refuse_other_costs, refuse_other_settings
 from ltmsearch.config.settings import SETTINGS, ResolvedSettings, StudySettings
 from ltmsearch.errors import InputError
 from ltmsearch.io.files import refuse_links_outward, refuse_unwritable, remove_drafts, write_atomic
@@ -66,7 +66,7 @@ def open_run(settings: StudySettings, callbacks: Callbacks, clock: Clock, lease:
     load_probe(folder)
     load_answers(folder)
     stored = Run.open(folder).settings if Run.exists(folder) else None
-    settings = settings.located(stored)
+    settings = continued(settings, stored)
     if stored is not None:
         _refuse_other_study(settings, stored, folder)  # before anything is read or timed
     refuse_other_storage(settings, stored)
@@ -85,6 +85,12 @@ def open_run(settings: StudySettings, callbacks: Callbacks, clock: Clock, lease:
     before, now = (stored or context.settings).data_place[1], context.settings.data_place[1]
     if before != now:
         callbacks.note(f"the data were in {before} and are in {now}, with the same classes and numbers of images")
+    images = context.settings.scoring_batch_size
+    if stored is not None and stored.scoring_batch_size != images:
+        callbacks.note(
+            f"scores take {images} images at a time from now on, {stored.scoring_batch_size} before: they differ by "
+            "rounding"
+        )
     found = _load_weights(context, folder)
     for line in describe(context):
         callbacks.note(line)

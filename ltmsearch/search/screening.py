@@ -256,8 +256,11 @@ def _row(indices: np.ndarray) -> Row:
 
 
 def few_images(images: int) -> int:
-    """Number of the search images, of so many, on which every schedule is scored first."""
-    return min(images, max(FEWEST, round(FEW_SHARE * images)))
+    """Number of the search images, of so many, on which every schedule is scored first.
+
+    A multiple of `FEWEST`, so that whole batches of them are scored again with all images, and may be shared.
+    """
+    return min(images, max(1, round(FEW_SHARE * images / FEWEST)) * FEWEST)
 
 
 def scored_images(

@@ -166,7 +166,11 @@ class Evaluator:
                 if not is_out_of_memory(error):
                     raise
             free_memory(self.training.device)  # outside of `except`, whose traceback holds the tensors
-        raise TrialOutOfMemory(f"memory is full with batch sizes {full} and {batch_size}")
+        scoring = self.settings.scoring_batch_size
+        raise TrialOutOfMemory(
+            f"memory is full with batch sizes {full} and {batch_size}, and {scoring} images at a time in scoring "
+            "(--scoring-batch-size)"
+        )
 
     @contextmanager
     def _seeded(self, seed: int) -> Iterator[None]:

@@ -77,6 +77,7 @@ def test_completion_imports_no_heavy_library() -> None:
         ("cost", "swin_s3_t"): ["swin_s3_tiny_224"],
         ("cost", "mobilevit_s", "--form", ""): ["soft", "hard", "matched", "gradient", "select"],
         ("profile", "mobilevit_xx"): ["mobilevit_xxs"],
+        ("profile", "17.yaml", "--runtime", ""): ["torch", "compile", "onnxruntime", "all"],
         ("profile", "recipes/1.y"): [""],
         ("train", "r.yaml", "--sched", "co"): ["cosine", "constant"],
         ("front", "runs/"): [""],

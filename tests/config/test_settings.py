@@ -140,6 +140,7 @@ def test_only_trials_timeout_and_tolerance_may_change() -> None:
     ("change", "message"),
     [
         ({"trials": True}, "trials must be a number"),
+        ({"scoring_batch_size": True}, "scoring_batch_size must be a number"),
         ({"update_share": 1.5}, "update_share must be less than or equal to 1, but got 1.5"),
         ({"dataset": "folder"}, "dataset 'folder' needs data_dir"),
         ({"ib_beta": 0}, "ib_beta must be greater than 0"),

@@ -1,5 +1,6 @@
 """A study goes on from another working directory, and with its data in another place."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -49,6 +50,26 @@ def test_by_its_own_settings_file(begun: Path, tmp_path: Path, monkeypatch: pyte
     result = run_study(StudySettings.load(begun / "run/settings.yaml"))
     assert result.folder == begun / "run"
     assert len(result.front) >= 1
+
+
+def test_images_per_pass_are_kept_unless_others_are_given(begun: Path, tmp_path: Path) -> None:
+    """Also those of a study that began before they could be set."""
+
+    def passes(**given: int) -> tuple[int, list[str]]:
+        notes = Notes()
+        run_study(tiny_vit(Path("run"), data_dir="data", trials=2, **given), notes)
+        lines = [line for line in notes.lines if line.startswith("scores take")]
+        return Run.open(begun / "run").settings.scoring_batch_size, lines
+
+    assert passes() == (64, [])
+    assert passes(scoring_batch_size=8) == (
+        8,
+        ["scores take 8 images at a time from now on, 64 before: they differ by rounding"],
+    )
+    assert passes() == (8, [])
+    file = begun / "run/settings.yaml"
+    file.write_text(re.sub(r"^scoring_batch_size: .*\n", "", file.read_text(), flags=re.MULTILINE))
+    assert passes() == (32, [])
 
 
 @pytest.mark.long

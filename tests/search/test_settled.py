@@ -107,6 +107,20 @@ def test_a_study_that_continues_measures_nothing_again(tmp_path: Path, monkeypat
     assert torch.get_num_threads() == 2, "the process has its own number again"
 
 
+@pytest.mark.parametrize(("has", "precision"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_threads_are_measured_in_the_format_that_is_likely(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has: bool, precision: torch.dtype
+) -> None:
+    watch, used = Stopwatch(monkeypatch, threads=1, dtype=torch.float32), []
+    monkeypatch.setattr(module, "has_bf16", lambda _: has)
+    monkeypatch.setattr(
+        module, "choose_threads", lambda runtime, *_: (used.append(runtime.dtype), watch.choose_threads())[1]
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run_study(tiny_vit(tmp_path, precision="auto", trials=1), Interrupt(1))
+    assert used == [precision]
+
+
 def test_trials_may_be_scored_in_another_format_than_they_train(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,6 +126,25 @@ def test_ib_statistics_are_of_the_plain_network_and_of_training_images(
         assert torch.equal(used[1][name], value), name
 
 
+def test_scores_and_statistics_have_their_own_batches(
+    evaluator: Evaluator, half: MergeSchedule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: dict[str, set[int]] = {}
+
+    def batches(name: str) -> Any:
+        original = getattr(evaluator.data, name)
+        seen = sizes.setdefault(name, set())
+        return lambda *args, batch_size, **options: (
+            seen.add(batch_size) or original(*args, batch_size=batch_size, **options)
+        )
+
+    for name in ("search_batches", "calibration_batches"):
+        monkeypatch.setattr(evaluator.data, name, batches(name))
+    settings = evaluator.settings.model_copy(update={"scoring_batch_size": 5})
+    replace(evaluator, settings=settings).score(half, "search")
+    assert sizes == {"search_batches": {5}, "calibration_batches": {STATISTICS_BATCH}}
+
+
 @pytest.mark.parametrize("steps", [1, 3])
 def test_the_ib_weight_determines_the_trial(evaluator: Evaluator, half: MergeSchedule, steps: int) -> None:
     start, longer = start_of(evaluator), of_steps(evaluator, steps)
