@@ -36,7 +36,7 @@ CPU: dict[str, int] = {
     "proxy_steps": 4,
     "calibration_images": 32,
     "scoring_batch_size": 64,
-    "screened_schedules": 200,
+    "screened_schedules": 160,
     "search_images": 256,
     "rescore_images": 384,
     "report_images": 1000,
