@@ -38,6 +38,7 @@ class FreeAssignment:
     """(B, G, N, C)."""
 
     def collect(self, values: Tensor) -> Tensor:
+        """Never called: `FreeMerging` keeps tokens instead of averaging them."""
         raise NotImplementedError
 
     collect_few = collect
