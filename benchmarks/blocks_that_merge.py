@@ -1,6 +1,6 @@
 """Which blocks may merge: the searched schedule beside simple ones, with the shared weights of the searches.
 
-Claim:    in a small Swin, merges in every second block, behind shifted attention, cost fewer answers than in the others.
+Claim:    in a small Swin merges in every second block, behind shifted attention, cost fewer answers than in the others.
 Command:  python benchmarks/blocks_that_merge.py --work FOLDER --backbone swin_tiny_patch4_window7_224 …, all options
               as in search_gain.py before it, whose folder this reads
 Duration: two minutes
