@@ -12,7 +12,7 @@ MAY_CHANGE = frozenset(
 )
 """Settings that may change when a study continues; but a budget may not change to another kind of cost, and the data
 must have the same classes and numbers of images."""
-KEPT = ("study", "scoring_batch_size")
+KEPT = ("study", "scoring_batch_size", "screened_schedules")
 """Settings of a stored study that hold unless others are given, where defaults depend on a budget or have changed."""
 MEANINGS_OF_NONE = {"head": "probe"}
 """Settings that may be given or not, to the same effect."""

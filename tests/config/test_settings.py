@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ltmsearch.config.continuation import refuse_other_settings
+from ltmsearch.config.continuation import continued, refuse_other_settings
 from ltmsearch.config.defaults import Learning
 from ltmsearch.config.settings import ResolvedSettings, StudySettings
 from ltmsearch.errors import InputError
@@ -134,6 +134,18 @@ def test_only_trials_timeout_and_tolerance_may_change() -> None:
     refuse_other_settings(settings(trials=99, timeout=5, tolerance=2).resolved("cpu"), stored, Path("run"))
     with pytest.raises(InputError, match="seed was 0 and is now 4.*--study NAME or --out DIR"):
         refuse_other_settings(settings(seed=4).resolved("cpu"), stored, Path("run"))
+
+
+def test_a_study_keeps_what_newer_defaults_would_change() -> None:
+    stored = settings(screened_schedules=200, scoring_batch_size=32, study="mine").resolved("cpu")
+    kept = continued(settings(), stored)
+    assert (kept.screened_schedules, kept.scoring_batch_size, kept.study) == (200, 32, "mine")
+    refuse_other_settings(kept.resolved("cpu"), stored, Path("run"))
+    given = continued(settings(scoring_batch_size=8), stored)
+    assert (given.screened_schedules, given.scoring_batch_size) == (200, 8)
+    assert (
+        continued(settings(), None).resolved("cpu").screened_schedules == settings().resolved("cpu").screened_schedules
+    )
 
 
 @pytest.mark.parametrize(
