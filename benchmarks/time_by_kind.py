@@ -26,6 +26,7 @@ from ltmsearch.engine.runtime import keep_freed_memory
 from ltmsearch.merging import Merge
 from ltmsearch.merging.assignment import HardAssignment, SoftAssignment
 from ltmsearch.models import MERGING, create_subnet
+from ltmsearch.models.swin import KeyedWindowAttention
 
 BACKBONES = ("mobilevit_xs", "mobilevit_s", "efficientvit_b1", "vit_small_patch16_224", "swin_tiny_patch4_window7_224")
 SIZE = (224, 224)
@@ -65,26 +66,29 @@ def label_module(module: nn.Module, label: str) -> None:
 
 
 @contextmanager
-def unmerges_recorded() -> Iterator[None]:
-    """Record what carries values back to the tokens, and adds them there, as merging."""
-    methods: tuple[tuple[Any, str], ...] = (
-        *((SoftAssignment, "spread"), (HardAssignment, "spread"), (Merge, "unmerge_change")),
+def methods_recorded() -> Iterator[None]:
+    """Record what hooks do not see: the way back to tokens as merging, attention that gives its keys as attention."""
+    methods: tuple[tuple[Any, str, str], ...] = (
+        (SoftAssignment, "spread", "merging"),
+        (HardAssignment, "spread", "merging"),
+        (Merge, "unmerge_change", "merging"),
+        (KeyedWindowAttention, "forward", "attention"),
     )
 
-    def recorded(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def call(*args: Tensor) -> Tensor:
-            with record_function("merging"):
-                return method(*args)
+    def recorded(method: Callable[..., Tensor], label: str) -> Callable[..., Tensor]:
+        def call(*args: Any, **options: Any) -> Tensor:
+            with record_function(label):
+                return method(*args, **options)
 
         return call
 
-    own = [getattr(kind, name) for kind, name in methods]
+    own = [getattr(kind, name) for kind, name, _ in methods]
     try:
-        for (kind, name), method in zip(methods, own, strict=True):
-            setattr(kind, name, recorded(method))
+        for (kind, name, label), method in zip(methods, own, strict=True):
+            setattr(kind, name, recorded(method, label))
         yield
     finally:
-        for (kind, name), method in zip(methods, own, strict=True):
+        for (kind, name, _), method in zip(methods, own, strict=True):
             setattr(kind, name, method)
 
 
@@ -93,7 +97,7 @@ def time_by_kind(net: nn.Module, images: Tensor, runs: int) -> dict[str, float]:
     for path, module in net.named_modules():
         if kind := module_kind(path, module):
             label_module(module, kind)
-    with unmerges_recorded(), torch.inference_mode():
+    with methods_recorded(), torch.inference_mode():
         net(images)
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
             for _ in range(runs):

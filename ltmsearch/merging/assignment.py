@@ -168,6 +168,15 @@ def _by_image(matrix: Tensor, values: Tensor) -> Tensor:
     return torch.bmm(matrix, values.flatten(0, 1)).view(batch, groups, matrix.shape[1], channels)
 
 
+def rows_by_image(values: Tensor, index: Tensor, count: int) -> Tensor:
+    """Rows of values, the same ones of each image: (…, C) with `count` rows per image and (M,) int64 to (B·M, C)."""
+    channels = values.shape[-1]
+    if exporting():
+        return values.reshape(-1, count, channels).index_select(1, index).reshape(-1, channels)
+    values = values.reshape(-1, channels)  # whole rows at a time, as in `HardAssignment.collect`
+    return values.index_select(0, _rows(index.expand(values.shape[0] // count, -1), 1, count))
+
+
 def _rows(index: Tensor, groups: int, count: int) -> Tensor:
     """(B, M) numbers among the `count` tokens of one group to (B·G·M,) rows among those of all images and groups."""
     batch = index.shape[0]

@@ -229,8 +229,8 @@ class LearnableTokenMerging(MergeOperator):
         The scale a and the shift b per channel, which start at zero, grow with the size of the token.
         """
         growth = merged_sizes[..., None].log()  # (B, 1, P, 1), zero for a token that has not merged
-        scale = torch.addcmul(growth.new_ones(()), growth, self.scale.float())
-        return torch.addcmul(growth * self.shift.float(), merged, scale)
+        # As m + log s (a m + b): two passes over the tokens.
+        return torch.addcmul(merged, torch.addcmul(self.shift.float(), merged, self.scale.float()), growth)
 
     def forward(
         self,
@@ -261,9 +261,11 @@ class LearnableTokenMerging(MergeOperator):
             (minimum,) = constant_tensors(_minimum_totals, device=tokens.device)
             totals, merged_sizes = totals.clamp(min=minimum).split_with_sizes((PARTS, 1), dim=1)
         values = summable(tokens)
-        weighted = values.unflatten(-1, (PARTS, -1)) * w.transpose(-2, -1)[:, None, ..., None].to(values.dtype)
+        # Parts innermost: products and norms over the few parts are much slower with strides.
+        by_token = w.transpose(-2, -1).contiguous()[:, None, ..., None].to(values.dtype)  # (B, 1, N, K, 1)
+        weighted = values.unflatten(-1, (PARTS, -1)) * by_token
         parts = assignment.collect(weighted.flatten(-2)).unflatten(-1, (PARTS, -1))  # (B, G, P, K, D / K)
-        factors = totals.transpose(-2, -1)[:, None].reciprocal()  # (B, 1, P, K)
+        factors = totals.transpose(-2, -1).contiguous()[:, None].reciprocal()  # (B, 1, P, K)
         if self.form == "matched":
             part_lengths = factors * length(parts.float())[..., 0]
             factors = factors * self._length_correction(part_lengths, values, sizes, merged_sizes, assignment)

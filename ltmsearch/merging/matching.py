@@ -52,7 +52,8 @@ def similarity(keys: Tensor) -> Tensor:
     with full_precision(keys.device):  # products of long keys overflow in float16
         # The products have a fraction of the keys' numbers, so that dividing them by the lengths is cheaper.
         products = torch.bmm(even, odd.transpose(-2, -1))
-    return products / length(even) / length(odd).transpose(-2, -1)
+    lengths = length(keys)
+    return products / lengths[:, 0::2] / lengths[:, 1::2].transpose(-2, -1)
 
 
 def match_once(pairs: Tensor, merges: int) -> Tensor:

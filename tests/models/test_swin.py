@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ltmsearch.merging import OPERATORS
 from ltmsearch.models import MERGING, create_subnet
 from ltmsearch.models.supernet import Supernet
-from ltmsearch.models.windows import PADDING_SIZE, fit_windows, in_windows, window_sizes
+from ltmsearch.models.windows import PADDING_SIZE, fit_windows, in_windows, to_merging_windows, window_sizes
 
 TINY_SWIN: dict[str, Any] = {"embed_dim": 32, "depths": (2, 2, 1, 1), "num_heads": (1, 2, 2, 4), "num_classes": 5}
 
@@ -102,6 +102,18 @@ def test_tome_sees_the_keys_of_its_own_tokens(shifted: int, rows: int) -> None:
         keys = block.attn.qkv(normed).unflatten(-1, (3, block.attn.num_heads, -1))[:, :, 1]
     real = window_sizes(x, (7, 7)) == 1
     torch.testing.assert_close(seen[0][real], keys[real])
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (3, 3), (0, 2)])
+@pytest.mark.parametrize("merging", [(7, 7), (5, 3), (4, 4)])
+@pytest.mark.parametrize("size", [(14, 14), (12, 8), (15, 9)])
+def test_shifted_windows_come_back_to_their_places(
+    size: tuple[int, int], merging: tuple[int, int], shift: tuple[int, int]
+) -> None:
+    feature_map = torch.rand(2, *size, 5)
+    shifted = in_windows(torch.roll(feature_map, (-shift[0], -shift[1]), dims=(1, 2)), (7, 7))
+    back = to_merging_windows(shifted, (7, 7), shift, size, merging)
+    assert torch.equal(back, in_windows(feature_map, merging))
 
 
 def test_blocks_hold_timms_parameters_and_one_merging_child() -> None:
