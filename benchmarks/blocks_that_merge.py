@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 from harness.arguments import benchmark_parser, parse, study_settings
+from harness.gain_findings import gain
 from harness.gain_options import QUICK, add_gain_options
-from harness.gain_study import GainStudy, gain
+from harness.gain_study import GainStudy
 from harness.records import settings_of, write_results
 from harness.statistics import mean_sd
 from harness.tables import print_table

@@ -25,8 +25,9 @@ from typing import Any
 
 import numpy as np
 from harness.arguments import benchmark_parser, parse, study_settings
+from harness.gain_findings import Answered, gain, pooled
 from harness.gain_options import QUICK, add_gain_options
-from harness.gain_study import Answered, GainStudy, gain
+from harness.gain_study import GainStudy
 from harness.records import settings_of, write_results
 from harness.statistics import mean_sd
 from harness.tables import markdown_table, print_table
@@ -70,15 +71,10 @@ def compare(study: GainStudy, share: float) -> dict[str, Any]:
     }
 
 
-def pooled(seeds: list[dict[str, Any]], rival: str, when: str) -> str:
-    """Mean over seeds, the standard error of one seed over images, and the standard deviation over seeds."""
+def pooled_over(seeds: list[dict[str, Any]], rival: str, when: str) -> str:
+    """The searched network less a rival: see `pooled`."""
     known = [seed["less"].get(rival, {}) for seed in seeds]
-    each = [Difference(**one[when]) for one in known if when in one]
-    if not each:
-        return ""
-    values = [one.value for one in each]
-    whole = Difference(value=mean(values), se=float(np.sqrt(np.mean([one.se**2 for one in each]))))
-    return f"{whole}" + (f" (sd {np.std(values, ddof=1):.1f})" if len(values) > 1 else "")
+    return pooled([Difference(**one[when]) for one in known if when in one])
 
 
 def divergence_saved(seeds: list[dict[str, Any]], rival: str) -> str:
@@ -92,7 +88,7 @@ def gain_rows(results: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
     rows = []
     for share, seeds in results.items():
         for rival in RIVALS:
-            cells = [pooled(seeds, rival, when) for when in ("before", "after")]
+            cells = [pooled_over(seeds, rival, when) for when in ("before", "after")]
             if any(cells):
                 rows.append([share, rival, *cells, divergence_saved(seeds, rival)])
     return rows

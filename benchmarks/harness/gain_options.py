@@ -36,4 +36,6 @@ def add_gain_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train-lr", type=float, default=1e-5, help="peak rate; masks have ten times this")
     parser.add_argument("--base-steps", type=int, default=2000, help="without a checkpoint: steps of the plain network")
     parser.add_argument("--base-lr", type=float, default=1e-3, help="their peak rate")
+    parser.add_argument("--base-tuning-steps", type=int, default=0, help="then steps on labels with all its weights")
+    parser.add_argument("--base-tuning-lr", type=float, default=1e-5, help="their peak rate")
     add_settings(parser)

@@ -10,7 +10,7 @@ and with the trained weights frozen, as in DiffRate, θ minimises over training 
 
     J(θ) = E_s[ CE(x; s) ]  +  λ · ( E_s[C(s)] / T − 1 )²
 
-where C counts multiply-adds and T is the target.
+where C counts multiply-adds and T is the target. With a teacher, CE is the KL divergence from its predictions.
 
 *The penalty is exact.* A cost is a walk along the grids of tokens, so under p the grids are a Markov chain: with
 π_l(g) the probability that grid g reaches layer l, E_s[C] = C_plain + Σ_l Σ_g π_l(g) Σ_c p_l(c) step_l[g, c], and
@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltmsearch.costs import CostTable
-from ltmsearch.engine.evaluation import preserve_batchnorm
+from ltmsearch.engine.evaluation import divergence, preserve_batchnorm
 from ltmsearch.engine.runtime import Runtime
 from ltmsearch.models.supernet import Supernet
 from ltmsearch.schedules.schedule import MergeSchedule
@@ -89,6 +89,7 @@ def learn_schedule(
     draws: int,
     runtime: Runtime,
     seed: int,
+    teacher: nn.Module | None = None,
 ) -> Learned:
     """Learn a schedule by the formulas at the top of this module.
 
@@ -101,6 +102,7 @@ def learn_schedule(
         draws: K, schedules per step, two or more.
         runtime: Device and number format.
         seed: Seed of the draws.
+        teacher: Network whose predictions are to be kept; None: labels count.
     """
     generator = torch.Generator().manual_seed(seed)
     logits = [each.requires_grad_(True) for each in starting_logits(table, space, target)]
@@ -109,7 +111,8 @@ def learn_schedule(
     for images, labels in batches:
         logs = [each.log_softmax(dim=0) for each in logits]
         drawn = torch.stack([torch.multinomial(p.exp().detach(), draws, True, generator=generator) for p in logs], 1)
-        losses = _losses(supernet, [space.schedule(row) for row in drawn.numpy()], images, labels, runtime)
+        schedules = [space.schedule(row) for row in drawn.numpy()]
+        losses = _losses(supernet, schedules, images, labels, runtime, teacher)
         advantages = (losses - losses.mean()) * draws / (draws - 1)  # each less the mean of the others
         scores = sum(log[column] for log, column in zip(logs, drawn.unbind(1), strict=True))
         relative = expected_cost(table, [log.exp() for log in logs]) / target
@@ -167,16 +170,28 @@ def starting_logits(table: CostTable, space: SearchSpace, target: float) -> list
 
 @torch.no_grad()
 def _losses(
-    supernet: Supernet, schedules: list[MergeSchedule], images: Tensor, labels: Tensor, runtime: Runtime
+    supernet: Supernet,
+    schedules: list[MergeSchedule],
+    images: Tensor,
+    labels: Tensor,
+    runtime: Runtime,
+    teacher: nn.Module | None,
 ) -> Tensor:
-    """(K,) cross-entropies of the same images under each schedule."""
+    """(K,) cross-entropies of the same images under each schedule, or divergences from a teacher."""
     images, losses = runtime.images(images), []
+    target = None
+    if teacher is not None:
+        with runtime.autocast():
+            target = teacher(images).float().log_softmax(dim=1)
     with preserve_batchnorm(supernet):
         _by_the_batch(supernet.eval())
         for schedule in schedules:
             with supernet.active(schedule), runtime.autocast():
                 logits = supernet(images)
-            losses.append(F.cross_entropy(logits.float(), labels).double())
+            loss = (
+                F.cross_entropy(logits.float(), labels) if target is None else divergence(logits.float(), target).mean()
+            )
+            losses.append(loss.double())
     return torch.stack(losses)
 
 

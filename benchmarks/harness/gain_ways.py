@@ -1,0 +1,184 @@
+"""Ways to make a network cheaper: schedules of equal cost, each with the seconds that it took to find.
+
+Ways by hand take the plain network's own weights: the best of a few candidates by KL divergence from the plain network
+on validation images, as a careful person chooses. The searches are those of `ltmsearch run`.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.gain_study import GainStudy
+from harness.learned_schedule import learn_schedule
+from harness.records import finished
+from ltmsearch.engine.evaluation import divergence, log_probabilities
+from ltmsearch.engine.steps import downscale
+from ltmsearch.models import get_adapter
+from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.schedules.space import SearchSpace
+from ltmsearch.schedules.space_file import SpaceFile
+from ltmsearch.search.baselines import Baseline, with_choices
+from ltmsearch.search.run import Run
+from ltmsearch.search.setup import StudyContext
+
+SMALLER = "plain, smaller images"
+ONE_AT_BEST = "one ratio, best image size"
+TOME = "ToMe, constant r"
+ONE = "one ratio, best form"
+LEARNED = "learned by gradient"
+FIXED = "searched, one image size"
+SEARCHED = "searched, image sizes too"
+WAYS = (SMALLER, ONE_AT_BEST, TOME, ONE, LEARNED, FIXED, SEARCHED)
+DRAWS = 6
+"""Schedules per step of the learned one."""
+
+
+class Ways:
+    """The schedules of one seed, at each share of the plain network's cost.
+
+    Args:
+        args: Options of `gain_table.py`.
+        seed: Seed of the data, the plain network and all searches.
+        settings: Further settings of the studies.
+    """
+
+    def __init__(self, args: argparse.Namespace, seed: int, settings: dict[str, str]) -> None:
+        self.args = args
+        self.sized = GainStudy(args, seed, {**settings, "search_img_size": "auto"}, "-sizes")
+        self.fixed = GainStudy(args, seed, settings)
+        self.tome = GainStudy(args, seed, {**settings, "operator": "tome"}, "-tome")
+
+    def study(self, way: str) -> GainStudy:
+        """The study whose network has the operator of a way."""
+        return {TOME: self.tome, ONE: self.fixed, LEARNED: self.fixed, FIXED: self.fixed}.get(way, self.sized)
+
+    def found(self, share: float) -> dict[str, dict[str, Any]]:
+        """Way → its schedule, cost and seconds; a way that has none at this cost is left out."""
+        out = {}
+        for way in WAYS:
+            path = self.study(way).place(share) / f"{way.replace(' ', '-').replace(',', '')}.json"
+            found = finished(path, partial(self._find, way, share))
+            if found:
+                out[way] = found
+        return out
+
+    def _find(self, way: str, share: float) -> dict[str, Any]:
+        if way in (FIXED, SEARCHED):
+            return self._searched(self.study(way), share)
+        study, begun = self.study(way), time.perf_counter()
+        context = study.context_at(share)
+        if way == LEARNED:
+            found = self._learn(context)
+        else:
+            fitting = list(_candidates(way, context, study.args.img_size))
+            if not fitting:
+                return {}
+            found = min(fitting, key=partial(self._divergence, context)) if len(fitting) > 1 else fitting[0]
+        return _described(context, found, time.perf_counter() - begun)
+
+    def _searched(self, study: GainStudy, share: float) -> dict[str, Any]:
+        found = study.search(share)
+        trials = Run.open(study.run_folder(share)).trials
+        schedule = next(each.schedule for each in trials if each.trial == found["nets"]["searched"])
+        about = _described(study.context_at(share), schedule, sum(found["seconds"].values()))
+        return about | {"verdict": found["verdict"][-1]}
+
+    def _divergence(self, context: StudyContext, schedule: MergeSchedule) -> float:
+        """KL divergence from the plain network on validation images."""
+        evaluator = context.evaluator
+        subnet = evaluator.recalibrated_subnet(schedule)
+
+        def batches(side: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+            held_out = evaluator.data.validation_batches(
+                batch_size=context.settings.scoring_batch_size, limit=context.settings.rescore_images
+            )
+            return ((x if side is None else downscale(x, side), labels) for x, labels in held_out)
+
+        target = log_probabilities(self.sized.teacher, batches(None), evaluator.scoring)
+        return (
+            divergence(log_probabilities(subnet, batches(schedule.img_size), evaluator.scoring), target).mean().item()
+        )
+
+    def _learn(self, context: StudyContext) -> MergeSchedule:
+        """By gradient, on the images that score trials, over the choices that the search has at one image size."""
+        evaluator, args = context.evaluator, self.args
+        family = get_adapter(args.backbone).family
+        file = with_choices(SpaceFile.load(None, family=family), _own_size(context.settled.baselines or ()))
+        space = SearchSpace.build(file, context.costs)
+        images, labels = (torch.cat(parts) for parts in zip(*evaluator.data.search_batches(batch_size=64), strict=True))
+
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            rng = np.random.default_rng(context.settings.seed)
+            for _ in range(args.learning_steps):
+                some = rng.choice(len(images), size=args.train_batch, replace=False)
+                yield images[some], labels[some]
+
+        target = context.budgets[0].limit
+        options: dict[str, Any] = {"draws": DRAWS, "runtime": evaluator.scoring, "seed": context.settings.seed}
+        table = context.costs.table(space.choices)
+        supernet = evaluator.supernet
+        return learn_schedule(supernet, space, table, target, batches(), teacher=self.sized.teacher, **options).schedule
+
+
+def _candidates(way: str, context: StudyContext, img_size: int) -> Iterator[MergeSchedule]:
+    """Schedules by hand that fit the budget."""
+    kinds: dict[str, Callable[[Baseline], bool]] = {
+        SMALLER: lambda one: one.label.startswith("plain at"),
+        ONE_AT_BEST: lambda one: one.label.startswith("uniform") and one.form in (None, forms[0]),
+        TOME: lambda one: "per layer" in one.label,
+        ONE: lambda one: one.label.startswith("uniform") and one.img_size in (None, img_size),
+    }
+    forms = context.space.forms
+    for one in context.settled.baselines or ():
+        if kinds[way](one):
+            yield context.space.schedule(one.indices(context.space))
+
+
+def _own_size(baselines: Sequence[Baseline]) -> list[Baseline]:
+    return [one for one in baselines if one.img_size is None]
+
+
+def _described(context: StudyContext, schedule: MergeSchedule, seconds: float) -> dict[str, Any]:
+    return {
+        "gflops": context.costs_at(schedule).gflops(schedule),
+        "seconds": seconds,
+        "schedule": {
+            "keep_ratios": dict(schedule.keep_ratios),
+            "operator": schedule.operator,
+            "forms": dict(schedule.forms),
+            "img_size": schedule.img_size,
+        },
+    }
+
+
+class FineTuned:
+    """The networks of the ways, without training and fine-tuned alike from the plain network's own weights."""
+
+    def __init__(self, ways: Ways) -> None:
+        self.ways = ways
+
+    @cached_property
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """Operator → weights of its supernet before any training."""
+        studies = (self.ways.sized, self.ways.tome)
+        nets = {study.context.settings.operator: study.context.evaluator.supernet for study in studies}
+        return {name: {key: value.clone() for key, value in net.state_dict().items()} for name, net in nets.items()}
+
+    def runs(self, way: str, share: float, found: dict[str, Any]) -> list[dict[str, Any]]:
+        """Answers to the reported images, by training seed."""
+        study, schedule = self.ways.study(way), MergeSchedule(**found["schedule"])
+        trainer = self.ways.tome if schedule.operator == "tome" else self.ways.sized
+
+        def tune(seed: int) -> dict[str, Any]:
+            weights = self.weights[schedule.operator]
+            return trainer.fine_tuned(f"{share:g}, {way}", weights, schedule, seed)
+
+        name = way.replace(" ", "-").replace(",", "")
+        seeds = range(self.ways.args.train_seeds)
+        return [finished(study.place(share) / f"{name}-tuned-{seed}.json", partial(tune, seed)) for seed in seeds]
