@@ -1,11 +1,10 @@
 """Training on a CPU: operations for which torch chooses a kernel that is slow or faulty, computed by another one.
 
 As found with torch 2.14 (oneDNN 3.12) on a Xeon with AMX; nothing else changes, and nothing without gradients. Every
-operation costs 2 µs more. Activation checkpointing computes its part again outside of the mode: enter it there too.
+operation costs a microsecond more. Activation checkpointing computes its part again outside of the mode: enter it there too.
 
 * Attention and convolutions in groups run in fp32 where autocast would take bf16: their backward kernels in bf16 are
-  many times slower. Measured once, on a busy machine: attention of 65 tokens takes 39 instead of 13 ms, that of 64
-  windows of 49 tokens 88 instead of 12, a depthwise 3×3 convolution of stride 2 116 instead of 11.
+  two to four times slower (benchmarks/cpu_kernels.py).
 * 1×1 convolutions of stride 2 of few channels, such as in FastViT's stem, drop the pixels they skip beforehand: the
   gradient of their weights is written beyond the memory it has (https://github.com/uxlfoundation/oneDNN/issues/6035).
 """
