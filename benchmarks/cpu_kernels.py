@@ -41,8 +41,10 @@ def operations(batch: int) -> dict[str, Callable[[], Tensor]]:
     image, depthwise = wanted(batch, 96, 56, 56), wanted(96, 1, 3, 3)
     narrow, kernel = wanted(batch, 24, 28, 28), wanted(48, 24, 1, 1)
     return {
-        "attention of 65 tokens, 6 heads": lambda: F.scaled_dot_product_attention(*vit),
-        "attention in 16 windows of 49 tokens, 3 heads": lambda: F.scaled_dot_product_attention(*swin),
+        "attention of 65 tokens, 6 heads": lambda: F.scaled_dot_product_attention(vit[0], vit[1], vit[2]),
+        "attention in 16 windows of 49 tokens, 3 heads": lambda: F.scaled_dot_product_attention(
+            swin[0], swin[1], swin[2]
+        ),
         "depthwise 3×3 convolution, stride 2, 96 channels": lambda: F.conv2d(
             image, depthwise, stride=2, padding=1, groups=96
         ),

@@ -7,9 +7,8 @@ Result:   benchmarks/results/merged_latency.json
 Page:     docs/benchmarks/costs.md
 
 One keep ratio in all layers, 224 px unless a name ends in another size (NAME@PIXELS), channels last, eager, one
-thread; masks cluster by content, as in trained weights. `by rule` takes per layer the form that is fastest there;
-`free` is a merge that costs nothing, the upper bound. ToMe merges by a schedule of the same GFLOPs as the form beside
-it.
+thread; masks cluster by content, as in trained weights. `free` is a merge that costs nothing, the upper bound. ToMe
+merges by a schedule of the same GFLOPs as the form beside it.
 
 All nets of a backbone take turns call by call. A latency is the minimum over rounds of the median of a round, the
 spread the middle half of the plain net's medians. The clock counts the seconds that the thread ran, so that a busy
@@ -22,7 +21,7 @@ from typing import Any
 
 import torch
 from harness.arguments import add_backbones, benchmark_parser, parse
-from harness.merged_nets import BY_RULE, EQUAL, FORMS, at_size, make_nets
+from harness.merged_nets import EQUAL, FORMS, at_size, make_nets
 from harness.records import settings_of, write_results
 from harness.tables import console, print_table
 from harness.timing import relative_spread, round_medians
@@ -36,12 +35,11 @@ BACKBONES = (
 CALLS = 15
 """Calls of each net in a round at batch 1; fewer of larger batches."""
 CLOCKS = {"cpu": time.thread_time, "wall": time.perf_counter}
-LTM = (*FORMS, BY_RULE)
 
 
 def measure(backbone: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
     """Latencies and costs of one backbone at one batch size, over those of the plain net."""
-    made = make_nets(backbone, args.keep, batch)
+    made = make_nets(backbone, args.keep)
     _, size = at_size(backbone)
     images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
     runs = {name: lambda net=net: net(images) for name, net in made.nets.items()}
@@ -49,8 +47,8 @@ def measure(backbone: str, batch: int, args: argparse.Namespace) -> dict[str, An
         medians = round_medians(runs, rounds=args.rounds, calls=max(1, CALLS // batch), clock=CLOCKS[args.clock])
     plain = min(medians["plain"])
     latency = {name: min(values) / plain for name, values in medians.items()}
-    share = {name: (1 - latency[name]) / (1 - made.cost[name]) for name in LTM}
-    fastest = min(LTM, key=latency.__getitem__)
+    share = {name: (1 - latency[name]) / (1 - made.cost[name]) for name in FORMS}
+    fastest = min(FORMS, key=latency.__getitem__)
     return {
         "medians_ms": medians,
         "spread": relative_spread(medians["plain"]),
@@ -61,17 +59,17 @@ def measure(backbone: str, batch: int, args: argparse.Namespace) -> dict[str, An
         "free_share": (1 - latency["free"]) / (1 - made.cost[fastest]),
         "tome": made.tome,
         "fastest": fastest,
-        "over_tome": {name: latency[name] / latency[made.tome[name]] for name in LTM},
+        "over_tome": {name: latency[name] / latency[made.tome[name]] for name in FORMS},
     }
 
 
 def print_result(backbone: str, batch: int, result: dict[str, Any]) -> None:
     """Print the table of one backbone at one batch size, and what its best form reaches."""
     rows = []
-    for name in (*LTM, "pool", "free"):
+    for name in (*FORMS, "pool", "free"):
         cost, latency = result["gflops_over_plain"].get(name), result["over_plain"][name]
         cells = [f"{latency:.2f}", "" if cost is None else f"{cost:.2f}"]
-        if name in LTM:
+        if name in FORMS:
             differ = result["gflops_over_plain"][result["tome"][name]] / cost - 1
             note = "" if abs(differ) <= EQUAL else " (not equal)"
             cells += [f"{result['share'][name]:.2f}", f"{result['over_tome'][name]:.2f}", f"{differ:+.2%}{note}"]

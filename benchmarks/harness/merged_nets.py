@@ -16,9 +16,6 @@ from ltmsearch.schedules.schedule import Form, MergeSchedule
 IMG_SIZE = 224
 """Image side in pixels, where a name has none."""
 FORMS: tuple[Form, ...] = ("soft", "hard", "matched")
-BY_RULE = "by rule"
-DENSE_BELOW = 4e6
-"""Below so many multiply-adds of Aᵀ Z, over images, windows and groups, the soft form is the fastest: see `by_rule`."""
 EQUAL = 0.01
 """GFLOPs that differ by this share or less are equal."""
 
@@ -75,25 +72,6 @@ def free_net(backbone: str, layers: tuple[str, ...], keep: float, img_size: int)
     return net
 
 
-def by_rule(costs: CostModel, keep: float, batch: int) -> dict[str, Form]:
-    """Fastest form per layer: soft where B·W·G·N·P·D is small, else by index.
-
-    Without an N×P matrix a merge takes about ten small calls more, and saves 2·N·P·D multiply-adds per group. Of the
-    two forms by index matching makes fewer calls; in front of a convolution (`needs_grid`) tokens must stay on the
-    grid. Where merges accumulate, no soft merge can follow a matched one.
-    """
-    grids = costs.grids(MergeSchedule.uniform(costs.layers, keep, "ltm", "soft"))
-    forms: dict[str, Form] = {}
-    for chain in costs.chains:
-        left = False
-        for layer in chain.layers:
-            n, p = (tokens(grid) for grid in grids[layer.name])
-            dense = batch * layer.windows * layer.groups * n * p * layer.dim < DENSE_BELOW
-            forms[layer.name] = "soft" if dense and not left else "hard" if layer.needs_grid else "matched"
-            left = left or forms[layer.name] == "matched"
-    return forms
-
-
 def nearest_tome(costs: CostModel, macs: int) -> MergeSchedule:
     """ToMe's schedule of the nearest cost: one keep ratio up to some layer and another from there on."""
     ratios = [float(ratio) for ratio in np.round(np.arange(0.3, 1.0, 0.02), 2)]
@@ -123,17 +101,16 @@ class MergedNets:
         return next((name for name in names if abs(self.cost[name] / cost - 1) <= EQUAL / 2), None)
 
 
-def make_nets(name: str, keep: float, batch: int) -> MergedNets:
-    """Plain net, forms of LTM, ToMe at the cost of each form, pooling, and the free merge; `name`: see `at_size`."""
-    backbone, size = at_size(name)
+def make_nets(sized_name: str, keep: float) -> MergedNets:
+    """Plain net, forms of LTM, ToMe at the cost of each form, pooling, and the free merge; for the name: `at_size`."""
+    backbone, size = at_size(sized_name)
     build = partial(create_subnet, backbone, img_size=size)
     made, plain = MergedNets(), build()
     costs, tome, pool = (cost_model(backbone, plain, (size, size), operator) for operator in ("ltm", "tome", "pool"))
     made.nets["plain"], made.cost["plain"] = plain, 1.0
-    forms_of: dict[str, dict[str, Form]] = {form: dict.fromkeys(costs.layers, form) for form in FORMS}
-    for name, forms in {**forms_of, BY_RULE: by_rule(costs, keep, batch)}.items():
-        made.nets[name] = build(keep_ratios={"*": keep}, forms=forms, mask_start="content")
-        macs = costs.macs(MergeSchedule(keep_ratios=dict.fromkeys(costs.layers, keep), operator="ltm", forms=forms))
+    for name in FORMS:
+        made.nets[name] = build(keep_ratios={"*": keep}, forms=name, mask_start="content")
+        macs = costs.macs(MergeSchedule.uniform(costs.layers, keep, "ltm", name))
         made.cost[name] = macs / costs.base
         equal = made.known_tome(made.cost[name])
         if equal is None:

@@ -1,7 +1,8 @@
 """Training on a CPU: operations for which torch chooses a kernel that is slow or faulty, computed by another one.
 
 As found with torch 2.14 (oneDNN 3.12) on a Xeon with AMX; nothing else changes, and nothing without gradients. Every
-operation costs a microsecond more. Activation checkpointing computes its part again outside of the mode: enter it there too.
+operation costs a microsecond more. Activation checkpointing computes its part again outside of the mode: enter it
+there too.
 
 * Attention and convolutions in groups run in fp32 where autocast would take bf16: their backward kernels in bf16 are
   two to four times slower (benchmarks/cpu_kernels.py).

@@ -18,7 +18,8 @@ from ltmsearch.merging.top_k import ranked
 def length(vectors: Tensor) -> Tensor:
     """Length of the vectors in the last dimension, which is kept; at least 1e-12."""
     if exporting():  # without ONNX's ReduceL2, whose shape onnxruntime's tools for quantisation cannot infer
-        return vectors.square().sum(dim=-1, keepdim=True).clamp_min(1e-24).sqrt()
+        # Products, since squares become ONNX's Pow, which is many times slower.
+        return (vectors * vectors).sum(dim=-1, keepdim=True).clamp_min(1e-24).sqrt()
     return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min(1e-12)
 
 
