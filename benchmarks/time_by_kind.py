@@ -6,7 +6,8 @@ Duration: ten minutes
 Result:   benchmarks/results/time_by_kind.json
 Page:     docs/benchmarks/costs.md
 
-Nets as in `merged_latency.py`: one keep ratio in all layers, 224 px, eager, one thread; torch.profiler.
+Nets as in `merged_latency.py`: one keep ratio in all layers, 224 px unless a name ends in another size (NAME@PIXELS),
+eager, one thread; torch.profiler. `--precision bf16`: under autocast, as where trials are scored.
 """
 
 from collections import Counter
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from harness.arguments import add_backbones, benchmark_parser, parse
+from harness.merged_nets import at_size
 from harness.records import settings_of, write_results
 from harness.tables import print_table
 from torch import Tensor, nn
@@ -29,7 +31,6 @@ from ltmsearch.models import MERGING, create_subnet
 from ltmsearch.models.swin import KeyedWindowAttention
 
 BACKBONES = ("mobilevit_xs", "mobilevit_s", "efficientvit_b1", "vit_small_patch16_224", "swin_tiny_patch4_window7_224")
-SIZE = (224, 224)
 NORMS = (nn.BatchNorm2d, nn.LayerNorm)
 KINDS = ("convolution", "norm, activation", "attention", "MLP", "merging", "rest")
 
@@ -92,12 +93,12 @@ def methods_recorded() -> Iterator[None]:
             setattr(kind, name, method)
 
 
-def time_by_kind(net: nn.Module, images: Tensor, runs: int) -> dict[str, float]:
-    """Share of the time by kind; unmerging counts as merging."""
+def time_by_kind(net: nn.Module, images: Tensor, runs: int, *, bf16: bool) -> dict[str, float]:
+    """Share of the time by kind, and `ms`, that of a call; unmerging counts as merging."""
     for path, module in net.named_modules():
         if kind := module_kind(path, module):
             label_module(module, kind)
-    with methods_recorded(), torch.inference_mode():
+    with methods_recorded(), torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
         net(images)
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
             for _ in range(runs):
@@ -110,12 +111,12 @@ def time_by_kind(net: nn.Module, images: Tensor, runs: int) -> dict[str, float]:
             parent = parent.cpu_parent
         if event.name.startswith("aten::"):
             spent[operator_kind(event.name, labels)] += event.self_cpu_time_total
-    return {kind: spent[kind] / spent.total() for kind in KINDS}
+    return {kind: spent[kind] / spent.total() for kind in KINDS} | {"ms": spent.total() / runs / 1000}
 
 
-def macs_by_kind(net: nn.Module) -> dict[str, float]:
+def macs_by_kind(net: nn.Module, size: int) -> dict[str, float]:
     """Share of the multiply-adds by kind."""
-    counted, found = traced_macs_by_module(net, SIZE), Counter[str]()
+    counted, found = traced_macs_by_module(net, (size, size)), Counter[str]()
     for path, module in net.named_modules():
         kind = module_kind(path, module)
         if isinstance(module, nn.Conv2d):
@@ -135,27 +136,31 @@ def main() -> None:
     parser.add_argument("--keep", type=float, default=0.5, help="keep ratio of all layers")
     parser.add_argument("--form", default="matched", help="form of the merged net")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--runs", type=int, default=10, help="calls that are profiled")
     args = parse(parser, backbones=["mobilevit_xxs"], batch_sizes=[1], runs=1)
     torch.set_num_threads(1)
     keep_freed_memory()
+    bf16 = args.precision == "bf16"
     results: dict[str, Any] = {}
     merging: dict[str, Any]
     rows = []
-    for backbone in args.backbones:
+    for given in args.backbones:
+        backbone, size = at_size(given)
         for name, ratio in (("plain", None), ("merged", args.keep)):
             merging = {"keep_ratios": {"*": ratio}, "forms": args.form, "mask_start": "content"}
-            net = create_subnet(backbone, **(merging if ratio else {})).eval()
-            shares = {"multiply-adds": macs_by_kind(net)}
+            net = create_subnet(backbone, img_size=size, **(merging if ratio else {})).eval()
+            shares = {"multiply-adds": macs_by_kind(net, size)}
             net.to(memory_format=torch.channels_last)
             for batch in args.batch_sizes:
-                images = torch.randn(batch, 3, *SIZE).to(memory_format=torch.channels_last)
-                shares[f"time at batch {batch}"] = time_by_kind(net, images, args.runs)
-            results.setdefault(backbone, {})[name] = shares
+                images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
+                shares[f"time at batch {batch}"] = time_by_kind(net, images, args.runs, bf16=bf16)
+            results.setdefault(given, {})[name] = shares
             rows += [
-                [f"{backbone}, {name}, {what}", *(f"{by[kind]:.1%}" for kind in KINDS)] for what, by in shares.items()
+                [f"{given}, {name}, {what}", *(f"{by[kind]:.1%}" for kind in KINDS), f"{by.get('ms', 0):.1f}"]
+                for what, by in shares.items()
             ]
-    print_table("shares by kind of work", ("net", *KINDS), rows)
+    print_table("shares by kind of work", ("net", *KINDS, "ms"), rows)
     write_results(args.out / "time_by_kind.json", settings=settings_of(args), backbones=results)
 
 
