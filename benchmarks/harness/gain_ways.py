@@ -71,7 +71,9 @@ class Ways:
     def _find(self, way: str, share: float) -> dict[str, Any]:
         if way in (FIXED, SEARCHED):
             return self._searched(self.study(way), share)
-        study, begun = self.study(way), time.perf_counter()
+        study = self.study(way)
+        assert self.sized.teacher  # made before the clock starts
+        begun = time.perf_counter()
         context = study.context_at(share)
         if way == LEARNED:
             found = self._learn(context)
