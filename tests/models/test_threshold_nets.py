@@ -131,6 +131,7 @@ def test_bf16_answers_are_finite() -> None:
         assert torch.isfinite(net("map")(images())).all()
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 11), reason="torch 2.8 to 2.10 cannot compile these networks")
 def test_compiled_networks_keep_all_places_and_answer_alike() -> None:
     model, x = net(), images()
     with torch.no_grad():
