@@ -20,6 +20,7 @@ from harness.arguments import add_backbones, benchmark_parser, parse
 from harness.merged_nets import at_size
 from harness.records import settings_of, write_results
 from harness.tables import print_table
+from timm.models.efficientvit_mit import LiteMLA
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -38,7 +39,7 @@ KINDS = ("convolution", "norm, activation", "attention", "MLP", "merging", "rest
 def module_kind(path: str, module: nn.Module) -> str | None:
     """Kind that everything inside a module belongs to, where there is one."""
     known = {MERGING: "merging", "attn": "attention", "mlp": "MLP"}
-    return "attention" if type(module).__name__ == "LiteMLA" else known.get(path.rpartition(".")[2])
+    return "attention" if isinstance(module, LiteMLA) else known.get(path.rpartition(".")[2])
 
 
 def operator_kind(operator: str, labels: set[str]) -> str:
