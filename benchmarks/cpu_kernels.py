@@ -1,20 +1,22 @@
 """Kernels that torch chooses for bf16 training on a CPU, and those that `ltmsearch` takes instead.
 
-Claim:    forward and backward passes of attention and of convolutions in groups under bf16 autocast are faster with
-          engine/cpu_kernels.py than without.
+Claim:    under bf16 autocast attention and convolutions in groups train faster with engine/cpu_kernels.py than without.
 Command:  python benchmarks/cpu_kernels.py
 Duration: a minute
 Result:   benchmarks/results/cpu_kernels.json
 Page:     docs/benchmarks/search.md
 
-One thread, batch 16 at 112 px; a pass is forward and backward. Both ways take turns call by call; medians of each
-round, in seconds that the thread ran. *fp32* is the same without autocast. *Overhead* is what the mode adds to a call
-that it does not change.
+One thread; shapes of ViT-S, Swin-T and FastViT at 112 px. Activations come in bf16, weights in fp32, as in a network
+under autocast; the last way is fp32 throughout. All ways take turns call by call; a time is the median over rounds of
+the median of a round, in seconds that the thread ran. *Overhead* is what the mode adds to a call that it does not
+change.
 """
 
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
@@ -27,43 +29,53 @@ from torch import Tensor
 
 from ltmsearch.engine.cpu_kernels import CpuKernels
 
-WAYS = ("torch, bf16", "ltmsearch, bf16", "fp32")
+TORCH, OURS, FP32 = "torch, bf16", "ltmsearch, bf16", "fp32"
+WAYS = (TORCH, OURS, FP32)
+Operation = tuple[Callable[..., Tensor], tuple[Tensor, ...]]
 
 
-def operations(batch: int) -> dict[str, Callable[[], Tensor]]:
-    """Operations of the families, on inputs that want gradients."""
+def operations(batch: int, dtype: torch.dtype) -> dict[str, Operation]:
+    """Operations of the families, with inputs that want gradients; activations in `dtype`."""
 
-    def wanted(*shape: int) -> Tensor:
+    def activation(*shape: int) -> Tensor:
+        return torch.randn(*shape).to(dtype).requires_grad_()
+
+    def weight(*shape: int) -> Tensor:
         return torch.randn(*shape).requires_grad_()
 
-    vit = [wanted(batch, 6, 65, 64) for _ in range(3)]
-    swin = [wanted(16 * batch, 3, 49, 32) for _ in range(3)]
-    image, depthwise = wanted(batch, 96, 56, 56), wanted(96, 1, 3, 3)
-    narrow, kernel = wanted(batch, 24, 28, 28), wanted(48, 24, 1, 1)
+    depthwise = partial(F.conv2d, stride=2, padding=1, groups=96)
+    attend = F.scaled_dot_product_attention
     return {
-        "attention of 65 tokens, 6 heads": lambda: F.scaled_dot_product_attention(vit[0], vit[1], vit[2]),
-        "attention in 16 windows of 49 tokens, 3 heads": lambda: F.scaled_dot_product_attention(
-            swin[0], swin[1], swin[2]
+        "attention of 65 tokens, 6 heads": (attend, tuple(activation(batch, 6, 65, 64) for _ in range(3))),
+        "attention in 16 windows of 49 tokens an image, 3 heads": (
+            attend,
+            tuple(activation(16 * batch, 3, 49, 32) for _ in range(3)),
         ),
-        "depthwise 3×3 convolution, stride 2, 96 channels": lambda: F.conv2d(
-            image, depthwise, stride=2, padding=1, groups=96
+        "depthwise 3×3 convolution, stride 2, 96 channels": (
+            depthwise,
+            (activation(batch, 96, 56, 56), weight(96, 1, 3, 3)),
         ),
-        "1×1 convolution, 24 to 48 channels (unchanged)": lambda: F.conv2d(narrow, kernel),
+        "1×1 convolution, 24 to 48 channels (not replaced)": (
+            F.conv2d,
+            (activation(batch, 24, 28, 28), weight(48, 24, 1, 1)),
+        ),
     }
 
 
-def one_pass(operation: Callable[[], Tensor], way: str) -> None:
-    """Forward and backward."""
+def one_pass(operation: Operation, way: str, *, backward: bool) -> None:
+    """Forward, and backward if wanted."""
+    run, inputs = operation
     modes: list[AbstractContextManager[Any]] = []
-    if way != "fp32":
+    if way != FP32:
         modes.append(torch.autocast("cpu", dtype=torch.bfloat16))
-    if way == "ltmsearch, bf16":
+    if way == OURS:
         modes.append(CpuKernels())
     with ExitStack() as stack:
         for mode in modes:
             stack.enter_context(mode)
-        out = operation()
-    out.float().sum().backward()
+        out = run(*inputs)
+    if backward:
+        torch.autograd.grad(out, inputs, torch.ones_like(out))
 
 
 def overhead_us(calls: int) -> float:
@@ -79,7 +91,7 @@ def overhead_us(calls: int) -> float:
             add()
 
     medians = round_medians({"plain": add, "mode": inside}, rounds=3, calls=5, clock=time.thread_time)
-    return 1e3 * (min(medians["mode"]) - min(medians["plain"])) / calls
+    return 1e3 * (median(medians["mode"]) - median(medians["plain"])) / calls
 
 
 def main() -> None:
@@ -89,14 +101,17 @@ def main() -> None:
     args = parse(parser, batch_size=2, rounds=1)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    results, rows = {}, []
-    for name, operation in operations(args.batch_size).items():
-        runs = {way: lambda way=way, run=operation: one_pass(run, way) for way in WAYS}
-        medians = round_medians(runs, rounds=args.rounds, calls=7, clock=time.thread_time)
-        results[name] = medians
-        cells = [f"{min(medians[way]):.1f} ± {relative_spread(medians[way]):.0%}" for way in WAYS]
-        rows.append([name, *cells, f"{min(medians[WAYS[0]]) / min(medians[WAYS[1]]):.2f}"])
-    print_table("milliseconds a pass ± middle half", ("operation", *WAYS, "times as fast"), rows)
+    by_way = {way: operations(args.batch_size, torch.float32 if way == FP32 else torch.bfloat16) for way in WAYS}
+    results: dict[str, Any] = {}
+    rows = []
+    for name in by_way[TORCH]:
+        for part, backward in (("forward", False), ("forward and backward", True)):
+            runs = {way: partial(one_pass, by_way[way][name], way, backward=backward) for way in WAYS}
+            medians = round_medians(runs, rounds=args.rounds, calls=7, clock=time.thread_time)
+            results.setdefault(name, {})[part] = medians
+            cells = [f"{median(medians[way]):.1f} ± {relative_spread(medians[way]):.0%}" for way in WAYS]
+            rows.append([f"{name}, {part}", *cells, f"{median(medians[TORCH]) / median(medians[OURS]):.2f}"])
+    print_table("milliseconds ± middle half of the rounds", ("operation", *WAYS, "times as fast"), rows)
     overhead = overhead_us(2000)
     print(f"overhead: {overhead:.1f} µs a call")
     write_results(args.out / "cpu_kernels.json", settings=settings_of(args), medians_ms=results, overhead_us=overhead)

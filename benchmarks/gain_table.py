@@ -1,29 +1,35 @@
-"""What a user gains: ways to make a pretrained network cheaper, side by side at equal cost.
+"""What a user gains: ways to make a pretrained network cheaper, side by side within the same cost.
 
-Claim:    at half of its cost a pretrained ViT keeps its accuracy; which way there is worth what is in the table.
+Claim:    within half of its cost the searched schedule keeps more of a fine-tuned ViT's accuracy than one keep ratio.
 Command:  python benchmarks/gain_table.py --work FOLDER --checkpoint WEIGHTS --data-dir IMAGES
 Duration: half an hour to an hour of one thread for each share and seed
 Result:   benchmarks/results/gain_table.json and .md
 Page:     docs/benchmarks/search.md
 
 The plain network of a seed is the given one, with a fitted classifier, then fine-tuned whole on labels (LP-FT). Each
-way gives a schedule of at most the same cost (harness/gain_ways.py):
+way gives a schedule within the cost (harness/gain_ways.py):
 
-    plain, smaller images        the network itself, on the largest images within the cost
+    plain, smaller images        the network itself, on the largest images within the cost: most are well below it
     one ratio, best image size   one keep ratio in all layers, at the best of some image sizes
-    ToMe, constant r             as published: r tokens less in each layer, no learned part, full image size
+    ToMe, constant r             r tokens less in each layer, in the last ones r - 1, no learned part; our operator,
+                                 whose tokens keep their order
     one ratio, best form         one keep ratio in the best form of LTM, full image size
+    best of all baselines        these and further ones of the search (search/baselines.py), in LTM
     learned by gradient          harness/learned_schedule.py, full image size, on the images that score trials
     searched                     `ltmsearch run`, at the full image size, and over image sizes
 
-By hand, the best candidate is that of the least KL divergence from the plain network on validation images. All are
-compared on images that no way has seen, without training and after the same fine-tuning from the plain network's own
-weights, by distillation from it. Minutes are those of finding a schedule, one thread. Latencies are of seed 0, one
-thread: torch eager in seconds that the thread ran, and the exported network in onnxruntime; all networks of a share
-take turns.
+By hand, the best candidate is that of the least KL divergence from the plain network on validation images, by the plain
+network's own weights. A search chooses by its shared weights, after sandwich steps, which it then does not use: all are
+compared without training and after the same fine-tuning, by distillation, from the plain network's own weights, on
+images that no way has seen. The last row starts from the study's weights instead, as `train --init RUN` does.
+
+One thread and one number format for all. Minutes are those of choosing a schedule, after set-up. Latencies are of
+seed 0: torch eager in seconds that the thread ran, and the exported network in onnxruntime; all networks of a share
+take turns. Errors are over images, standard deviations over seeds, which differ in data, plain network and search.
 """
 
 import argparse
+import os
 import time
 from functools import partial
 from pathlib import Path
@@ -35,14 +41,15 @@ import torch
 from harness.arguments import benchmark_parser, parse, study_settings
 from harness.gain_findings import Answered, gain, pooled
 from harness.gain_options import QUICK, add_gain_options
-from harness.gain_ways import SEARCHED, WAYS, FineTuned, Ways
-from harness.records import finished, settings_of, write_results
+from harness.gain_ways import SEARCHED, SHARED, WAYS, FineTuned, Ways
+from harness.records import finished, refuse_other_options, settings_of, write_results
 from harness.statistics import mean_sd
 from harness.tables import markdown_table, print_table
 from harness.timing import round_medians
 
 from ltmsearch.engine.evaluation import log_probabilities
 from ltmsearch.engine.paired import Difference
+from ltmsearch.engine.runtime import has_bf16
 from ltmsearch.io.files import write_atomic
 from ltmsearch.programs import export_onnx
 from ltmsearch.programs.onnx import open_onnx
@@ -55,8 +62,8 @@ RUNTIMES = ("torch", "onnxruntime")
 
 def compare(ways: Ways, nets: FineTuned, share: float) -> dict[str, Any]:
     """Every way at a share of the cost: its schedule, answers, and what the search over image sizes has more."""
-    found, study = ways.found(share), ways.sized
-    runs = {way: nets.runs(way, share, about) for way, about in found.items()}
+    found, study = ways.schedules(share), ways.sized
+    runs = {way: nets.answers(way, share, about) for way, about in found.items()}
     answers = study.answers(share)
     plain = plain_answers(ways)
     out: dict[str, Any] = {PLAIN: {"gflops": study.plain_gflops, "top1": top1([plain], answers.labels)}}
@@ -104,7 +111,7 @@ def latencies(ways: Ways, share: float, found: dict[str, dict[str, Any]]) -> dic
     """Network → milliseconds a batch, by runtime and batch size."""
     args, folder = ways.args, ways.sized.place(share)
     nets, sides = {PLAIN: ways.sized.teacher}, {PLAIN: args.img_size}
-    for way, about in found.items():
+    for way, about in ((way, about) for way, about in found.items() if way != SHARED):
         schedule = MergeSchedule(**about["schedule"])
         study = ways.tome if schedule.operator == "tome" else ways.sized
         nets[way] = study.context.evaluator.supernet.extract(schedule).eval()
@@ -132,9 +139,12 @@ def score_rows(share: str, seeds: list[dict[str, Any]]) -> list[list[str]]:
     plain = [seed["ways"][PLAIN] for seed in seeds]
     score = mean_sd([each["top1"] for each in plain])
     table = [[share, PLAIN, "1.000", score, "", "", score, "", ""]]
-    for way in (way for way in WAYS if all(way in seed["ways"] for seed in seeds)):
-        own = [seed["ways"][way] for seed in seeds]
-        cells = [share, way, f"{mean(each['gflops'] for each in own) / plain[0]['gflops']:.3f}"]
+    for way in WAYS:
+        own = [seed["ways"][way] for seed in seeds if way in seed["ways"]]
+        if not own:
+            continue
+        few = f" ({len(own)} of {len(seeds)} seeds)" if len(own) < len(seeds) else ""
+        cells = [share, way + few, f"{mean(each['gflops'] for each in own) / plain[0]['gflops']:.3f}"]
         for when, suffix in (("predicted_before", "_before"), ("predicted", "")):
             less = pooled([Difference(**each["searched_less"][when]) for each in own]) if way != SEARCHED else ""
             cells += [*(mean_sd([each[f"{key}{suffix}"] for each in own]) for key in ("top1", "agreement")), less]
@@ -161,7 +171,8 @@ TIMES = ("share", "network", *(f"{name}, batch {batch}, ms" for name in RUNTIMES
 
 def run_seed(args: argparse.Namespace, seed: int) -> tuple[Ways, dict[str, dict[str, Any]]]:
     """All shares of one seed."""
-    ways = Ways(args, seed, study_settings(args))
+    precision = "bf16" if has_bf16(torch.device("cpu")) else "fp32"
+    ways = Ways(args, seed, {"device": "cpu", "precision": precision} | study_settings(args))
     nets = FineTuned(ways)
     return ways, {f"{share:g}": compare(ways, nets, share) for share in args.shares}
 
@@ -172,6 +183,10 @@ def main() -> None:
     parser.add_argument("--learning-steps", type=int, default=100, help="steps of the learned schedule")
     parser.set_defaults(base_tuning_steps=300, train_seeds=1)
     args = parse(parser, **QUICK, learning_steps=2, base_tuning_steps=2)
+    os.environ["OMP_NUM_THREADS"] = "1"  # which studies then take as requested
+    torch.set_num_threads(1)
+    few = ("seeds", "shares", "train_seeds", "quick")  # may grow while parts are kept
+    refuse_other_options(args.work, {name: value for name, value in settings_of(args).items() if name not in few})
     seeds = [run_seed(args, seed) for seed in range(args.seeds)]
     first, results = seeds[0][0], {}
     tables: dict[tuple[str, ...], list[list[str]]] = {SCORES: [], TIMES: []}
@@ -183,7 +198,8 @@ def main() -> None:
         results[share] = {"seeds": each, "latency_ms": ms}
         tables[SCORES] += score_rows(share, each)
         tables[TIMES] += time_rows(share, each, ms)
-    title = f"{args.backbone}, {args.img_size} px, {args.seeds} seeds; top-1 in percent, mean ± sd over seeds"
+    title = f"{args.backbone}, {args.img_size} px, {args.seeds} seeds, each with {args.train_seeds} training seeds"
+    title += "; top-1 in percent, mean ± sd over seeds"
     for headings, table in tables.items():
         print_table(title, headings, table)
     pages = "\n\n".join((title, *(markdown_table(*each) for each in tables.items())))

@@ -1,6 +1,6 @@
 """Time and multiply-adds of plain and merged nets by kind of work.
 
-Claim:    where latency does not follow GFLOPs, convolutions and norms, which merging never touches, take the time.
+Claim:    where latency does not follow GFLOPs, work that merging does not touch takes the time.
 Command:  python benchmarks/time_by_kind.py
 Duration: ten minutes
 Result:   benchmarks/results/time_by_kind.json
@@ -28,8 +28,8 @@ from ltmsearch.costs import traced_macs_by_module
 from ltmsearch.engine.runtime import keep_freed_memory
 from ltmsearch.merging import Merge
 from ltmsearch.merging.assignment import HardAssignment, SoftAssignment
-from ltmsearch.models import MERGING, create_subnet
-from ltmsearch.models.swin import KeyedWindowAttention
+from ltmsearch.models import MERGING, create_subnet, swin
+from ltmsearch.models.swin import KeyedWindowAttention, MergingSwinBlock
 
 BACKBONES = ("mobilevit_xs", "mobilevit_s", "efficientvit_b1", "vit_small_patch16_224", "swin_tiny_patch4_window7_224")
 NORMS = (nn.BatchNorm2d, nn.LayerNorm)
@@ -42,17 +42,20 @@ def module_kind(path: str, module: nn.Module) -> str | None:
     return "attention" if isinstance(module, LiteMLA) else known.get(path.rpartition(".")[2])
 
 
-def operator_kind(operator: str, labels: set[str]) -> str:
-    """Kind of one operator call inside labelled modules."""
-    if "merging" in labels:
+LABELS = ("merging", "attention", "MLP", "norm")
+
+
+def operator_kind(operator: str, label: str | None) -> str:
+    """Kind of one operator call; `label`: the innermost one around it."""
+    if label == "merging":
         return "merging"
     if "conv" in operator:
         return "convolution"
-    if any(part in operator for part in ("norm", "silu", "gelu", "hardswish", "relu")):
+    if label == "norm" or any(part in operator for part in ("norm", "silu", "gelu", "hardswish", "relu")):
         return "norm, activation"
-    if "attention" in labels or "attention" in operator:
+    if label == "attention" or "attention" in operator:
         return "attention"
-    return "MLP" if "MLP" in labels else "rest"
+    return "MLP" if label == "MLP" else "rest"
 
 
 def label_module(module: nn.Module, label: str) -> None:
@@ -75,6 +78,8 @@ def methods_recorded() -> Iterator[None]:
         (HardAssignment, "spread", "merging"),
         (Merge, "unmerge_change", "merging"),
         (KeyedWindowAttention, "forward", "attention"),
+        (swin, "change_in_windows", "merging"),
+        (MergingSwinBlock, "_keys", "merging"),
     )
 
     def recorded(method: Callable[..., Tensor], label: str) -> Callable[..., Tensor]:
@@ -95,9 +100,9 @@ def methods_recorded() -> Iterator[None]:
 
 
 def time_by_kind(net: nn.Module, images: Tensor, runs: int, *, bf16: bool) -> dict[str, float]:
-    """Share of the time by kind, and `ms`, that of a call; unmerging counts as merging."""
+    """Share of the time by kind; unmerging, and windows cut for merging, count as merging."""
     for path, module in net.named_modules():
-        if kind := module_kind(path, module):
+        if kind := "norm" if isinstance(module, NORMS) else module_kind(path, module):
             label_module(module, kind)
     with methods_recorded(), torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
         net(images)
@@ -106,13 +111,12 @@ def time_by_kind(net: nn.Module, images: Tensor, runs: int, *, bf16: bool) -> di
                 net(images)
     spent: Counter[str] = Counter()
     for event in profiler.events():
-        parent, labels = event.cpu_parent, set()
-        while parent is not None:
-            labels.add(parent.name)
+        parent = event.cpu_parent
+        while parent is not None and parent.name not in LABELS:
             parent = parent.cpu_parent
         if event.name.startswith("aten::"):
-            spent[operator_kind(event.name, labels)] += event.self_cpu_time_total
-    return {kind: spent[kind] / spent.total() for kind in KINDS} | {"ms": spent.total() / runs / 1000}
+            spent[operator_kind(event.name, parent and parent.name)] += event.self_cpu_time_total
+    return {kind: spent[kind] / spent.total() for kind in KINDS}
 
 
 def macs_by_kind(net: nn.Module, size: int) -> dict[str, float]:
@@ -158,11 +162,11 @@ def main() -> None:
                 shares[f"time at batch {batch}"] = time_by_kind(net, images, args.runs, bf16=bf16)
             results.setdefault(given, {})[name] = shares
             rows += [
-                [f"{given}, {name}, {what}", *(f"{by[kind]:.1%}" for kind in KINDS), f"{by.get('ms', 0):.1f}"]
-                for what, by in shares.items()
+                [f"{given}, {name}, {what}", *(f"{by[kind]:.1%}" for kind in KINDS)] for what, by in shares.items()
             ]
-    print_table("shares by kind of work", ("net", *KINDS, "ms"), rows)
-    write_results(args.out / "time_by_kind.json", settings=settings_of(args), backbones=results)
+    print_table("shares by kind of work", ("net", *KINDS), rows)
+    name = "time_by_kind.json" if args.precision == "fp32" else f"time_by_kind_{args.precision}.json"
+    write_results(args.out / name, settings=settings_of(args), backbones=results)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Ways to make a network cheaper: schedules of equal cost, each with the seconds that it took to find.
+"""Ways to make a network cheaper: schedules within the same cost, each with the seconds that it took to find.
 
-Ways by hand take the plain network's own weights: the best of a few candidates by KL divergence from the plain network
-on validation images, as a careful person chooses. The searches are those of `ltmsearch run`.
+By hand: the best of a few candidates with the plain network's own weights, by KL divergence from it on validation
+images, as a careful person chooses. The searches are those of `ltmsearch run`, which chooses with shared weights.
 """
 
 import argparse
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
@@ -17,7 +18,7 @@ from torch import Tensor
 from harness.gain_study import GainStudy
 from harness.learned_schedule import learn_schedule
 from harness.records import finished
-from ltmsearch.engine.evaluation import divergence, log_probabilities
+from ltmsearch.engine.evaluation import Batches, divergence, log_probabilities
 from ltmsearch.engine.steps import downscale
 from ltmsearch.models import get_adapter
 from ltmsearch.schedules.schedule import MergeSchedule
@@ -31,10 +32,14 @@ SMALLER = "plain, smaller images"
 ONE_AT_BEST = "one ratio, best image size"
 TOME = "ToMe, constant r"
 ONE = "one ratio, best form"
+BY_HAND = "best of all baselines"
 LEARNED = "learned by gradient"
 FIXED = "searched, one image size"
 SEARCHED = "searched, image sizes too"
-WAYS = (SMALLER, ONE_AT_BEST, TOME, ONE, LEARNED, FIXED, SEARCHED)
+SHARED = "the same from the study's weights"
+WAYS = (SMALLER, ONE_AT_BEST, TOME, ONE, BY_HAND, LEARNED, FIXED, SEARCHED, SHARED)
+NOT_FINDING = ("loading libraries", "setting up", "writing results")
+"""Parts of a study that are not counted: the other ways have them too, before the clock starts."""
 DRAWS = 6
 """Schedules per step of the learned one."""
 
@@ -58,8 +63,8 @@ class Ways:
         """The study whose network has the operator of a way."""
         return {TOME: self.tome, ONE: self.fixed, LEARNED: self.fixed, FIXED: self.fixed}.get(way, self.sized)
 
-    def found(self, share: float) -> dict[str, dict[str, Any]]:
-        """Way → its schedule, cost and seconds; a way that has none at this cost is left out."""
+    def schedules(self, share: float) -> dict[str, dict[str, Any]]:
+        """Way → its schedule, cost and seconds; a way that has none within this cost is left out."""
         out = {}
         for way in WAYS:
             path = self.study(way).place(share) / f"{way.replace(' ', '-').replace(',', '')}.json"
@@ -69,43 +74,28 @@ class Ways:
         return out
 
     def _find(self, way: str, share: float) -> dict[str, Any]:
-        if way in (FIXED, SEARCHED):
-            return self._searched(self.study(way), share)
         study = self.study(way)
-        assert self.sized.teacher  # made before the clock starts
-        begun = time.perf_counter()
+        if way in (FIXED, SEARCHED, SHARED):
+            return self._searched(study, share)
         context = study.context_at(share)
+        target = log_probabilities(self.sized.teacher, _validation(context, None), context.evaluator.scoring)
+        begun = time.perf_counter()
         if way == LEARNED:
             found = self._learn(context)
         else:
             fitting = list(_candidates(way, context, study.args.img_size))
             if not fitting:
                 return {}
-            found = min(fitting, key=partial(self._divergence, context)) if len(fitting) > 1 else fitting[0]
+            found = min(fitting, key=partial(_divergence, context, target)) if len(fitting) > 1 else fitting[0]
         return _described(context, found, time.perf_counter() - begun)
 
     def _searched(self, study: GainStudy, share: float) -> dict[str, Any]:
         found = study.search(share)
         trials = Run.open(study.run_folder(share)).trials
         schedule = next(each.schedule for each in trials if each.trial == found["nets"]["searched"])
-        about = _described(study.context_at(share), schedule, sum(found["seconds"].values()))
+        seconds = sum(value for part, value in found["seconds"].items() if part not in NOT_FINDING)
+        about = _described(study.context_at(share), schedule, seconds)
         return about | {"verdict": found["verdict"][-1]}
-
-    def _divergence(self, context: StudyContext, schedule: MergeSchedule) -> float:
-        """KL divergence from the plain network on validation images."""
-        evaluator = context.evaluator
-        subnet = evaluator.recalibrated_subnet(schedule)
-
-        def batches(side: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-            held_out = evaluator.data.validation_batches(
-                batch_size=context.settings.scoring_batch_size, limit=context.settings.rescore_images
-            )
-            return ((x if side is None else downscale(x, side), labels) for x, labels in held_out)
-
-        target = log_probabilities(self.sized.teacher, batches(None), evaluator.scoring)
-        return (
-            divergence(log_probabilities(subnet, batches(schedule.img_size), evaluator.scoring), target).mean().item()
-        )
 
     def _learn(self, context: StudyContext) -> MergeSchedule:
         """By gradient, on the images that score trials, over the choices that the search has at one image size."""
@@ -128,18 +118,48 @@ class Ways:
         return learn_schedule(supernet, space, table, target, batches(), teacher=self.sized.teacher, **options).schedule
 
 
+def _validation(context: StudyContext, side: int | None) -> Batches:
+    """The validation images that choose, downscaled to a side in pixels if one is given."""
+    settings = context.settings
+    options: dict[str, Any] = {"batch_size": settings.scoring_batch_size, "limit": settings.rescore_images}
+    batches = context.evaluator.data.validation_batches(**options)
+    return ((x if side is None else downscale(x, side), labels) for x, labels in batches)
+
+
+def _divergence(context: StudyContext, target: Tensor, schedule: MergeSchedule) -> float:
+    """KL divergence from the plain network on validation images."""
+    evaluator = context.evaluator
+    batches = _validation(context, schedule.img_size)
+    found = log_probabilities(evaluator.recalibrated_subnet(schedule), batches, evaluator.scoring)
+    return divergence(found, target).mean().item()
+
+
 def _candidates(way: str, context: StudyContext, img_size: int) -> Iterator[MergeSchedule]:
     """Schedules by hand that fit the budget."""
     kinds: dict[str, Callable[[Baseline], bool]] = {
         SMALLER: lambda one: one.label.startswith("plain at"),
         ONE_AT_BEST: lambda one: one.label.startswith("uniform") and one.form in (None, forms[0]),
         TOME: lambda one: "per layer" in one.label,
+        BY_HAND: lambda one: True,
         ONE: lambda one: one.label.startswith("uniform") and one.img_size in (None, img_size),
     }
     forms = context.space.forms
     for one in context.settled.baselines or ():
         if kinds[way](one):
-            yield context.space.schedule(one.indices(context.space))
+            schedule = context.space.schedule(one.indices(context.space))
+            yield _filled(context, schedule) if way == TOME else schedule
+
+
+def _filled(context: StudyContext, schedule: MergeSchedule) -> MergeSchedule:
+    """A constant r whose last layers merge one token less, as many as the budget permits: the next r costs too much."""
+    layers, ratios = list(schedule.keep_ratios), dict(schedule.keep_ratios)
+    for number in range(1, len(layers)):
+        fewer = ratios | {layer: ratios[layer] + 1 for layer in layers[-number:]}
+        tried = MergeSchedule(keep_ratios=fewer, operator=schedule.operator)
+        if context.costs.macs(tried) > context.budgets[0].limit:
+            break
+        schedule = tried
+    return schedule
 
 
 def _own_size(baselines: Sequence[Baseline]) -> list[Baseline]:
@@ -172,15 +192,17 @@ class FineTuned:
         nets = {study.context.settings.operator: study.context.evaluator.supernet for study in studies}
         return {name: {key: value.clone() for key, value in net.state_dict().items()} for name, net in nets.items()}
 
-    def runs(self, way: str, share: float, found: dict[str, Any]) -> list[dict[str, Any]]:
+    def answers(self, way: str, share: float, found: dict[str, Any]) -> list[dict[str, Any]]:
         """Answers to the reported images, by training seed."""
         study, schedule = self.ways.study(way), MergeSchedule(**found["schedule"])
         trainer = self.ways.tome if schedule.operator == "tome" else self.ways.sized
 
         def tune(seed: int) -> dict[str, Any]:
-            weights = self.weights[schedule.operator]
+            shared = way == SHARED
+            weights = study.shared_weights(share) if shared else self.weights[schedule.operator]
             return trainer.fine_tuned(f"{share:g}, {way}", weights, schedule, seed)
 
-        name = way.replace(" ", "-").replace(",", "")
+        named = repr((way == SHARED, sorted(found["schedule"].items(), key=str)))
+        digest = hashlib.sha256(named.encode()).hexdigest()[:12]  # ways may have the same schedule
         seeds = range(self.ways.args.train_seeds)
-        return [finished(study.place(share) / f"{name}-tuned-{seed}.json", partial(tune, seed)) for seed in seeds]
+        return [finished(trainer.folder / f"tuned-{digest}-{seed}.json", partial(tune, seed)) for seed in seeds]

@@ -70,7 +70,7 @@ def fine_tune(
         with runtime.autocast():
             logits = subnet(images if side is None else downscale(images, side))
         if teacher is None:
-            loss = F.cross_entropy(logits.float(), labels, label_smoothing=LABEL_SMOOTHING)
+            loss = F.cross_entropy(logits.float(), labels.to(logits.device), label_smoothing=LABEL_SMOOTHING)
         else:
             with torch.no_grad(), runtime.autocast():
                 target = teacher(images)

@@ -4,8 +4,8 @@ As found with torch 2.14 (oneDNN 3.12) on a Xeon with AMX; nothing else changes,
 operation costs a microsecond more. Activation checkpointing computes its part again outside of the mode: enter it
 there too.
 
-* Attention and convolutions in groups run in fp32 where autocast would take bf16: their backward kernels in bf16 are
-  two to four times slower (benchmarks/cpu_kernels.py).
+* Attention and convolutions in groups run in fp32 where autocast would take bf16: their kernels in bf16 are faster
+  forward, but so slow backward that a training step takes longer (benchmarks/cpu_kernels.py).
 * 1×1 convolutions of stride 2 of few channels, such as in FastViT's stem, drop the pixels they skip beforehand: the
   gradient of their weights is written beyond the memory it has (https://github.com/uxlfoundation/oneDNN/issues/6035).
 """
