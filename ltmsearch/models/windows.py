@@ -185,7 +185,7 @@ def to_merging_windows(x: Tensor, window: Grid, shift: Sequence[int], size: Grid
     if merging == window and not any(shift):
         return x
     (places,) = constant_tensors(_merging_places, window, tuple(shift), size, merging, device=x.device)
-    # One gather of whole rows: a third of the time of the copies above.
+    # One gather of whole rows instead of three or four copies of the map, as above.
     return rows_by_image(x, places, tokens(padded(size, window))).view(-1, tokens(merging), x.shape[-1])
 
 

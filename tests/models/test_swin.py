@@ -104,16 +104,26 @@ def test_tome_sees_the_keys_of_its_own_tokens(shifted: int, rows: int) -> None:
     torch.testing.assert_close(seen[0][real], keys[real])
 
 
+@pytest.mark.parametrize("exports", [False, True])
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("shift", [(0, 0), (3, 3), (0, 2)])
 @pytest.mark.parametrize("merging", [(7, 7), (5, 3), (4, 4)])
 @pytest.mark.parametrize("size", [(14, 14), (12, 8), (15, 9)])
 def test_shifted_windows_come_back_to_their_places(
-    size: tuple[int, int], merging: tuple[int, int], shift: tuple[int, int]
+    size: tuple[int, int],
+    merging: tuple[int, int],
+    shift: tuple[int, int],
+    batch: int,
+    exports: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    feature_map = torch.rand(2, *size, 5)
-    shifted = in_windows(torch.roll(feature_map, (-shift[0], -shift[1]), dims=(1, 2)), (7, 7))
-    back = to_merging_windows(shifted, (7, 7), shift, size, merging)
-    assert torch.equal(back, in_windows(feature_map, merging))
+    for module in ("assignment", "constants"):
+        monkeypatch.setattr(f"ltmsearch.merging.{module}.exporting", lambda: exports)
+    maps = torch.rand(batch, *size, 15)
+    shifted = in_windows(torch.roll(maps, (-shift[0], -shift[1]), dims=(1, 2)), (7, 7))
+    keys = shifted.reshape(*shifted.shape[:2], 3, 5)[:, :, 1]  # of queries, keys and values, as attention has them
+    back = to_merging_windows(keys, (7, 7), shift, size, merging)
+    assert torch.equal(back, in_windows(maps[..., 5:10], merging))
 
 
 def test_blocks_hold_timms_parameters_and_one_merging_child() -> None:
