@@ -31,7 +31,10 @@ from ltmsearch.merging.assignment import HardAssignment, SoftAssignment
 from ltmsearch.models import MERGING, create_subnet, swin
 from ltmsearch.models.swin import KeyedWindowAttention, MergingSwinBlock
 
-BACKBONES = ("mobilevit_xs", "mobilevit_s", "efficientvit_b1", "vit_small_patch16_224", "swin_tiny_patch4_window7_224")
+BACKBONES = (
+    *("mobilevit_xs", "mobilevit_s", "efficientvit_b1", "vit_small_patch16_224", "swin_tiny_patch4_window7_224"),
+    "vit_small_patch14_dinov2@112",
+)
 NORMS = (nn.BatchNorm2d, nn.LayerNorm)
 KINDS = ("convolution", "norm, activation", "attention", "MLP", "merging", "rest")
 
