@@ -32,10 +32,16 @@ from ltmsearch.models import MERGING, create_subnet, swin
 from ltmsearch.models.swin import KeyedWindowAttention, MergingSwinBlock
 
 BACKBONES = (
-    *("mobilevit_xs", "mobilevit_s", "efficientvit_b1", "vit_small_patch16_224", "swin_tiny_patch4_window7_224"),
+    "mobilevit_xs",
+    "mobilevit_s",
+    "efficientvit_b1",
+    "vit_small_patch16_224",
+    "swin_tiny_patch4_window7_224",
     "vit_small_patch14_dinov2@112",
 )
 NORMS = (nn.BatchNorm2d, nn.LayerNorm)
+LABELS = ("merging", "attention", "MLP", "norm")
+"""Names under which a profile records modules and methods."""
 KINDS = ("convolution", "norm, activation", "attention", "MLP", "merging", "rest")
 
 
@@ -43,9 +49,6 @@ def module_kind(path: str, module: nn.Module) -> str | None:
     """Kind that everything inside a module belongs to, where there is one."""
     known = {MERGING: "merging", "attn": "attention", "mlp": "MLP"}
     return "attention" if isinstance(module, LiteMLA) else known.get(path.rpartition(".")[2])
-
-
-LABELS = ("merging", "attention", "MLP", "norm")
 
 
 def operator_kind(operator: str, label: str | None) -> str:

@@ -181,7 +181,7 @@ def to_merging_windows(x: Tensor, window: Grid, shift: Sequence[int], size: Grid
     """
     if padded(size, merging) != size:
         x = from_windows(x, window, size)
-        return in_windows(torch.roll(x, shifts=tuple(shift), dims=(1, 2)), merging)
+        return in_windows(torch.roll(x, shifts=tuple(shift), dims=(1, 2)) if any(shift) else x, merging)
     if merging == window and not any(shift):
         return x
     (places,) = constant_tensors(_merging_places, window, tuple(shift), size, merging, device=x.device)
