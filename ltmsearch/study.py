@@ -9,6 +9,8 @@ from ltmsearch.config.settings import StudySettings
 from ltmsearch.errors import LeaseLost, WorkersLost
 from ltmsearch.latency import hardware_name
 from ltmsearch.reporting.dashboard.pages import DashboardHooks
+from ltmsearch.reporting.examples import EXAMPLES, draw_examples, write_examples
+from ltmsearch.reporting.findings import findings_of
 from ltmsearch.reporting.front_table import prediction_lines
 from ltmsearch.reporting.recipes import write_recipes
 from ltmsearch.reporting.write import write_results
@@ -19,6 +21,7 @@ from ltmsearch.search.resume import OpenRun, open_run
 from ltmsearch.search.run import Run
 from ltmsearch.search.storage import reraise_storage_errors
 from ltmsearch.search.timing import OVERHEAD, RESCORING, WARM_UP, WRITING, Clock
+from ltmsearch.search.trial import load_parameters
 from ltmsearch.search.workers.ray import RayWorkers
 
 
@@ -86,6 +89,8 @@ def _write(driver: Driver) -> Run:
     for line in prediction_lines(result.front, context.settings.axis):
         callbacks.note(line)
     callbacks.phase("writing", 0)
+    load_parameters(context.evaluator.supernet, driver.shared.weights)
+    write_examples(draw_examples(context, findings_of(result), result.answers), driver.folder / EXAMPLES)
     write_recipes(driver.folder, result.front, context.settings, num_classes=context.evaluator.data.num_classes)
     write_results(result, callbacks, driver.clock)
     driver.hooks.study_updated(driver.study, records)

@@ -19,6 +19,7 @@ from ltmsearch.config.names import Sampler
 from ltmsearch.costs import traced_macs
 from ltmsearch.errors import InputError, TrialDiverged
 from ltmsearch.io.presets import find_file
+from ltmsearch.reporting.examples import EXAMPLES, read_examples
 from ltmsearch.reporting.recipes import make_recipe
 from ltmsearch.search.checkpoint import load_checkpoint
 from ltmsearch.search.driver import Driver
@@ -79,6 +80,7 @@ class TestFinishedStudy:
         assert {
             "settings.yaml", "study.db", "supernet.safetensors", "supernet.json", "trials.csv", "front.csv",
             "front.html", "layers.html", "findings.json", "recipes", "report.html", "times.json", "answers.csv",
+            "baselines.csv", "examples.json",
         } <= names  # fmt: skip
         assert not [path for path in run.rglob("*") if path.name.startswith(".")]
 
@@ -88,6 +90,37 @@ class TestFinishedStudy:
         assert (front.gflops <= 0.27).all()
         assert front.rescored_loss.is_monotonic_increasing
         assert front.gflops.is_monotonic_decreasing
+
+    def test_curves_of_baselines_are_scored_on_the_reported_images(self, finished: Path) -> None:
+        """Around the budget, cheaper than the plain network; a baseline that is a trial has that trial's scores."""
+        run = Run.open(finished / "run")
+        curves = {point.label: point for point in run.curves}
+        ratios = [point for point in run.curves if point.curve == "one ratio"]
+        assert [point.gflops < 0.27 for point in ratios] == [True, True, False], "below, at and above the budget"
+        plain = next(record for record in run.trials if record.is_plain)
+        assert all(point.gflops < plain.gflops for point in curves.values())
+        trials = {record.label: record for record in run.trials}
+        known = {label for label, point in curves.items() if point.trial is not None}
+        assert known
+        assert known < set(curves)
+        for label in known:
+            record, point = trials[label], curves[label]
+            assert (record.trial, record.gflops) == (point.trial, point.gflops)
+            assert (record.report_top1, record.difference) == (point.report_top1, point.difference)
+        assert not {label for label in curves if label not in known} & set(trials)
+
+    def test_examples_are_of_the_answers(self, finished: Path) -> None:
+        run, examples = Run.open(finished / "run"), read_examples(finished / "run" / EXAMPLES)
+        assert examples is not None
+        assert run.answers is not None
+        names = [str(n) for n in range(10)]
+        for each in examples.examples:
+            at = each.image
+            found = (run.answers.labels[at], run.answers.plain[at], run.answers.trials[examples.trial][at])
+            assert (each.label, each.plain, each.merged) == tuple(names[n] for n in found)
+            assert len(each.pictures) >= 2
+        changed = [each.plain != each.merged for each in examples.examples]
+        assert changed == sorted(changed, reverse=True), "changed answers come first"
 
     def test_recipes_build_the_nets_they_name_at_the_cost_they_name(self, finished: Path) -> None:
         front = pd.read_csv(finished / "run/front.csv")

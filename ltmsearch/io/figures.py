@@ -30,6 +30,7 @@ WIDTH = 1000
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart: https://jfly.uni-koeln.de/color/
 BLACK, GREY, PALE, BLUE, ORANGE, RED = "#000000", "#6b6b6b", "#ececec", "#0072B2", "#E69F00", "#D55E00"
+GREEN, PINK = "#009E73", "#CC79A7"
 
 TEMPLATE = go.layout.Template(plotly.io.templates["simple_white"])
 """Fonts, hover boxes and grid lines of every figure."""

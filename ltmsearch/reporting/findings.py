@@ -13,6 +13,7 @@ from ltmsearch.reporting.ib_effect import IBEffect, ib_effect
 from ltmsearch.reporting.verdict import Verdict, judge, verdict_sentences
 from ltmsearch.schedules.schedule import amount_of
 from ltmsearch.search.answers import Answers
+from ltmsearch.search.curve_points import CurvePoint
 from ltmsearch.search.records import FRONT_COLUMNS, TrialRecord, select_front
 from ltmsearch.search.run import Run
 
@@ -36,6 +37,8 @@ class Findings:
     """None where the IB weight is not searched."""
     by_tokens: tuple[TrialRecord, ...] = ()
     """Points of a front with three objectives that are on it only because they send fewer tokens."""
+    curves: tuple[CurvePoint, ...] = ()
+    """Baselines at costs around the budget."""
 
     @property
     def amount(self) -> str:
@@ -62,7 +65,11 @@ class Findings:
 
 
 def find(
-    records: Iterable[TrialRecord], axis: CostAxis, answers: Answers | None = None, tolerance: float = 0.5
+    records: Iterable[TrialRecord],
+    axis: CostAxis,
+    answers: Answers | None = None,
+    tolerance: float = 0.5,
+    curves: Iterable[CurvePoint] = (),
 ) -> Findings:
     """Compute the findings from all trials of a study, and from the answers of its finalists.
 
@@ -78,12 +85,13 @@ def find(
         layers=tuple(records[0].schedule.keep_ratios) if records else (),
         ib_effect=ib_effect(records, axis),
         verdict=None if answers is None else judge(records, answers, axis, tolerance=tolerance),
+        curves=tuple(curves),
     )
 
 
 def findings_of(run: Run) -> Findings:
     """Compute the findings of a run directory."""
-    return find(run.trials, run.settings.axis, run.answers, run.settings.tolerance)
+    return find(run.trials, run.settings.axis, run.answers, run.settings.tolerance, run.curves)
 
 
 def sentences(findings: Findings) -> list[str]:

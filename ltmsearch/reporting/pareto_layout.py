@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltmsearch.config.objective import CostAxis
+from ltmsearch.reporting.numbers import points
 from ltmsearch.reporting.verdict import Verdict
+from ltmsearch.search.curve_points import Curve, CurvePoint
 from ltmsearch.search.records import TrialRecord, plain_network, select_front
 
 Group = Literal["searched", "start-up", "baseline", "over budget", "below range", "failed"]
@@ -72,9 +74,13 @@ class FrontLayout:
     """Other records outside the view."""
     unplaced: tuple[TrialRecord, ...]
     """Scored trials without a height."""
+    curves: Mapping[Curve, tuple[tuple[float, float, str], ...]]
+    """Curve of baselines → (cost, height, words) of its networks, the cheapest first and the plain network last."""
 
 
-def front_layout(records: Iterable[TrialRecord], axis: CostAxis, verdict: Verdict | None = None) -> FrontLayout:
+def front_layout(
+    records: Iterable[TrialRecord], axis: CostAxis, verdict: Verdict | None = None, curves: Sequence[CurvePoint] = ()
+) -> FrontLayout:
     """Compute the layout of the plot. The view ends slightly beyond the budget."""
     records = sorted(records, key=lambda r: r.trial)
     heights = _heights(records)
@@ -87,7 +93,9 @@ def front_layout(records: Iterable[TrialRecord], axis: CostAxis, verdict: Verdic
     x_range = _x_range(usual or records, axis, front)
     beyond = [r for r in placed if r.kind == "baseline" and r.cost(axis.name) > x_range[1]]
     in_columns = [r for r in usual if r in beyond or _inside(r.cost(axis.name), x_range)]
-    y_range = _y_range(in_columns, drawn, heights)
+    lines = _curves(curves, records) if axis.name == "gflops" else {}
+    along = [height for each in lines.values() for cost, height, _ in each if _inside(cost, x_range)]
+    y_range = _y_range(in_columns, drawn, heights, along)
     drawable = [r for r in records if not r.score or r.trial in heights]
     seen = [
         r
@@ -115,7 +123,26 @@ def front_layout(records: Iterable[TrialRecord], axis: CostAxis, verdict: Verdic
         beyond=tuple(r for r in beyond if not r.is_plain or abs(heights[r.trial]) >= 0.05),
         hidden=tuple(r for r in drawable if r not in seen and r not in beyond),
         unplaced=tuple(r for r in records if r not in drawable),
+        curves=lines,
     )
+
+
+def _curves(
+    curves: Sequence[CurvePoint], records: Sequence[TrialRecord]
+) -> dict[Curve, tuple[tuple[float, float, str], ...]]:
+    plain = plain_network(records)
+    end = [] if plain is None else [(plain.gflops, 0.0, "plain network")]
+    found = {}
+    for curve in get_args(Curve):
+        own = sorted((point for point in curves if point.curve == curve), key=lambda point: point.gflops)
+        words = [f"<b>{p.label}</b><br>{p.gflops:.4f} GFLOPs<br>− plain: {_less(p)} points" for p in own]
+        if own:
+            found[curve] = (*((p.gflops, p.difference, text) for p, text in zip(own, words, strict=True)), *end)
+    return found
+
+
+def _less(point: CurvePoint) -> str:
+    return points(point.difference, point.difference_se)
 
 
 def _heights(records: Sequence[TrialRecord]) -> dict[int, float]:
@@ -171,8 +198,13 @@ def _x_range(shown: Sequence[TrialRecord], axis: CostAxis, front: Sequence[Trial
     return low - 0.08 * span, max([beyond, *near])
 
 
-def _y_range(shown: Sequence[TrialRecord], front: Sequence[TrialRecord], heights: Mapping[int, float]) -> Range:
-    ends = [0.0]
+def _y_range(
+    shown: Sequence[TrialRecord],
+    front: Sequence[TrialRecord],
+    heights: Mapping[int, float],
+    along: Sequence[float],
+) -> Range:
+    ends = [0.0, *along]
     for record in shown:
         error = (record.difference_se or 0.0) * (record in front)
         ends += [heights[record.trial] - error, heights[record.trial] + error]

@@ -12,11 +12,12 @@ import plotly.graph_objects as go
 
 from ltmsearch.config.objective import CostAxis
 from ltmsearch.errors import check_choice
-from ltmsearch.io.figures import BLACK, BLUE, GREY, ORANGE, RED, TEMPLATE
+from ltmsearch.io.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, TEMPLATE
 from ltmsearch.reporting.numbers import breaks_budget, points, trial_facts
 from ltmsearch.reporting.pareto_layout import UNSCORED, FrontLayout, Group, Label, front_layout
 from ltmsearch.reporting.verdict import Verdict
 from ltmsearch.schedules.schedule import amount_of
+from ltmsearch.search.curve_points import Curve, CurvePoint
 from ltmsearch.search.records import FORM_LETTERS, TrialRecord
 
 Place = Literal["file", "page", "dashboard"]
@@ -37,6 +38,12 @@ STYLES: dict[Group, tuple[str, str, int]] = {
     "below range": ("line-ns", GREY, 14),
     "failed": ("x-thin", RED, 10),
 }
+CURVES: dict[Curve, tuple[str, str]] = {
+    "one ratio": (RED, "solid"),
+    "one number of tokens": (PINK, "dash"),
+    "smaller images": (GREEN, "dot"),
+}
+"""Colour and dash of the curves of baselines."""
 RING: dict[str, Any] = {"symbol": "circle-open", "size": 18, "color": BLACK, "line": {"width": 2}}
 """Mark around a trial of the front."""
 LABELS = "label"
@@ -51,12 +58,15 @@ def front_figure(
     title: str = "",
     axis: CostAxis,
     verdict: Verdict | None = None,
+    curves: Sequence[CurvePoint] = (),
     place: Place = "file",
 ) -> go.Figure:
-    """Draw all trials of a study. The report shows no title."""
+    """Draw all trials of a study, over GFLOPs with the curves of its baselines. The report shows no title."""
     check_choice("the place of a figure", place, Place)
-    layout = front_layout(records, axis, verdict)
+    records = list(records)
+    layout = front_layout(records, axis, verdict, curves)
     figure = go.Figure(layout=_figure_layout(layout, title, axis))
+    _add_curves(figure, layout)
     for (group, final), members in layout.marks.items():
         # One entry in the legend per group, with its filled mark if it has any.
         in_legend = final or (group, True) not in layout.marks
@@ -110,6 +120,22 @@ def _trace(
         hovertext=[_hover(r) for r in members],
         hoverinfo="text",
     )
+
+
+def _add_curves(figure: go.Figure, layout: FrontLayout) -> None:
+    """Below the marks: what is set by hand at other costs, each kind from its cheapest network to the plain one."""
+    for curve, line in layout.curves.items():
+        colour, dash = CURVES[curve]
+        figure.add_scatter(
+            name=f"by hand: {curve}",
+            x=[x for x, _, _ in line],
+            y=[y for _, y, _ in line],
+            mode="lines+markers",
+            line={"color": colour, "width": 1.5, "dash": dash},
+            marker={"size": 5, "color": colour},
+            hovertext=[words for _, _, words in line],
+            hoverinfo="text",
+        )
 
 
 def _add_front(figure: go.Figure, layout: FrontLayout, axis: CostAxis) -> None:

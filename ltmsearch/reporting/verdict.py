@@ -59,6 +59,9 @@ class Verdict:
     smaller_images: Comparison | None = None
     """A baseline on smaller images that is better than the best of the front, first, and that one; None where image
     sizes are searched, or there is none."""
+    against: tuple[tuple[TrialRecord, Difference], ...] = ()
+    """Points of the front and other baselines within the budget, and their top-1 less that of the best baseline, in
+    points; the cheapest first."""
     not_better: frozenset[int] = frozenset()
     """Trials of the front whose top-1 is not significantly higher than that of a cheaper one. With two costs, cheaper
     means at most as costly by both."""
@@ -107,11 +110,12 @@ def judge(records: Iterable[TrialRecord], answers: Answers, axis: CostAxis, *, t
     two costs, the choice is among the front of the first.
     """
     known = [r for r in records if r.trial in answers.trials]
-    front = select_front(known, axis)
+    front, comparison = select_front(known, axis), _compare(known, answers, axis)
     return Verdict(
         images=len(answers.labels),
         tolerance=tolerance,
-        comparison=_compare(known, answers, axis),
+        comparison=comparison,
+        against=() if comparison is None else _against(known, front, comparison.baseline, answers, axis),
         smaller_images=_smaller_images(known, front, answers, axis),
         recommendation=_recommend(select_front(front, replace(axis, second=None)), answers, axis, tolerance),
         not_better=frozenset(
@@ -151,6 +155,17 @@ def _compare(known: Sequence[TrialRecord], answers: Answers, axis: CostAxis) -> 
     one, other = (min(rivals, key=lambda r: (_measured(r, axis), r.trial)) for rivals in (searched, baselines))
     difference = answers.difference(one.trial, other.trial)
     return Comparison(searched=one, baseline=other, difference=difference)
+
+
+def _against(
+    known: Sequence[TrialRecord], front: Sequence[TrialRecord], baseline: TrialRecord, answers: Answers, axis: CostAxis
+) -> tuple[tuple[TrialRecord, Difference], ...]:
+    others = [r for r in known if r.kind == "baseline" and r.feasible and r.rescored(axis.measure) is not None]
+    rivals = {r.trial: r for r in [*front, *others] if r is not baseline}
+    return tuple(
+        (r, answers.difference(r.trial, baseline.trial))
+        for r in sorted(rivals.values(), key=lambda r: (r.cost(axis.name), r.trial))
+    )
 
 
 def _smaller_images(

@@ -1,6 +1,7 @@
 """The files of a study's results: tables, plots and report."""
 
 from pathlib import Path
+from typing import Any
 
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.io.figures import write_drawing
@@ -22,13 +23,14 @@ def write_plots(
 
     A front with a second cost is also drawn over that, as `front_tokens`.
     """
-    axis, verdict = findings.axis, findings.verdict
+    axis = findings.axis
+    shown: dict[str, Any] = {"title": title, "verdict": findings.verdict, "curves": findings.curves}
     drawn = {
-        "front": (front_figure(records, title=title, axis=axis, verdict=verdict), 620),
+        "front": (front_figure(records, axis=axis, **shown), 620),
         "layers": (layers_figure(findings, title=title), height(findings)),
     }
     if axis.second is not None:
-        drawn["front_tokens"] = (front_figure(records, title=title, axis=axis.swapped, verdict=verdict), 620)
+        drawn["front_tokens"] = (front_figure(records, axis=axis.swapped, **shown), 620)
     for name, (figure, size) in drawn.items():
         note = write_drawing(figure, folder, name, title=title, height=size, png=png)
         if note:

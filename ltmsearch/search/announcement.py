@@ -3,6 +3,7 @@
 import numpy as np
 
 from ltmsearch.callbacks import Callbacks, about
+from ltmsearch.search.baseline_curves import further_networks
 from ltmsearch.search.initial_trials import UNIFORM_BASELINES, derive_seed, initial_trials
 from ltmsearch.search.masks import fitting_seconds
 from ltmsearch.search.setup import StudyContext
@@ -30,7 +31,8 @@ def announce(
         if context.measured is None:  # else they depend on weights that are not trained yet
             first = initial_trials(context, np.random.default_rng(derive_seed(context.settings.seed)))
             baselines = sum(trial.kind == "baseline" for trial in first)
-        expected = context.expected_seconds(first_step=first_step, trials=trials, baselines=baselines, probe=probe)
+        scored: dict[str, int] = {"baselines": baselines, "curves": len(further_networks(context))}
+        expected = context.expected_seconds(first_step=first_step, trials=trials, probe=probe, **scored)
         if first_step == 0:
             expected[WARM_UP] += fitting_seconds(context)
     clock.expect(expected)

@@ -122,3 +122,8 @@ def _count(text: str | None) -> int:
     if not 0 <= number < 2**63:
         raise ValueError(f"a number must be in [0, 2^63), but got {text}")
     return number
+
+
+def known_error(error: float) -> float | None:
+    """A standard error; None for that of a single image, which is infinite."""
+    return error if math.isfinite(error) else None

@@ -6,6 +6,7 @@ of the search space, so that a baseline is a point of it like any other, and the
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -66,7 +67,7 @@ def fit_baselines(
         lowest: Lower end of a range of budgets; None: a single budget.
         smaller: Costs at smaller image sizes, from the largest.
     """
-    fitted = _Fit(file, costs)
+    fitted = BaselineFit(file, costs)
     levels = [budget] if lowest is None else list(np.linspace(budget, lowest, RANGE_LEVELS))
     found = [one for form in fitted.forms for level in levels for one in fitted.uniform(level, form)]
     found += [*fitted.count(budget), *(one for share in EARLY_SHARES for one in fitted.early(budget, share))]
@@ -80,7 +81,7 @@ def _on_smaller_images(file: SpaceFile, smaller: Mapping[int, CostModel], budget
         if costs.base <= budget:
             yield Baseline(label=f"plain at {size} px", keep_ratio=1.0, img_size=size)
             return
-        fit = _Fit(file, costs)
+        fit = BaselineFit(file, costs)
         for one in fit.uniform(budget, fit.forms[0]):
             yield one.model_copy(update={"label": f"{one.label} at {size} px", "img_size": size})
 
@@ -102,7 +103,7 @@ def with_choices(file: SpaceFile, baselines: Sequence[Baseline]) -> SpaceFile:
     return file.model_copy(update=widened(file.keep_ratios, file.keep_counts) | {"layers": rules})
 
 
-class _Fit:
+class BaselineFit:
     """Fits one kind of baseline after the other."""
 
     def __init__(self, file: SpaceFile, costs: CostModel) -> None:
@@ -112,6 +113,13 @@ class _Fit:
         several = len(costs.forms) > 1
         self.forms: tuple[Form | None, ...] = tuple(f for f in costs.forms if f in offered) if several else (None,)
         self._saves: dict[tuple[str, float, Form | None], bool] = {}
+        self._ladders: dict[tuple[float, Form | None, int], list[tuple[int, float]]] = {}
+
+    def schedule(self, baseline: Baseline) -> MergeSchedule:
+        """The schedule of a baseline at the image size of the costs: layers that save nothing do not merge."""
+        layers = self.costs.layers[: baseline.first_layers]
+        found = self._schedule(baseline.keep_ratio, baseline.form, layers)
+        return replace(found, img_size=baseline.img_size)
 
     def uniform(self, budget: float, form: Form | None) -> Iterator[Baseline]:
         ratio = self._costliest(RATIOS.tolist(), budget, form, self.costs.layers)
@@ -137,10 +145,10 @@ class _Fit:
         self, amounts: Sequence[float], budget: float, form: Form | None, layers: Sequence[str]
     ) -> float | None:
         """Of amounts in the order of falling costs, the one with the highest cost within a budget; None if far off."""
-        costs = [self.costs.macs(self._schedule(amount, form, layers)) for amount in amounts]
-        within = [
-            (cost, amount) for cost, amount in zip(costs, amounts, strict=True) if NEAR * budget <= cost <= budget
-        ]
+        key = (amounts[0], form, len(layers))
+        if key not in self._ladders:  # several budgets are fitted from the same costs
+            self._ladders[key] = [(self.costs.macs(self._schedule(each, form, layers)), each) for each in amounts]
+        within = [(cost, amount) for cost, amount in self._ladders[key] if NEAR * budget <= cost <= budget]
         return max(within, key=lambda one: one[0])[1] if within else None
 
     def _schedule(self, amount: float, form: Form | None, layers: Sequence[str]) -> MergeSchedule:

@@ -21,8 +21,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.search.announcement import announce
 from ltmsearch.search.answers import ANSWERS
+from ltmsearch.search.baseline_curves import score_curves
 from ltmsearch.search.budgets import check_measured
 from ltmsearch.search.checkpoint import Checkpoint, CheckpointState
+from ltmsearch.search.curve_points import BASELINES, write_curves
 from ltmsearch.search.final_scores import final_scores, time_front
 from ltmsearch.search.hooks import StudyHooks
 from ltmsearch.search.initial_trials import (
@@ -362,8 +364,11 @@ class Driver:
             return
         load_parameters(self.context.evaluator.supernet, self.shared.weights)
         self._measure_from_now()
-        found, answers = final_scores(self.context, self.records(), self.callbacks)
+        records = self.records()
+        found, answers = final_scores(self.context, records, self.callbacks)
+        curves = score_curves(self.context, records, answers, self.callbacks)
         self.confirm()
+        write_curves(curves, self.folder / BASELINES)
         answers.save(self.folder / ANSWERS)
         about = {"version": self.shared.version, "trials": count_trained(self._trials())}
         self.study.set_user_attr(RESCORED, about | found)

@@ -80,12 +80,15 @@ class TrialRates:
         return each * (self.first_image + (networks - 1) * self.image) if networks else 0.0
 
 
-def expected_seconds(settings: ResolvedSettings, rates: TrialRates, *, trials: int, baselines: int) -> dict[str, float]:
+def expected_seconds(
+    settings: ResolvedSettings, rates: TrialRates, *, trials: int, baselines: int, curves: int = 0
+) -> dict[str, float]:
     """Expected wall time in seconds of a search for a number of trials, and of each part after it.
 
     Args:
         trials: Trials that are still to be trained.
         baselines: Networks that are scored again besides the candidates for the front.
+        curves: Networks that are scored on the reported images only.
     """
     s, rounds = settings, math.ceil(trials / settings.workers)
     scored = rounds + (trials == s.trials)  # with the plain network, which is not trained
@@ -101,7 +104,8 @@ def expected_seconds(settings: ResolvedSettings, rates: TrialRates, *, trials: i
         OVERHEAD: trials * (RECORDING_SECONDS + rates.saving),
         RESCORING: rates.scoring(
             s, s.rescore_images + s.report_images, networks=min(s.rescore_candidates + baselines, s.trials + 1)
-        ),
+        )
+        + curves * (s.calibration_images + s.report_images) * rates.image,
         WRITING: WRITING_SECONDS,
     }
 

@@ -4,7 +4,6 @@ Validation images choose the front. The reported images are answered by the same
 """
 
 import logging
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from ltmsearch.callbacks import Callbacks
 from ltmsearch.engine.evaluation import Score
 from ltmsearch.errors import InputError
 from ltmsearch.schedules.schedule import MergeSchedule
-from ltmsearch.search.answers import Answers
+from ltmsearch.search.answers import Answers, known_error
 from ltmsearch.search.optuna_records import COSTS, SCORES
 from ltmsearch.search.records import TrialRecord, select_front
 from ltmsearch.search.rescoring import same_nets, select_candidates
@@ -123,14 +122,9 @@ def _fields(trial: int, score: FinalScore, answers: Answers) -> dict[str, float 
         "rescored_loss": score.chosen.loss,
         "rescored_kl": score.chosen.kl,
         "report_top1": top1.value,
-        "report_top1_se": _known(top1.se),
+        "report_top1_se": known_error(top1.se),
         "difference": difference.value,
-        "difference_se": _known(difference.se),
+        "difference_se": known_error(difference.se),
         "agreement": agreed.value,
-        "agreement_se": _known(agreed.se),
+        "agreement_se": known_error(agreed.se),
     }
-
-
-def _known(error: float) -> float | None:
-    """A standard error; None for that of a single image, which is infinite."""
-    return error if math.isfinite(error) else None

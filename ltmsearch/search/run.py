@@ -12,6 +12,7 @@ from ltmsearch.errors import InputError
 from ltmsearch.io.files import read_json
 from ltmsearch.io.yaml_models import read_yaml
 from ltmsearch.search.answers import ANSWERS, Answers
+from ltmsearch.search.curve_points import BASELINES, CurvePoint, read_curves
 from ltmsearch.search.records import TRIALS, TrialRecord, read_trials, select_front
 
 PROBE_RECORD = "probe.json"
@@ -69,6 +70,15 @@ class Run:
     def answers(self) -> Answers | None:
         """See `load_answers`."""
         return load_answers(self.folder)
+
+    @cached_property
+    def curves(self) -> list[CurvePoint]:
+        """Curves of baselines; empty before the final scores, and where baselines are not fitted to the budget.
+
+        Raises:
+            InputError: If `baselines.csv` is damaged.
+        """
+        return read_curves(self.folder / BASELINES)
 
 
 def _refuse_earlier_version(path: Path) -> None:

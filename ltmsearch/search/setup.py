@@ -78,6 +78,8 @@ class StudyContext:
     """Image sizes of the study, and the costs at each."""
     evaluator: Evaluator
     settled: Settled
+    space_file: SpaceFile
+    """The search space as its file has it: layers and forms, and without the choices of baselines."""
     conditions: Conditions
     """Number format and threads, as settled and as this machine allows."""
     prior: Prior | None = None
@@ -160,7 +162,7 @@ class StudyContext:
         return measure_trial(self.evaluator, self.space.schedule(cheaper))
 
     def expected_seconds(
-        self, *, first_step: int | None, trials: int, baselines: int, probe: bool = False
+        self, *, first_step: int | None, trials: int, baselines: int, curves: int = 0, probe: bool = False
     ) -> dict[str, float]:
         """Expected wall time in seconds of each part of `search.timing` that is still to come, after a measurement.
 
@@ -168,10 +170,11 @@ class StudyContext:
             first_step: The first step of the warm-up that is to be taken; None after the warm-up.
             trials: Number of trials that are to be trained.
             baselines: Number of baselines that are scored again at the end.
+            curves: Number of further networks of the curves of baselines.
             probe: Whether new classifiers are still to be fitted.
         """
         s, plan = self.settings, warm_up_plan(self.settings)
-        parts = expected_seconds(s, self.trial_rates, trials=trials, baselines=baselines)
+        parts = expected_seconds(s, self.trial_rates, trials=trials, baselines=baselines, curves=curves)
         if probe:
             parts[PROBE] = measure_probe(self.evaluator, self.probe_images)
             parts[PROBE] += self.trial_rates.scoring(s, s.rescore_images)
@@ -252,9 +255,8 @@ def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None =
         space_file = space_file.with_thresholds(settled.thresholds or {})
     elif resolved.budget_ms is None:
         settled = _with_baselines(settled, space_file, sizes, resolved)
-        space_file = with_choices(space_file, settled.baselines or ())
     latency = _latency(resolved, space_file, costs, data, callbacks, clock or Clock())
-    space = _space(resolved, space_file, costs, latency, sizes)
+    space = _space(resolved, with_choices(space_file, settled.baselines or ()), costs, latency, sizes)
     measured = MeasuredCosts.on(images, costs, space, evaluator) if images else None
     budgets = make_budgets(resolved, space, costs, latency, measured, list(sizes.costs.values()))
     check_budgets(resolved, space, budgets)
@@ -271,6 +273,7 @@ def prepare(settings: StudySettings, callbacks: Callbacks, clock: Clock | None =
         sizes=sizes,
         evaluator=evaluator,
         settled=settled,
+        space_file=space_file,
         conditions=current,
         prior=prior,
         new_classifiers=() if resolved.head == "random" else new_classifiers,

@@ -193,7 +193,7 @@ class Evaluator:
         load_parameters(self.supernet, weights)
         with preserve_batchnorm(self.supernet):
             if steps:
-                batches = self._sized(islice(trial_batches(self.data, settings, batch_size), steps), schedule)
+                batches = self.sized(islice(trial_batches(self.data, settings, batch_size), steps), schedule)
                 proxy_train(
                     self.supernet,
                     schedule,
@@ -268,7 +268,7 @@ class Evaluator:
             if information:
                 yield self._recalibrated(schedule)
                 return
-            batches = self._sized(self.data.calibration_batches(batch_size=STATISTICS_BATCH), schedule)
+            batches = self.sized(self.data.calibration_batches(batch_size=STATISTICS_BATCH), schedule)
             with self.prefix_cache.replay("calibration", schedule.img_size):
                 recalibrate(self.supernet, batches, self.scoring)
             yield None
@@ -284,7 +284,7 @@ class Evaluator:
     ) -> Score:
         """Score under the active schedule; `shares_layers`: with the layers of other schedules, see `LayerCache`."""
         schedule = self.supernet.schedule
-        batches = in_time(self._sized(self.held_out(images, number), schedule))
+        batches = in_time(self.sized(self.held_out(images, number), schedule))
         shared = self.layer_cache.replay(images, schedule.img_size) if shares_layers else nullcontext()
         with self.prefix_cache.replay(images, number, schedule.img_size), shared:
             return score(self.supernet.model, batches, self.scoring, ib=ib, teacher=self.teacher.of(images, number))
@@ -298,7 +298,7 @@ class Evaluator:
         }[images]  # fmt: skip
         return open_set(batch_size=self.settings.scoring_batch_size, limit=number)
 
-    def _sized(self, batches: Batches, schedule: MergeSchedule) -> Batches:
+    def sized(self, batches: Batches, schedule: MergeSchedule) -> Batches:
         """The batches at the image size of a schedule."""
         if schedule.img_size is None:
             return batches
@@ -312,7 +312,7 @@ class Evaluator:
 
     def _example_merges(self) -> ExampleMerges:
         batches = self.data.search_batches(batch_size=EXAMPLES, limit=EXAMPLES)
-        images = next(iter(self._sized(batches, self.supernet.schedule)))[0]
+        images = next(iter(self.sized(batches, self.supernet.schedule)))[0]
         side = images.shape[-1]
         if side not in self._chains:
             self._chains[side] = get_adapter(self.settings.backbone).chains(self.supernet.model, (side, side))
@@ -322,7 +322,7 @@ class Evaluator:
     def _recalibrated(self, schedule: MergeSchedule) -> IBLoss:
         """Recalibrate BatchNorm statistics and fit an IB loss in the same pass."""
         ib = self._new_ib()
-        batches = self._sized(self.data.calibration_batches(batch_size=STATISTICS_BATCH), schedule)
+        batches = self.sized(self.data.calibration_batches(batch_size=STATISTICS_BATCH), schedule)
         with self.supernet.active(schedule), self.prefix_cache.replay("calibration", schedule.img_size):
             recalibrate_and_fit(ib, self.supernet.model, batches, self.scoring)
         return ib
@@ -356,7 +356,7 @@ class Evaluator:
     def recalibrated_subnet(self, schedule: MergeSchedule) -> nn.Module:
         """The stand-alone subnet with the supernet's current weights and recalibrated BatchNorm statistics."""
         subnet = self.supernet.extract(schedule)
-        batches = self._sized(self.data.calibration_batches(batch_size=STATISTICS_BATCH), schedule)
+        batches = self.sized(self.data.calibration_batches(batch_size=STATISTICS_BATCH), schedule)
         recalibrate(subnet, batches, self.scoring)
         return subnet
 

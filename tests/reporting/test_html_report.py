@@ -24,15 +24,17 @@ from support.records import (
 )
 
 from ltmsearch.config.settings import ResolvedSettings, StudySettings
+from ltmsearch.reporting.examples import EXAMPLES, Example, Examples, Picture, changes_of, write_examples
 from ltmsearch.reporting.findings import findings_of
 from ltmsearch.reporting.html import PAGE, write_page
-from ltmsearch.reporting.html.chapters import Chapter, make_chapters
+from ltmsearch.reporting.html.chapters import make_chapters
+from ltmsearch.reporting.html.elements import Chapter
 from ltmsearch.reporting.html.page import Head, make_head
 from ltmsearch.search.answers import Answers
 from ltmsearch.search.records import TrialRecord
 from ltmsearch.search.timing import TIMES, Stint, Times
 
-ANCHORS = ["front", "growth", "layers", "information", "scores", "times", "settings"]
+ANCHORS = ["front", "layers", "growth", "information", "scores", "times", "settings"]
 STINT = Stint(
     started=datetime(2026, 11, 26, 18, 0, tzinfo=UTC),
     device="a <fast> machine",
@@ -134,9 +136,13 @@ def test_head_shows_front_and_facts(tmp_path: Path) -> None:
     assert head.front is not None
     assert head.front.caption == "Front: 3 of 6 trials, budget 1.2 GFLOPs"
     columns = ("trial", "GFLOPs", "top-1 %", "− plain", "KL", "IB weight")
-    assert head.front.headings == (*columns, "stages.2.1.transformer", "stages.3.1.transformer")
+    assert head.front.headings == columns
     front, compared = head.front.groups
-    assert front[0] == ("3", "1.1800", "84.0 ± 0.7", "−3.0 ± 0.4", "0.4000", "0.125", "1 .5h", ".7")
+    assert front[0] == ("3", "1.1800", "84.0 ± 0.7", "−3.0 ± 0.4", "0.4000", "0.125")
+    assert head.schedules is not None
+    assert head.schedules.caption == "Their keep ratios"
+    assert head.schedules.headings == ("trial", "stages.2.1.transformer", "stages.3.1.transformer")
+    assert head.schedules.groups[0][0] == ("3", "1 .5h", ".7")
     assert [row[0] for row in front] == ["3", "1", "2"]
     assert [row[0] for row in compared] == ["0, plain (over budget)", "1, uniform 0.5"]
     facts = dict(head.facts)
@@ -163,6 +169,40 @@ def test_head_starts_with_the_verdict(tmp_path: Path) -> None:
     early, _ = chapters(tmp_path / "early", RECORDS)
     assert early.verdict == ""
     assert 'class="findings verdict"' not in page(tmp_path / "page of early", RECORDS)
+
+
+def test_networks_are_set_against_the_best_baseline(tmp_path: Path) -> None:
+    answers = make_answers(RECORDS)
+    _, found = chapters(tmp_path, reported(RECORDS, answers), answers=answers)
+    assert "trial 1 (uniform 0.5, 1.1500 GFLOPs)" in found["against"].paragraphs[0]
+    rows = found["against"].tables[0].groups[0]
+    assert [row[0] for row in rows] == ["2", "3"], "the front without the best baseline, from the cheapest"
+    least, most = answers.difference(3, 1).interval()
+    assert rows[1][3:] == (str(answers.difference(3, 1)), f"+{least:.1f}", f"+{most:.1f}")
+    marks = found["against"].plots[0].figure.data
+    assert [(mark.name, list(mark.x)) for mark in marks if mark.x] == [
+        ("searched", [answers.difference(3, 1).value]),
+        ("start-up", [answers.difference(2, 1).value]),
+    ]
+
+
+def test_examples_are_shown_with_their_answers(tmp_path: Path) -> None:
+    answers = make_answers(RECORDS)
+    picture = Picture(words=("blocks.<0>", "64 to 32 tokens"), png="data:image/png;base64,AAAA")
+    shown = [("shirt", "shirt", "dr<ess"), ("shirt", "dress", "shirt"), ("shirt", "hat", "hat")]
+    examples = [
+        Example(image=n, label=label, plain=plain, merged=merged, pictures=(picture,))
+        for n, (label, plain, merged) in enumerate(shown)
+    ]
+    write_examples(Examples(trial=3, examples=tuple(examples)), tmp_path / EXAMPLES)
+    text = page(tmp_path, reported(RECORDS, answers), answers=answers)
+    words = " ".join(Tags(text).text.split())
+    assert "Changed: the plain network answers shirt (right), the merged one dr<ess" in words
+    assert "Changed: the plain network answers dress, the merged one shirt (right)" in words
+    assert "Same answer: both networks answer hat; right is shirt" in words
+    found = changes_of(answers, 3)
+    assert f"Trial 3 answers {found.changed} of 1000 reported images otherwise" in words
+    assert [a["src"] for tag, a in Tags(text).tags if tag == "img"] == [picture.png] * 3
 
 
 def test_scores_are_in_both_tables(tmp_path: Path) -> None:
@@ -232,7 +272,7 @@ def test_runs_without_times_have_a_note(tmp_path: Path) -> None:
 def test_latency_budgets_have_a_chapter(tmp_path: Path) -> None:
     records = [make_latency_trial(1, 8.8, 80.0, 8.0), make_latency_trial(2, 9.9, 82.0, 11.0)]
     head, found = chapters(tmp_path, records, budget_ms=10.0, budget_gflops=None)
-    assert list(found) == ["front", "growth", "layers", "latency", *ANCHORS[3:]]
+    assert list(found) == ["front", "layers", "growth", "latency", *ANCHORS[3:]]
     assert "mean error 10.0%" in found["latency"].paragraphs[0]
     assert found["latency"].tables[0].groups[0] == (
         ("1", "searched", "8.80", "8.00 ± 0.40", "+10.0%", ""),

@@ -30,6 +30,7 @@ from ltmsearch.reporting.pareto_layout import front_layout
 from ltmsearch.reporting.pareto_plot import LABELS, front_figure
 from ltmsearch.reporting.verdict import judge
 from ltmsearch.reporting.write import write_plots
+from ltmsearch.search.curve_points import CurvePoint
 from ltmsearch.search.records import TrialRecord
 
 AXIS = CostAxis(title="GFLOPs per image at 224 px (one multiply-add = one FLOP)", budget=1.2)
@@ -288,3 +289,22 @@ def test_measured_latencies_are_bars_beside_the_front() -> None:
     for records, axis in ((LATENCIES, AXIS), (untimed, MS)):
         names = {t.name for t in front_figure(records, title="t", axis=axis).data}
         assert not {"measured", "measured: over budget"} & names
+
+
+def test_curves_of_baselines_lead_to_the_plain_network() -> None:
+    points = [
+        CurvePoint(label="plain at 192 px", curve="smaller images", gflops=1.1, report_top1=82.0, difference=-5.0),
+        CurvePoint(label="uniform 0.9", curve="one ratio", gflops=1.3, report_top1=86.0, difference=-1.0),
+        CurvePoint(label="uniform 0.5", curve="one ratio", trial=1, gflops=1.15, report_top1=81.0, difference=-6.0),
+    ]
+    figure = front_figure(RECORDS, axis=AXIS, curves=points)
+    ratio, smaller = trace(figure, "by hand: one ratio"), trace(figure, "by hand: smaller images")
+    assert list(zip(ratio.x, ratio.y, strict=True)) == [(1.15, -6.0), (1.3, -1.0), (PLAIN.gflops, 0.0)]
+    assert list(zip(smaller.x, smaller.y, strict=True)) == [(1.1, -5.0), (PLAIN.gflops, 0.0)]
+    assert ratio.hovertext[1].startswith("<b>uniform 0.9</b>")
+    low = CurvePoint(label="uniform 0.6", curve="one ratio", gflops=1.16, report_top1=57.0, difference=-30.0)
+    assert front_layout(RECORDS, AXIS, curves=[*points, low]).y_range[0] < -30, (
+        "what is at the costs in view is in view"
+    )
+    names = {each.name for each in front_figure(LATENCIES, axis=MS, curves=points).data}
+    assert not any(name and "by hand" in name for name in names), "their latency is unknown"

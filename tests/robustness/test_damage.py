@@ -117,6 +117,8 @@ READERS = {
     "trials.csv": ("front", "export", "resume-from"),
     "times.json": ("run", "front"),
     "answers.csv": ("front", "run"),
+    "baselines.csv": ("front", "run"),
+    "examples.json": ("front",),
     "recipes": ("train", "validate", "visualize"),
 }
 """File → the commands that read it."""

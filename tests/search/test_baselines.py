@@ -9,7 +9,7 @@ from ltmsearch.costs import CostModel, backbone_costs
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.schedules.space import SearchSpace
 from ltmsearch.schedules.space_file import LayerRule, SpaceFile
-from ltmsearch.search.baselines import RATIOS, Baseline, fit_baselines, with_choices
+from ltmsearch.search.baselines import RATIOS, Baseline, BaselineFit, fit_baselines, with_choices
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,14 @@ def test_baselines_are_points_of_the_space_at_their_own_cost(costs: CostModel) -
         assert costs.macs(space.schedule(one.indices(space))) == uniform(costs, one.keep_ratio, layers), one.label
     table = costs.table(space.choices)
     assert (table.costs(np.array([one.indices(space) for one in found])) <= 0.5 * costs.base).all()
+
+
+def test_the_schedule_of_a_fit_is_that_of_the_space(costs: CostModel) -> None:
+    """Curves of baselines are fitted to further budgets, whose ratios are no choices of the space."""
+    found = fitted(costs, 0.5)
+    space, fit = SearchSpace.build(with_choices(FILE, found), costs), BaselineFit(FILE, costs)
+    for one in found:
+        assert costs.network_key(fit.schedule(one)) == costs.network_key(space.schedule(one.indices(space))), one.label
 
 
 def test_layers_that_may_not_merge_stay_plain(costs: CostModel) -> None:

@@ -102,8 +102,8 @@ class DashboardHooks(StudyHooks):
     def study_updated(self, study: optuna.Study, records: list[TrialRecord]) -> None:
         """Update all notes, and the plots if there is a front."""
         settings, present = self.context.settings, NoteStorage(study)
-        axis, answers = settings.axis, Run(self.folder, settings).answers
-        findings = find(records, axis, answers, settings.tolerance)
+        axis, run = settings.axis, Run(self.folder, settings)
+        findings = find(records, axis, run.answers, settings.tolerance, run.curves)
         ids = {trial.number: trial_id(trial) for trial in study.get_trials(deepcopy=False)}
         notes: dict[int | None, str] = {
             ids[record.trial]: self._trial_note(record, on_front=record in findings.front) for record in records
@@ -114,7 +114,7 @@ class DashboardHooks(StudyHooks):
             if (new := updated_note(text, present.read(owner))) is not None:
                 present.write(owner, new)
         if findings.front:
-            draw = partial(front_figure, records, verdict=findings.verdict, place="dashboard")
+            draw = partial(front_figure, records, verdict=findings.verdict, curves=findings.curves, place="dashboard")
             plots = {
                 "front": draw(title="Front with the final weights", axis=axis),
                 "layers": layers_figure(findings, title="Layers of the front", place="dashboard"),

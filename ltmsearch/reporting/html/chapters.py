@@ -1,11 +1,8 @@
-"""Chapters of a report as plain records: text, tables and figures."""
+"""Chapters of a report: text, tables and figures of its trials, layers, times and settings."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
-
-import plotly.graph_objects as go
 
 from ltmsearch.config.objective import MEASURES, CostAxis
 from ltmsearch.reporting.convergence import (
@@ -19,7 +16,9 @@ from ltmsearch.reporting.convergence import (
     with_fields,
 )
 from ltmsearch.reporting.findings import Findings
+from ltmsearch.reporting.html.answers import against_chapter, examples_chapter
 from ltmsearch.reporting.html.charts import comparison_figure, growth_figure, information_figure, times_figure
+from ltmsearch.reporting.html.elements import Chapter, Plot, make_table, named
 from ltmsearch.reporting.layer_plot import height, layers_figure, least_width
 from ltmsearch.reporting.numbers import (
     SHORT,
@@ -39,51 +38,6 @@ from ltmsearch.search.run import Run
 from ltmsearch.search.timing import OVERHEAD, Times
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataTable:
-    """A table of text; the first cell of a row names it."""
-
-    caption: str
-    headings: tuple[str, ...]
-    groups: tuple[tuple[tuple[str, ...], ...], ...]
-    """Rows, in groups separated by a line."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plot:
-    """A figure with its description for readers who cannot see it."""
-
-    anchor: str
-    figure: go.Figure
-    alternative: str
-    """Description in words."""
-    height: int = 460
-    """In points."""
-    least_width: int = 0
-    """In points; on a narrower page the plot scrolls in its box."""
-    most_width: int = 0
-    """In points; 0: the width of the page."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chapter:
-    """A heading and the content below it."""
-
-    anchor: str
-    heading: str
-    paragraphs: tuple[str, ...]
-    """Explanation of the figures, or the reason why there is none."""
-    plots: tuple[Plot, ...] = ()
-    tables: tuple[DataTable, ...] = ()
-    """Numbers of the figures, folded."""
-
-
-def make_table(caption: str, headings: Sequence[str], *groups: Sequence[Sequence[Any]]) -> DataTable:
-    """A table of any values; None is an empty cell."""
-    cells = [tuple(tuple("" if c is None else str(c) for c in row) for row in group) for group in groups]
-    return DataTable(caption=caption, headings=tuple(headings), groups=tuple(cells))
-
-
 def make_chapters(run: Run, findings: Findings, times: Times) -> list[Chapter]:
     """All chapters of a report below its summary, in the order of the page."""
     records, axis, front = run.trials, run.settings.axis, {record.trial for record in findings.front}
@@ -91,8 +45,10 @@ def make_chapters(run: Run, findings: Findings, times: Times) -> list[Chapter]:
     return [
         _front(records, findings, axis),
         *([] if axis.second is None else [_tokens(records, findings, axis)]),
-        _growth(records, axis),
+        *against_chapter(findings, axis),
         _layers(findings),
+        *examples_chapter(run),
+        _growth(records, axis),
         *latency,
         _information(records, axis),
         _scores(records, axis, front),
@@ -101,15 +57,11 @@ def make_chapters(run: Run, findings: Findings, times: Times) -> list[Chapter]:
     ]
 
 
-def _named(record: TrialRecord) -> tuple[int, str]:
-    return record.trial, record.label or record.kind
-
-
 def _front(records: Sequence[TrialRecord], findings: Findings, axis: CostAxis) -> Chapter:
     short = SHORT[axis.measure]
     rows = [
         (
-            *_named(r),
+            *named(r),
             *(cost_text(r, each) for each in axis.axes),
             with_error(r.told(axis.measure), None, 4),
             with_error(r.top1, r.top1_se),
@@ -141,7 +93,7 @@ def _front_words(records: Sequence[TrialRecord], findings: Findings, axis: CostA
         f"which is chosen by {MEASURES[axis.measure]} on the validation images; on other images top-1 need not rise "
         "with the cost. Bars are one standard error of the difference."
     )
-    layout = front_layout(records, axis, findings.verdict)
+    layout = front_layout(records, axis, findings.verdict, findings.curves)
     if layout.hidden:
         scored = sum(record.score is not None for record in layout.hidden)
         words += (
@@ -161,6 +113,12 @@ def _marks_words(findings: Findings, axis: CostAxis) -> str:
     )
     if findings.verdict is not None and findings.verdict.not_better:
         words += " Thin grey rings: top-1 is not significantly higher than that of a cheaper point (95 %)."
+    if findings.curves:
+        words += (
+            " The curves are what is set by hand at other costs, up to the plain network: one keep ratio, one number "
+            "of tokens per layer (ToMe's r), and the plain network on smaller images; a point of the front above them "
+            "is better than these at its cost, as far as its bar reaches."
+        )
     if axis.budget is not None:
         words += f" The dashed line is the budget, {axis.budget:g} {axis.unit}."
     if any(breaks_budget(record, axis) for record in findings.front):
@@ -189,7 +147,8 @@ def _front_plot(anchor: str, records: Sequence[TrialRecord], findings: Findings,
         ends = [f"{points(r.difference) or 'unknown'} at {costs_text(r, axis)}" for r in front]
         shown = f"the front has {counted(len(ends), 'point')}, from {ends[0]} to {ends[-1]}"
     words = f"Top-1 less the plain network's, in points, against {axis.title}: {shown}."
-    figure = front_figure(records, axis=axis, verdict=findings.verdict, place="page")
+    more: dict[str, Any] = {"verdict": findings.verdict, "curves": findings.curves}
+    figure = front_figure(records, axis=axis, place="page", **more)
     return Plot(anchor=anchor, figure=figure, alternative=words, height=560)
 
 
@@ -213,7 +172,7 @@ def _growth(records: Sequence[TrialRecord], axis: CostAxis) -> Chapter:
     late = next(place for place, value in enumerate(found.values, start=1) if value >= 0.95 * end)
     alternative = f"Hypervolume over {counted(len(found.trials), 'trial')}: {end:.4g} at the end, 95 % after {late}."
     rows = [
-        (*_named(r), *(cost_text(r, each) for each in axis.axes), measured(r, axis.measure), f"{value:.4g}")
+        (*named(r), *(cost_text(r, each) for each in axis.axes), measured(r, axis.measure), f"{value:.4g}")
         for _, r, value in found.raised
     ]
     told = f"{QUANTITIES[axis.measure].title}, nats"
@@ -269,7 +228,7 @@ def _latency(records: Sequence[TrialRecord], axis: CostAxis, front: set[int]) ->
     )
     rows = [
         (
-            *_named(r),
+            *named(r),
             measured(r, "latency_ms"),
             measured(r, "latency_measured_ms"),
             text(difference[r.trial], "+.1%"),
@@ -316,7 +275,7 @@ def _information(records: Sequence[TrialRecord], axis: CostAxis) -> Chapter:
         "(tau near 1) or in reverse (near −1)."
     )
     rows = [
-        (*_named(r), *(measured(r, term) for term in found), text(r.ib_weight), measured(r, told))
+        (*named(r), *(measured(r, term) for term in found), text(r.ib_weight), measured(r, told))
         for r in sorted(records, key=lambda r: r.trial)
         if any(getattr(r, term) is not None for term in found)
     ]
@@ -339,7 +298,7 @@ def _scores(records: Sequence[TrialRecord], axis: CostAxis, front: set[int]) -> 
         "the end, all with the same final weights, on the validation images. Below the dashed line the value fell. The "
         f"front is chosen by the second. Agreement in order: {tau} (1: the same order, 0: no relation)."
     )
-    rows = [(*_named(r), measured(r, x), measured(r, y)) for r in both]
+    rows = [(*named(r), measured(r, x), measured(r, y)) for r in both]
     plot = Plot(
         anchor="plot-scores",
         figure=comparison_figure(both, x, y, front=front),

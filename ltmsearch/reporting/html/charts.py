@@ -9,7 +9,8 @@ from typing import Any, get_args
 import plotly.graph_objects as go
 
 from ltmsearch.config.objective import CostAxis, Measure
-from ltmsearch.io.figures import BLACK, BLUE, GREY, TEMPLATE
+from ltmsearch.engine.paired import Difference
+from ltmsearch.io.figures import BLACK, BLUE, GREY, RED, TEMPLATE
 from ltmsearch.reporting.convergence import QUANTITIES, Growth, measured
 from ltmsearch.reporting.numbers import costs_text, duration
 from ltmsearch.reporting.pareto_plot import RING, STYLES, describe
@@ -66,6 +67,23 @@ def information_figure(records: Sequence[TrialRecord], term: str, measure: Measu
     return figure.update_layout(showlegend=False, margin_t=15)
 
 
+def intervals_figure(rows: Sequence[tuple[TrialRecord, Difference]], axis: CostAxis) -> go.Figure:
+    """Draw a row per network, the first at the top: a difference of top-1 with its interval, and a line at 0."""
+    figure = _figure("top-1 less the best baseline's, points", "")
+    named = [f"{record.name}, {axis.text(record.cost(axis.name))}" for record, _ in rows]
+    figure.add_vline(x=0, line={"color": RED, "width": 1.5})
+    for kind in get_args(Kind):
+        own = [(name, record, d) for name, (record, d) in zip(named, rows, strict=True) if record.kind == kind]
+        words = [f"{describe(r)}<br>{costs_text(r, axis)}<br>{d} points" for _, r, d in own]
+        marks = _marks(kind, [d.value for _, _, d in own], [name for name, _, _ in own], words)
+        half = [d.interval()[1] - d.value for _, _, d in own]
+        marks.error_x = {"array": half, "color": GREY, "thickness": 1.5}
+        figure.add_trace(marks)
+    order = {"categoryorder": "array", "categoryarray": named, "autorange": "reversed"}
+    figure.update_yaxes(type="category", ticks="", showline=False, automargin=True, **order)
+    return figure
+
+
 def times_figure(seconds: Mapping[str, float]) -> go.Figure:
     """Draw a bar for each part of a run, the first at the top."""
     figure = _figure("seconds", "")
@@ -97,7 +115,7 @@ def _scatter(records: Sequence[TrialRecord], x: str, y: str, *, bars: bool = Fal
     return figure
 
 
-def _marks(kind: Kind, x: Sequence[float], y: Sequence[float], words: Sequence[str]) -> go.Scatter:
+def _marks(kind: Kind, x: Sequence[float], y: Sequence[float] | Sequence[str], words: Sequence[str]) -> go.Scatter:
     symbol, colour, size = STYLES[kind]
     marker = {"symbol": symbol, "color": colour, "size": size, "line": {"width": 1, "color": "#ffffff"}}
     shown = {"hovertext": words, "hoverinfo": "text", "showlegend": bool(x)}

@@ -10,8 +10,9 @@ from ltmsearch.config.settings import ResolvedSettings
 from ltmsearch.io.figures import PLOT_SETTINGS, figure_json, plotly_script
 from ltmsearch.io.files import write_atomic
 from ltmsearch.reporting.findings import Findings, findings_of, front_lines, verdict_lines
-from ltmsearch.reporting.front_table import make_front_table
-from ltmsearch.reporting.html.chapters import DataTable, make_chapters, make_table
+from ltmsearch.reporting.front_table import FrontRow, make_front_table
+from ltmsearch.reporting.html.chapters import make_chapters
+from ltmsearch.reporting.html.elements import DataTable, make_table
 from ltmsearch.reporting.numbers import counted, duration
 from ltmsearch.search.run import Run
 from ltmsearch.search.timing import Times
@@ -34,6 +35,8 @@ class Head:
     """One paragraph."""
     front: DataTable | None
     """None without any scored trial."""
+    schedules: DataTable | None
+    """Keep ratios of the same rows by stage."""
     captions: tuple[str, ...]
     facts: tuple[tuple[str, str], ...]
     """Name and value."""
@@ -43,26 +46,23 @@ def make_head(run: Run, findings: Findings, times: Times) -> Head:
     """Compute the summary of a run's report."""
     settings = run.settings
     table = make_front_table(run.trials, settings.axis, findings.verdict)
-    groups = [
-        [
-            (
-                ", ".join(filter(None, (row.cells["trial"], row.label))),
-                *(row.cells[name] for name in table.columns[1:]),
-                *row.keep_ratios.values(),
-            )
-            for row in rows
-        ]
-        for rows in (table.front, table.baselines)
-    ]
+    groups = (table.front, table.baselines)
+    measured = [[(_name(row), *(row.cells[each] for each in table.columns[1:])) for row in rows] for rows in groups]
+    schedules = [[(_name(row), *row.keep_ratios.values()) for row in rows] for rows in groups]
     stages = tuple(table.rows[0].keep_ratios) if table.rows else ()
     return Head(
         title=f"{settings.backbone} with {settings.operator} merging",
         verdict=" ".join(verdict_lines(findings)),
         findings=" ".join(front_lines(findings)),
-        front=make_table(table.title, (*table.columns, *stages), *groups) if table.rows else None,
+        front=make_table(table.title, table.columns, *measured) if table.rows else None,
+        schedules=make_table(f"Their {table.amounts}", ("trial", *stages), *schedules) if table.rows else None,
         captions=table.captions,
         facts=tuple(_facts(run, times)),
     )
+
+
+def _name(row: FrontRow) -> str:
+    return ", ".join(filter(None, (row.cells["trial"], row.label)))
 
 
 def page_text(run: Run) -> str:

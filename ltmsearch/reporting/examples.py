@@ -1,0 +1,215 @@
+"""Reported images that a merged network answers otherwise than the plain one, and some that it does not.
+
+File `examples.json` of a run: their merges as pictures, which the report shows. They are drawn when a study ends, with
+its weights and images.
+"""
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ltmsearch.errors import InputError
+from ltmsearch.io.files import read_json, write_atomic
+from ltmsearch.models import input_config
+from ltmsearch.models.merge_traces import LayerMerges, trace_merges
+from ltmsearch.reporting.findings import Findings
+from ltmsearch.reporting.merges import in_colour, pixels_seen
+from ltmsearch.reporting.merges.regions import region_panel, resized
+from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.search.answers import Answers
+from ltmsearch.search.records import TrialRecord
+from ltmsearch.search.setup import StudyContext
+
+EXAMPLES = "examples.json"
+"""File in a run directory."""
+EACH = 3
+"""Images with a changed answer, and without, at most."""
+SIDE, LAYERS = 144, 4
+"""Of a picture: pixels of its longer side; and layers shown of an image, spread evenly over those that merge."""
+COLOURS = 128
+"""Colours of a picture; few make a file of a fifth the size."""
+
+Number = Annotated[int, Field(ge=0)]
+
+
+class Picture(BaseModel):
+    """An image, or its tokens after a layer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    words: tuple[str, str]
+    """Two short lines: the layer, and its tokens."""
+    png: str = Field(pattern=r"^data:image/png;base64,[A-Za-z0-9+/=]+$")
+    """A data URL."""
+
+
+class Example(BaseModel):
+    """One reported image."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image: Number
+    """Its number, from 0, as in `answers.csv`."""
+    label: str
+    """Its class."""
+    plain: str
+    """What the plain network answers."""
+    merged: str
+    """What the merged network answers."""
+    pictures: tuple[Picture, ...]
+    """The image as the network gets it, then its tokens after some of the layers that merge."""
+
+
+class Examples(BaseModel):
+    """Images of one trial's network, with the final weights: first those with a changed answer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    """Version of this format."""
+    trial: Number
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """How many answers of the reported images a network changes."""
+
+    images: int
+    lost: int
+    """Right in the plain network only."""
+    won: int
+    """Right in the merged network only."""
+    other: int
+    """Wrong in both, but another class."""
+
+    @property
+    def changed(self) -> int:
+        return self.lost + self.won + self.other
+
+
+def merged_trial(findings: Findings) -> TrialRecord | None:
+    """The network to look at: the recommended one if it merges, else the best of the front or the verdict that does."""
+    verdict = findings.verdict
+    wanted = [] if verdict is None or verdict.recommendation is None else [verdict.recommendation.trial]
+    wanted += sorted(findings.front, key=lambda r: (r.rescored(findings.axis.measure) or 0.0, r.trial))
+    if verdict is not None and (compared := verdict.comparison) is not None:
+        wanted += [compared.searched, compared.baseline]
+    return next((record for record in wanted if record.schedule.merging_layers), None)
+
+
+def changes_of(answers: Answers, trial: int) -> Changes:
+    """Count the answers that a trial's network changes."""
+    lost, won, other = (len(found) for found in _changed(answers, trial))
+    return Changes(images=len(answers.labels), lost=lost, won=won, other=other)
+
+
+def choose_images(answers: Answers, trial: int) -> list[int]:
+    """Numbers of the images to show, at most `EACH` with a changed answer and then as many without.
+
+    Changed ones: of each way to change in turn, so that losses and gains are both seen. Unchanged ones: of different
+    classes as far as there are.
+    """
+    changed = [i for each in zip_longest(*_changed(answers, trial)) for i in each if i is not None][:EACH]
+    same = np.flatnonzero(answers.trials[trial] == answers.plain)
+    first = [int(same[np.flatnonzero(answers.labels[same] == label)[0]]) for label in np.unique(answers.labels[same])]
+    unchanged = list(dict.fromkeys([*first, *same.tolist()]))[:EACH]
+    return changed + unchanged
+
+
+def _changed(answers: Answers, trial: int) -> tuple[list[int], list[int], list[int]]:
+    """Numbers of the images that are lost, won, and changed from one wrong class to another."""
+    merged, plain, labels = answers.trials[trial], answers.plain, answers.labels
+    was, now = plain == labels, merged == labels
+    found = (was & ~now, ~was & now, ~was & ~now & (merged != plain))
+    return tuple(np.flatnonzero(each).tolist() for each in found)  # type: ignore[return-value]
+
+
+def draw_examples(context: StudyContext, findings: Findings, answers: Answers | None) -> Examples | None:
+    """Draw the examples with the supernet's present weights; None where no network of the study merges."""
+    record = merged_trial(findings)
+    if record is None or answers is None or record.trial not in answers.trials:
+        return None
+    evaluator, numbers = context.evaluator, choose_images(answers, record.trial)
+    images = _images(context, record.schedule, numbers)
+    net = evaluator.recalibrated_subnet(record.schedule)
+    traces = trace_merges(context.settings.backbone, net, images)
+    config = input_config(context.settings.backbone, context.settings.images)
+    pixels = [in_colour(each) for each in pixels_seen(images.numpy(), mean=config["mean"], std=config["std"])]
+    names = evaluator.data.class_names
+    return Examples(
+        trial=record.trial,
+        examples=tuple(
+            Example(
+                image=number,
+                label=names[answers.labels[number]],
+                plain=names[answers.plain[number]],
+                merged=names[answers.trials[record.trial][number]],
+                pictures=tuple(_pictures(seen, trace)),
+            )
+            for number, seen, trace in zip(numbers, pixels, traces, strict=True)
+        ),
+    )
+
+
+def _images(context: StudyContext, schedule: MergeSchedule, numbers: Sequence[int]) -> torch.Tensor:
+    """(n, channels, side, side) reported images by number, normalised, at the image size of scoring."""
+    found: dict[int, torch.Tensor] = {}
+    start = 0
+    evaluator = context.evaluator
+    for batch, _ in evaluator.sized(evaluator.held_out("report"), schedule):
+        found |= {number: batch[number - start] for number in numbers if start <= number < start + len(batch)}
+        start += len(batch)
+    return torch.stack([found[number] for number in numbers])
+
+
+def _pictures(image: np.ndarray, trace: Sequence[LayerMerges]) -> Iterator[Picture]:
+    height, width = image.shape[:2]
+    panel = round(SIDE * height / max(height, width)), round(SIDE * width / max(height, width))
+    yield Picture(words=("image", f"{width} x {height} px"), png=_data_url(resized(image, panel)))
+    shown = min(LAYERS, len(trace))
+    for number in range(shown):  # the last layer included
+        layer = trace[round((number + 1) * len(trace) / shown) - 1]
+        windows = " a window" if layer.windows > 1 else ""
+        words = layer.layer, f"{layer.before} to {layer.after} tokens{windows}"
+        yield Picture(words=words, png=_data_url(region_panel(image, layer, panel)))
+
+
+def _data_url(pixels: np.ndarray) -> str:
+    content = io.BytesIO()
+    Image.fromarray(pixels).quantize(COLOURS, Image.Quantize.FASTOCTREE).save(content, "PNG")
+    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def write_examples(examples: Examples | None, path: Path) -> None:
+    """Write the file atomically; None: remove that of an earlier call."""
+    if examples is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_atomic(path, examples.model_dump_json() + "\n")
+
+
+def read_examples(path: Path) -> Examples | None:
+    """Read the file; None if there is none.
+
+    Raises:
+        InputError: If it is damaged or of another version.
+    """
+    try:
+        return Examples.model_validate(read_json(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, ValidationError):
+        raise InputError(
+            f"{path} is damaged or of another version; delete it to show results without pictures, and repeat "
+            "ltmsearch run to draw it again"
+        ) from None

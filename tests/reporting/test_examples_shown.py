@@ -1,0 +1,74 @@
+"""Which reported images are shown with their merges, and their file."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.records import PLAIN, RECORDS, UNIFORM, make_answers, make_trial
+
+from ltmsearch.config.objective import CostAxis
+from ltmsearch.errors import InputError
+from ltmsearch.reporting.examples import (
+    Changes,
+    Example,
+    Examples,
+    Picture,
+    changes_of,
+    choose_images,
+    merged_trial,
+    read_examples,
+    write_examples,
+)
+from ltmsearch.reporting.findings import find
+from ltmsearch.search.answers import Answers
+
+AXIS = CostAxis(budget=1.2)
+LABELS = np.array([0, 0, 1, 1, 2, 2, 0, 1])
+PLAIN_ANSWERS = np.array([0, 0, 1, 0, 2, 0, 1, 1])
+MERGED = np.array([1, 1, 1, 1, 2, 1, 0, 1])
+
+
+def answers(merged: np.ndarray = MERGED) -> Answers:
+    return Answers(labels=LABELS, groups=np.arange(8), plain=PLAIN_ANSWERS, trials={3: merged})
+
+
+def test_changes_are_counted_by_what_they_cost() -> None:
+    assert changes_of(answers(), 3) == Changes(images=8, lost=2, won=2, other=1)
+    assert changes_of(answers(), 3).changed == 5
+    assert changes_of(answers(PLAIN_ANSWERS), 3).changed == 0
+
+
+def test_each_way_to_change_is_shown_and_then_each_class() -> None:
+    assert choose_images(answers(), 3) == [0, 3, 5, 2, 4, 7]
+    assert choose_images(answers(PLAIN_ANSWERS), 3) == [0, 2, 4], "none changed: one image of each class"
+    everything = (PLAIN_ANSWERS + 1) % 3
+    assert len(choose_images(answers(everything), 3)) == 3, "all changed"
+
+
+def test_the_recommended_network_is_shown_if_it_merges() -> None:
+    found = find(RECORDS, AXIS, make_answers(RECORDS))
+    shown = merged_trial(found)
+    assert shown is not None
+    assert found.verdict is not None
+    assert shown.trial == found.verdict.recommended
+    smaller = make_trial(9, 0.6, 80.0, 88.0, keep_ratios=dict(PLAIN.schedule.keep_ratios), img_size=160)
+    records = [PLAIN, UNIFORM, smaller]
+    found = find(records, CostAxis(budget=1.2, one_size=False), make_answers(records))
+    assert found.verdict is not None
+    assert found.verdict.recommended == 9, "smaller images, without merging"
+    assert merged_trial(found) == UNIFORM, "the best baseline, since nothing merges on the front"
+    assert merged_trial(find([PLAIN], AXIS, make_answers([PLAIN]))) is None
+
+
+def test_the_file_is_read_as_it_was_written(tmp_path: Path) -> None:
+    picture = Picture(words=("image", "112 x 112 px"), png="data:image/png;base64,AAAA")
+    example = Example(image=7, label="shirt", plain="shirt", merged="dress", pictures=(picture,))
+    examples, path = Examples(trial=3, examples=(example,)), tmp_path / "examples.json"
+    assert read_examples(path) is None
+    write_examples(examples, path)
+    assert read_examples(path) == examples
+    path.write_text(path.read_text().replace("data:image/png;base64,AAAA", "https://example.org/x.png"))
+    with pytest.raises(InputError, match=r"examples\.json is damaged"):
+        read_examples(path)
+    write_examples(None, path)
+    assert read_examples(path) is None, "nothing of an earlier call stays"
