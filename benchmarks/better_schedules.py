@@ -17,15 +17,13 @@ search used: the folder's test/ where there is one, 2,000 newly drawn digits. Di
 """
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from statistics import mean
 from typing import Any
 
-import plotly.graph_objects as go
 from harness.arguments import add_data_dir, add_seeds, add_work, benchmark_parser, parse
 from harness.equal_cost import EqualCostNets
-from harness.figures import BLUE, GREEN, ORANGE, YELLOW, Panel, Series, draw, save_figure
+from harness.figures import BLUE, GREEN, GREY, ORANGE, YELLOW, Drawing, Panel, Series, draw, save_figure
 from harness.records import finished, read_results, settings_of, write_results
 from harness.short_training import Case, ShortTraining
 from harness.statistics import differences, mean_sd, standard_error
@@ -56,24 +54,20 @@ MARKS = {"searched": (BLUE, 0.22), "searched in range": (GREEN, 0.0), "learned":
 
 
 class Outcome:
-    """Scores of the nets of one case."""
+    """Scores of the nets of one case, from its results."""
 
-    def __init__(self, nets: EqualCostNets, seeds: int) -> None:
-        self.nets, self.case = nets, nets.case
-        self.runs = {net: [self._run(net, seed) for seed in range(seeds)] for net in nets.nets}
-        self.split = "test" if "test" in self.runs["base"][0] else "validation"
+    def __init__(self, found: dict[str, Any]) -> None:
+        self.case, self.nets = found["case"], found["nets"]
+        self.name = f"{self.case['backbone']}:{self.case['data']}"
+        self.split = "test" if self.has("test") else "validation"
 
-    def _run(self, net: str, seed: int) -> dict[str, Any]:
-        def train() -> dict[str, Any]:
-            result = self.nets.training.fine_tune(self.nets.recipe(net), seed)
-            print(f"{self.case.name}, {net}, seed {seed}: {result['validation']['top1']:.1f}", flush=True)
-            return result
-
-        return finished(self.nets.folder / f"fine-tuned-{net.replace(' ', '-')}-{seed}.json", train)
+    def has(self, split: str) -> bool:
+        """Whether there are scores of a split."""
+        return split in self.nets["base"]["runs"][0]
 
     def values(self, net: str, split: str, key: str = "top1") -> list[float]:
         """Score of each seed."""
-        return [run[split][key] for run in self.runs[net]]
+        return [run[split][key] for run in self.nets[net]["runs"]]
 
     def ahead(self, net: str, other: str, split: str | None = None) -> list[float]:
         """Top-1 differences to another net of the same seed."""
@@ -83,14 +77,13 @@ class Outcome:
     def rows(self, split: str) -> list[list[str]]:
         """Table rows."""
         rows = []
-        for net in self.runs:
-            about = self.nets.recipe(net).provenance
+        for net, about in self.nets.items():
             before = mean_sd(self.values(net, "before"))
             cells = [f"{about['gflops']:.5f}", f"{about['of_plain']:.3f}", before, mean_sd(self.values(net, split))]
             cells.append(f"{mean(self.values(net, split, 'loss')):.3f}")
             others = ("base", "ltm", "tome")
             gaps = ["" if net == other else mean_sd(self.ahead(net, other, split), sign=True) for other in others]
-            rows.append([f"{self.case.name}, {net}", *cells, *gaps])
+            rows.append([f"{self.name}, {net}", *cells, *gaps])
         return rows
 
     def verdicts(self) -> list[str]:
@@ -103,36 +96,50 @@ class Outcome:
                 if abs(mean(ahead) - aim) < 2 * standard_error(ahead):
                     word += ", within two standard errors of the aim"
                 gap = mean_sd(ahead, sign=True)
-                lines.append(f"{self.case.name}: {net} − {other}: {gap} on {self.split}, aim {aim:+.1f}: {word}")
+                lines.append(f"{self.name}: {net} − {other}: {gap} on {self.split}, aim {aim:+.1f}: {word}")
         return lines
 
-    def as_dict(self) -> dict[str, Any]:
-        """Everything measured."""
-        nets, table = self.nets, self.nets.space[1]
-        recipes = {net: nets.recipe(net) for net in self.runs}
-        return {
-            "case": asdict(self.case),
-            "target_gflops": nets.target / GIGA,
-            "plain_gflops": table.base / GIGA,
-            "least_gflops": table.reachable()[0] / GIGA,
-            "nets": {
-                net: {
-                    **recipe.provenance,
-                    "keep_ratios": dict(recipe.schedule.keep_ratios),
-                    "forms": dict(recipe.schedule.forms),
-                    "runs": self.runs[net],
-                }
-                for net, recipe in recipes.items()
-            },
-            "learned": read_results(nets.folder / "learned.json"),
-            "seconds": nets.seconds(),
-        }
+
+def fine_tuned(nets: EqualCostNets, net: str, seed: int) -> dict[str, Any]:
+    """Scores and seconds of the short training of a net."""
+
+    def train() -> dict[str, Any]:
+        result = nets.training.fine_tune(nets.recipe(net), seed)
+        print(f"{nets.case.name}, {net}, seed {seed}: {result['validation']['top1']:.1f}", flush=True)
+        return result
+
+    return finished(nets.folder / f"fine-tuned-{net.replace(' ', '-')}-{seed}.json", train)
 
 
-def figure(outcomes: Sequence[Outcome]) -> go.Figure:
+def measure(nets: EqualCostNets, seeds: int) -> dict[str, Any]:
+    """Results of one case."""
+    runs = {net: [fine_tuned(nets, net, seed) for seed in range(seeds)] for net in nets.nets}
+    recipes, table = {net: nets.recipe(net) for net in runs}, nets.space[1]
+    return {
+        "case": asdict(nets.case),
+        "target_gflops": nets.target / GIGA,
+        "plain_gflops": table.base / GIGA,
+        "least_gflops": table.reachable()[0] / GIGA,
+        "nets": {
+            net: {
+                **recipe.provenance,
+                "keep_ratios": dict(recipe.schedule.keep_ratios),
+                "forms": dict(recipe.schedule.forms),
+                "runs": runs[net],
+            }
+            for net, recipe in recipes.items()
+        },
+        "learned": read_results(nets.folder / "learned.json"),
+        "seconds": nets.seconds(),
+    }
+
+
+def drawing(results: dict[str, Any]) -> Drawing:
     """Differences of the searched and the learned schedules, and the aims."""
+    outcomes = [Outcome(found) for found in results["cases"]]
     rows = range(len(outcomes) - 1, -1, -1)
-    names = [f"{each.case.backbone.partition('_patch')[0]}<br>{each.case.data}" for each in outcomes]
+    names = [f"{each.case['backbone'].partition('_patch')[0]}<br>{each.case['data']}" for each in outcomes]
+    x_axis = {"title": "points of top-1", "zerolinecolor": GREY, "zerolinewidth": 1}
     panels = []
     for other, aim in AIMS.items():
         series = []
@@ -147,23 +154,23 @@ def figure(outcomes: Sequence[Outcome]) -> go.Figure:
             series.append(Series(x=middle, y=places, color=color, error_x=spread, **look))
         ticks = {"tickvals": list(rows), "ticktext": names, "range": [-0.6, len(outcomes) - 0.4]}
         title = "− unmerged" if other == "base" else f"− uniform {other}"
-        aims = [("x", aim, ORANGE)]
-        panels.append(Panel(title=title, series=series, x_axis={"title": "points of top-1"}, y_axis=ticks, lines=aims))
+        panels.append(Panel(title=title, series=series, x_axis=x_axis, y_axis=ticks, lines=[("x", aim, ORANGE)]))
     title = "Schedules at equal GFLOPs: paired differences, mean ± sd; small marks: seeds; dashed: aim"
-    return draw(title, panels, columns=3, share_y=True)
+    figure, height = draw(title, panels, columns=3, share_y=True), 300 + 85 * len(outcomes)
+    return Drawing(figure=figure, stem="better_schedules", title="Schedules at equal GFLOPs", height=height)
 
 
-def run_case(name: str, args: argparse.Namespace) -> Outcome:
-    """All trainings of one case."""
+def run_case(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Results of one case, by all its trainings."""
     case = CASES[name]
     if args.quick:
         case = replace(case, base_steps=8, tuned_steps=2, bases=1, score_images=64)
     training = ShortTraining(case, args.work / name.replace(":", "-"), args.data_dir)
     nets = EqualCostNets(training, (QUICK_SEARCH if args.quick else SEARCH).split(), args.learning_steps)
-    outcome = Outcome(nets, args.seeds)
+    found = measure(nets, args.seeds)
     for part in ("data", "test"):
         training.__dict__.pop(part, None)  # decoded images that the next case does not need
-    return outcome
+    return found
 
 
 def main() -> None:
@@ -175,17 +182,16 @@ def main() -> None:
     parser.add_argument("--learning-steps", type=int, default=100, help="steps of the learned schedule")
     args = parse(parser, cases=["mobilevit_xs:digits"], seeds=1, learning_steps=1)
     cases = [name for name in args.cases if args.data_dir or name.endswith(":digits")]
-    outcomes = [run_case(name, args) for name in cases]
+    results = {"settings": settings_of(args), "cases": [run_case(name, args) for name in cases]}
+    outcomes = [Outcome(found) for found in results["cases"]]
     headings = ("net", "GFLOPs", "of plain", "before", "top-1", "loss", "− unmerged", "− ltm", "− tome")
     for split in ("validation", "test"):
-        rows = [row for each in outcomes if split in each.runs["base"][0] for row in each.rows(split)]
+        rows = [row for each in outcomes if each.has(split) for row in each.rows(split)]
         print_table(f"top-1 on {split} images, mean ± sd of {args.seeds} seeds", headings, rows)
     for outcome in outcomes:
         console.print("\n".join(outcome.verdicts()))
-    content = {"settings": settings_of(args), "cases": [each.as_dict() for each in outcomes]}
-    write_results(args.out / "better_schedules.json", **content)
-    title, height = "Schedules at equal GFLOPs", 300 + 85 * len(outcomes)
-    save_figure(figure(outcomes), args.out, "better_schedules", title=title, height=height)
+    write_results(args.out / "better_schedules.json", **results)
+    save_figure(drawing(results), args.out)
 
 
 if __name__ == "__main__":

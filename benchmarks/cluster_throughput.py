@@ -17,9 +17,23 @@ that on real trainings. The driver's processor time is measured while it runs, a
 
 from typing import Any
 
-import plotly.graph_objects as go
 from harness.arguments import benchmark_parser, parse
-from harness.figures import BLUE, GREEN, GREY, ORANGE, PINK, SKY, Panel, Series, draw, save_figure
+from harness.figures import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    SKY,
+    YELLOW,
+    Drawing,
+    Panel,
+    Series,
+    draw,
+    log_axis,
+    save_figure,
+)
 from harness.records import settings_of, write_results
 from harness.simulated_study import prepare_simulation, simulate, with_settings
 from harness.tables import print_table
@@ -28,6 +42,9 @@ from harness.virtual_cluster import Durations
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CHARGES = {"proposal": 0.051, "answer": 0.063, "weights": 0.071, "ray": 0.013}
 """Processor seconds per trial that `driver_cost.py` measured for work that is not done here."""
+SAMPLERS = {"random": "random", "tpe": "TPE"}
+"""Sampler -> name in the figure."""
+COLORS = (SKY, BLUE, GREEN, PINK, ORANGE)
 
 
 def print_runs(title: str, runs: list[dict[str, Any]]) -> None:
@@ -44,37 +61,49 @@ def print_runs(title: str, runs: list[dict[str, Any]]) -> None:
     print_table(title, headings, rows)
 
 
-def figure(runs: list[dict[str, Any]]) -> go.Figure:
-    """Throughput, load, and the value of the front against trials and hours."""
+def drawing(results: dict[str, Any]) -> Drawing:
+    """Throughput and load of the sampler with the most runs; the value of the front against trials and hours."""
+    by_sampler: dict[str, list[dict[str, Any]]] = {}
+    for run in results["runs"]:
+        by_sampler.setdefault(run["sampler"], []).append(run)
+    runs = max(by_sampler.values(), key=len)
     workers, hourly = [run["workers"] for run in runs], [run["trials_an_hour"] for run in runs]
     linear = [hourly[0] * n / workers[0] for n in workers]
     log = {"type": "log", "title": "workers", "tickvals": workers}
     busy = [
         Series(x=workers, y=[100 * run[key] for run in runs], color=color, name=name)
-        for key, color, name in (("driver_busy", BLUE, "driver"), ("workers_busy", ORANGE, "workers"))
+        for key, color, name in (("driver_busy", BLACK, "driver busy"), ("workers_busy", YELLOW, "workers busy"))
     ]
     throughput = [
         Series(x=workers, y=linear, color=GREY, dash="dot", name="linear"),
-        Series(x=workers, y=hourly, color=BLUE, name="measured"),
+        Series(x=workers, y=hourly, color=BLACK, name="measured"),
     ]
     panels = [
-        Panel(title="Trials per hour", series=throughput, x_axis=log, y_axis={"type": "log"}),
-        Panel(title="Busy, %", series=busy, x_axis=log),
+        Panel(title="Trials per hour", series=throughput, x_axis=log, y_axis=log_axis()),
+        Panel(title="Busy, %", series=busy, x_axis=log, y_axis={"range": [0, 104]}),
     ]
     drawn = runs[:: max(1, len(runs) // 4)]
-    for key, title in (("trials", "Value by trials"), ("hours", "Value by hours")):
+    colors = {run["workers"]: color for run, color in zip(drawn, COLORS, strict=False)}
+    drawn = [*drawn, *(run for other in by_sampler.values() if other is not runs for run in other)]
+    for key, title, axis in (
+        ("trials", "Value by trials", log_axis("scored trials", numbers=(1, 3))),
+        ("hours", "Value by hours", log_axis("virtual hours", numbers=(1,))),
+    ):
         series = [
             Series(
                 x=[point[key] for point in run["curve"]],
                 y=[point["value"] for point in run["curve"]],
-                color=color,
-                name=f"{run['workers']} workers",
+                color=colors.get(run["workers"], YELLOW),
+                dash="solid" if run["sampler"] == runs[0]["sampler"] else "dot",
+                name=f"{SAMPLERS[run['sampler']]}, {run['workers']} worker{'s' * (run['workers'] > 1)}",
             )
-            for run, color in zip(drawn, (SKY, BLUE, GREEN, PINK, ORANGE), strict=False)
+            for run in drawn
         ]
-        axis = {"type": "log", "title": "scored trials" if key == "trials" else "virtual hours"}
-        panels.append(Panel(title=title, series=series, x_axis=axis, y_axis={"title": "mean points of top-1"}))
-    return draw("A simulated cluster: trials of 60 s, the real driver", panels)
+        value = {"title": "mean points of top-1"} if key == "trials" else {}
+        panels.append(Panel(title=title, series=series, x_axis=axis, y_axis=value))
+    figure = draw("A simulated cluster: trials of 60 s, the real driver", panels)
+    stem = "cluster_throughput" if "random" in by_sampler else f"cluster_throughput_{runs[0]['sampler']}"
+    return Drawing(figure=figure, stem=stem, title="A simulated cluster", height=900)
 
 
 def main() -> None:
@@ -90,13 +119,14 @@ def main() -> None:
     context = prepare_simulation(args.backbone, budget_gflops=args.budget_gflops, trials=args.trials, out="unused")
     context, runs = with_settings(context, sampler=args.sampler), []
     for n in sorted(args.workers):
-        runs.append(simulate(context, n, charges=charges))
+        runs.append({"sampler": args.sampler, **simulate(context, n, charges=charges)})
         print(f"{n} workers: {runs[-1]['trials_an_hour']:,.0f} trials per hour", flush=True)
     print_runs(f"{args.sampler}, {args.trials:,} trials", runs)
-    stem = "cluster_throughput" if args.sampler == "random" else f"cluster_throughput_{args.sampler}"
     about = {"charges": charges, "durations": vars(Durations())}
-    write_results(args.out / f"{stem}.json", settings=settings_of(args), **about, runs=runs)
-    save_figure(figure(runs), args.out, stem, title="A simulated cluster", height=900)
+    results = {"settings": settings_of(args), **about, "runs": runs}
+    drawn = drawing(results)
+    write_results(args.out / f"{drawn.stem}.json", **results)
+    save_figure(drawn, args.out)
 
 
 if __name__ == "__main__":

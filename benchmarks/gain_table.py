@@ -23,9 +23,11 @@ network's own weights. A search chooses by its shared weights, after sandwich st
 compared without training and after the same fine-tuning, by distillation, from the plain network's own weights, on
 images that no way has seen. The last row starts from the study's weights instead, as `train --init RUN` does.
 
-One thread and one number format for all. Minutes are those of choosing a schedule, after set-up. Latencies are of
-seed 0: torch eager in seconds that the thread ran, and the exported network in onnxruntime; all networks of a share
-take turns. Errors are over images, standard deviations over seeds, which differ in data, plain network and search.
+One thread and one number format for all. Minutes are those of choosing a schedule, after set-up, in the fastest seed:
+others may have had a busy machine. Latencies are of seed 0: torch eager in seconds that the thread ran, and the
+exported network in onnxruntime; all networks of a share take turns. KL is the mean divergence from the plain network
+on the reported images, in nats. Errors are over images, standard deviations over seeds, which differ in data, plain
+network and search.
 """
 
 import argparse
@@ -138,7 +140,7 @@ def score_rows(share: str, seeds: list[dict[str, Any]]) -> list[list[str]]:
     """A row of each way: its scores."""
     plain = [seed["ways"][PLAIN] for seed in seeds]
     score = mean_sd([each["top1"] for each in plain])
-    table = [[share, PLAIN, "1.000", score, "", "", score, "", ""]]
+    table = [[share, PLAIN, "1.000", score, "", "", "", score, "", "", ""]]
     for way in WAYS:
         own = [seed["ways"][way] for seed in seeds if way in seed["ways"]]
         if not own:
@@ -147,7 +149,8 @@ def score_rows(share: str, seeds: list[dict[str, Any]]) -> list[list[str]]:
         cells = [share, way + few, f"{mean(each['gflops'] for each in own) / plain[0]['gflops']:.3f}"]
         for when, suffix in (("predicted_before", "_before"), ("predicted", "")):
             less = pooled([Difference(**each["searched_less"][when]) for each in own]) if way != SEARCHED else ""
-            cells += [*(mean_sd([each[f"{key}{suffix}"] for each in own]) for key in ("top1", "agreement")), less]
+            cells += [mean_sd([each[f"{key}{suffix}"] for each in own]) for key in ("top1", "agreement")]
+            cells += [f"{mean(each[f'kl{suffix}'] for each in own):.3f}", less]
         table.append(cells)
     return table
 
@@ -158,13 +161,13 @@ def time_rows(share: str, seeds: list[dict[str, Any]], ms: dict[str, dict[str, f
     for way, values in ms.items():
         found = [seed["ways"][way]["seconds"] for seed in seeds if way != PLAIN and way in seed["ways"]]
         table.append([share, way, *(f"{value:.1f}" for value in values.values())])
-        table[-1].append(f"{mean(found) / 60:.1f}" if found else "")
+        table[-1].append(f"{min(found) / 60:.1f}" if found else "")
     return table
 
 
 SCORES = (
-    *("share", "network", "cost", "top-1 without training", "agreement", "searched less it"),
-    *("top-1 fine-tuned", "agreement", "searched less it"),
+    *("share", "network", "cost", "top-1 without training", "agreement", "KL", "searched less it"),
+    *("top-1 fine-tuned", "agreement", "KL", "searched less it"),
 )
 TIMES = ("share", "network", *(f"{name}, batch {batch}, ms" for name in RUNTIMES for batch in BATCHES), "minutes")
 

@@ -25,9 +25,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 from harness.arguments import benchmark_parser, parse, study_settings
-from harness.figures import BLUE, ORANGE, Panel, Series, draw, save_figure
+from harness.figures import BLUE, ORANGE, Drawing, Panel, Series, draw, log_axis, save_figure
 from harness.gain_options import QUICK, add_gain_options
 from harness.gain_study import GainStudy
 from harness.records import finished, refuse_other_options, settings_of, write_results
@@ -135,17 +134,21 @@ def interval(agreement: dict[str, Any]) -> str:
     return f"{agreement['tau']:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def figure(result: dict[str, Any], name: str) -> go.Figure:
+def drawing(results: dict[str, Any]) -> Drawing:
     """The score of the search against the truth."""
-    number = len(result["schedules"]) // 2
-    x, y = np.mean(result["scores"][SEARCHED], axis=0), np.mean(result["truth"], axis=0)
+    number, agreement = len(results["schedules"]) // 2, results["agreement"][SEARCHED]
+    x, y = np.mean(results["scores"][SEARCHED], axis=0), np.mean(results["truth"], axis=0)
     looks = {"equal cost": (slice(number), ORANGE), "spread costs": (slice(number, None), BLUE)}
     series = [
-        Series(x=x[some], y=y[some], color=color, name=label, mode="markers") for label, (some, color) in looks.items()
+        Series(x=x[some], y=y[some], color=color, name=f"{label}: τ {interval(agreement[label])}", mode="markers")
+        for label, (some, color) in looks.items()
     ]
-    axes = [{"title": f"KL divergence, {how}", "type": "log"} for how in ("shared weights", "fine-tuned alone")]
-    panel = Panel(title=name, series=series, x_axis=axes[0], y_axis=axes[1])
-    return draw("Schedules by the score of a search, and fine-tuned alone", [panel], columns=1)
+    names = [f"KL divergence, {how}, nats" for how in ("shared weights", "fine-tuned alone")]
+    axes = [log_axis(name, numbers=(1, 2, 3, 5, 7)) for name in names]
+    name = f"{results['settings']['backbone']}, {2 * number} schedules"
+    panel = Panel(title=f"{name}: τ {interval(agreement['all'])}", series=series, x_axis=axes[0], y_axis=axes[1])
+    figure = draw("Schedules by the score of a search, and fine-tuned alone", [panel], columns=1)
+    return Drawing(figure=figure, stem="rank_fidelity", title="Rank fidelity", height=520)
 
 
 def main() -> None:
@@ -156,18 +159,18 @@ def main() -> None:
     if len(args.shares) != 1:
         parser.error("--shares must be one share of the plain cost here")
     studies = [GainStudy(args, seed, study_settings(args)) for seed in range(args.seeds)]
-    result = compare(studies, args)
+    results = {"settings": settings_of(args), **compare(studies, args)}
     rows = []
-    for score, by_subset in result["agreement"].items():
+    for score, by_subset in results["agreement"].items():
         cells = [f"{interval(each)}, p {max(each['p']):.3f}" for each in by_subset.values()]
         rows.append([score, *cells])
-    for name, each in result["reliability"].items():
+    for name, each in results["reliability"].items():
         if each:
             print(f"{name}: τ between training seeds {each['tau_between_seeds']:.2f}, ceiling {each['ceiling']:.2f}")
-    title = f"{args.backbone} at {result['share']:g} of its cost: Kendall's τ with {args.train_seeds} fine-tunings"
-    print_table(title, ("score", *result["agreement"][SEARCHED]), rows)
-    write_results(args.out / "rank_fidelity.json", settings=settings_of(args), **result)
-    save_figure(figure(result, title), args.out, "rank_fidelity", title="Rank fidelity", height=520)
+    title = f"{args.backbone} at {results['share']:g} of its cost: Kendall's τ with {args.train_seeds} fine-tunings"
+    print_table(title, ("score", *results["agreement"][SEARCHED]), rows)
+    write_results(args.out / "rank_fidelity.json", **results)
+    save_figure(drawing(results), args.out)
 
 
 if __name__ == "__main__":

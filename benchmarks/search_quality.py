@@ -33,9 +33,23 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 from harness.arguments import add_seeds, add_work, benchmark_parser, parse
-from harness.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, SKY, YELLOW, Panel, Series, draw, save_figure
+from harness.figures import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    SKY,
+    YELLOW,
+    Drawing,
+    Panel,
+    Series,
+    draw,
+    log_axis,
+    save_figure,
+)
 from harness.records import finished, settings_of, write_results
 from harness.search_methods import METHODS, run_method
 from harness.search_study import QUICK, Reference, SavedNets, add_search_options, prepare_study
@@ -108,6 +122,12 @@ def run_seed(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     return {"corner": reference.corner, "methods": methods}
 
 
+def by_method(seeds: dict[str, Any]) -> dict[str, list[Curve]]:
+    """Method -> its curve of every seed."""
+    first = next(iter(seeds.values()))
+    return {name: [seed["methods"][name]["curve"] for seed in seeds.values()] for name in first["methods"]}
+
+
 def at(curves: list[Curve], trials: int, key: str = "value") -> list[float]:
     """Values after a number of trials; empty unless all curves have it."""
     values = [point[key] for curve in curves for point in curve if point["trials"] == trials]
@@ -152,11 +172,12 @@ def print_tables(curves: dict[str, list[Curve]], trials: int) -> None:
     print_table("difference to default, paired by seed", ("method", *numbers), paired)
 
 
-def figure(curves: dict[str, list[Curve]], trials: int) -> go.Figure:
+def drawing(results: dict[str, Any]) -> Drawing:
     """Means of the value against trials and seconds; bands of one standard deviation."""
+    curves, trials = by_method(results["seeds"]), results["settings"]["trials"]
     panels = [
         Panel(title="by trained trials", series=[], x_axis={"title": "trained trials"}),
-        Panel(title="by time", series=[], x_axis={"title": "seconds of one thread", "type": "log"}),
+        Panel(title="by time", series=[], x_axis=log_axis("seconds of one thread", numbers=(1, 2, 3, 5))),
     ]
     longest = max(point["processor"] for of in curves.values() for curve in of for point in curve)
     for method, of in curves.items():
@@ -172,7 +193,8 @@ def figure(curves: dict[str, list[Curve]], trials: int) -> go.Figure:
             y = [mean(each) for each in values]
             panel.series.append(Series(x=x, y=y, color=color, dash=dash, name=name, band=band, mode="lines"))
     panels[0].y_axis = {"title": "mean KL divergence of the front, nats"}
-    return draw("Fronts found: means of the seeds, bands ± 1 sd", panels, share_y=True)
+    figure = draw("Fronts found: means of the seeds, bands ± 1 sd", panels, share_y=True)
+    return Drawing(figure=figure, stem="search_quality", title="Fronts that searches find")
 
 
 def main() -> None:
@@ -184,10 +206,10 @@ def main() -> None:
     parser.add_argument("--independent-steps", type=int, default=12, help="steps of a trial of `independent`")
     args = parse(parser, **QUICK, independent_steps=1, methods=["default", "independent", "uniform"])
     seeds = {str(seed): run_seed(seed, args) for seed in range(args.seeds)}
-    curves = {name: [seed["methods"][name]["curve"] for seed in seeds.values()] for name in args.methods}
-    print_tables(curves, args.trials)
-    write_results(args.out / "search_quality.json", settings=settings_of(args), seeds=seeds)
-    save_figure(figure(curves, args.trials), args.out, "search_quality", title="Fronts that searches find")
+    results = {"settings": settings_of(args), "seeds": seeds}
+    print_tables(by_method(seeds), args.trials)
+    write_results(args.out / "search_quality.json", **results)
+    save_figure(drawing(results), args.out)
 
 
 if __name__ == "__main__":

@@ -26,13 +26,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import plotly.graph_objects as go
 from harness.arguments import add_seeds, add_work, benchmark_parser, parse
-from harness.figures import BLUE, GREEN, GREY, YELLOW, Panel, Series, draw, save_figure
+from harness.figures import BLUE, GREEN, GREY, YELLOW, Drawing, Panel, Series, draw, save_figure
 from harness.records import finished, settings_of, write_results
 from harness.search_methods import UnsavedDriver
 from harness.search_study import QUICK, Reference, SavedNets, add_search_options, prepare_study
-from harness.statistics import differences, half_width, mean_interval, mean_sd
+from harness.statistics import half_width, mean_interval, mean_sd
 from harness.tables import print_table
 from harness.virtual_cluster import Durations, VirtualWorkers
 
@@ -108,8 +107,9 @@ def run_seed(seed: int, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def gaps(seeds: dict[str, Any], name: str, key: str, other: str = "1") -> list[float]:
-    """Paired differences of a case to another."""
-    return differences([runs[name][key] for runs in seeds.values()], [runs[other][key] for runs in seeds.values()])
+    """Paired differences of a case to another, of the seeds that have both."""
+    pairs = [(runs[name], runs[other]) for runs in seeds.values() if name in runs and other in runs]
+    return [one[key] - two[key] for one, two in pairs if key in one and key in two]
 
 
 def print_tables(seeds: dict[str, Any], names: list[str]) -> None:
@@ -136,22 +136,30 @@ def print_tables(seeds: dict[str, Any], names: list[str]) -> None:
     print_table("powers, paired (95 %)", ("case", "front", "own", "weights, nats"), rows)
 
 
-def figure(seeds: dict[str, Any], names: list[str]) -> go.Figure:
+def drawing(results: dict[str, Any]) -> Drawing:
     """Paired differences to one worker: every seed, means with 95 % intervals."""
+    seeds, trials = results["seeds"], results["settings"]["trials"]
+    names = {name for runs in seeds.values() for name in runs}
     panels, cases = [], [case for case in CASES if case[0] > 1 and case_name(*case) in names]
     ticks = {"tickvals": list(range(len(cases))), "ticktext": [str(case[0]) for case in cases], "title": "workers"}
-    titles = {"front": "The front: points of mean top-1", "weights_loss": "The final shared weights: nats"}
-    for key, title in titles.items():
+    shown = (
+        ("front", "The front (higher is better)", "points of mean top-1"),
+        ("weights_loss", "The final shared weights (lower is better)", "cross-entropy, nats"),
+    )
+    for key, title, measure in shown:
         series = []
-        for place, (workers, power) in enumerate(cases):
+        for place, (workers, power) in sorted(enumerate(cases), key=lambda each: each[1][1]):  # order of the legend
             ahead = gaps(seeds, case_name(workers, power), key)
             error = [half_width(ahead) if len(ahead) > 2 else 0.0]  # two seeds show next to nothing
             color, name = COLORS[power], f"power {power:g}"
             marks: dict[str, Any] = {"color": color, "mode": "markers"}
             series.append(Series(x=[place], y=[mean(ahead)], name=name, size=11, error_y=error, **marks))
             series.append(Series(x=[place + 0.18] * len(ahead), y=ahead, size=6, opacity=0.45, **marks))
-        panels.append(Panel(title=title, series=series, x_axis=ticks, lines=[("y", 0, GREY)]))
-    return draw(f"Several workers less one: {len(seeds)} seeds, 95 % intervals", panels)
+        panels.append(
+            Panel(title=title, series=series, x_axis=ticks, y_axis={"title": measure}, lines=[("y", 0, GREY)])
+        )
+    title = f"{trials} trials on several workers, less the same on one: up to {len(seeds)} seeds, 95 % intervals"
+    return Drawing(figure=draw(title, panels), stem="staleness", title="Several workers and the front", height=520)
 
 
 def main() -> None:
@@ -163,10 +171,10 @@ def main() -> None:
     parser.add_argument("--max-workers", type=int, default=16, help="leave out cases with more workers")
     args = parse(parser, **QUICK, max_workers=2)
     seeds = {str(seed): run_seed(seed, args) for seed in range(args.seeds)}
-    names = list(seeds["0"])
-    print_tables(seeds, names)
-    write_results(args.out / "staleness.json", settings=settings_of(args), durations=vars(DURATIONS), seeds=seeds)
-    save_figure(figure(seeds, names), args.out, "staleness", title="Several workers and the front", height=520)
+    results = {"settings": settings_of(args), "durations": vars(DURATIONS), "seeds": seeds}
+    print_tables(seeds, list(seeds["0"]))
+    write_results(args.out / "staleness.json", **results)
+    save_figure(drawing(results), args.out)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 import torch
 from harness.arguments import add_data_dir, benchmark_parser, parse
 from harness.distances import distances, open_images, summary
-from harness.figures import BLUE, GREEN, GREY, ORANGE, Panel, Series, draw, save_figure
+from harness.figures import BLUE, GREEN, GREY, ORANGE, Drawing, Panel, Series, draw, save_figure
 from harness.records import settings_of, write_results
 from harness.tables import print_table
 from timm.utils import ParseKwargs
@@ -169,22 +168,24 @@ def show(results: dict[str, Any]) -> None:
         print_table(f"{share} of the plain cost", heads, rows)
 
 
-def figure(results: dict[str, Any]) -> go.Figure:
+def drawing(results: dict[str, Any]) -> Drawing:
     """Distance by mean cost, and how many images keep how many tokens."""
-    rows = [found["threshold"] for found in results.values()]
-    series = {"threshold": rows, "one threshold": [found["common"] for found in results.values()]}
+    by_share: dict[str, Any] = results["results"]
+    rows = [found["threshold"] for found in by_share.values()]
+    series = {"threshold": rows, "one threshold": [found["common"] for found in by_share.values()]}
     series |= {name: [row[name] for row in rows] for name in FIXED}
     lines = [
         Series(x=[p["cost"] for p in points], y=[p["kl"][0] for p in points], color=color, name=name)
         for (name, points), color in zip(series.items(), (BLUE, ORANGE, GREEN, GREY), strict=True)
     ]
     counts = []
-    for row, dash in zip(rows, ("solid", "dash", "dot", "dashdot") * len(rows), strict=False):
-        last = row["tokens_kept"]["last"]
+    for share, dash in zip(by_share, ("solid", "dash", "dot", "dashdot") * len(rows), strict=False):
+        row = by_share[share]["threshold"]
+        last, name = row["tokens_kept"]["last"], f"threshold at {share}"
         widths = np.diff([*last["from"], row["tokens_kept"]["quantiles"]["1"] + 1])
         middles = np.array(last["from"]) + (widths - 1) / 2
         images = np.array(last["images"]) / widths
-        counts.append(Series(x=middles.tolist(), y=images.tolist(), color=BLUE, dash=dash, size=5))
+        counts.append(Series(x=middles.tolist(), y=images.tolist(), color=BLUE, dash=dash, name=name, size=5))
     panels = [
         Panel(
             title="Distance from the plain network",
@@ -193,13 +194,14 @@ def figure(results: dict[str, Any]) -> go.Figure:
             y_axis={"title": "KL divergence, nats", "type": "log", "tickvals": [0.02, 0.05, 0.1, 0.2, 0.5, 1, 2]},
         ),
         Panel(
-            title=f"Tokens left, at {', '.join(results)} of the cost (solid, dashed, dotted)",
+            title="Tokens left, by the share of the cost",
             series=counts,
             x_axis={"title": "tokens"},
             y_axis={"title": "images with this many"},
         ),
     ]
-    return draw("Numbers of tokens by image", panels)
+    figure = draw("Numbers of tokens by image", panels)
+    return Drawing(figure=figure, stem="threshold", title="Numbers of tokens by image")
 
 
 def numbers(row: dict[str, Any]) -> list[str]:
@@ -223,11 +225,12 @@ def main() -> None:
     torch.set_num_threads(1)
     case = Case(args)
     top1 = 100 * (case.plain.argmax(1) == case.labels).float().mean().item()
-    results = {f"{share:g}": compare(case, share) for share in args.shares}
-    show(results)
-    about = {"images": len(case.labels), "plain_top1": top1}
-    write_results(args.out / "threshold.json", settings=settings_of(args), **about, results=results)
-    save_figure(figure(results), args.out, "threshold", title="Numbers of tokens by image")
+    by_share = {f"{share:g}": compare(case, share) for share in args.shares}
+    show(by_share)
+    about = {"settings": settings_of(args), "images": len(case.labels), "plain_top1": top1}
+    results = {**about, "results": by_share}
+    write_results(args.out / "threshold.json", **results)
+    save_figure(drawing(results), args.out)
 
 
 if __name__ == "__main__":

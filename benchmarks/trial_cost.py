@@ -13,9 +13,22 @@ import argparse
 import json
 from typing import Any
 
-import plotly.graph_objects as go
 from harness.arguments import benchmark_parser, parse
-from harness.figures import BLUE, GREY, ORANGE, Panel, Series, draw, save_figure
+from harness.figures import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    YELLOW,
+    Drawing,
+    Panel,
+    Series,
+    draw,
+    log_axis,
+    save_figure,
+)
 from harness.records import settings_of, write_results
 from harness.tables import print_table
 from harness.timing import Seconds, in_own_process, least_seconds, peak_mib
@@ -27,6 +40,10 @@ BUDGETS = {
     "swin_tiny_patch4_window7_224": 3.5,
     "vit_small_patch16_36x1_224": 6.0,
 }
+SECONDS = {"title": "processor seconds", "rangemode": "tozero"}
+SAMPLERS = {"tpe": "TPE", "nsga2": "NSGA-II"}
+"""Sampler -> name in the figure."""
+MEMORY = {"title": "MiB", "rangemode": "tozero", "tickmode": "auto"}
 IMAGE_SIZES, BATCH_SIZES, DEPTHS = (64, 96, 128, 160, 192, 224), (4, 8, 16, 32, 64), (6, 12, 24, 36, 48)
 
 
@@ -69,7 +86,7 @@ def measure_depth(depth: int) -> dict[str, Any]:
     return {"table_seconds": counted, "cost_microseconds": 1e6 * costed / len(schedules)}
 
 
-def measure_all(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+def measure_all(args: argparse.Namespace) -> dict[str, Any]:
     """All points by part."""
 
     def trial(backbone: str = args.backbone, **settings: Any) -> dict[str, Any]:
@@ -83,25 +100,68 @@ def measure_all(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def figure(results: dict[str, list[dict[str, Any]]]) -> go.Figure:
-    """Seconds and memory against image size and batch size; seconds of a cost table against depth."""
-    panels = []
-    for part, key in (("image size", "proxy_img_size"), ("batch size", "batch_size")):
-        points = results[part]
-        x = [point[key] for point in points]
-        seconds = Series(x=x, y=[point["seconds"] for point in points], color=BLUE, name="seconds of a trial")
-        memory = Series(x=x, y=[point["peak_mib"] for point in points], color=GREY, name="peak memory", second=True)
-        axes: dict[str, Any] = {
-            "x_axis": {"title": part},
-            "y_axis": {"title": "processor seconds"},
-            "second_axis": {"title": "MiB"},
-        }
-        panels.append(Panel(title=part, series=[seconds, memory], **axes))
+def drawing(results: dict[str, Any]) -> Drawing:
+    """Seconds and memory by image size, batch size and network; seconds of a cost table by depth.
+
+    Results that have `samplers`, of `study_growth.py`, are drawn with two panels more.
+    """
+    panels = [
+        _trials(results["image size"], "proxy_img_size", "Image size", "pixels"),
+        _trials(results["batch size"], "batch_size", "Batch size", "images a step"),
+    ]
+    panels[1].x_axis |= {"type": "log"}
+    if nets := results["network"]:
+        names = [f"{point['backbone'].split('_patch')[0]}<br>{point['layers']} layers" for point in nets]
+        panel = _trials(nets, "", "Network", "")
+        panel.x_axis = {"tickvals": list(range(len(nets))), "ticktext": names, "tickangle": 0, "zeroline": False}
+        panel.x_axis["tickfont"] = {"size": 10}
+        panels.append(panel)
     deep = results["depth"]
     x, y = [point["depth"] for point in deep], [point["table_seconds"] for point in deep]
     table = Series(x=x, y=y, color=ORANGE, name="seconds to count a network once")
-    panels.append(Panel(title="blocks of a ViT", series=[table], x_axis={"title": "blocks"}))
-    return draw("Time and memory of one trial", panels, columns=3)
+    axes: dict[str, Any] = {"x_axis": {"title": "blocks", "tickvals": x}, "y_axis": SECONDS}
+    panels.append(Panel(title="Blocks of a ViT", series=[table], **axes))
+    panels += _growth(results.get("samplers", {}))
+    figure, rows = draw("Time and memory of one trial", panels), -(-len(panels) // 2)
+    return Drawing(figure=figure, stem="trial_cost", title="Time and memory of one trial", height=200 + 320 * rows)
+
+
+def _trials(points: list[dict[str, Any]], key: str, title: str, unit: str) -> Panel:
+    """Seconds and memory of trials; without a key, side by side."""
+    x = [point[key] if key else place for place, point in enumerate(points)]
+    mode = "lines+markers" if key else "markers"
+    seconds, memory = [point["seconds"] for point in points], [point["peak_mib"] for point in points]
+    series = [
+        Series(x=x, y=seconds, color=BLUE, name="seconds of a trial", mode=mode),
+        Series(x=x, y=memory, color=GREY, dash="dot", name="peak memory", mode=mode, second=True),
+    ]
+    axes: dict[str, Any] = {"x_axis": {"title": unit, "tickvals": x}, "y_axis": SECONDS, "second_axis": MEMORY}
+    return Panel(title=title, series=series, **axes)
+
+
+def _growth(samplers: dict[str, Any]) -> list[Panel]:
+    """Seconds of one more trial, and memory, by the number of trials in the study."""
+    panels = []
+    for key, what, axis in (("seconds", "seconds of one more trial", SECONDS), ("peak_mib", "memory", MEMORY)):
+        series = [
+            Series(
+                x=[int(number) for number in marks],
+                y=[mark[key] for mark in marks.values()],
+                color=color,
+                name=f"one more trial, {SAMPLERS.get(sampler, sampler)}",
+            )
+            for (sampler, marks), color in zip(samplers.items(), (GREEN, PINK, YELLOW, BLACK), strict=False)
+        ]
+        if series:
+            panels.append(
+                Panel(
+                    title=f"Trials in the study: {what}",
+                    series=series,
+                    x_axis=log_axis("trials", numbers=(1, 3)),
+                    y_axis=axis,
+                )
+            )
+    return panels
 
 
 def main() -> None:
@@ -119,12 +179,13 @@ def main() -> None:
         options = json.loads(args.point)
         print(json.dumps(measure_depth(**options) if "depth" in options else measure_trial(**options)))
         return
-    results = measure_all(args)
-    for part, points in results.items():
+    measured = measure_all(args)
+    for part, points in measured.items():
         values = [[f"{v:.3g}" if isinstance(v, float) else str(v) for v in point.values()] for point in points]
         print_table(part, points[0] if points else (), values)
-    write_results(args.out / "trial_cost.json", settings=settings_of(args), **results)
-    save_figure(figure(results), args.out, "trial_cost", title="Time and memory of one trial")
+    results = {"settings": settings_of(args), **measured}
+    write_results(args.out / "trial_cost.json", **results)
+    save_figure(drawing(results), args.out)
 
 
 if __name__ == "__main__":

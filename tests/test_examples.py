@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 import pytest
+import timm
 from nbclient import NotebookClient
+from PIL import Image
+from safetensors.torch import save_file
 from support.pages import PAGES, ROOT, blocks, shell_lines
 from support.profiles import costs_of
 from support.sizes import TINY
@@ -23,9 +27,12 @@ from ltmsearch.config.settings import StudySettings
 from ltmsearch.merging import OPERATORS
 from ltmsearch.models import FAMILIES
 from ltmsearch.schedules.schedule import MergeSchedule
+from ltmsearch.search.run import Run
 from ltmsearch.study import run_study
 
 TUTORIAL = ROOT / "docs/tutorial.md"
+VIT = "vit_small_patch14_dinov2"
+"""The tutorial's network."""
 NOTEBOOK = ROOT / "examples/search_and_inspect.ipynb"
 WITH_PYTHON = [p for p in PAGES if p != TUTORIAL and any(block.language == "python" for block in blocks(p))]
 RUN = "runs/mobilevit_s-ltm-1.2gflops-224-digits"
@@ -131,9 +138,6 @@ def test_segmentation_with_merged_features_at_the_costs_of_its_page(
         assert row.count("±") == 3
 
 
-# -- slow -------------------------------------------------------------------------------------------------------------
-
-
 def ltmsearch(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["ltmsearch", *arguments])
     with pytest.raises(SystemExit) as exit_info:
@@ -141,26 +145,44 @@ def ltmsearch(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert not exit_info.value.code, arguments
 
 
-@pytest.mark.slow
+def write_photographs(folder: Path) -> None:
+    """A few images of three classes in place of the tutorial's photographs."""
+    rng = np.random.default_rng(0)
+    for split, number in (("train", 12), ("validation", 4), ("test", 4)):
+        for place, name in enumerate(("dress", "shirt", "shoes")):
+            (folder / split / name).mkdir(parents=True)
+            for image in range(number):
+                pixels = rng.integers(0, 120, (96, 128, 3), dtype=np.uint8)
+                pixels[30:60, 30 * place : 30 * place + 40] += 120
+                Image.fromarray(pixels).save(folder / split / name / f"{image}.jpg")
+
+
+@pytest.mark.long
 @pytest.mark.timeout(1800)  # slow on a busy machine
 def test_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With few images, random weights and a short search."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ltmsearch.io.figures._write_png", lambda *_: None)
     monkeypatch.setattr("ltmsearch.config.defaults.CPU", DEFAULTS)
-    draw, deploy = (block.code for block in blocks(TUTORIAL) if block.language == "python")
-    exec(re.sub(r"per_class=(?:50|100)", "per_class=4", draw.replace("per_class=200", "per_class=8")), {})
-    done = []
+    write_photographs(Path("photos"))
+    save_file(timm.create_model(VIT, num_classes=0, img_size=112).state_dict(), "vit.safetensors")
+    (chosen,) = set(re.findall(r"recipes/(\d+)", TUTORIAL.read_text(encoding="utf-8")))
+    (deploy,) = (block.code for block in blocks(TUTORIAL) if block.language == "python")
+    done, trial = [], chosen
     for line in shell_lines(TUTORIAL):
-        name, *arguments = shlex.split(line)[1:]
-        for chosen in Path("runs/shapes/export").glob("*"):  # trial 22 of the tutorial
-            arguments = [re.sub(r"(export/|shapes-)22\b", rf"\g<1>{chosen.name}", argument) for argument in arguments]
-            deploy = deploy.replace("shapes-22", f"shapes-{chosen.name}")
+        name, *arguments = shlex.split(re.sub(rf"(recipes/|photos-){chosen}\b", rf"\g<1>{trial}", line))[1:]
         ltmsearch([name, *arguments, *(["--trials", "8"] if name == "run" else [])], monkeypatch)
         done.append(name)
-    assert done == ["space", "run", "front", "export", "train", "validate", "export", "profile"]
+        if name == "run":
+            merging = [record for record in Run.open("runs/photos").front if record.schedule.merging_layers]
+            trial = str(merging[0].trial)
+    assert done == ["space", "run", "front", "train", "validate", "export", "visualize", "profile"]
     capsys.readouterr()
-    exec(deploy, {})
-    assert re.fullmatch(r"\d+ of 16 right\n", capsys.readouterr().out)
+    exec(deploy.replace(f"photos-{chosen}", f"photos-{trial}"), {})
+    assert re.fullmatch(r"\d+ of 12 right\n", capsys.readouterr().out)
+
+
+# -- slow -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

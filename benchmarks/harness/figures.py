@@ -1,4 +1,7 @@
-"""Figures of the benchmarks: panels of lines and marks, written by `ltmsearch.io.figures`."""
+"""Figures of the benchmarks: panels of lines and marks, written by `ltmsearch.io.figures`.
+
+A script draws from the results that it writes as JSON, so that `benchmarks/figures.py` can draw them again.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -51,17 +54,37 @@ class Panel:
     """Reference lines: `x` or `y`, place, colour."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A figure, with what its files need."""
+
+    figure: go.Figure
+    stem: str
+    """Name of the files."""
+    title: str
+    """Title of the page."""
+    height: int = 560
+    """Points of the PNG."""
+
+
+def log_axis(title: str = "", *, numbers: Sequence[int] = (1, 2, 5)) -> dict[str, Any]:
+    """Logarithmic axis with marks at these multiples of the powers of ten."""
+    places = [number * 10.0**power for power in range(-4, 6) for number in numbers]
+    return {"type": "log", "title": title, "tickvals": places, "tickformat": ",~g", "tickangle": 0}
+
+
 def draw(title: str, panels: Sequence[Panel], *, columns: int = 2, share_y: bool = False) -> go.Figure:
     """Figure of some panels, row by row."""
     rows = -(-len(panels) // columns)
+    second = any(panel.second_axis for panel in panels)
     figure = make_subplots(
         rows,
         columns,
         subplot_titles=[panel.title for panel in panels],
         shared_yaxes=share_y,
-        specs=[[{"secondary_y": True}] * columns for _ in range(rows)],
+        specs=[[{"secondary_y": second}] * columns for _ in range(rows)],
         horizontal_spacing=0.05 if share_y else 0.12,
-        vertical_spacing=0.17,
+        vertical_spacing=0.34 / rows,
     )
     named: set[str] = set()
     for number, panel in enumerate(panels):
@@ -69,7 +92,7 @@ def draw(title: str, panels: Sequence[Panel], *, columns: int = 2, share_y: bool
         for series in panel.series:
             if series.band is not None:
                 figure.add_trace(_band(series), **place)
-            figure.add_trace(_scatter(series, series.name not in named), secondary_y=series.second, **place)
+            figure.add_trace(_scatter(series, series.name not in named), secondary_y=series.second or None, **place)
             named.add(series.name)
         for axis, at, color in panel.lines:
             add = figure.add_vline if axis == "x" else figure.add_hline
@@ -82,8 +105,8 @@ def draw(title: str, panels: Sequence[Panel], *, columns: int = 2, share_y: bool
         title=title,
         template="plotly_white",
         font={"size": 13},
-        margin={"l": 70, "r": 20, "t": 90, "b": 60},
-        legend={"orientation": "h", "y": -0.15, "x": 0.5, "xanchor": "center", "yanchor": "top"},
+        margin={"l": 70, "r": 20, "t": 90, "b": 100},
+        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0.5, "xanchor": "center"},
     )
     return figure
 
@@ -121,7 +144,8 @@ def _band(series: Series) -> go.Scatter:
     )
 
 
-def save_figure(figure: go.Figure, folder: Path, stem: str, *, title: str, height: int = 560) -> None:
+def save_figure(drawing: Drawing, folder: Path, *, png: bool = True) -> None:
     """Write a figure as a page and, where a browser is found, as a PNG."""
-    note = write_drawing(figure, folder, stem, title=title, height=height)
-    print(f"written: {folder / stem}.html", note or f"and {stem}.png")
+    stem = drawing.stem
+    note = write_drawing(drawing.figure, folder, stem, title=drawing.title, height=drawing.height, png=png)
+    print(f"written: {folder / stem}.html", note or (f"and {stem}.png" if png else ""))

@@ -33,7 +33,8 @@ def against_chapter(findings: Findings, axis: CostAxis) -> list[Chapter]:
         anchor="plot-against",
         figure=intervals_figure(verdict.against, axis),
         alternative=f"{counted(len(rows), 'network')} less {best.label}: {len(above)} above it, {len(below)} below.",
-        height=110 + 30 * len(rows),
+        height=110 + 40 * len(rows),
+        least_width=500,
     )
     table = make_table("Networks less the best baseline", headings, rows)
     heading = "Against the best baseline"

@@ -70,7 +70,7 @@ def information_figure(records: Sequence[TrialRecord], term: str, measure: Measu
 def intervals_figure(rows: Sequence[tuple[TrialRecord, Difference]], axis: CostAxis) -> go.Figure:
     """Draw a row per network, the first at the top: a difference of top-1 with its interval, and a line at 0."""
     figure = _figure("top-1 less the best baseline's, points", "")
-    named = [f"{record.name}, {axis.text(record.cost(axis.name))}" for record, _ in rows]
+    named = [f"{record.name}<br>{axis.text(record.cost(axis.name))}" for record, _ in rows]
     figure.add_vline(x=0, line={"color": RED, "width": 1.5})
     for kind in get_args(Kind):
         own = [(name, record, d) for name, (record, d) in zip(named, rows, strict=True) if record.kind == kind]
