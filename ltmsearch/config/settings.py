@@ -184,7 +184,7 @@ class StudySettings(BaseModel):
     warmup_lr: Annotated[
         float | None, _proxy(default=f"{UNTRAINED.lr:g} or by family; {TRAINED.lr:g} for trained weights")
     ] = Field(default=None, gt=0)
-    """Peak learning rate of the warm-up."""
+    """Peak learning rate of the warm-up, and with a teacher again of its sandwich steps."""
     proxy_img_size: Annotated[int | None, _proxy(default=f"{CPU['proxy_img_size']} on a CPU, otherwise `img_size`")] = (
         Field(default=None, ge=32)
     )

@@ -46,6 +46,9 @@ class WarmUp:
     """Steps in which subnets learn to match the plain network."""
     lr: float
     """Peak learning rate (AdamW)."""
+    taught: bool = False
+    """Whether subnets learn from a network that does not change any more. Their steps then have a cosine of their own:
+    in the tail of the first one, what the base steps leave of the rate, they would hardly learn."""
 
     def img_size(self, step: int, full: int) -> int:
         """Side of the images of a step, in pixels, in increments of `SIZE_STRIDE`."""
@@ -62,8 +65,10 @@ class WarmUp:
         return self.base_steps + self.sandwich_steps
 
     def rate(self, step: int) -> float:
-        """Learning rate of the backbone in a step, from 0: along one cosine."""
-        return _rate(self.lr, step, self.steps)
+        """Learning rate of the backbone in a step, from 0: along one cosine, or two if the subnets are taught."""
+        if not self.taught:
+            return _rate(self.lr, step, self.steps)
+        return self.mask_rate(step) if step >= self.base_steps else _rate(self.lr, step, self.base_steps)
 
     def mask_rate(self, step: int) -> float:
         """Rate that the operators' is a multiple of: along a cosine of the sandwich steps, the only ones that merge."""

@@ -372,4 +372,5 @@ def warm_up_plan(settings: ResolvedSettings) -> WarmUp:
         base_img_size=settings.base_img_size,
         sandwich_steps=settings.sandwich_steps,
         lr=settings.warmup_lr,
+        taught=settings.axis.measure == "kl",
     )

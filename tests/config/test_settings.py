@@ -38,8 +38,8 @@ def test_warmup_defaults_depend_on_family_and_weights() -> None:
     assert (usual.warmup_lr, late.warmup_lr) == (1e-3, 5e-4)
     assert usual.base_img_size < late.base_img_size == late.proxy_img_size
     trained = settings(pretrained=True).resolved("cpu", slow)
-    assert (trained.warmup_lr, trained.base_steps, trained.base_img_size) == (1e-4, 300, trained.proxy_img_size)
-    assert settings(checkpoint="weights.safetensors").resolved("cpu").warmup_lr == 1e-4
+    assert (trained.warmup_lr, trained.base_steps, trained.base_img_size) == (1e-5, 300, trained.proxy_img_size)
+    assert settings(checkpoint="weights.safetensors").resolved("cpu").warmup_lr == 1e-5
     assert settings(warmup_lr=3e-4, batch_size=8).resolved("cpu", slow).warmup_lr == 3e-4
     assert (usual.proxy_lr, trained.proxy_lr) == (2e-4, 1e-5)
     assert settings(resume_from="runs/earlier").resolved("cpu").proxy_lr == 2e-4

@@ -87,6 +87,10 @@ def test_masks_have_rates_of_their_own() -> None:
     assert by_masks[105][True] > 9.5e-3, "the peak, five steps into the sandwich steps"
     assert by_masks[105][False] < 3e-4, "near the end of the only cosine"
     assert by_masks[149][True] < 6e-4
+    taught = WarmUp(base_steps=100, base_img_size=48, sandwich_steps=50, lr=1e-3, taught=True)
+    assert taught.rate(99) < 6e-5, "the base steps end low"
+    assert [taught.rate(step) for step in (100, 105, 149)] == [taught.mask_rate(step) for step in (100, 105, 149)]
+    assert taught.rate(105) > 9.5e-4, "and the subnets begin anew"
 
 
 def test_proxy_training_moves_only_the_layers_it_uses() -> None:
