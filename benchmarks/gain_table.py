@@ -1,7 +1,7 @@
 """What a user gains: ways to make a pretrained network cheaper, side by side within the same cost.
 
 Claim:    within half of its cost the searched schedule keeps more of a fine-tuned ViT's accuracy than one keep ratio.
-Command:  python benchmarks/gain_table.py --work FOLDER --checkpoint WEIGHTS --data-dir IMAGES
+Command:  python benchmarks/gain_table.py --work FOLDER --checkpoint WEIGHTS --data-dir IMAGES --folds 3
 Duration: half an hour to an hour of one thread for each share and seed
 Result:   benchmarks/results/gain_table.json and .md
 Page:     docs/benchmarks/search.md
@@ -27,7 +27,7 @@ One thread and one number format for all. Minutes are those of choosing a schedu
 others may have had a busy machine. Latencies are of seed 0: torch eager in seconds that the thread ran, and the
 exported network in onnxruntime; all networks of a share take turns. KL is the mean divergence from the plain network
 on the reported images, in nats. Errors are over images, standard deviations over seeds, which differ in data, plain
-network and search.
+network and search. With `--folds` each seed reports other images, all of them together every image once.
 """
 
 import argparse
@@ -136,7 +136,7 @@ def latencies(ways: Ways, share: float, found: dict[str, dict[str, Any]]) -> dic
     return out
 
 
-def score_rows(share: str, seeds: list[dict[str, Any]]) -> list[list[str]]:
+def score_rows(share: str, seeds: list[dict[str, Any]], *, folds: bool) -> list[list[str]]:
     """A row of each way: its scores."""
     plain = [seed["ways"][PLAIN] for seed in seeds]
     score = mean_sd([each["top1"] for each in plain])
@@ -148,7 +148,8 @@ def score_rows(share: str, seeds: list[dict[str, Any]]) -> list[list[str]]:
         few = f" ({len(own)} of {len(seeds)} seeds)" if len(own) < len(seeds) else ""
         cells = [share, way + few, f"{mean(each['gflops'] for each in own) / plain[0]['gflops']:.3f}"]
         for when, suffix in (("predicted_before", "_before"), ("predicted", "")):
-            less = pooled([Difference(**each["searched_less"][when]) for each in own]) if way != SEARCHED else ""
+            differences = [Difference(**each["searched_less"][when]) for each in own]
+            less = pooled(differences, folds=folds) if way != SEARCHED else ""
             cells += [mean_sd([each[f"{key}{suffix}"] for each in own]) for key in ("top1", "agreement")]
             cells += [f"{mean(each[f'kl{suffix}'] for each in own):.3f}", less]
         table.append(cells)
@@ -199,9 +200,10 @@ def main() -> None:
         path: Path = first.sized.place(float(share)) / "latencies.json"
         ms = finished(path, partial(latencies, first, float(share), fits))
         results[share] = {"seeds": each, "latency_ms": ms}
-        tables[SCORES] += score_rows(share, each)
+        tables[SCORES] += score_rows(share, each, folds=args.folds >= args.seeds)
         tables[TIMES] += time_rows(share, each, ms)
     title = f"{args.backbone}, {args.img_size} px, {args.seeds} seeds, each with {args.train_seeds} training seeds"
+    title += f", a fold of {args.folds} reported by each" if args.folds else ""
     title += "; top-1 in percent, mean ± sd over seeds"
     for headings, table in tables.items():
         print_table(title, headings, table)

@@ -72,10 +72,14 @@ def gain(one: Answered, other: Answered, answers: Answers) -> Difference:
     return replace(found, se=math.hypot(found.se, 100 / answers.independent))  # as `Answers.difference`
 
 
-def pooled(each: list[Difference]) -> str:
-    """Mean over search seeds ± the standard error of one seed over images, and the standard deviation over seeds."""
+def pooled(each: list[Difference], *, folds: bool = False) -> str:
+    """Mean over search seeds ± its standard error over images, and the standard deviation over seeds.
+
+    The error is that of one seed where all report the same images; `folds`: each reports other images.
+    """
     if not each:
         return ""
     values = [one.value for one in each]
-    whole = Difference(value=mean(values), se=float(np.sqrt(np.mean([one.se**2 for one in each]))))
+    error = float(np.sqrt(np.mean([one.se**2 for one in each]) / (len(each) if folds else 1)))
+    whole = Difference(value=mean(values), se=error)
     return f"{whole}" + (f" (sd {np.std(values, ddof=1):.1f})" if len(values) > 1 else "")

@@ -28,6 +28,9 @@ def add_gain_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", default="vit_small_patch14_dinov2", help="timm name")
     parser.add_argument("--checkpoint", type=Path, help="trained weights; a classifier that they lack is fitted")
     parser.add_argument("--model-kwargs", nargs="*", default={}, action=ParseKwargs, help="timm's arguments")
+    parser.add_argument(
+        "--folds", type=int, default=0, help="test sets that the images are cut into, one for each seed"
+    )
     parser.add_argument("--img-size", type=int, default=112)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.7, 0.5, 0.35], help="of the plain cost")
     parser.add_argument("--train-seeds", type=int, default=3, help="fine-tunings of each network")

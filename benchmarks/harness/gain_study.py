@@ -1,7 +1,8 @@
 """A plain network, studies from its weights at shares of its cost, and their networks fine-tuned alike; kept in files.
 
-Everything of one seed has the same images: those that train, score trials, choose and are reported. The classifier is
-fitted without the images that score trials, and so is all fine-tuning.
+Everything of one seed has the same images: those that train, score trials, choose and are reported, as the data have
+them, or with a fold of them to report. The classifier is fitted without the images that score trials, and so is all
+fine-tuning.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from harness.folds import fold
 from harness.gain_findings import described
 from harness.loops import fine_tune, train_plain
 from harness.records import finished
@@ -54,16 +56,24 @@ class GainStudy:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     @cached_property
+    def data_dir(self) -> Path | None:
+        """The images: those given, in other splits where each seed has a fold of them to test."""
+        args, folds = self.args, self.args.folds
+        if args.data_dir is None or not folds:
+            return args.data_dir
+        return fold(args.data_dir, folds, self.seed % folds, args.work / f"fold-{self.seed % folds}-of-{folds}")
+
+    @cached_property
     def plain_gflops(self) -> float:
         """Cost of the plain network."""
         args = self.args
-        classes = len([p for p in (args.data_dir / "train").iterdir() if p.is_dir()]) if args.data_dir else 10
+        classes = len([p for p in (self.data_dir / "train").iterdir() if p.is_dir()]) if self.data_dir else 10
         return backbone_costs(args.backbone, args.img_size, num_classes=classes, **args.model_kwargs).base / GIGA
 
     def _settings(self, share: float, **more: Any) -> StudySettings:
         args = self.args
         size = dict.fromkeys(("img_size", "proxy_img_size", "base_img_size"), args.img_size)
-        network = {"backbone": args.backbone, "model_kwargs": args.model_kwargs, "data_dir": args.data_dir}
+        network = {"backbone": args.backbone, "model_kwargs": args.model_kwargs, "data_dir": self.data_dir}
         budget = f"{share * self.plain_gflops:.8f}"
         own = {"budget_gflops": budget, "seed": self.seed}
         values: dict[str, Any] = {"objective": "kl", **size, **self.given, **network, **own, **more}
