@@ -152,7 +152,7 @@ def drawing(results: dict[str, Any]) -> Drawing:
             places, middle = [row + shift for row in rows], [mean(values) for values in ahead]
             look: dict[str, Any] = {"name": net, "mode": "markers", "size": 10}
             series.append(Series(x=middle, y=places, color=color, error_x=spread, **look))
-        ticks = {"tickvals": list(rows), "ticktext": names, "range": [-0.6, len(outcomes) - 0.4]}
+        ticks = {"tickvals": list(rows), "ticktext": names, "range": [-0.6, len(outcomes) - 0.4], "zeroline": False}
         title = "− unmerged" if other == "base" else f"− uniform {other}"
         panels.append(Panel(title=title, series=series, x_axis=x_axis, y_axis=ticks, lines=[("x", aim, ORANGE)]))
     title = "Schedules at equal GFLOPs: paired differences, mean ± sd; small marks: seeds; dashed: aim"
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--learning-steps", type=int, default=100, help="steps of the learned schedule")
     args = parse(parser, cases=["mobilevit_xs:digits"], seeds=1, learning_steps=1)
     cases = [name for name in args.cases if args.data_dir or name.endswith(":digits")]
-    results = {"settings": settings_of(args), "cases": [run_case(name, args) for name in cases]}
+    results: dict[str, Any] = {"settings": settings_of(args), "cases": [run_case(name, args) for name in cases]}
     outcomes = [Outcome(found) for found in results["cases"]]
     headings = ("net", "GFLOPs", "of plain", "before", "top-1", "loss", "− unmerged", "− ltm", "− tome")
     for split in ("validation", "test"):

@@ -80,7 +80,7 @@ def drawing(results: dict[str, Any]) -> Drawing:
     ]
     panels = [
         Panel(title="Trials per hour", series=throughput, x_axis=log, y_axis=log_axis()),
-        Panel(title="Busy, %", series=busy, x_axis=log, y_axis={"range": [0, 104]}),
+        Panel(title="Busy, %", series=busy, x_axis=log, y_axis={"range": [-3, 104]}),
     ]
     drawn = runs[:: max(1, len(runs) // 4)]
     colors = {run["workers"]: color for run, color in zip(drawn, COLORS, strict=False)}

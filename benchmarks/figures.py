@@ -13,6 +13,7 @@ again before. --quick draws pages of the benchmarks' figures without a browser.
 """
 
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,8 @@ from harness.pictures import headless, picture_of_dashboard, picture_of_report, 
 from harness.records import read_results
 from PIL import Image
 
-from ltmsearch.callbacks import Callbacks
+from ltmsearch.cli.progress import Notes
+from ltmsearch.cli.terminal import notes
 from ltmsearch.io.figures import write_drawing
 from ltmsearch.reporting.write import write_results
 from ltmsearch.search.run import Run
@@ -61,13 +63,14 @@ def draw(name: str, out: Path, *, pages: bool) -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:  # its page is not kept
         note = write_drawing(drawing.figure, scratch, name, title=drawing.title, height=drawing.height)
-        keep(Path(scratch, f"{name}.png"), out, note)
+        if note:
+            print(note)
+        keep(Path(scratch, f"{name}.png"), out)
 
 
-def keep(drawn: Path, out: Path, note: str | None = None) -> None:
-    """Save a PNG with fewer colours, or tell why it was not drawn."""
-    if note:
-        print(note)
+def keep(drawn: Path, out: Path) -> None:
+    """Save a PNG with fewer colours; without a browser there is none."""
+    if not drawn.exists():
         return
     with Image.open(drawn) as image:
         shrink(image, out / drawn.name)
@@ -76,19 +79,22 @@ def keep(drawn: Path, out: Path, note: str | None = None) -> None:
 
 def draw_run(run: Run, names: list[str], out: Path) -> None:
     """Draw pictures of a run, after its tables, plots and report were written again."""
-    write_results(run, Callbacks())
+    begun = time.time()
+    write_results(run, Notes(notes()))
     for name in PLOTS:
-        if name in names:
-            keep(run.folder / f"{name}.png", out)
-    if not set(names) & set(PAGES):
+        path = run.folder / f"{name}.png"
+        if name in names and path.exists() and path.stat().st_mtime >= begun:  # an older one stays without a browser
+            keep(path, out)
+    pages = [name for name in PAGES if name in names]
+    if not pages:
         return
     with headless() as browser:
-        for name, picture in PAGES.items():
-            if isinstance(browser, str):
-                print(f"{name}.png not written: {browser}")
-            elif name in names:
-                shrink(picture(browser, run), out / f"{name}.png")
-                print(f"written: {out / name}.png", flush=True)
+        if isinstance(browser, str):
+            print(f"not written: {' and '.join(pages)}: {browser}")
+            return
+        for name in pages:
+            shrink(PAGES[name](browser, run), out / f"{name}.png")
+            print(f"written: {out / name}.png", flush=True)
 
 
 def main() -> None:

@@ -139,8 +139,15 @@ def drawing(results: dict[str, Any]) -> Drawing:
     number, agreement = len(results["schedules"]) // 2, results["agreement"][SEARCHED]
     x, y = np.mean(results["scores"][SEARCHED], axis=0), np.mean(results["truth"], axis=0)
     looks = {"equal cost": (slice(number), ORANGE), "spread costs": (slice(number, None), BLUE)}
+    about = {"equal cost": f" ({results['share']:g} of the plain network's)"}
     series = [
-        Series(x=x[some], y=y[some], color=color, name=f"{label}: τ {interval(agreement[label])}", mode="markers")
+        Series(
+            x=x[some],
+            y=y[some],
+            color=color,
+            name=f"{label}{about.get(label, '')}: τ {interval(agreement[label])}",
+            mode="markers",
+        )
         for label, (some, color) in looks.items()
     ]
     names = [f"KL divergence, {how}, nats" for how in ("shared weights", "fine-tuned alone")]

@@ -141,7 +141,12 @@ def drawing(results: dict[str, Any]) -> Drawing:
     seeds, trials = results["seeds"], results["settings"]["trials"]
     names = {name for runs in seeds.values() for name in runs}
     panels, cases = [], [case for case in CASES if case[0] > 1 and case_name(*case) in names]
-    ticks = {"tickvals": list(range(len(cases))), "ticktext": [str(case[0]) for case in cases], "title": "workers"}
+    ticks = {
+        "tickvals": list(range(len(cases))),
+        "ticktext": [str(case[0]) for case in cases],
+        "title": "workers",
+        "zeroline": False,
+    }
     shown = (
         ("front", "The front (higher is better)", "points of mean top-1"),
         ("weights_loss", "The final shared weights (lower is better)", "cross-entropy, nats"),

@@ -83,7 +83,7 @@ def draw(title: str, panels: Sequence[Panel], *, columns: int = 2, share_y: bool
         subplot_titles=[panel.title for panel in panels],
         shared_yaxes=share_y,
         specs=[[{"secondary_y": second}] * columns for _ in range(rows)],
-        horizontal_spacing=0.05 if share_y else 0.12,
+        horizontal_spacing=0.05 if share_y else 0.18 if second else 0.12,
         vertical_spacing=0.34 / rows,
     )
     named: set[str] = set()
@@ -148,4 +148,4 @@ def save_figure(drawing: Drawing, folder: Path, *, png: bool = True) -> None:
     """Write a figure as a page and, where a browser is found, as a PNG."""
     stem = drawing.stem
     note = write_drawing(drawing.figure, folder, stem, title=drawing.title, height=drawing.height, png=png)
-    print(f"written: {folder / stem}.html", note or (f"and {stem}.png" if png else ""))
+    print(f"written: {folder / stem}.html", *([note or f"and {stem}.png"] if png else []))

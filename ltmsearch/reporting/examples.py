@@ -98,10 +98,12 @@ class Changes:
 
 
 def merged_trial(findings: Findings) -> TrialRecord | None:
-    """The network to look at: the recommended one if it merges, else the best of the front or the verdict that does."""
+    """The network to look at: the recommended one if it merges; else the best of the front that does, searched ones
+    first; else that of the verdict."""
     verdict = findings.verdict
     wanted = [] if verdict is None or verdict.recommendation is None else [verdict.recommendation.trial]
-    wanted += sorted(findings.front, key=lambda r: (r.rescored(findings.axis.measure) or 0.0, r.trial))
+    measure = findings.axis.measure
+    wanted += sorted(findings.front, key=lambda r: (r.kind == "baseline", r.rescored(measure) or 0.0, r.trial))
     if verdict is not None and (compared := verdict.comparison) is not None:
         wanted += [compared.searched, compared.baseline]
     return next((record for record in wanted if record.schedule.merging_layers), None)

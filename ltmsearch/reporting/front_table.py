@@ -12,6 +12,8 @@ from ltmsearch.search.records import TrialRecord, form_key, form_letters, select
 RECOMMENDED, NOT_BETTER, NOT_FINAL, BROKEN = "→", "≈", "*", "!"
 """Marks: the recommended trial, a top-1 not significantly above that of a cheaper point, a score that is not final, and
 a measured latency over the budget."""
+IB_WEIGHT = "IB weight"
+"""A column that is shown where any row has such a weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,11 @@ def make_front_table(records: Iterable[TrialRecord], axis: CostAxis, verdict: Ve
         budget = f", budgets {axis.lowest:g} to {axis.budget:g} {axis.unit}"
     return FrontTable(
         title=title + budget,
-        columns=tuple(name for name in (cells[0] if cells else ()) if any(row[name] for row in cells)),
+        columns=tuple(
+            name
+            for name in (cells[0] if cells else ())
+            if any(row[name] for row in cells) and (name != IB_WEIGHT or any(record.ib_weight for record in shown))
+        ),
         front=tuple(rows),
         baselines=tuple(compared),
         amounts=f"{amount_of(shown[0].schedule.operator) if shown else 'keep ratio'}s",
@@ -97,7 +103,7 @@ def _row(
         else points(record.difference, record.difference_se),
         "agreement %": with_error(record.agreement, record.agreement_se),
         SHORT[axis.measure]: with_error(record.rescored(axis.measure), None, 4),
-        "IB weight": text(record.ib_weight, ".3g"),
+        IB_WEIGHT: text(record.ib_weight, ".3g"),
     }
     return FrontRow(trial=record.trial, label=label, cells=cells, keep_ratios=dict(record.by_stage(letters)))
 

@@ -23,7 +23,7 @@ _ROW, _LINE = 24, 19
 """Heights in points: of a layer, and of a line of text above."""
 _ABOVE, _BELOW, _PAGE_ABOVE = 80, 105, 40
 """Heights in points: of the title and heading, of the text below the columns, and of the heading in the report."""
-_CHARACTERS = 160
+_CHARACTERS = 130
 """Length of a line of text above."""
 FEW = 4
 """Most points of a front whose columns have space for units."""

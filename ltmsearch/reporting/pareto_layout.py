@@ -94,7 +94,8 @@ def front_layout(
     beyond = [r for r in placed if r.kind == "baseline" and r.cost(axis.name) > x_range[1]]
     in_columns = [r for r in usual if r in beyond or _inside(r.cost(axis.name), x_range)]
     lines = _curves(curves, records) if axis.name == "gflops" else {}
-    along = [height for each in lines.values() for cost, height, _ in each if _inside(cost, x_range)]
+    ends = [end for each in lines.values() for end in each if _inside(end[0], x_range)]
+    along = [height for _, height, _ in ends if height >= _floor(placed, heights)]
     y_range = _y_range(in_columns, drawn, heights, along)
     drawable = [r for r in records if not r.score or r.trial in heights]
     seen = [
@@ -175,10 +176,15 @@ def _look(record: TrialRecord) -> tuple[Group, bool]:
 
 def _usual(placed: Sequence[TrialRecord], heights: Mapping[int, float]) -> list[TrialRecord]:
     """All trials but outliers so low that they would flatten the rest of the plot."""
+    return [r for r in placed if heights[r.trial] >= _floor(placed, heights)]
+
+
+def _floor(placed: Sequence[TrialRecord], heights: Mapping[int, float]) -> float:
+    """Height below which something is an outlier."""
     if not placed:
-        return []
+        return -np.inf
     quarter, most = np.quantile([heights[r.trial] for r in placed], [0.25, 0.75])
-    return [r for r in placed if heights[r.trial] >= quarter - max(3 * (most - quarter), 5.0)]
+    return float(quarter - max(3 * (most - quarter), 5.0))
 
 
 def _x_range(shown: Sequence[TrialRecord], axis: CostAxis, front: Sequence[TrialRecord]) -> Range:

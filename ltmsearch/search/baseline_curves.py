@@ -15,7 +15,7 @@ from ltmsearch.search.records import TrialRecord
 from ltmsearch.search.setup import StudyContext
 
 BELOW, ABOVE = 0.85, 1.15
-"""Costs of the further networks, as shares of a single budget."""
+"""Costs of the further networks, as shares of a single budget; at most half-way to what merging can reach."""
 LEAST = 0.6
 """Plain networks on smaller images cost at least this share of the lowest budget."""
 
@@ -74,7 +74,8 @@ def score_curves(
 def _all_networks(context: StudyContext) -> Iterator[Further]:
     budget, fit = context.budgets[0], BaselineFit(context.space_file, context.costs)
     lowest = budget.minimum or budget.limit
-    levels = [BELOW * budget.limit, min(ABOVE * budget.limit, (budget.limit + context.costs.base) / 2)]
+    limit, ends = budget.limit, (fit.cheapest_uniform(fit.forms[0]), context.costs.base)
+    levels = [max(BELOW * limit, (limit + ends[0]) / 2), min(ABOVE * limit, (limit + ends[1]) / 2)]
     if budget.minimum:
         levels = np.linspace(budget.minimum, budget.limit, RANGE_LEVELS).tolist()
     for level in levels:

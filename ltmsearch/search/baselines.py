@@ -121,6 +121,10 @@ class BaselineFit:
         found = self._schedule(baseline.keep_ratio, baseline.form, layers)
         return replace(found, img_size=baseline.img_size)
 
+    def cheapest_uniform(self, form: Form | None) -> int:
+        """Least cost of one ratio for all layers."""
+        return min(cost for cost, _ in self._ladder(RATIOS.tolist(), form, self.costs.layers))
+
     def uniform(self, budget: float, form: Form | None) -> Iterator[Baseline]:
         ratio = self._costliest(RATIOS.tolist(), budget, form, self.costs.layers)
         if ratio is not None:
@@ -145,11 +149,18 @@ class BaselineFit:
         self, amounts: Sequence[float], budget: float, form: Form | None, layers: Sequence[str]
     ) -> float | None:
         """Of amounts in the order of falling costs, the one with the highest cost within a budget; None if far off."""
-        key = (amounts[0], form, len(layers))
-        if key not in self._ladders:  # several budgets are fitted from the same costs
-            self._ladders[key] = [(self.costs.macs(self._schedule(each, form, layers)), each) for each in amounts]
-        within = [(cost, amount) for cost, amount in self._ladders[key] if NEAR * budget <= cost <= budget]
+        ladder = self._ladder(amounts, form, layers)
+        within = [(cost, amount) for cost, amount in ladder if NEAR * budget <= cost <= budget]
         return max(within, key=lambda one: one[0])[1] if within else None
+
+    def _ladder(
+        self, amounts: Sequence[float], form: Form | None, layers: Sequence[str]
+    ) -> Sequence[tuple[int, float]]:
+        """Cost and amount of each; kept, since several budgets are fitted from the same costs."""
+        key = (amounts[0], form, len(layers))
+        if key not in self._ladders:
+            self._ladders[key] = [(self.costs.macs(self._schedule(each, form, layers)), each) for each in amounts]
+        return self._ladders[key]
 
     def _schedule(self, amount: float, form: Form | None, layers: Sequence[str]) -> MergeSchedule:
         ratios = {layer: amount if self._may(layer, amount, form) else 1.0 for layer in layers}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.records import PLAIN, RECORDS, UNIFORM, make_answers, make_trial
+from support.records import LAYERS, PLAIN, RECORDS, START_UP, UNIFORM, make_answers, make_trial
 
 from ltmsearch.config.objective import CostAxis
 from ltmsearch.errors import InputError
@@ -19,7 +19,7 @@ from ltmsearch.reporting.examples import (
     read_examples,
     write_examples,
 )
-from ltmsearch.reporting.findings import find
+from ltmsearch.reporting.findings import Findings, find
 from ltmsearch.search.answers import Answers
 
 AXIS = CostAxis(budget=1.2)
@@ -57,6 +57,8 @@ def test_the_recommended_network_is_shown_if_it_merges() -> None:
     assert found.verdict is not None
     assert found.verdict.recommended == 9, "smaller images, without merging"
     assert merged_trial(found) == UNIFORM, "the best baseline, since nothing merges on the front"
+    both = Findings(axis=AXIS, front=(START_UP, UNIFORM), layers=LAYERS)
+    assert merged_trial(both) == START_UP, "what was searched rather than a better baseline"
     assert merged_trial(find([PLAIN], AXIS, make_answers([PLAIN]))) is None
 
 

@@ -149,7 +149,7 @@ def test_report_has_the_tokens(tmp_path: Path) -> None:
     assert head.front is not None
     assert head.front.headings[:3] == ("trial", "GFLOPs", "tokens sent")
     found = {chapter.anchor: chapter for chapter in chapters}
-    assert list(found)[:3] == ["front", "tokens", "growth"]
+    assert list(found)[:3] == ["front", "tokens", "layers"]
     assert found["front"].tables[0].groups[0][2][2:4] == ("1.1500", "61.2")
     assert f"against {SENT}: the front has 3 points, from −3.0 at 61.2" in found["tokens"].plots[0].alternative
     assert "volume between the trials so far" in found["growth"].paragraphs[0]
