@@ -154,7 +154,7 @@ def write_photographs(folder: Path) -> None:
             for image in range(number):
                 pixels = rng.integers(0, 120, (96, 128, 3), dtype=np.uint8)
                 pixels[30:60, 30 * place : 30 * place + 40] += 120
-                Image.fromarray(pixels).save(folder / split / name / f"{image}.jpg")
+                Image.fromarray(pixels).save(folder / split / name / f"{3409 + image:05}.jpg")
 
 
 @pytest.mark.long
@@ -166,7 +166,7 @@ def test_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr("ltmsearch.config.defaults.CPU", DEFAULTS)
     write_photographs(Path("photos"))
     save_file(timm.create_model(VIT, num_classes=0, img_size=112).state_dict(), "vit.safetensors")
-    (chosen,) = set(re.findall(r"recipes/(\d+)", TUTORIAL.read_text(encoding="utf-8")))
+    (chosen,) = re.findall(r"^ltmsearch train \S+/(\d+)\.yaml", TUTORIAL.read_text(encoding="utf-8"), re.MULTILINE)
     (deploy,) = (block.code for block in blocks(TUTORIAL) if block.language == "python")
     done, trial = [], chosen
     for line in shell_lines(TUTORIAL):

@@ -70,7 +70,8 @@ class GainStudy:
         classes = len([p for p in (self.data_dir / "train").iterdir() if p.is_dir()]) if self.data_dir else 10
         return backbone_costs(args.backbone, args.img_size, num_classes=classes, **args.model_kwargs).base / GIGA
 
-    def _settings(self, share: float, **more: Any) -> StudySettings:
+    def settings(self, share: float, **more: Any) -> StudySettings:
+        """Settings of a study at a share of the plain network's cost."""
         args = self.args
         size = dict.fromkeys(("img_size", "proxy_img_size", "base_img_size"), args.img_size)
         network = {"backbone": args.backbone, "model_kwargs": args.model_kwargs, "data_dir": self.data_dir}
@@ -87,7 +88,7 @@ class GainStudy:
 
     def context_at(self, share: float) -> StudyContext:
         """A new network, data and costs of a share, with the plain network's weights."""
-        return prepare(self._settings(share, checkpoint=self.base, base_steps=0), Callbacks())
+        return prepare(self.settings(share, checkpoint=self.base, base_steps=0), Callbacks())
 
     def place(self, share: float) -> Path:
         """Folder of a share."""
@@ -107,7 +108,7 @@ class GainStudy:
         """Weights of the plain network: those given, with a classifier; or trained from scratch for a few steps."""
         path, args = self.folder / "base.safetensors", self.args
         if not path.exists():
-            context = prepare(self._settings(args.shares[0], checkpoint=args.checkpoint), Callbacks())
+            context = prepare(self.settings(args.shares[0], checkpoint=args.checkpoint), Callbacks())
             evaluator, settings = context.evaluator, context.settings
             if context.new_classifiers:
                 images = context.probe_images
@@ -157,7 +158,7 @@ class GainStudy:
         def run() -> dict[str, Any]:
             folder = self.run_folder(share)
             more = {"checkpoint": self.base, "out": folder, "base_steps": 0}
-            found = described(run_study(self._settings(share, **more)))
+            found = described(run_study(self.settings(share, **more)))
             print(f"seed {self.seed}, {share:g} of the cost: {found['verdict'][-1]}", flush=True)
             return found
 
