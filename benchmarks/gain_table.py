@@ -27,7 +27,8 @@ One thread and one number format for all. Minutes are those of choosing a schedu
 others may have had a busy machine. Latencies are of seed 0: torch eager in seconds that the thread ran, and the
 exported network in onnxruntime; all networks of a share take turns. KL is the mean divergence from the plain network
 on the reported images, in nats. Errors are over images, standard deviations over seeds, which differ in data, plain
-network and search. With `--folds` each seed reports other images, all of them together every image once.
+network and search. With `--folds` each seed reports other images, all of them together every image once; the training
+images of folds overlap.
 """
 
 import argparse

@@ -23,7 +23,7 @@ import torch
 from harness.arguments import benchmark_parser, parse, study_settings
 from harness.gain_options import QUICK, add_gain_options
 from harness.gain_study import GainStudy, plain_subnet
-from harness.records import finished, settings_of, write_results
+from harness.records import finished, refuse_other_options, settings_of, write_results
 from harness.tables import print_table
 from torch import Tensor, nn
 
@@ -34,6 +34,8 @@ from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.setup import StudyContext, prepare
 
 BASE_STEPS = 300
+FOLDER = "warm-up-rate"
+"""Of finished parts."""
 
 
 def base(study: GainStudy, rate: float) -> dict[str, float]:
@@ -91,7 +93,7 @@ def compare(args: argparse.Namespace, seed: int, settings: dict[str, str]) -> di
     found: dict[str, Mapping[str, Any]] = {}
     for rate in args.rates:
         parts = {"base": partial(base, study, rate), "sandwich": partial(sandwich, study, rate)}
-        folder = study.folder / "warm-up-rate"
+        folder = study.folder / FOLDER
         found[f"{rate:g}"] = {name: finished(folder / f"{name}-{rate:g}.json", part) for name, part in parts.items()}
     return found
 
@@ -106,6 +108,8 @@ def main() -> None:
     torch.set_num_threads(1)
     precision = "bf16" if has_bf16(torch.device("cpu")) else "fp32"
     settings = {"device": "cpu", "precision": precision} | study_settings(args)
+    given = {name: value for name, value in settings_of(args).items() if name not in ("seeds", "rates", "quick")}
+    refuse_other_options(args.work / FOLDER, given)
     seeds = [compare(args, seed, settings) for seed in range(args.seeds)]
     rows = []
     for rate in seeds[0]:

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.recipe import library_versions
 from ltmsearch.config.settings import StudySettings
-from ltmsearch.errors import LeaseLost, WorkersLost
+from ltmsearch.errors import InputError, LeaseLost, WorkersLost, printable, shortened
 from ltmsearch.latency import hardware_name
 from ltmsearch.reporting.dashboard.pages import DashboardHooks
 from ltmsearch.reporting.examples import EXAMPLES, draw_examples, write_examples
@@ -89,12 +89,22 @@ def _write(driver: Driver) -> Run:
     for line in prediction_lines(result.front, context.settings.axis):
         callbacks.note(line)
     callbacks.phase("writing", 0)
-    load_parameters(context.evaluator.supernet, driver.shared.weights)
-    write_examples(draw_examples(context, findings_of(result), result.answers), driver.folder / EXAMPLES)
     write_recipes(driver.folder, result.front, context.settings, num_classes=context.evaluator.data.num_classes)
+    _draw_examples(driver, result)
     write_results(result, callbacks, driver.clock)
     driver.hooks.study_updated(driver.study, records)
     return result
+
+
+def _draw_examples(driver: Driver, run: Run) -> None:
+    """Draw images for the report; what prevents it is told, and costs nothing else."""
+    load_parameters(driver.context.evaluator.supernet, driver.shared.weights)
+    try:
+        examples = draw_examples(driver.context, findings_of(run), run.answers)
+    except (InputError, MemoryError, RuntimeError) as error:
+        examples = None
+        driver.callbacks.note(f"the report has no images whose answers change: {printable(shortened(str(error), 200))}")
+    write_examples(examples, driver.folder / EXAMPLES)
 
 
 def _search(driver: Driver, run: OpenRun, until: float | None) -> None:

@@ -114,6 +114,7 @@ class TestFinishedStudy:
         assert examples is not None
         assert run.answers is not None
         names = [str(n) for n in range(10)]
+        assert len(examples.examples) >= 3
         for each in examples.examples:
             at = each.image
             found = (run.answers.labels[at], run.answers.plain[at], run.answers.trials[examples.trial][at])

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "val", "test")
+"""Folders of images, as far as there are any."""
 VALIDATION = 8
 """One of so many images outside the test set chooses; the others train."""
 
@@ -14,7 +15,7 @@ def fold(data_dir: Path, folds: int, number: int, out: Path) -> Path:
     """A folder of links to the same images in other splits: those of a fold to test, by class; made once.
 
     Args:
-        data_dir: A folder with these splits, each with a folder per class.
+        data_dir: A folder with such splits, each with a folder per class.
         folds: Number of folds.
         number: Which one is tested, from 0.
         out: Where the folder is made.
@@ -22,7 +23,10 @@ def fold(data_dir: Path, folds: int, number: int, out: Path) -> Path:
     if out.exists():
         return out
     begun, rng = out.with_name(f".{out.name}"), np.random.default_rng(0)
-    for name in sorted({path.name for split in SPLITS for path in (data_dir / split).iterdir() if path.is_dir()}):
+    classes = {path.name for split in SPLITS for path in (data_dir / split).glob("*/")}
+    if not classes:
+        raise SystemExit(f"{data_dir} must have folders of classes in {', '.join(SPLITS)}, but has none")
+    for name in sorted(classes):
         files = sorted(path for split in SPLITS for path in (data_dir / split / name).glob("*"))
         mixed = [files[place] for place in rng.permutation(len(files))]
         tested = mixed[number::folds]

@@ -5,6 +5,7 @@ its weights and images.
 """
 
 import base64
+import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from ltmsearch.reporting.findings import Findings
 from ltmsearch.reporting.merges import in_colour, pixels_seen
 from ltmsearch.reporting.merges.regions import region_panel, resized
 from ltmsearch.schedules.schedule import MergeSchedule
-from ltmsearch.search.answers import Answers
+from ltmsearch.search.answers import UNREADABLE, Answers
 from ltmsearch.search.records import TrialRecord
 from ltmsearch.search.setup import StudyContext
 
@@ -77,6 +78,8 @@ class Examples(BaseModel):
     schema_version: Literal[1] = 1
     """Version of this format."""
     trial: Number
+    digest: str
+    """That of the answers that they were drawn from: see `answers_digest`."""
     examples: tuple[Example, ...]
 
 
@@ -107,6 +110,11 @@ def merged_trial(findings: Findings) -> TrialRecord | None:
     if verdict is not None and (compared := verdict.comparison) is not None:
         wanted += [compared.searched, compared.baseline]
     return next((record for record in wanted if record.schedule.merging_layers), None)
+
+
+def answers_digest(answers: Answers, trial: int) -> str:
+    """SHA-256 of what a trial's network and the plain one answer."""
+    return hashlib.sha256(np.stack([answers.labels, answers.plain, answers.trials[trial]]).tobytes()).hexdigest()
 
 
 def changes_of(answers: Answers, trial: int) -> Changes:
@@ -150,6 +158,7 @@ def draw_examples(context: StudyContext, findings: Findings, answers: Answers | 
     names = evaluator.data.class_names
     return Examples(
         trial=record.trial,
+        digest=answers_digest(answers, record.trial),
         examples=tuple(
             Example(
                 image=number,
@@ -169,8 +178,13 @@ def _images(context: StudyContext, schedule: MergeSchedule, numbers: Sequence[in
     start = 0
     evaluator = context.evaluator
     for batch, _ in evaluator.sized(evaluator.held_out("report"), schedule):
-        found |= {number: batch[number - start] for number in numbers if start <= number < start + len(batch)}
+        inside = [number for number in numbers if start <= number < start + len(batch)]
+        found |= {number: batch[number - start].clone() for number in inside}  # not the whole batch
         start += len(batch)
+        if len(found) == len(numbers):
+            break
+    if len(found) < len(numbers):
+        raise InputError(UNREADABLE)
     return torch.stack([found[number] for number in numbers])
 
 

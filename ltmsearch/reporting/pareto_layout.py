@@ -132,7 +132,7 @@ def _curves(
     curves: Sequence[CurvePoint], records: Sequence[TrialRecord]
 ) -> dict[Curve, tuple[tuple[float, float, str], ...]]:
     plain = plain_network(records)
-    end = [] if plain is None else [(plain.gflops, 0.0, "plain network")]
+    end = [] if plain is None else [(plain.gflops, plain.difference or 0.0, "plain network, with the shared weights")]
     found = {}
     for curve in get_args(Curve):
         own = sorted((point for point in curves if point.curve == curve), key=lambda point: point.gflops)

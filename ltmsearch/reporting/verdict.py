@@ -60,8 +60,8 @@ class Verdict:
     """A baseline on smaller images that is better than the best of the front, first, and that one; None where image
     sizes are searched, or there is none."""
     against: tuple[tuple[TrialRecord, Difference], ...] = ()
-    """Points of the front and other baselines within the budget, and their top-1 less that of the best baseline, in
-    points; the cheapest first."""
+    """Points of the front, the best searched schedule and other baselines within the budget, and their top-1 less that
+    of the best baseline, in points; the cheapest first."""
     not_better: frozenset[int] = frozenset()
     """Trials of the front whose top-1 is not significantly higher than that of a cheaper one. With two costs, cheaper
     means at most as costly by both."""
@@ -115,7 +115,7 @@ def judge(records: Iterable[TrialRecord], answers: Answers, axis: CostAxis, *, t
         images=len(answers.labels),
         tolerance=tolerance,
         comparison=comparison,
-        against=() if comparison is None else _against(known, front, comparison.baseline, answers, axis),
+        against=() if comparison is None else _against(known, front, comparison, answers, axis),
         smaller_images=_smaller_images(known, front, answers, axis),
         recommendation=_recommend(select_front(front, replace(axis, second=None)), answers, axis, tolerance),
         not_better=frozenset(
@@ -158,12 +158,12 @@ def _compare(known: Sequence[TrialRecord], answers: Answers, axis: CostAxis) -> 
 
 
 def _against(
-    known: Sequence[TrialRecord], front: Sequence[TrialRecord], baseline: TrialRecord, answers: Answers, axis: CostAxis
+    known: Sequence[TrialRecord], front: Sequence[TrialRecord], best: Comparison, answers: Answers, axis: CostAxis
 ) -> tuple[tuple[TrialRecord, Difference], ...]:
     others = [r for r in known if r.kind == "baseline" and r.feasible and r.rescored(axis.measure) is not None]
-    rivals = {r.trial: r for r in [*front, *others] if r is not baseline}
+    rivals = {r.trial: r for r in [*front, best.searched, *others] if r is not best.baseline}
     return tuple(
-        (r, answers.difference(r.trial, baseline.trial))
+        (r, answers.difference(r.trial, best.baseline.trial))
         for r in sorted(rivals.values(), key=lambda r: (r.cost(axis.name), r.trial))
     )
 

@@ -18,6 +18,8 @@ from ltmsearch.io.files import read_whole
 
 ANSWERS = "answers.csv"
 """File in a run directory."""
+UNREADABLE = "reported images must stay readable while networks are scored, but some are not now; repeat the command"
+"""Error where networks answered different numbers of images."""
 _FIXED = ("image", "group", "label", "plain")
 _TRIAL = "trial_"
 """Prefix of the columns of trials."""

@@ -7,8 +7,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ltmsearch.callbacks import Callbacks
+from ltmsearch.costs import within_budgets
+from ltmsearch.errors import InputError
 from ltmsearch.schedules.schedule import MergeSchedule
-from ltmsearch.search.answers import Answers, known_error
+from ltmsearch.search.answers import UNREADABLE, Answers, known_error
 from ltmsearch.search.baselines import RANGE_LEVELS, Baseline, BaselineFit
 from ltmsearch.search.curve_points import Curve, CurvePoint
 from ltmsearch.search.records import TrialRecord
@@ -35,7 +37,7 @@ def further_networks(context: StudyContext) -> list[Further]:
     """
     if context.settled.baselines is None:
         return []
-    known = {one.label for one in context.settled.baselines}
+    known = {one.label for one in context.settled.baselines if _is_within(context, one)}
     plain = context.costs.base
     found = {one.label: one for one in _all_networks(context) if one.label not in known}
     return [one for one in found.values() if context.costs_at(one.schedule).macs(one.schedule) < plain]
@@ -59,9 +61,12 @@ def score_curves(
     for done, one in enumerate(further):
         callbacks.advance(done, one.label)
         predicted = context.evaluator.score(one.schedule, "report").predictions
+        if len(predicted) != len(answers.labels):
+            raise InputError(UNREADABLE)
         gflops = context.costs_at(one.schedule).gflops(one.schedule)
         points.append(_point(one.curve, one.label, None, gflops, answers, predicted))
-    callbacks.advance(len(further))
+    if further:
+        callbacks.advance(len(further))
     trials = {record.label: record for record in records if record.trial in answers.trials}
     for baseline in context.settled.baselines or ():
         curve, record = _curve(context, baseline), trials.get(baseline.label)
@@ -75,7 +80,7 @@ def _all_networks(context: StudyContext) -> Iterator[Further]:
     budget, fit = context.budgets[0], BaselineFit(context.space_file, context.costs)
     lowest = budget.minimum or budget.limit
     limit, ends = budget.limit, (fit.cheapest_uniform(fit.forms[0]), context.costs.base)
-    levels = [max(BELOW * limit, (limit + ends[0]) / 2), min(ABOVE * limit, (limit + ends[1]) / 2)]
+    levels = [max(BELOW * limit, (limit + ends[0]) / 2), limit, min(ABOVE * limit, (limit + ends[1]) / 2)]
     if budget.minimum:
         levels = np.linspace(budget.minimum, budget.limit, RANGE_LEVELS).tolist()
     for level in levels:
@@ -88,6 +93,11 @@ def _all_networks(context: StudyContext) -> Iterator[Further]:
         if size != context.sizes.own and costs.base >= LEAST * lowest:
             one = Baseline(label=f"plain at {size} px", keep_ratio=1.0, img_size=size)
             yield Further("smaller images", one.label, BaselineFit(context.space_file, costs).schedule(one))
+
+
+def _is_within(context: StudyContext, baseline: Baseline) -> bool:
+    """Whether a baseline is a trial that is scored: it is not after the budget was lowered."""
+    return bool(within_budgets(context.budgets, baseline.indices(context.space)[None])[0])
 
 
 def _curve(context: StudyContext, baseline: Baseline) -> Curve | None:

@@ -374,7 +374,8 @@ class Driver:
         self.study.set_user_attr(RESCORED, about | found)
 
     def _is_rescored(self) -> bool:
-        known = self.study.user_attrs.get(RESCORED, {}) if (self.folder / ANSWERS).exists() else {}
+        written = all((self.folder / name).exists() for name in (ANSWERS, BASELINES))
+        known = self.study.user_attrs.get(RESCORED, {}) if written else {}
         return (known.get("version"), known.get("trials")) == (self.shared.version, count_trained(self._trials()))
 
     def measure(self) -> None:

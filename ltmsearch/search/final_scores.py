@@ -14,7 +14,7 @@ from ltmsearch.callbacks import Callbacks
 from ltmsearch.engine.evaluation import Score
 from ltmsearch.errors import InputError
 from ltmsearch.schedules.schedule import MergeSchedule
-from ltmsearch.search.answers import Answers, known_error
+from ltmsearch.search.answers import UNREADABLE, Answers, known_error
 from ltmsearch.search.optuna_records import COSTS, SCORES
 from ltmsearch.search.records import TrialRecord, select_front
 from ltmsearch.search.rescoring import same_nets, select_candidates
@@ -105,9 +105,7 @@ def _answers(evaluator: Evaluator, found: dict[int, FinalScore], plain: FinalSco
         reference = plain.reported.predictions
     answers = {trial: score.reported.predictions for trial, score in found.items()}
     if {len(rows) for rows in answers.values()} - {len(labels)} or len(reference) != len(labels):
-        raise InputError(
-            "reported images must stay readable while networks are scored, but some are not now; repeat the command"
-        )
+        raise InputError(UNREADABLE)
     return Answers(labels=labels, groups=evaluator.data.report_groups(), plain=reference, trials=answers)
 
 

@@ -16,6 +16,7 @@ from ltmsearch.errors import InputError
 from ltmsearch.io.files import refuse_links_outward, refuse_unwritable, remove_drafts, write_atomic
 from ltmsearch.latency import PROFILE
 from ltmsearch.search.checkpoint import WEIGHTS, Checkpoint, load_checkpoint, load_previous, scored_trials
+from ltmsearch.search.curve_points import BASELINES, read_curves
 from ltmsearch.search.description import describe
 from ltmsearch.search.lease import DriverFile, Lease
 from ltmsearch.search.records import TRIALS
@@ -65,6 +66,7 @@ def open_run(settings: StudySettings, callbacks: Callbacks, clock: Clock, lease:
     Times.load(folder)  # a damaged file is refused before anything is written
     load_probe(folder)
     load_answers(folder)
+    read_curves(folder / BASELINES)
     stored = Run.open(folder).settings if Run.exists(folder) else None
     settings = continued(settings, stored)
     if stored is not None:

@@ -1,12 +1,19 @@
 """Which reported images are shown with their merges, and their file."""
 
+from base64 import b64decode
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from support.records import LAYERS, PLAIN, RECORDS, START_UP, UNIFORM, make_answers, make_trial
+from support.sizes import TINY, TINY_VIT
 
+from ltmsearch.callbacks import Callbacks
 from ltmsearch.config.objective import CostAxis
+from ltmsearch.config.settings import StudySettings
 from ltmsearch.errors import InputError
 from ltmsearch.reporting.examples import (
     Changes,
@@ -15,12 +22,16 @@ from ltmsearch.reporting.examples import (
     Picture,
     changes_of,
     choose_images,
+    draw_examples,
     merged_trial,
     read_examples,
     write_examples,
 )
 from ltmsearch.reporting.findings import Findings, find
+from ltmsearch.reporting.merges import pixels_seen
+from ltmsearch.reporting.merges.regions import resized
 from ltmsearch.search.answers import Answers
+from ltmsearch.search.setup import prepare
 
 AXIS = CostAxis(budget=1.2)
 LABELS = np.array([0, 0, 1, 1, 2, 2, 0, 1])
@@ -65,7 +76,7 @@ def test_the_recommended_network_is_shown_if_it_merges() -> None:
 def test_the_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     picture = Picture(words=("image", "112 x 112 px"), png="data:image/png;base64,AAAA")
     example = Example(image=7, label="shirt", plain="shirt", merged="dress", pictures=(picture,))
-    examples, path = Examples(trial=3, examples=(example,)), tmp_path / "examples.json"
+    examples, path = Examples(trial=3, digest="0", examples=(example,)), tmp_path / "examples.json"
     assert read_examples(path) is None
     write_examples(examples, path)
     assert read_examples(path) == examples
@@ -74,3 +85,24 @@ def test_the_file_is_read_as_it_was_written(tmp_path: Path) -> None:
         read_examples(path)
     write_examples(None, path)
     assert read_examples(path) is None, "nothing of an earlier call stays"
+
+
+def test_the_images_with_these_numbers_are_drawn() -> None:
+    context = prepare(StudySettings.make("test", **{**TINY, **TINY_VIT, "scoring_batch_size": 5}), Callbacks())
+    batches = [x for x, _ in context.evaluator.held_out("report")]
+    number = sum(map(len, batches))
+    assert len(batches) > 2
+    labels, ratios = np.arange(number) % 10, dict.fromkeys(context.space.layers, 0.5)
+    merged = labels.copy()
+    merged[[7, 13, 21]] += 1
+    record = make_trial(3, 0.004, 80.0, 80.0, keep_ratios=ratios)
+    own = Answers(labels=labels, groups=np.arange(number), plain=labels, trials={3: merged})
+    found = draw_examples(context, Findings(axis=AXIS, front=(record,), layers=tuple(ratios)), own)
+    assert found is not None
+    assert [each.image for each in found.examples] == [7, 13, 21, 0, 1, 2]
+    seen = pixels_seen(torch.cat(batches).numpy(), mean=(0.5,) * 3, std=(0.5,) * 3)
+    for each in found.examples:
+        assert [picture.words[0] for picture in each.pictures] == ["image", *ratios]
+        drawn = np.asarray(Image.open(BytesIO(b64decode(each.pictures[0].png.partition(",")[2]))).convert("RGB"))
+        far = [np.abs(resized(image, drawn.shape[:2]).astype(float) - drawn).mean() for image in seen]
+        assert int(np.argmin(far)) == each.image

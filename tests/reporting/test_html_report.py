@@ -24,7 +24,15 @@ from support.records import (
 )
 
 from ltmsearch.config.settings import ResolvedSettings, StudySettings
-from ltmsearch.reporting.examples import EXAMPLES, Example, Examples, Picture, changes_of, write_examples
+from ltmsearch.reporting.examples import (
+    EXAMPLES,
+    Example,
+    Examples,
+    Picture,
+    answers_digest,
+    changes_of,
+    write_examples,
+)
 from ltmsearch.reporting.findings import findings_of
 from ltmsearch.reporting.html import PAGE, write_page
 from ltmsearch.reporting.html.chapters import make_chapters
@@ -194,7 +202,8 @@ def test_examples_are_shown_with_their_answers(tmp_path: Path) -> None:
         Example(image=n, label=label, plain=plain, merged=merged, pictures=(picture,))
         for n, (label, plain, merged) in enumerate(shown)
     ]
-    write_examples(Examples(trial=3, examples=tuple(examples)), tmp_path / EXAMPLES)
+    drawn = Examples(trial=3, digest=answers_digest(answers, 3), examples=tuple(examples))
+    write_examples(drawn, tmp_path / EXAMPLES)
     text = page(tmp_path, reported(RECORDS, answers), answers=answers)
     words = " ".join(Tags(text).text.split())
     assert "Changed: the plain network answers shirt (right), the merged one dr<ess" in words
@@ -203,6 +212,9 @@ def test_examples_are_shown_with_their_answers(tmp_path: Path) -> None:
     found = changes_of(answers, 3)
     assert f"Trial 3 answers {found.changed} of 1000 reported images otherwise" in words
     assert [a["src"] for tag, a in Tags(text).tags if tag == "img"] == [picture.png] * 3
+    write_examples(drawn.model_copy(update={"digest": "of other answers"}), tmp_path / EXAMPLES)
+    older = Tags(page(tmp_path, reported(RECORDS, answers), answers=answers)).tags
+    assert not [tag for tag, _ in older if tag == "img"], "drawn before it scored again"
 
 
 def test_scores_are_in_both_tables(tmp_path: Path) -> None:

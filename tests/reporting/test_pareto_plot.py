@@ -302,6 +302,8 @@ def test_curves_of_baselines_lead_to_the_plain_network() -> None:
     assert list(zip(ratio.x, ratio.y, strict=True)) == [(1.15, -6.0), (1.3, -1.0), (PLAIN.gflops, 0.0)]
     assert list(zip(smaller.x, smaller.y, strict=True)) == [(1.1, -5.0), (PLAIN.gflops, 0.0)]
     assert ratio.hovertext[1].startswith("<b>uniform 0.9</b>")
+    shifted = [dataclasses.replace(PLAIN, difference=-0.5), *(r for r in RECORDS if r is not PLAIN)]
+    assert front_layout(shifted, AXIS, curves=points).curves["one ratio"][-1][1] == -0.5, "with the same weights"
     low, far = (dataclasses.replace(points[2], label=f"uniform {n}", difference=n) for n in (-12.0, -60.0))
     usual = front_layout(RECORDS, AXIS).y_range
     assert front_layout(RECORDS, AXIS, curves=[low]).y_range[0] < -12 < usual[0], "curves are in view"

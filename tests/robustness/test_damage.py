@@ -117,7 +117,7 @@ READERS = {
     "trials.csv": ("front", "export", "resume-from"),
     "times.json": ("run", "front"),
     "answers.csv": ("front", "run"),
-    "baselines.csv": ("front", "run"),
+    "baselines.csv": ("run", "front"),
     "examples.json": ("front",),
     "recipes": ("train", "validate", "visualize"),
 }

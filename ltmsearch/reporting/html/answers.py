@@ -1,7 +1,7 @@
 """Chapters of a report on the answers to reported images: against the best baseline, and images that change."""
 
 from ltmsearch.config.objective import CostAxis
-from ltmsearch.reporting.examples import EXAMPLES, changes_of, read_examples
+from ltmsearch.reporting.examples import EXAMPLES, answers_digest, changes_of, read_examples
 from ltmsearch.reporting.findings import Findings
 from ltmsearch.reporting.html.charts import intervals_figure
 from ltmsearch.reporting.html.elements import Chapter, Plot, make_table, named
@@ -19,10 +19,10 @@ def against_chapter(findings: Findings, axis: CostAxis) -> list[Chapter]:
     below = [record for record, difference in verdict.against if difference.interval()[1] < 0]
     words = (
         f"Top-1 on {verdict.images} reported images less that of the best baseline within the budget, trial "
-        f"{best.trial} ({best.label}, {costs_text(best, axis)}), image by image: points of the front (circles) and "
-        "the other baselines (diamonds), from the cheapest. Bars are 95 % intervals, each by itself; one that crosses "
-        "the line at 0 says that these images do not tell the two apart. Cheaper networks save more, which this plot "
-        "does not show."
+        f"{best.trial} ({best.label}, {costs_text(best, axis)}), image by image: points of the front, the best "
+        "searched schedule and the other baselines (diamonds), from the cheapest. Bars are 95 % intervals, each by "
+        "itself; one that crosses the line at 0 says that these images do not tell the two apart. Cheaper networks "
+        "save more, which this plot does not show."
     )
     rows = [
         (*named(record), costs_text(record, axis), points(d.value, d.se), *(points(end) for end in d.interval()))
@@ -45,6 +45,8 @@ def examples_chapter(run: Run) -> list[Chapter]:
     """Images whose answer changes, and some whose does not; empty where the run has no pictures."""
     shown, answers = read_examples(run.folder / EXAMPLES), run.answers
     if shown is None or answers is None or shown.trial not in answers.trials:
+        return []
+    if shown.digest != answers_digest(answers, shown.trial):  # an interrupted call has scored again since
         return []
     found = changes_of(answers, shown.trial)
     words = (

@@ -116,8 +116,8 @@ def _marks_words(findings: Findings, axis: CostAxis) -> str:
     if findings.curves:
         words += (
             " The curves are what is set by hand at other costs, up to the plain network: one keep ratio, one number "
-            "of tokens per layer (ToMe's r), and the plain network on smaller images; a point of the front above them "
-            "is better than these at its cost, as far as its bar reaches."
+            "of tokens per layer (ToMe's r) or the plain network on smaller images. They have errors like those of the "
+            "points, so a small distance between both says nothing."
         )
     if axis.budget is not None:
         words += f" The dashed line is the budget, {axis.budget:g} {axis.unit}."
