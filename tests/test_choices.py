@@ -138,8 +138,11 @@ NOT_CHOSEN = {
     "data.sources:open_digits(scored)",
     "models.merge_traces:LayerMerges(form)",
     "reporting.html.charts:information_figure(measure)",
+    "reporting.pareto_layout:FrontLayout(curves)",
     "reporting.pareto_layout:FrontLayout(marks)",
     "reporting.verdict:Recommendation(reason)",
+    "search.baselines:BaselineFit.cheapest_uniform(form)",
+    "search.baselines:BaselineFit.uniform(form)",
     "search.img_sizes:open_sizes(wanted)",
     "search.initial_trials:InitialTrial(kind)",
 }

@@ -17,6 +17,8 @@ from ltmsearch.engine.evaluation import Score
 from ltmsearch.errors import InputError
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.answers import ANSWERS, Answers
+from ltmsearch.search.baseline_curves import further_networks
+from ltmsearch.search.curve_points import BASELINES
 from ltmsearch.search.driver import Driver
 from ltmsearch.search.final_scores import FinalScore, _fields
 from ltmsearch.search.pareto import front_ranks
@@ -172,15 +174,20 @@ def test_reports_compare_with_the_plain_network_of_the_final_weights(
         assert record.report_top1 == pytest.approx(100 * right.mean())
         assert record.difference == pytest.approx(100 * (right.mean() - plain.mean()))
     reported = [schedule for schedule, images in final.scored if images == "report"]
-    nets = [context.proxy_key(schedule) for schedule in reported]
-    assert len(nets) == len(set(nets)) == 8, "the plain network is scored once, also if its trial failed"
-    assert [schedule for schedule, images in final.scored if images == "validation"] == reported
+    nets, curves = [context.proxy_key(schedule) for schedule in reported], further_networks(context)
+    assert len(nets) == len(set(nets)) == 8 + len(curves), "the plain network is scored once, also if its trial failed"
+    assert reported[8:] == [one.schedule for one in curves] != []
+    chosen = [schedule for schedule, images in final.scored if images == "validation"]
+    assert chosen == reported[:8], "curves choose nothing"
 
+    number = len(final.scored)
     final.driver.rescore()
-    assert len(final.scored) == 16, "a finished study is not scored again"
-    (tmp_path / ANSWERS).unlink()
-    final.driver.rescore()
-    assert len(final.scored) == 32, "except where its answers are missing"
+    assert len(final.scored) == number, "a finished study is not scored again"
+    for times, name in enumerate((BASELINES, ANSWERS), start=2):
+        (tmp_path / name).unlink()
+        final.driver.rescore()
+        assert (tmp_path / name).exists()
+        assert len(final.scored) == times * number, "except where a part of its answers is missing"
 
 
 def test_with_a_teacher_reports_compare_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
