@@ -97,7 +97,7 @@ def _write(driver: Driver) -> Run:
 
 
 def _draw_examples(driver: Driver, run: Run) -> None:
-    """Draw images for the report; what prevents it is told, and costs nothing else."""
+    """Draw images for the report. An error becomes a note: recipes and tables must not be lost for pictures."""
     load_parameters(driver.context.evaluator.supernet, driver.shared.weights)
     try:
         examples = draw_examples(driver.context, findings_of(run), run.answers)

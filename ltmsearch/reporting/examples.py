@@ -4,9 +4,7 @@ File `examples.json` of a run: their merges as pictures, which the report shows.
 its weights and images.
 """
 
-import base64
 import hashlib
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -15,7 +13,6 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ltmsearch.errors import InputError
@@ -24,7 +21,9 @@ from ltmsearch.models import input_config
 from ltmsearch.models.merge_traces import LayerMerges, trace_merges
 from ltmsearch.reporting.findings import Findings
 from ltmsearch.reporting.merges import in_colour, pixels_seen
+from ltmsearch.reporting.merges.encoding import data_url
 from ltmsearch.reporting.merges.regions import region_panel, resized
+from ltmsearch.reporting.merges.sheet import panel_size, spread_evenly
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.answers import UNREADABLE, Answers
 from ltmsearch.search.records import TrialRecord
@@ -36,8 +35,6 @@ EACH = 3
 """Images with a changed answer, and without, at most."""
 SIDE, LAYERS = 144, 4
 """Of a picture: pixels of its longer side; and layers shown of an image, spread evenly over those that merge."""
-COLOURS = 128
-"""Colours of a picture; few make a file of a fifth the size."""
 
 Number = Annotated[int, Field(ge=0)]
 
@@ -140,8 +137,8 @@ def _changed(answers: Answers, trial: int) -> tuple[list[int], list[int], list[i
     """Numbers of the images that are lost, won, and changed from one wrong class to another."""
     merged, plain, labels = answers.trials[trial], answers.plain, answers.labels
     was, now = plain == labels, merged == labels
-    found = (was & ~now, ~was & now, ~was & ~now & (merged != plain))
-    return tuple(np.flatnonzero(each).tolist() for each in found)  # type: ignore[return-value]
+    lost, won, other = was & ~now, ~was & now, ~was & ~now & (merged != plain)
+    return np.flatnonzero(lost).tolist(), np.flatnonzero(won).tolist(), np.flatnonzero(other).tolist()
 
 
 def draw_examples(context: StudyContext, findings: Findings, answers: Answers | None) -> Examples | None:
@@ -189,21 +186,12 @@ def _images(context: StudyContext, schedule: MergeSchedule, numbers: Sequence[in
 
 
 def _pictures(image: np.ndarray, trace: Sequence[LayerMerges]) -> Iterator[Picture]:
-    height, width = image.shape[:2]
-    panel = round(SIDE * height / max(height, width)), round(SIDE * width / max(height, width))
-    yield Picture(words=("image", f"{width} x {height} px"), png=_data_url(resized(image, panel)))
-    shown = min(LAYERS, len(trace))
-    for number in range(shown):  # the last layer included
-        layer = trace[round((number + 1) * len(trace) / shown) - 1]
+    panel, size = panel_size(image, trace, SIDE), f"{image.shape[1]} x {image.shape[0]} px"
+    yield Picture(words=("image", size), png=data_url(resized(image, panel), few_colours=True))
+    for layer in (trace[place] for place in spread_evenly(len(trace), LAYERS)):
         windows = " a window" if layer.windows > 1 else ""
         words = layer.layer, f"{layer.before} to {layer.after} tokens{windows}"
-        yield Picture(words=words, png=_data_url(region_panel(image, layer, panel)))
-
-
-def _data_url(pixels: np.ndarray) -> str:
-    content = io.BytesIO()
-    Image.fromarray(pixels).quantize(COLOURS, Image.Quantize.FASTOCTREE).save(content, "PNG")
-    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
+        yield Picture(words=words, png=data_url(region_panel(image, layer, panel), few_colours=True))
 
 
 def write_examples(examples: Examples | None, path: Path) -> None:

@@ -90,7 +90,7 @@ def test_masks_have_rates_of_their_own() -> None:
     taught = WarmUp(base_steps=100, base_img_size=48, sandwich_steps=50, lr=1e-3, taught=True)
     assert taught.rate(99) < 6e-5, "the base steps end low"
     assert [taught.rate(step) for step in (100, 105, 149)] == [taught.mask_rate(step) for step in (100, 105, 149)]
-    assert taught.rate(105) > 9.5e-4, "and the subnets begin anew"
+    assert taught.rate(105) > 9.5e-4, "and the subnets start at the peak again"
 
 
 def test_proxy_training_moves_only_the_layers_it_uses() -> None:

@@ -12,7 +12,6 @@ import optuna
 from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
 from optuna.trial import FrozenTrial, Trial
 from optuna_dashboard import save_plotly_graph_object
-from PIL import Image
 
 from ltmsearch.costs import GIGA
 from ltmsearch.io.csv_tables import csv_text
@@ -29,6 +28,7 @@ from ltmsearch.reporting.dashboard.notes import (
 from ltmsearch.reporting.findings import find
 from ltmsearch.reporting.layer_plot import layers_figure
 from ltmsearch.reporting.merges import example_sheet, pixels_seen
+from ltmsearch.reporting.merges.encoding import png
 from ltmsearch.reporting.pareto_plot import front_figure
 from ltmsearch.reporting.recipes import make_recipe
 from ltmsearch.schedules.schedule import MergeSchedule
@@ -44,8 +44,6 @@ from ltmsearch.search.trial import ExampleMerges
 SCHEDULE_COLUMNS = ("layer", "keep_ratio", "form", "tokens_before", "tokens_after", "windows")
 SIDE, LAYERS = 112, 5
 """Of a picture of merges: pixels of an image's longer side, and most layers."""
-COLOURS = 128
-"""Colours of a picture of merges; few make a file of a fifth the size."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +142,4 @@ def _merges_picture(merges: ExampleMerges, inputs: Mapping[str, Any]) -> bytes:
     size = merges.images.shape[-1]
     pixels = pixels_seen(merges.images, mean=inputs["mean"], std=inputs["std"])
     sheet = example_sheet(pixels, merges.layers, title=f"merged tokens at {size} px", side=SIDE, most=LAYERS)
-    content = io.BytesIO()
-    sheet.quantize(COLOURS, Image.Quantize.FASTOCTREE).save(content, "PNG")
-    return content.getvalue()
+    return png(sheet, few_colours=True)

@@ -1,16 +1,15 @@
 """Merges of one image as a page that needs no network: a slider selects the layer, a click the merged token."""
 
 import base64
-import io
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment
-from PIL import Image
 
 from ltmsearch.models.merge_traces import LayerMerges
+from ltmsearch.reporting.merges.encoding import data_url
 from ltmsearch.reporting.merges.regions import Place, default_place, grey, heading, region_panel
 from ltmsearch.reporting.merges.sheet import panel_size
 
@@ -27,8 +26,8 @@ def merges_page(
         "size": image.shape[:2],
         "panel": panel,
         "place": default_place(layers) if place is None else place,
-        "image": _picture(image),
-        "grey": _picture(grey(image)),
+        "image": data_url(image),
+        "grey": data_url(grey(image)),
         "layers": [_layer(image, layer, panel) for layer in layers],
     }
     environment = Environment(autoescape=True)
@@ -51,11 +50,5 @@ def _layer(image: np.ndarray, layer: LayerMerges, panel: tuple[int, int]) -> dic
         "labels": layer.labels.ravel().tolist(),
         "sizes": [float(f"{size:.3g}") for size in layer.sizes],
         "shares": None if exclusive else base64.b64encode((shares * 255).round().astype(np.uint8).tobytes()).decode(),
-        "regions": _picture(region_panel(image, layer, panel)),
+        "regions": data_url(region_panel(image, layer, panel)),
     }
-
-
-def _picture(pixels: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -83,17 +83,21 @@ def example_sheet(
     most: int = 6,
 ) -> Image.Image:
     """A row per image: the image, and the regions of its merging layers, at most `most` spread evenly."""
-    count = len(traces[0])
-    shown = min(most, count)
-    chosen = [round((number + 1) * count / shown) - 1 for number in range(shown)]
+    count, chosen = len(traces[0]), spread_evenly(len(traces[0]), most)
     panel = panel_size(images[0], traces[0], side)
-    left_out = "" if shown == count else f"{shown} of {count} merging layers"
+    left_out = "" if len(chosen) == count else f"{len(chosen)} of {count} merging layers"
     columns = [_Column(("", ""), [resized(image, panel) for image in images])]
     for index in chosen:
         layer = traces[0][index]
         panels = [region_panel(image, trace[index], panel) for image, trace in zip(images, traces, strict=True)]
         columns.append(_Column((layer.layer, f"{layer.before} to {layer.after}"), panels))
     return _sheet([columns], ", ".join(filter(None, (title, left_out if count else "no layer merges"))))
+
+
+def spread_evenly(count: int, most: int) -> list[int]:
+    """At most so many places of `count`, the last one included."""
+    shown = min(most, count)
+    return [round((number + 1) * count / shown) - 1 for number in range(shown)]
 
 
 def _sheet(rows: Sequence[Sequence[_Column]], title: str, subtitle: str = "") -> Image.Image:
