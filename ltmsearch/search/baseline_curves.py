@@ -1,13 +1,12 @@
 """Scores of the curves of baselines: networks that are no trials, scored at the end only, which choose nothing."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from ltmsearch.callbacks import Callbacks
-from ltmsearch.costs import within_budgets
 from ltmsearch.errors import InputError
 from ltmsearch.schedules.schedule import MergeSchedule
 from ltmsearch.search.answers import UNREADABLE, Answers, known_error
@@ -30,16 +29,20 @@ class Further(NamedTuple):
     schedule: MergeSchedule
 
 
-def further_networks(context: StudyContext) -> list[Further]:
+def further_networks(context: StudyContext, scored: Collection[str] | None = None) -> list[Further]:
     """The networks of the curves that are no trials, all cheaper than the plain one.
 
     There are none where baselines are not fitted.
+
+    Args:
+        scored: Labels of the trials that are scored; None: of all baselines that the study began with.
     """
     if context.settled.baselines is None:
         return []
-    known = {one.label for one in context.settled.baselines if _is_within(context, one)}
+    if scored is None:
+        scored = {one.label for one in context.settled.baselines}
     plain = context.costs.base
-    found = {one.label: one for one in _all_networks(context) if one.label not in known}
+    found = {one.label: one for one in _all_networks(context) if one.label not in scored}
     return [one for one in found.values() if context.costs_at(one.schedule).macs(one.schedule) < plain]
 
 
@@ -55,7 +58,8 @@ def score_curves(
     Returns:
         The points of all curves, each curve from its cheapest.
     """
-    further, points = further_networks(context), []
+    trials = {record.label: record for record in records if record.trial in answers.trials}
+    further, points = further_networks(context, trials), []
     if further:
         callbacks.phase("curves of baselines", len(further))
     for done, one in enumerate(further):
@@ -67,7 +71,6 @@ def score_curves(
         points.append(_point(one.curve, one.label, None, gflops, answers, predicted))
     if further:
         callbacks.advance(len(further))
-    trials = {record.label: record for record in records if record.trial in answers.trials}
     for baseline in context.settled.baselines or ():
         curve, record = _curve(context, baseline), trials.get(baseline.label)
         if curve is not None and record is not None:
@@ -93,11 +96,6 @@ def _all_networks(context: StudyContext) -> Iterator[Further]:
         if size != context.sizes.own and costs.base >= LEAST * lowest:
             one = Baseline(label=f"plain at {size} px", keep_ratio=1.0, img_size=size)
             yield Further("smaller images", one.label, BaselineFit(context.space_file, costs).schedule(one))
-
-
-def _is_within(context: StudyContext, baseline: Baseline) -> bool:
-    """Whether a baseline is a trial that is scored: it is not after the budget was lowered."""
-    return bool(within_budgets(context.budgets, baseline.indices(context.space)[None])[0])
 
 
 def _curve(context: StudyContext, baseline: Baseline) -> Curve | None:

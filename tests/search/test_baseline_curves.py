@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.records import make_record
 from support.sizes import TINY, TINY_VIT
 
 from ltmsearch.callbacks import Callbacks
@@ -55,8 +56,8 @@ def test_they_are_scored_with_the_present_weights_on_the_reported_images(usual: 
     plain = (labels + (np.arange(len(labels)) % 3 == 0)) % 10
     own = Answers(labels=labels, groups=np.arange(len(labels)), plain=plain)
     found = {point.label: point for point in score_curves(usual, [], own, Callbacks())}
-    assert set(found) == {one.label for one in further_networks(usual)}
-    for one in further_networks(usual):
+    assert set(found) == {one.label for one in further_networks(usual, ())}, "no trial is scored"
+    for one in further_networks(usual, ()):
         right = usual.evaluator.score(one.schedule, "report").predictions == labels
         assert found[one.label].report_top1 == pytest.approx(100 * right.mean())
         assert found[one.label].difference == pytest.approx(100 * (right.mean() - (plain == labels).mean()))
@@ -64,6 +65,29 @@ def test_they_are_scored_with_the_present_weights_on_the_reported_images(usual: 
     short = Answers(labels=labels[1:], groups=np.arange(len(labels) - 1), plain=plain[1:])
     with pytest.raises(InputError, match="must stay readable"):
         score_curves(usual, [], short, Callbacks())
+
+
+def test_a_network_is_once_on_a_curve_after_the_budget_was_lowered(usual: StudyContext) -> None:
+    """Baselines stay those of the first budget: they are scored again, though they cost more than the present one."""
+    (budget,) = usual.budgets
+    lowered = replace(usual, budgets=(replace(budget, limit=round(0.8 * budget.limit)),))
+    labels = np.concatenate([labels.numpy() for _, labels in usual.evaluator.held_out("report")])
+    baselines = usual.settled.baselines or []
+    assert any(one.label in {other.label for other in further_networks(lowered, ())} for one in baselines)
+    schedules = [usual.space.schedule(one.indices(usual.space)) for one in baselines]
+    records = [
+        make_record(
+            trial=number, kind="baseline", label=one.label, state="scored", feasible=False, top1=50.0, gflops=0.004,
+            keep_ratios={layer: max(ratio, 0.1) for layer, ratio in schedule.keep_ratios.items()},
+        )
+        for number, (one, schedule) in enumerate(zip(baselines, schedules, strict=True))
+    ]  # fmt: skip
+    own = Answers(
+        labels=labels, groups=np.arange(len(labels)), plain=labels, trials={record.trial: labels for record in records}
+    )
+    points = score_curves(lowered, records, own, Callbacks())
+    assert len({point.label for point in points}) == len(points)
+    assert any(point.trial is None and 0.0031 < point.gflops < 0.0036 for point in points), "at the new budget"
 
 
 def test_baselines_that_are_not_fitted_have_no_curves(usual: StudyContext) -> None:

@@ -174,7 +174,8 @@ def test_reports_compare_with_the_plain_network_of_the_final_weights(
         assert record.report_top1 == pytest.approx(100 * right.mean())
         assert record.difference == pytest.approx(100 * (right.mean() - plain.mean()))
     reported = [schedule for schedule, images in final.scored if images == "report"]
-    nets, curves = [context.proxy_key(schedule) for schedule in reported], further_networks(context)
+    nets = [context.proxy_key(schedule) for schedule in reported]
+    curves = further_networks(context, {record.label for record in final.records})
     assert len(nets) == len(set(nets)) == 8 + len(curves), "the plain network is scored once, also if its trial failed"
     assert reported[8:] == [one.schedule for one in curves] != []
     chosen = [schedule for schedule, images in final.scored if images == "validation"]
